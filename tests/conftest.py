@@ -1,0 +1,53 @@
+"""What every test shares: a quiet Pyro, one thread, and proof that no test leaves global state behind."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import pyro
+import pytest
+import torch
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_globals() -> Iterator[None]:
+    """Starts each test with an empty parameter store and a fixed seed, and fails it if it changes global settings."""
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
+    torch.manual_seed(0)
+    before = _global_settings()
+    yield
+    leaked = sorted(pyro.get_param_store().keys())
+    after = _global_settings()
+    pyro.clear_param_store()
+    torch.set_default_dtype(before["default dtype"])
+    torch.set_num_threads(before["threads"])
+    assert after == before, f"the test changed global settings: {before} -> {after}"
+    assert not leaked, (
+        f"the test left parameters in Pyro's global store: {leaked}; "
+        "if it runs plain Pyro on purpose, do so inside `with pyro.get_param_store().scope():`"
+    )
+
+
+def _global_settings() -> dict:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "validation": torch.distributions.Distribution._validate_args,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of reference cases and data kept outside the repository; tests that need it skip where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("PPL_DGM_SHARED", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}; set PPL_DGM_SHARED to their folder")
+    return folder
