@@ -1,0 +1,194 @@
+"""Capture: one run of a function of tensors under Pyro's handlers becomes a static graph."""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
+
+from ppl_dgm.compile.errors import CaptureError, user_line
+from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
+from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement
+from ppl_dgm.compile.passes import fold_literals, lift_constants
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured function: its graph, and the tensors it reads by reference.
+
+    Attributes:
+        graph: maps the flat input tensors followed by `lifted` to the flat output tensors; no Pyro handler is in it.
+        lifted: parameters, buffers and closure tensors the function touched, each once; in-place writes reach them.
+        examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
+        structure: how to rebuild the function's nested output.
+    """
+
+    graph: GraphModule
+    lifted: tuple[torch.Tensor, ...]
+    examples: tuple[torch.Tensor, ...]
+    structure: pytree.TreeSpec
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
+        with torch.no_grad():
+            outputs = self.graph(*tensor_leaves(inputs), *self.lifted)
+        return pytree.tree_unflatten(list(outputs), self.structure)
+
+
+def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
+    r"""Trace `fn(*inputs)` to a static graph that holds no Python.
+
+    The function may run Pyro programs under handlers and call `torch.autograd.grad` inside. It is run twice on tensors
+    without data: first to find every tensor it reads besides its inputs (parameters, buffers, closures; aliases count
+    once), then to record the graph with those tensors as further inputs. So the graph follows their present values, and
+    what `fn` does to them in place, `\theta \leftarrow \theta - \epsilon \nabla f`, happens at every call.
+
+    Args:
+        fn: function of nested tuples, lists and dicts of tensors, with the same structure for all values. Leaves that
+            are no tensors are held fixed.
+        inputs: example arguments; their shapes, dtypes and devices are those of the graph.
+
+    Returns:
+        The graph with the tensors it reads; random numbers are drawn anew at every call, from torch's own generator.
+
+    Raises:
+        CaptureError: the function reads a value on the host, has data-dependent shapes or control flow, creates or
+            replaces parameters or buffers, or uses a sampler that does.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import capture
+        >>> weight = torch.tensor([1.0, 2.0])
+        >>> captured = capture(lambda x: (weight * x).sum(), (torch.ones(2),))
+        >>> weight.mul_(2.0)
+        tensor([2., 4.])
+        >>> captured(torch.ones(2))
+        tensor(6.)
+    """
+    inputs = tuple(inputs)
+    tensors = tensor_leaves(inputs)
+
+    def call(values: Sequence[torch.Tensor]) -> Any:
+        return fn(*with_tensors(inputs, values))
+
+    with traceable_pyro() as tracker, _unchanged_buffers(), _one_error():
+        lifted = _discover(call, tensors, tracker)
+        graph, structure = _trace(call, tensors, lifted, tracker)
+    _refuse_host_reads(graph)
+    fold_literals(graph)
+    lifted = [*lifted, *lift_constants(graph)]
+    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), structure))
+
+
+def tensor_leaves(inputs: Any) -> list[torch.Tensor]:
+    """Return the tensors among the leaves of a nested input, in order."""
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+
+
+def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """Return the nested input with its tensors replaced, in order, and its other leaves kept."""
+    leaves, structure = pytree.tree_flatten(inputs)
+    rest = iter(tensors)
+    return pytree.tree_unflatten([next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
+
+
+def _discover(call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker) -> list[torch.Tensor]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    discovery = Discovery(mode, tracker.site)
+    with mode:
+        values = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+        with discovery:
+            call(values)
+    return list(discovery.found.values())
+
+
+def _trace(
+    call: Callable[..., Any], tensors: list[torch.Tensor], lifted: list[torch.Tensor], tracker: SiteTracker
+) -> tuple[GraphModule, pytree.TreeSpec]:
+    structures: list[pytree.TreeSpec] = []
+
+    def flat(*values: torch.Tensor) -> list[torch.Tensor]:
+        given, rest = values[: len(tensors)], values[len(tensors) :]
+        inputs = [value.detach().requires_grad_(tensor.requires_grad) for value, tensor in zip(rest, lifted)]
+        replacement = Replacement(lifted, inputs, tracker.site)
+        with replacement:
+            result = call(given)
+        outputs, structure = pytree.tree_flatten(result)
+        structures.append(structure)
+        return [_as_output(output, replacement) for output in outputs]
+
+    traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
+    return traced(*tensors, *(tensor.detach() for tensor in lifted)), structures[-1]
+
+
+def _as_output(output: Any, replacement: Lifting) -> torch.Tensor:
+    if not isinstance(output, torch.Tensor):
+        raise CaptureError(f"a captured function returns tensors only, but returned {type(output).__name__}")
+    return replacement.stand_in(output).detach()
+
+
+def _refuse_host_reads(graph: GraphModule) -> None:
+    """Reads inside library code, where the function mode is off, show up as nodes."""
+    for node in graph.graph.nodes:
+        if node.target is aten._local_scalar_dense.default:
+            raise CaptureError(
+                "library code called by the program reads a tensor's value on the host"
+                f" ({node.meta.get('stack_trace') or 'line unknown'}). Run with compile=False."
+            )
+
+
+def _without_unused(captured: Captured) -> Captured:
+    placeholders = [node for node in captured.graph.graph.nodes if node.op == "placeholder"]
+    kept = []
+    for tensor, node in zip(captured.lifted, placeholders[len(captured.examples) :], strict=True):
+        if node.users:
+            kept.append(tensor)
+        else:
+            captured.graph.graph.erase_node(node)
+    captured.graph.recompile()
+    return Captured(captured.graph, tuple(kept), captured.examples, captured.structure)
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as error:
+        line = user_line(traceback.extract_tb(error.__traceback__))
+        message = " ".join(str(error).split())[:300]
+        raise CaptureError(
+            f"the program cannot be traced: {type(error).__name__} at {line}: {message}. Check that it runs eagerly; "
+            "if it does, it uses an operation the tracer does not know: run with compile=False."
+        ) from error
+
+
+@contextmanager
+def _unchanged_buffers() -> Iterator[None]:
+    """Refuse modules that assign a new tensor to a buffer: the assignment would happen once, at capture."""
+    before: dict[torch.nn.Module, dict[str, torch.Tensor | None]] = {}
+    handle = register_module_forward_pre_hook(
+        lambda module, _: before.setdefault(module, dict(module._buffers)) and None
+    )
+    try:
+        yield
+        replaced = [
+            (module, name) for module, old in before.items() for name in old if old[name] is not module._buffers[name]
+        ]
+    finally:
+        handle.remove()
+        for module, old in before.items():
+            module._buffers.update(old)
+    if replaced:
+        names = ", ".join(f"{type(module).__name__}.{name}" for module, name in replaced)
+        raise CaptureError(f"a module assigns to its buffer ({names}) while it runs. Write in place, with `copy_`.")

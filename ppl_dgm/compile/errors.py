@@ -1,0 +1,44 @@
+"""The one error of this layer, and the line of the user's program it points to."""
+
+import traceback
+from pathlib import Path
+
+import pyro
+import torch
+
+_LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (torch, pyro))
+_LAYER = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent.parent)
+
+
+class CaptureError(RuntimeError):
+    """A function cannot be captured or compiled; the message names the line, the site where known, and the cure.
+
+    Everything in this layer that fails because of *what the program does* raises this one error, so that a caller who
+    can also run eagerly catches it and falls back.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import CaptureError, capture
+        >>> try:
+        ...     capture(lambda x: x if x.sum() > 0 else -x, (torch.ones(2),))
+        ... except CaptureError as error:
+        ...     print("__bool__" in str(error))
+        True
+    """
+
+
+def user_line(stack: traceback.StackSummary) -> str:
+    """Return `file:line` and source of the innermost frame that belongs neither to a library nor to this package."""
+    outside = [frame for frame in stack if not frame.filename.startswith((*_LIBRARIES, _LAYER, "<"))]
+    users = [frame for frame in outside if not frame.filename.startswith(_PACKAGE)]
+    frames = users or outside
+    if not frames:
+        return "an unknown line"
+    return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}`"
+
+
+def refusal(what: str, cure: str, site: str | None, stack: traceback.StackSummary) -> CaptureError:
+    """Compose the error: what the program does, where (line and sample site), and what to do instead."""
+    where = user_line(stack) + (f", in site {site}" if site else "")
+    return CaptureError(f"the program {what} at {where}. {cure}")

@@ -1,0 +1,138 @@
+"""Tensors that a captured function reads by reference: found, and replaced by inputs of the graph."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.overrides import TorchFunctionMode
+
+from ppl_dgm.compile.errors import CaptureError, refusal
+
+_TENSOR = torch.Tensor
+_HOST_READS = {
+    _TENSOR.item,
+    _TENSOR.tolist,
+    _TENSOR.numpy,
+    _TENSOR.__bool__,
+    _TENSOR.__float__,
+    _TENSOR.__int__,
+    _TENSOR.__index__,
+    _TENSOR.__complex__,
+    _TENSOR.__array__,
+}
+_GET_DATA = _TENSOR.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = _TENSOR.data.__set__  # type: ignore[attr-defined]
+_HOST_CURE = (
+    "A captured program has one structure for all values: use torch.where, masks or enumeration instead of control "
+    "flow on values, keep numbers as tensors, build distributions with validate_args=False, or run with compile=False."
+)
+_SHAPE_CURE = (
+    "A captured program has static shapes: use torch.where or a weighted sum instead of selecting by a mask, or run "
+    "with compile=False."
+)
+
+
+def swap(value: Any, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Replace the tensors in nested plain tuples, lists and dicts; subclasses (torch.Size, results) stay as they are."""
+    if isinstance(value, torch.Tensor):
+        return stand_in(value)
+    if type(value) in (tuple, list):
+        return type(value)(swap(item, stand_in) for item in value)
+    if type(value) is dict:
+        return {key: swap(item, stand_in) for key, item in value.items()}
+    return value
+
+
+def is_concrete(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds memory, rather than being a stand-in of the tracer or of a `torch.func` transform."""
+    return not isinstance(tensor, FakeTensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+class Lifting(TorchFunctionMode):
+    """Hands every torch function the stand-in of each concrete tensor, and refuses to read values on the host."""
+
+    def __init__(self, site: Callable[[], str | None]) -> None:
+        super().__init__()
+        self._site = site
+        self._originals: dict[int, torch.Tensor] = {}
+
+    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what replaces `tensor` inside the trace."""
+        raise TypeError("Lifting is abstract: use Discovery or Replacement")
+
+    def original(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the caller's tensor for one of our stand-ins, so that in-place operators don't leak it."""
+        return self._originals.get(id(tensor), tensor)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _SET_DATA:
+            raise self._refuse("replaces a tensor's storage (`.data = ...`)", "Write in place, with `copy_`.")
+        args, kwargs = swap(args, self.stand_in), swap(kwargs or {}, self.stand_in)
+        if func is _GET_DATA:
+            return args[0].detach()  # the storage behind `.data` is invisible to the tracer
+        try:
+            result = func(*args, **kwargs)
+        except (CaptureError, RuntimeError, TypeError) as error:
+            raise self._translated(func, error) from error
+        if func in _HOST_READS and isinstance(result, torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise self._host_read(func)
+        return swap(result, self.original) if isinstance(result, torch.Tensor) else result
+
+    def _translated(self, func: Any, error: Exception) -> Exception:
+        if isinstance(error, CaptureError):
+            return error
+        if func in _HOST_READS or isinstance(error, DataDependentOutputException):
+            return self._host_read(func)
+        if isinstance(error, DynamicOutputShapeException):
+            return self._refuse(f"makes a tensor whose shape depends on values ({_name(func)})", _SHAPE_CURE)
+        return error
+
+    def _host_read(self, func: Any) -> CaptureError:
+        return self._refuse(f"reads a tensor's value on the host ({_name(func)})", _HOST_CURE)
+
+    def _refuse(self, what: str, cure: str) -> CaptureError:
+        return refusal(what, cure, self._site(), traceback.extract_stack())
+
+
+class Discovery(Lifting):
+    """A first, dry run that collects every concrete tensor the function touches: parameters, buffers, closures."""
+
+    def __init__(self, fake_mode: FakeTensorMode, site: Callable[[], str | None]) -> None:
+        super().__init__(site)
+        self._fake_mode = fake_mode
+        self.found: dict[int, torch.Tensor] = {}
+
+    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Record a concrete tensor once, by identity, and return its shape-only twin."""
+        if not is_concrete(tensor):
+            return tensor
+        self.found.setdefault(id(tensor), tensor)
+        fake = self._fake_mode.from_tensor(tensor)
+        self._originals[id(fake)] = tensor
+        return fake
+
+
+class Replacement(Lifting):
+    """The traced run: each tensor found before is replaced by its input of the graph."""
+
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], site: Callable[[], str | None]
+    ) -> None:
+        super().__init__(site)
+        self._inputs = {id(tensor): value for tensor, value in zip(tensors, inputs, strict=True)}
+        self._originals = {id(value): tensor for tensor, value in zip(tensors, inputs, strict=True)}
+
+    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the graph's input for a lifted tensor; anything else is already part of the trace."""
+        return self._inputs.get(id(tensor), tensor)
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__qualname__", None) or getattr(func, "__name__", str(func))

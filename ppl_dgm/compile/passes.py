@@ -1,0 +1,235 @@
+"""Rewrites of captured graphs, each a small function from graph to graph that keeps every value."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+_SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+_COPIES = _SAME_VALUE | {aten.clone.default}
+
+
+def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
+    """Run all passes, in the order in which they help each other.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from ppl_dgm.compile.passes import simplify
+        >>> matrix, vector = torch.eye(2), torch.ones(2)
+        >>> graph = simplify(make_fx(torch.mv)(matrix, vector), (matrix, vector))
+        >>> [node.name for node in graph.graph.nodes if node.op == "call_function"]
+        ['unsqueeze', 'mm', 'squeeze']
+    """
+    graph = functionalise(graph, examples)
+    drop_copies(graph)
+    draw_standard_normals(graph)
+    multiply_matrices(graph)
+    hoist_expands(graph)
+    return graph
+
+
+def fold_literals(graph: GraphModule) -> int:
+    """Turn one-element tensors written in the program (`torch.tensor(5.0)`) into `full`, which a compiler can fold."""
+    found = 0
+    for node in list(graph.graph.nodes):
+        source = _constant(graph, node) if node.target is aten.lift_fresh_copy.default else None
+        if source is None or source.numel() != 1:
+            continue
+        with graph.graph.inserting_before(node):
+            options = {"dtype": source.dtype, "device": source.device, "pin_memory": False}
+            full = graph.graph.call_function(aten.full.default, (list(source.shape), source.item()), options)
+        _replace(node, full)
+        found += 1
+    _finish(graph)
+    return found
+
+
+def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
+    """Turn the tensors stored in a graph into trailing inputs, and return them in that order."""
+    inputs: dict[str, Node] = {}
+    constants = []
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        name = str(node.target)
+        if not isinstance(getattr(graph, name), torch.Tensor):
+            continue
+        if name not in inputs:
+            inputs[name] = _append_input(graph.graph, name, node)
+            constants.append(getattr(graph, name).detach())
+        _replace(node, inputs[name])
+        graph.graph.erase_node(node)
+    for name in inputs:
+        delattr(graph, name)
+    _finish(graph)
+    return constants
+
+
+def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
+    """Replace in-place operations and views by values; writes to inputs become copies at the end of the graph."""
+    functional = torch.func.functionalize(graph, remove="mutations")
+    result = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    _finish(result)
+    return result
+
+
+def drop_copies(graph: GraphModule) -> int:
+    """Remove `detach` and `alias` from a functional graph, where they mean nothing."""
+    found = [node for node in graph.graph.nodes if node.target in _SAME_VALUE and node.args[0].op != "get_attr"]
+    for node in found:
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
+    _finish(graph)
+    return len(found)
+
+
+def draw_standard_normals(graph: GraphModule) -> int:
+    """Turn `empty(...).normal_(0, 1)` into `randn`, which draws the same numbers and has a fast kernel."""
+    found = 0
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.normal_functional.default or tuple(node.args[1:]) not in {(), (0.0,), (0.0, 1.0)}:
+            continue
+        if node.kwargs:
+            continue
+        value = node.meta["val"]
+        with graph.graph.inserting_before(node):
+            options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+            drawn = graph.graph.call_function(aten.randn.default, (list(value.shape),), options)
+        _replace(node, drawn)
+        found += 1
+    _finish(graph)
+    return found
+
+
+def multiply_matrices(graph: GraphModule) -> int:
+    """Turn matrix-vector into matrix-matrix products: Inductor lowers `mv` to a slow multiply and sum."""
+    found = [node for node in graph.graph.nodes if node.target is aten.mv.default]
+    for node in found:
+        matrix, vector = node.args
+        column = _insert(graph.graph, node, aten.unsqueeze.default, (vector, 1))
+        product = _insert(graph.graph, node, aten.mm.default, (matrix, column))
+        _replace(node, _insert(graph.graph, node, aten.squeeze.dim, (product, 1)))
+    _finish(graph)
+    return len(found)
+
+
+def hoist_expands(graph: GraphModule) -> int:
+    r"""Compute pointwise operations before broadcasting: `f(expand(x))` becomes `expand(f(x))`.
+
+    Pyro expands the parameters of a distribution to its batch shape first, so that `log`, `softplus` or `lgamma` of one
+    number runs once per datum. The pass keeps, for each broadcast node, a *compact* node of the same rank with size 1
+    along broadcast dimensions, pushes views and pointwise operations through it, and expands at the end.
+    """
+    compact: dict[Node, Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        small = _compacted(graph.graph, node, compact)
+        if small is not None and _shape(small) != _shape(node):
+            compact[node] = small
+    moved = [node for node in compact if node.target is not aten.expand.default]
+    for node, small in compact.items():
+        with graph.graph.inserting_after(node):
+            expanded = graph.graph.call_function(aten.expand.default, (small, list(_shape(node))))
+        expanded.meta = dict(node.meta)
+        node.replace_all_uses_with(expanded, delete_user_cb=lambda user, keep=expanded: user is not keep)
+    _finish(graph)
+    return len(moved)
+
+
+def _compacted(graph: Graph, node: Node, compact: dict[Node, Node]) -> Node | None:
+    if node.target is aten.expand.default:
+        source = node.args[0]
+        return _with_rank(graph, node, compact.get(source, source), len(_shape(node)))
+    if node.target in _COPIES:
+        return compact.get(node.args[0])
+    rule = _VIEWS.get(node.target)
+    if rule is not None and node.args[0] in compact and rule(node):
+        return _insert(graph, node, node.target, (compact[node.args[0]], *node.args[1:]))
+    return _compact_pointwise(graph, node, compact) if _is_pointwise(node) else None
+
+
+def _compact_pointwise(graph: Graph, node: Node, compact: dict[Node, Node]) -> Node | None:
+    inputs = [value for value in node.all_input_nodes if isinstance(value.meta.get("val"), torch.Tensor)]
+    if not any(value in compact for value in inputs):
+        return None
+    shape = torch.broadcast_shapes(*[_shape(compact.get(value, value)) for value in inputs])
+    if (1,) * (len(_shape(node)) - len(shape)) + tuple(shape) == _shape(node):
+        return None
+    args = map_arg(node.args, lambda value: compact.get(value, value))
+    kwargs = map_arg(node.kwargs, lambda value: compact.get(value, value))
+    small = _insert(graph, node, node.target, args, kwargs)
+    if small.meta["val"].dtype != node.meta["val"].dtype:
+        return None  # type promotion differs between numbers of dimension zero and above
+    return _with_rank(graph, node, small, len(_shape(node)))
+
+
+def _is_pointwise(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
+        return False
+    return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def _squeezes_nothing_broadcast(node: Node) -> bool:
+    return _shape(node.args[0])[node.args[1]] == 1
+
+
+_VIEWS: dict[Any, Callable[[Node], bool]] = {
+    aten.unsqueeze.default: lambda node: True,
+    aten.permute.default: lambda node: True,
+    aten.transpose.int: lambda node: True,
+    aten.squeeze.dim: _squeezes_nothing_broadcast,
+}
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _with_rank(graph: Graph, before: Node, node: Node, rank: int) -> Node:
+    shape = _shape(node)
+    if len(shape) == rank:
+        return node
+    return _insert(graph, before, aten.view.default, (node, [1] * (rank - len(shape)) + list(shape)))
+
+
+def _insert(graph: Graph, before: Node, target: Any, args: Any, kwargs: Any = None) -> Node:
+    with graph.inserting_before(before):
+        node = graph.call_function(target, args, kwargs or {})
+    values, options = (map_arg(part, lambda value: value.meta["val"]) for part in (args, kwargs or {}))
+    node.meta["val"] = target(*values, **options)
+    return node
+
+
+def _replace(node: Node, by: Node) -> None:
+    by.meta = {**node.meta, **by.meta}
+    node.replace_all_uses_with(by)
+    if node.op == "call_function":
+        node.graph.erase_node(node)
+
+
+def _append_input(graph: Graph, name: str, like: Node) -> Node:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    place = graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before(next(iter(graph.nodes)))
+    with place:
+        node = graph.placeholder(f"constant_{name}")
+    node.meta.update(like.meta)
+    return node
+
+
+def _constant(graph: GraphModule, node: Node) -> torch.Tensor | None:
+    source = node.args[0]
+    if not isinstance(source, Node) or source.op != "get_attr":
+        return None
+    return getattr(graph, str(source.target))
+
+
+def _finish(graph: GraphModule) -> None:
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.recompile()
