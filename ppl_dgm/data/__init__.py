@@ -1,0 +1,26 @@
+"""Data sets: tensors with their splits, support and units; loaders; and densities whose truth is known.
+
+A `Dataset` is what `fit` and every estimator take besides plain tensors. `load_digits` needs no network,
+`load_binarized_mnist` and `load_mnist` fetch the originals or read a folder, `load_array` reads the user's own
+files, and `load_density` draws from `DENSITIES`, two-dimensional distributions with an exact log-density.
+"""
+
+from ppl_dgm.data.dataset import Dataset, as_dataset
+from ppl_dgm.data.densities import DENSITIES, banana, funnel, gaussian_grid, gaussian_ring, load_density, pinwheel
+from ppl_dgm.data.loaders import load_array, load_binarized_mnist, load_digits, load_mnist
+
+__all__ = [
+    "DENSITIES",
+    "Dataset",
+    "as_dataset",
+    "banana",
+    "funnel",
+    "gaussian_grid",
+    "gaussian_ring",
+    "load_array",
+    "load_binarized_mnist",
+    "load_density",
+    "load_digits",
+    "load_mnist",
+    "pinwheel",
+]
