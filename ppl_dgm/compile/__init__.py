@@ -1,6 +1,17 @@
 """Capture once, run compiled: a function that runs Pyro programs becomes a static graph and then machine code."""
 
+from ppl_dgm.compile.backend import Compiled, cache_folder, compile_captured, compile_function
 from ppl_dgm.compile.capture import Captured, capture
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.train import TrainStep
 
-__all__ = ["CaptureError", "Captured", "capture"]
+__all__ = [
+    "CaptureError",
+    "Captured",
+    "Compiled",
+    "TrainStep",
+    "cache_folder",
+    "capture",
+    "compile_captured",
+    "compile_function",
+]

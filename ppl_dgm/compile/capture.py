@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement
 from ppl_dgm.compile.passes import fold_literals, lift_constants
 
 aten = torch.ops.aten
+Buffers = dict[str, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,18 @@ class Captured:
         lifted: parameters, buffers and closure tensors the function touched, each once; in-place writes reach them.
         examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
         structure: how to rebuild the function's nested output.
+        modes: the modules that ran, with their `training` flag: dropout and batch norm are baked in.
     """
 
     graph: GraphModule
     lifted: tuple[torch.Tensor, ...]
     examples: tuple[torch.Tensor, ...]
     structure: pytree.TreeSpec
+    modes: tuple[tuple[torch.nn.Module, bool], ...] = ()
+
+    def is_current(self) -> bool:
+        """Whether all modules are still in the mode (`train` or `eval`) in which they were captured."""
+        return all(module.training == training for module, training in self.modes)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
@@ -80,13 +87,14 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with traceable_pyro() as tracker, _unchanged_buffers(), _one_error():
+    with traceable_pyro() as tracker, _unchanged_buffers() as modules, _one_error():
         lifted = _discover(call, tensors, tracker)
         graph, structure = _trace(call, tensors, lifted, tracker)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*lifted, *lift_constants(graph)]
-    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), structure))
+    modes = tuple((module, module.training) for module in modules)
+    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), structure, modes))
 
 
 def tensor_leaves(inputs: Any) -> list[torch.Tensor]:
@@ -155,7 +163,7 @@ def _without_unused(captured: Captured) -> Captured:
         else:
             captured.graph.graph.erase_node(node)
     captured.graph.recompile()
-    return Captured(captured.graph, tuple(kept), captured.examples, captured.structure)
+    return replace(captured, lifted=tuple(kept))
 
 
 @contextmanager
@@ -174,17 +182,17 @@ def _one_error() -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged_buffers() -> Iterator[None]:
+def _unchanged_buffers() -> Iterator[dict[torch.nn.Module, Buffers]]:
     """Refuse modules that assign a new tensor to a buffer: the assignment would happen once, at capture."""
-    before: dict[torch.nn.Module, dict[str, torch.Tensor | None]] = {}
-    handle = register_module_forward_pre_hook(
-        lambda module, _: before.setdefault(module, dict(module._buffers)) and None
-    )
+    before: dict[torch.nn.Module, Buffers] = {}
+
+    def remember(module: torch.nn.Module, _: Any) -> None:
+        before.setdefault(module, dict(module._buffers))
+
+    handle = register_module_forward_pre_hook(remember)
     try:
-        yield
-        replaced = [
-            (module, name) for module, old in before.items() for name in old if old[name] is not module._buffers[name]
-        ]
+        yield before
+        replaced = [(m, name) for m, old in before.items() for name in old if old[name] is not m._buffers[name]]
     finally:
         handle.remove()
         for module, old in before.items():

@@ -108,15 +108,16 @@ class Discovery(Lifting):
         super().__init__(site)
         self._fake_mode = fake_mode
         self.found: dict[int, torch.Tensor] = {}
+        self._twins: dict[int, torch.Tensor] = {}
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Record a concrete tensor once, by identity, and return its shape-only twin."""
         if not is_concrete(tensor):
             return tensor
-        self.found.setdefault(id(tensor), tensor)
-        fake = self._fake_mode.from_tensor(tensor)
-        self._originals[id(fake)] = tensor
-        return fake
+        if id(tensor) not in self.found:
+            twin = self._fake_mode.from_tensor(tensor)
+            self.found[id(tensor)], self._twins[id(tensor)], self._originals[id(twin)] = tensor, twin, tensor
+        return self._twins[id(tensor)]
 
 
 class Replacement(Lifting):

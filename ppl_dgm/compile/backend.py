@@ -1,0 +1,179 @@
+"""The seam to the compiler: a captured graph in, a callable on flat tensors out."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch._inductor as inductor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from ppl_dgm.compile.capture import Captured, capture, tensor_leaves
+from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.passes import simplify
+
+Backend = Literal["inductor", "eager"]
+Flat = Callable[..., Sequence[torch.Tensor]]
+
+_LOG = logging.getLogger("ppl_dgm.compile")
+_KEPT = 256
+_COMPILED: dict[Any, Flat] = {}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function: call it like the original, with tensors of the example's shapes, dtypes and devices.
+
+    Attributes:
+        captured: the graph and the tensors it reads by reference.
+        run: the machine code, from flat inputs and lifted tensors to flat outputs.
+        seconds: how long the compiler took (0 when it had compiled the same graph before).
+    """
+
+    captured: Captured
+    run: Flat
+    seconds: float
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run on new inputs and the lifted tensors' present values; outputs carry no gradient."""
+        outputs = self.run(*tensor_leaves(inputs), *self.captured.lifted)
+        return pytree.tree_unflatten(list(outputs), self.captured.structure)
+
+
+def compile_function(fn: Callable[..., Any], inputs: Sequence[Any], *, backend: Backend = "inductor") -> Compiled:
+    """Capture `fn(*inputs)` and compile the graph.
+
+    Random numbers come from torch's generator in the order of the program, so that the compiled function equals the
+    original at equal seeds, to rounding.
+
+    Args:
+        fn: function of tensors, as in `capture`.
+        inputs: example arguments.
+        backend: `"inductor"` for machine code, on a CPU or a CUDA device; `"eager"` runs the graph as it is, which
+            takes no time to compile and shows in a debugger what is computed.
+
+    Raises:
+        CaptureError: the function cannot be captured, or the compiler fails on its graph.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import compile_function
+        >>> double = compile_function(lambda x: 2 * x, (torch.ones(2),), backend="eager")
+        >>> double(torch.tensor([1.0, 3.0]))
+        tensor([2., 6.])
+    """
+    return compile_captured(capture(fn, inputs), backend=backend)
+
+
+def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Compiled:
+    """Simplify a captured graph and compile it, or take the code of an equal graph compiled before in this process."""
+    if backend not in ("inductor", "eager"):
+        raise ValueError(f"backend must be 'inductor' or 'eager', got {backend!r}")
+    flat = [tensor.detach() for tensor in (*captured.examples, *captured.lifted)]
+    if backend == "eager":
+        return Compiled(captured, without_gradients(captured.graph), 0.0)
+    try:
+        return _compile(captured, simplify(captured.graph, flat), flat)
+    except CaptureError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:300]
+        raise CaptureError(
+            f"the compiler failed on the captured graph: {type(error).__name__}: {message}. Run with compile=False."
+        ) from error
+
+
+def without_gradients(run: Callable[..., Any]) -> Flat:
+    """Return `run` with autograd switched off around it."""
+
+    def quiet(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        with torch.no_grad():
+            return run(*flat)
+
+    return quiet
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps compiled code between runs, and tell the compiler of it.
+
+    It is `TORCHINDUCTOR_CACHE_DIR` where that is set, else `ppl_dgm/inductor` in the user's cache folder.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "ppl_dgm" / "inductor")))
+
+
+def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -> Compiled:
+    key = (graph.code, *map(_signature, flat), _aliases(flat))
+    seconds = 0.0
+    if key not in _COMPILED:
+        size = sum(node.op == "call_function" for node in graph.graph.nodes)
+        _LOG.info("compiling a graph of %d operations (%s); this happens once", size, cache_folder())
+        start = time.perf_counter()
+        _COMPILED[key] = _machine_code(graph, flat)
+        seconds = time.perf_counter() - start
+        _LOG.info("compiled in %.1f s", seconds)
+    run = _COMPILED[key] = _COMPILED.pop(key)
+    if len(_COMPILED) > _KEPT:
+        _COMPILED.pop(next(iter(_COMPILED)))
+    return Compiled(captured, _replayed(run, captured, flat), seconds)
+
+
+def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
+    on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
+    options = {"fallback_random": True, "cpp_wrapper": on_cpu}
+    with torch.no_grad():
+        return inductor.compile(graph, list(flat), options=options)
+
+
+def _replayed(run: Flat, captured: Captured, flat: list[torch.Tensor]) -> Flat:
+    devices = {tensor.device.type for tensor in flat}
+    return CudaReplay(run, captured, flat) if devices == {"cuda"} else run
+
+
+def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _aliases(flat: list[torch.Tensor]) -> tuple[int, ...]:
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(tensor.untyped_storage().data_ptr(), i) for i, tensor in enumerate(flat))
+
+
+class CudaReplay:
+    """Inductor's kernels recorded once as a CUDA graph on static buffers, and launched by one call.
+
+    Inputs are copied to the buffers, lifted tensors are used where they are, outputs are copied out. Random numbers are
+    fresh at every launch: torch moves its generator's offset between replays.
+    """
+
+    def __init__(self, run: Flat, captured: Captured, flat: list[torch.Tensor]) -> None:
+        self._inputs = [tensor.detach().clone() for tensor in captured.examples]
+        self._graph = torch.cuda.CUDAGraph()
+        static = [*self._inputs, *captured.lifted]
+        before = [tensor.detach().clone() for tensor in captured.lifted]
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted({t.device.index for t in flat}), device_type="cuda"):
+            self._warm_up(run, static)
+            with torch.cuda.graph(self._graph):
+                self._outputs = list(run(*static))
+            for tensor, value in zip(captured.lifted, before, strict=True):
+                tensor.copy_(value)
+
+    def _warm_up(self, run: Flat, static: list[torch.Tensor]) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            for buffer, value in zip(self._inputs, flat):
+                buffer.copy_(value, non_blocking=True)
+            self._graph.replay()
+            return [output.clone() for output in self._outputs]

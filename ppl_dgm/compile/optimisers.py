@@ -1,0 +1,220 @@
+"""Optimisers as tensor code, so that a whole training step is one graph; their state is torch's own."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from ppl_dgm.compile.errors import CaptureError
+
+Group = dict[str, Any]
+State = dict[str, torch.Tensor]
+
+
+class Rule:
+    """How one optimiser moves one parameter.
+
+    To add one: name torch's class and the tensors it keeps per parameter, say which numbers change from step to step
+    (`rates`, computed on the host in double precision), and move the parameter in place (`move`).
+    """
+
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def names(self, group: Group) -> tuple[str, ...]:
+        """Return the names of the tensors of the parameter's shape in torch's state of this group."""
+        return self.kept
+
+    def rates(self, group: Group, step: int) -> list[float]:
+        """Return the numbers of step `step` (1, 2, ...)."""
+        raise TypeError(f"{type(self).__name__} must define rates")
+
+    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> None:
+        """Move the parameter and its state in place."""
+        raise TypeError(f"{type(self).__name__} must define move")
+
+
+class AdamRule(Rule):
+    r"""$\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015, algorithm 1)."""
+
+    kept = ("exp_avg", "exp_avg_sq")
+    decoupled = False
+
+    def names(self, group: Group) -> tuple[str, ...]:
+        """Return torch's names; AMSGrad keeps the maximum of the second moment too."""
+        return (*self.kept, "max_exp_avg_sq") if group["amsgrad"] else self.kept
+
+    def rates(self, group: Group, step: int) -> list[float]:
+        """Return the step size with bias correction, the second moment's scale, both decay rates, and the shrinkage."""
+        rate, (first, second) = float(group["lr"]), map(float, group["betas"])
+        shrink = 1.0 - rate * group["weight_decay"] if self.decoupled else 1.0
+        return [rate / (1.0 - first**step), (1.0 - second**step) ** -0.5, first, second, shrink]
+
+    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> None:
+        """Update both moments and the parameter."""
+        size, scale, first, second, shrink = rates
+        if group["weight_decay"] and self.decoupled:
+            parameter.mul_(shrink)
+        elif group["weight_decay"]:
+            gradient = gradient + group["weight_decay"] * parameter
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean.add_((gradient - mean) * (1.0 - first))
+        square.mul_(second).add_(gradient * gradient * (1.0 - second))
+        if group["amsgrad"]:
+            square = state["max_exp_avg_sq"].copy_(torch.maximum(state["max_exp_avg_sq"], square))
+        parameter.sub_(size * mean / (square.sqrt() * scale + group["eps"]))
+
+
+class AdamWRule(AdamRule):
+    r"""Adam with $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov and Hutter, 2019, algorithm 2)."""
+
+    decoupled = True
+
+
+class SGDRule(Rule):
+    r"""$b \leftarrow \mu b + (1 - \tau) g$, $\theta \leftarrow \theta - \alpha b$, as `torch.optim.SGD`."""
+
+    def names(self, group: Group) -> tuple[str, ...]:
+        """Return the momentum buffer's name, where there is momentum."""
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def rates(self, group: Group, step: int) -> list[float]:
+        """Return the learning rate, the momentum, and the gradient's weight: the first step is not dampened."""
+        return [float(group["lr"]), float(group["momentum"]), 1.0 if step == 1 else 1.0 - group["dampening"]]
+
+    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> None:
+        """Update the momentum buffer and the parameter."""
+        size, momentum, weight = rates
+        if group["weight_decay"]:
+            gradient = gradient + group["weight_decay"] * parameter
+        if group["momentum"]:
+            buffer = state["momentum_buffer"]
+            buffer.mul_(momentum).add_(gradient * weight)
+            gradient = gradient + momentum * buffer if group["nesterov"] else buffer
+        parameter.sub_(size * gradient)
+
+
+RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamWRule(), SGD: SGDRule()}
+
+
+@dataclass
+class Cohort:
+    """Parameters of one group that have made equally many steps, and so share their rates."""
+
+    group: Group
+    parameters: list[torch.Tensor]
+    step: int
+
+
+class GraphOptimiser:
+    """A torch optimiser whose step can be part of a graph; parameters and state stay torch's, changed in place.
+
+    The number of steps is counted on the host and written to torch's state when somebody looks: `state_dict`, a step of
+    torch's own, `load_state_dict`. So compiled and eager steps may alternate, and checkpoints are torch's.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        rule = RULES.get(type(optimizer))
+        if rule is None:
+            known = ", ".join(kind.__name__ for kind in RULES)
+            raise CaptureError(
+                f"{type(optimizer).__name__} cannot be part of a compiled step. Use one of torch.optim's {known}, or "
+                "run with compile=False."
+            )
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise CaptureError("an optimiser with differentiable=True cannot be compiled. Leave it at False.")
+        self.optimizer, self.rule = optimizer, rule
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self._states = {parameter: self._state(group, parameter) for group, parameter in self._members()}
+        self._moved = {parameter for parameter in self.parameters if self._steps_made(parameter)}
+        self.cohorts = self._cohorts()
+        self._watch()
+
+    def rates(self) -> list[float]:
+        """Advance the count of steps by one and return that step's numbers, cohort after cohort."""
+        numbers: list[float] = []
+        for cohort in self.cohorts:
+            cohort.step += 1
+            numbers += self.rule.rates(cohort.group, cohort.step)
+        return numbers
+
+    def move(self, gradients: dict[torch.Tensor, torch.Tensor], rates: torch.Tensor) -> None:
+        """Move every parameter that has a gradient; `rates` `[n]` are the numbers of `rates()` as a tensor."""
+        width = rates.shape[0] // len(self.cohorts)
+        for index, cohort in enumerate(self.cohorts):
+            own = rates[index * width : (index + 1) * width]
+            for parameter in cohort.parameters:
+                if parameter in gradients:
+                    self._move(parameter, gradients[parameter], own, cohort.group)
+
+    def _move(self, parameter: torch.Tensor, gradient: torch.Tensor, rates: torch.Tensor, group: Group) -> None:
+        gradient = -gradient if group["maximize"] else gradient
+        numbers = rates.to(parameter.dtype).unbind()
+        self._moved.add(parameter)
+        self.rule.move(parameter, gradient, self._states[parameter], numbers, group)
+
+    def flush(self) -> None:
+        """Write counts and state tensors to torch's optimiser, for the parameters that have moved."""
+        for cohort in self.cohorts:
+            moved = [parameter for parameter in cohort.parameters if parameter in self._moved and cohort.step]
+            for parameter in moved:
+                state = self.optimizer.state[parameter]
+                state.update(self._states[parameter])
+                if not isinstance(self.rule, SGDRule):
+                    state["step"] = _counter(state.get("step"), cohort, parameter)
+
+    def reload(self) -> None:
+        """Read counts and state tensors from torch's optimiser, into the tensors the graph knows."""
+        for parameter, own in self._states.items():
+            theirs = self.optimizer.state.get(parameter, {})
+            for name, tensor in own.items():
+                if isinstance(theirs.get(name), torch.Tensor) and theirs[name] is not tensor:
+                    tensor.copy_(theirs[name])
+                    theirs[name] = tensor
+        self.cohorts = self._cohorts()
+
+    def _members(self) -> list[tuple[Group, torch.Tensor]]:
+        return [(group, p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _state(self, group: Group, parameter: torch.Tensor) -> State:
+        theirs = self.optimizer.state[parameter] if parameter in self.optimizer.state else {}
+        found = {name: theirs.get(name) for name in self.rule.names(group)}
+        return {name: torch.zeros_like(parameter) if t is None else t for name, t in found.items()}
+
+    def _cohorts(self) -> list[Cohort]:
+        cohorts: dict[tuple[int, int], Cohort] = {}
+        for group, parameter in self._members():
+            step = self._steps_made(parameter)
+            cohort = cohorts.setdefault((id(group), step), Cohort(group, [], step))
+            cohort.parameters.append(parameter)
+        return list(cohorts.values())
+
+    def _steps_made(self, parameter: torch.Tensor) -> int:
+        state = self.optimizer.state.get(parameter, {})
+        if isinstance(self.rule, SGDRule):
+            return int(state.get("momentum_buffer") is not None)
+        return int(state.get("step", 0))
+
+    def _watch(self) -> None:
+        this = weakref.ref(self)
+
+        def flush(*_: Any) -> None:
+            if (own := this()) is not None:
+                own.flush()
+
+        def reload(*_: Any) -> None:
+            if (own := this()) is not None:
+                own.reload()
+
+        self.optimizer.register_state_dict_pre_hook(flush)
+        self.optimizer.register_step_pre_hook(flush)
+        self.optimizer.register_step_post_hook(reload)
+        self.optimizer.register_load_state_dict_post_hook(reload)
+
+
+def _counter(present: torch.Tensor | None, cohort: Cohort, parameter: torch.Tensor) -> torch.Tensor:
+    if present is not None:
+        return present.fill_(cohort.step)
+    on_device = cohort.group.get("capturable") or cohort.group.get("fused")
+    return torch.tensor(float(cohort.step), device=parameter.device if on_device else "cpu")

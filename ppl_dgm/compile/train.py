@@ -1,0 +1,126 @@
+"""A whole training step - program, loss, gradient, clipping, optimiser - as one compiled call."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
+from ppl_dgm.compile.capture import capture, tensor_leaves
+from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.optimisers import GraphOptimiser
+
+Gradients = dict[torch.Tensor, torch.Tensor]
+
+
+class TrainStep:
+    r"""One step of stochastic optimisation, $\theta \leftarrow U(\theta, \nabla_\theta L(\theta, x))$, in one call.
+
+    The first call for each shape of batch captures and compiles (seconds); later ones run machine code. Parameters,
+    buffers and optimiser state are changed in place: they are the module's and the optimiser's own tensors, so that
+    compiled steps, eager steps and checkpoints mix freely. Learning rates are read from the optimiser at every step, so
+    torch's schedulers work as they are; other hyperparameters are read at capture.
+
+    Args:
+        loss: function of the batch that returns a differentiable scalar (nats, for the objectives here). It is run
+            under Pyro's handlers at capture only, so it must not read values on the host.
+        optimizer: `Adam`, `AdamW` or `SGD` of `torch.optim`, holding the parameters to train.
+        clip_norm: scale gradients so that their joint norm is at most this.
+        clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
+        backend: as in `compile_function`.
+
+    Raises:
+        CaptureError: at once for another optimiser; at the first call for a loss that cannot be captured or compiled.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import TrainStep
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+        >>> step = TrainStep(lambda x: ((weight - x) ** 2).sum(), optimizer, backend="eager")
+        >>> step(torch.ones(2))
+        tensor(2.)
+        >>> weight.data
+        tensor([1., 1.])
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., torch.Tensor],
+        optimizer: Optimizer,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        backend: Backend = "inductor",
+    ) -> None:
+        self._loss, self._backend = loss, backend
+        self._clip_norm, self._clip_value = _positive("clip_norm", clip_norm), _positive("clip_value", clip_value)
+        self._optimiser = GraphOptimiser(optimizer)
+        self._compiled: dict[Any, Compiled] = {}
+        self._device = self._optimiser.parameters[0].device
+
+    @property
+    def seconds(self) -> float:
+        """How long capture and compilation took so far."""
+        return sum(compiled.seconds for compiled in self._compiled.values())
+
+    def __call__(self, *batch: Any) -> torch.Tensor:
+        """Make one step on a batch and return its loss `[]`, detached."""
+        compiled = self.prepare(*batch)
+        rates = torch.tensor(self._optimiser.rates(), dtype=torch.float64).to(self._device)
+        return compiled.run(*tensor_leaves(batch), rates, *compiled.captured.lifted)[0]
+
+    def prepare(self, *batch: Any) -> Compiled:
+        """Compile for a batch of this shape, without making a step, unless that has been done before."""
+        key = _shapes(batch)
+        compiled = self._compiled.get(key)
+        if compiled is None or not compiled.captured.is_current():
+            captured = capture(self._step, (batch, self._example_rates()))
+            compiled = self._compiled[key] = compile_captured(captured, backend=self._backend)
+        return compiled
+
+    def knows(self, *batch: Any) -> bool:
+        """Whether a batch of this shape runs without compiling."""
+        return _shapes(batch) in self._compiled
+
+    def eager(self, *batch: Any) -> torch.Tensor:
+        """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""
+        rates = torch.tensor(self._optimiser.rates(), dtype=torch.float64).to(self._device)
+        return self._step(batch, rates)
+
+    def _example_rates(self) -> torch.Tensor:
+        count = sum(len(self._optimiser.rule.rates(cohort.group, 1)) for cohort in self._optimiser.cohorts)
+        return torch.ones(count, dtype=torch.float64, device=self._device)
+
+    def _step(self, batch: Sequence[Any], rates: torch.Tensor) -> torch.Tensor:
+        parameters = self._optimiser.parameters
+        with torch.enable_grad():
+            loss = self._loss(*batch)
+            if loss.dim() != 0:
+                raise CaptureError(f"the loss must be a scalar, got shape {tuple(loss.shape)}")
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            gradients = {p: gradient for p, gradient in zip(parameters, found, strict=True) if gradient is not None}
+            self._optimiser.move(self._clipped(gradients), rates)
+        return loss.detach()
+
+    def _clipped(self, gradients: Gradients) -> Gradients:
+        if self._clip_norm is not None:
+            norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
+            scale = (self._clip_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
+            gradients = {parameter: gradient * scale for parameter, gradient in gradients.items()}
+        if self._clip_value is not None:
+            bound = self._clip_value
+            gradients = {parameter: gradient.clamp(-bound, bound) for parameter, gradient in gradients.items()}
+        return gradients
+
+
+def _shapes(batch: Any) -> Any:
+    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensor_leaves(batch))
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}; leave it out for no clipping")
+    return value
