@@ -1,0 +1,27 @@
+"""Programs: Pyro model/guide pairs as torch modules, checked, and evaluated over many particles at once."""
+
+from ppl_dgm.program.bound import Bound, Draw, LogJoint, Prior
+from ppl_dgm.program.inspection import data_size, inspect, select_data, tensors_of, undisturbed
+from ppl_dgm.program.program import Program, write_atomically
+from ppl_dgm.program.sampling import draw_sites
+from ppl_dgm.program.sites import unvalidated
+from ppl_dgm.program.structure import Density, Latent, Structure
+
+__all__ = [
+    "Bound",
+    "Density",
+    "Draw",
+    "Latent",
+    "LogJoint",
+    "Prior",
+    "Program",
+    "Structure",
+    "data_size",
+    "draw_sites",
+    "inspect",
+    "select_data",
+    "tensors_of",
+    "undisturbed",
+    "unvalidated",
+    "write_atomically",
+]

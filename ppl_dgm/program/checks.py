@@ -1,0 +1,180 @@
+"""The errors of a program that does not fit itself or its data, each naming the site and the cure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.util import check_site_shape
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ppl_dgm.program.sites import Site, innermost, is_factor, random_sites
+from ppl_dgm.program.structure import Structure
+
+
+def run(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Trace guide and model once; what fails is blamed on its half of the program and the data it was given."""
+    guide_trace = blame("guide", lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = blame("model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs)
+    return guide_trace, model_trace
+
+
+def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """Turn a failure inside the program into a ValueError that says what it was called with."""
+    try:
+        return call()
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        given = ", ".join(describe(leaf) for leaf in tree_leaves((args, dict(kwargs)))) or "no data"
+        raise ValueError(
+            f"the {role} failed on its first run with {given}: {error}. Check the shape, dtype and device of the data "
+            "against what the program expects"
+        ) from error
+
+
+def describe(leaf: Any) -> str:
+    """Shape, dtype and device of a tensor; the repr of anything else."""
+    if isinstance(leaf, Tensor):
+        return f"Tensor{tuple(leaf.shape)} of {leaf.dtype} on {leaf.device}"
+    return repr(leaf)[:40]
+
+
+def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Refuse NaN in the data before anything runs."""
+    named = [(f"argument {i}", leaf) for i, leaf in enumerate(tree_leaves(args))]
+    named += [(f"argument {name!r}", leaf) for name, value in kwargs.items() for leaf in tree_leaves(value)]
+    for name, leaf in named:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
+            raise ValueError(
+                f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN; expected finite data. "
+                "Remove or impute them, or pass a mask to the program (poutine.mask)"
+            )
+
+
+def check(structure: Structure, model_trace: Any, guide_trace: Any) -> None:
+    """Check sites, plates, supports and shapes of one trace of the model and, if there is one, of the guide."""
+    check_something_to_score(structure, model_trace)
+    check_plate(structure, model_trace, guide_trace)
+    for _, site in random_sites(model_trace):
+        if site["is_observed"] and not is_factor(site):
+            check_observed(site)
+    if guide_trace is not None:
+        check_same_latents(structure, model_trace, guide_trace)
+    for role, trace in (("model", model_trace), ("guide", guide_trace)):
+        if trace is not None:
+            check_shapes(role, trace, structure)
+
+
+def check_something_to_score(structure: Structure, model_trace: Any) -> None:
+    if structure.observed or structure.factors or structure.deterministic:
+        return
+    sites = [name for name, _ in random_sites(model_trace)]
+    raise ValueError(
+        f"the program has no observed site and no factor; its sample sites are {sites}. Pass the data on with obs=..., "
+        "e.g. pyro.sample('x', ..., obs=x), and call the program with the data"
+    )
+
+
+def check_plate(structure: Structure, *traces: Any) -> None:
+    for trace in filter(None, traces):
+        for name, site in random_sites(trace):
+            for frame in site["cond_indep_stack"]:
+                if frame.name == structure.plate and frame.dim not in (-1, None):
+                    raise ValueError(
+                        f"the data plate {frame.name!r} is at dim {frame.dim} at site {name!r}; expected dim -1. Open it "
+                        f"innermost, or write pyro.plate({frame.name!r}, ..., dim=-1) and give inner plates dim=-2, -3, ..."
+                    )
+
+
+def check_observed(site: Site) -> None:
+    """Check shape, device, dtype, NaN and support of one observed value."""
+    name, fn, value = site["name"], site["fn"], site["value"]
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"site {name!r} observes a {type(value).__name__}; expected a torch.Tensor. Use torch.as_tensor"
+        )
+    check_observed_shape(name, fn, value)
+    if value.is_floating_point() and bool(value.isnan().any()):
+        raise ValueError(f"site {name!r} observes NaN; expected finite data. Remove, impute or mask them")
+    inside = fn.support.check(value)
+    if not bool(inside.all()):
+        share = 100.0 * (1.0 - inside.double().mean().item())
+        raise ValueError(
+            f"site {name!r} observes values outside the support {fn.support} of {type(innermost(fn)).__name__} "
+            f"({share:.3g} % of them; min {value.min().item():.6g}, max {value.max().item():.6g}). Transform the data "
+            "or choose a likelihood with their support"
+        )
+
+
+def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
+    expected = tuple(fn.shape())
+    try:
+        matches = torch.broadcast_shapes(expected, value.shape) == torch.Size(expected)
+    except RuntimeError:
+        matches = False
+    event = len(fn.event_shape)
+    if not matches or (event and tuple(value.shape[-event:]) != tuple(fn.event_shape)):
+        raise ValueError(
+            f"site {name!r} observes data of shape {tuple(value.shape)}; its distribution has batch shape "
+            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}, so expected {expected}"
+        )
+
+
+def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any) -> None:
+    model_sites, guide_sites = dict(random_sites(model_trace)), dict(random_sites(guide_trace))
+    drawn = {latent.name for latent in structure.model_latents}
+    lacking = sorted(drawn - guide_sites.keys())
+    if lacking:
+        raise ValueError(
+            f"the guide lacks the latent sites {lacking} of the model; expected it to sample every one. Add them to the "
+            "guide, or mark finite discrete ones infer={'enumerate': 'parallel'} to sum them out"
+        )
+    for name, site in guide_sites.items():
+        if site["is_observed"] or site["infer"].get("is_auxiliary"):
+            continue
+        if name not in drawn:
+            raise ValueError(
+                f"the guide samples {name!r}, which is not a latent site of the model (those are {sorted(drawn)}). "
+                "Rename it, or mark it infer={'is_auxiliary': True}"
+            )
+        check_same_site(name, model_sites[name], site)
+
+
+def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
+    """Check that a latent has the same shape and support in model and guide."""
+    model_fn, guide_fn = model_site["fn"], guide_site["fn"]
+    if tuple(model_fn.shape()) != tuple(guide_fn.shape()) or model_fn.event_dim != guide_fn.event_dim:
+        raise ValueError(
+            f"latent {name!r} has batch and event shape {tuple(model_fn.batch_shape)}, {tuple(model_fn.event_shape)} in the "
+            f"model but {tuple(guide_fn.batch_shape)}, {tuple(guide_fn.event_shape)} in the guide; make them equal"
+        )
+    if isinstance(innermost(guide_fn), dist.Delta):
+        return
+    if not bool(model_fn.support.check(guide_site["value"]).all()) or narrower(guide_fn, model_fn):
+        raise ValueError(
+            f"the support of latent {name!r} is {model_fn.support} in the model but {guide_fn.support} in the guide; "
+            "expected the guide to cover exactly the model's. Use a guide distribution with that support, or transform it"
+        )
+
+
+def narrower(guide_fn: Any, model_fn: Any) -> bool:
+    """Whether draws of the model's prior fall outside the guide's support."""
+    try:
+        return not bool(guide_fn.support.check(model_fn.sample()).all())
+    except NotImplementedError:
+        return False
+
+
+def check_shapes(role: str, trace: Any, structure: Structure) -> None:
+    """Check that every batch dimension is declared by a plate."""
+    blame(role, trace.compute_log_prob, (), {})
+    for name, site in random_sites(trace):
+        try:
+            check_site_shape(site, structure.nesting)
+        except ValueError as error:
+            raise ValueError(
+                f"site {name!r} of the {role} has a batch dimension that no plate declares: {error}. Expected the data "
+                f"in `with pyro.plate({structure.plate!r}, size):` at dim -1 and event dimensions in .to_event(...)"
+            ) from error

@@ -1,0 +1,216 @@
+"""Program: a Pyro model/guide pair as one torch module."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_dgm.program.bound import Bound, Prior
+from ppl_dgm.program.checks import blame
+from ppl_dgm.program.inspection import Examination, examine, inspect, undisturbed
+from ppl_dgm.program.sampling import draw_sites
+from ppl_dgm.program.scope import ParameterScope, ScopedCallable
+from ppl_dgm.program.structure import Density, Structure
+
+
+class Program(ParameterScope):
+    """A generative model and, if it has latents, a guide: any Pyro model/guide pair as one `torch.nn.Module`.
+
+    The model is a callable `model(x=None, ...)` that scores the data site when `x` is given and draws it when not;
+    the guide takes the same arguments. Both may be functions with `pyro.param` and `pyro.module` statements, plain
+    torch modules, `PyroModule`s or (the guide) autoguides. Data are independent in `pyro.plate("data", size)` at dim
+    -1; latents inside it are local, latents outside are shared by all data.
+
+    Parameters are torch parameters: unconstrained, named as in the program, listed by `named_parameters()`, kept in
+    `state_dict()`, moved by `.to(device)`. They exist after the first run (`initialise`); nothing enters or leaves
+    Pyro's global parameter store.
+
+    Args:
+        model: the generative model.
+        guide: the approximate posterior; without one, finite discrete latents marked
+            `infer={"enumerate": "parallel"}` are summed out and others are proposed from the prior.
+        site: name of the data site, which `sample` returns.
+        plate: name of the data plate.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x=None):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> program = Program(model).initialise(torch.randn(5))
+        >>> program.density, [name for name, _ in program.named_parameters()]
+        ('exact', ['loc'])
+        >>> program.sample(3).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, model: Callable, guide: Callable | None = None, *, site: str = "x", plate: str = "data") -> None:
+        super().__init__()
+        for role, fn in (("model", model), ("guide", guide)):
+            if not callable(fn) and not (role == "guide" and fn is None):
+                raise TypeError(f"{role} is a {type(fn).__name__}; expected a callable Pyro program")
+        self.site = site
+        self.plate = plate
+        scoped_model = ScopedCallable("model", model, self)
+        self._halves = (scoped_model, ScopedCallable("guide", guide if guide else Prior(scoped_model.fn), self))
+        self._has_guide = guide is not None
+        self._structures: dict[bool, Structure] = {}
+
+    @property
+    def model(self) -> ScopedCallable:
+        """The model as a plain Pyro callable (and torch module)."""
+        return self._halves[0]
+
+    @property
+    def guide(self) -> ScopedCallable:
+        """The guide as a plain Pyro callable (and torch module); the prior where none was given."""
+        return self._halves[1]
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether a guide was given."""
+        return self._has_guide
+
+    def initialise(self, *args: Any, **kwargs: Any) -> "Program":
+        """Run the program once on its data: create its parameters, check it, find its structure. Returns itself.
+
+        Later calls re-check the data against the program.
+
+        Raises:
+            ValueError: naming the site, what was expected and the cure.
+        """
+        self.inspect(*args, **kwargs)
+        return self
+
+    def inspect(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Structure:
+        """Check the program at these data and return its structure; see `ppl_dgm.program.inspect`."""
+        return self._examine(args, kwargs, sum_out).structure
+
+    def bind(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Bound:
+        """The program at these data, as log densities over particles; checks them first."""
+        found = self._examine(args, kwargs, sum_out)
+        return Bound(
+            self.model, self.guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest
+        )
+
+    def _examine(self, args: tuple, kwargs: Mapping[str, Any], sum_out: bool) -> Examination:
+        guide = self.guide if self._has_guide else None
+        found = examine(self.model, guide, args, kwargs, self.plate, sum_out)
+        self._structures[sum_out] = found.structure
+        self._sealed = True
+        return found
+
+    @property
+    def structure(self) -> Structure:
+        """The program's structure, as found by its latest run on data."""
+        if False not in self._structures:
+            raise ValueError("the program has not seen data yet; call program.initialise(*data) first")
+        return self._structures[False]
+
+    @property
+    def density(self) -> Density:
+        """`exact`, `latent`, `unnormalised` or `implicit`: which objectives and estimators apply.
+
+        exact: log p(x) is computed (no latents, or all summed out); latent: some latents are drawn; unnormalised: the
+        program has factors; implicit: the data site is deterministic.
+        """
+        return self._sampling_structure((), {}).density(self.site)
+
+    def _generative_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
+        """Structure of a run without data, the data site's draw standing for data."""
+        with undisturbed(self):
+            trace = blame("model", lambda: poutine.trace(self.model).get_trace(*args, **kwargs), args, kwargs)
+        site = trace.nodes.get(self.site)
+        if site is None or site["is_observed"]:
+            return inspect(self.model, None, args, kwargs, self.plate)
+        conditioned = poutine.condition(self.model, data={self.site: site["value"]})
+        return inspect(conditioned, None, args, kwargs, self.plate)
+
+    def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw the data site ancestrally, without gradients.
+
+        Args:
+            num_samples: number of independent draws.
+            *args: passed on to the model (covariates, labels); the data themselves are left out or ignored.
+
+        Returns:
+            Draws `[num_samples, *event]`; a data plate of size m > 1 gives `[num_samples, m, *event]`.
+
+        Raises:
+            ValueError: for an unnormalised program, or one whose data site cannot be told.
+        """
+        draws = self.sample_sites(num_samples, *args, **kwargs)
+        site = self._data_site()
+        if site not in draws:
+            raise ValueError(f"the program has no site {site!r}, only {sorted(draws)}; name it: Program(..., site=...)")
+        value = draws[site]
+        return value.squeeze(1) if self.structure.batched and value.dim() > 1 and value.shape[1] == 1 else value
+
+    def sample_sites(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all sites of the model jointly: `{site: [num_samples, *shape]}`; see `sample`."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; expected at least 1")
+        structure = self._sampling_structure(args, kwargs)
+        if structure.factors:
+            raise ValueError(
+                f"the program has factors {list(structure.factors)}, so that ancestral draws do not follow its density; "
+                "draw by Markov chain Monte Carlo or resample importance-weighted draws instead"
+            )
+        with torch.no_grad():
+            return draw_sites(self.model, structure, num_samples, args, kwargs)
+
+    def _sampling_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
+        if False not in self._structures:
+            self._structures[False] = self._generative_structure(args, kwargs)
+        return self._structures[False]
+
+    def _data_site(self) -> str:
+        """The data site: `x`, or the only observed site."""
+        structure = self.structure
+        if self.site in (*structure.observed, *structure.deterministic) or len(structure.observed) != 1:
+            return self.site
+        return structure.observed[0]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the parameters and buffers to a file, atomically; `load` reads them."""
+        write_atomically(path, self.state_dict())
+
+    def load(self, path: str | os.PathLike) -> "Program":
+        """Read parameters and buffers written by `save` into this program, without unpickling code. Returns itself.
+
+        Raises:
+            ValueError: if the file's names or shapes are not this program's, or the program has not been initialised.
+        """
+        device = next((p.device for p in self.parameters()), None)
+        state = torch.load(path, weights_only=True, map_location=device)
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} does not hold the parameters of this program: {error}. Build the program as it was saved and, "
+                "if its parameters are made by pyro.param, call program.initialise(*data) first"
+            ) from error
+        return self
+
+
+def write_atomically(path: str | os.PathLike, state: Any) -> None:
+    """Write a state with `torch.save` to a temporary file beside `path`, then rename: never half a file."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ValueError(f"the folder {target.parent} of {target.name!r} does not exist; create it first")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

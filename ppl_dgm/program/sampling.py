@@ -1,0 +1,66 @@
+"""Ancestral draws of every site of a model, many at a time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+from torch import Tensor
+
+from ppl_dgm.program.bound import PARTICLE_PLATE, Values
+from ppl_dgm.program.sites import Site, Substitute, is_subsample, unvalidated
+from ppl_dgm.program.structure import Structure
+from ppl_dgm.program.vmapping import vmap_runs
+
+
+def draw_sites(
+    model: Callable,
+    structure: Structure,
+    num_samples: int,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    given: Values | None = None,
+) -> Values:
+    """Draw all sites of the model jointly, latents in `given` (`[num_samples, *shape]`) held: `{site: [num, *shape]}`."""
+    kwargs, given, free = kwargs or {}, given or {}, poutine.uncondition(model)
+    with unvalidated():
+        if structure.model_runs == "vmap":
+            return vmapped_sites(free, num_samples, args, kwargs, given)
+        latents = {latent.name: latent for latent in structure.latents}
+        padded = {name: latents[name].pad(value, structure.nesting) for name, value in given.items() if name in latents}
+        with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - structure.nesting), Substitute(padded):
+            trace = poutine.trace(free).get_trace(*args, **kwargs)
+    return {name: strip(site, num_samples, structure.nesting) for name, site in drawn_sites(trace)}
+
+
+def vmapped_sites(model: Callable, num_samples: int, args: tuple, kwargs: Mapping[str, Any], given: Values) -> Values:
+    """`draw_sites` by mapping single runs."""
+
+    def once(values: Values) -> Values:
+        with Substitute(values):
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return {name: site["value"] for name, site in drawn_sites(trace)}
+
+    return vmap_runs(once, num_samples, None, given)
+
+
+def drawn_sites(trace: Any) -> list[tuple[str, Site]]:
+    """Sites of a trace with a value to show: random and deterministic ones."""
+    return [
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not is_subsample(site)
+        and isinstance(site["value"], Tensor)
+        and site["value"].numel()
+    ]
+
+
+def strip(site: Site, num_samples: int, nesting: int) -> Tensor:
+    """Plate layout -> `[num_samples, *shape]`."""
+    own = max((-f.dim for f in site["cond_indep_stack"] if f.dim is not None and f.name != PARTICLE_PLATE), default=0)
+    value = site["value"]
+    batch_dim = value.dim() - site["fn"].event_dim
+    if batch_dim <= nesting:  # the site does not vary between draws
+        return value.expand(num_samples, *value.shape[batch_dim - own :] if own < batch_dim else value.shape)
+    return value.reshape(value.shape[:1] + value.shape[1 + nesting - own :])

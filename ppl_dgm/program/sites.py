@@ -1,0 +1,219 @@
+"""Reading a trace: which sites a program has, and what each contributes to a log density."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+Site = dict[str, Any]
+
+
+def is_subsample(site: Site) -> bool:
+    """Whether the site is the index set of a plate."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def is_random_subsample(site: Site) -> bool:
+    """Whether the plate behind this site draws a random part of its indices."""
+    return is_subsample(site) and site["fn"].subsample_size not in (None, site["fn"].size)
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether the site is a `pyro.deterministic` statement."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def is_factor(site: Site) -> bool:
+    """Whether the site is a `pyro.factor` statement."""
+    return innermost(site["fn"]).__class__.__name__ == "Unit"
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether the site asks to be summed out in parallel."""
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
+def innermost(fn: Any) -> Any:
+    """Strip `to_event`, `mask` and `expand` wrappers from a distribution."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
+    """Names and sites of a trace that carry a log density."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not is_subsample(site) and not is_deterministic(site):
+            yield name, site
+
+
+class Substitute(Messenger):
+    """Gives latent sites their values, leaving them latent; point masses of a guide are recomputed, not replaced."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not isinstance(innermost(msg["fn"]), dist.Delta):
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Run without argument checks, also for distributions made while checks were on.
+
+    The checks read tensors on the host, which neither `torch.func.vmap` nor a captured graph allows.
+    """
+    distribution = torch.distributions.Distribution
+    validate_sample = distribution._validate_sample
+    distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign,assignment]
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        distribution._validate_sample = validate_sample  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the dimensions of a log density are: `[particles, ..., data]` when both are present."""
+
+    particles: bool
+    nesting: int
+    plate: str
+    per_datum: bool
+    common_scale: bool
+
+    def data_frame(self, site: Site) -> Any:
+        """The frame of the data plate around a site, or None."""
+        return next((f for f in site["cond_indep_stack"] if f.name == self.plate), None)
+
+    def datum_scale(self, site: Site) -> Any:
+        """The factor by which every datum counts: what must be taken out of a log weight and put back after."""
+        frame = self.data_frame(site)
+        if not self.per_datum or frame is None:
+            return 1.0
+        return site["scale"] if self.common_scale else frame.full_size / frame.size
+
+    def relative_scale(self, site: Site) -> Any:
+        """What is left of a site's scale: an exponent of its density."""
+        if self.per_datum and self.common_scale:
+            return 1.0
+        return site["scale"] / self.datum_scale(site)
+
+    def collapse(self, log_prob: Tensor, keep_data: bool) -> Tensor:
+        """Sum out every plate but the particles' and, if kept, the data's: `[particles, data]`."""
+        lead = int(self.particles)
+        missing = self.nesting + lead - log_prob.dim()
+        if missing > 0:
+            log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
+        dims = tuple(range(lead, log_prob.dim() - int(keep_data)))
+        return log_prob.sum(dims) if dims else log_prob
+
+
+@dataclass
+class Tally:
+    """Running total of log densities, per datum or over all data; one column per turn of a sequential data plate."""
+
+    layout: Layout
+    total: Any = 0.0
+    columns: dict[int, Any] = field(default_factory=dict)
+
+    def add(self, log_prob: Tensor, site: Site) -> None:
+        """Add one site's log density."""
+        frame = self.layout.data_frame(site) if self.layout.per_datum else None
+        vectorised = frame is not None and frame.dim is not None
+        value = self.layout.collapse(log_prob, keep_data=vectorised)
+        if frame is not None and not vectorised:
+            self.columns[frame.counter] = self.columns.get(frame.counter, 0.0) + value
+        else:
+            self.total = self.total + value
+
+    @property
+    def value(self) -> Any:
+        """The total, `[particles, data]`, `[data]`, `[particles]` or `[]`."""
+        if not self.columns:
+            return self.total
+        return self.total + torch.stack([self.columns[i] for i in sorted(self.columns)], -1)
+
+
+def log_prob_of(site: Site, scale: Any) -> Tensor:
+    """Masked and scaled log density of one site at its value."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, scale, site["mask"])
+
+
+def sum_sites(sites: list[Site], layout: Layout) -> Any:
+    """Sum the log densities of sites that involve no enumeration."""
+    tally = Tally(layout)
+    for site in sites:
+        tally.add(log_prob_of(site, layout.relative_scale(site)), site)
+    return tally.value
+
+
+def sum_enumerated(trace: Any, sites: list[Site], layout: Layout) -> Any:
+    """Sum the log densities of sites after summing out the enumerated ones exactly (tensor variable elimination).
+
+    Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks apply inside the sum over
+    the discrete values, scales outside.
+    """
+    for site in sites:
+        site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
+    trace.pack_tensors()
+    enum_dims = enumerated_symbols(sites)
+    tally, factors, scales = Tally(layout), OrderedDict(), []
+    for site in sites:
+        log_prob = site["packed"]["log_prob"]
+        if enum_dims.isdisjoint(log_prob._pyro_dims):
+            tally.add(site["log_prob"] * layout.relative_scale(site), site)
+        else:
+            scales.append(layout.relative_scale(site))
+            factors.setdefault(plate_symbols(trace, site), []).append(log_prob)
+    representative = {plate_symbols(trace, site): site for site in sites}
+    for ordinal, terms in contract_tensor_tree(factors, enum_dims).items():
+        site = representative.get(ordinal) or enclosing_site(representative, ordinal)
+        for term in terms:
+            tally.add(packed.unpack(term, trace.symbol_to_dim) * shared_scale(scales), site)
+    return tally.value
+
+
+def enumerated_symbols(sites: list[Site]) -> set[str]:
+    """Symbols of the dimensions along which discrete sites are enumerated."""
+    dims = [(site, site["infer"].get("_enumerate_dim")) for site in sites]
+    return {site["infer"]["_dim_to_symbol"][dim] for site, dim in dims if dim is not None}
+
+
+def plate_symbols(trace: Any, site: Site) -> frozenset[str]:
+    """The plates around a site as a set of symbols."""
+    return frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+
+
+def enclosing_site(sites: Mapping[frozenset, Site], ordinal: frozenset) -> Site:
+    """A site whose plates, cut down to `ordinal`, stand for a contracted term."""
+    site = next(site for plates, site in sites.items() if plates >= ordinal)
+    symbols = site["infer"]["_dim_to_symbol"]
+    stack = tuple(f for f in site["cond_indep_stack"] if f.vectorized and symbols[f.dim] in ordinal)
+    return {**site, "cond_indep_stack": stack}
+
+
+def shared_scale(scales: list[Any]) -> Any:
+    """The one scale of all sites that share an enumerated variable."""
+    if all(scale is scales[0] or (not torch.is_tensor(scale) and scale == scales[0]) for scale in scales):
+        return scales[0]
+    raise ValueError(
+        "sites that share an enumerated variable have different poutine.scale factors, so that the variable cannot be "
+        f"summed out; expected one common scale, got {scales}. Scale them alike, or add the variable to the guide"
+    )
