@@ -144,8 +144,9 @@ def load_mnist(folder: str | Path | None = None, download: bool = True) -> Datas
     arrays = {name.split("-idx")[0]: _read_idx(path) for name, path in paths.items()}
     images = np.concatenate([arrays["train-images"], arrays["t10k-images"]])
     labels = np.concatenate([arrays["train-labels"], arrays["t10k-labels"]])
-    if images.shape != (70_000, 28, 28) or labels.shape != (70_000,):
-        raise ValueError(f"expected 70000 images of 28 x 28 with labels, got {images.shape} and {labels.shape}")
+    total = sum(MNIST_SPLIT_SIZES)
+    if images.shape != (total, 28, 28) or labels.shape != (total,):
+        raise ValueError(f"expected {total} images of 28 x 28 with labels, got {images.shape} and {labels.shape}")
     return Dataset(
         _as_float(images.reshape(len(images), -1)),
         support=256,
@@ -195,7 +196,7 @@ def load_array(path: str | Path, support: constraints.Constraint | int | None = 
 def _read_bits(folder: Path) -> dict[str, NDArray[np.uint8]]:
     packed = folder / "binarized_mnist.npz"
     if packed.is_file():
-        return {name: np.unpackbits(rows, axis=1) for name, rows in _open_npz(packed).items()}
+        return {name: np.unpackbits(rows, axis=1) for name, rows in _open_numpy(packed).items()}
     paths = {name: folder / name for name in BINARIZED_MNIST.sha256}
     absent = [name for name, path in paths.items() if not path.is_file()]
     if absent:
@@ -250,29 +251,26 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def _open_npz(path: Path) -> dict[str, NDArray]:
+def _open_numpy(path: Path) -> dict[str, NDArray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a file of plain arrays: {error}") from error
-
-
-def _open_npy(path: Path) -> dict[str, NDArray]:
-    try:
-        return {"x": np.load(path, allow_pickle=False)}
-    except ValueError as error:
-        raise ValueError(f"{path} is not a plain array: {error}") from error
 
 
 def _open_csv(path: Path) -> dict[str, NDArray]:
     with path.open() as lines:
         first = next(lines, "").strip().split(",")
-    frame = pd.read_csv(path, header=None if all(map(_is_number, first)) else 0)
+    try:
+        frame = pd.read_csv(path, header=None if all(map(_is_number, first)) else 0)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a table of comma-separated values: {error}") from error
     return {"x": frame.to_numpy()}
 
 
-_READERS = {".npz": _open_npz, ".npy": _open_npy, ".csv": _open_csv}
+_READERS = {".npz": _open_numpy, ".npy": _open_numpy, ".csv": _open_csv}
 
 
 def _is_number(text: str) -> bool:
