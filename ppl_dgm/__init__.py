@@ -1,3 +1,8 @@
-"""Deep generative models as Pyro programs: one way to fit them, one way to ask how probable they make data."""
+"""Probabilistic programming for deep generative models: fit Pyro programs, ask for their evidence, compare them."""
+
+from ppl_dgm.program import Program
+from ppl_dgm.weights import log_weights, pareto_k
 
 __version__ = "0.1.0"
+
+__all__ = ["Program", "log_weights", "pareto_k"]

@@ -1,0 +1,199 @@
+"""Evidence, the common result, and Estimator, the common base."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.weights import seeded
+
+BoundKind = Literal["exact", "lower", "upper", "estimate"]
+UNRELIABLE_K = 0.7
+BINOMIAL_TAIL = 0.02
+
+
+class Estimate(NamedTuple):
+    """What an estimator computes: log Z and its standard error in nats, and diagnostics by name."""
+
+    log_z: Tensor
+    std_error: Tensor
+    diagnostics: Mapping[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The log marginal likelihood of data under a program, with its error and a statement of what the number is.
+
+    Attributes:
+        log_z: nats, float64: `[data]` (target `"datum"`) or `[]` (target `"dataset"`).
+        std_error: Monte Carlo standard error of `log_z`, same shape; zero where exact.
+        bound: `"exact"`; `"lower"` or `"upper"` where the expectation is a bound; `"estimate"` where it is consistent.
+        target: `"datum"`: log p(x_i) of each; `"dataset"`: log p(D) with global latents integrated out.
+        estimator: name of the method.
+        diagnostics: tensors and numbers by standard names (`ess`, `pareto_k`, `acceptance`, `r_hat`, `gap`, ...).
+        warnings: why the number should not be believed; empty if nothing speaks against it.
+        num_dims: observed numbers in all, for bits per dimension.
+        digest: identifies the observed values; `compare` refuses unlike ones.
+        seconds: time it took.
+    """
+
+    log_z: Tensor
+    std_error: Tensor
+    bound: BoundKind
+    target: Literal["datum", "dataset"]
+    estimator: str
+    num_dims: int
+    digest: str
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def reliable(self) -> bool:
+        """Whether no alarm was raised."""
+        return not self.warnings
+
+    @property
+    def total(self) -> Tensor:
+        """log p of all the data, in nats."""
+        return self.log_z.sum()
+
+    @property
+    def total_std_error(self) -> Tensor:
+        """Monte Carlo standard error of `total`; data are estimated independently."""
+        return self.std_error.square().sum().sqrt()
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Normal confidence interval of `log_z` at a level between 0 and 1."""
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}; expected a probability strictly between 0 and 1, e.g. 0.95")
+        half = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.5 + level / 2)).double().to(self.log_z.device)
+        return self.log_z - half * self.std_error, self.log_z + half * self.std_error
+
+    def __repr__(self) -> str:
+        per = f", {self.total / self.log_z.numel():.3f} per datum" if self.target == "datum" else ""
+        mark = "" if self.reliable else f" UNRELIABLE: {'; '.join(self.warnings)}"
+        sign = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}[self.bound]
+        error = "" if self.bound == "exact" else f" +- {self.total_std_error:.3g}"
+        return f"Evidence(log p {sign} {self.total:.3f}{error} nats{per}; {self.bound} by {self.estimator}){mark}"
+
+
+class Estimator(ABC):
+    """Estimates the evidence of a program: `estimator(program, *data, seed=0) -> Evidence`.
+
+    To add one, write a frozen dataclass with its settings, set `bound`, and implement `estimate`; override `check` to
+    refuse programs it is not made for, with an error that names an estimator that is. Settings are validated in
+    `__post_init__`, before any work.
+    """
+
+    bound: ClassVar[BoundKind] = "estimate"
+    sum_out: ClassVar[bool] = False
+
+    @abstractmethod
+    def estimate(self, bound: Bound) -> Estimate:
+        """Estimate log Z of the program bound to its data; gradients are off and the generator is seeded."""
+
+    def check(self, bound: Bound) -> None:
+        """Raise ValueError if the method does not apply to the program, naming what does."""
+
+    def kind(self, bound: Bound) -> BoundKind:
+        """What the number is for this program."""
+        return type(self).bound
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return type(self).__name__
+
+    def __call__(self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any) -> Evidence:
+        """Estimate the evidence of a program at its data.
+
+        Args:
+            program: the program, with its parameters as they are.
+            *args: data, as its model takes them.
+            seed: makes the result repeatable; torch's generator is left as it was. None draws from torch's generator.
+            **kwargs: further data.
+
+        Raises:
+            ValueError: if the program does not fit the data or the method, naming what would.
+        """
+        if not isinstance(program, Program):
+            raise TypeError(f"{self.name} takes a Program, not a {type(program).__name__}; write Program(model, guide)")
+        with evaluating(program), torch.no_grad():
+            bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
+            check_evidence(program, bound)
+            self.check(bound)
+            start = time.perf_counter()
+            with seeded(seed, bound.device):
+                estimate = self.estimate(bound)
+        return self._evidence(bound, estimate, time.perf_counter() - start)
+
+    def _evidence(self, bound: Bound, estimate: Estimate, seconds: float) -> Evidence:
+        return Evidence(
+            log_z=estimate.log_z.double(),
+            std_error=estimate.std_error.double(),
+            bound=self.kind(bound),
+            target=bound.structure.target,
+            estimator=self.name,
+            num_dims=bound.num_dims,
+            digest=bound.digest,
+            diagnostics=dict(estimate.diagnostics),
+            warnings=estimate.warnings + alarms(estimate),
+            seconds=seconds,
+        )
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode (dropout off, batch norm fixed) and back."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def check_evidence(program: Program, bound: Bound) -> None:
+    """Refuse what has no evidence, whatever the method."""
+    structure = bound.structure
+    if structure.subsampled:
+        raise ValueError(
+            f"the plates {list(structure.subsampled)} draw a random part of their data, so that the evidence of all of "
+            "them is not defined by one run; open them without subsample_size for evidence"
+        )
+    if structure.density(program.site) == "implicit":
+        raise ValueError(
+            f"the data site {program.site!r} is deterministic, so that the program has no density; give it an "
+            "observation noise, e.g. pyro.sample('x', dist.Normal(generator(z), noise).to_event(1), obs=x)"
+        )
+    if any(latent.point_mass and not latent.auxiliary for latent in structure.latents) and not any(
+        latent.auxiliary for latent in structure.latents
+    ):
+        names = [latent.name for latent in structure.latents if latent.point_mass]
+        raise ValueError(
+            f"the guide puts a point mass on {names}, which is no proposal distribution; use a guide with a density "
+            "(AutoNormal, not AutoDelta), or Program(model) to propose from the prior, or Laplace"
+        )
+
+
+def alarms(estimate: Estimate) -> tuple[str, ...]:
+    """Warnings that follow from the standard diagnostics."""
+    found = []
+    if not bool(torch.isfinite(estimate.log_z).all()):
+        found.append("log Z is not finite: all weights are zero; the proposal misses the posterior")
+    k = estimate.diagnostics.get("pareto_k")
+    # k > 0.7 in more than a few data: single data exceed it by chance
+    if k is not None and bool((k > UNRELIABLE_K).double().mean() > (0 if k.dim() == 0 else BINOMIAL_TAIL)):
+        share = (k > UNRELIABLE_K).double().mean().item()
+        which = "" if k.dim() == 0 else f" for {100 * share:.3g} % of the data"
+        found.append(f"Pareto k is up to {k.max().item():.2f} > {UNRELIABLE_K}{which}")
+    return tuple(found)
