@@ -18,7 +18,7 @@ def unchanged_globals() -> Iterator[None]:
     """Starts each test with an empty parameter store and a fixed seed, and fails it if it changes global settings."""
     pyro.clear_param_store()
     pyro.enable_validation(True)
-    torch.manual_seed(0)
+    pyro.set_rng_seed(0)
     before = _global_settings()
     yield
     leaked = sorted(pyro.get_param_store().keys())
