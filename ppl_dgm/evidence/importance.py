@@ -1,0 +1,149 @@
+"""Evidence from independent weighted draws: importance sampling, prior sampling, and the ELBO."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
+from ppl_dgm.program import Bound
+from ppl_dgm.weights import MEMORY, Proposal, WeightSummary, weight_chunks
+
+
+def summarise(bound: Bound, num_particles: int, proposal: Proposal, memory: int) -> list[WeightSummary]:
+    """Stream the log weights of all data; one summary for each part of the data, in order."""
+    summaries: dict[int, WeightSummary] = {}
+    for chunk in weight_chunks(bound, num_particles, proposal, memory):
+        summaries.setdefault(chunk.start, WeightSummary(num_particles)).add(chunk.log_weights)
+    return list(summaries.values())
+
+
+def gather(summaries: list[WeightSummary], quantity: Callable[[WeightSummary], Tensor]) -> Tensor:
+    """One quantity of all data: `[data]` or `[]`."""
+    parts = [quantity(summary) for summary in summaries]
+    return parts[0] if parts[0].dim() == 0 else torch.cat(parts)
+
+
+def weight_diagnostics(summaries: list[WeightSummary], num_particles: int) -> dict[str, Any]:
+    """Effective sample size and Pareto tail of the weights."""
+    return {
+        "num_particles": num_particles,
+        "ess": gather(summaries, lambda s: s.ess),
+        "pareto_k": gather(summaries, lambda s: s.pareto_k),
+    }
+
+
+@dataclass(frozen=True)
+class ImportanceSampling(Estimator):
+    r"""Importance sampling with the guide as proposal.
+
+    $\log \hat Z = \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)$, consistent, and in expectation a lower bound that
+    tightens with K. The standard error is the delta method's; trust it where Pareto k < 0.7. One call costs K runs of
+    guide and model.
+
+    Kloek and van Dijk (1978); Burda, Grosse and Salakhutdinov (2016), eq. 8.
+
+    Args:
+        num_particles: K, draws for each datum (or for the data set).
+        memory: bytes that one chunk of draws may allocate.
+
+    Raises:
+        ValueError: for fewer than 2 particles.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> result = ImportanceSampling(num_particles=4000)(ppl_dgm.Program(model), torch.zeros(1), seed=0)
+        >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(1))
+        >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
+        True
+    """
+
+    num_particles: int = 1000
+    memory: int = MEMORY
+    proposal: ClassVar[Proposal] = "guide"
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 2:
+            raise ValueError(f"num_particles is {self.num_particles}; expected at least 2, for a standard error")
+        if self.memory < 1:
+            raise ValueError(f"memory is {self.memory} bytes; expected a positive number")
+
+    def kind(self, bound: Bound) -> BoundKind:
+        return "estimate" if bound.structure.latents else "exact"
+
+    def estimate(self, bound: Bound) -> Estimate:
+        summaries = summarise(bound, self.num_particles, self.proposal, self.memory)
+        return self._estimate(summaries, weight_diagnostics(summaries, self.num_particles))
+
+    def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
+        log_z, error = gather(summaries, lambda s: s.log_mean_exp), gather(summaries, lambda s: s.std_error)
+        return Estimate(log_z, error, diagnostics)
+
+
+@dataclass(frozen=True)
+class PriorSampling(ImportanceSampling):
+    r"""Naive Monte Carlo: the likelihood averaged over draws from the prior, guide ignored.
+
+    $\log \hat Z = \log \frac1K \sum_k p(x \mid z_k)$ with $z_k \sim p(z)$. Right for priors close to the posterior
+    (few, weak data); its effective sample size says so.
+
+    Args:
+        num_particles: K, draws for each datum (or for the data set).
+        memory: bytes that one chunk of draws may allocate.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        ...     pyro.sample("x", dist.Binomial(10, p), obs=x)
+        >>> result = PriorSampling(num_particles=4000)(ppl_dgm.Program(model), torch.tensor(2.0), seed=0)
+        >>> bool((result.log_z.exp() - 1 / 11).abs() < 0.01)
+        True
+    """
+
+    proposal: ClassVar[Proposal] = "prior"
+
+    def check(self, bound: Bound) -> None:
+        if bound.structure.latents and not bool(torch.isfinite(bound.draw_prior(2).log_prob).all()):
+            raise ValueError(
+                "the prior has no finite density, so that nothing can be drawn from it; give the program a proper prior, "
+                "or a guide and ImportanceSampling"
+            )
+
+
+@dataclass(frozen=True)
+class ELBO(ImportanceSampling):
+    r"""The evidence lower bound, $\mathbb{E}_q[\log p(x, z) - \log q(z \mid x)]$, by Monte Carlo.
+
+    Its distance to log Z is KL(q || p(z | x)). Jordan et al. (1999); Kingma and Welling (2014), eq. 3.
+
+    Args:
+        num_particles: draws for each datum (or for the data set).
+        memory: bytes that one chunk of draws may allocate.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> ELBO(num_particles=100)(ppl_dgm.Program(model), torch.zeros(3), seed=0).bound
+        'lower'
+    """
+
+    def kind(self, bound: Bound) -> BoundKind:
+        return "lower" if bound.structure.latents else "exact"
+
+    def estimate(self, bound: Bound) -> Estimate:
+        summaries = summarise(bound, self.num_particles, self.proposal, self.memory)
+        return self._estimate(summaries, {"num_particles": self.num_particles})
+
+    def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
+        mean, error = gather(summaries, lambda s: s.mean), gather(summaries, lambda s: s.mean_std_error)
+        return Estimate(mean, error, diagnostics)
