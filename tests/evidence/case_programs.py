@@ -1,0 +1,274 @@
+"""Programs whose evidence is known to many digits: one dictionary, for tests and benchmarks of estimators.
+
+`CASES[name]` has the program, its data and log Z in nats. The larger data sets are read from a folder of reference
+cases beside the repository (or at `PPL_DGM_SHARED`); where it is absent `CASES` has the small ones only, and
+`case(name)` skips the test that asks for another.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_dgm import Program
+
+FLOAT = torch.float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program, its data, and its log evidence with the error of that reference value."""
+
+    name: str
+    model: Callable
+    args: tuple
+    log_z: float
+    reference_error: float = 0.0
+
+    def program(self, guide: Callable | None = None) -> Program:
+        """A fresh program of the case, proposing from the prior unless a guide is given."""
+        return Program(self.model, guide)
+
+
+def tensor(values: object) -> Tensor:
+    """Numbers in double precision."""
+    return torch.tensor(values, dtype=FLOAT)
+
+
+def uniform(low: float, high: float, dims: int) -> dist.Distribution:
+    """Uniform prior over a box, in double precision."""
+    return dist.Uniform(torch.full((dims,), low, dtype=FLOAT), torch.full((dims,), high, dtype=FLOAT)).to_event(1)
+
+
+def normal(loc: float, scale: float, dims: int) -> dist.Distribution:
+    """Normal prior over a vector, in double precision."""
+    return dist.Normal(torch.full((dims,), loc, dtype=FLOAT), torch.full((dims,), scale, dtype=FLOAT)).to_event(1)
+
+
+# ---- conjugate models of coins and lines -------------------------------------------------------------------------
+
+
+def beta_binomial(x: Tensor) -> None:
+    """Two successes of ten, uniform prior: log 1/11."""
+    rate = pyro.sample("theta", dist.Uniform(tensor(0.0), tensor(1.0)))
+    pyro.sample("x", dist.Binomial(10, rate), obs=x)
+
+
+def beta_bernoulli(concentration: float) -> Callable:
+    """Coin tosses with a symmetric beta prior."""
+
+    def model(x: Tensor) -> None:
+        rate = pyro.sample("theta", dist.Beta(tensor(concentration), tensor(concentration)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(rate), obs=x)
+
+    return model
+
+
+def radiata(x: Tensor, covariate: Tensor) -> None:
+    """Linear regression with a normal-gamma prior (Friel and Wyse 2012)."""
+    tau = pyro.sample("tau", dist.Gamma(tensor(3.0), tensor(2 * 300.0**2)))
+    alpha = pyro.sample("alpha", dist.Normal(tensor(3000.0), (0.06 * tau).rsqrt()))
+    beta = pyro.sample("beta", dist.Normal(tensor(185.0), (6 * tau).rsqrt()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(alpha + beta * (covariate - covariate.mean()), tau.rsqrt()), obs=x)
+
+
+# ---- hierarchies and regressions -----------------------------------------------------------------------------------
+
+
+def hierarchy(mean_is_zero: bool) -> Callable:
+    """Normal means with an unknown variance, and a mean that is zero (H0) or unknown (H1)."""
+
+    def model(x: Tensor) -> None:
+        mean = tensor(0.0) if mean_is_zero else pyro.sample("mu", dist.Normal(tensor(0.0), tensor(1.0)))
+        variance = pyro.sample("tau2", dist.InverseGamma(tensor(1.0), tensor(1.0)))
+        with pyro.plate("data", len(x)):
+            theta = pyro.sample("theta", dist.Normal(mean, variance.sqrt()))
+            pyro.sample("x", dist.Normal(theta, 1.0), obs=x)
+
+    return model
+
+
+def sleep(with_effect: bool) -> Callable:
+    """Paired t test, a Cauchy prior on the standardised effect (H1) or none (H0)."""
+
+    def model(x: Tensor) -> None:
+        scale = pyro.sample("precision", dist.Gamma(tensor(1e-4), tensor(1e-4))).rsqrt()
+        effect = pyro.sample("delta", dist.Cauchy(tensor(0.0), tensor(0.5).sqrt())) if with_effect else tensor(0.0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(effect * scale, scale), obs=x)
+
+    return model
+
+
+def eight_schools(x: Tensor, sigma: Tensor) -> None:
+    """Eight schools in the centred form."""
+    mu = pyro.sample("mu", dist.Normal(tensor(0.0), tensor(5.0)))
+    tau = pyro.sample("tau", dist.HalfCauchy(tensor(5.0)))
+    with pyro.plate("data", len(x)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("x", dist.Normal(theta, sigma), obs=x)
+
+
+def logistic_regression(x: Tensor, covariates: Tensor) -> None:
+    """Logistic regression with an intercept and standard normal coefficients."""
+    theta = pyro.sample("theta", normal(0.0, 1.0, covariates.shape[-1] + 1))
+    logits = theta[..., 0] + (theta[..., 1:] * covariates).sum(-1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Bernoulli(logits=logits), obs=x)
+
+
+def galaxy(x: Tensor) -> None:
+    """Mixture of two normals with a common variance (Chib 1995), the assignments summed out."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2, dtype=FLOAT)))
+    mu = pyro.sample("mu", normal(20.0, 10.0, 2))
+    variance = pyro.sample("sigma2", dist.InverseGamma(tensor(3.0), tensor(20.0)))
+    with pyro.plate("data", len(x)):
+        parts = dist.Normal(mu, variance.sqrt()[..., None])
+        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), parts), obs=x)
+
+
+def exchange_rates(x: Tensor) -> None:
+    """Two-factor model of six exchange rates, identified up to a sign that no prior forbids (Lopes and West 2004)."""
+    diagonal = pyro.sample("diagonal", dist.HalfNormal(torch.ones(2, dtype=FLOAT)).to_event(1))
+    below = pyro.sample("below", normal(0.0, 1.0, 9))
+    variances = pyro.sample("sigma2", dist.InverseGamma(torch.full((6,), 1.1, dtype=FLOAT), tensor(0.05)).to_event(1))
+    zero = torch.zeros_like(below[..., :1])
+    first = torch.cat([diagonal[..., :1], below[..., :5]], -1)
+    second = torch.cat([zero, diagonal[..., 1:], below[..., 5:]], -1)
+    factors = torch.stack([first, second], -1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(x.new_zeros(6), factors @ factors.mT + variances.diag_embed()), obs=x)
+
+
+# ---- unnormalised densities: a uniform or normal reference times a factor --------------------------------------------
+
+
+def normal_kernel(loc: tuple[float, float]) -> Callable:
+    """exp(-|x - loc|^2 / 2) over the plane: log 2 pi."""
+
+    def model() -> None:
+        reference = normal(0.0, 3.0, 2)
+        x = pyro.sample("point", reference)
+        pyro.factor("kernel", -0.5 * (x - tensor(loc)).square().sum(-1) - reference.log_prob(x))
+
+    return model
+
+
+def egg_box() -> None:
+    """Eighteen narrow peaks in a box."""
+    x = pyro.sample("point", uniform(0.0, 10 * math.pi, 2))
+    pyro.factor("likelihood", (2 + (x / 2).cos().prod(-1)) ** 5)
+
+
+def correlated_normal() -> None:
+    """Three strongly correlated dimensions in a box."""
+    x = pyro.sample("point", uniform(-10.0, 10.0, 3))
+    covariance = torch.full((3, 3), 0.95, dtype=FLOAT) + 0.05 * torch.eye(3, dtype=FLOAT)
+    target = dist.MultivariateNormal(torch.linspace(-1, 1, 3, dtype=FLOAT), covariance)
+    pyro.factor("likelihood", target.log_prob(x))
+
+
+def shells() -> None:
+    """Two thin Gaussian shells in a box."""
+    x = pyro.sample("point", uniform(-6.0, 6.0, 2))
+    radii = torch.stack([(x - tensor([centre, 0.0])).square().sum(-1).sqrt() for centre in (-3.5, 3.5)])
+    pyro.factor("likelihood", dist.Normal(tensor(2.0), tensor(0.1)).log_prob(radii).logsumexp(0))
+
+
+def rosenbrock() -> None:
+    """Five banana-shaped pairs in a box of ten dimensions."""
+    x = pyro.sample("point", uniform(-10.0, 10.0, 10))
+    even, odd = x[..., 0::2], x[..., 1::2]
+    pyro.factor("likelihood", -(10 * (even.square() - odd).square() + (even - 1).square()).sum(-1))
+
+
+def log_gamma() -> None:
+    """exp(5 x - 10 exp(x)) in two dimensions, relative to a standard normal."""
+    reference = normal(0.0, 1.0, 2)
+    x = pyro.sample("point", reference)
+    pyro.factor("target", (5 * x - 10 * x.exp()).sum(-1) - reference.log_prob(x))
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+HIERARCHY_X = tensor(
+    [1.193653322232857, 1.9574533144792623, -0.7216175442484425, -1.873808331834139, -1.169282388035706]
+    + [0.5196085261489647, -0.03610040541835946, 0.42508814763773334, 0.4111922107682586, -0.812369798961578]
+    + [0.7296735663842985, 3.4818672159827697, 2.311263813519679, 2.0002942243024204, -0.2764350699960085]
+    + [1.0688236953477657, -0.9508359925638927, -1.896511006196506, 2.560197366630067, 0.23703060210084223]
+)
+SLEEP_X = tensor([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+SCHOOLS = (tensor([28.0, 8, -3, 7, -1, 1, 18, 12]), tensor([15.0, 10, 16, 11, 9, 11, 10, 18]))
+TOSSES = tensor([1.0, 1, 1, 0, 1, 1, 1, 0, 1, 0])
+FIFTY_FIFTY = torch.cat([torch.ones(50, dtype=FLOAT), torch.zeros(50, dtype=FLOAT)])
+
+
+def small_cases() -> list[Case]:
+    """Cases whose data are a few numbers."""
+    return [
+        Case("bs_betabinomial_tutorial", beta_binomial, (tensor(2.0),), -math.log(11)),
+        Case("bs_cmdstan_bernoulli", beta_bernoulli(1.0), (TOSSES,), -7.1853870155804165),
+        Case("pymc_beta_bernoulli_1", beta_bernoulli(1.0), (FIFTY_FIFTY,), -71.39896216885869),
+        Case("pymc_beta_bernoulli_20", beta_bernoulli(20.0), (FIFTY_FIFTY,), -69.94556319058591),
+        Case("bs_hier_normal_H0", hierarchy(True), (HIERARCHY_X,), -37.534131260187024),
+        Case("bs_hier_normal_H1", hierarchy(False), (HIERARCHY_X,), -37.79830641018938),
+        Case("bs_sleep_jss_H0", sleep(False), (SLEEP_X,), -30.020640595384478),
+        Case("bs_sleep_jss_H1", sleep(True), (SLEEP_X,), -27.17226323141607),
+        Case("eight_schools_posteriordb", eight_schools, SCHOOLS, -31.311347352292785),
+        Case("bs_std_normal_2d", normal_kernel((0.0, 0.0)), (), math.log(2 * math.pi)),
+        Case("bs_std_normal_2d_off_centre", normal_kernel((1.0, 2.0)), (), math.log(2 * math.pi)),
+        Case("dynesty_eggbox", egg_box, (), 235.85594033225414),
+        Case("dynesty_gauss3d", correlated_normal, (), -8.987196820661973),
+        Case("dynesty_shells_2", shells, (), -1.7456418720467646),
+        Case("pocomc_rosenbrock10_U", rosenbrock, (), -29.995787925620654),
+        Case("tfp_ais_loggamma", log_gamma, (), 2 * -8.334871634622285),
+    ]
+
+
+def shared_cases(folder: Path) -> list[Case]:
+    """Cases whose data are read from the folder of reference cases."""
+
+    def read(name: str) -> dict:
+        return json.loads((folder / f"{name}.json").read_text())
+
+    def build(name: str, model: Callable, *keys: str) -> Case:
+        found = read(name)
+        args = tuple(tensor(found["data"][key]) for key in keys)
+        return Case(name, model, args, found["logZ"], found.get("se", 0.0))
+
+    return [
+        build("radiata_x_density", radiata, "y", "c"),
+        build("pima_tau1.0_m1", logistic_regression, "y", "X"),
+        build("pima_tau1.0_m2", logistic_regression, "y", "X"),
+        build("galaxy_k2_eq", galaxy, "y"),
+        build("bs_ier_k2", exchange_rates, "Y"),
+    ]
+
+
+def reference_folder() -> Path:
+    """Where the larger cases are looked for."""
+    beside = Path(__file__).resolve().parents[3] / "shared"
+    return Path(os.environ.get("PPL_DGM_SHARED", beside)) / "cases"
+
+
+CASES = {
+    found.name: found
+    for found in small_cases() + (shared_cases(reference_folder()) if reference_folder().is_dir() else [])
+}
+
+
+def case(name: str) -> Case:
+    """The case of that name; skips the test where its data are not to be had."""
+    if name not in CASES:
+        pytest.skip(f"the data of {name} are not at {reference_folder()}; set PPL_DGM_SHARED")
+    return CASES[name]
