@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -44,10 +43,14 @@ class LogJoint(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Latent values `[particles, *shape]` by site name and their log density under the distribution that drew them."""
+    """Latent values `[particles, *shape]` by site name and their log density under the distribution that drew them.
+
+    `score` is the part of the log density that belongs to sites drawn without a path gradient.
+    """
 
     values: Values
     log_prob: Any
+    score: Any = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ class Bound:
             set() if shared else set(self.structure.subsampled)
         )
         values = {name: site["value"] for name, site in trace.nodes.items() if name in wanted}
-        return Draw(values, sum_sites(list(sites.values()), self._layout(particles)))
+        layout = self._layout(particles)
+        score = sum_sites([site for site in sites.values() if not site["fn"].has_rsample], layout)
+        return Draw(values, sum_sites(list(sites.values()), layout), score)
 
     def _guide_once(self, values: Values, particles: int | None) -> Any:
         trace = self._trace(self.guide, values, particles)
@@ -171,9 +176,13 @@ class Bound:
     def _draw_many(self, num_particles: int) -> Draw:
         if self.structure.guide_runs == "vmap":
             shared = self._subsample_indices()
-            once = partial(self._draw_once, None, shared)
-            values, log_prob = self._evaluate(lambda: vmap_runs(lambda _: tuple(once()), num_particles, self.device))
-            return Draw(values | shared, log_prob)
+
+            def once(_: Any) -> Draw:
+                draw = self._draw_once(None, shared)
+                return draw._replace(score=torch.zeros_like(draw.log_prob) + draw.score)
+
+            draw = Draw(*self._evaluate(lambda: vmap_runs(once, num_particles, self.device)))
+            return draw._replace(values=draw.values | shared)
         draw = self._evaluate(lambda: self._draw_once(num_particles))
         return draw._replace(values={name: self._strip(name, v) for name, v in draw.values.items()})
 

@@ -226,7 +226,7 @@ def data_size(trace: Any, plate: str) -> int | None:
     frames = [f for _, site in random_sites(trace) for f in site["cond_indep_stack"] if f.name == plate]
     if frames and frames[0].dim is None:
         return 1 + max(frame.counter for frame in frames)
-    return frames[0].size if frames else None
+    return frames[0].full_size if frames else None
 
 
 def select_data(args: tuple, kwargs: Mapping[str, Any], size: int | None, index: Any) -> tuple[tuple, dict[str, Any]]:

@@ -1,0 +1,250 @@
+"""The variational bounds: ELBO, importance-weighted ELBO, Renyi."""
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ppl_dgm.objectives.objective import KLWeight, Objective
+from ppl_dgm.program import Bound, Latent, Structure
+from ppl_dgm.program.bound import Values
+from ppl_dgm.weights import expand_particles, log_mean_exp
+
+Gradient = Literal["reparam", "stl", "dreg"]
+
+
+def log_weights_with_paths(objective: Objective, bound: Bound, gradient: Gradient) -> tuple[Tensor, Any]:
+    """Log weights `[particles, ...]`, differentiable as the gradient mode has it, and the scale of each datum."""
+    if gradient == "dreg" and bound.structure.latents:
+        return doubly_reparameterised(objective, bound)
+    values, log_q = bound.draw(objective.num_particles)[:2]
+    joint = bound.log_joint(values)
+    if gradient == "stl":
+        log_q = log_q - parameter_path(bound, values)
+    return objective.log_weights(joint, log_q), joint.scale
+
+
+def parameter_path(bound: Bound, values: Values) -> Any:
+    """log q(z | x) at fixed z, less its own value: zero, with the score as its gradient.
+
+    What is subtracted from log q to leave the path derivative alone (Roeder et al. 2017, eq. 8).
+    """
+    if not bound.structure.latents:
+        return 0.0
+    log_q = bound.log_guide({name: value.detach() for name, value in values.items()})
+    return log_q - log_q.detach()
+
+
+def doubly_reparameterised(objective: Objective, bound: Bound) -> tuple[Tensor, Any]:
+    """Log weights whose gradient through the latents is multiplied by the normalised weight once more.
+
+    Summed with weights w~ they give w~ for the model's parameters and w~^2 for the guide's: Tucker et al. (2019),
+    eq. 8. The guide's direct dependence on its parameters is taken out, as in `parameter_path`.
+    """
+    normalised: list[Tensor] = []
+    drawn = bound.draw(objective.num_particles).values
+    values = {name: weigh_gradient(bound, name, value, normalised) for name, value in drawn.items()}
+    joint = bound.log_joint(values)
+    log_q = bound.log_guide(values) - parameter_path(bound, drawn)
+    log_w = objective.log_weights(joint, log_q)
+    normalised.append(log_w.detach().softmax(0))
+    return log_w, joint.scale
+
+
+def weigh_gradient(bound: Bound, name: str, value: Tensor, normalised: list[Tensor]) -> Tensor:
+    """A view of a latent value whose incoming gradient is multiplied by normalised weights known only later."""
+    latent = bound.structure.find(name)
+    if latent is None or not value.requires_grad:
+        return value
+    view = value.view_as(value)
+    view.register_hook(lambda grad: grad * align(normalised[0], latent, bound.structure.per_datum, grad))
+    return view
+
+
+def align(weights: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Tensor:
+    """Reshape weights `[particles, data]` or `[particles]` to multiply a latent's value `[particles, *shape]`."""
+    if not per_datum:
+        return weights.reshape((-1,) + (1,) * (value.dim() - 1))
+    if latent.batch_dim == 0:  # a sequential data plate: the gradient of this datum's column
+        raise ValueError("doubly reparameterised gradients need a vectorised data plate, not a Python loop over it")
+    return weights.reshape((weights.shape[0],) + (1,) * (latent.batch_dim - 1) + (-1,) + (1,) * latent.event_dim)
+
+
+def check_reparameterised(structure: Structure, mode: str) -> None:
+    """Refuse guides without a path gradient, naming what works for them."""
+    names = [latent.name for latent in structure.latents if not (latent.reparameterised or latent.point_mass)]
+    if names:
+        raise ValueError(
+            f"{mode} needs reparameterised latents, but the guide draws {names} without a path gradient (discrete, or no "
+            "rsample); use ELBO(), whose score-function gradient does not need one, or mark finite discrete latents "
+            "infer={'enumerate': 'parallel'} and leave them out of the guide to sum them out"
+        )
+
+
+class ELBO(Objective):
+    r"""The evidence lower bound, $\mathbb{E}_q[\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))]$.
+
+    Reparameterised latents have the path gradient; others the score function with, for several particles, the other
+    particles' mean as baseline (Mnih and Rezende 2016; Kool et al. 2019). Enumerated latents are summed out, so that for a
+    program without drawn latents this is the log likelihood itself.
+
+    Kingma and Welling (2014), eq. 3; `kl_weight`: Higgins et al. (2017), eq. 4; `"stl"`: Roeder et al. (2017), eq. 8, whose
+    gradient vanishes without noise where the guide is the posterior.
+
+    Args:
+        num_particles: draws of the latents for each datum.
+        gradient: `"reparam"` or `"stl"`, sticking the landing.
+        kl_weight: beta; a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for unknown settings, or `"stl"` with latents that are not reparameterised.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the posterior
+        >>> loss = ELBO().loss(model, guide, torch.zeros(2))
+        >>> truth = -2 * dist.Normal(0.0, 2.0**0.5).log_prob(torch.tensor(0.0)).item()
+        >>> abs(loss - truth) < 1e-5
+        True
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        gradient: Literal["reparam", "stl"] = "reparam",
+        kl_weight: KLWeight = 1.0,
+        plate: str = "data",
+    ) -> None:
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+        check_choice("gradient", gradient, ("reparam", "stl"))
+        self.gradient: Gradient = gradient
+
+    def check(self, structure: Structure) -> None:
+        if self.gradient == "stl":
+            check_reparameterised(structure, "gradient='stl'")
+
+    def value(self, bound: Bound) -> Tensor:
+        if all(latent.reparameterised or latent.point_mass for latent in bound.structure.latents):
+            log_w, scale = log_weights_with_paths(self, bound, self.gradient)
+            return log_w.mean(0) * scale
+        draw = bound.draw(self.num_particles)
+        joint = bound.log_joint(draw.values)
+        log_w = self.log_weights(joint, draw.log_prob)
+        return (log_w + score_function(log_w, draw.score)).mean(0) * joint.scale
+
+
+def score_function(log_w: Tensor, score: Tensor) -> Tensor:
+    """Zero, with the score-function gradient of the mean log weight; other particles' mean is the baseline."""
+    reward = log_w.detach()
+    count = reward.shape[0]
+    if count > 1:
+        reward = (reward - reward.mean(0)) * (count / (count - 1))
+    return reward * (score - score.detach())
+
+
+class IWELBO(Objective):
+    r"""The importance-weighted bound, $\mathbb{E} \log \frac1K \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k \mid x)$.
+
+    Tightens with K and equals the ELBO at K = 1 (Burda et al. 2016, eq. 8). With `"reparam"` the signal-to-noise ratio
+    of the guide's gradient falls as $K^{-1/2}$ (Rainforth et al. 2018); `"dreg"` is unbiased and has it grow as $K^{1/2}$
+    (Tucker et al. 2019, eq. 8); `"stl"` drops the score term (Roeder et al. 2017), which has little noise but for K > 1
+    a small bias.
+
+    Args:
+        num_particles: K, for each datum.
+        gradient: `"reparam"`, `"stl"` or `"dreg"`.
+        kl_weight: factor of log p(z) - log q(z | x) in log w; a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for unknown settings, or latents that are not reparameterised.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 1.0))
+        >>> x = torch.zeros(100)
+        >>> IWELBO(100).loss(model, guide, x) < ELBO(100).loss(model, guide, x)
+        True
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        *,
+        gradient: Gradient = "reparam",
+        kl_weight: KLWeight = 1.0,
+        plate: str = "data",
+    ) -> None:
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+        check_choice("gradient", gradient, ("reparam", "stl", "dreg"))
+        self.gradient: Gradient = gradient
+
+    def check(self, structure: Structure) -> None:
+        check_reparameterised(structure, f"IWELBO(gradient={self.gradient!r})")
+
+    def value(self, bound: Bound) -> Tensor:
+        log_w, scale = log_weights_with_paths(self, bound, self.gradient)
+        return log_mean_exp(expand_particles(log_w, self.num_particles)) * scale
+
+
+class Renyi(Objective):
+    r"""The variational Renyi bound, $\frac{1}{1-\alpha} \log \frac1K \sum_k w_k^{1-\alpha}$.
+
+    A lower bound for alpha > 0 that falls as alpha grows; alpha = 0 is the importance-weighted bound, alpha -> 1 the
+    ELBO, and for alpha < 0 an upper bound as K grows. Li and Turner (2016), eq. 8. Unlike Pyro's `RenyiELBO` it is right
+    on scaled minibatches: the scale multiplies the logarithm, not the exponent.
+
+    Args:
+        alpha: order, not 1.
+        num_particles: K, for each datum.
+        kl_weight: factor of log p(z) - log q(z | x) in log w; a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for alpha = 1, or latents that are not reparameterised.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> round(Renyi(0.5, 10).loss(model, guide, torch.zeros(1)), 4)
+        1.2655
+    """
+
+    def __init__(self, alpha: float, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+        if alpha == 1:
+            raise ValueError("alpha is 1, where the Renyi bound is the ELBO; use ELBO(), or another alpha")
+        self.alpha = alpha
+
+    def check(self, structure: Structure) -> None:
+        check_reparameterised(structure, "Renyi")
+
+    def value(self, bound: Bound) -> Tensor:
+        log_w, scale = log_weights_with_paths(self, bound, "reparam")
+        power = 1.0 - self.alpha
+        return log_mean_exp(power * expand_particles(log_w, self.num_particles)) / power * scale
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")

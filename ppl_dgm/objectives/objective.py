@@ -1,0 +1,117 @@
+"""Objective: what fits maximise, as a differentiable function of a model and a guide."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from ppl_dgm.program import Bound, LogJoint, Program, Structure, inspect
+
+KLWeight = float | Callable[[int], float]
+
+
+class Objective(pyro.infer.ELBO):
+    """An objective of variational inference, made of log weights.
+
+    A subclass of `pyro.infer.ELBO`, so that `pyro.infer.SVI(model, guide, optim, loss=objective)` takes it, and
+    `objective(model, guide)` is a torch module whose call is the loss. To add one, implement `value(bound)`, the quantity
+    to maximise: `[data]` (per datum) or `[]` (data set). Scales common to all sites of a datum (minibatches,
+    `poutine.scale`) multiply the value of that datum; they never enter an exponent.
+
+    `differentiable_loss` reads no tensor on the host, so that it can be captured. The first call for a model/guide
+    pair checks them against each other and the data.
+
+    Args:
+        num_particles: draws of the latents for each datum.
+        kl_weight: factor of log p(z) - log q(z | x); a number, or a function of the step (`linear_warmup`), which
+            `fit`, or SVI's calls, advance.
+        plate: name of the data plate.
+    """
+
+    def __init__(self, num_particles: int = 1, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles is {num_particles}; expected at least 1")
+        if not callable(kl_weight) and not kl_weight >= 0:
+            raise ValueError(f"kl_weight is {kl_weight}; expected a number >= 0 or a function of the step")
+        super().__init__(num_particles=num_particles)
+        self.kl_weight = kl_weight
+        self.plate = plate
+        self._step = 0
+        self._annealed = torch.tensor(kl_weight(0), dtype=torch.float64) if callable(kl_weight) else None
+        self._structures: dict[Any, Structure] = {}
+
+    @abstractmethod
+    def value(self, bound: Bound) -> Tensor:
+        """The quantity to maximise, in nats: `[data]` or `[]`, before scaling."""
+
+    def check(self, structure: Structure) -> None:
+        """Raise ValueError if the objective does not apply to programs of this structure, naming what does."""
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the scaled objective, summed over data, with gradients; a scalar in nats."""
+        structure = self.structure_of(model, guide, args, kwargs)
+        return -self.value(Bound(model, guide, structure, args, kwargs)).sum()
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the objective as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the objective as a number; its gradients are added to the parameters'. Advances the step."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        self.set_step(self._step + 1)
+        return loss.item()
+
+    def set_step(self, step: int) -> None:
+        """Set the step on which an annealed weight depends."""
+        self._step = step
+        if callable(self.kl_weight) and self._annealed is not None:
+            self._annealed.fill_(self.kl_weight(step))
+
+    def structure_of(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Structure:
+        """Structure of a model/guide pair, found at its first call."""
+        key = (model, guide)
+        if key not in self._structures:
+            structure = known_structure(model, guide) or inspect(model, guide, args, kwargs, self.plate)
+            self.check(structure)
+            self._structures[key] = structure
+        return self._structures[key]
+
+    def log_weights(self, joint: LogJoint, log_q: Any) -> Tensor:
+        """log p(x | z) + kl_weight (log p(z) - log q(z | x)): `[particles, data]` or `[particles]`."""
+        weight = self._annealed if self._annealed is not None else self.kl_weight
+        if isinstance(weight, float) and weight == 1.0:
+            return joint.total - log_q
+        return joint.likelihood + weight * (joint.prior - log_q)
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Pyro's hook: traces of model and guide."""
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+
+def known_structure(model: Any, guide: Any) -> Structure | None:
+    """Structure that a program's own model and guide carry already."""
+    scope = getattr(model, "scope", None)
+    if isinstance(scope, Program) and scope.guide is guide and scope.initialised:
+        return scope.structure
+    return None
+
+
+def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Callable[[int], float]:
+    """A weight that goes linearly from `start` to `end` in `num_steps` steps and stays there (Bowman et al. 2016).
+
+    Example:
+        >>> weight = linear_warmup(100)
+        >>> weight(0), weight(50), weight(1000)
+        (0.0, 0.5, 1.0)
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; expected at least 1")
+    return lambda step: start + (end - start) * min(step / num_steps, 1.0)
