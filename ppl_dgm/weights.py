@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppl_dgm.program import Bound, Program, select_data
 
 MEMORY = 256 * 2**20  # bytes that one chunk of particles may allocate, all intermediate results counted
+UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 Proposal = Literal["guide", "prior"]
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program import Bound, Program
-from ppl_dgm.weights import seeded
+from ppl_dgm.weights import UNRELIABLE_K, seeded
 
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
-UNRELIABLE_K = 0.7
 BINOMIAL_TAIL = 0.02
 
 
