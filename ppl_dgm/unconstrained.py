@@ -124,7 +124,7 @@ class Unconstrained:
 
     def sample_guide(self, num_chains: int) -> tuple[Tensor, Tensor]:
         """Draw points from the guide (the prior where there is none) and their log density: points, `[chains, *batch]`."""
-        values, log_q = self.bound.draw(num_chains)
+        values, log_q = self.bound.draw(num_chains)[:2]
         point = self.unconstrain(values)
         return point, log_q + self._transformed(point)[1]
 

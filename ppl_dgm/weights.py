@@ -94,7 +94,7 @@ def weight_chunks(
 
 def draw_weights(bound: Bound, num_particles: int) -> Tensor:
     """Log weights with the guide as proposal."""
-    values, log_q = bound.draw(num_particles)
+    values, log_q = bound.draw(num_particles)[:2]
     return expand_particles(bound.log_joint(values).total - log_q, num_particles)
 
 
