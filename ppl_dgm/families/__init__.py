@@ -1,0 +1,9 @@
+"""Families of generative models, each a Program: choose one, or put one together of parts."""
+
+from ppl_dgm.families.autoregressive import MADE
+from ppl_dgm.families.bayesnet import IndependentBernoulli
+from ppl_dgm.families.latent_linear import PPCA
+from ppl_dgm.families.mixture import Mixture
+from ppl_dgm.families.vae import VAE
+
+__all__ = ["MADE", "PPCA", "VAE", "IndependentBernoulli", "Mixture"]

@@ -1,0 +1,149 @@
+"""One dictionary of tiny programs of every family, with data and an independent account of their evidence.
+
+A new family adds one line to `CASES`; every generic test then runs over it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+
+from ppl_dgm import Program
+from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture, likelihoods
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family's tiny instance.
+
+    `make()` builds the program and `data()` its arguments, the same on each call up to torch's generator;
+    `truth(program, *data)` is the log evidence of each datum `[data]` in nats, found without the program.
+    """
+
+    make: Callable[[], Program]
+    data: Callable[[], tuple]
+    truth: Callable[..., Tensor]
+
+
+def generator() -> torch.Generator:
+    """Randomness of the data: the same on each call."""
+    return torch.Generator().manual_seed(7)
+
+
+def binary(num_data: int = 6, num_dims: int = 4) -> Callable[[], tuple]:
+    """Random binary data `[num_data, num_dims]`."""
+    return lambda: ((torch.rand(num_data, num_dims, generator=generator()) < 0.6).float(),)
+
+
+def real(num_data: int = 6, num_dims: int = 3) -> Callable[[], tuple]:
+    """Random normal data `[num_data, num_dims]`."""
+    return lambda: (torch.randn(num_data, num_dims, generator=generator()),)
+
+
+def levels(num_levels: int, num_data: int = 6, num_dims: int = 3) -> Callable[[], tuple]:
+    """Random integer data `[num_data, num_dims]` in 0, ..., num_levels - 1, as real numbers."""
+    return lambda: (torch.randint(num_levels, (num_data, num_dims), generator=generator()).float(),)
+
+
+def all_vectors(num_levels: int, num_dims: int) -> Tensor:
+    """Every vector of levels, `[num_levels ** num_dims, num_dims]`."""
+    return torch.tensor(list(product(range(num_levels), repeat=num_dims)), dtype=torch.get_default_dtype())
+
+
+def seeded(make: Callable[[], Program]) -> Callable[[], Program]:
+    """The constructor with its parameters drawn from a fixed seed."""
+
+    def built() -> Program:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(3)
+            program = make()
+            with torch.no_grad():
+                for parameter in program.parameters():
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        return program
+
+    return built
+
+
+# ---- evidence, found without the program -----------------------------------------------------------------------------
+
+
+def independent_bernoulli(program: Any, x: Tensor) -> Tensor:
+    probs = program.probs
+    return (probs.log() * x + (1 - probs).log() * (1 - x)).sum(-1)
+
+
+def mixture(component: Callable[[Any, int], Any]) -> Callable[[Any, Tensor], Tensor]:
+    """log sum_k pi_k p_k(x), one component after the other."""
+
+    def truth(program: Any, x: Tensor) -> Tensor:
+        parts = program.parts
+        weights = parts.logits.softmax(-1)
+        densities = [component(parts.components, k).log_prob(x).exp() for k in range(len(weights))]
+        densities = [density.prod(-1) if density.dim() == 2 else density for density in densities]
+        return sum(w * p for w, p in zip(weights, densities, strict=True)).log()
+
+    return truth
+
+
+def dense_normal(components: Any, k: int) -> MultivariateNormal:
+    copy = 0 if components.covariance == "tied" else k
+    factor = components.lower[copy].tril(-1) + components.log_scales[copy].exp().diag()
+    return MultivariateNormal(components.locs[k], covariance_matrix=factor @ factor.T)
+
+
+def ppca(program: Any, x: Tensor) -> Tensor:
+    model = program.model.fn
+    identity = torch.eye(len(model.loc), dtype=x.dtype, device=x.device)
+    covariance = model.weight @ model.weight.T + (2 * model.log_scale).exp() * identity
+    return MultivariateNormal(model.loc, covariance).log_prob(x)
+
+
+def vae_by_quadrature(program: Any, x: Tensor) -> Tensor:
+    """log of the integral over one latent on a fine grid, the prior standard normal."""
+    model = program.model.fn
+    z = torch.linspace(-8, 8, 4001, dtype=x.dtype, device=x.device)
+    params = model.decoder(z.unsqueeze(-1)).reshape(len(z), 1, x.shape[-1], -1)
+    log_likelihood = model.likelihood(params).log_prob(x).sum(-1)
+    log_prior = Normal(torch.zeros_like(z), 1.0).log_prob(z).unsqueeze(-1)
+    return (log_prior + log_likelihood + (z[1] - z[0]).log()).logsumexp(0)
+
+
+def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
+    """Conditionals one dimension at a time, the later dimensions of the net's input blanked out."""
+    model = program.model.fn
+    total = torch.zeros_like(x[:, 0])
+    order = model.order or range(x.shape[1])
+    for seen, dim in enumerate(order):
+        earlier = torch.zeros_like(x)
+        earlier[:, list(order)[:seen]] = x[:, list(order)[:seen]]
+        params = model.net(model.likelihood.inputs(earlier))[:, dim]
+        conditional = Bernoulli(logits=params[:, 0]) if params.shape[-1] == 1 else Categorical(logits=params)
+        total = total + conditional.log_prob(x[:, dim])
+    return total
+
+
+CASES: dict[str, Case] = {
+    "independent bernoulli": Case(seeded(lambda: IndependentBernoulli(4)), binary(), independent_bernoulli),
+    "bernoulli mixture": Case(
+        seeded(lambda: Mixture(4, 3, "bernoulli")), binary(), mixture(lambda c, k: Bernoulli(logits=c.logits[k]))
+    ),
+    "diagonal mixture": Case(
+        seeded(lambda: Mixture(3, 2, "diagonal")),
+        real(),
+        mixture(lambda c, k: Normal(c.locs[k], c.log_scales[k].exp())),
+    ),
+    "full mixture": Case(seeded(lambda: Mixture(3, 2, "full")), real(), mixture(dense_normal)),
+    "tied mixture": Case(seeded(lambda: Mixture(3, 2, "tied")), real(), mixture(dense_normal)),
+    "ppca": Case(seeded(lambda: PPCA(3, 2)), real(), ppca),
+    "bernoulli vae": Case(seeded(lambda: VAE(4, 1, [5])), binary(), vae_by_quadrature),
+    "gaussian vae": Case(seeded(lambda: VAE(3, 1, [5], "gaussian")), real(), vae_by_quadrature),
+    "made": Case(seeded(lambda: MADE(4, [8], order=[2, 0, 3, 1])), binary(), made_by_conditionals),
+    "categorical made": Case(
+        seeded(lambda: MADE(3, [8, 8], likelihoods.Categorical(3))), levels(3), made_by_conditionals
+    ),
+}
