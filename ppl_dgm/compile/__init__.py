@@ -1,11 +1,13 @@
 """Capture once, run compiled: a function that runs Pyro programs becomes a static graph and then machine code."""
 
-from ppl_dgm.compile.backend import Compiled, cache_folder, compile_captured, compile_function
+from ppl_dgm.compile.backend import Backend, Compiled, cache_folder, compile_captured, compile_function
 from ppl_dgm.compile.capture import Captured, capture
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.losses import differentiable_loss
 from ppl_dgm.compile.train import TrainStep
 
 __all__ = [
+    "Backend",
     "CaptureError",
     "Captured",
     "Compiled",
@@ -14,4 +16,5 @@ __all__ = [
     "capture",
     "compile_captured",
     "compile_function",
+    "differentiable_loss",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch._inductor as inductor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -101,10 +102,13 @@ def without_gradients(run: Callable[..., Any]) -> Flat:
 def cache_folder() -> Path:
     """Return the folder that keeps compiled code between runs, and tell the compiler of it.
 
-    It is `TORCHINDUCTOR_CACHE_DIR` where that is set, else `ppl_dgm/inductor` in the user's cache folder.
+    It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the user's cache folder.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "ppl_dgm" / "inductor")))
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if folder is None or folder == default_cache_dir():  # torch writes its default to the variable by itself
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "ppl_dgm" / "inductor")
+    return Path(folder)
 
 
 def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -> Compiled:
@@ -112,7 +116,7 @@ def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -
     seconds = 0.0
     if key not in _COMPILED:
         size = sum(node.op == "call_function" for node in graph.graph.nodes)
-        _LOG.info("compiling a graph of %d operations (%s); this happens once", size, cache_folder())
+        _LOG.info("compiling a graph of %d operations; the code is kept in %s", size, cache_folder())
         start = time.perf_counter()
         _COMPILED[key] = _machine_code(graph, flat)
         seconds = time.perf_counter() - start

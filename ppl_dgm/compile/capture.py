@@ -87,9 +87,11 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with traceable_pyro() as tracker, _unchanged_buffers() as modules, _one_error():
-        lifted = _discover(call, tensors, tracker)
-        graph, structure = _trace(call, tensors, lifted, tracker)
+    with _unchanged_buffers() as modules, _one_error():
+        with traceable_pyro() as tracker:
+            lifted = _discover(call, tensors, tracker)
+        with traceable_pyro() as tracker:
+            graph, structure = _trace(call, tensors, lifted, tracker)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*lifted, *lift_constants(graph)]

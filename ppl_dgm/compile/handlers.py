@@ -13,7 +13,7 @@ from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, traceg
 from pyro.infer.util import Dice
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
-from torch.distributions import Distribution, transforms
+from torch.distributions import Distribution, Transform, transforms
 from torch.distributions.utils import lazy_property
 from torch.overrides import TorchFunctionMode
 
@@ -42,7 +42,8 @@ class SiteTracker(Messenger):
         self.current = None
 
     def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] not in pyro.get_param_store():
+        start = msg["args"][1] if len(msg["args"]) > 1 else None
+        if msg["name"] not in pyro.get_param_store() and not isinstance(start, torch.nn.Parameter):
             raise CaptureError(
                 f"parameter {msg['name']!r} does not exist yet and would be created during capture. Run the program "
                 "once before compiling it, and give parameters names that don't change from call to call."
@@ -53,7 +54,9 @@ class SiteTracker(Messenger):
 def traceable_pyro() -> Iterator[SiteTracker]:
     """Let Pyro programs and losses run without reading values on the host; everything is restored on exit."""
     with ExitStack() as stack:
-        for owner, name, value in _patches():
+        touched: list[Transform] = []
+        stack.callback(_forget, touched)
+        for owner, name, value in [*_patches(), *_cache_patches(touched)]:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(_unchanged_store())
@@ -82,6 +85,26 @@ def _patches() -> list[tuple[Any, str, Any]]:
         # The check for NaN reads the loss; a fit checks it on what comes out of the graph.
         patches.append((module, "warn_if_nan", lambda value, *_, **__: value))
     return patches
+
+
+def _cache_patches(touched: list[Transform]) -> list[tuple[Any, str, Any]]:
+    """A transform's cached pair may stem from before the trace, and must not keep tensors of the trace after it."""
+
+    def fresh(method: Any) -> Any:
+        def call(self: Transform, value: torch.Tensor) -> torch.Tensor:
+            if all(self is not known for known in touched):
+                touched.append(self)
+                _forget([self])
+            return method(self, value)
+
+        return call
+
+    return [(Transform, name, fresh(getattr(Transform, name))) for name in ("__call__", "_inv_call")]
+
+
+def _forget(touched: list[Transform]) -> None:
+    for transform in touched:
+        transform._cached_x_y = None, None
 
 
 def _compute_property(self: Any, instance: Any, obj_type: Any = None) -> Any:

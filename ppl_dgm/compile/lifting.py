@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C import _len_torch_dispatch_stack
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -62,6 +63,11 @@ class Lifting(TorchFunctionMode):
         super().__init__()
         self._site = site
         self._originals: dict[int, torch.Tensor] = {}
+        self._depth = 0
+
+    def __enter__(self) -> "Lifting":
+        self._depth = _len_torch_dispatch_stack()
+        return super().__enter__()
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what replaces `tensor` inside the trace."""
@@ -72,6 +78,8 @@ class Lifting(TorchFunctionMode):
         return self._originals.get(id(tensor), tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _len_torch_dispatch_stack() < self._depth:  # the tracer's own work, called back from C++ (saved tensors)
+            return func(*args, **(kwargs or {}))
         if func is _SET_DATA:
             raise self._refuse("replaces a tensor's storage (`.data = ...`)", "Write in place, with `copy_`.")
         args, kwargs = swap(args, self.stand_in), swap(kwargs or {}, self.stand_in)

@@ -59,6 +59,8 @@ class TrainStep:
         self._optimiser = GraphOptimiser(optimizer)
         self._compiled: dict[Any, Compiled] = {}
         self._device = self._optimiser.parameters[0].device
+        self._rates = torch.empty(0, dtype=torch.float64)
+        self._numbers = self._rates.numpy()
 
     @property
     def seconds(self) -> float:
@@ -68,12 +70,11 @@ class TrainStep:
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""
         compiled = self.prepare(*batch)
-        rates = torch.tensor(self._optimiser.rates(), dtype=torch.float64).to(self._device)
-        return compiled.run(*tensor_leaves(batch), rates, *compiled.captured.lifted)[0]
+        return compiled.run(*tensor_leaves(batch), self._next_rates(), *compiled.captured.lifted)[0]
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""
-        key = _shapes(batch)
+        key = _shapes(batch), len(self._optimiser.cohorts)
         compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
             captured = capture(self._step, (batch, self._example_rates()))
@@ -82,12 +83,19 @@ class TrainStep:
 
     def knows(self, *batch: Any) -> bool:
         """Whether a batch of this shape runs without compiling."""
-        return _shapes(batch) in self._compiled
+        return (_shapes(batch), len(self._optimiser.cohorts)) in self._compiled
 
     def eager(self, *batch: Any) -> torch.Tensor:
         """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""
-        rates = torch.tensor(self._optimiser.rates(), dtype=torch.float64).to(self._device)
-        return self._step(batch, rates)
+        return self._step(batch, self._next_rates())
+
+    def _next_rates(self) -> torch.Tensor:
+        numbers = self._optimiser.rates()
+        if len(numbers) != len(self._numbers):  # a checkpoint may split or join the cohorts
+            self._rates = torch.empty(len(numbers), dtype=torch.float64)
+            self._numbers = self._rates.numpy()
+        self._numbers[:] = numbers
+        return self._rates if self._device.type == "cpu" else self._rates.to(self._device)
 
     def _example_rates(self) -> torch.Tensor:
         count = sum(len(self._optimiser.rule.rates(cohort.group, 1)) for cohort in self._optimiser.cohorts)
