@@ -14,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
@@ -22,10 +23,11 @@ from ppl_dgm.weights import UNRELIABLE_K, WeightSummary
 
 INK, MUTED, GRID, ALARM = "#1f2933", "#7b8794", "#e4e7eb", "#c62828"
 COLOURS = ("#2563a8", "#d1721b", "#2f8f5b", "#8a4fa3", "#b8325f", "#6b6f1d", "#1f8a9e", "#8c5a3c")  # one per program
+SHADES = plt.get_cmap("gray_r").with_extremes(bad="#c3cfdb")
 MARKERS = {"exact": "o", "lower": ">", "upper": "<", "estimate": "D"}
 MEANINGS = {"exact": "exact", "lower": "lower bound", "upper": "upper bound", "estimate": "estimate"}
 NUM_ERRORS = 1.96  # standard errors on either side: 95 % intervals
-MAX_POINTS = 400  # of a curve, after averaging
+MAX_POINTS = 160  # of a curve, after averaging
 ROW_INCHES = 0.42
 STYLE: dict[str, Any] = {
     "font.size": 9.5,
@@ -238,7 +240,8 @@ def plot_images(
             ax.remove()
         for ax, title, grid in zip(axes.flat, groups, grids, strict=False):
             scaled = (grid - low) / ((high - low) or 1.0)
-            ax.imshow(np.nan_to_num(scaled, nan=1.0), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            shown = scaled if grid.ndim == 2 else np.nan_to_num(scaled, nan=1.0)
+            ax.imshow(shown, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(title)
             ax.set_axis_off()
     return axes.flat[: len(grids)]
@@ -297,8 +300,10 @@ def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
         ax.loglog(weights, share, ".", ms=3.5, color=COLOURS[0] if k <= UNRELIABLE_K else ALARM, label="weights")
         if math.isfinite(k):
             draw_pareto_tail(ax, relative, summary.tail_size)
+        ax.set_ylim(0.5 / len(relative), 2)
         ax.axvline(1.0, color=MUTED, lw=0.8)
-        ax.set_xlim(max(weights.min(), weights.max() * 1e-8) / 2, weights.max() * 3)
+        ax.set_xlim(min(max(weights.min(), weights.max() * 1e-8) / 2, 0.05), max(weights.max() * 3, 20))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("weight / mean weight")
         ax.set_ylabel("share of weights above")
         ax.set_title(f"Pareto k = {k:.2f}, ESS = {float(summary.ess):.0f} of {len(relative)}")
@@ -313,4 +318,3 @@ def draw_pareto_tail(ax: Axes, relative: Tensor, tail_size: int) -> None:
     x = np.geomspace(threshold, 2 * float(relative[0]), 100)
     share = np.clip(1 + k * (x - threshold) / scale, 1e-12, None) ** (-1 / k)
     ax.plot(x, share * tail_size / len(relative), color=INK, lw=1.3, ls=(0, (4, 2)), label="fitted Pareto tail")
-    ax.set_ylim(bottom=0.5 / len(relative))

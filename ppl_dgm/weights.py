@@ -19,6 +19,7 @@ from ppl_dgm.program import Bound, Program, select_data
 
 MEMORY = 256 * 2**20  # bytes that one chunk of particles may allocate, all intermediate results counted
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
+CHANCE_SHARE = 0.02  # share of data whose k may exceed that by chance
 Proposal = Literal["guide", "prior"]
 
 
@@ -265,3 +266,19 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     summary = WeightSummary(log_weights.shape[0])
     summary.add(log_weights)
     return summary.pareto_k
+
+
+def tail_warnings(pareto_k: Tensor) -> tuple[str, ...]:
+    """Warnings that follow from Pareto shapes, `[data]` or `[]`: single data exceed the threshold by chance.
+
+    Example:
+        >>> tail_warnings(torch.tensor(0.9))
+        ('Pareto k is 0.90 > 0.7',)
+    """
+    share = (pareto_k > UNRELIABLE_K).double().mean().item()
+    if share <= (CHANCE_SHARE if pareto_k.dim() else 0.0):
+        return ()
+    worst = f"{pareto_k.max().item():.2f} > {UNRELIABLE_K}"
+    return (
+        f"Pareto k is up to {worst} for {100 * share:.3g} % of the data" if pareto_k.dim() else f"Pareto k is {worst}",
+    )
