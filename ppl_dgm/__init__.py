@@ -1,8 +1,21 @@
 """Probabilistic programming for deep generative models: fit Pyro programs, ask for their evidence, compare them."""
 
+from ppl_dgm import evidence, objectives
+from ppl_dgm.data import Dataset
+from ppl_dgm.fit import Fit, NonFiniteError, fit
 from ppl_dgm.program import Program
 from ppl_dgm.weights import log_weights, pareto_k
 
 __version__ = "0.1.0"
 
-__all__ = ["Program", "log_weights", "pareto_k"]
+__all__ = [
+    "Dataset",
+    "Fit",
+    "NonFiniteError",
+    "Program",
+    "evidence",
+    "fit",
+    "log_weights",
+    "objectives",
+    "pareto_k",
+]

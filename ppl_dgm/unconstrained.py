@@ -66,7 +66,7 @@ class Unconstrained:
         for latent in self.bound.structure.model_latents:
             check_support(latent, values[latent.name])
             transform = biject_to(latent.support)
-            shape = self._data_first(latent, transform.inv(values[latent.name])).shape[1 + self._local :]
+            shape = self._data_first(latent, inverse(transform, values[latent.name])).shape[1 + self._local :]
             start = slots[-1].stop if slots else 0
             slots.append(Slot(latent, transform, shape, start, start + shape.numel()))
         return tuple(slots)
@@ -83,8 +83,8 @@ class Unconstrained:
         """Latent values `[chains, *shape]` by name -> points `[chains, *batch, dim]`."""
         parts = []
         for slot in self.slots:
-            y = self._data_first(slot.latent, slot.transform.inv(values[slot.latent.name]))
-            parts.append(y.reshape(y.shape[: 1 + self._local] + (-1,)))
+            y = self._data_first(slot.latent, inverse(slot.transform, values[slot.latent.name]))
+            parts.append(y.reshape((*y.shape[: 1 + self._local], -1)))
         return torch.cat(parts, -1)
 
     def constrain(self, point: Tensor) -> Values:
@@ -99,7 +99,7 @@ class Unconstrained:
             value = slot.transform(y)
             log_det = slot.transform.log_abs_det_jacobian(y, value)
             log_det = log_det.movedim(slot.latent.batch_dim, 1) if self._local else log_det
-            jacobian = jacobian + log_det.reshape(point.shape[:-1] + (-1,)).sum(-1)
+            jacobian = jacobian + log_det.reshape((*point.shape[:-1], -1)).sum(-1)
             values[slot.latent.name] = value
         return values, jacobian
 
@@ -150,6 +150,11 @@ class Unconstrained:
             f"the guide's auxiliary variables {names} are not its unconstrained latents, so that its density at a given "
             "point is unknown; use a guide that samples the model's latents, AutoNormal or AutoMultivariateNormal"
         )
+
+
+def inverse(transform: Transform, value: Tensor) -> Tensor:
+    """The unconstrained point of a latent value."""
+    return transform.inv(value)  # type: ignore[misc]
 
 
 def check_continuous(bound: Bound) -> None:

@@ -2,19 +2,17 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppl_dgm.program import Bound, Program
-from ppl_dgm.weights import UNRELIABLE_K, seeded
+from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.weights import seeded, tail_warnings
 
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
-BINOMIAL_TAIL = 0.02
 
 
 class Estimate(NamedTuple):
@@ -99,7 +97,7 @@ class Estimator(ABC):
     def estimate(self, bound: Bound) -> Estimate:
         """Estimate log Z of the program bound to its data; gradients are off and the generator is seeded."""
 
-    def check(self, bound: Bound) -> None:
+    def check(self, bound: Bound) -> None:  # noqa: B027 - most estimators apply to every program
         """Raise ValueError if the method does not apply to the program, naming what does."""
 
     def kind(self, bound: Bound) -> BoundKind:
@@ -149,18 +147,6 @@ class Estimator(ABC):
         )
 
 
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode (dropout off, batch norm fixed) and back."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 def check_evidence(program: Program, bound: Bound) -> None:
     """Refuse what has no evidence, whatever the method."""
     structure = bound.structure
@@ -190,9 +176,4 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
     if not bool(torch.isfinite(estimate.log_z).all()):
         found.append("log Z is not finite: all weights are zero; the proposal misses the posterior")
     k = estimate.diagnostics.get("pareto_k")
-    # k > 0.7 in more than a few data: single data exceed it by chance
-    if k is not None and bool((k > UNRELIABLE_K).double().mean() > (0 if k.dim() == 0 else BINOMIAL_TAIL)):
-        share = (k > UNRELIABLE_K).double().mean().item()
-        which = "" if k.dim() == 0 else f" for {100 * share:.3g} % of the data"
-        found.append(f"Pareto k is up to {k.max().item():.2f} > {UNRELIABLE_K}{which}")
-    return tuple(found)
+    return tuple(found) + (tail_warnings(k) if k is not None else ())

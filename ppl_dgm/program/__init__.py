@@ -1,7 +1,9 @@
 """Programs: Pyro model/guide pairs as torch modules, checked, and evaluated over many particles at once."""
 
+from ppl_dgm.program.arguments import move_data, select_data, tensors_of, unpack_data
 from ppl_dgm.program.bound import Bound, Draw, LogJoint, Prior
-from ppl_dgm.program.inspection import data_size, inspect, select_data, tensors_of, undisturbed
+from ppl_dgm.program.inspection import data_size, evaluating, inspect, undisturbed
+from ppl_dgm.program.pointwise import log_likelihoods
 from ppl_dgm.program.program import Program, write_atomically
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import unvalidated
@@ -18,10 +20,14 @@ __all__ = [
     "Structure",
     "data_size",
     "draw_sites",
+    "evaluating",
     "inspect",
+    "log_likelihoods",
+    "move_data",
     "select_data",
     "tensors_of",
     "undisturbed",
+    "unpack_data",
     "unvalidated",
     "write_atomically",
 ]

@@ -10,6 +10,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.sites import (
     Layout,
     Substitute,
@@ -100,7 +101,8 @@ class Bound:
             return self._model_once(given, particles, scale)
 
         if self.structure.latents:
-            return LogJoint(*self._map(once, values, self.structure.model_runs), scale[0])
+            prior, likelihood = self._map(once, values, self.structure.model_runs)
+            return LogJoint(prior, likelihood, scale[0])
         prior, likelihood = self._evaluate(lambda: once(values, None))
         return LogJoint(prior, likelihood.unsqueeze(0), scale[0])
 
@@ -167,7 +169,7 @@ class Bound:
     def _marked(self, fn: Callable) -> Callable:
         return poutine.infer_config(fn, self._enumerate_if_listed)
 
-    def _enumerate_if_listed(self, site: Any) -> dict[str, Any]:
+    def _enumerate_if_listed(self, site: Any) -> Any:
         listed = site["name"] in self.structure.enumerated
         return {"enumerate": "parallel" if listed else None}
 
@@ -226,8 +228,7 @@ class Bound:
     @property
     def device(self) -> torch.device | None:
         """Device of the data, or None where the program takes none."""
-        tensors = list(torch.utils._pytree.tree_leaves((self.args, dict(self.kwargs))))
-        return next((leaf.device for leaf in tensors if isinstance(leaf, Tensor)), None)
+        return next((tensor.device for tensor in tensors_of(self.args, self.kwargs)), None)
 
 
 class Prior:
@@ -237,6 +238,9 @@ class Prior:
         self.model = model
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        poutine.block(self.model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])(
-            *args, **kwargs
-        )
+        poutine.block(self.model, hide_fn=is_given)(*args, **kwargs)
+
+
+def is_given(site: Any) -> bool:
+    """Whether a site is data or a factor, not something to be drawn."""
+    return site["type"] == "sample" and site["is_observed"]

@@ -172,7 +172,7 @@ def check_shapes(role: str, trace: Any, structure: Structure) -> None:
     blame(role, trace.compute_log_prob, (), {})
     for name, site in random_sites(trace):
         try:
-            check_site_shape(site, structure.nesting)
+            check_site_shape(site, structure.nesting)  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(
                 f"site {name!r} of the {role} has a batch dimension that no plate declares: {error}. Expected the data "

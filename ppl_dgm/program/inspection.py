@@ -9,10 +9,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from ppl_dgm.program import checks
+from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound import Bound, Prior
 from ppl_dgm.program.sites import (
     Site,
@@ -31,20 +31,26 @@ PIECE = 1024
 
 
 @contextmanager
-def undisturbed(*callables: Any) -> Iterator[None]:
-    """Run a block in evaluation mode, without gradients and without moving the random number generators."""
+def evaluating(*callables: Any) -> Iterator[None]:
+    """Put torch modules in evaluation mode (dropout off, batch norm fixed) and back; other callables are let be."""
     modules = [m for fn in callables if isinstance(fn, nn.Module) for m in fn.modules()]
     modes = [(module, module.training) for module in modules]
-    devices = {p.device for fn in callables if isinstance(fn, nn.Module) for p in fn.parameters()}
-    cuda = [device for device in devices if device.type == "cuda"]
     try:
         for module in modules:
             module.training = False
-        with torch.random.fork_rng(cuda), torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def undisturbed(*callables: Any) -> Iterator[None]:
+    """Run a block in evaluation mode, without gradients and without moving the random number generators."""
+    devices = {p.device for fn in callables if isinstance(fn, nn.Module) for p in fn.parameters()}
+    cuda = [device for device in devices if device.type == "cuda"]
+    with evaluating(*callables), torch.random.fork_rng(cuda), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True)
@@ -94,15 +100,15 @@ def examine(
     with undisturbed(model, guide), pyro.validation_enabled(True):
         checks.check_finite_arguments(args, kwargs)
         divisible = runs_on_few(model, proposal, args, kwargs, size, plate)
-        structure = None
+        structures = []
         for piece_args, piece_kwargs in pieces(args, kwargs, size if divisible else None):
             guide_trace, model_trace = checks.run(model, proposal, piece_args, piece_kwargs)
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
             checks.check(found, model_trace, guide_trace if guide else None)
             observed.add(found, model_trace)
-            structure = structure or replace(found, divisible=divisible)
+            structures.append(replace(found, divisible=divisible))
         few = few_data(args, kwargs, size) if divisible else (args, kwargs)
-        structure = prove_vectorisation(Bound(model, proposal, structure, *few))
+        structure = prove_vectorisation(Bound(model, proposal, structures[0], *few))
     num_data = size if divisible else data_size(model_trace, plate)
     return Examination(structure, num_data, observed.num_dims, observed.digest)
 
@@ -229,15 +235,6 @@ def data_size(trace: Any, plate: str) -> int | None:
     return frames[0].full_size if frames else None
 
 
-def select_data(args: tuple, kwargs: Mapping[str, Any], size: int | None, index: Any) -> tuple[tuple, dict[str, Any]]:
-    """Index the tensors among the arguments whose first dimension is the data plate's; hand the rest on."""
-
-    def pick(leaf: Any) -> Any:
-        return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf
-
-    return (args, dict(kwargs)) if size is None else tree_map(pick, (args, dict(kwargs)))
-
-
 def few_data(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> tuple[tuple, dict[str, Any]]:
     """The first few data: enough to learn how the program behaves."""
     return select_data(args, kwargs, size, slice(0, num_few(size or 0)))
@@ -281,8 +278,3 @@ def vectorisation_error(bound: Bound) -> str:
             if many[i].shape != single.shape or not torch.allclose(many[i], single, 1e-3, 1e-3, equal_nan=True):
                 return f"log density of the {name} differs"
     return ""
-
-
-def tensors_of(args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """All tensors among a program's arguments."""
-    return [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]

@@ -10,6 +10,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.bound import Bound, Prior
 from ppl_dgm.program.checks import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect, undisturbed
@@ -90,10 +91,11 @@ class Program(ParameterScope):
 
     def inspect(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Structure:
         """Check the program at these data and return its structure; see `ppl_dgm.program.inspect`."""
-        return self._examine(args, kwargs, sum_out).structure
+        return self._examine(*unpack_arguments(args, kwargs), sum_out).structure
 
     def bind(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Bound:
         """The program at these data, as log densities over particles; checks them first."""
+        args, kwargs = unpack_arguments(args, kwargs)
         found = self._examine(args, kwargs, sum_out)
         return Bound(
             self.model, self.guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest

@@ -108,9 +108,9 @@ class ParameterScope(nn.Module):
         """Run a block with this scope as Pyro's parameter store; adopt what it creates."""
         params, constraints = dict(self.site_parameters), dict(self._constraints)
         recorder = ModuleRecorder(self._known_modules)
-        with store_contents(params, constraints), pyro.settings.context(module_local_params=False):
-            with nullcontext() if self._sealed else recorder:
-                yield
+        watched = nullcontext() if self._sealed else recorder
+        with store_contents(params, constraints), pyro.settings.context(module_local_params=False), watched:
+            yield
         for name, module in recorder.modules.items():
             self.adopt(name, module)
         self._adopt_new(params, constraints)

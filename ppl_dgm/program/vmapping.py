@@ -52,7 +52,8 @@ class GammaDirichlet:
 
     @staticmethod
     def apply(concentration: Tensor) -> Tensor:
-        gamma = torch._standard_gamma(concentration).clamp_min(torch.finfo(concentration.dtype).tiny)
+        gamma = torch._standard_gamma(concentration)  # type: ignore[attr-defined]
+        gamma = gamma.clamp_min(torch.finfo(concentration.dtype).tiny)  # all zero for small concentrations
         return gamma / gamma.sum(-1, keepdim=True)
 
 

@@ -1,0 +1,86 @@
+"""Minibatches along the data plate."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from ppl_dgm.program import select_data
+
+Batch = tuple[tuple, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All data of a program, dealt out in minibatches: a new shuffle for every epoch, told by the seed alone.
+
+    Args:
+        args, kwargs: the program's arguments.
+        num_data: size of the data plate; 1 where there is none.
+        batch_size: data in a minibatch.
+        seed: of the shuffles.
+    """
+
+    args: tuple
+    kwargs: Mapping[str, Any]
+    num_data: int
+    batch_size: int
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch; the last minibatch may be smaller."""
+        return -(-self.num_data // self.batch_size)
+
+    def from_step(self, step: int) -> Iterator[tuple[int, Batch]]:
+        """Endless (size, minibatch) pairs from a step on."""
+        while True:
+            epoch, position = divmod(step, self.per_epoch)
+            order = self._order(epoch)
+            for start in range(position * self.batch_size, self.num_data, self.batch_size):
+                rows = order[start : start + self.batch_size] if order is not None else slice(None)
+                yield min(self.batch_size, self.num_data - start), self.select(rows)
+                step += 1
+
+    def _order(self, epoch: int) -> torch.Tensor | None:
+        if self.batch_size >= self.num_data:
+            return None
+        return torch.randperm(self.num_data, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+
+    def select(self, rows: Any) -> Batch:
+        """The arguments with their data at `rows`."""
+        if isinstance(rows, slice) and rows == slice(None):
+            return self.args, dict(self.kwargs)
+        return select_data(self.args, self.kwargs, self.num_data, rows)
+
+    def in_order(self) -> Iterator[tuple[int, Batch]]:
+        """All data once, in order, a minibatch at a time."""
+        for start in range(0, self.num_data, self.batch_size):
+            stop = min(start + self.batch_size, self.num_data)
+            yield stop - start, self.select(slice(None) if stop - start == self.num_data else slice(start, stop))
+
+
+class ScaleData(Messenger):
+    """Scales the sites inside the data plate, so that a minibatch stands for all data beside global latents."""
+
+    def __init__(self, plate: str, factor: float) -> None:
+        super().__init__()
+        self.plate = plate
+        self.factor = factor
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if any(frame.name == self.plate for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.factor
+
+
+class Scaled:
+    """A model or guide whose data count `factor` times."""
+
+    def __init__(self, fn: Any, plate: str, factor: float) -> None:
+        self.fn, self.plate, self.factor = fn, plate, factor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with ScaleData(self.plate, self.factor):
+            return self.fn(*args, **kwargs)

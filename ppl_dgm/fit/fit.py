@@ -1,0 +1,171 @@
+"""fit: one call from program, data and objective to learned parameters."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro.infer
+import torch
+from torch.optim import Adam, Optimizer
+
+from ppl_dgm.data import Dataset
+from ppl_dgm.fit.batches import Batches
+from ppl_dgm.fit.loss import BatchLoss
+from ppl_dgm.fit.result import Fit
+from ppl_dgm.fit.stepping import Stepper
+from ppl_dgm.fit.training import Training, checkpoint_path
+from ppl_dgm.objectives import ELBO
+from ppl_dgm.program import Program, move_data, unpack_data
+from ppl_dgm.weights import seeded
+
+ADAM = partial(Adam, lr=1e-3)
+
+
+def fit(
+    program: Program,
+    data: Any = (),
+    objective: pyro.infer.ELBO | None = None,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: Callable[[Any], Optimizer] = ADAM,
+    schedule: Callable[[Optimizer], Any] | None = None,
+    clip_norm: float | None = None,
+    seed: int | None = 0,
+    device: torch.device | str | None = None,
+    valid: Any = None,
+    valid_every: int | None = None,
+    patience: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Fit the parameters of a program to data by stochastic gradient steps.
+
+    Minibatches are taken along the data plate; beside latents shared by all data their sites are scaled up, so that the
+    objective stays unbiased. All figures are in nats per datum. Ctrl-C ends the fit and returns what was learned.
+
+    Args:
+        program: the program; its parameters are changed in place.
+        data: a Tensor, a tuple or dict of Tensors (positional or named arguments of the program), or a Dataset; nothing
+            for a program that holds its data.
+        objective: one of `ppl_dgm.objectives`, or of Pyro's ELBOs; default `ELBO()`.
+        steps: number of optimisation steps; or else
+        epochs: passes over the data.
+        batch_size: data in a minibatch; default all.
+        optimizer: makes a torch optimiser of the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`.
+        schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step.
+        clip_norm: largest joint norm of the gradient of the loss per datum.
+        seed: of shuffles and draws; torch's generator is left as it was. None draws from torch's generator.
+        device: where to train; the program and the data are moved there.
+        valid: validation data, as `data`.
+        valid_every: steps between validations; default one epoch.
+        patience: stop after so many validations without improvement. The best parameters seen are restored.
+        checkpoint: file to resume from, if it exists, and to write.
+        checkpoint_every: steps between writes; default one epoch.
+        progress: show a progress bar.
+
+    Returns:
+        The fit: program, history, timings, `.plot()`.
+
+    Raises:
+        ValueError: for settings, data or a program that do not fit each other, before any work.
+        NonFiniteError: when the objective or a gradient becomes NaN or infinite; its `.fit` has what was learned.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> program = ppl_dgm.Program(model)
+        >>> result = fit(program, torch.full((10,), 3.0), steps=300, optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
+        ...              progress=False)
+        >>> round(program.get_parameter("loc").item(), 2), result.stopped
+        (3.0, 'finished')
+    """
+    check_settings(program, steps, epochs, batch_size, clip_norm, patience, valid)
+    if device is not None:
+        program.to(device)
+    args, kwargs = move_data(unpack_data(data), device)
+    with seeded(seed, torch.device(device) if device is not None else None):
+        bound = program.bind(*args, **kwargs)
+        parameters = trainable(program)
+        num_data = bound.num_data or 1
+        batches = Batches(args, kwargs, num_data, batch_length(bound, batch_size), draw_seed(seed))
+        loss = BatchLoss(program, objective if objective is not None else ELBO(plate=program.plate), num_data)
+        opt = optimizer(parameters)
+        training = Training(
+            loss=loss,
+            batches=batches,
+            stepper=Stepper(loss, opt, clip_norm),
+            optimizer=opt,
+            scheduler=schedule(opt) if schedule else None,
+            num_steps=steps if steps is not None else (epochs or 1) * batches.per_epoch,
+            valid=validation_batches(program, valid, device, batches.batch_size),
+            valid_every=valid_every or batches.per_epoch,
+            patience=patience,
+            checkpoint=checkpoint_path(checkpoint),
+            checkpoint_every=checkpoint_every or batches.per_epoch,
+            progress=progress,
+        )
+        return training.run()
+
+
+def check_settings(
+    program: Any, steps: Any, epochs: Any, batch_size: Any, clip_norm: Any, patience: Any, valid: Any
+) -> None:
+    """Raise before any work for settings that cannot be meant."""
+    if not isinstance(program, Program):
+        raise TypeError(f"fit takes a Program, not a {type(program).__name__}; write Program(model, guide)")
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100")
+    numbers = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "clip_norm": clip_norm, "patience": patience}
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; expected a positive number")
+    if patience is not None and valid is None:
+        raise ValueError("patience stops on validation data, but valid is None; pass valid=...")
+
+
+def trainable(program: Program) -> list[torch.nn.Parameter]:
+    """Parameters that require gradients."""
+    parameters = [p for p in program.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "the program has no parameters to fit; use pyro.param, pyro.module or torch modules in it, or go straight to "
+            "evidence or posterior sampling"
+        )
+    return parameters
+
+
+def batch_length(bound: Any, batch_size: int | None) -> int:
+    """Data in a minibatch, checked against what the program can do."""
+    num_data = bound.num_data or 1
+    if batch_size is None or batch_size >= num_data:
+        return num_data
+    if not bound.structure.divisible:
+        raise ValueError(
+            f"batch_size is {batch_size} but the program does not take a part of its {num_data} data: its data plate has a "
+            "fixed size, or its data are not tensor arguments. Open pyro.plate('data', len(x)), or leave batch_size out"
+        )
+    return batch_size
+
+
+def draw_seed(seed: int | None) -> int:
+    """The seed, or one drawn from torch's generator."""
+    return int(torch.randint(2**31, ())) if seed is None else seed
+
+
+def validation_batches(program: Program, valid: Any, device: Any, batch_size: int) -> Batches | None:
+    """Validation data in minibatches, checked against the program."""
+    if valid is None:
+        return None
+    if isinstance(valid, Dataset) and len(valid) == 0:
+        raise ValueError("the validation data are empty; pass a split with data, or leave valid out")
+    args, kwargs = move_data(unpack_data(valid), device)
+    bound = program.bind(*args, **kwargs)
+    size = batch_size if bound.structure.divisible else bound.num_data or 1
+    return Batches(args, kwargs, bound.num_data or 1, size, 0)

@@ -1,0 +1,92 @@
+"""The loss of a minibatch in nats per datum, and the search for the site that made it NaN."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.infer
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_dgm.fit.batches import Batch, Scaled
+from ppl_dgm.program import Program, unvalidated
+
+
+class BatchLoss:
+    """Minus the objective of a minibatch, in nats per datum; an unbiased estimate of that of all data.
+
+    Where every datum has its own latents a minibatch is a mean over its data. Where latents are shared by all data,
+    the data's sites are scaled up by (number of data) / (minibatch) before the whole is divided by the number of data.
+    """
+
+    def __init__(self, program: Program, objective: pyro.infer.ELBO, num_data: int) -> None:
+        self.program, self.objective, self.num_data = program, objective, num_data
+        self._pairs: dict[float, tuple[Callable, Callable]] = {1.0: (program.model, program.guide)}
+
+    def __call__(self, size: int, batch: Batch) -> Tensor:
+        """The differentiable loss."""
+        (model, guide), (args, kwargs) = self._pair(size), batch
+        loss: Any = self.objective.differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        return loss / self._divisor(size)
+
+    def backward(self, size: int, batch: Batch) -> Tensor:
+        """Add the gradients to the parameters' and return the loss, for objectives that do no more than that."""
+        (model, guide), (args, kwargs) = self._pair(size), batch
+        loss: Any = self.objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        for parameter in self.program.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= self._divisor(size)
+        return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the objective has a differentiable loss (Pyro's `ReweightedWakeSleep`, say, has none)."""
+        return hasattr(self.objective, "differentiable_loss")
+
+    def _divisor(self, size: int) -> int:
+        return size if self.program.structure.per_datum else self.num_data
+
+    def _pair(self, size: int) -> tuple[Callable, Callable]:
+        """Model and guide, their data scaled up where global latents need it."""
+        factor = 1.0 if self.program.structure.per_datum else self.num_data / size
+        if factor not in self._pairs:
+            plate = self.program.plate
+            self._pairs[factor] = Scaled(self.program.model, plate, factor), Scaled(self.program.guide, plate, factor)
+        return self._pairs[factor]
+
+
+def explain_nonfinite(program: Program, batch: Batch) -> str:
+    """Name the first site of guide or model that is NaN or infinite, or else the parameters or gradients that are."""
+    args, kwargs = batch
+    for name, parameter in program.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"parameter {name!r} is not finite"
+    with torch.no_grad(), unvalidated():
+        guide_trace = poutine.trace(program.guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(*args, **kwargs)
+        for role, trace in (("guide", guide_trace), ("model", model_trace)):
+            fault = first_nonfinite(trace)
+            if fault:
+                return f"{fault} of the {role}"
+    gradients = [n for n, p in program.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    return (
+        f"the gradients of {gradients} are not finite"
+        if gradients
+        else "no single site; the weights under- or overflow"
+    )
+
+
+def first_nonfinite(trace: Any) -> str:
+    """Say which sample site has a value or log density that is not finite; empty if none has."""
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        if (
+            isinstance(site["value"], Tensor)
+            and site["value"].is_floating_point()
+            and bool(site["value"].isnan().any())
+        ):
+            return f"the value of site {name!r}"
+        if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
+            return f"the log density of site {name!r}"
+    return ""

@@ -1,0 +1,57 @@
+"""What a fit returns, and the error that stops one."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from ppl_dgm.plots import plot_curves
+from ppl_dgm.program import Program
+
+Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted program and how it got there.
+
+    Attributes:
+        program: the program that was given, its parameters as learned (the best seen, where validated).
+        history: `step` and `objective` (nats per datum, higher is better), both `[steps]`; with validation data also
+            `valid_step` and `valid`, `[validations]`.
+        steps: optimisation steps made in all, resumed ones included.
+        stopped: `"finished"`, `"early"` (validation stopped improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
+        seconds: wall-clock time of this call.
+        compile_seconds: part of `seconds` spent on capture and compilation.
+        notes: one line each on what the fit decided, e.g. why it did not compile.
+    """
+
+    program: Program
+    history: dict[str, Tensor]
+    steps: int
+    stopped: Stopped
+    seconds: float
+    compile_seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]
+        value = f"{last.mean().item():.3f} nats per datum" if len(last) else "no steps"
+        return f"Fit({self.steps} steps, {self.stopped}, {value}, {self.seconds:.1f} s)"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the learning curve; see `ppl_dgm.plots.plot_curves`."""
+        return plot_curves({"objective": self.history}, ax)
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient became NaN or infinite; `fit` holds what was learned before.
+
+    The message names the site, the step and the norm of the parameters.
+    """
+
+    def __init__(self, message: str, fit: Any = None) -> None:
+        super().__init__(message)
+        self.fit: Fit | None = fit
