@@ -30,6 +30,7 @@ _HOST_READS = {
 }
 _GET_DATA = _TENSOR.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = _TENSOR.data.__set__  # type: ignore[attr-defined]
+_MASK = "_ppl_dgm_mask"
 _HOST_CURE = (
     "A captured program has one structure for all values: use torch.where, masks or enumeration instead of control "
     "flow on values, keep numbers as tensors, build distributions with validate_args=False, or run with compile=False."
@@ -86,12 +87,22 @@ class Lifting(TorchFunctionMode):
         if func is _GET_DATA:
             return args[0].detach()  # the storage behind `.data` is invisible to the tracer
         try:
-            result = func(*args, **kwargs)
+            result = self._selection(func, args) if _selects(func, args) else func(*args, **kwargs)
         except (CaptureError, RuntimeError, TypeError) as error:
             raise self._translated(func, error) from error
         if func in _HOST_READS and isinstance(result, torch.SymInt | torch.SymFloat | torch.SymBool):
             raise self._host_read(func)
         return swap(result, self.original) if isinstance(result, torch.Tensor) else result
+
+    def _selection(self, func: Any, args: Any) -> Any:
+        """`a[mask] = b[mask]`, the one use of a selection by mask that has a static shape."""
+        if func is _TENSOR.__getitem__ and not hasattr(args[0], _MASK):
+            chosen = args[0].view_as(args[0])
+            setattr(chosen, _MASK, args[1])
+            return chosen
+        if func is _TENSOR.__setitem__ and getattr(args[2], _MASK, None) is args[1]:
+            return args[0].copy_(torch.where(args[1], args[2], args[0]))
+        raise self._refuse("computes with a selection by mask, whose shape depends on values,", _SHAPE_CURE)
 
     def _translated(self, func: Any, error: Exception) -> Exception:
         if isinstance(error, CaptureError):
@@ -141,6 +152,12 @@ class Replacement(Lifting):
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the graph's input for a lifted tensor; anything else is already part of the trace."""
         return self._inputs.get(id(tensor), tensor)
+
+
+def _selects(func: Any, args: Any) -> bool:
+    if func is _TENSOR.__getitem__ and isinstance(args[1], torch.Tensor):
+        return args[1].dtype == torch.bool and args[1].shape == args[0].shape
+    return any(hasattr(value, _MASK) for value in args if isinstance(value, torch.Tensor))
 
 
 def _name(func: Any) -> str:

@@ -7,6 +7,7 @@ import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
 
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.provenance import TrackProvenance
 
 
 def differentiable_loss(elbo: ELBO, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -27,7 +28,8 @@ def differentiable_loss(elbo: ELBO, model: Callable, guide: Callable, *args: Any
         tensor(0.9189)
     """
     if isinstance(elbo, TraceGraph_ELBO):
-        value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
+        with TrackProvenance():
+            value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
         return surrogate - (surrogate + value).detach()
     if not hasattr(elbo, "differentiable_loss"):
         raise CaptureError(

@@ -326,7 +326,8 @@ class Autoencoder:
 
     def __init__(self, *inner: nn.Module) -> None:
         self.encoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
-        self.decoder = nn.Sequential(nn.Linear(2, 5), *inner, nn.Tanh(), nn.Linear(5, 6))
+        normed = any(isinstance(module, nn.BatchNorm1d) for module in inner)  # then a bias would have no gradient
+        self.decoder = nn.Sequential(nn.Linear(2, 5, bias=not normed), *inner, nn.Tanh(), nn.Linear(5, 6))
 
     def model(self, x: Tensor) -> None:
         pyro.module("decoder", self.decoder)
@@ -510,15 +511,15 @@ def relaxed_labels() -> Case:
 # ---- flows ---------------------------------------------------------------------------------------------------------
 
 
-def flow(make: Callable[[], Any]) -> Callable[[], Case]:
+def flow(make: Callable[[], Any], bijector: Callable[[Any], Any] = lambda transform: transform) -> Callable[[], Case]:
     def construct() -> Case:
         transform = make()
 
         def model(x: Tensor) -> None:
             pyro.module("transform", transform)
             with pyro.plate("data", len(x)):
-                base = dist.Normal(torch.zeros(4), 1.0).to_event(1)
-                pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=x)
+                base = dist.Normal(torch.arange(4.0), 1.0).to_event(1)
+                pyro.sample("x", dist.TransformedDistribution(base, [bijector(transform)]), obs=x)
 
         return Case(model, no_guide, Trace_ELBO(), (torch.randn(8, 4),))
 
@@ -526,9 +527,13 @@ def flow(make: Callable[[], Any]) -> Callable[[], Case]:
 
 
 PROGRAMS["flow_affine_coupling"] = flow(lambda: T.affine_coupling(4, hidden_dims=[5]))
-PROGRAMS["flow_affine_autoregressive"] = flow(lambda: T.affine_autoregressive(4, hidden_dims=[8]))
+PROGRAMS["flow_affine_autoregressive"] = flow(
+    lambda: T.affine_autoregressive(4, hidden_dims=[8]), lambda transform: transform.inv
+)
 PROGRAMS["flow_spline"] = flow(lambda: T.Spline(4, count_bins=4))
-PROGRAMS["flow_spline_autoregressive"] = flow(lambda: T.spline_autoregressive(4, hidden_dims=[8], count_bins=4))
+PROGRAMS["flow_spline_autoregressive"] = flow(
+    lambda: T.spline_autoregressive(4, hidden_dims=[8], count_bins=4), lambda transform: transform.inv
+)
 PROGRAMS["flow_householder"] = flow(lambda: T.householder(4))
 PROGRAMS["flow_matrix_exponential"] = flow(lambda: T.matrix_exponential(4))
 

@@ -43,8 +43,9 @@ def prepare(name: str) -> Prepared:
     torch.manual_seed(0)
     case = PROGRAMS[name]()
     program = Program(case.model, case.guide)
-    prepared = Prepared(case, program.train(case.train))
-    prepared.loss(*case.args)  # Pyro's losses guess plate nestings on their first run
+    prepared = Prepared(case, program)
+    prepared.loss(*case.args)  # creates the parameters; Pyro's losses guess plate nestings on their first run
+    program.train(case.train)
     return prepared
 
 
