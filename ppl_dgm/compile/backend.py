@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,8 @@ def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -
 def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     options = {"fallback_random": True, "cpp_wrapper": on_cpu}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations, of no use to the caller
         return inductor.compile(graph, list(flat), options=options)
 
 
