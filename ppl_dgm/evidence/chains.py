@@ -1,0 +1,227 @@
+"""Posterior draws in unconstrained space: from Markov chains, from the guide, or the user's own."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from pyro.infer import MCMC, NUTS
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from torch import Tensor
+
+from ppl_dgm.evidence.fitted import moments
+from ppl_dgm.kernels import HMC, DualAveraging, Target
+from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k
+
+NUM_STARTS = 8  # draws of which each chain starts at the best
+WARMUP_ROUNDS = (0.25, 0.25, 0.5)
+CONSTANT = 1e-12  # relative variance below which a series does not move
+
+
+class PosteriorDraws(NamedTuple):
+    """Points `[chains, draws, *batch, dim]`; where they were resampled, how many independent ones they are worth.
+
+    `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated instead.
+    """
+
+    points: Tensor
+    ess: Tensor | None = None
+    pareto_k: Tensor | None = None
+
+    @property
+    def flat(self) -> Tensor:
+        """All draws: `[chains * draws, *batch, dim]`."""
+        return self.points.flatten(0, 1)
+
+
+def evaluate(log_density: Callable[[Tensor], Tensor], points: Tensor, memory: int = MEMORY) -> Tensor:
+    """A log density at points `[n, *batch, dim]`, a bounded number at a time: `[n, *batch]` in float64."""
+    size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
+    with torch.no_grad():
+        return torch.cat([log_density(part) for part in points.split(size)]).double()
+
+
+# ---- how many independent draws -----------------------------------------------------------------------------------
+
+
+def chain_ess(series: Tensor) -> Tensor:
+    """Effective sample size of series `[chains, draws, ...]`, autocorrelation and differences of chains counted.
+
+    Vehtari et al. (2021), eq. 10, by Pyro; at most the number of draws, and all of them where nothing varies.
+    """
+    chains, draws = series.shape[:2]
+    values = series.double()
+    total = float(chains * draws)
+    spread = values.flatten(0, 1).var(0)
+    moves = spread > CONSTANT * values.flatten(0, 1).square().mean(0)
+    ess = effective_sample_size(values, chain_dim=0, sample_dim=1).clamp(1.0, total)
+    return torch.where(moves, ess.nan_to_num(1.0), total)
+
+
+def split_r_hat(series: Tensor) -> Tensor:
+    """Split R-hat of series `[chains, draws, ...]`; 1 where nothing varies."""
+    value = split_gelman_rubin(series.double(), chain_dim=0, sample_dim=1)
+    return value.nan_to_num(1.0, posinf=float("inf")).clamp_min(1.0)
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------------
+
+
+def hmc_draws(
+    target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int, num_leapfrog: int, memory: int = MEMORY
+) -> PosteriorDraws:
+    """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
+
+    Each chain starts at the best of a few draws from the guide (the prior, where there is none). The covariance and the
+    step size of each datum are learned in three rounds of warm-up.
+    """
+    kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
+    frame = Frame.identity(target)
+    points = starting_points(target, num_chains, memory)
+    step_size = points.new_full(points.shape[:-1], 0.3 * kernel.first_step_size(target.dim))
+    for share in WARMUP_ROUNDS:
+        visited, step_size = run_chains(kernel, target, frame, points, step_size, max(4, int(share * num_warmup)), True)
+        points = visited[-1]
+        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
+        step_size = step_size.mean(0, keepdim=True).expand_as(step_size)
+    visited, _ = run_chains(kernel, target, frame, points, step_size, num_draws, False)
+    return PosteriorDraws(visited.transpose(0, 1))
+
+
+class Frame(NamedTuple):
+    """Coordinates in which a cloud of points has mean zero and unit covariance: y = mean + L z."""
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def identity(cls, target: Unconstrained) -> "Frame":
+        """The points' own coordinates."""
+        eye = torch.eye(target.dim, dtype=target.dtype, device=target.device)
+        return cls(eye.new_zeros(*target.batch, target.dim), eye.expand(*target.batch, *eye.shape))
+
+    @classmethod
+    def fitted(cls, points: Tensor) -> "Frame":
+        """From the moments of points `[n, *batch, dim]`."""
+        mean, covariance = moments(points)
+        return cls(mean, torch.linalg.cholesky(covariance))
+
+    def outward(self, point: Tensor) -> Tensor:
+        """z -> y."""
+        return self.mean + (self.factor @ point.unsqueeze(-1)).squeeze(-1)
+
+    def inward(self, point: Tensor) -> Tensor:
+        """y -> z."""
+        return torch.linalg.solve_triangular(self.factor, (point - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def starting_points(target: Unconstrained, num_chains: int, memory: int) -> Tensor:
+    """For each chain the best of a few draws: `[num_chains, *batch, dim]`."""
+    points = target.sample_guide(num_chains * NUM_STARTS)[0]
+    log_joint = evaluate(target.log_joint, points, memory).nan_to_num(nan=-torch.inf)
+    best = log_joint.unflatten(0, (NUM_STARTS, num_chains)).argmax(0, keepdim=True)
+    index = best.unsqueeze(-1).expand(1, num_chains, *points.shape[1:])
+    return points.unflatten(0, (NUM_STARTS, num_chains)).gather(0, index)[0]
+
+
+def run_chains(
+    kernel: HMC, target: Unconstrained, frame: Frame, points: Tensor, step_size: Tensor, num_moves: int, adapt: bool
+) -> tuple[Tensor, Tensor]:
+    """Move all chains: points after each move `[moves, chains, *batch, dim]`, and the step sizes learned."""
+
+    def density(z: Tensor) -> tuple[Tensor, Tensor]:
+        log_joint = target.log_joint(frame.outward(z))
+        return log_joint, torch.zeros_like(log_joint).detach()
+
+    whitened = Target(density)
+    one = points.new_ones(())
+    state, steps, visited = whitened.evaluate(frame.inward(points)), DualAveraging.start(step_size), []
+    for _ in range(num_moves):
+        move = kernel.move(whitened, state, one, steps.step_size if adapt else step_size, one)
+        state = move.state
+        steps = steps.update(move.acceptance, kernel.target_acceptance) if adapt else steps
+        visited.append(frame.outward(state.point))
+    return torch.stack(visited), steps.final if adapt else step_size
+
+
+def nuts_draws(target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int) -> PosteriorDraws:
+    """Draws by Pyro's No-U-Turn sampler, chain by chain, all data in one chain."""
+
+    def potential(state: Mapping[str, Tensor]) -> Tensor:
+        return -target.log_joint(state["point"].unsqueeze(0)).sum()
+
+    chains = []
+    for start in target.sample_guide(num_chains)[0]:
+        mcmc = MCMC(
+            NUTS(potential_fn=potential),
+            num_draws,
+            warmup_steps=num_warmup,
+            initial_params={"point": start},
+            disable_progbar=True,
+        )
+        with torch.enable_grad():
+            mcmc.run()
+        chains.append(mcmc.get_samples()["point"])
+    return PosteriorDraws(torch.stack(chains))
+
+
+def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:
+    """Draws from the guide, resampled by their importance weights (Rubin 1988): one row of independent draws."""
+    points, log_q = target.sample_guide(num_draws)
+    log_weights = evaluate(target.log_joint, points) - log_q.double()
+    probability = log_weights.softmax(0)
+    chosen = systematic(probability)
+    index = chosen.unsqueeze(-1).expand(points.shape)
+    ess = 1 / probability.square().sum(0)
+    return PosteriorDraws(points.gather(0, index).unsqueeze(0), 1 / (1 / ess + 1 / num_draws), pareto_k(log_weights))
+
+
+def systematic(probability: Tensor) -> Tensor:
+    """Systematic resampling of probabilities `[n, *batch]`, in random order: indices `[n, *batch]`."""
+    num = probability.shape[0]
+    cumulative = probability.cumsum(0).movedim(0, -1).contiguous()
+    offsets = torch.rand_like(cumulative[..., :1])
+    positions = (torch.arange(num, device=probability.device) + offsets) / num
+    index = torch.searchsorted(cumulative, positions).clamp_max(num - 1)
+    order = torch.rand_like(cumulative).argsort(-1)
+    return index.gather(-1, order).movedim(-1, 0)
+
+
+def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> PosteriorDraws:
+    """The user's draws, `[chains, draws, *site]` or `[draws, *site]` by site.
+
+    Raises:
+        ValueError: if a latent is missing or has another shape, or values are outside its support.
+    """
+    example = target.constrain(target.sample_prior(1))
+    missing = [slot.latent.name for slot in target.slots if slot.latent.name not in draws]
+    if missing:
+        raise ValueError(f"the posterior draws lack the latents {missing}; they have {sorted(draws)}")
+    values = {}
+    for slot in target.slots:
+        name = slot.latent.name
+        value = with_chains(name, draws[name].detach().to(target.device, target.dtype), example[name].shape[1:])
+        inside = slot.latent.support.check(value)
+        if not bool(inside.all()) or not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"posterior draws of {name!r} lie outside its support {slot.latent.support}; give them in the space of "
+                "the model's site, untransformed"
+            )
+        values[name] = value
+    sizes = {name: tuple(value.shape[:2]) for name, value in values.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the posterior draws have different numbers of chains and draws: {sizes}")
+    chains, draws_each = next(iter(sizes.values()))
+    points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
+    return PosteriorDraws(points.unflatten(0, (chains, draws_each)))
+
+
+def with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """Draws of one site as `[chains, draws, *site]`."""
+    extra = value.dim() - len(shape)
+    if extra not in (1, 2) or value.shape[extra:] != shape:
+        raise ValueError(
+            f"posterior draws of {name!r} have shape {tuple(value.shape)}; expected [chains, draws, *{list(shape)}] or "
+            f"[draws, *{list(shape)}]"
+        )
+    return value.unsqueeze(0) if extra == 1 else value
