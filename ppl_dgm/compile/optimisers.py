@@ -11,13 +11,14 @@ from ppl_dgm.compile.errors import CaptureError
 
 Group = dict[str, Any]
 State = dict[str, torch.Tensor]
+Moved = tuple[torch.Tensor, State]
 
 
 class Rule:
     """How one optimiser moves one parameter.
 
-    To add one: name torch's class and the tensors it keeps per parameter, say which numbers change from step to step
-    (`rates`, computed on the host in double precision), and move the parameter in place (`move`).
+    To add one: name the tensors that torch's class keeps per parameter, say which numbers change from step to step
+    (`rates`, computed on the host in double precision), and compute the new values (`move`).
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
@@ -30,8 +31,8 @@ class Rule:
         """Return the numbers of step `step` (1, 2, ...)."""
         raise TypeError(f"{type(self).__name__} must define rates")
 
-    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> None:
-        """Move the parameter and its state in place."""
+    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
+        """Return the new parameter and the new tensors of its state, by name."""
         raise TypeError(f"{type(self).__name__} must define move")
 
 
@@ -51,19 +52,19 @@ class AdamRule(Rule):
         shrink = 1.0 - rate * group["weight_decay"] if self.decoupled else 1.0
         return [rate / (1.0 - first**step), (1.0 - second**step) ** -0.5, first, second, shrink]
 
-    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> None:
+    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
         """Update both moments and the parameter."""
         size, scale, first, second, shrink = rates
         if group["weight_decay"] and self.decoupled:
-            parameter.mul_(shrink)
+            parameter = parameter * shrink
         elif group["weight_decay"]:
             gradient = gradient + group["weight_decay"] * parameter
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean.add_((gradient - mean) * (1.0 - first))
-        square.mul_(second).add_(gradient * gradient * (1.0 - second))
+        mean = state["exp_avg"] + (gradient - state["exp_avg"]) * (1.0 - first)
+        square = state["exp_avg_sq"] * second + gradient * gradient * (1.0 - second)
+        new = {"exp_avg": mean, "exp_avg_sq": square}
         if group["amsgrad"]:
-            square = state["max_exp_avg_sq"].copy_(torch.maximum(state["max_exp_avg_sq"], square))
-        parameter.sub_(size * mean / (square.sqrt() * scale + group["eps"]))
+            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        return parameter - size * mean / (square.sqrt() * scale + group["eps"]), new
 
 
 class AdamWRule(AdamRule):
@@ -83,16 +84,16 @@ class SGDRule(Rule):
         """Return the learning rate, the momentum, and the gradient's weight: the first step is not dampened."""
         return [float(group["lr"]), float(group["momentum"]), 1.0 if step == 1 else 1.0 - group["dampening"]]
 
-    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> None:
+    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
         """Update the momentum buffer and the parameter."""
         size, momentum, weight = rates
         if group["weight_decay"]:
             gradient = gradient + group["weight_decay"] * parameter
-        if group["momentum"]:
-            buffer = state["momentum_buffer"]
-            buffer.mul_(momentum).add_(gradient * weight)
-            gradient = gradient + momentum * buffer if group["nesterov"] else buffer
-        parameter.sub_(size * gradient)
+        if not group["momentum"]:
+            return parameter - size * gradient, {}
+        buffer = state["momentum_buffer"] * momentum + gradient * weight
+        gradient = gradient + momentum * buffer if group["nesterov"] else buffer
+        return parameter - size * gradient, {"momentum_buffer": buffer}
 
 
 RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamWRule(), SGD: SGDRule()}
@@ -139,20 +140,31 @@ class GraphOptimiser:
             numbers += self.rule.rates(cohort.group, cohort.step)
         return numbers
 
-    def move(self, gradients: dict[torch.Tensor, torch.Tensor], rates: torch.Tensor) -> None:
-        """Move every parameter that has a gradient; `rates` `[n]` are the numbers of `rates()` as a tensor."""
+    def move(
+        self, gradients: dict[torch.Tensor, torch.Tensor], rates: torch.Tensor, sound: torch.Tensor | None = None
+    ) -> None:
+        """Move every parameter that has a gradient, in place.
+
+        Args:
+            gradients: by parameter.
+            rates: the numbers of `rates()` as a tensor `[n]`.
+            sound: `[]`, boolean; where it is False nothing moves.
+        """
         width = rates.shape[0] // len(self.cohorts)
-        for index, cohort in enumerate(self.cohorts):
-            own = rates[index * width : (index + 1) * width]
+        for cohort, own in zip(self.cohorts, rates.split(width), strict=True):
             for parameter in cohort.parameters:
                 if parameter in gradients:
-                    self._move(parameter, gradients[parameter], own, cohort.group)
+                    self._move(parameter, gradients[parameter], own, cohort.group, sound)
 
-    def _move(self, parameter: torch.Tensor, gradient: torch.Tensor, rates: torch.Tensor, group: Group) -> None:
+    def _move(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, rates: torch.Tensor, group: Group, sound: Any
+    ) -> None:
         gradient = -gradient if group["maximize"] else gradient
-        numbers = rates.to(parameter.dtype).unbind()
+        numbers, state = rates.to(parameter.dtype).unbind(), self._states[parameter]
+        new, new_state = self.rule.move(parameter, gradient, state, numbers, group)
+        for old, value in [(parameter, new), *((state[name], value) for name, value in new_state.items())]:
+            old.copy_(value if sound is None else torch.where(sound, value, old))
         self._moved.add(parameter)
-        self.rule.move(parameter, gradient, self._states[parameter], numbers, group)
 
     def flush(self) -> None:
         """Write counts and state tensors to torch's optimiser, for the parameters that have moved."""

@@ -28,6 +28,7 @@ class TrainStep:
         optimizer: `Adam`, `AdamW` or `SGD` of `torch.optim`, holding the parameters to train.
         clip_norm: scale gradients so that their joint norm is at most this.
         clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
+        guard: where the loss or a gradient is not finite, move nothing and return NaN as the loss.
         backend: as in `compile_function`.
 
     Raises:
@@ -52,9 +53,10 @@ class TrainStep:
         *,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        guard: bool = False,
         backend: Backend = "inductor",
     ) -> None:
-        self._loss, self._backend = loss, backend
+        self._loss, self._backend, self._guard = loss, backend, guard
         self._clip_norm, self._clip_value = _positive("clip_norm", clip_norm), _positive("clip_value", clip_value)
         self._optimiser = GraphOptimiser(optimizer)
         self._compiled: dict[Any, Compiled] = {}
@@ -110,18 +112,28 @@ class TrainStep:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
             gradients = {p: gradient for p, gradient in zip(parameters, found, strict=True) if gradient is not None}
-            self._optimiser.move(self._clipped(gradients), rates)
-        return loss.detach()
+            if not self._guard and self._clip_norm is None:
+                self._optimiser.move(self._clamped(gradients), rates)
+                return loss.detach()
+            norm = _joint_norm(gradients)
+            sound = torch.isfinite(norm) & torch.isfinite(loss) if self._guard else None
+            self._optimiser.move(self._clamped(self._scaled(gradients, norm)), rates, sound)
+            return loss.detach() if sound is None else torch.where(sound, loss.detach(), torch.nan)
 
-    def _clipped(self, gradients: Gradients) -> Gradients:
-        if self._clip_norm is not None:
-            norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()])
-            scale = (self._clip_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
-            gradients = {parameter: gradient * scale for parameter, gradient in gradients.items()}
-        if self._clip_value is not None:
-            bound = self._clip_value
-            gradients = {parameter: gradient.clamp(-bound, bound) for parameter, gradient in gradients.items()}
-        return gradients
+    def _scaled(self, gradients: Gradients, norm: torch.Tensor) -> Gradients:
+        if self._clip_norm is None:
+            return gradients
+        factor = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        return {parameter: gradient * factor for parameter, gradient in gradients.items()}
+
+    def _clamped(self, gradients: Gradients) -> Gradients:
+        if self._clip_value is None:
+            return gradients
+        return {p: gradient.clamp(-self._clip_value, self._clip_value) for p, gradient in gradients.items()}
+
+
+def _joint_norm(gradients: Gradients) -> torch.Tensor:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
 
 
 def _shapes(batch: Any) -> Any:
