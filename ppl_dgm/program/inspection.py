@@ -9,11 +9,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound import Bound, Prior
+from ppl_dgm.program.scope import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
     innermost,
@@ -99,6 +101,8 @@ def examine(
     size = leading_size(args, kwargs)
     with undisturbed(model, guide), pyro.validation_enabled(True):
         checks.check_finite_arguments(args, kwargs)
+        if not prepared(model, guide):
+            checks.run(model, proposal, args, kwargs)
         divisible = runs_on_few(model, proposal, args, kwargs, size, plate)
         structures = []
         for piece_args, piece_kwargs in pieces(args, kwargs, size if divisible else None):
@@ -141,6 +145,19 @@ def leading_size(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
     return next((tensor.shape[0] for tensor in tensors_of(args, kwargs) if tensor.dim()), None)
 
 
+def prepared(*callables: Any) -> bool:
+    """Whether the program's state cannot be shaped by its first run: that one then may see a part of the data.
+
+    Functions make parameters (`pyro.param("loc", torch.zeros(len(x)))`) and autoguides plates at their first run.
+    """
+    for fn in callables:
+        own = fn.fn if isinstance(fn, ScopedCallable) else fn
+        sealed = isinstance(fn, ScopedCallable) and fn.scope.sealed
+        if not (own is None or sealed or (isinstance(own, nn.Module) and not isinstance(own, AutoGuide))):
+            return False
+    return True
+
+
 def runs_on_few(
     model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], size: int | None, plate: str
 ) -> bool:
@@ -149,10 +166,11 @@ def runs_on_few(
         return False
     few_args, few_kwargs = few_data(args, kwargs, size)
     try:
-        _, trace = checks.run(model, guide, few_args, few_kwargs)
+        traces = checks.run(model, guide, few_args, few_kwargs)
     except ValueError:
         return False  # running on all data tells whether the program is at fault
-    return data_size(trace, plate) == num_few(size)
+    sizes = {data_size(trace, plate) for trace in traces if data_size(trace, plate) is not None}
+    return sizes == {num_few(size)}
 
 
 def pieces(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Iterator[tuple[tuple, Mapping[str, Any]]]:

@@ -103,6 +103,11 @@ class ParameterScope(nn.Module):
             named[name] = parent._parameters[leaf]
         return named
 
+    @property
+    def sealed(self) -> bool:
+        """Whether the parameters exist, all of them: the program has run on data and been checked."""
+        return self._sealed
+
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Run a block with this scope as Pyro's parameter store; adopt what it creates."""
