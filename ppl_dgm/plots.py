@@ -24,8 +24,14 @@ from ppl_dgm.weights import UNRELIABLE_K, WeightSummary
 INK, MUTED, GRID, ALARM = "#1f2933", "#7b8794", "#e4e7eb", "#c62828"
 COLOURS = ("#2563a8", "#d1721b", "#2f8f5b", "#8a4fa3", "#b8325f", "#6b6f1d", "#1f8a9e", "#8c5a3c")  # one per program
 SHADES = plt.get_cmap("gray_r").with_extremes(bad="#c3cfdb")
-MARKERS = {"exact": "o", "lower": ">", "upper": "<", "estimate": "D"}
-MEANINGS = {"exact": "exact", "lower": "lower bound", "upper": "upper bound", "estimate": "estimate"}
+MARKERS = {"exact": "o", "lower": ">", "upper": "<", "estimate": "D", "unknown": "s"}
+MEANINGS = {
+    "exact": "exact",
+    "lower": "lower bound",
+    "upper": "upper bound",
+    "estimate": "estimate",
+    "unknown": "between bounds",
+}
 NUM_ERRORS = 1.96  # standard errors on either side: 95 % intervals
 MAX_POINTS = 160  # of a curve, after averaging
 ROW_INCHES = 0.42

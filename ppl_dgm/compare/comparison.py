@@ -1,0 +1,186 @@
+"""Comparison: evidences of several programs on the same data, side by side, with what can be said of differences."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from ppl_dgm.compare.rendering import cells, html_table, notes, plot_comparison, text_table, title
+from ppl_dgm.compare.rows import NAN, BayesFactor, Row, make_row, probabilities, sense_of, stack
+from ppl_dgm.evidence import Evidence
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Evidences of several programs on the same data, best first; made by `compare`.
+
+    Printed, it is a table with notes; in a notebook an HTML table. `to_dataframe()` has all numbers, `plot()` the forest.
+
+    Attributes:
+        rows: one for each program, the largest log p first.
+        reference: name of the program that differences are taken to.
+        target: `"datum"` or `"dataset"`, as in `Evidence`.
+        num_data: number of data with an evidence of their own (1 for the evidence of a data set).
+        num_dims: observed numbers in all.
+        evidences: what was compared, by name.
+    """
+
+    rows: tuple[Row, ...]
+    reference: str
+    target: Literal["datum", "dataset"]
+    num_data: int
+    num_dims: int
+    evidences: Mapping[str, Evidence] = field(repr=False)
+
+    @property
+    def best(self) -> Row:
+        """The first row that no alarm speaks against, or the first of all if there is none."""
+        return next((row for row in self.rows if row.reliable), self.rows[0])
+
+    def __getitem__(self, name: str) -> Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no program {name!r} in this comparison, only {[row.name for row in self.rows]}")
+
+    def bayes_factor(self, numerator: str, denominator: str) -> BayesFactor:
+        r"""log p(D | numerator) - log p(D | denominator), with the error of both estimates.
+
+        A Bayes factor where latents were integrated out under their priors; with parameters fitted to other data it is
+        the likelihood ratio of the fitted programs.
+
+        Raises:
+            KeyError: if a name is not in the comparison.
+        """
+        one, other = self[numerator], self[denominator]
+        error = math.hypot(one.std_error, other.std_error)
+        return BayesFactor(numerator, denominator, one.log_z - other.log_z, error, sense_of(one.bound, other.bound))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All figures of all rows, indexed by name; see `Row`. Totals in nats, and the same per datum."""
+        frame = pd.DataFrame([vars(row) for row in self.rows]).set_index("name")
+        for column in ("log_z", "std_error", "sampling_error", "difference", "difference_error"):
+            frame[f"{column}_per_datum"] = frame[column] / self.num_data if self.target == "datum" else NAN
+        return frame
+
+    def plot(self) -> NDArray[Any]:
+        """Forest of the evidences and of their differences to the reference, with 95 % intervals: two axes."""
+        return plot_comparison(self)
+
+    def __str__(self) -> str:
+        header, *body = cells(self)
+        table = text_table([header, *body])
+        return "\n".join([title(self), "", *table, "", *notes(self)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(cells(self), title(self), notes(self), [row.reliable for row in self.rows])
+
+
+def compare(
+    evidences: Mapping[str, Evidence], *, reference: str | None = None, prior: Mapping[str, float] | None = None
+) -> Comparison:
+    r"""Compare programs by their evidence on the same data.
+
+    Where each datum has an evidence of its own, differences are paired: with $d_i = \log p_a(x_i) - \log p_b(x_i)$ the
+    standard error of their sum is $\sqrt{N}\,\mathrm{sd}(d)$, much less than that of unpaired sums, since data that are
+    improbable under one program are so under the other. Programs get stacking weights. Where the data set has one
+    evidence, differences are log Bayes factors and programs get probabilities
+    $p(M_m \mid D) \propto p(D \mid M_m)\, p(M_m)$, with errors by the delta method.
+
+    Args:
+        evidences: results of estimators by the programs' names.
+        reference: program that differences are taken to; default the best that no alarm speaks against.
+        prior: prior odds of the programs by name, for evidences of a data set; default equal.
+
+    Raises:
+        ValueError: nothing to compare, unlike data or targets, unknown names, priors that are not positive.
+        TypeError: something that is not an Evidence.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from ppl_dgm import Program, evidence
+        >>> def model(rate):
+        ...     def run(x=None):
+        ...         with pyro.plate("data", 1 if x is None else len(x)):
+        ...             pyro.sample("x", dist.Poisson(rate), obs=x)
+        ...     return Program(run)
+        >>> counts = torch.tensor([2.0, 3.0, 1.0, 4.0])
+        >>> table = compare({f"rate {rate}": evidence.Exact()(model(rate), counts) for rate in (2.5, 5.0)})
+        >>> print(table)
+        log p of 4 data (4 numbers), nats per datum ...
+        >>> table.best.name
+        'rate 2.5'
+    """
+    check_comparable(evidences)
+    check_names(evidences, reference, prior)
+    order = sorted(evidences, key=lambda name: rank(evidences[name]), reverse=True)
+    reference = reference or next((name for name in order if evidences[name].reliable), order[0])
+    first = evidences[order[0]]
+    weights = stack(evidences) if first.target == "datum" else probabilities(evidences, prior)
+    return Comparison(
+        rows=tuple(make_row(name, evidences[name], evidences[reference], weights[name]) for name in order),
+        reference=reference,
+        target=first.target,
+        num_data=first.log_z.numel(),
+        num_dims=first.num_dims,
+        evidences={name: evidences[name] for name in order},
+    )
+
+
+def rank(evidence: Evidence) -> float:
+    """What rows are sorted by: the total, NaN last."""
+    total = float(evidence.total)
+    return -math.inf if math.isnan(total) else total
+
+
+def check_comparable(evidences: Mapping[str, Evidence]) -> None:
+    """Refuse what cannot stand in one table."""
+    if not evidences:
+        raise ValueError("nothing to compare; give {name: evidence}, e.g. {'vae': ImportanceSampling()(vae, x)}")
+    for name, evidence in evidences.items():
+        if not isinstance(evidence, Evidence):
+            raise TypeError(
+                f"{name!r} is a {type(evidence).__name__}; expected an Evidence, the result of an estimator, e.g. "
+                "ImportanceSampling()(program, x)"
+            )
+    check_alike({name: evidence.target for name, evidence in evidences.items()}, TARGETS_DIFFER)
+    check_alike({name: (e.digest, e.num_dims, e.log_z.numel()) for name, e in evidences.items()}, DATA_DIFFER)
+
+
+TARGETS_DIFFER = (
+    "one has an evidence for each datum, the other one for the data set. log p(x_i) given fitted parameters and log p(D) "
+    "with shared latents integrated out are different things; compare programs with the same kind of latents"
+)
+DATA_DIFFER = (
+    "they were asked about different data (other values, another scaling, or other observed sites), so that their "
+    "densities have different units; evaluate all programs on the same tensor"
+)
+
+
+def check_alike(values: Mapping[str, Any], problem: str) -> None:
+    """Raise if one value differs from the first."""
+    first = next(iter(values))
+    for name, value in values.items():
+        if value != values[first]:
+            raise ValueError(f"{first!r} and {name!r} cannot be compared: {problem}")
+
+
+def check_names(evidences: Mapping[str, Evidence], reference: str | None, prior: Mapping[str, float] | None) -> None:
+    """Refuse a reference or a prior that does not belong to the evidences."""
+    names = list(evidences)
+    if reference is not None and reference not in evidences:
+        raise ValueError(f"the reference {reference!r} is not among the programs {names}")
+    if prior is None:
+        return
+    if next(iter(evidences.values())).target == "datum":
+        raise ValueError(
+            "prior odds belong to evidences of a data set, but these are one per datum; leave prior out and read the "
+            "stacking weights"
+        )
+    if set(prior) != set(names) or not all(0 < value < math.inf for value in prior.values()):
+        raise ValueError(f"prior is {dict(prior)}; expected one positive number for each of {names}")

@@ -1,0 +1,173 @@
+"""The figures of one program in a comparison: errors, paired differences, probabilities, stacking weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.evidence import Evidence
+from ppl_dgm.export import stacking_weights
+
+Sense = Literal["exact", "lower", "upper", "estimate", "unknown"]
+SIGNS: dict[str, str] = {"exact": "=", "lower": "≥", "upper": "≤", "estimate": "≈", "unknown": "?"}
+SENSES: dict[str, str] = {
+    "exact": "exact",
+    "lower": "lower bound",
+    "upper": "upper bound",
+    "estimate": "estimate",
+    "unknown": "bounds on both sides: the sign of the difference is open",
+}
+STRENGTHS = ((1.0, "not worth more than a bare mention"), (3.0, "positive"), (5.0, "strong"), (math.inf, "very strong"))
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program in a comparison. All figures are totals over the data, in nats.
+
+    Attributes:
+        name: of the program.
+        estimator: the method that gave its evidence.
+        bound: what the evidence is: `"exact"`, `"lower"`, `"upper"` or `"estimate"`.
+        log_z: log p of all the data.
+        std_error: Monte Carlo standard error of `log_z`: what more particles would make smaller.
+        sampling_error: standard error of `log_z` as an average over data: what more data would make smaller; NaN for
+            the evidence of a data set.
+        bits_per_dim: -log_z / (observed numbers x log 2).
+        difference: log_z minus that of the reference; a log Bayes factor where the target is the data set.
+        difference_error: its standard error: over paired data where there is one evidence per datum (it contains the
+            Monte Carlo error), else from both Monte Carlo errors.
+        difference_sense: how the true difference lies to that number, given both bounds.
+        weight: stacking weight (target `"datum"`) or posterior probability of the program (target `"dataset"`).
+        weight_error: Monte Carlo standard error of that probability; NaN for stacking weights.
+        warnings: why the row should not be believed; empty if nothing speaks against it.
+        seconds: time the estimate took.
+    """
+
+    name: str
+    estimator: str
+    bound: str
+    log_z: float
+    std_error: float
+    sampling_error: float
+    bits_per_dim: float
+    difference: float
+    difference_error: float
+    difference_sense: Sense
+    weight: float
+    weight_error: float
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def reliable(self) -> bool:
+        """Whether no alarm was raised."""
+        return not self.warnings
+
+
+class BayesFactor(NamedTuple):
+    """How many times more probable one program makes the data than another.
+
+    `log` and its Monte Carlo standard error are in nats; `sense` says how the truth lies to it, given both bounds.
+    """
+
+    numerator: str
+    denominator: str
+    log: float
+    std_error: float
+    sense: Sense = "estimate"
+
+    @property
+    def strength(self) -> str:
+        """In words, for the favoured side; Kass and Raftery (1995), section 3.2, on |log B|."""
+        return next(word for limit, word in STRENGTHS if not abs(self.log) > limit)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.numerator} over {self.denominator}: {in_digits(self.log)} times as probable "
+            f"(log Bayes factor {SIGNS[self.sense]} {self.log:.2f} ± {self.std_error:.2g}), {self.strength}"
+        )
+
+
+def in_digits(log_value: float) -> str:
+    """exp of a number, short: 12.3, 0.0021 or 10^45."""
+    power = log_value / math.log(10)
+    return f"{math.exp(log_value):.3g}" if -4 < power < 6 else f"10^{power:.1f}"
+
+
+def make_row(name: str, evidence: Evidence, reference: Evidence, weight: tuple[float, float]) -> Row:
+    """The figures of one program."""
+    log_z, other = flat(evidence), flat(reference)
+    is_reference = evidence is reference
+    difference = 0.0 if is_reference else float((log_z - other).sum())
+    error = math.hypot(float(evidence.total_std_error), float(reference.total_std_error))
+    paired = spread(log_z - other) if len(log_z) > 1 else error
+    return Row(
+        name=name,
+        estimator=evidence.estimator,
+        bound=evidence.bound,
+        log_z=float(evidence.total),
+        std_error=float(evidence.total_std_error),
+        sampling_error=spread(log_z),
+        bits_per_dim=-float(evidence.total) / (evidence.num_dims * math.log(2)),
+        difference=difference,
+        difference_error=0.0 if is_reference else paired,
+        difference_sense="exact" if is_reference else sense_of(evidence.bound, reference.bound),
+        weight=weight[0],
+        weight_error=weight[1],
+        warnings=evidence.warnings,
+        seconds=evidence.seconds,
+    )
+
+
+def flat(evidence: Evidence) -> Tensor:
+    """log Z as a vector of float64 on the CPU."""
+    return evidence.log_z.detach().double().cpu().reshape(-1)
+
+
+def spread(values: Tensor) -> float:
+    """Standard error of the sum of independent numbers; NaN for a single one."""
+    return math.sqrt(len(values)) * float(values.std()) if len(values) > 1 else NAN
+
+
+def sense_of(bound: str, other: str) -> Sense:
+    """How the true difference lies to that of two numbers that are bounds.
+
+    Example:
+        >>> sense_of("lower", "exact"), sense_of("exact", "lower"), sense_of("lower", "lower")
+        ('lower', 'upper', 'unknown')
+    """
+    sides = {"lower": 1, "upper": -1}
+    senses = {sides.get(bound, 0), -sides.get(other, 0)} - {0}
+    if senses == {1, -1}:
+        return "unknown"
+    if senses:
+        return "lower" if senses == {1} else "upper"
+    return "exact" if bound == other == "exact" else "estimate"
+
+
+def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
+    """Stacking weights of the programs whose evidence is neither doubtful nor too high by design; NaN for the others."""
+    usable = {name: flat(e) for name, e in evidences.items() if e.reliable and e.bound != "upper"}
+    weights = stacking_weights(usable) if usable else {}
+    return {name: (weights.get(name, NAN), NAN) for name in evidences}
+
+
+def probabilities(
+    evidences: Mapping[str, Evidence], prior: Mapping[str, float] | None
+) -> dict[str, tuple[float, float]]:
+    r"""Posterior probabilities of programs and their standard errors.
+
+    $p_m = \mathrm{softmax}_m(\log Z_m + \log \pi_m)$ and, by the delta method,
+    $\mathrm{var}(p_m) = p_m^2 \sum_j (\delta_{mj} - p_j)^2\, \mathrm{se}_j^2$.
+    """
+    odds = prior or dict.fromkeys(evidences, 1.0)
+    logits = torch.tensor([float(e.total) + math.log(odds[name]) for name, e in evidences.items()], dtype=torch.float64)
+    p = logits.softmax(0)
+    errors = torch.tensor([float(e.total_std_error) for e in evidences.values()], dtype=torch.float64)
+    jacobian = p.unsqueeze(1) * (torch.eye(len(p), dtype=p.dtype) - p)
+    p_errors = (jacobian * errors).square().sum(1).sqrt()
+    return dict(zip(evidences, zip(p.tolist(), p_errors.tolist(), strict=True), strict=True))
