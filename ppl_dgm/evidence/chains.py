@@ -9,12 +9,12 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from ppl_dgm.evidence.fitted import moments
-from ppl_dgm.kernels import HMC, DualAveraging, Target
+from ppl_dgm.kernels import HMC, DualAveraging, Target, nudge_step_size, robust_scale
 from ppl_dgm.unconstrained import Unconstrained
 from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k
 
-NUM_STARTS = 8  # draws of which each chain starts at the best
-WARMUP_ROUNDS = (0.25, 0.25, 0.5)
+WARMUP_ROUNDS = (0.4, 0.6)
+MAX_TEMPERATURES, MOVES_PER_TEMPERATURE, BISECTIONS = 200, 3, 40
 CONSTANT = 1e-12  # relative variance below which a series does not move
 
 
@@ -68,17 +68,17 @@ def split_r_hat(series: Tensor) -> Tensor:
 
 
 def hmc_draws(
-    target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int, num_leapfrog: int, memory: int = MEMORY
+    target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int, num_leapfrog: int
 ) -> PosteriorDraws:
     """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
 
-    Each chain starts at the best of a few draws from the guide (the prior, where there is none). The covariance and the
-    step size of each datum are learned in three rounds of warm-up.
+    The chains start at tempered draws from the prior; the covariance and the step size of each datum are learned in two
+    rounds of warm-up.
     """
     kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
-    frame = Frame.identity(target)
-    points = starting_points(target, num_chains, memory)
-    step_size = points.new_full(points.shape[:-1], 0.3 * kernel.first_step_size(target.dim))
+    points = tempered_points(kernel, target, num_chains)
+    frame = Frame.fitted(points)
+    step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
     for share in WARMUP_ROUNDS:
         visited, step_size = run_chains(kernel, target, frame, points, step_size, max(4, int(share * num_warmup)), True)
         points = visited[-1]
@@ -95,12 +95,6 @@ class Frame(NamedTuple):
     factor: Tensor
 
     @classmethod
-    def identity(cls, target: Unconstrained) -> "Frame":
-        """The points' own coordinates."""
-        eye = torch.eye(target.dim, dtype=target.dtype, device=target.device)
-        return cls(eye.new_zeros(*target.batch, target.dim), eye.expand(*target.batch, *eye.shape))
-
-    @classmethod
     def fitted(cls, points: Tensor) -> "Frame":
         """From the moments of points `[n, *batch, dim]`."""
         mean, covariance = moments(points)
@@ -115,13 +109,40 @@ class Frame(NamedTuple):
         return torch.linalg.solve_triangular(self.factor, (point - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
 
 
-def starting_points(target: Unconstrained, num_chains: int, memory: int) -> Tensor:
-    """For each chain the best of a few draws: `[num_chains, *batch, dim]`."""
-    points = target.sample_guide(num_chains * NUM_STARTS)[0]
-    log_joint = evaluate(target.log_joint, points, memory).nan_to_num(nan=-torch.inf)
-    best = log_joint.unflatten(0, (NUM_STARTS, num_chains)).argmax(0, keepdim=True)
-    index = best.unsqueeze(-1).expand(1, num_chains, *points.shape[1:])
-    return points.unflatten(0, (NUM_STARTS, num_chains)).gather(0, index)[0]
+def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int) -> Tensor:
+    r"""Bring prior draws to the posterior through $p(z) p(x \mid z)^\beta$: `[num_chains, *batch, dim]`.
+
+    $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and moved (Del Moral,
+    Doucet and Jasra 2006). Modes are so represented in about the right proportion.
+    """
+    tempered = Target(target.split)
+    state = tempered.evaluate(target.sample_prior(num_chains))
+    beta = state.base.new_zeros(state.base.shape[1:])
+    step_size = state.base.new_full(state.base.shape, kernel.first_step_size(target.dim))
+    for _ in range(MAX_TEMPERATURES):
+        increment = next_increment(state.tilt, beta)
+        beta = (beta + increment).clamp_max(1.0)
+        state = state.gather(systematic((increment * state.tilt).softmax(0)))
+        scale = robust_scale(state.point)
+        for _ in range(MOVES_PER_TEMPERATURE):
+            move = kernel.move(tempered, state, beta, step_size, scale)
+            state = move.state
+            step_size = nudge_step_size(step_size, move.acceptance.mean(0).expand_as(step_size), 0.7)
+        if bool((beta >= 1).all()):
+            break
+    return state.point
+
+
+def next_increment(tilt: Tensor, beta: Tensor) -> Tensor:
+    """Largest step in beta, by bisection, after which half of the draws are effective; `[*batch]`."""
+    low, high = torch.zeros_like(beta), 1 - beta
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        log_weights = middle * tilt
+        ess = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+        enough = ess >= 0.5 * len(tilt)
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return torch.where(low > (1 - beta) * 0.999, 1 - beta, low)
 
 
 def run_chains(

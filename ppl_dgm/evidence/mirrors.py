@@ -18,11 +18,11 @@ from ppl_dgm.evidence.chains import evaluate
 from ppl_dgm.program.bound import Values
 from ppl_dgm.unconstrained import Unconstrained
 
-MAX_RUNS = 200  # sign flips that are tried for one latent
+MAX_RUNS = 64  # sign flips that are tried for one latent
 MAX_LABELS = 8
-NUM_TRIED = 64  # draws on which each move is tried
+NUM_TRIED = 32  # draws on which each move is tried
 ACCEPTED = 0.02  # mean acceptance of an image that counts as a mode
-APART = 1.7  # mean over spread of the distance to the image; 1.3 for one normal mode around the mirror
+APART = 2.5  # mean over spread of the distance to the image; 1.3 for one normal mode around the mirror
 SWEEPS = 3
 
 
@@ -42,13 +42,14 @@ class Mirrors(NamedTuple):
 
 def moves_of(target: Unconstrained, values: Values) -> Iterator[Move]:
     """All sign flips and label swaps that are worth a try."""
-    structure = target.bound.structure
-    real = [slot.latent.name for slot in target.slots if is_real(slot.latent.support)]
-    kept = int(structure.per_datum)
-    for name in real:
-        yield from flips(name, values[name], kept)
+    latents = [slot.latent for slot in target.slots if is_real(slot.latent.support)]
+    real = [latent.name for latent in latents]
+    for latent in latents:
+        yield Move(f"-{latent.name}", flip_both(latent.name, latent.name))
+        if latent.event_dim:
+            yield from flips(latent.name, values[latent.name].shape[-1])
     for first, second in combinations(real, 2):
-        yield flip_both(first, second)
+        yield Move(f"-{first}, -{second}", flip_both(first, second))
     yield from swaps(target, values)
 
 
@@ -59,11 +60,9 @@ def is_real(support: constraints.Constraint) -> bool:
     return isinstance(support, type(constraints.real)) or support in (constraints.real, constraints.real_vector)
 
 
-def flips(name: str, value: Tensor, kept: int) -> Iterator[Move]:
-    """Sign flips of all entries of a latent, of runs of neighbouring ones, and of single columns of a matrix."""
-    size = value.shape[-1] if value.dim() > 1 + kept else 1
-    yield Move(f"-{name}", lambda values: values | {name: -values[name]})
-    runs = [(i, j) for i in range(size) for j in range(i + 1, size + 1) if j - i < size]
+def flips(name: str, size: int) -> Iterator[Move]:
+    """Sign flips of runs of neighbouring entries along the last dimension, the longest last."""
+    runs = [(start, start + length) for length in range(1, size) for start in range(size - length + 1)]
     for start, stop in runs[:MAX_RUNS]:
         yield Move(f"-{name}[..., {start}:{stop}]", flip_run(name, start, stop))
 
@@ -79,9 +78,9 @@ def flip_run(name: str, start: int, stop: int) -> Callable[[Values], Values]:
     return apply
 
 
-def flip_both(first: str, second: str) -> Move:
-    """Flip the signs of two latents at once, as loadings and factors allow."""
-    return Move(f"-{first}, -{second}", lambda values: values | {first: -values[first], second: -values[second]})
+def flip_both(first: str, second: str) -> Callable[[Values], Values]:
+    """Flip the signs of one latent, or of two at once, as loadings and factors allow."""
+    return lambda values: values | {first: -values[first], second: -values[second]}
 
 
 def swaps(target: Unconstrained, values: Values) -> Iterator[Move]:
@@ -111,27 +110,31 @@ def try_mirrors(target: Unconstrained, points: Tensor, memory: int) -> Mirrors:
         memory: bytes that evaluating densities may allocate.
     """
     few = points[torch.randperm(points.shape[0], device=points.device)[:NUM_TRIED]]
-    found: dict[str, float] = {}
     moves = list(moves_of(target, target.constrain(few)))
-    useful = []
-    for move in moves:
-        image, log_ratio = reflect(target, few, move, memory)
-        rate = float((log_ratio.exp().clamp_max(1.0).mean(0) * apart(few, image)).max())
-        if rate > ACCEPTED:
-            found[move.name] = rate
-            useful.append(move)
+    rates = acceptance_of(target, few, moves, memory)
+    useful = [move for move, rate in zip(moves, rates, strict=True) if rate > ACCEPTED]
+    found = {move.name: rate for move, rate in zip(moves, rates, strict=True) if rate > ACCEPTED}
     for _ in range(SWEEPS if useful else 0):
         for move in useful:
             points = metropolis(target, points, move, memory)
     return Mirrors(points, found)
 
 
-def reflect(target: Unconstrained, points: Tensor, move: Move, memory: int) -> tuple[Tensor, Tensor]:
-    """Images of points and the log ratio of densities in the latents' own space: points, `[n, *batch]`."""
-    image = target.unconstrain(move.apply(target.constrain(points)))
-    return image, evaluate(lambda y: own_density(target, y), image, memory) - evaluate(
-        lambda y: own_density(target, y), points, memory
-    )
+def acceptance_of(target: Unconstrained, points: Tensor, moves: list[Move], memory: int) -> list[float]:
+    """Mean acceptance of each move, of the datum that accepts most; 0 where the image is not another cloud of points."""
+    if not moves:
+        return []
+    images = torch.stack([reflect(target, points, move) for move in moves])
+    here = own_density(target, points, memory)
+    there = own_density(target, images.flatten(0, 1), memory).unflatten(0, images.shape[:2])
+    rates = (there - here).exp().clamp_max(1.0).nan_to_num(0.0).mean(1)
+    separate = torch.stack([apart(points, image) for image in images])
+    return (rates * separate).reshape(len(moves), -1).amax(1).tolist()
+
+
+def reflect(target: Unconstrained, points: Tensor, move: Move) -> Tensor:
+    """Images of points `[n, *batch, dim]`."""
+    return target.unconstrain(move.apply(target.constrain(points)))
 
 
 def apart(points: Tensor, image: Tensor) -> Tensor:
@@ -141,13 +144,14 @@ def apart(points: Tensor, image: Tensor) -> Tensor:
     return (ratio > APART).any(-1)
 
 
-def own_density(target: Unconstrained, points: Tensor) -> Tensor:
-    """log p(x, z) without the Jacobian of the transform."""
-    return target.bound.log_joint(target.constrain(points)).total
+def own_density(target: Unconstrained, points: Tensor, memory: int) -> Tensor:
+    """log p(x, z) in the latents' own space, without the Jacobian of the transform: `[n, *batch]`."""
+    return evaluate(lambda part: target.bound.log_joint(target.constrain(part)).total, points, memory)
 
 
 def metropolis(target: Unconstrained, points: Tensor, move: Move, memory: int) -> Tensor:
     """Propose the image of each draw half the time, so that draws settle in the modes in the right proportion."""
-    image, log_ratio = reflect(target, points, move, memory)
+    image = reflect(target, points, move)
+    log_ratio = own_density(target, image, memory) - own_density(target, points, memory)
     accept = (torch.rand_like(log_ratio).log() < log_ratio) & (torch.rand_like(log_ratio) < 0.5)
     return torch.where(accept.unsqueeze(-1), image, points)

@@ -147,7 +147,7 @@ def exchange_rates(x: Tensor) -> None:
     second = torch.cat([zero, diagonal[..., 1:], below[..., 5:]], -1)
     factors = torch.stack([first, second], -1)
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.MultivariateNormal(x.new_zeros(6), factors @ factors.mT + variances.diag_embed()), obs=x)
+        pyro.sample("x", dist.LowRankMultivariateNormal(x.new_zeros(6), factors, variances), obs=x)
 
 
 # ---- unnormalised densities: a uniform or normal reference times a factor --------------------------------------------
