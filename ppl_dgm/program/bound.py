@@ -14,6 +14,7 @@ from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.sites import (
     Layout,
     Substitute,
+    forgiving_factors,
     is_random_subsample,
     random_sites,
     sum_enumerated,
@@ -197,7 +198,7 @@ class Bound:
         return self._evaluate(lambda: once(padded, self.count(values)))
 
     def _evaluate(self, run: Callable) -> Any:
-        with unvalidated():
+        with unvalidated(), forgiving_factors():
             return run()
 
     def _layout(self, particles: int | None) -> Layout:

@@ -87,6 +87,23 @@ def unvalidated() -> Iterator[None]:
         distribution._validate_sample = validate_sample  # type: ignore[method-assign]
 
 
+def forgiving_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
+    """Cholesky factor, NaN where a matrix of the batch is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
+    return torch.where((info == 0)[..., None, None], factor, torch.nan)
+
+
+@contextmanager
+def forgiving_factors() -> Iterator[None]:
+    """Let one particle's singular covariance make its own density NaN, not stop all the others with an error."""
+    strict = torch.linalg.cholesky
+    torch.linalg.cholesky = forgiving_cholesky  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.linalg.cholesky = strict
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the dimensions of a log density are: `[particles, ..., data]` when both are present."""
