@@ -154,7 +154,8 @@ def check_comparable(evidences: Mapping[str, Evidence]) -> None:
 
 TARGETS_DIFFER = (
     "one has an evidence for each datum, the other one for the data set. log p(x_i) given fitted parameters and log p(D) "
-    "with shared latents integrated out are different things; compare programs with the same kind of latents"
+    "with shared latents integrated out are different things; if nothing was fitted to these data, compare with "
+    "evidence.pooled() of the one per datum"
 )
 DATA_DIFFER = (
     "they were asked about different data (other values, another scaling, or other observed sites), so that their "

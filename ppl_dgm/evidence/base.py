@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -67,6 +67,13 @@ class Evidence:
         """Monte Carlo standard error of `total`; data are estimated independently."""
         return self.std_error.square().sum().sqrt()
 
+    def pooled(self) -> "Evidence":
+        """The evidence of all data together, for comparison with programs whose latents are shared by all data.
+
+        log p(D) = sum_i log p(x_i), true where nothing about the program was learned from these data.
+        """
+        return replace(self, log_z=self.total, std_error=self.total_std_error, target="dataset")
+
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Normal confidence interval of `log_z` at a level between 0 and 1."""
         if not 0 < level < 1:
@@ -123,8 +130,8 @@ class Estimator(ABC):
         """
         if not isinstance(program, Program):
             raise TypeError(f"{self.name} takes a Program, not a {type(program).__name__}; write Program(model, guide)")
+        bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
         with evaluating(program), torch.no_grad():
-            bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
             check_evidence(program, bound)
             self.check(bound)
             start = time.perf_counter()
