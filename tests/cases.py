@@ -14,6 +14,7 @@ from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Norm
 
 from ppl_dgm import Program
 from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture, likelihoods
+from ppl_dgm.families.bayesnet import BayesNet
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,21 @@ def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
     return total
 
 
+def bayes_net(program: Any, x: Tensor) -> Tensor:
+    """Products of table entries, one variable after the other."""
+    a, b, c = x.long().unbind(-1)
+    nodes = program.nodes
+    log_probs = [nodes[name].logits.log_softmax(-1) for name in "abc"]
+    return log_probs[0][a] + log_probs[1][a, b] + log_probs[2][a, b, c]
+
+
 CASES: dict[str, Case] = {
     "independent bernoulli": Case(seeded(lambda: IndependentBernoulli(4)), binary(), independent_bernoulli),
+    "bayes net": Case(
+        seeded(lambda: BayesNet.from_edges({"a": 2, "b": 2, "c": 2}, [("a", "b"), ("a", "c"), ("b", "c")])),
+        binary(num_dims=3),
+        bayes_net,
+    ),
     "bernoulli mixture": Case(
         seeded(lambda: Mixture(4, 3, "bernoulli")), binary(), mixture(lambda c, k: Bernoulli(logits=c.logits[k]))
     ),

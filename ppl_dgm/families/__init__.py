@@ -1,9 +1,21 @@
 """Families of generative models, each a Program: choose one, or put one together of parts."""
 
+from ppl_dgm.families import bayesnet, components, likelihoods, priors
 from ppl_dgm.families.autoregressive import MADE
-from ppl_dgm.families.bayesnet import IndependentBernoulli
+from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.latent_linear import PPCA
 from ppl_dgm.families.mixture import Mixture
 from ppl_dgm.families.vae import VAE
 
-__all__ = ["MADE", "PPCA", "VAE", "IndependentBernoulli", "Mixture"]
+__all__ = [
+    "MADE",
+    "PPCA",
+    "VAE",
+    "BayesNet",
+    "IndependentBernoulli",
+    "Mixture",
+    "bayesnet",
+    "components",
+    "likelihoods",
+    "priors",
+]

@@ -92,7 +92,7 @@ def test_saved_parameters_load_into_a_new_program(case: Case, tmp_path: Any) -> 
     other = case.make()
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.add_(1.0)
+            parameter.add_(torch.randn_like(parameter))
     before = log_weights(other, *data, num_particles=2, seed=0)
     other.load(tmp_path / "program.pt")
     expected = log_weights(program, *data, num_particles=2, seed=0)
@@ -106,7 +106,7 @@ def test_a_copy_is_independent(case: Case) -> None:
     expected = log_weights(program, *data, num_particles=2, seed=0)
     with torch.no_grad():
         for parameter in program.parameters():
-            parameter.add_(1.0)
+            parameter.add_(torch.randn_like(parameter))
     assert torch.equal(log_weights(twin, *data, num_particles=2, seed=0), expected)
 
 

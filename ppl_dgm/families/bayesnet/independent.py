@@ -1,4 +1,4 @@
-"""Bayes nets."""
+"""The Bayes net without edges, all variables in one site."""
 
 import pyro
 import pyro.distributions as dist

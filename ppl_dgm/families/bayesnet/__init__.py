@@ -1,0 +1,27 @@
+"""Bayes nets: graphs, conditional distributions, exact inference, files, classic nets."""
+
+from ppl_dgm.families.bayesnet.bif import read_bif, write_bif
+from ppl_dgm.families.bayesnet.conditionals import Conditional, Function, LinearGaussian, Logistic, Neural, Table
+from ppl_dgm.families.bayesnet.drawing import draw_graph
+from ppl_dgm.families.bayesnet.independent import IndependentBernoulli
+from ppl_dgm.families.bayesnet.net import BayesNet, markov_chain, naive_bayes
+from ppl_dgm.families.bayesnet.networks import asia, burglary, sachs_graph
+
+__all__ = [
+    "BayesNet",
+    "Conditional",
+    "Function",
+    "IndependentBernoulli",
+    "LinearGaussian",
+    "Logistic",
+    "Neural",
+    "Table",
+    "asia",
+    "burglary",
+    "draw_graph",
+    "markov_chain",
+    "naive_bayes",
+    "read_bif",
+    "sachs_graph",
+    "write_bif",
+]

@@ -1,0 +1,127 @@
+"""Bayes nets in the Bayesian interchange format (BIF 0.15, Cozman 1998)."""
+
+import os
+import re
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.families.bayesnet.conditionals import Table
+from ppl_dgm.families.bayesnet.net import BayesNet
+
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+VARIABLE = re.compile(r"variable\s+([^\s{]+)\s*\{\s*type\s+discrete\s*\[\s*(\d+)\s*\]\s*\{([^}]*)\}")
+PROBABILITY = re.compile(r"probability\s*\(([^)]*)\)\s*\{([^}]*)\}")
+ROW = re.compile(r"\(([^)]*)\)([^;]*);")
+TABLE = re.compile(r"\btable\b([^;]*);")
+
+
+def read_bif(path: str | os.PathLike) -> BayesNet:
+    """Read a net of tables from a BIF file, variables in the order of the file.
+
+    Raises:
+        ValueError: for a file that declares no variables, or tables that miss rows or do not fit the variables.
+
+    Example:
+        >>> import tempfile
+        >>> from ppl_dgm.families.bayesnet.networks import asia
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     net = read_bif(write_bif(asia(), Path(folder) / "asia.bif"))
+        >>> net.states["lung"], net.parents["dysp"]
+        (('yes', 'no'), ('bronc', 'either'))
+    """
+    text = COMMENT.sub(" ", Path(path).read_text(encoding="utf-8"))
+    states = {unquoted(name): words(names) for name, _, names in VARIABLE.findall(text)}
+    if not states:
+        raise ValueError(f"{path} declares no variables; expected a file in the Bayesian interchange format (BIF)")
+    tables = {}
+    for header, body in PROBABILITY.findall(text):
+        name, *parents = words(header.replace("|", " "))
+        unknown = [variable for variable in (name, *parents) if variable not in states]
+        if unknown:
+            raise ValueError(f"{path} gives probabilities of the undeclared variables {unknown}")
+        tables[name] = Table(read_table(name, tuple(parents), body, states), parents)
+    missing = [name for name in states if name not in tables]
+    if missing:
+        raise ValueError(f"{path} gives no probabilities for the variables {missing}")
+    return BayesNet({name: tables[name] for name in states}, states)
+
+
+def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str, tuple[str, ...]]) -> Tensor:
+    """The table `[*parent_states, K]` of one probability block: rows by parents' states, or all numbers at once."""
+    shape = [len(states[variable]) for variable in (*parents, name)]
+    whole = TABLE.search(body)
+    if whole:
+        flat = numbers(whole.group(1))
+        check_size(name, flat, torch.Size(shape).numel())
+        return flat.reshape(shape[-1], *shape[:-1]).movedim(0, -1)  # the variable's own states vary slowest
+    rows = {words(key): numbers(values) for key, values in ROW.findall(body)}
+    keys = list(product(*(states[parent] for parent in parents)))
+    missing = [key for key in keys if key not in rows]
+    if missing:
+        raise ValueError(f"the probabilities of {name!r} lack rows for the parents' states {missing[:3]}")
+    for key in keys:
+        check_size(name, rows[key], shape[-1])
+    return torch.stack([rows[key] for key in keys]).reshape(shape)
+
+
+def check_size(name: str, values: Tensor, expected: int) -> None:
+    """Refuse too many or too few numbers."""
+    if len(values) != expected:
+        raise ValueError(f"expected {expected} probabilities of {name!r} in one place, got {len(values)}")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Names separated by commas or spaces, without quotes."""
+    return tuple(unquoted(word) for word in re.split(r"[,\s]+", text.strip()) if word)
+
+
+def unquoted(word: str) -> str:
+    """A name without its quotes."""
+    return word.strip().strip('"')
+
+
+def numbers(text: str) -> Tensor:
+    """Numbers separated by commas or spaces."""
+    return torch.tensor([float(word) for word in re.split(r"[,\s]+", text.strip()) if word])
+
+
+def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
+    """Write a net of tables as a BIF file; `read_bif` reads it. Returns the path.
+
+    Raises:
+        ValueError: for a net with conditionals that are no tables.
+    """
+    others = [name for name, node in net.nodes.items() if not isinstance(node, Table)]
+    if others:
+        raise ValueError(f"the nodes {others} are no tables, and BIF holds only tables")
+    blocks = ["network unknown {\n}", *(variable_block(net, name) for name in net.nodes)]
+    blocks += [probability_block(net, name) for name in net.nodes]
+    target = Path(path)
+    target.write_text("\n".join(blocks) + "\n", encoding="utf-8")
+    return target
+
+
+def variable_block(net: BayesNet, name: str) -> str:
+    """The declaration of one variable."""
+    states = net.states[name]
+    return f"variable {name} {{\n  type discrete [ {len(states)} ] {{ {', '.join(states)} }};\n}}"
+
+
+def probability_block(net: BayesNet, name: str) -> str:
+    """The table of one variable, a row for each state of the parents."""
+    node = net.nodes[name]
+    probs = node.probs.double() if isinstance(node, Table) else torch.empty(0)
+    if not node.parents:
+        return f"probability ( {name} ) {{\n  table {row_text(probs)};\n}}"
+    keys = product(*(net.states[parent] for parent in node.parents))
+    rows = zip(keys, probs.flatten(0, -2), strict=True)
+    lines = [f"  ({', '.join(key)}) {row_text(row)};" for key, row in rows]
+    return f"probability ( {name} | {', '.join(node.parents)} ) {{\n" + "\n".join(lines) + "\n}"
+
+
+def row_text(row: Tensor) -> str:
+    """Probabilities with as many digits as a float32 has."""
+    return ", ".join(f"{value:.9g}" for value in row.tolist())

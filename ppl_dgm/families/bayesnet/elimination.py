@@ -1,0 +1,91 @@
+"""Exact inference in Bayes nets by variable elimination: the tree-width decides what it costs, not the size."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import opt_einsum
+import torch
+from torch import Tensor
+
+from ppl_dgm.families.bayesnet.conditionals import Conditional
+from ppl_dgm.families.bayesnet.graph import ancestors
+
+LOG_SPACE: Any = "pyro.ops.einsum.torch_log"  # sums of products of exponentials, in log space
+
+
+class Factor(NamedTuple):
+    """log p(node | parents) on a grid: `[batch, *states of the scope]`, or `[*states of the scope]` for one datum."""
+
+    scope: tuple[str, ...]
+    log_prob: Tensor
+
+
+def log_marginal(nodes: Mapping[str, Conditional], query: Sequence[str], evidence: Mapping[str, Tensor]) -> Tensor:
+    """log p(query, evidence) with all other variables summed out, in the order that opt_einsum finds cheapest.
+
+    Nodes that are neither in query nor evidence nor ancestors of these sum to one and are left out (Shachter 1986).
+
+    Args:
+        nodes: the net's conditionals by name.
+        query: names of discrete variables.
+        evidence: values `[batch]` by name, of discrete or continuous variables.
+
+    Returns:
+        Nats, `[batch, *states of the query]`.
+
+    Raises:
+        ValueError: where a continuous variable would have to be integrated out.
+    """
+    parents = {name: node.parents for name, node in nodes.items()}
+    relevant = ancestors(parents, [*query, *evidence])
+    factors = [factor_of(nodes, name, evidence) for name in nodes if name in relevant]
+    number = {name: i + 1 for i, name in enumerate(nodes)}  # 0 is the batch
+    operands: list = []
+    for factor in factors:
+        batch = [0] * (factor.log_prob.dim() - len(factor.scope))
+        operands += [factor.log_prob, [*batch, *(number[name] for name in factor.scope)]]
+    batch = [0] if any(0 in dims for dims in operands[1::2]) else []
+    joint = opt_einsum.contract(*operands, [*batch, *(number[name] for name in query)], backend=LOG_SPACE)
+    return joint if batch else joint.unsqueeze(0)
+
+
+def factor_of(nodes: Mapping[str, Conditional], name: str, evidence: Mapping[str, Tensor]) -> Factor:
+    """One node's log probabilities, its observed variables at their values, the others on their grid of states."""
+    names = (*nodes[name].parents, name)
+    scope = tuple(variable for variable in names if variable not in evidence)
+    check_discrete(nodes, scope)
+    values = {variable: on_grid(nodes, variable, scope, evidence) for variable in names}
+    log_prob = nodes[name](*(values[parent] for parent in nodes[name].parents)).log_prob(values[name])
+    shape = torch.broadcast_shapes(log_prob.shape, *(value.shape for value in values.values()))
+    log_prob = log_prob.expand(shape)
+    return Factor(scope, log_prob.squeeze(0) if shape[0] == 1 else log_prob)
+
+
+def check_discrete(nodes: Mapping[str, Conditional], scope: Sequence[str]) -> None:
+    """Refuse to sum over continuous variables."""
+    continuous = [variable for variable in scope if nodes[variable].num_states is None]
+    if continuous:
+        raise ValueError(
+            f"the variables {continuous} are continuous and not observed, so that they cannot be summed out; observe "
+            "them, or estimate by ImportanceSampling"
+        )
+
+
+def on_grid(
+    nodes: Mapping[str, Conditional],
+    variable: str,
+    scope: Sequence[str],
+    evidence: Mapping[str, Tensor],
+) -> Tensor:
+    """Value of a variable, `[batch, 1, ..., 1]`, or all its states along its dimension of the scope."""
+    if variable in evidence:
+        return evidence[variable].reshape(-1, *(1,) * len(scope))
+    like = prototype(nodes)
+    states = torch.arange(nodes[variable].num_states or 0, dtype=like.dtype, device=like.device)
+    position = scope.index(variable)
+    return states.reshape(1, *(1,) * position, -1, *(1,) * (len(scope) - position - 1))
+
+
+def prototype(nodes: Mapping[str, Conditional]) -> Tensor:
+    """A tensor with the dtype and device of the net's parameters."""
+    return next((parameter for node in nodes.values() for parameter in node.parameters()), torch.empty(0))

@@ -1,0 +1,289 @@
+"""Bayes nets declared from a graph and conditional distributions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.families.bayesnet.conditionals import Conditional, Table
+from ppl_dgm.families.bayesnet.elimination import log_marginal, prototype
+from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
+from ppl_dgm.program import Program
+
+Data = Tensor | Mapping[str, Tensor]
+
+
+class BayesNet(Program):
+    r"""A Bayes net, $p(x) = \prod_i p(x_i \mid \mathrm{parents}(x_i))$ (Pearl 1988), one site for each variable.
+
+    Data are a tensor `[N, number of nodes]` with columns in the order of the nodes, or a mapping from names to columns
+    `[N]`. Discrete variables that the mapping leaves out are summed out exactly: the evidence of partly observed data.
+
+    Args:
+        nodes: the conditional distribution of each variable by name, which names its parents.
+        states: names of a variable's states, where they have any.
+
+    Raises:
+        ValueError: for a cycle, unknown parents, tables that do not fit their parents, wrong numbers of state names.
+
+    Example:
+        >>> net = BayesNet({
+        ...     "rain": Table([0.8, 0.2]),
+        ...     "wet": Table([[0.9, 0.1], [0.2, 0.8]], parents=["rain"]),
+        ... })
+        >>> net.query(["rain"], {"wet": 1})
+        tensor([0.3333, 0.6667])
+        >>> net.num_free_parameters, net.sample(3).shape, net.density
+        (3, torch.Size([3, 2]), 'exact')
+    """
+
+    def __init__(self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None) -> None:
+        model = BayesNetModel(nodes)
+        super().__init__(model)
+        self.states = named_states(nodes, states or {})
+        with torch.random.fork_rng([]), torch.no_grad():
+            self.initialise(dict(model().items()))
+
+    @classmethod
+    def from_edges(cls, num_states: Mapping[str, int], edges: Iterable[tuple[str, str]]) -> "BayesNet":
+        """A net of uniform tables, to be fitted, from numbers of states and edges (parent, child).
+
+        Example:
+            >>> BayesNet.from_edges({"a": 2, "b": 3}, [("a", "b")]).num_free_parameters
+            5
+        """
+        edges = list(edges)
+        unknown = {node for edge in edges for node in edge} - num_states.keys()
+        if unknown:
+            raise ValueError(f"the edges name {sorted(unknown)}, whose numbers of states are not given")
+        parents = {name: [parent for parent, child in edges if child == name] for name in num_states}
+        return cls(
+            {n: Table.uniform(k, {parent: num_states[parent] for parent in parents[n]}) for n, k in num_states.items()}
+        )
+
+    @property
+    def nodes(self) -> dict[str, Conditional]:
+        """The conditional distributions by name, in the order of the columns."""
+        return self.model.fn.conditionals  # type: ignore[attr-defined,return-value]
+
+    @property
+    def parents(self) -> dict[str, tuple[str, ...]]:
+        """The graph: the parents of each node."""
+        return {name: node.parents for name, node in self.nodes.items()}
+
+    @property
+    def num_free_parameters(self) -> int:
+        """Number of free parameters: 2^n - 1 for the full table of n binary variables, 2n - 1 for a chain."""
+        return sum(node.num_free_parameters for node in self.nodes.values())
+
+    def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw all variables ancestrally: `[num_samples, number of nodes]`, columns in the order of the nodes."""
+        draws = self.sample_sites(num_samples, *args, **kwargs)
+        columns = [draws[name].reshape(num_samples) for name in self.nodes]
+        return torch.stack([column.to(prototype(self.nodes).dtype) for column in columns], -1)
+
+    def d_separated(self, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()) -> bool:
+        """Whether two sets of nodes are independent given a third in every net with this graph."""
+        return d_separated(self.parents, first, second, given)
+
+    def query(self, query: Sequence[str], evidence: Mapping[str, Any] | None = None) -> Tensor:
+        """p(query | evidence), exactly.
+
+        Args:
+            query: names of discrete variables.
+            evidence: values, state names, or columns `[N]` of values by name.
+
+        Returns:
+            Probabilities with one dimension for each query variable; `[N, ...]` where the evidence is columns.
+
+        Raises:
+            ValueError: for unknown or repeated variables, states outside the classes, or evidence of probability zero.
+        """
+        return self.log_query(query, evidence).exp()
+
+    def log_query(self, query: Sequence[str], evidence: Mapping[str, Any] | None = None) -> Tensor:
+        """log p(query | evidence); see `query`."""
+        values = self._evidence(query, evidence or {})
+        with torch.no_grad():
+            joint = log_marginal(self.nodes, query, values)
+        total = joint.flatten(1).logsumexp(1)
+        if not bool(torch.isfinite(total).all()):
+            raise ValueError(
+                f"the evidence {dict(evidence or {})} has probability zero, so that nothing follows from it"
+            )
+        joint = joint - total.reshape(-1, *(1,) * len(query))
+        return joint if any(v.dim() for v in values.values()) else joint.squeeze(0)
+
+    def log_evidence(self, evidence: Mapping[str, Any]) -> Tensor:
+        """log p(evidence) in nats, all other variables summed out: `[]`, or `[N]` for columns; see `query`."""
+        values = self._evidence((), evidence)
+        with torch.no_grad():
+            log_z = log_marginal(self.nodes, (), values)
+        return log_z if any(v.dim() for v in values.values()) else log_z.squeeze(0)
+
+    def fit_counts(self, x: Data, smoothing: float = 1.0) -> "BayesNet":
+        r"""Fit every node in closed form; returns itself.
+
+        Tables by counting, $p_{jk} = (n_{jk} + \alpha) / (n_j + K \alpha)$: the posterior mean under a symmetric
+        Dirichlet prior (Heckerman 1995, equation 13); linear Gaussians by least squares.
+
+        Args:
+            x: data of all variables.
+            smoothing: alpha, a pseudo-count for each entry; 0 is maximum likelihood.
+
+        Raises:
+            ValueError: for values outside the classes, missing variables, or conditionals without closed form.
+        """
+        if smoothing < 0:
+            raise ValueError(f"smoothing is {smoothing}; expected a pseudo-count of at least 0")
+        columns = self._complete(x)
+        for name, node in self.nodes.items():
+            node.fit(columns[name], [columns[parent] for parent in node.parents], smoothing)
+        return self
+
+    def dirichlet_evidence(self, x: Data, smoothing: float = 1.0) -> Tensor:
+        r"""log p(data | graph) in nats with all tables integrated out under symmetric Dirichlet priors.
+
+        $\sum_{i,j} \log \frac{\Gamma(K\alpha)}{\Gamma(n_{ij} + K\alpha)} \prod_k
+        \frac{\Gamma(n_{ijk} + \alpha)}{\Gamma(\alpha)}$ (Cooper and Herskovits 1992, equation 8, for alpha = 1): compares
+        graphs, not fitted nets.
+
+        Raises:
+            ValueError: for nodes that are no tables, a smoothing that is not positive, or values outside the classes.
+        """
+        others = [name for name, node in self.nodes.items() if not isinstance(node, Table)]
+        if others or not smoothing > 0:
+            raise ValueError(f"expected tables only and a positive smoothing; got others at {others}, {smoothing}")
+        columns, total = self._complete(x), 0.0
+        for name, node in self.nodes.items():
+            if isinstance(node, Table):
+                counts = node.counts(columns[name], [columns[parent] for parent in node.parents]).double()
+                total = total + dirichlet_multinomial(counts, smoothing)
+        return torch.as_tensor(total)
+
+    def _complete(self, x: Data) -> dict[str, Tensor]:
+        """Columns of all variables, checked."""
+        columns = columns_of(self.nodes, x)
+        missing = [name for name in self.nodes if name not in columns]
+        if missing:
+            raise ValueError(f"the data lack the variables {missing}; counting needs all of them")
+        for name, column in columns.items():
+            check_states(name, self.nodes[name].num_states, column)
+        return columns
+
+    def _evidence(self, query: Sequence[str], evidence: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Evidence as tensors on the net's device, checked together with the query."""
+        names = [*query, *evidence]
+        unknown = [name for name in names if name not in self.nodes]
+        if unknown or len(set(names)) < len(names):
+            raise ValueError(f"expected different variables among {list(self.nodes)}; got {names}")
+        values = {name: self._value(name, value) for name, value in evidence.items()}
+        for name, value in values.items():
+            check_states(name, self.nodes[name].num_states, value)
+        return values
+
+    def _value(self, name: str, value: Any) -> Tensor:
+        if isinstance(value, str):
+            if value not in self.states[name]:
+                raise ValueError(f"{name!r} has no state {value!r}; its states are {list(self.states[name])}")
+            value = self.states[name].index(value)
+        like = prototype(self.nodes)
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+class BayesNetModel(nn.Module):
+    """Every variable given its parents, in topological order."""
+
+    def __init__(self, nodes: Mapping[str, Conditional]) -> None:
+        super().__init__()
+        others = [name for name, node in nodes.items() if not isinstance(node, Conditional)]
+        if others or not nodes:
+            raise TypeError(f"expected a Conditional (Table, Logistic, ...) for every node; got others for {others}")
+        self.order = topological_order({name: node.parents for name, node in nodes.items()})
+        num_states = {name: node.num_states for name, node in nodes.items()}
+        for node in nodes.values():
+            node.check_parents(num_states)
+        self._names = tuple(nodes)
+        self._nodes = nn.ModuleList(nodes.values())
+
+    @property
+    def conditionals(self) -> dict[str, Conditional]:
+        """The conditional distributions by name."""
+        return dict(zip(self._names, self._nodes, strict=True))  # type: ignore[arg-type]
+
+    def forward(self, x: Data | None = None) -> dict[str, Tensor]:
+        """Score data, or draw one datum; variables that the data lack are latent."""
+        nodes, values = self.conditionals, {}
+        given = {} if x is None else columns_of(nodes, x)
+        with pyro.plate("data", len(next(iter(given.values()))) if given else 1, dim=-1):
+            for name in self.order:
+                conditional = nodes[name](*(values[parent] for parent in nodes[name].parents))
+                infer: Any = {"enumerate": "parallel"} if nodes[name].num_states else {}
+                values[name] = pyro.sample(name, conditional, obs=given.get(name), infer=infer)
+        return values
+
+
+def columns_of(nodes: Mapping[str, Any], x: Data) -> dict[str, Tensor]:
+    """Columns `[N]` by name of a tensor `[N, number of nodes]` or a mapping."""
+    if isinstance(x, Tensor):
+        if x.dim() != 2 or x.shape[1] != len(nodes):
+            raise ValueError(f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape {list(x.shape)}")
+        return dict(zip(nodes, x.unbind(-1), strict=True))
+    unknown = [name for name in x if name not in nodes]
+    if unknown:
+        raise ValueError(f"the data name the unknown variables {unknown}; the nodes are {list(nodes)}")
+    return dict(x)
+
+
+def named_states(nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Names of the states of every discrete variable, their numbers by default."""
+    named = {name: tuple(map(str, range(node.num_states or 0))) for name, node in nodes.items()}
+    for name, given in states.items():
+        if name not in nodes or len(given) != nodes[name].num_states or len(set(given)) < len(given):
+            size = nodes[name].num_states if name in nodes else None
+            raise ValueError(f"expected {size} different state names for {name!r}, got {list(given)}")
+        named[name] = tuple(given)
+    return named
+
+
+def check_states(name: str, num_states: int | None, values: Tensor) -> None:
+    """Refuse labels outside the classes."""
+    if num_states is None or not values.numel():
+        return
+    if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= num_states:
+        raise ValueError(
+            f"variable {name!r} has values outside its classes 0, ..., {num_states - 1} (min {values.min().item():.6g}, "
+            f"max {values.max().item():.6g}); expected whole numbers in that range"
+        )
+
+
+def dirichlet_multinomial(counts: Tensor, smoothing: float) -> Tensor:
+    """log probability of observations in order with these counts `[..., K]`, rows summed."""
+    alpha = torch.full_like(counts, smoothing)
+    rows = alpha.sum(-1).lgamma() - (counts + alpha).sum(-1).lgamma()
+    return (rows + ((counts + alpha).lgamma() - alpha.lgamma()).sum(-1)).sum()
+
+
+def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
+    """A Markov chain x1 -> x2 -> ... of uniform tables, one for each step, to be fitted.
+
+    Example:
+        >>> markov_chain(5).num_free_parameters  # 2 n - 1
+        9
+    """
+    names = [f"x{i + 1}" for i in range(num_steps)]
+    return BayesNet.from_edges(dict.fromkeys(names, num_states), pairwise(names))
+
+
+def naive_bayes(num_classes: int, num_features: int, num_states: int = 2) -> BayesNet:
+    """A class "y" and features x1, x2, ... independent given the class: uniform tables, to be fitted.
+
+    Example:
+        >>> naive_bayes(10, 64).num_free_parameters  # 9 + 10 * 64
+        649
+    """
+    names = [f"x{i + 1}" for i in range(num_features)]
+    return BayesNet.from_edges({"y": num_classes, **dict.fromkeys(names, num_states)}, [("y", name) for name in names])
