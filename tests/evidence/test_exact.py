@@ -1,0 +1,121 @@
+"""Exact evidence against marginal distributions, enumeration and a Kalman filter."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import Exact
+
+
+def test_no_latents():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Gamma(2.0, 1.5), obs=x)
+
+    x = torch.rand(5) + 0.1
+    result = Exact()(Program(model), x)
+    assert torch.allclose(result.log_z, dist.Gamma(2.0, 1.5).log_prob(x).double(), atol=1e-6)
+    assert (result.target, result.num_dims) == ("datum", 5)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_finite_latents_are_summed_out_marked_or_not(marked):
+    infer = {"enumerate": "parallel"} if marked else {}
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.8])), infer=infer)
+            b = pyro.sample("b", dist.Bernoulli(0.3 + 0.4 * k), infer=infer)
+            pyro.sample("x", dist.Normal(2 * k - b, 1.0), obs=x)
+
+    x = torch.randn(6)
+    terms = []
+    for k, p in ((0.0, 0.2), (1.0, 0.8)):
+        for b in (0.0, 1.0):
+            weight = torch.tensor(p) * (0.3 + 0.4 * k if b else 0.7 - 0.4 * k)
+            terms.append(weight.log() + dist.Normal(2 * k - b, 1.0).log_prob(x))
+    assert torch.allclose(Exact()(Program(model), x).log_z, torch.stack(terms).logsumexp(0).double(), atol=1e-5)
+
+
+def test_linear_regression_with_global_latents():
+    design, y = torch.randn(12, 2, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    one, zero = torch.tensor(1.0, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+
+    def model(design, y):
+        weight = pyro.sample("weight", dist.Normal(zero, 2 * one).to_event(1))
+        bias = pyro.sample("bias", dist.Normal(0 * one, one))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(design @ weight + bias, 0.5 * one), obs=y)
+
+    result = Exact()(Program(model), design, y)
+    eye = torch.eye(12, dtype=torch.float64)
+    marginal = dist.MultivariateNormal(torch.zeros(12).double(), 4 * design @ design.T + 1 + 0.25 * eye)
+    assert result.target == "dataset"
+    assert result.log_z.item() == pytest.approx(marginal.log_prob(y).item(), abs=1e-8)
+
+
+def test_state_space_model_matches_the_filter():
+    y = torch.randn(7)
+
+    def model(y):
+        state = pyro.sample("z0", dist.Normal(0.0, 1.0))
+        for t in range(7):
+            if t:
+                state = pyro.sample(f"z{t}", dist.Normal(0.9 * state, 0.5))
+            pyro.sample(f"y{t}", dist.Normal(state, 0.8), obs=y[t])
+
+    mean, variance, log_z = 0.0, 1.0, 0.0
+    for t in range(7):
+        if t:
+            mean, variance = 0.9 * mean, 0.81 * variance + 0.25
+        log_z += dist.Normal(mean, (variance + 0.64) ** 0.5).log_prob(y[t]).item()
+        gain = variance / (variance + 0.64)
+        mean, variance = mean + gain * (y[t].item() - mean), (1 - gain) * variance
+    assert Exact()(Program(model), y).log_z.item() == pytest.approx(log_z, abs=1e-4)
+
+
+def test_exact_does_not_depend_on_the_pieces_of_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    x = torch.randn(50)
+    whole, pieces = Exact()(Program(model), x), Exact(memory=2000)(Program(model), x)
+    assert torch.allclose(whole.log_z, pieces.log_z, atol=1e-6)
+    assert whole.digest == pieces.digest
+
+
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda z: dist.Normal(z**3, 1.0),
+        lambda z: dist.Normal(0.0, z.exp()),
+        lambda z: dist.StudentT(3.0, z, 1.0),
+    ],
+    ids=["cubic mean", "variance", "heavy tail"],
+)
+def test_what_is_not_linear_gaussian_is_refused(observe):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", observe(z), obs=x)
+
+    with pytest.raises(ValueError, match="use ImportanceSampling"):
+        Exact()(Program(model), torch.randn(5))
+
+
+def test_dropout_is_off_during_evidence():
+    net = torch.nn.Sequential(torch.nn.Linear(1, 50), torch.nn.Dropout(0.5), torch.nn.Linear(50, 1))
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(torch.ones(1)).squeeze(-1), 1.0), obs=x)
+
+    program, x = Program(model), torch.randn(4)
+    results = [Exact()(program, x) for _ in range(2)]
+    assert torch.equal(results[0].log_z, results[1].log_z)
+    assert net.training
