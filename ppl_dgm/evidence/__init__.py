@@ -1,7 +1,18 @@
 """Estimators of the evidence: how probable a program makes its data, with an error and a statement of what it is."""
 
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
+from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
 
-__all__ = ["ELBO", "Estimate", "Estimator", "Evidence", "Exact", "ImportanceSampling", "PriorSampling"]
+__all__ = [
+    "ELBO",
+    "BridgeSampling",
+    "Estimate",
+    "Estimator",
+    "Evidence",
+    "Exact",
+    "ImportanceSampling",
+    "PriorSampling",
+    "bridge_iteration",
+]

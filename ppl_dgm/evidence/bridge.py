@@ -21,6 +21,7 @@ from ppl_dgm.evidence.chains import (
 )
 from ppl_dgm.evidence.fitted import Fitted, fit_flow, fit_normal, fit_student_mixture
 from ppl_dgm.evidence.mirrors import try_mirrors
+from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.program import Bound
 from ppl_dgm.unconstrained import Unconstrained
 from ppl_dgm.weights import MEMORY, WeightSummary
@@ -28,7 +29,7 @@ from ppl_dgm.weights import MEMORY, WeightSummary
 Posterior = Literal["hmc", "nuts", "guide"]
 BridgeProposal = Literal["normal", "warp3", "student_mixture", "guide", "flow"]
 POSTERIORS, PROPOSALS = ("hmc", "nuts", "guide"), ("normal", "warp3", "student_mixture", "guide", "flow")
-MAX_R_HAT = 1.1
+MAX_R_HAT = 1.05
 DISAGREEMENT = 4.0  # standard errors between the bridge and importance sampling from its proposal
 RELIABLE_K = 0.5
 
@@ -145,6 +146,7 @@ class BridgeSampling(Estimator):
         num_warmup: steps of each chain that adapt it and are discarded.
         num_leapfrog: steps of each move of `"hmc"`.
         num_components: of the Student mixture.
+        num_refresh: Metropolis moves of the averaged draws that propose from q: they pass between modes.
         mirror: whether to try mirrored modes.
         memory: bytes that evaluating densities may allocate.
 
@@ -172,18 +174,15 @@ class BridgeSampling(Estimator):
     num_warmup: int = 100
     num_leapfrog: int = 5
     num_components: int = 4
+    num_refresh: int = 4
     mirror: bool = True
     memory: int = field(default=MEMORY, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.posterior, Mapping) and self.posterior not in POSTERIORS:
             raise ValueError(f"posterior is {self.posterior!r}; expected one of {POSTERIORS} or draws by site")
-        if self.proposal not in PROPOSALS:
-            raise ValueError(f"proposal is {self.proposal!r}; expected one of {PROPOSALS}")
-        least_of = (("num_draws", 8), ("num_chains", 1), ("num_warmup", 0), ("num_leapfrog", 1), ("num_components", 1))
-        for name, least in least_of:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_choice(self, "proposal", PROPOSALS)
+        check_least(self, num_draws=8, num_chains=1, num_warmup=0, num_leapfrog=1, num_components=1, num_refresh=0)
 
     def check(self, bound: Bound) -> None:
         if self.proposal == "flow" and bound.structure.per_datum:
@@ -204,6 +203,7 @@ class BridgeSampling(Estimator):
             points = moved.unflatten(0, points.shape[:2])
         fitting, rest = split_halves(points)
         proposal, log_joint = self._proposal(target, fitting)
+        rest = refresh(target, proposal, rest, self.num_refresh, self.memory)
         return self._bridge(draws._replace(points=rest), proposal, log_joint, mirrored)
 
     def _posterior(self, target: Unconstrained) -> PosteriorDraws:
@@ -275,6 +275,19 @@ def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
     """The first half of each chain, flattened, and the second half `[chains, draws, *batch, dim]`."""
     half = points.shape[1] // 2
     return points[:, :half].flatten(0, 1), points[:, half:]
+
+
+def refresh(target: Unconstrained, proposal: Fitted, points: Tensor, num_moves: int, memory: int) -> Tensor:
+    """Independence Metropolis moves (Tierney 1994) of posterior draws `[chains, draws, *batch, dim]`."""
+    here = points.flatten(0, 1)
+    weight = evaluate(target.log_joint, here, memory) - proposal.log_prob(here) if num_moves else here
+    for _ in range(num_moves):
+        there = proposal.sample(len(here))
+        other = evaluate(target.log_joint, there, memory) - proposal.log_prob(there)
+        accept = torch.rand_like(weight).log() < other - weight
+        here = torch.where(accept.unsqueeze(-1), there, here)
+        weight = torch.where(accept, other, weight)
+    return here.unflatten(0, points.shape[:2])
 
 
 def bridge_diagnostics(draws: PosteriorDraws, found: Bridge, log_weights: Tensor) -> dict[str, Any]:

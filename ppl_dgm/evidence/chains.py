@@ -14,6 +14,7 @@ from ppl_dgm.unconstrained import Unconstrained
 from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k
 
 WARMUP_ROUNDS = (0.4, 0.6)
+MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
 MAX_TEMPERATURES, MOVES_PER_TEMPERATURE, BISECTIONS = 200, 3, 40
 CONSTANT = 1e-12  # relative variance below which a series does not move
 
@@ -54,8 +55,9 @@ def chain_ess(series: Tensor) -> Tensor:
     total = float(chains * draws)
     spread = values.flatten(0, 1).var(0)
     moves = spread > CONSTANT * values.flatten(0, 1).square().mean(0)
-    ess = effective_sample_size(values, chain_dim=0, sample_dim=1).clamp(1.0, total)
-    return torch.where(moves, ess.nan_to_num(1.0), total)
+    ess = effective_sample_size(values, chain_dim=0, sample_dim=1).nan_to_num(1.0)
+    ess = torch.where(ess > 0, ess.clamp(1.0, total), total)  # negative: antithetic beyond the estimate's reach
+    return torch.where(moves, ess, total)
 
 
 def split_r_hat(series: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int) -> Tens
     Doucet and Jasra 2006). Modes are so represented in about the right proportion.
     """
     tempered = Target(target.split)
-    state = tempered.evaluate(target.sample_prior(num_chains))
+    state = tempered.evaluate(target.sample_prior(max(num_chains, MIN_TEMPERED)))
     beta = state.base.new_zeros(state.base.shape[1:])
     step_size = state.base.new_full(state.base.shape, kernel.first_step_size(target.dim))
     for _ in range(MAX_TEMPERATURES):
@@ -130,7 +132,7 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int) -> Tens
             step_size = nudge_step_size(step_size, move.acceptance.mean(0).expand_as(step_size), 0.7)
         if bool((beta >= 1).all()):
             break
-    return state.point
+    return state.point[torch.randperm(len(state.point), device=target.device)[:num_chains]]
 
 
 def next_increment(tilt: Tensor, beta: Tensor) -> Tensor:
