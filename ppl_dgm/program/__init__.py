@@ -2,7 +2,8 @@
 
 from ppl_dgm.program.arguments import move_data, select_data, tensors_of, unpack_data
 from ppl_dgm.program.bound import Bound, Draw, LogJoint, Prior
-from ppl_dgm.program.inspection import data_size, evaluating, inspect, undisturbed
+from ppl_dgm.program.inspection import data_size, inspect
+from ppl_dgm.program.modes import evaluating, undisturbed
 from ppl_dgm.program.pointwise import log_likelihoods
 from ppl_dgm.program.program import Program, write_atomically
 from ppl_dgm.program.sampling import draw_sites

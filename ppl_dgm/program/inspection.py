@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound import Bound, Prior
+from ppl_dgm.program.modes import undisturbed
 from ppl_dgm.program.scope import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
@@ -30,29 +30,6 @@ from ppl_dgm.program.structure import Latent, Structure
 PROOF_PARTICLES = 3
 PROOF_DATA = 4
 PIECE = 1024
-
-
-@contextmanager
-def evaluating(*callables: Any) -> Iterator[None]:
-    """Put torch modules in evaluation mode (dropout off, batch norm fixed) and back; other callables are let be."""
-    modules = [m for fn in callables if isinstance(fn, nn.Module) for m in fn.modules()]
-    modes = [(module, module.training) for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def undisturbed(*callables: Any) -> Iterator[None]:
-    """Run a block in evaluation mode, without gradients and without moving the random number generators."""
-    devices = {p.device for fn in callables if isinstance(fn, nn.Module) for p in fn.parameters()}
-    cuda = [device for device in devices if device.type == "cuda"]
-    with evaluating(*callables), torch.random.fork_rng(cuda), torch.no_grad():
-        yield
 
 
 @dataclass(frozen=True)

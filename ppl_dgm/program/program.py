@@ -13,7 +13,8 @@ from torch import Tensor
 from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.bound import Bound, Prior
 from ppl_dgm.program.checks import blame
-from ppl_dgm.program.inspection import Examination, examine, inspect, undisturbed
+from ppl_dgm.program.inspection import Examination, examine, inspect
+from ppl_dgm.program.modes import undisturbed
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.scope import ParameterScope, ScopedCallable
 from ppl_dgm.program.structure import Density, Structure
