@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_dgm.posterior import Posterior
 from ppl_dgm.program import draw_sites, log_likelihoods, undisturbed
+from ppl_dgm.program.sites import is_subsample
 from ppl_dgm.weights import seeded
 
 with warnings.catch_warnings():
@@ -95,17 +96,18 @@ def as_arrays(values: Mapping[str, Tensor], group: str) -> Group:
 def plates(posterior: Posterior) -> dict[str, list[str]]:
     """Names of the dimensions of every site: its plates from left to right, then numbered event dimensions."""
     nodes = posterior.bound.model_trace().nodes
-    sites = {name: site for name, site in nodes.items() if site["type"] == "sample" and torch.is_tensor(site["value"])}
-    return {name: dimension_names(name, site, sites) for name, site in sites.items()}
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample" and not is_subsample(site)}
+    return {name: dimension_names(name, site) for name, site in sites.items() if torch.is_tensor(site["value"])}
 
 
-def dimension_names(name: str, site: Mapping[str, Any], taken: Mapping[str, Any]) -> list[str]:
-    """Dimensions of one site; a plate with the name of a site gets a suffix, since ArviZ keeps both in one table."""
+def dimension_names(name: str, site: Mapping[str, Any]) -> list[str]:
+    """Dimensions of one site; a plate has no other site's name, since it is a site itself."""
     frames = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
     batch_dim = max((-dim for dim in frames), default=0)
-    named = [frames.get(dim, f"{name}_batch_{-dim}") for dim in range(-batch_dim, 0)]
-    event = [f"{name}_dim_{i}" for i in range(site["value"].dim() - batch_dim)]
-    return [f"{dim}_plate" if dim in taken else dim for dim in named] + event
+    event_dim = site["value"].dim() - batch_dim
+    return [frames.get(dim, f"{name}_batch_{-dim}") for dim in range(-batch_dim, 0)] + [
+        f"{name}_dim_{i}" for i in range(event_dim)
+    ]
 
 
 def build_tree(groups: Mapping[str, Group], dims: Mapping[str, list[str]]) -> Any:

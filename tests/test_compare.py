@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppl_dgm import Program, compare, evidence
-from ppl_dgm.compare.rows import sense_of
+from ppl_dgm.compare.rows import make_row, sense_of
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.export import stacking_weights
 from ppl_dgm.plots import ALARM
@@ -104,7 +104,7 @@ def test_beta_bernoulli_bayes_factor():
 
         return Program(model)
 
-    sampler = evidence.PriorSampling(num_particles=20_000)
+    sampler = evidence.PriorSampling(num_particles=10_000)
     biased = sampler(coin(False), x, seed=3)
     fair = evidence.Exact()(coin(True), x)  # without latents: an evidence for each datum
     with pytest.raises(ValueError, match=r"evidence.pooled\(\)"):
@@ -113,7 +113,7 @@ def test_beta_bernoulli_bayes_factor():
     truth = math.log(math.factorial(4) * math.factorial(1) / math.factorial(6)) - 5 * math.log(0.5)
     factor = table.bayes_factor("biased", "fair")
     assert abs(factor.log - truth) < 4 * factor.std_error
-    assert factor.std_error < 0.02
+    assert factor.std_error < 0.03
 
 
 # ---- one evidence for each datum -----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_paired_intervals_cover_the_expected_difference():
     for _ in range(400):
         shared = 5 * torch.randn(100, generator=generator)
         a, b = (result(shared + torch.randn(100, generator=generator) - m) for m in (0.0, 0.3))
-        row = compare({"a": a, "b": b}, reference="a")["b"]
+        row = make_row("b", b, a, (0.0, 0.0))
         covered += abs(row.difference + 30.0) < 1.96 * row.difference_error
     assert 0.90 <= covered / 400 <= 0.98
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pyro
 import pyro.poutine as poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppl_dgm.program.bound import PARTICLE_PLATE, Values
-from ppl_dgm.program.sites import Site, Substitute, is_subsample, unvalidated
+from ppl_dgm.program.sites import Site, Substitute, is_deterministic, is_subsample, unvalidated
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.vmapping import vmap_runs
 
@@ -22,7 +23,7 @@ def draw_sites(
     given: Values | None = None,
 ) -> Values:
     """Draw all sites of the model jointly, latents in `given` (`[num_samples, *shape]`) held: `{site: [num, *shape]}`."""
-    kwargs, given, free = kwargs or {}, given or {}, poutine.uncondition(model)
+    kwargs, given, free = kwargs or {}, given or {}, Uncondition()(model)
     with unvalidated():
         if structure.model_runs == "vmap":
             return vmapped_sites(free, num_samples, args, kwargs, given)
@@ -31,6 +32,14 @@ def draw_sites(
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - structure.nesting), Substitute(padded):
             trace = poutine.trace(free).get_trace(*args, **kwargs)
     return {name: strip(site, num_samples, structure.nesting) for name, site in drawn_sites(trace)}
+
+
+class Uncondition(UnconditionMessenger):
+    """Draws observed sites anew, and leaves deterministic ones, which Pyro has as observed, what they are."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
 
 
 def vmapped_sites(model: Callable, num_samples: int, args: tuple, kwargs: Mapping[str, Any], given: Values) -> Values:
@@ -61,6 +70,8 @@ def strip(site: Site, num_samples: int, nesting: int) -> Tensor:
     own = max((-f.dim for f in site["cond_indep_stack"] if f.dim is not None and f.name != PARTICLE_PLATE), default=0)
     value = site["value"]
     batch_dim = value.dim() - site["fn"].event_dim
+    if is_deterministic(site) and batch_dim == 0 and value.dim() > nesting and value.shape[0] == num_samples:
+        batch_dim = 1 + nesting  # Pyro takes all its dimensions for event dimensions unless told otherwise
     if batch_dim <= nesting:  # the site does not vary between draws
         return value.expand(num_samples, *value.shape[batch_dim - own :] if own < batch_dim else value.shape)
     return value.reshape(value.shape[:1] + value.shape[1 + nesting - own :])
