@@ -4,7 +4,7 @@ from ppl_dgm import data, evidence, families, objectives
 from ppl_dgm.compare import Comparison, compare
 from ppl_dgm.data import Dataset
 from ppl_dgm.export import to_arviz
-from ppl_dgm.fit import Fit, NonFiniteError, fit
+from ppl_dgm.fitting import Fit, NonFiniteError, fit
 from ppl_dgm.posterior import Posterior, posterior
 from ppl_dgm.program import Program
 from ppl_dgm.weights import log_weights, pareto_k

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from ppl_dgm.fit.batches import Batch, Batches
-from ppl_dgm.fit.loss import BatchLoss, explain_nonfinite
-from ppl_dgm.fit.result import Fit, NonFiniteError, Stopped
-from ppl_dgm.fit.stepping import Stepper
+from ppl_dgm.fitting.batches import Batch, Batches
+from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
+from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
+from ppl_dgm.fitting.stepping import Stepper
 from ppl_dgm.program import evaluating, write_atomically
 from ppl_dgm.weights import seeded
 
@@ -38,7 +38,7 @@ class State:
 
 @dataclass
 class Training:
-    """One fit in progress; see `ppl_dgm.fit` for what the settings mean."""
+    """One fit in progress; see `ppl_dgm.fitting` for what the settings mean."""
 
     loss: BatchLoss
     batches: Batches

@@ -10,11 +10,11 @@ import torch
 from torch.optim import Adam, Optimizer
 
 from ppl_dgm.data import Dataset
-from ppl_dgm.fit.batches import Batches
-from ppl_dgm.fit.loss import BatchLoss
-from ppl_dgm.fit.result import Fit
-from ppl_dgm.fit.stepping import Stepper
-from ppl_dgm.fit.training import Training, checkpoint_path
+from ppl_dgm.fitting.batches import Batches
+from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.result import Fit
+from ppl_dgm.fitting.stepping import CompileMode, check_compile, make_stepper
+from ppl_dgm.fitting.training import Training, checkpoint_path
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program, move_data, unpack_data
 from ppl_dgm.weights import seeded
@@ -41,6 +41,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
     progress: bool = True,
+    compile: CompileMode = "auto",
 ) -> Fit:
     """Fit the parameters of a program to data by stochastic gradient steps.
 
@@ -66,12 +67,15 @@ def fit(
         checkpoint: file to resume from, if it exists, and to write.
         checkpoint_every: steps between writes; default one epoch.
         progress: show a progress bar.
+        compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough for that to pay,
+            and stays eager (see `Fit.notes`) where it cannot; True compiles or raises; False stays eager.
 
     Returns:
         The fit: program, history, timings, `.plot()`.
 
     Raises:
         ValueError: for settings, data or a program that do not fit each other, before any work.
+        CaptureError: with `compile=True`, for a program that cannot be captured.
         NonFiniteError: when the objective or a gradient becomes NaN or infinite; its `.fit` has what was learned.
 
     Example:
@@ -86,6 +90,7 @@ def fit(
         >>> round(program.get_parameter("loc").item(), 2), result.stopped
         (3.0, 'finished')
     """
+    check_compile(compile)
     check_settings(program, steps, epochs, batch_size, clip_norm, patience, valid)
     if device is not None:
         program.to(device)
@@ -97,13 +102,14 @@ def fit(
         batches = Batches(args, kwargs, num_data, batch_length(bound, batch_size), draw_seed(seed))
         loss = BatchLoss(program, objective if objective is not None else ELBO(plate=program.plate), num_data)
         opt = optimizer(parameters)
+        num_steps = steps if steps is not None else (epochs or 1) * batches.per_epoch
         training = Training(
             loss=loss,
             batches=batches,
-            stepper=Stepper(loss, opt, clip_norm),
+            stepper=make_stepper(loss, opt, clip_norm, compile, num_steps),
             optimizer=opt,
             scheduler=schedule(opt) if schedule else None,
-            num_steps=steps if steps is not None else (epochs or 1) * batches.per_epoch,
+            num_steps=num_steps,
             valid=validation_batches(program, valid, device, batches.batch_size),
             valid_every=valid_every or batches.per_epoch,
             patience=patience,

@@ -8,7 +8,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_dgm.fit.batches import Batch, Scaled
+from ppl_dgm.fitting.batches import Batch, Scaled
 from ppl_dgm.program import Program, unvalidated
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 

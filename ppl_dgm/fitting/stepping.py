@@ -1,0 +1,127 @@
+"""One optimisation step on a minibatch, run eagerly or compiled."""
+
+import time
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from ppl_dgm.compile import CaptureError, TrainStep
+from ppl_dgm.fitting.batches import Batch
+from ppl_dgm.fitting.loss import BatchLoss
+
+CompileMode = Literal["auto"] | bool
+TRIAL_STEPS = 12  # eager steps that are timed before deciding to compile
+COMPILE_SECONDS = 12.0  # what a compilation is reckoned to cost
+SPEEDUP = 2.0  # what it is reckoned to gain, at least
+
+
+class Stepper:
+    """Makes one step and returns its loss in nats per datum; NaN leaves parameters and optimiser as they were."""
+
+    def __init__(self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None) -> None:
+        self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
+        self.notes: list[str] = []
+
+    def __call__(self, size: int, batch: Batch) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self._gradients(size, batch)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not bool(torch.isfinite(norm) & torch.isfinite(value)):
+            return float("nan")
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self.optimizer.step()
+        return float(value)
+
+    def _gradients(self, size: int, batch: Batch) -> torch.Tensor:
+        if not self.loss.differentiable:
+            return self.loss.backward(size, batch)
+        value = self.loss(size, batch)
+        value.backward()
+        return value.detach()
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time spent on capture and compilation."""
+        return 0.0
+
+
+class CompiledStepper(Stepper):
+    """Makes the first steps eagerly, checked in full, and the rest as one compiled call each.
+
+    With `"auto"` it compiles when the eager steps left to make take long enough for that to pay, and stays eager, with
+    a note, where the program cannot be captured. With True it compiles after the first step and raises instead.
+    Minibatches of another size, the last of an epoch, are run eagerly.
+    """
+
+    def __init__(
+        self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, mode: CompileMode, num_steps: int
+    ) -> None:
+        super().__init__(loss, optimizer, clip_norm)
+        self.mode, self.remaining = mode, num_steps
+        self.size: int | None = None
+        self.step: TrainStep | None = None
+        self.times: list[float] = []
+
+    def __call__(self, size: int, batch: Batch) -> float:
+        self.remaining -= 1
+        if self.step is not None and size == self.size:
+            return float(self.step(*batch))
+        start = time.perf_counter()
+        value = super().__call__(size, batch)
+        self.times.append(time.perf_counter() - start)
+        if self.step is None and self._pays():
+            self._compile(size, batch)
+        return value
+
+    def _pays(self) -> bool:
+        """Whether to compile now: at once if told so, else if what is left takes longer than compiling it."""
+        if self.mode is True:
+            return len(self.times) == 1
+        if len(self.times) != TRIAL_STEPS:
+            return False
+        eager = sorted(self.times)[TRIAL_STEPS // 2]
+        return self.remaining * eager * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
+
+    def _compile(self, size: int, batch: Batch) -> None:
+        step = TrainStep(
+            lambda args, kwargs: self.loss(size, (args, kwargs)), self.optimizer, clip_norm=self.clip_norm, guard=True
+        )
+        try:
+            step.prepare(*batch)
+        except CaptureError as error:
+            if self.mode is True:
+                raise
+            self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
+            return
+        self.step, self.size = step, size
+
+    @property
+    def compile_seconds(self) -> float:
+        return self.step.seconds if self.step else 0.0
+
+
+def make_stepper(
+    loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, mode: CompileMode, num_steps: int
+) -> Stepper:
+    """The stepper for a compile mode.
+
+    Raises:
+        ValueError: for True with an objective that has no differentiable loss.
+    """
+    if mode is True and not loss.differentiable:
+        raise ValueError(
+            f"compile is True but {type(loss.objective).__name__} has no differentiable loss, so that its step cannot be "
+            "captured; use an objective of ppl_dgm.objectives, or compile=False"
+        )
+    if mode is False or not loss.differentiable:
+        return Stepper(loss, optimizer, clip_norm)
+    return CompiledStepper(loss, optimizer, clip_norm, mode, num_steps)
+
+
+def check_compile(mode: Any) -> None:
+    """Raise ValueError for an unknown compile mode."""
+    if mode not in ("auto", True, False):
+        raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")

@@ -1,0 +1,98 @@
+"""Compiled fits give what eager ones give, and say why when they cannot."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import ReweightedWakeSleep
+
+import ppl_dgm.fitting.stepping as stepping
+from ppl_dgm import NonFiniteError, Program, fit
+from ppl_dgm.compile import CaptureError
+from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
+
+X = torch.randn(25, 3, generator=torch.Generator().manual_seed(0))
+
+
+def make_program(read_on_host=False):
+    torch.manual_seed(0)
+    encoder, decoder = torch.nn.Linear(3, 4), torch.nn.Linear(2, 3)
+
+    def model(x=None):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            noise = 0.5 if not read_on_host else 0.1 + abs(x.mean().item())
+            pyro.sample("x", dist.Normal(decoder(z), noise).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return Program(model, guide)
+
+
+def run(compile, objective, program=None, **settings):
+    program = program or make_program()
+    settings = {"steps": 40, "batch_size": 10, "clip_norm": 1.0, "progress": False} | settings
+    return fit(program, X, objective, optimizer=lambda p: torch.optim.Adam(p, lr=0.02), compile=compile, **settings)
+
+
+def test_compiled_equals_eager_with_odd_minibatches_annealing_and_a_schedule():
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
+
+    make = lambda: IWELBO(3, gradient="dreg", kl_weight=linear_warmup(20))  # noqa: E731
+    eager, compiled = (run(mode, make(), schedule=schedule) for mode in (False, True))
+    assert compiled.compile_seconds > 0
+    assert torch.allclose(eager.history["objective"], compiled.history["objective"], atol=1e-4)
+    for mine, theirs in zip(eager.program.parameters(), compiled.program.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_auto_leaves_short_fits_eager():
+    result = run("auto", ELBO())
+    assert result.compile_seconds == 0
+    assert result.notes == ()
+
+
+def test_auto_falls_back_with_a_reason_and_true_raises(monkeypatch):
+    monkeypatch.setattr(stepping, "COMPILE_SECONDS", 0.0)
+    result = run("auto", ELBO(), make_program(read_on_host=True))
+    assert result.steps == 40
+    assert len(result.notes) == 1
+    assert "not compiled" in result.notes[0]
+    assert "test_compiled.py" in result.notes[0]
+    with pytest.raises(CaptureError, match="item"):
+        run(True, ELBO(), make_program(read_on_host=True))
+
+
+def test_objectives_without_a_differentiable_loss_stay_eager():
+    with pytest.raises(ValueError, match="no differentiable loss"):
+        run(True, ReweightedWakeSleep(num_particles=2, vectorize_particles=False))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_to_nan_is_not_made(compile):
+    """The scale of the data, free to become negative, does so under steps that are too long."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    program = Program(model)
+    with pytest.raises(
+        NonFiniteError, match="at step .*the log density of site 'x' of the model.*norm of the parameters"
+    ) as caught:
+        fit(
+            program, X[:, 0], ELBO(), steps=60, progress=False, compile=compile,
+            optimizer=lambda p: torch.optim.SGD(p, lr=3.0),
+        )  # fmt: skip
+    result = caught.value.fit
+    assert result.stopped == "nonfinite"
+    assert 0 < result.steps == len(result.history["objective"]) < 60
+    assert bool(result.history["objective"].isfinite().all())
+    assert bool(program.get_parameter("scale").isfinite())
