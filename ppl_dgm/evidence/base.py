@@ -181,6 +181,6 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
     """Warnings that follow from the standard diagnostics."""
     found = []
     if not bool(torch.isfinite(estimate.log_z).all()):
-        found.append("log Z is not finite: all weights are zero; the proposal misses the posterior")
+        found.append("log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)")
     k = estimate.diagnostics.get("pareto_k")
     return tuple(found) + (tail_warnings(k) if k is not None else ())

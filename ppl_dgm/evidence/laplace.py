@@ -1,0 +1,246 @@
+"""Laplace's approximation of the evidence, at the best of several modes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.chains import evaluate
+from ppl_dgm.evidence.fitted import DEGREES_OF_FREEDOM, student_mixture
+from ppl_dgm.evidence.settings import check_least
+from ppl_dgm.program import Bound
+from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.weights import MEMORY, WeightSummary
+
+HISTORY = 10  # pairs of steps that L-BFGS remembers
+BACKTRACKS = 25
+DRAWS_PER_START = 64
+SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
+GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
+
+
+class Modes(NamedTuple):
+    """Optima of several starts, points `[starts, *batch, dim]`, and what is known there, `[starts, *batch]`.
+
+    `scale_tril` `[starts, *batch, dim, dim]` is the Cholesky factor of the inverse negative Hessian; `valid` tells where
+    the slope vanishes and the curvature is negative in all directions; `log_z` is Laplace's value.
+    """
+
+    point: Tensor
+    log_joint: Tensor
+    scale_tril: Tensor
+    valid: Tensor
+    log_z: Tensor
+
+
+@torch.enable_grad()
+def value_and_slope(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and its gradient at points `[n, *batch, dim]`; infinite values have no slope."""
+    point = point.detach().requires_grad_()
+    value = log_joint(point)
+    (slope,) = torch.autograd.grad(value.sum(), point)
+    return value.detach().nan_to_num(nan=-torch.inf), slope.nan_to_num(0.0, 0.0, 0.0)
+
+
+def climb(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
+    """Climb to optima by L-BFGS with backtracking, all starts and data at once (Nocedal and Wright 2006, alg. 7.4)."""
+    point = start
+    value, slope = value_and_slope(log_joint, point)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for _ in range(num_steps):
+        direction = two_loop(slope, pairs)
+        ascends = (direction * slope).sum(-1, keepdim=True) > 0
+        direction = torch.where(ascends, direction, slope)
+        new = backtrack(log_joint, point, value, slope, direction, first=not pairs)
+        new_value, new_slope = value_and_slope(log_joint, new)
+        pairs = [*pairs, (new - point, slope - new_slope)][-HISTORY:]
+        moved = bool((new_value > value + 1e-10 * (1 + value.abs())).any())
+        point, value, slope = new, new_value, new_slope
+        if not moved:
+            break
+    return point
+
+
+def two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The quasi-Newton direction from remembered steps and changes of slope; pairs without curvature are passed over."""
+    direction, coefficients = slope, []
+    usable = [(s, y, curvature(s, y)) for s, y in pairs]
+    for s, y, rho in reversed(usable):
+        alpha = rho * (s * direction).sum(-1, keepdim=True)
+        coefficients.append(alpha)
+        direction = direction - alpha * y
+    if usable:
+        s, y, rho = usable[-1]
+        shrink = 1 / (rho * y.square().sum(-1, keepdim=True)).clamp_min(torch.finfo(y.dtype).tiny)
+        direction = direction * torch.where(rho > 0, shrink, 1.0)
+    for (s, y, rho), alpha in zip(usable, reversed(coefficients), strict=True):
+        direction = direction + s * (alpha - rho * (y * direction).sum(-1, keepdim=True))
+    return direction
+
+
+def curvature(s: Tensor, y: Tensor) -> Tensor:
+    """1 / (s'y) where it is safely positive, else 0: `[n, *batch, 1]`."""
+    product = (s * y).sum(-1, keepdim=True)
+    safe = product > 1e-12 * s.norm(dim=-1, keepdim=True) * y.norm(dim=-1, keepdim=True)
+    return torch.where(safe, 1 / product, 0.0).nan_to_num(0.0, 0.0, 0.0)
+
+
+def backtrack(
+    log_joint: Callable[[Tensor], Tensor], point: Tensor, value: Tensor, slope: Tensor, direction: Tensor, first: bool
+) -> Tensor:
+    """Shorten each step until it climbs enough (Armijo); a start stays where none does."""
+    length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
+    promise = (direction * slope).sum(-1)
+    best = point
+    waiting = torch.ones_like(value, dtype=torch.bool)
+    for _ in range(BACKTRACKS):
+        trial = point + length.unsqueeze(-1) * direction
+        with torch.no_grad():
+            found = log_joint(trial).nan_to_num(nan=-torch.inf)
+        good = waiting & (found >= value + 1e-4 * length * promise)
+        best = torch.where(good.unsqueeze(-1), trial, best)
+        waiting = waiting & ~good
+        if not bool(waiting.any()):
+            break
+        length = torch.where(waiting, length / 2, length)
+    return best
+
+
+@torch.enable_grad()
+def hessian_of(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p, slope and Hessian `[n, *batch, dim, dim]`: one backward pass for each coordinate, all data at once."""
+    point = point.detach().requires_grad_()
+    value = log_joint(point)
+    (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+    rows = [
+        torch.autograd.grad(slope[..., i].sum(), point, retain_graph=True, materialize_grads=True)[0]
+        for i in range(point.shape[-1])
+    ]
+    return value.detach(), slope.detach(), torch.stack(rows, -2).detach()
+
+
+def find_modes(target: Unconstrained, starts: Tensor, num_steps: int) -> Modes:
+    """Climb from the starts and approximate the density by a normal at each optimum."""
+    point = climb(target.log_joint, starts, num_steps)
+    value, slope, hessian = hessian_of(target.log_joint, point)
+    precision = -0.5 * (hessian + hessian.mT).double()
+    factor, info = torch.linalg.cholesky_ex(precision.nan_to_num(0.0))
+    concave = info == 0
+    factor = torch.where(concave[..., None, None], factor, torch.eye(target.dim).to(factor))
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(target.dim).to(factor).expand_as(factor), upper=False)
+    slope_left = torch.linalg.solve_triangular(factor, slope.double().unsqueeze(-1), upper=False).square().sum((-2, -1))
+    valid = concave & (slope_left.sqrt() < GRADIENT_TOLERANCE * math.sqrt(target.dim)) & torch.isfinite(value)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_z = value.double() + 0.5 * target.dim * math.log(2 * math.pi) - log_det
+    covariance = inverse.mT @ inverse
+    scale_tril = torch.linalg.cholesky_ex(covariance).L
+    return Modes(point, value.double(), scale_tril, valid, torch.where(valid, log_z, -torch.inf))
+
+
+def distinct(modes: Modes) -> Tensor:
+    """Whether each optimum is a mode that no earlier start has found: `[starts, *batch]`."""
+    difference = modes.point.unsqueeze(0) - modes.point.unsqueeze(1)  # [i, j, *batch, dim]: j - i
+    scales = modes.scale_tril.square().sum(-1).sqrt()
+    near = ((difference / scales.unsqueeze(1)).abs().amax(-1) < SAME_MODE) & modes.valid.unsqueeze(1)
+    earlier = torch.ones(len(near), len(near), device=near.device).triu(1).bool()
+    seen = (near & earlier.reshape(earlier.shape + (1,) * (near.dim() - 2))).any(0)
+    return modes.valid & ~seen
+
+
+@dataclass(frozen=True)
+class Laplace(Estimator):
+    r"""Laplace's approximation, summed over the modes that several starts find, and corrected by importance sampling.
+
+    At each mode $z^*$ in unconstrained space, with $\Lambda = -\nabla^2 \log p(x, z^*)$ and D dimensions,
+
+    $$Z^* = p(x, z^*) (2\pi)^{D/2} |\Lambda|^{-1/2}, \qquad \log \hat Z = \log \sum_{\text{modes}} Z^*.$$
+
+    With `num_particles` the same normals, widened to Student t with 5 degrees of freedom, are the proposal of an
+    importance sampler: then the number is consistent and its standard error is a Monte Carlo error. Without, the number
+    is as good as the posterior is normal, and its error is unknown (NaN). The number is withheld (NaN) where no start
+    reaches a mode. Costs `num_starts` L-BFGS climbs at once and D backward passes.
+
+    Tierney and Kadane (1986); MacKay (2003), ch. 27.
+
+    Args:
+        num_starts: starts, each the best of 64 draws from the guide (the prior, where there is none).
+        num_steps: L-BFGS steps at most.
+        num_particles: draws of the importance sampler; 0 for the plain approximation.
+        memory: bytes that evaluating densities may allocate.
+
+    Raises:
+        ValueError: for discrete latents that cannot be summed out, or no start.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> result = Laplace(num_particles=0)(ppl_dgm.Program(model), torch.zeros(1))
+        >>> torch.allclose(result.log_z, dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(())).double(), atol=1e-5)
+        True
+    """
+
+    num_starts: int = 16
+    num_steps: int = 200
+    num_particles: int = 2000
+    memory: int = field(default=MEMORY, repr=False)
+
+    def __post_init__(self) -> None:
+        check_least(self, num_starts=1, num_steps=1, num_particles=0)
+
+    def estimate(self, bound: Bound) -> Estimate:
+        target = Unconstrained(bound)
+        modes = find_modes(target, self._starts(target), self.num_steps)
+        new = distinct(modes)
+        laplace = torch.where(new, modes.log_z, -torch.inf).logsumexp(0)
+        diagnostics = {"laplace": laplace, "num_modes": new.sum(0), "modes": modes.point}
+        warnings = mode_warnings(new)
+        laplace = torch.where(new.any(0), laplace, torch.nan)
+        if not self.num_particles:
+            return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
+        weights = self._importance(target, modes, new)
+        diagnostics |= {"num_particles": self.num_particles, "ess": weights.ess, "pareto_k": weights.pareto_k}
+        log_z = torch.where(new.any(0), weights.log_mean_exp, torch.nan)
+        return Estimate(log_z, weights.std_error, diagnostics, warnings)
+
+    def _starts(self, target: Unconstrained) -> Tensor:
+        """For each start the best of many draws: `[num_starts, *batch, dim]`."""
+        points = target.sample_guide(self.num_starts * DRAWS_PER_START)[0]
+        log_joint = evaluate(target.log_joint, points, self.memory).nan_to_num(nan=-torch.inf)
+        groups = points.unflatten(0, (DRAWS_PER_START, self.num_starts))
+        best = log_joint.unflatten(0, (DRAWS_PER_START, self.num_starts)).argmax(0, keepdim=True)
+        return groups.gather(0, best.unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
+
+    def _importance(self, target: Unconstrained, modes: Modes, new: Tensor) -> WeightSummary:
+        proposal = mode_mixture(modes, new)
+        points = proposal.sample(torch.Size((self.num_particles,))).to(target.dtype)
+        log_q = proposal.log_prob(points.double())
+        weights = WeightSummary(self.num_particles)
+        weights.add(evaluate(target.log_joint, points, self.memory).nan_to_num(nan=-torch.inf) - log_q)
+        return weights
+
+
+def mode_mixture(modes: Modes, new: Tensor) -> torch.distributions.Distribution:
+    """Mixture of Student t at the modes, weighted by their Laplace evidence; at any optimum where none is a mode."""
+    logits = torch.where(new, modes.log_z, -torch.inf)
+    logits = torch.where(new.any(0), logits, modes.log_joint.nan_to_num(neginf=-1e300))
+    weight = logits.softmax(0).movedim(0, -1)
+    spread = modes.scale_tril.movedim(0, -3) * math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
+    return student_mixture(weight, modes.point.double().movedim(0, -2), spread)
+
+
+def mode_warnings(new: Tensor) -> tuple[str, ...]:
+    """Warn where no start has found a mode with negative curvature."""
+    share = 1 - float(new.any(0).double().mean())
+    if share == 0:
+        return ()
+    which = "" if new.dim() == 1 else f" for {100 * share:.3g} % of the data"
+    return (
+        f"withheld: no start has reached a mode with negative curvature{which}: the density has none, or needs more num_steps",
+    )
