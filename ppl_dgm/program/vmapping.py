@@ -28,9 +28,10 @@ READ_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 class MappedRun(TorchFunctionMode):
     """Lets a Pyro program run inside vmap.
 
-    The tensor that an in-place sampler fills is made to vary with the mapped index; asking a parameter that requires a
-    gradient to require one (Pyro's parameter store does so on each call) changes nothing and is let pass; `.data`
-    (Pyro's enumeration looks at `.data.shape`) is `.detach()`.
+    The tensor that an in-place sampler fills is made to vary with the mapped index, as are those that torch's binomial
+    and multinomial draws start from; `clamp_` (in Gamma draws), which cannot be mapped, copies; asking a parameter that
+    requires a gradient to require one (Pyro's parameter store does so on each call) changes nothing and is let pass;
+    `.data` (Pyro's enumeration looks at `.data.shape`) is `.detach()`.
     """
 
     def __init__(self, index: Tensor) -> None:
@@ -42,9 +43,19 @@ class MappedRun(TorchFunctionMode):
             return args[0]
         if func == READ_DATA:
             return args[0].detach()
+        if func is Tensor.clamp_:
+            return args[0].copy_(args[0].clamp(*args[1:], **(kwargs or {})))
+        if func is Tensor.new:
+            return self.vary(func(*args, **(kwargs or {})))
+        if func is torch.binomial:
+            args = (self.vary(args[0]), self.vary(args[1]))
         if getattr(func, "__name__", "") in IN_PLACE_SAMPLERS:
-            args = (args[0] + self.zero.to(args[0]), *args[1:])
+            args = (self.vary(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
+
+    def vary(self, value: Tensor) -> Tensor:
+        """The same tensor, varying with the mapped index."""
+        return value + self.zero.to(value)
 
 
 class GammaDirichlet:
