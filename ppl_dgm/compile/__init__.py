@@ -3,6 +3,7 @@
 from ppl_dgm.compile.backend import Backend, Compiled, cache_folder, compile_captured, compile_function
 from ppl_dgm.compile.capture import Captured, capture
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.losses import differentiable_loss
 from ppl_dgm.compile.train import TrainStep
 
@@ -11,10 +12,12 @@ __all__ = [
     "CaptureError",
     "Captured",
     "Compiled",
+    "Loop",
     "TrainStep",
     "cache_folder",
     "capture",
     "compile_captured",
     "compile_function",
+    "compile_loop",
     "differentiable_loss",
 ]

@@ -15,7 +15,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from ppl_dgm.compile.capture import Captured, capture, tensor_leaves
+from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.passes import simplify
 
@@ -72,15 +72,26 @@ def compile_function(fn: Callable[..., Any], inputs: Sequence[Any], *, backend: 
     return compile_captured(capture(fn, inputs), backend=backend)
 
 
-def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Compiled:
-    """Simplify a captured graph and compile it, or take the code of an equal graph compiled before in this process."""
+def compile_captured(captured: Captured, *, backend: Backend = "inductor", simplified: bool = False) -> Compiled:
+    """Simplify a captured graph and compile it, or take the code of an equal graph compiled before in this process.
+
+    Args:
+        captured: what `capture` returned.
+        backend: as in `compile_function`.
+        simplified: the graph needs no more passes.
+
+    Raises:
+        CaptureError: the compiler fails on the graph.
+    """
     if backend not in ("inductor", "eager"):
         raise ValueError(f"backend must be 'inductor' or 'eager', got {backend!r}")
     flat = [tensor.detach() for tensor in (*captured.examples, *captured.lifted)]
     if backend == "eager":
         return Compiled(captured, without_gradients(captured.graph), 0.0)
     try:
-        return _compile(captured, simplify(captured.graph, flat), flat)
+        with unmoved_generators():
+            graph = captured.graph if simplified else simplify(captured.graph, flat)
+            return _compile(captured, graph, flat)
     except CaptureError:
         raise
     except Exception as error:
@@ -113,7 +124,8 @@ def cache_folder() -> Path:
 
 
 def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -> Compiled:
-    key = (graph.code, *map(_signature, flat), _aliases(flat))
+    code = tuple(module.code for module in graph.modules() if isinstance(module, GraphModule))
+    key = (code, *map(_signature, flat), _aliases(flat))
     seconds = 0.0
     if key not in _COMPILED:
         size = sum(node.op == "call_function" for node in graph.graph.nodes)
@@ -162,7 +174,7 @@ class CudaReplay:
         self._graph = torch.cuda.CUDAGraph()
         static = [*self._inputs, *captured.lifted]
         before = [tensor.detach().clone() for tensor in captured.lifted]
-        with torch.no_grad(), torch.random.fork_rng(devices=sorted({t.device.index for t in flat}), device_type="cuda"):
+        with torch.no_grad():
             self._warm_up(run, static)
             with torch.cuda.graph(self._graph):
                 self._outputs = list(run(*static))

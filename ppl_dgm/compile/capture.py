@@ -87,7 +87,7 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with _unchanged_buffers() as modules, _one_error():
+    with _unchanged_buffers() as modules, _one_error(), unmoved_generators():
         with traceable_pyro() as tracker:
             lifted = _discover(call, tensors, tracker)
         with traceable_pyro() as tracker:
@@ -97,6 +97,11 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     lifted = [*lifted, *lift_constants(graph)]
     modes = tuple((module, module.training) for module in modules)
     return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), structure, modes))
+
+
+def unmoved_generators() -> Any:
+    """Leave torch's generators where they were: some operations draw real numbers while they are traced or compiled."""
+    return torch.random.fork_rng()
 
 
 def tensor_leaves(inputs: Any) -> list[torch.Tensor]:

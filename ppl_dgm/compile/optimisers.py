@@ -132,6 +132,11 @@ class GraphOptimiser:
         self.cohorts = self._cohorts()
         self._watch()
 
+    @property
+    def size(self) -> int:
+        """Number of entries of all parameters."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
     def rates(self) -> list[float]:
         """Advance the count of steps by one and return that step's numbers, cohort after cohort."""
         numbers: list[float] = []

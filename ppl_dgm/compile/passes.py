@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 
 _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+_SERIAL = 16  # from here on torch draws normals in blocks
 _COPIES = _SAME_VALUE | {aten.clone.default}
 
 
@@ -29,6 +30,7 @@ def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModul
     graph = functionalise(graph, examples)
     drop_copies(graph)
     draw_standard_normals(graph)
+    merge_draws(graph)
     multiply_matrices(graph)
     hoist_expands(graph)
     return graph
@@ -77,6 +79,19 @@ def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> Graph
     return result
 
 
+def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:
+    """Turn the writes to inputs at the end of a functional graph into further outputs; return the inputs' positions."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    writes = [node for node in graph.graph.nodes if node.target is aten.copy_.default and node.args[0] in inputs]
+    output = graph.graph.output_node()
+    output.args = ([*output.args[0], *(node.args[1] for node in writes)],)
+    positions = tuple(inputs.index(node.args[0]) for node in writes)
+    for node in writes:
+        _replace(node, node.args[1])
+    _finish(graph)
+    return graph, positions
+
+
 def drop_copies(graph: GraphModule) -> int:
     """Remove `detach` and `alias` from a functional graph, where they mean nothing."""
     found = [node for node in graph.graph.nodes if node.target in _SAME_VALUE and node.args[0].op != "get_attr"]
@@ -103,6 +118,49 @@ def draw_standard_normals(graph: GraphModule) -> int:
         found += 1
     _finish(graph)
     return found
+
+
+def merge_draws(graph: GraphModule) -> int:
+    """Draw neighbouring small CPU normals in one call, which costs a microsecond each and yields the same numbers.
+
+    Below 16 elements torch draws one number after the other, so that several calls equal one call for all of them.
+    """
+    draws = [node for node in graph.graph.nodes if _is_random(node)]
+    merged, start = 0, 0
+    while start < len(draws):
+        stop, total = start, 0
+        while stop < len(draws) and _is_small(draws[stop], draws[start]) and total + _size(draws[stop]) < _SERIAL:
+            total, stop = total + _size(draws[stop]), stop + 1
+        if stop - start > 1:
+            _merge(graph.graph, draws[start:stop], total)
+            merged += stop - start
+        start = max(stop, start + 1)
+    _finish(graph)
+    return merged
+
+
+def _merge(graph: Graph, draws: list[Node], total: int) -> None:
+    together = _insert(graph, draws[0], aten.randn.default, ([total],), draws[0].kwargs)
+    parts, place = [], 0
+    for node in draws:
+        part = _insert(graph, draws[0], aten.slice.Tensor, (together, 0, place, place + _size(node)))
+        parts.append(_insert(graph, draws[0], aten.view.default, (part, list(_shape(node)))))
+        place += _size(node)
+    for node, part in zip(draws, parts, strict=True):
+        _replace(node, part)
+
+
+def _is_random(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _is_small(node: Node, first: Node) -> bool:
+    same = node.target is aten.randn.default and node.kwargs == first.kwargs
+    return same and node.meta["val"].device.type == "cpu" and _size(node) < _SERIAL
+
+
+def _size(node: Node) -> int:
+    return node.meta["val"].numel()
 
 
 def multiply_matrices(graph: GraphModule) -> int:

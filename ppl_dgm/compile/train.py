@@ -9,9 +9,13 @@ from torch.optim import Optimizer
 from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
 from ppl_dgm.compile.capture import capture, tensor_leaves
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.optimisers import GraphOptimiser
 
 Gradients = dict[torch.Tensor, torch.Tensor]
+
+_SMALL = 4096  # parameters; above, a step takes long enough for the way through Python not to matter
+_CHUNK = 64  # steps of one compiled loop
 
 
 class TrainStep:
@@ -60,6 +64,7 @@ class TrainStep:
         self._clip_norm, self._clip_value = _positive("clip_norm", clip_norm), _positive("clip_value", clip_value)
         self._optimiser = GraphOptimiser(optimizer)
         self._compiled: dict[Any, Compiled] = {}
+        self._loops: dict[Any, Loop] = {}
         self._device = self._optimiser.parameters[0].device
         self._rates = torch.empty(0, dtype=torch.float64)
         self._numbers = self._rates.numpy()
@@ -67,12 +72,36 @@ class TrainStep:
     @property
     def seconds(self) -> float:
         """How long capture and compilation took so far."""
-        return sum(compiled.seconds for compiled in self._compiled.values())
+        loops = [loop.compiled for loop in self._loops.values()]
+        return sum(compiled.seconds for compiled in [*self._compiled.values(), *loops])
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""
         compiled = self.prepare(*batch)
         return compiled.run(*tensor_leaves(batch), self._next_rates(), *compiled.captured.lifted)[0]
+
+    def repeat(self, count: int, *batch: Any) -> torch.Tensor:
+        """Make `count` steps on one batch and return their losses `[count]`.
+
+        Programs with few parameters run in a compiled loop that does not return to Python between steps; learning rates
+        are then read once, at the start.
+        """
+        if self._optimiser.size > _SMALL:
+            return torch.stack([self(*batch) for _ in range(count)])
+        key = "loop", _shapes(batch), len(self._optimiser.cohorts)
+        if key not in self._loops or not self._loops[key].compiled.captured.is_current():
+            rows = self._example_rates().repeat(_CHUNK, 1)
+            self._loops[key] = compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
+        chunks = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
+        return torch.cat([self._run_loop(self._loops[key], batch, steps) for steps in chunks])
+
+    def _loop_step(self, state: tuple[()], rates: torch.Tensor, batch: Sequence[Any]) -> tuple[Any, torch.Tensor]:
+        return state, self._step(batch, rates)
+
+    def _run_loop(self, loop: Loop, batch: Sequence[Any], steps: int) -> torch.Tensor:
+        table = torch.tensor([self._optimiser.rates() for _ in range(steps)], dtype=torch.float64, device=self._device)
+        padded = torch.nn.functional.pad(table, (0, 0, 0, loop.length - steps))
+        return loop((), padded, batch, steps)[1][:steps]
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""

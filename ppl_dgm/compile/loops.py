@@ -1,0 +1,201 @@
+"""Many steps in one compiled call: the loop runs in machine code, without returning to Python in between."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._higher_order_ops.while_loop import while_loop_op
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
+from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
+from ppl_dgm.compile.passes import simplify, split_writes
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Tensors of one dtype as one vector: a loop that carries one tensor has less to do per step than one of twenty."""
+
+    shapes: tuple[torch.Size, ...]
+
+    def pack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Concatenate the tensors, flattened."""
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def unpack(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors that were packed."""
+        parts = vector.split([shape.numel() for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What a loop hands from step to step, packed by dtype."""
+
+    members: tuple[tuple[int, ...], ...]
+    packings: tuple[Packing, ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor]) -> "Carry":
+        """Group tensors by dtype."""
+        groups: dict[torch.dtype, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            groups.setdefault(tensor.dtype, []).append(index)
+        packings = [Packing(tuple(tensors[index].shape for index in group)) for group in groups.values()]
+        return cls(tuple(map(tuple, groups.values())), tuple(packings))
+
+    def pack(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return one vector for each dtype."""
+        pairs = zip(self.members, self.packings, strict=True)
+        return [packing.pack([tensors[index] for index in group]) for group, packing in pairs]
+
+    def unpack(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the tensors in their first order."""
+        tensors: dict[int, torch.Tensor] = {}
+        for group, packing, vector in zip(self.members, self.packings, vectors, strict=True):
+            tensors.update(zip(group, packing.unpack(vector), strict=True))
+        return [tensors[index] for index in range(len(tensors))]
+
+
+@dataclass(frozen=True)
+class Loop:
+    r"""A compiled loop, $(s_{t+1}, y_t) = f(s_t, x_t, c)$ for $t = 0, \ldots, n - 1$.
+
+    Attributes:
+        compiled: the machine code of the whole loop.
+        length: the most steps one call makes.
+    """
+
+    compiled: Compiled
+    length: int
+
+    def __call__(self, state: Any, inputs: Any, fixed: Any = (), count: int | None = None) -> tuple[Any, Any]:
+        """Run `count` steps (all, by default).
+
+        Args:
+            state: the initial state, shaped like the example.
+            inputs: `[length, ...]`, shaped like the example; only the first `count` rows are used.
+            fixed: what all steps share, shaped like the example.
+            count: number of steps, at most `length`.
+
+        Returns:
+            The final state, and the outputs `[length, ...]`, of which the first `count` rows are meaningful.
+        """
+        count = self.length if count is None else count
+        if not 0 <= count <= self.length:
+            raise ValueError(f"this loop makes 0 to {self.length} steps a call, got {count}")
+        return self.compiled(state, inputs, fixed, torch.tensor(count))
+
+
+def compile_loop(
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    state: Any,
+    inputs: Any,
+    fixed: Any = (),
+    *,
+    backend: Backend = "inductor",
+) -> Loop:
+    r"""Compile $n$ repetitions of a step as one call, like `jax.lax.scan`.
+
+    Worth it where a step takes microseconds; a step of a millisecond is as fast called from Python. What `step` writes
+    in place (parameters, buffers, optimiser state) is carried along and written back at the end.
+
+    Args:
+        step: `(state, x, fixed) -> (state, y)`, nested tensors; the new state has the shapes and dtypes of the old one,
+            and what is recorded should be small.
+        state: example of the state.
+        inputs: example of the inputs, stacked: `[length, ...]`. Every step gets one row.
+        fixed: example of what all steps share.
+        backend: as in `compile_function`.
+
+    Raises:
+        CaptureError: the step cannot be captured, or the compiler fails.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import compile_loop
+        >>> add = compile_loop(lambda s, x, _: (s + x, s), torch.zeros(()), torch.ones(4), backend="eager")
+        >>> final, history = add(torch.tensor(1.0), torch.ones(4))
+        >>> final, history
+        (tensor(5.), tensor([1., 2., 3., 4.]))
+    """
+    with unmoved_generators():
+        return _compile_loop(step, state, inputs, fixed, backend)
+
+
+def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backend) -> Loop:
+    length = tensor_leaves(inputs)[0].shape[0]
+    captured = capture(step, (state, pytree.tree_map(lambda rows: rows[0], inputs), fixed))
+    graph, written = split_writes(simplify(captured.graph, [t.detach() for t in (*captured.examples, *captured.lifted)]))
+    plan = _Plan(graph, len(tensor_leaves(state)), len(tensor_leaves(inputs)), len(captured.examples), written)
+    given = [*tensor_leaves(state), *tensor_leaves(inputs), *tensor_leaves(fixed), torch.tensor(length)]
+    flat = [tensor.detach() for tensor in (*given, *captured.lifted)]
+    loop = make_fx(plan.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
+    whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.structure, captured.modes)
+    return Loop(compile_captured(whole, backend=backend, simplified=True), length)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the captured step's arguments map to the loop's.
+
+    The step takes `states` leaves of the state, `rows` of one row of inputs, the fixed ones (`given` in all), and the
+    lifted tensors, of which those at the positions `written` come back as further outputs.
+    """
+
+    graph: GraphModule
+    states: int
+    rows: int
+    given: int
+    written: tuple[int, ...]
+
+    def run(self, *flat: torch.Tensor) -> list[torch.Tensor]:
+        """The loop: of states, stacked inputs, fixed, count and lifted tensors."""
+        arguments, count = [*flat[: self.given], *flat[self.given + 1 :]], flat[self.given]
+        start = [*arguments[: self.states], *(arguments[place] for place in self.written)]
+        blank = self._blank_outputs(arguments[self.states].shape[0])
+        carry = Carry.of(start)
+        first = torch.zeros((), dtype=torch.int64, device=count.device)
+        carried = (first, *blank, *carry.pack(start))
+        final = while_loop_op(_unfinished, self._body(carry, len(blank)), carried, (*arguments[self.states :], count))
+        outputs, ended = final[1 : 1 + len(blank)], carry.unpack(final[1 + len(blank) :])
+        for place, value in zip(self.written, ended[self.states :], strict=True):
+            arguments[place].copy_(value)
+        return [*ended[: self.states], *outputs]
+
+    def _blank_outputs(self, length: int) -> list[torch.Tensor]:
+        results = [node.meta["val"] for node in self.graph.graph.output_node().args[0]]
+        shown = self._shown(results)  # of the first trace: only their looks are of use
+        return [torch.zeros(length, *value.shape, dtype=value.dtype, device=value.device) for value in shown]
+
+    def _shown(self, results: Sequence[Any]) -> Sequence[Any]:
+        return results[self.states : len(results) - len(self.written)]
+
+    def _body(self, carry: Carry, outputs: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def body(index: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            stop = outputs + len(carry.members)
+            stacks, now, rest = flat[:outputs], carry.unpack(flat[outputs:stop]), flat[stop:-1]
+            row = [stack.index_select(0, index.reshape(1)).squeeze(0) for stack in rest[: self.rows]]
+            arguments = [*now[: self.states], *row, *rest[self.rows :]]
+            for place, value in zip(self.written, now[self.states :], strict=True):
+                arguments[place] = value
+            results = self.graph(*arguments)
+            new = [*results[: self.states], *results[len(results) - len(self.written) :]]
+            return (index + 1, *map(_record(index), stacks, self._shown(results)), *carry.pack(new))
+
+        return body
+
+
+def _unfinished(index: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
+    return index < flat[-1]
+
+
+def _record(index: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def write(stack: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        row = torch.arange(stack.shape[0], device=stack.device) == index
+        return torch.where(row.reshape(-1, *(1,) * value.dim()), value, stack)
+
+    return write
