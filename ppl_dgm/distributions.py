@@ -1,5 +1,6 @@
 """Distributions that Pyro lacks."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,3 +84,55 @@ class Autoregressive(TorchDistribution):
             for dim in self.order:
                 x = torch.where(dims == dim, self.conditional(self.net(x)).sample().to(x), x)
         return x
+
+
+class OrderStatistics(TorchDistribution):
+    r"""K independent draws of one distribution, sorted upwards: $K! \prod_k p(x_k)$ where $x_1 < \dots < x_K$.
+
+    Components that are exchangeable otherwise get names by it: of the K! like modes of a mixture's posterior one is
+    left, while every integral over a function that does not care for the names stays what it was.
+
+    Args:
+        base: the distribution of one draw, without batch or event dimensions.
+        num_draws: K.
+
+    Shape:
+        batch `[]`, event `[K]`.
+
+    Raises:
+        ValueError: for a base with dimensions of its own or fewer than one draw.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> pair = OrderStatistics(dist.Uniform(0.0, 1.0), 2)
+        >>> pair.log_prob(torch.tensor([0.2, 0.6])).exp()
+        tensor(2.)
+    """
+
+    arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
+    support = constraints.ordered_vector  # type: ignore[assignment]
+
+    def __init__(self, base: Any, num_draws: int, validate_args: bool | None = None) -> None:
+        if num_draws < 1 or base.batch_shape or base.event_shape:
+            raise ValueError(
+                f"expected a scalar distribution and at least one draw, got shape {list(base.shape())}, {num_draws} draws"
+            )
+        self.base, self.has_rsample = base, base.has_rsample
+        super().__init__(torch.Size(), torch.Size([num_draws]), validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x) in nats of `[..., K]`: `[...]`; minus infinity where x is not sorted."""
+        log_prob = self.base.log_prob(value).sum(-1) + math.lgamma(value.shape[-1] + 1)
+        return torch.where((value.diff() >= 0).all(-1), log_prob, -torch.inf)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw `[*sample_shape, K]`, differentiably if the base draws so."""
+        return self._draw(self.base.rsample, sample_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw `[*sample_shape, K]`."""
+        with torch.no_grad():
+            return self._draw(self.base.sample, sample_shape)
+
+    def _draw(self, draw: Callable, sample_shape: Any) -> Tensor:
+        return draw(torch.Size(sample_shape) + self.event_shape).sort(-1).values

@@ -2,6 +2,7 @@
 
 from ppl_dgm.families import bayesnet, components, likelihoods, priors
 from ppl_dgm.families.autoregressive import MADE
+from ppl_dgm.families.bayesian_mixture import BayesianMixture
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.latent_linear import PPCA
 from ppl_dgm.families.mixture import Mixture
@@ -12,6 +13,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "BayesNet",
+    "BayesianMixture",
     "IndependentBernoulli",
     "Mixture",
     "bayesnet",

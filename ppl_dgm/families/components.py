@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 
 class Components(nn.Module, ABC):
-    """K distributions of data `[D]`, indexed by an integer tensor of any shape."""
+    """K distributions of data `[D]`, indexed by an integer tensor of any shape.
+
+    `regularisation` is what `maximise` adds where none is given: it keeps a component from falling on a single datum.
+    """
+
+    regularisation: float = 0.0
 
     def __init__(self, num_dims: int, num_components: int) -> None:
         super().__init__()
@@ -34,10 +39,14 @@ class Components(nn.Module, ABC):
 class BernoulliComponents(Components):
     """Binary vectors with independent dimensions within a component.
 
+    Its regularisation is a pseudo-count of each of 0 and 1.
+
     Example:
         >>> BernoulliComponents(3, 2)(torch.tensor([0, 1])).log_prob(torch.ones(2, 3)).shape
         torch.Size([2])
     """
+
+    regularisation = 0.5
 
     def __init__(self, num_dims: int, num_components: int) -> None:
         super().__init__(num_dims, num_components)
@@ -49,20 +58,24 @@ class BernoulliComponents(Components):
 
     def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
         """Weighted frequencies; `regularisation` is a pseudo-count for each of 0 and 1."""
-        ones = responsibilities.T @ x + regularisation
-        zeros = responsibilities.T @ (1 - x) + regularisation
+        least = torch.finfo(x.dtype).tiny  # keeps the logits finite where a component has seen one value only
+        ones = (responsibilities.T @ x + regularisation).clamp_min(least)
+        zeros = (responsibilities.T @ (1 - x) + regularisation).clamp_min(least)
         self.logits.copy_(ones.log() - zeros.log())
 
 
 class GaussianComponents(Components):
     """Normal distributions whose covariance is `"diagonal"`, `"full"`, or `"tied"` (full and common to all components).
 
-    The covariance is L L^T with L lower triangular, the logarithm of its diagonal a parameter.
+    The covariance is L L^T with L lower triangular, the logarithm of its diagonal a parameter. The regularisation is
+    added to all variances.
 
     Example:
         >>> GaussianComponents(3, 2, "full")(torch.tensor([0, 1])).covariance_matrix.shape
         torch.Size([2, 3, 3])
     """
+
+    regularisation = 1e-6
 
     def __init__(self, num_dims: int, num_components: int, covariance: str = "diagonal") -> None:
         super().__init__(num_dims, num_components)

@@ -48,7 +48,7 @@ class Mixture(Program):
         """Most probable component of each datum `[N, D]`: `[N]`."""
         return self.parts.log_joint(x).argmax(-1)
 
-    def start_from_kmeans(self, x: Tensor, seed: int = 0, regularisation: float = 1e-6) -> "Mixture":
+    def start_from_kmeans(self, x: Tensor, seed: int = 0, regularisation: float | None = None) -> "Mixture":
         """Set all parameters from a k-means clustering (scikit-learn's, k-means++) of data `[N, D]`; returns itself.
 
         Raises:
@@ -66,7 +66,7 @@ class Mixture(Program):
         x: Tensor,
         num_steps: int = 200,
         tolerance: float = 1e-7,
-        regularisation: float = 1e-6,
+        regularisation: float | None = None,
         seed: int | None = 0,
     ) -> "EMFit":
         r"""Fit by expectation maximisation, in place (Dempster, Laird and Rubin 1977).
@@ -78,7 +78,8 @@ class Mixture(Program):
             x: data `[N, D]`.
             num_steps: at most so many.
             tolerance: stops when the mean log-likelihood rises by less, in nats per datum.
-            regularisation: added to variances; for Bernoullis, the pseudo-count of each of 0 and 1.
+            regularisation: added to variances (1e-6 by default); for Bernoullis, the pseudo-count of each of 0 and 1
+                (0.5 by default).
             seed: of the k-means start; None starts from the parameters as they are.
 
         Raises:
@@ -127,8 +128,10 @@ class MixtureModel(nn.Module):
         return self.logits.log_softmax(-1) + self.components(each).log_prob(x).T
 
     @torch.no_grad()
-    def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
+    def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float | None = None) -> None:
         """M-step: weights and components of data `[N, D]` with responsibilities `[N, K]`."""
+        if regularisation is None:
+            regularisation = self.components.regularisation
         share = responsibilities.mean(0).clamp_min(torch.finfo(x.dtype).tiny)
         self.logits.copy_(share.log())
         self.components.maximise(x, responsibilities, regularisation)

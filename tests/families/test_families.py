@@ -73,6 +73,7 @@ def test_draws_have_the_shape_and_support_of_data(case: Case) -> None:
 
 def test_training_lowers_the_loss(case: Case) -> None:
     program, data = case.make(), case.data()
+    program.initialise(*data)
     optimiser = torch.optim.Adam(program.parameters(), 0.03)
     torch.manual_seed(0)
     history = []
