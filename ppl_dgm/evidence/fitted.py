@@ -125,7 +125,7 @@ def update(white: Tensor, responsibility: Tensor, weighted: Tensor) -> tuple[Ten
 
 
 class Flow(nn.Module):
-    """Spline couplings of a standard normal, around the moments of the draws."""
+    """Spline couplings of a Student t, whose tails they leave as they are, around the moments of the draws."""
 
     def __init__(self, draws: Tensor) -> None:
         super().__init__()
@@ -133,7 +133,10 @@ class Flow(nn.Module):
         self.dim = draws.shape[-1]
         self.layers = nn.ModuleList(flow_layers(self.dim)).to(draws)
         self.affine = dist.transforms.LowerCholeskyAffine(mean, torch.linalg.cholesky(covariance))
-        self.base = dist.MultivariateNormal(torch.zeros_like(mean), torch.eye(self.dim).to(draws), validate_args=False)
+        degrees = mean.new_full((), DEGREES_OF_FREEDOM)
+        self.base = dist.MultivariateStudentT(
+            degrees, torch.zeros_like(mean), torch.eye(self.dim).to(draws), validate_args=False
+        )
 
     def transformed(self) -> dist.TransformedDistribution:
         """The distribution at the present parameters; made anew, since transforms remember what they computed."""
