@@ -225,8 +225,6 @@ def one_scale(sites: list[Site]) -> bool:
 def data_size(trace: Any, plate: str) -> int | None:
     """Number of data in the data plate, or None."""
     frames = [f for _, site in random_sites(trace) for f in site["cond_indep_stack"] if f.name == plate]
-    if frames and frames[0].dim is None:
-        return 1 + max(frame.counter for frame in frames)
     return frames[0].full_size if frames else None
 
 

@@ -375,7 +375,12 @@ def latent_pair() -> tuple[Callable, Callable]:
 
 def test_svi_fits_the_halves() -> None:
     program = Program(*latent_pair()).initialise(X)
-    svi = SVI(program.model, program.guide, pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}), Trace_ELBO(16, vectorize_particles=True))
+    svi = SVI(
+        program.model,
+        program.guide,
+        pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}),
+        Trace_ELBO(16, vectorize_particles=True),
+    )
     for _ in range(250):
         svi.step(X)
     precision = 1 + len(X)
