@@ -2,6 +2,7 @@
 
 from ppl_dgm.compile.backend import Backend, Compiled, cache_folder, compile_captured, compile_function
 from ppl_dgm.compile.capture import Captured, capture
+from ppl_dgm.compile.density import compile_density, value_and_gradient
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.losses import differentiable_loss
@@ -17,7 +18,9 @@ __all__ = [
     "cache_folder",
     "capture",
     "compile_captured",
+    "compile_density",
     "compile_function",
     "compile_loop",
     "differentiable_loss",
+    "value_and_gradient",
 ]

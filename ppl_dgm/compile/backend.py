@@ -145,7 +145,8 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     options = {"fallback_random": True, "cpp_wrapper": on_cpu}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations, of no use to the caller
-        return inductor.compile(graph, list(flat), options=options)
+        code: Any = inductor.compile(graph, list(flat), options=options)
+        return code
 
 
 def _replayed(run: Flat, captured: Captured, flat: list[torch.Tensor]) -> Flat:
@@ -191,7 +192,7 @@ class CudaReplay:
 
     def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            for buffer, value in zip(self._inputs, flat):
+            for buffer, value in zip(self._inputs, flat, strict=False):  # the lifted tensors follow, used in place
                 buffer.copy_(value, non_blocking=True)
             self._graph.replay()
             return [output.clone() for output in self._outputs]

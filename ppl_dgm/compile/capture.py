@@ -133,7 +133,9 @@ def _trace(
 
     def flat(*values: torch.Tensor) -> list[torch.Tensor]:
         given, rest = values[: len(tensors)], values[len(tensors) :]
-        inputs = [value.detach().requires_grad_(tensor.requires_grad) for value, tensor in zip(rest, lifted)]
+        inputs = [
+            value.detach().requires_grad_(tensor.requires_grad) for value, tensor in zip(rest, lifted, strict=True)
+        ]
         replacement = Replacement(lifted, inputs, tracker.site)
         with replacement:
             result = call(given)

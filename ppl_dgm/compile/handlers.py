@@ -8,8 +8,8 @@ from unittest import mock
 
 import pyro
 import torch
-from pyro.infer import util as infer_util
 from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo
+from pyro.infer import util as infer_util
 from pyro.infer.util import Dice
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger

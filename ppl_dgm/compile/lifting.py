@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -54,7 +55,7 @@ def swap(value: Any, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 def is_concrete(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds memory, rather than being a stand-in of the tracer or of a `torch.func` transform."""
-    return not isinstance(tensor, FakeTensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not isinstance(tensor, FakeTensor) and not is_functorch_wrapped_tensor(tensor)
 
 
 class Lifting(TorchFunctionMode):

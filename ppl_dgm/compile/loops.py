@@ -129,7 +129,9 @@ def compile_loop(
 def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backend) -> Loop:
     length = tensor_leaves(inputs)[0].shape[0]
     captured = capture(step, (state, pytree.tree_map(lambda rows: rows[0], inputs), fixed))
-    graph, written = split_writes(simplify(captured.graph, [t.detach() for t in (*captured.examples, *captured.lifted)]))
+    graph, written = split_writes(
+        simplify(captured.graph, [t.detach() for t in (*captured.examples, *captured.lifted)])
+    )
     plan = _Plan(graph, len(tensor_leaves(state)), len(tensor_leaves(inputs)), len(captured.examples), written)
     given = [*tensor_leaves(state), *tensor_leaves(inputs), *tensor_leaves(fixed), torch.tensor(length)]
     flat = [tensor.detach() for tensor in (*given, *captured.lifted)]
@@ -159,7 +161,7 @@ class _Plan:
         blank = self._blank_outputs(arguments[self.states].shape[0])
         carry = Carry.of(start)
         first = torch.zeros((), dtype=torch.int64, device=count.device)
-        carried = (first, *blank, *carry.pack(start))
+        carried: Any = (first, *blank, *carry.pack(start))
         final = while_loop_op(_unfinished, self._body(carry, len(blank)), carried, (*arguments[self.states :], count))
         outputs, ended = final[1 : 1 + len(blank)], carry.unpack(final[1 + len(blank) :])
         for place, value in zip(self.written, ended[self.states :], strict=True):
@@ -167,7 +169,8 @@ class _Plan:
         return [*ended[: self.states], *outputs]
 
     def _blank_outputs(self, length: int) -> list[torch.Tensor]:
-        results = [node.meta["val"] for node in self.graph.graph.output_node().args[0]]
+        output: Any = self.graph.graph.output_node()
+        results = [node.meta["val"] for node in output.args[0]]
         shown = self._shown(results)  # of the first trace: only their looks are of use
         return [torch.zeros(length, *value.shape, dtype=value.dtype, device=value.device) for value in shown]
 

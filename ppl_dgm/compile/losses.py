@@ -29,11 +29,13 @@ def differentiable_loss(elbo: ELBO, model: Callable, guide: Callable, *args: Any
     """
     if isinstance(elbo, TraceGraph_ELBO):
         with TrackProvenance():
+            value: Any
             value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
         return surrogate - (surrogate + value).detach()
-    if not hasattr(elbo, "differentiable_loss"):
+    loss: Any = elbo
+    if not hasattr(loss, "differentiable_loss"):
         raise CaptureError(
             f"{type(elbo).__name__} has no differentiable loss, so it cannot be compiled. Use one of "
             "ppl_dgm.objectives, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO or TraceGraph_ELBO."
         )
-    return elbo.differentiable_loss(model, guide, *args, **kwargs)
+    return loss.differentiable_loss(model, guide, *args, **kwargs)

@@ -195,7 +195,7 @@ class GraphOptimiser:
         return [(group, p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _state(self, group: Group, parameter: torch.Tensor) -> State:
-        theirs = self.optimizer.state[parameter] if parameter in self.optimizer.state else {}
+        theirs = self.optimizer.state.get(parameter, {})
         found = {name: theirs.get(name) for name in self.rule.names(group)}
         return {name: torch.zeros_like(parameter) if t is None else t for name, t in found.items()}
 

@@ -24,8 +24,8 @@ def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModul
         >>> from ppl_dgm.compile.passes import simplify
         >>> matrix, vector = torch.eye(2), torch.ones(2)
         >>> graph = simplify(make_fx(torch.mv)(matrix, vector), (matrix, vector))
-        >>> [node.name for node in graph.graph.nodes if node.op == "call_function"]
-        ['unsqueeze', 'mm', 'squeeze']
+        >>> [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        ['aten.unsqueeze.default', 'aten.mm.default', 'aten.squeeze.dim']
     """
     graph = functionalise(graph, examples)
     drop_copies(graph)
@@ -39,7 +39,7 @@ def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModul
 def fold_literals(graph: GraphModule) -> int:
     """Turn one-element tensors written in the program (`torch.tensor(5.0)`) into `full`, which a compiler can fold."""
     found = 0
-    for node in list(graph.graph.nodes):
+    for node in _nodes(graph):
         source = _constant(graph, node) if node.target is aten.lift_fresh_copy.default else None
         if source is None or source.numel() != 1:
             continue
@@ -54,9 +54,9 @@ def fold_literals(graph: GraphModule) -> int:
 
 def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
     """Turn the tensors stored in a graph into trailing inputs, and return them in that order."""
-    inputs: dict[str, Node] = {}
+    inputs: dict[str, Any] = {}
     constants = []
-    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+    for node in [node for node in _nodes(graph) if node.op == "get_attr"]:
         name = str(node.target)
         if not isinstance(getattr(graph, name), torch.Tensor):
             continue
@@ -81,9 +81,9 @@ def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> Graph
 
 def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:
     """Turn the writes to inputs at the end of a functional graph into further outputs; return the inputs' positions."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    writes = [node for node in graph.graph.nodes if node.target is aten.copy_.default and node.args[0] in inputs]
-    output = graph.graph.output_node()
+    inputs = [node for node in _nodes(graph) if node.op == "placeholder"]
+    writes = [node for node in _nodes(graph) if node.target is aten.copy_.default and node.args[0] in inputs]
+    output: Any = graph.graph.output_node()
     output.args = ([*output.args[0], *(node.args[1] for node in writes)],)
     positions = tuple(inputs.index(node.args[0]) for node in writes)
     for node in writes:
@@ -94,7 +94,7 @@ def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:
 
 def drop_copies(graph: GraphModule) -> int:
     """Remove `detach` and `alias` from a functional graph, where they mean nothing."""
-    found = [node for node in graph.graph.nodes if node.target in _SAME_VALUE and node.args[0].op != "get_attr"]
+    found = [node for node in _nodes(graph) if node.target in _SAME_VALUE and node.args[0].op != "get_attr"]
     for node in found:
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
@@ -105,7 +105,7 @@ def drop_copies(graph: GraphModule) -> int:
 def draw_standard_normals(graph: GraphModule) -> int:
     """Turn `empty(...).normal_(0, 1)` into `randn`, which draws the same numbers and has a fast kernel."""
     found = 0
-    for node in list(graph.graph.nodes):
+    for node in _nodes(graph):
         if node.target is not aten.normal_functional.default or tuple(node.args[1:]) not in {(), (0.0,), (0.0, 1.0)}:
             continue
         if node.kwargs:
@@ -125,7 +125,7 @@ def merge_draws(graph: GraphModule) -> int:
 
     Below 16 elements torch draws one number after the other, so that several calls equal one call for all of them.
     """
-    draws = [node for node in graph.graph.nodes if _is_random(node)]
+    draws = [node for node in _nodes(graph) if _is_random(node)]
     merged, start = 0, 0
     while start < len(draws):
         stop, total = start, 0
@@ -139,7 +139,7 @@ def merge_draws(graph: GraphModule) -> int:
     return merged
 
 
-def _merge(graph: Graph, draws: list[Node], total: int) -> None:
+def _merge(graph: Graph, draws: list[Any], total: int) -> None:
     together = _insert(graph, draws[0], aten.randn.default, ([total],), draws[0].kwargs)
     parts, place = [], 0
     for node in draws:
@@ -150,22 +150,22 @@ def _merge(graph: Graph, draws: list[Node], total: int) -> None:
         _replace(node, part)
 
 
-def _is_random(node: Node) -> bool:
+def _is_random(node: Any) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _is_small(node: Node, first: Node) -> bool:
+def _is_small(node: Any, first: Any) -> bool:
     same = node.target is aten.randn.default and node.kwargs == first.kwargs
     return same and node.meta["val"].device.type == "cpu" and _size(node) < _SERIAL
 
 
-def _size(node: Node) -> int:
+def _size(node: Any) -> int:
     return node.meta["val"].numel()
 
 
 def multiply_matrices(graph: GraphModule) -> int:
     """Turn matrix-vector into matrix-matrix products: Inductor lowers `mv` to a slow multiply and sum."""
-    found = [node for node in graph.graph.nodes if node.target is aten.mv.default]
+    found = [node for node in _nodes(graph) if node.target is aten.mv.default]
     for node in found:
         matrix, vector = node.args
         column = _insert(graph.graph, node, aten.unsqueeze.default, (vector, 1))
@@ -182,8 +182,8 @@ def hoist_expands(graph: GraphModule) -> int:
     number runs once per datum. The pass keeps, for each broadcast node, a *compact* node of the same rank with size 1
     along broadcast dimensions, pushes views and pointwise operations through it, and expands at the end.
     """
-    compact: dict[Node, Node] = {}
-    for node in list(graph.graph.nodes):
+    compact: dict[Any, Any] = {}
+    for node in _nodes(graph):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         small = _compacted(graph.graph, node, compact)
@@ -199,7 +199,7 @@ def hoist_expands(graph: GraphModule) -> int:
     return len(moved)
 
 
-def _compacted(graph: Graph, node: Node, compact: dict[Node, Node]) -> Node | None:
+def _compacted(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
     if node.target is aten.expand.default:
         source = node.args[0]
         return _with_rank(graph, node, compact.get(source, source), len(_shape(node)))
@@ -211,7 +211,7 @@ def _compacted(graph: Graph, node: Node, compact: dict[Node, Node]) -> Node | No
     return _compact_pointwise(graph, node, compact) if _is_pointwise(node) else None
 
 
-def _compact_pointwise(graph: Graph, node: Node, compact: dict[Node, Node]) -> Node | None:
+def _compact_pointwise(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
     inputs = [value for value in node.all_input_nodes if isinstance(value.meta.get("val"), torch.Tensor)]
     if not any(value in compact for value in inputs):
         return None
@@ -226,18 +226,18 @@ def _compact_pointwise(graph: Graph, node: Node, compact: dict[Node, Node]) -> N
     return _with_rank(graph, node, small, len(_shape(node)))
 
 
-def _is_pointwise(node: Node) -> bool:
+def _is_pointwise(node: Any) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
         return False
     return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
 
 
-def _squeezes_nothing_broadcast(node: Node) -> bool:
+def _squeezes_nothing_broadcast(node: Any) -> bool:
     return _shape(node.args[0])[node.args[1]] == 1
 
 
-_VIEWS: dict[Any, Callable[[Node], bool]] = {
+_VIEWS: dict[Any, Callable[[Any], bool]] = {
     aten.unsqueeze.default: lambda node: True,
     aten.permute.default: lambda node: True,
     aten.transpose.int: lambda node: True,
@@ -245,18 +245,22 @@ _VIEWS: dict[Any, Callable[[Node], bool]] = {
 }
 
 
+def _nodes(graph: GraphModule) -> list[Any]:
+    return list(graph.graph.nodes)
+
+
 def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def _with_rank(graph: Graph, before: Node, node: Node, rank: int) -> Node:
+def _with_rank(graph: Graph, before: Any, node: Any, rank: int) -> Any:
     shape = _shape(node)
     if len(shape) == rank:
         return node
     return _insert(graph, before, aten.view.default, (node, [1] * (rank - len(shape)) + list(shape)))
 
 
-def _insert(graph: Graph, before: Node, target: Any, args: Any, kwargs: Any = None) -> Node:
+def _insert(graph: Graph, before: Any, target: Any, args: Any, kwargs: Any = None) -> Any:
     with graph.inserting_before(before):
         node = graph.call_function(target, args, kwargs or {})
     values, options = (map_arg(part, lambda value: value.meta["val"]) for part in (args, kwargs or {}))
@@ -264,14 +268,14 @@ def _insert(graph: Graph, before: Node, target: Any, args: Any, kwargs: Any = No
     return node
 
 
-def _replace(node: Node, by: Node) -> None:
+def _replace(node: Any, by: Any) -> None:
     by.meta = {**node.meta, **by.meta}
     node.replace_all_uses_with(by)
     if node.op == "call_function":
         node.graph.erase_node(node)
 
 
-def _append_input(graph: Graph, name: str, like: Node) -> Node:
+def _append_input(graph: Graph, name: str, like: Any) -> Any:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     place = graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before(next(iter(graph.nodes)))
     with place:
@@ -280,7 +284,7 @@ def _append_input(graph: Graph, name: str, like: Node) -> Node:
     return node
 
 
-def _constant(graph: GraphModule, node: Node) -> torch.Tensor | None:
+def _constant(graph: GraphModule, node: Any) -> torch.Tensor | None:
     source = node.args[0]
     if not isinstance(source, Node) or source.op != "get_attr":
         return None

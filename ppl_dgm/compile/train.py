@@ -60,7 +60,8 @@ class TrainStep:
         guard: bool = False,
         backend: Backend = "inductor",
     ) -> None:
-        self._loss, self._backend, self._guard = loss, backend, guard
+        self._loss, self._guard = loss, guard
+        self._backend: Backend = backend
         self._clip_norm, self._clip_value = _positive("clip_norm", clip_norm), _positive("clip_value", clip_value)
         self._optimiser = GraphOptimiser(optimizer)
         self._compiled: dict[Any, Compiled] = {}
