@@ -75,8 +75,9 @@ def check_reparameterised(structure: Structure, mode: str) -> None:
     if names:
         raise ValueError(
             f"{mode} needs reparameterised latents, but the guide draws {names} without a path gradient (discrete, or no "
-            "rsample); use ELBO(), whose score-function gradient does not need one, or mark finite discrete latents "
-            "infer={'enumerate': 'parallel'} and leave them out of the guide to sum them out"
+            "rsample); use VIMCO(num_particles) or ReweightedWakeSleep(num_particles) for the importance-weighted bound, "
+            "ELBO() or RLOO() for the ELBO, or mark finite discrete latents infer={'enumerate': 'parallel'} and leave them "
+            "out of the guide to sum them out"
         )
 
 

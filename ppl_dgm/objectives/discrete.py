@@ -1,0 +1,412 @@
+"""Objectives for latents without a path gradient: score functions with baselines, VIMCO, wake-sleep, straight-through."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ppl_dgm.objectives.elbo import ELBO
+from ppl_dgm.objectives.objective import KLWeight, Objective
+from ppl_dgm.objectives.relaxation import Relaxation
+from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
+from ppl_dgm.weights import log_mean_exp
+
+
+def zero_valued(tensor: Tensor) -> Tensor:
+    """Zero, with the gradient of a tensor."""
+    return tensor - tensor.detach()
+
+
+def check_score(structure: Structure, name: str, cure: str) -> None:
+    """Refuse programs that draw nothing without a path gradient."""
+    if all(latent.reparameterised or latent.point_mass for latent in structure.latents):
+        raise ValueError(
+            f"{name} is for latents without a path gradient, but the guide draws every latent differentiably (or none is "
+            f"drawn); use {cure}, which has less noise"
+        )
+
+
+def check_several(num_particles: int, name: str, cure: str) -> None:
+    """Refuse a single particle where the others are the baseline."""
+    if num_particles < 2:
+        raise ValueError(f"num_particles is {num_particles}; {name} needs at least 2, or use {cure}")
+
+
+class ScoreFunction(Objective):
+    """Draws with a score: what the estimators below share."""
+
+    def drawn(self, bound: Bound) -> tuple[Tensor, Tensor, LogJoint]:
+        """Log weights and scores `[particles, data]` or `[particles]`, and the log joint they come from."""
+        draw = bound.draw(self.num_particles)
+        joint = bound.log_joint(draw.values)
+        return self.log_weights(joint, draw.log_prob), draw.score, joint
+
+
+class RunningMean(nn.Module):
+    r"""A baseline of REINFORCE: the exponentially weighted mean of past rewards, free of the bias of its start.
+
+    $b_t = \sum_{s<t} \lambda^{t-s} r_s / \sum_{s<t} \lambda^{t-s}$. Its state is in buffers: give it to the program
+    (`program.baseline = baseline`) to have it moved between devices and saved with it. It learns from calls with
+    gradients alone, not from validation.
+
+    Args:
+        decay: lambda, between 0 and 1.
+
+    Example:
+        >>> baseline = RunningMean(0.5)
+        >>> baseline.update(torch.tensor([2.0, 4.0])), baseline()
+        (None, tensor(3.))
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.95) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}; expected at least 0 and less than 1")
+        self.decay = decay
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        """The mean so far, whatever the data."""
+        return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+
+    def update(self, reward: Tensor) -> None:
+        """Take in the mean of new rewards."""
+        self.total.mul_(self.decay).add_((1 - self.decay) * reward.mean())
+        self.weight.mul_(self.decay).add_(1 - self.decay)
+
+
+class REINFORCE(ScoreFunction):
+    r"""The ELBO with the score-function gradient, $\nabla_\phi = \mathbb{E}_q[(\log w - b) \nabla_\phi \log q(z \mid x)]$.
+
+    Williams (1992); the baseline b lowers the variance and leaves the mean. Latents with a path gradient keep it. For
+    several particles `RLOO` needs no baseline of its own.
+
+    Args:
+        num_particles: draws of the latents for each datum.
+        baseline: None; `RunningMean()`; or any module called with the program's data that returns `[data]` (or
+            `[data, 1]`) numbers: an input-dependent baseline, fitted to the log weights by least squares in the same
+            optimisation (Mnih and Gregor 2014, section 2.3). A module with parameters must belong to the program, so
+            that it is trained, moved and saved: `program.baseline = net`.
+        kl_weight: factor of log p(z) - log q(z | x); a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: if every latent has a path gradient, for an input-dependent baseline beside latents shared by all
+            data, or one whose parameters are not the program's.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=x - 0.5))  # the posterior
+        >>> x = torch.zeros(1)
+        >>> round(REINFORCE(baseline=RunningMean()).loss(model, guide, x), 4)
+        1.138
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        baseline: nn.Module | None = None,
+        kl_weight: KLWeight = 1.0,
+        plate: str = "data",
+    ) -> None:
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+        if baseline is not None and not isinstance(baseline, nn.Module):
+            raise TypeError(f"baseline is a {type(baseline).__name__}; expected None, RunningMean() or a torch module")
+        self.baseline = baseline
+
+    @property
+    def learned(self) -> bool:
+        """Whether the baseline has parameters."""
+        return self.baseline is not None and any(True for _ in self.baseline.parameters())
+
+    def check(self, structure: Structure) -> None:
+        check_score(structure, "REINFORCE", "ELBO()")
+        if self.learned and not structure.per_datum:
+            raise ValueError(
+                "an input-dependent baseline needs every latent inside the data plate, but this program has latents shared "
+                "by all data, for which it would be one constant; use RunningMean() or RLOO"
+            )
+
+    def structure_of(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Structure:
+        if (model, guide) not in self._structures and self.learned:
+            check_ownership(model, self.baseline)  # type: ignore[arg-type]
+        return super().structure_of(model, guide, args, kwargs)
+
+    def value(self, bound: Bound) -> Tensor:
+        log_w, score, joint = self.drawn(bound)
+        reward = log_w.detach()
+        expected = self.expected(bound)
+        if isinstance(self.baseline, RunningMean) and torch.is_grad_enabled():
+            self.baseline.update(reward)
+        surrogate = (reward - torch.as_tensor(expected).detach()) * zero_valued(score)
+        if self.learned:
+            surrogate = surrogate - zero_valued((reward - expected).square())
+        return (log_w + surrogate).mean(0) * joint.scale
+
+    def expected(self, bound: Bound) -> Any:
+        """The baseline's forecast of the log weights: a number, or `[data]`."""
+        if self.baseline is None:
+            return 0.0
+        if not self.learned:
+            return self.baseline(*bound.args, **bound.kwargs)
+        owned = isinstance(getattr(bound.model, "scope", None), Program)
+        net = self.baseline if owned else pyro.module("baseline", self.baseline)
+        return net(*bound.args, **bound.kwargs).reshape(-1)
+
+
+def check_ownership(model: Any, baseline: nn.Module) -> None:
+    """Refuse a baseline that a program's optimiser and checkpoints would not see."""
+    scope = getattr(model, "scope", None)
+    if isinstance(scope, Program) and not {*baseline.parameters()} <= {*scope.parameters()}:
+        raise ValueError(
+            "the baseline's parameters are not among the program's, so that they would not be trained, moved or saved; "
+            "write program.baseline = net before fitting"
+        )
+
+
+class RLOO(ELBO):
+    r"""The ELBO with the score-function gradient, the other particles' mean log weight as each one's baseline.
+
+    $\frac{1}{K} \sum_k \big(\log w_k - \frac{1}{K-1} \sum_{j \ne k} \log w_j\big) \nabla_\phi \log q(z_k \mid x)$:
+    Kool et al. (2019); Mnih and Rezende (2016), section 2.5. What `ELBO(K)` does for discrete latents, under its name.
+
+    Args:
+        num_particles: K, at least 2, for each datum.
+        kl_weight: factor of log p(z) - log q(z | x); a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for fewer than 2 particles, or if every latent has a path gradient.
+
+    Example:
+        >>> RLOO(4).num_particles
+        4
+    """
+
+    def __init__(self, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+        check_several(num_particles, "RLOO", "REINFORCE(baseline=RunningMean())")
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+
+    def check(self, structure: Structure) -> None:
+        check_score(structure, "RLOO", "ELBO()")
+
+
+class VIMCO(ScoreFunction):
+    r"""The importance-weighted bound for discrete latents, each particle's signal its own part in the bound.
+
+    $\hat L = \log \frac1K \sum_k w_k$ has the gradient
+    $\sum_k (\hat L - \hat L_{-k}) \nabla \log q(z_k \mid x) + \sum_k \tilde w_k \nabla \log w_k$, where
+    $\hat L_{-k}$ has $w_k$ replaced by the geometric mean of the others. Mnih and Rezende (2016), eqs. 9 to 12.
+    Latents with a path gradient keep it.
+
+    Args:
+        num_particles: K, at least 2, for each datum.
+        kl_weight: factor of log p(z) - log q(z | x) in log w; a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for fewer than 2 particles, or if every latent has a path gradient.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=x - 0.5))  # the posterior
+        >>> round(VIMCO(5).loss(model, guide, torch.zeros(1)), 4)
+        1.138
+    """
+
+    def __init__(self, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+        check_several(num_particles, "VIMCO", "RLOO or REINFORCE")
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+
+    def check(self, structure: Structure) -> None:
+        check_score(structure, "VIMCO", "IWELBO")
+
+    def value(self, bound: Bound) -> Tensor:
+        log_w, score, joint = self.drawn(bound)
+        total = log_mean_exp(log_w)
+        signal = total.detach() - leave_one_out_bounds(log_w.detach())
+        return (total + (signal * zero_valued(score)).sum(0)) * joint.scale
+
+
+def leave_one_out_bounds(log_w: Tensor) -> Tensor:
+    """log-mean-exp of log weights `[K, ...]` with each in turn replaced by the mean of the others: `[K, ...]`.
+
+    In O(K), from sums on either side. Where the others' weights are all zero the result is zero: it may be any number
+    that does not depend on the particle.
+
+    Example:
+        >>> leave_one_out_bounds(torch.tensor([1.0, 3.0]))
+        tensor([3., 1.])
+    """
+    count = log_w.shape[0]
+    others = sums_of_others(log_w, torch.logcumsumexp, torch.logaddexp, -math.inf)
+    mean = sums_of_others(log_w, torch.cumsum, torch.add, 0.0) / (count - 1)
+    return (torch.logaddexp(others, mean) - math.log(count)).nan_to_num(neginf=0.0)
+
+
+def sums_of_others(values: Tensor, cumulate: Callable, combine: Callable, empty: float) -> Tensor:
+    """Sums over the first dimension with each entry in turn left out."""
+    start = torch.full_like(values[:1], empty)
+    before = torch.cat([start, cumulate(values, 0)[:-1]])
+    after = torch.cat([start, cumulate(values.flip(0), 0)[:-1]]).flip(0)
+    return combine(before, after)
+
+
+class ReweightedWakeSleep(Objective):
+    r"""Reweighted wake-sleep: the model ascends the importance-weighted bound, the guide the posterior's log density.
+
+    With draws $z_k \sim q(z \mid x)$ and self-normalised weights $\tilde w_k$ of each datum: model
+    $\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)$; guide, wake phase, $\sum_k \tilde w_k \nabla_\phi \log q(z_k \mid x)$;
+    guide, sleep phase, $\nabla_\phi \log q(z' \mid x')$ with $(x', z')$ dreamed by the model. No gradient goes through
+    the latents, of whatever kind. Bornschein and Bengio (2015), eqs. 8 and 12; Le et al. (2019). Unlike Pyro's it weights
+    the particles of each datum on their own, so that minibatches are right. The value is the bound, `IWELBO`'s.
+
+    Args:
+        num_particles: K, for each datum.
+        sleep: share of the sleep phase in the guide's gradient, 0 to 1. Dreamed data take the place of the arguments that
+            the program observes, one dream for each datum.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for a share outside [0, 1]; a program without guide, or one with point masses; in the sleep phase,
+            factors, auxiliary guide variables, or observed values that are not arguments of the program as given.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=x - 0.5))  # the posterior
+        >>> round(ReweightedWakeSleep(5, sleep=0.5).loss(model, guide, torch.zeros(1)), 4)
+        1.138
+    """
+
+    def __init__(self, num_particles: int, *, sleep: float = 0.0, plate: str = "data") -> None:
+        super().__init__(num_particles, plate=plate)
+        if not 0 <= sleep <= 1:
+            raise ValueError(f"sleep is {sleep}; expected a share between 0 and 1")
+        self.sleep = sleep
+
+    def check(self, structure: Structure) -> None:
+        fixed = [latent.name for latent in structure.latents if latent.point_mass]
+        if not structure.has_guide or not structure.latents or fixed:
+            raise ValueError(
+                "ReweightedWakeSleep trains a guide that draws latents, but "
+                + (f"the guide puts a point mass on {fixed}" if fixed else "no guide draws any")
+                + "; give the program one, or use ELBO()"
+            )
+        if self.sleep and (structure.factors or any(latent.auxiliary for latent in structure.latents)):
+            raise ValueError(
+                "the sleep phase dreams data and latents from the model, but the program has factors or its guide has "
+                "auxiliary variables; use sleep=0"
+            )
+
+    def value(self, bound: Bound) -> Tensor:
+        with torch.no_grad():
+            values = bound.draw(self.num_particles).values
+        log_q, joint = bound.log_guide(values), bound.log_joint(values)
+        log_w = joint.total - log_q.detach()
+        guide = (1 - self.sleep) * (log_w.detach().softmax(0) * zero_valued(log_q)).sum(0)
+        if self.sleep:
+            guide = guide + self.sleep * zero_valued(log_guide_of_dream(bound))
+        return (log_mean_exp(log_w) + guide) * joint.scale
+
+
+def log_guide_of_dream(bound: Bound) -> Tensor:
+    """log q(z' | x') of latents and data drawn from the model: `[data]`, or `[]` for the data set."""
+    with torch.no_grad(), unvalidated():
+        trace: Any = poutine.trace(poutine.uncondition(bound.model)).get_trace(*bound.args, **bound.kwargs)
+    replaced = {name: trace.nodes[name] for name in bound.structure.observed}
+    args, kwargs = with_dreamed_data(replaced, bound.args, dict(bound.kwargs))
+    values = {latent.name: trace.nodes[latent.name]["value"].unsqueeze(0) for latent in bound.structure.latents}
+    return replace(bound, args=args, kwargs=kwargs).log_guide(values)[0]
+
+
+def with_dreamed_data(sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The program's arguments with those that sites observed replaced by what the sites drew."""
+    dreamed = {id(site["infer"]["obs"]): site["value"] for site in sites.values()}
+    given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
+    lost = [name for name, site in sites.items() if id(site["infer"]["obs"]) not in given]
+    if lost:
+        raise ValueError(
+            f"the sleep phase hands dreamed data to the guide, but what the sites {lost} observe is not an argument of the "
+            "program as it was given; pass obs=x unchanged (convert data before the call), or use sleep=0"
+        )
+    return tree_map(lambda leaf: dreamed.get(id(leaf), leaf), (args, kwargs))
+
+
+class StraightThrough(Objective):
+    r"""The ELBO of discrete latents, differentiated through their Gumbel-softmax relaxation.
+
+    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\arg\max_i (\log \pi_i + g_i))$ with Gumbel noise g; backward,
+    their gradient is that of $\mathrm{softmax}((\log \pi + g) / \tau)$. The value is the ELBO without bias, the guide's
+    gradient has a bias that falls and a variance that grows as the temperature falls. Jang et al. (2017), section 2.2.
+    Latents must be `Bernoulli` or `OneHotCategorical`, and the program differentiable in them. For an objective that is
+    relaxed itself write `RelaxedBernoulli` or `RelaxedOneHotCategorical` in model and guide, and take `ELBO` or `IWELBO`
+    (Maddison et al. 2017).
+
+    Args:
+        num_particles: draws of the latents for each datum.
+        temperature: tau, positive.
+        kl_weight: factor of log p(z) - log q(z | x); a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for a temperature that is not positive, if every latent has a path gradient, or for discrete latents of
+            other distributions.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=x - 0.5))  # the posterior
+        >>> round(StraightThrough().loss(model, guide, torch.zeros(1)), 4)
+        1.138
+    """
+
+    def __init__(
+        self, num_particles: int = 1, *, temperature: float = 0.5, kl_weight: KLWeight = 1.0, plate: str = "data"
+    ) -> None:
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; expected a positive number")
+        self.temperature = temperature
+
+    def check(self, structure: Structure) -> None:
+        check_score(structure, "StraightThrough", "ELBO()")
+
+    def value(self, bound: Bound) -> Tensor:
+        with Relaxation(self.temperature):
+            draw = bound.draw(self.num_particles)
+            joint = bound.log_joint(draw.values)
+        return self.log_weights(joint, draw.log_prob).mean(0) * joint.scale

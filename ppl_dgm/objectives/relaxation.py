@@ -1,0 +1,73 @@
+"""Discrete draws whose gradient is that of their continuous relaxation."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ppl_dgm.program.sites import innermost, is_deterministic, is_subsample
+
+
+class OneHot(dist.OneHotCategorical):
+    """A one-hot categorical whose log density is the linear function of the value that agrees with it at the corners.
+
+    Torch's looks up the largest entry, which has no gradient.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log pi of one-hot vectors `[..., K]`: `[...]`."""
+        return (value * self.logits).sum(-1)
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft`."""
+    return hard + (soft - soft.detach())
+
+
+def draw_bernoulli(logits: Tensor, temperature: float) -> Tensor:
+    """0 or 1 of log odds `[...]`, with the gradient of sigmoid((logits + logistic noise) / temperature)."""
+    uniform = torch.rand_like(logits).clamp(torch.finfo(logits.dtype).tiny, 1 - torch.finfo(logits.dtype).eps)
+    noisy = logits + uniform.logit()
+    return straight_through((noisy > 0).to(logits), (noisy / temperature).sigmoid())
+
+
+def draw_one_hot(logits: Tensor, temperature: float) -> Tensor:
+    """One-hot vectors of log weights `[..., K]`, with the gradient of softmax((logits + Gumbel noise) / temperature)."""
+    exponential = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny).log().neg()
+    noisy = logits - exponential.clamp_min(torch.finfo(logits.dtype).tiny).log()
+    hard = one_hot(noisy.argmax(-1), logits.shape[-1]).to(logits)
+    return straight_through(hard, (noisy / temperature).softmax(-1))
+
+
+class Relaxation(Messenger):
+    """Draws Bernoulli and one-hot sites straight through, and makes their densities differentiable in the value.
+
+    Must be outside of all plates, which give sites their shape.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or is_subsample(msg) or is_deterministic(msg) or msg["fn"].has_rsample:
+            return
+        if msg["infer"].get("_enumerate_dim") is not None:
+            return  # summed out
+        inner, shape = innermost(msg["fn"]), msg["fn"].shape()
+        if isinstance(inner, dist.OneHotCategorical):
+            logits = inner.logits.expand(shape)
+            msg["fn"] = OneHot(logits=logits, validate_args=False).to_event(len(msg["fn"].event_shape) - 1)
+            draw = draw_one_hot
+        elif isinstance(inner, dist.Bernoulli):
+            logits, draw = inner.logits.expand(shape), draw_bernoulli
+        else:
+            raise ValueError(
+                f"StraightThrough draws Bernoulli and OneHotCategorical latents, but site {msg['name']!r} is a "
+                f"{type(inner).__name__}; write a Categorical as OneHotCategorical, or use RLOO or VIMCO"
+            )
+        if not msg["done"]:
+            msg["value"], msg["done"] = draw(logits, self.temperature), True
