@@ -146,8 +146,8 @@ def runs_on_few(
         traces = checks.run(model, guide, few_args, few_kwargs)
     except ValueError:
         return False  # running on all data tells whether the program is at fault
-    sizes = {data_size(trace, plate) for trace in traces if data_size(trace, plate) is not None}
-    return sizes == {num_few(size)}
+    frames = [frame for trace in traces for frame in plate_frames(trace, plate)]
+    return bool(frames) and all(f.dim is not None and f.full_size == num_few(size) for f in frames)
 
 
 def pieces(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
@@ -222,10 +222,14 @@ def one_scale(sites: list[Site]) -> bool:
     return all(scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales)
 
 
+def plate_frames(trace: Any, plate: str) -> list[Any]:
+    """The frames of a plate at all sites of a trace."""
+    return [frame for _, site in random_sites(trace) for frame in site["cond_indep_stack"] if frame.name == plate]
+
+
 def data_size(trace: Any, plate: str) -> int | None:
     """Number of data in the data plate, or None."""
-    frames = [f for _, site in random_sites(trace) for f in site["cond_indep_stack"] if f.name == plate]
-    return frames[0].full_size if frames else None
+    return next((frame.full_size for frame in plate_frames(trace, plate)), None)
 
 
 def few_data(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> tuple[tuple, dict[str, Any]]:

@@ -175,6 +175,7 @@ def test_sequential_data_plate() -> None:
     prior = stack(lambda z, x: normal(z, 0.0))
     assert_parts(program, prior, stack(lambda z, x: normal(x, z)), prior, X)
     assert program.bind(X).num_data == 6
+    assert not program.structure.divisible  # its sites have the data's names
 
 
 def test_no_data_plate() -> None:
