@@ -6,6 +6,7 @@ What differs between the two generations of ArviZ is in `build_tree` and `as_elp
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -163,11 +164,17 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def as_elpd(log_p: NDArray[np.float64]) -> Any:
-    """Held-out log densities `[data]` in the class in which ArviZ keeps leave-one-out results."""
+    """Held-out log densities `[data]` in the class in which ArviZ keeps leave-one-out results.
+
+    In 0.x it is a table of fields, in 1.x a class whose arguments depend on the release: there a result of `loo` is
+    given other figures.
+    """
     total, error = float(log_p.sum()), float(np.sqrt(len(log_p) * log_p.var()))
     pointwise = xr.DataArray(log_p, dims=["datum"])
-    common = {"se": error, "n_samples": 1, "n_data_points": len(log_p), "warning": False, "scale": "log"}
     if IS_ARVIZ_0:
-        fields = {"elpd_loo": total, "p_loo": 0.0, **common, "loo_i": pointwise}
+        fields = {"elpd_loo": total, "se": error, "p_loo": 0.0, "n_samples": 1, "n_data_points": len(log_p)}
+        fields |= {"warning": False, "loo_i": pointwise, "scale": "log"}
         return az.stats.ELPDData(data=list(fields.values()), index=list(fields))
-    return az.ELPDData(kind="loo", elpd=total, p=0.0, good_k=1.0, elpd_i=pointwise, **common)
+    noise = np.random.default_rng(0).normal(size=(1, 100, 2))
+    pattern = az.loo(build_tree({"posterior": {"z": noise}, "log_likelihood": {"x": noise}}, {}), pointwise=True)
+    return replace(pattern, elpd=total, se=error, p=0.0, n_data_points=len(log_p), warning=False, elpd_i=pointwise)

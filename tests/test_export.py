@@ -49,6 +49,12 @@ def exact_loo(x, scale):
     return torch.stack(terms)
 
 
+def groups_of(tree):
+    """Names of the groups, of InferenceData and DataTree alike."""
+    names = tree.groups() if callable(tree.groups) else tree.groups
+    return {name.strip("/") for name in names} - {""}
+
+
 @pytest.fixture(scope="module")
 def tree():
     return to_arviz(posterior(shared(), X, num_particles=4000, num_draws=500))
@@ -56,7 +62,7 @@ def tree():
 
 def test_groups_and_dimensions(tree):
     groups = {"posterior", "prior", "posterior_predictive", "prior_predictive", "log_likelihood", "observed_data"}
-    assert groups <= {name.strip("/") for name in tree.groups()}
+    assert groups <= groups_of(tree)
     assert tree.posterior["loc"].dims == ("chain", "draw")
     assert tree.posterior_predictive["x"].dims == ("chain", "draw", "data")
     assert tree.log_likelihood["x"].dims == ("chain", "draw", "data")
@@ -82,8 +88,9 @@ def test_event_dimensions_follow_the_plates():
 def test_leave_one_out_is_the_closed_form():
     draws = Posterior(shared().bind(X), {"loc": conjugate_draws(X, 1.0)})
     loo = az.loo(to_arviz(draws), pointwise=True)
-    assert np.allclose(loo.loo_i.values, exact_loo(X, 1.0), atol=0.02)
-    assert loo.elpd_loo == pytest.approx(float(exact_loo(X, 1.0).sum()), abs=0.1)
+    each, total = (loo.loo_i, loo.elpd_loo) if export.IS_ARVIZ_0 else (loo.elpd_i, loo.elpd)
+    assert np.allclose(each.values, exact_loo(X, 1.0), atol=0.02)
+    assert total == pytest.approx(float(exact_loo(X, 1.0).sum()), abs=0.1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, in ArviZ 0.23
@@ -95,7 +102,7 @@ def test_arviz_compares_the_exports():
     table = az.compare(trees)
     difference = float((exact_loo(X, 1.0) - exact_loo(X, 3.0)).sum())
     assert list(table.index) == ["1.0", "3.0"]
-    assert table.loc["3.0", "elpd_diff"] == pytest.approx(difference, abs=0.2)
+    assert abs(table.loc["3.0", "elpd_diff"]) == pytest.approx(difference, abs=0.2)
 
 
 def test_arviz_summarises_the_exports(tree):
@@ -107,7 +114,7 @@ def test_netcdf_round_trip(tree, tmp_path):
     write_netcdf(tree, tmp_path / "tree.nc")
     back = az.from_netcdf(tmp_path / "tree.nc")
     assert np.array_equal(back.posterior["loc"], tree.posterior["loc"])
-    assert set(back.groups()) == set(tree.groups())
+    assert groups_of(back) == groups_of(tree)
 
 
 def test_plates_name_the_dimensions():
@@ -127,7 +134,7 @@ def test_factors_have_no_predictive_groups():
             pyro.factor("energy", -0.5 * (x - z) ** 2)
 
     tree = to_arviz(posterior(Program(model), torch.ones(2), num_particles=100, num_draws=10))
-    assert {name.strip("/") for name in tree.groups()} == {"posterior"}
+    assert groups_of(tree) == {"posterior"}
 
 
 def test_the_second_generation_gets_one_nested_dictionary(monkeypatch):
