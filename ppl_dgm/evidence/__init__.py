@@ -1,18 +1,24 @@
 """Estimators of the evidence: how probable a program makes its data, with an error and a statement of what it is."""
 
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
+from ppl_dgm.evidence.bounds import CUBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
+from ppl_dgm.evidence.laplace import Laplace
 
 __all__ = [
+    "CUBO",
     "ELBO",
+    "JVI",
+    "SUMO",
     "BridgeSampling",
     "Estimate",
     "Estimator",
     "Evidence",
     "Exact",
     "ImportanceSampling",
+    "Laplace",
     "PriorSampling",
     "bridge_iteration",
 ]

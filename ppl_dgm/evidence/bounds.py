@@ -1,0 +1,280 @@
+"""Bounds and bias corrections from log weights: CUBO (an upper bound), the jackknife, Russian roulette."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
+from ppl_dgm.evidence.settings import check_choice, check_least
+from ppl_dgm.program import Bound
+from ppl_dgm.weights import MEMORY, Proposal, log_mean_exp, pareto_k, weight_chunks
+
+PROPOSALS = ("guide", "prior")
+CERTAIN_TERMS = 80  # where SUMO's stopping changes from 1 / k to geometric
+DECAY = 0.9
+LARGEST_K = 0.7
+
+
+def all_weights(bound: Bound, num_particles: int, proposal: Proposal, memory: int) -> Tensor:
+    """Log weights `[num_particles, data]` or `[num_particles]`, float64, drawn in bounded memory."""
+    rows: dict[int, list[Tensor]] = {}
+    for chunk in weight_chunks(bound, num_particles, proposal, memory):
+        rows.setdefault(chunk.start, []).append(chunk.log_weights.double())
+    return torch.cat([torch.cat(row) for row in rows.values()], -1)
+
+
+@dataclass(frozen=True)
+class WeightEstimator(Estimator):
+    """What the estimators of this file share: draws from the guide or the prior."""
+
+    num_particles: int = 1000
+    proposal: Proposal = "guide"
+    memory: int = field(default=MEMORY, repr=False)
+
+    def __post_init__(self) -> None:
+        check_choice(self, "proposal", PROPOSALS)
+        check_least(self, num_particles=2, memory=1)
+
+    def kind(self, bound: Bound) -> BoundKind:
+        return type(self).bound if bound.structure.latents else "exact"
+
+    def weights(self, bound: Bound, num_particles: int) -> Tensor:
+        """Log weights of the program, `[num_particles, *batch]`."""
+        return all_weights(bound, num_particles, self.proposal, self.memory)
+
+
+@dataclass(frozen=True)
+class CUBO(WeightEstimator):
+    r"""The chi upper bound of log Z, with an estimate that is an upper bound in expectation.
+
+    $$\mathrm{CUBO}_n = \tfrac1n \log \mathbb{E}_q[w^n] \ge \log Z \quad (n \ge 1),$$
+
+    which is also the Rényi bound of order $\alpha = 1 - n < 0$. The log of an average is too low on average, so the
+    tangent at a value a from the other half of the draws is used, $\log y \le \log a + y / a - 1$:
+
+    $$\widehat{U} = \tfrac1n \bigl(\log a - 1 + \tfrac1K \textstyle\sum_k w_k^n / a\bigr), \qquad
+      \mathbb{E}[\widehat{U}] \ge \mathrm{CUBO}_n \ge \log Z.$$
+
+    It is finite only where the guide is wider than the posterior: `pareto_k` is that of $w^n$, and above 0.7 the bound
+    is marked: then a guide too narrow lets it come out low. `diagnostics["cubo"]` has the plain estimate. Costs
+    `num_particles` runs of guide and model.
+
+    Dieng, Tran, Ranganath, Paisley and Blei (2017), eq. 3; Li and Turner (2016).
+
+    Args:
+        num_particles: draws for each datum (or for the data set), both halves together.
+        proposal: `"guide"` or `"prior"`.
+        order: n, at least 1; smaller is tighter, and 1 is log Z itself.
+        memory: bytes that one chunk of draws may allocate.
+
+    Raises:
+        ValueError: for an order below 1 or too few draws.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> result = CUBO(num_particles=4000)(ppl_dgm.Program(model), torch.zeros(1))
+        >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(()))
+        >>> result.bound, bool(result.log_z > truth)
+        ('upper', True)
+    """
+
+    order: float = 2.0
+    bound: ClassVar[BoundKind] = "upper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, num_particles=4)
+        if self.order < 1:
+            raise ValueError(f"order is {self.order}; expected at least 1 (2 is usual), for an upper bound")
+
+    def estimate(self, bound: Bound) -> Estimate:
+        powers = self.order * self.weights(bound, self.num_particles)
+        half = len(powers) // 2
+        first, second = powers[:half], powers[half:]
+        upper = (tangent(first, second) + tangent(second, first)) / (2 * self.order)
+        error = torch.hypot(tangent_error(first, second), tangent_error(second, first)) / (2 * self.order)
+        k = pareto_k(powers)
+        diagnostics = {"pareto_k": k, "cubo": log_mean_exp(powers) / self.order, "num_particles": self.num_particles}
+        return Estimate(upper, error, diagnostics, narrow_guide(k))
+
+
+def tangent(inside: Tensor, outside: Tensor) -> Tensor:
+    """Tangent of the log at the mean of `exp(outside)`, at the mean of `exp(inside)`: at least its log on average."""
+    point = log_mean_exp(outside)
+    return point - 1 + (log_mean_exp(inside) - point).exp()
+
+
+def tangent_error(inside: Tensor, outside: Tensor) -> Tensor:
+    """Standard error of `tangent` over the draws inside."""
+    return (inside - log_mean_exp(outside)).exp().std(0) / math.sqrt(len(inside))
+
+
+def narrow_guide(k: Tensor) -> tuple[str, ...]:
+    """Warn where powers of the weights have no finite mean."""
+    if not bool((k > LARGEST_K).any()):
+        return ()
+    return ("the guide is narrower than the posterior: the upper bound is infinite, and its estimate comes out low",)
+
+
+@dataclass(frozen=True)
+class JVI(WeightEstimator):
+    r"""The importance-weighted bound with its bias taken off by the jackknife.
+
+    With $\mathcal{L}_K = \log \frac1K \sum_k w_k$ and $\bar{\mathcal L}_{K-j}$ its mean over all ways to leave out j draws,
+
+    $$\mathrm{JVI}_m = \sum_{j=0}^m (-1)^j \frac{(K - j)^m}{(m - j)!\, j!} \bar{\mathcal L}_{K - j},$$
+
+    whose bias is $O(K^{-(m+1)})$ in place of $O(K^{-1})$. The mean over independent replicates is returned with the
+    standard error of their spread; no longer a bound. Costs `num_particles * num_replicates` runs.
+
+    Nowozin (2018), "Debiasing evidence approximations", eq. 12.
+
+    Args:
+        num_particles: K, draws in each replicate.
+        proposal: `"guide"` or `"prior"`.
+        order: m, 1 or 2.
+        num_replicates: independent replicates, for the standard error.
+        memory: bytes that one chunk of draws may allocate.
+
+    Raises:
+        ValueError: for orders other than 1 and 2.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> result = JVI(num_replicates=200)(ppl_dgm.Program(model), torch.zeros(1))
+        >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(()))
+        >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
+        True
+    """
+
+    num_particles: int = 32
+    order: int = 1
+    num_replicates: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, num_particles=4, num_replicates=2)
+        if self.order not in (1, 2):
+            raise ValueError(f"order is {self.order}; expected 1 or 2")
+
+    def estimate(self, bound: Bound) -> Estimate:
+        flat = self.weights(bound, self.num_particles * self.num_replicates)
+        groups = flat.unflatten(0, (self.num_replicates, self.num_particles))
+        values = torch.stack([jackknife(group, self.order) for group in groups])
+        diagnostics = {
+            "pareto_k": pareto_k(flat),
+            "iwelbo": log_mean_exp(groups, 1).mean(0),
+            "num_particles": self.num_particles,
+        }
+        return Estimate(values.mean(0), values.std(0) / math.sqrt(len(values)), diagnostics)
+
+
+def jackknife(log_weights: Tensor, order: int) -> Tensor:
+    """Jackknifed log-mean-exp of `[K, *batch]` log weights."""
+    count = len(log_weights)
+    levels = [log_mean_exp(log_weights), leave_one_out(log_weights)]
+    if order == 2:
+        levels.append(leave_two_out(log_weights))
+    shares = [
+        (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j)) for j in range(order + 1)
+    ]
+    return sum((share * level for share, level in zip(shares, levels, strict=True)), torch.zeros_like(levels[0]))
+
+
+def leave_one_out(log_weights: Tensor) -> Tensor:
+    """Mean over draws of the log-mean-exp of all the others."""
+    nothing = torch.full_like(log_weights[:1], -math.inf)
+    before = torch.cat([nothing, log_weights.logcumsumexp(0)[:-1]])
+    after = torch.cat([log_weights.flip(0).logcumsumexp(0).flip(0)[1:], nothing])
+    return torch.logaddexp(before, after).mean(0) - math.log(len(log_weights) - 1)
+
+
+def leave_two_out(log_weights: Tensor) -> Tensor:
+    """Mean over pairs of draws of the log-mean-exp of all the others."""
+    share = log_weights.softmax(0)
+    first, second = torch.triu_indices(len(share), len(share), 1, device=share.device)
+    left = (1 - share[first] - share[second]).clamp_min(torch.finfo(share.dtype).eps)
+    return log_weights.logsumexp(0) + left.log().mean(0) - math.log(len(share) - 2)
+
+
+@dataclass(frozen=True)
+class SUMO(WeightEstimator):
+    r"""An estimate of log Z without bias, by Russian roulette over the number of particles.
+
+    With $\Delta_k = \mathcal{L}_{m+k} - \mathcal{L}_{m+k-1}$ the gains of the importance-weighted bound,
+
+    $$\mathrm{SUMO} = \mathcal{L}_m + \sum_{k=1}^{T} \frac{\Delta_k}{\mathbb{P}(T \ge k)}, \qquad
+      \mathbb{P}(T \ge k) = \tfrac1k \ (k \le 80), \text{ then falling by } 0.9,$$
+
+    has expectation log Z. The mean over replicates is returned with the standard error of their spread, which can be
+    heavy-tailed. Costs `num_replicates * (num_particles + max T)` runs, T about 100 at most.
+
+    Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams and Chen (2020), eqs. 8 and 11.
+
+    Args:
+        num_particles: m, particles that every replicate has.
+        proposal: `"guide"` or `"prior"`.
+        num_replicates: independent replicates.
+        memory: bytes that one chunk of draws may allocate.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> result = SUMO()(ppl_dgm.Program(model), torch.zeros(1))
+        >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(()))
+        >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
+        True
+    """
+
+    num_particles: int = 8
+    num_replicates: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, num_replicates=2)
+
+    def estimate(self, bound: Bound) -> Estimate:
+        batch = (bound.num_data,) if bound.structure.per_datum else ()
+        stops = stopping_times(torch.rand((self.num_replicates, *batch), dtype=torch.float64, device=bound.device))
+        longest = self.num_particles + int(stops.max())
+        flat = self.weights(bound, self.num_replicates * longest)
+        values = roulette(flat.unflatten(0, (self.num_replicates, longest)), self.num_particles, stops.to(flat.device))
+        diagnostics: dict[str, Any] = {"pareto_k": pareto_k(flat), "num_particles": longest}
+        return Estimate(values.mean(0), values.std(0) / math.sqrt(len(values)), diagnostics)
+
+
+def reach(k: Tensor) -> Tensor:
+    """P(T >= k)."""
+    return torch.where(k <= CERTAIN_TERMS, 1 / k, DECAY ** (k - CERTAIN_TERMS) / CERTAIN_TERMS)
+
+
+def stopping_times(uniform: Tensor) -> Tensor:
+    """Invert `reach`: the largest k with P(T >= k) >= u."""
+    early = (1 / uniform).floor()
+    late = CERTAIN_TERMS + ((uniform * CERTAIN_TERMS).log() / math.log(DECAY)).floor()
+    return torch.where(uniform * CERTAIN_TERMS >= 1, early, late).clamp_min(1)
+
+
+def roulette(log_weights: Tensor, num_certain: int, stops: Tensor) -> Tensor:
+    """SUMO of log weights `[replicates, particles, *batch]` stopped at `[replicates, *batch]`: one for each replicate."""
+    position = torch.arange(1, log_weights.shape[1] + 1, dtype=log_weights.dtype, device=log_weights.device)
+    position = position.reshape((-1,) + (1,) * (log_weights.dim() - 2))
+    bounds = log_weights.logcumsumexp(1) - position.log()
+    gains = bounds[:, num_certain:] - bounds[:, num_certain - 1 : -1]
+    k = position[num_certain:] - num_certain
+    kept = k <= stops.unsqueeze(1)
+    return bounds[:, num_certain - 1] + torch.where(kept, gains / reach(k), 0.0).sum(1)
