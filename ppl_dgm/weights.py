@@ -15,7 +15,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_dgm.program import Bound, Program, select_data
+from ppl_dgm.program import Bound, Program, evaluating, select_data
 
 MEMORY = 256 * 2**20  # bytes that one chunk of particles may allocate, all intermediate results counted
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
@@ -35,7 +35,7 @@ def log_weights(
     r"""Draw log importance weights of a program at its data.
 
     $\log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} \mid x_i)$ with $z_{ki} \sim q$, discrete latents that are
-    enumerated summed out exactly. Gradients are not kept; objectives are for that.
+    enumerated summed out exactly. Modules are in evaluation mode and gradients are not kept; objectives are for that.
 
     Args:
         program: the program.
@@ -62,9 +62,10 @@ def log_weights(
         >>> log_weights(Program(model), torch.zeros(3), num_particles=5, seed=0).shape
         torch.Size([5, 3])
     """
-    bound = program.bind(*args, **kwargs)
-    with torch.no_grad(), seeded(seed, bound.device):
-        chunks = list(weight_chunks(bound, num_particles, proposal, memory))
+    with evaluating(program), torch.no_grad():
+        bound = program.bind(*args, **kwargs)
+        with seeded(seed, bound.device):
+            chunks = list(weight_chunks(bound, num_particles, proposal, memory))
     rows: dict[int, list[Tensor]] = {}
     for chunk in chunks:
         rows.setdefault(chunk.start, []).append(chunk.log_weights)

@@ -14,7 +14,7 @@ from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.bound import Bound, Prior
 from ppl_dgm.program.checks import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
-from ppl_dgm.program.modes import undisturbed
+from ppl_dgm.program.modes import evaluating, undisturbed
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.scope import ParameterScope, ScopedCallable
 from ppl_dgm.program.structure import Density, Structure
@@ -141,7 +141,7 @@ class Program(ParameterScope):
         return inspect(conditioned, None, args, kwargs, self.plate)
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Draw the data site ancestrally, without gradients.
+        """Draw the data site ancestrally, in evaluation mode and without gradients.
 
         Args:
             num_samples: number of independent draws.
@@ -170,7 +170,7 @@ class Program(ParameterScope):
                 f"the program has factors {list(structure.factors)}, so that ancestral draws do not follow its density; "
                 "draw by Markov chain Monte Carlo or resample importance-weighted draws instead"
             )
-        with torch.no_grad():
+        with evaluating(self), torch.no_grad():
             return draw_sites(self.model, structure, num_samples, args, kwargs)
 
     def _sampling_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
