@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.errors import CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
-from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement
+from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
 from ppl_dgm.compile.passes import fold_literals, lift_constants
 
 aten = torch.ops.aten
@@ -140,6 +140,7 @@ def _trace(
         with replacement:
             result = call(given)
         outputs, structure = pytree.tree_flatten(result)
+        refuse_selections(outputs)
         structures.append(structure)
         return [_as_output(output, replacement) for output in outputs]
 

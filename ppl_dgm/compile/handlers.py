@@ -160,14 +160,14 @@ def _detached(value: Any) -> Any:
 @contextmanager
 def _unchanged_store() -> Iterator[None]:
     store = pyro.get_param_store()
-    before = dict(store._params)
+    contents = (store._params, store._constraints, store._param_to_name)
+    before = [dict(content) for content in contents]
     yield
-    changed = [name for name, value in store._params.items() if before.get(name) is not value]
+    changed = [name for name, value in store._params.items() if before[0].get(name) is not value]
     if changed:
-        for name in changed:
-            del store[name]
-        store._params.update(before)
-        store._param_to_name.update({value: name for name, value in before.items()})
+        for content, old in zip(contents, before, strict=True):
+            content.clear()
+            content.update(old)
         raise CaptureError(
             f"the program writes to the parameter store during a step ({', '.join(map(repr, changed))}); such a write "
             "would happen once, at capture. Keep running averages in a buffer of a module instead, updated in place."

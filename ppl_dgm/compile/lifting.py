@@ -82,10 +82,10 @@ class Lifting(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _len_torch_dispatch_stack() < self._depth:  # the tracer's own work, called back from C++ (saved tensors)
             return func(*args, **(kwargs or {}))
-        if func is _SET_DATA:
+        if func == _SET_DATA:
             raise self._refuse("replaces a tensor's storage (`.data = ...`)", "Write in place, with `copy_`.")
         args, kwargs = swap(args, self.stand_in), swap(kwargs or {}, self.stand_in)
-        if func is _GET_DATA:
+        if func == _GET_DATA:
             return args[0].detach()  # the storage behind `.data` is invisible to the tracer
         try:
             result = self._selection(func, args) if _selects(func, args) else func(*args, **kwargs)
@@ -98,12 +98,13 @@ class Lifting(TorchFunctionMode):
     def _selection(self, func: Any, args: Any) -> Any:
         """`a[mask] = b[mask]`, the one use of a selection by mask that has a static shape."""
         if func is _TENSOR.__getitem__ and not hasattr(args[0], _MASK):
+            error = self._refuse("selects by a mask, so that a shape depends on values,", _SHAPE_CURE)
             chosen = args[0].view_as(args[0])
-            setattr(chosen, _MASK, args[1])
+            setattr(chosen, _MASK, (args[1], error))
             return chosen
-        if func is _TENSOR.__setitem__ and getattr(args[2], _MASK, None) is args[1]:
+        if func is _TENSOR.__setitem__ and getattr(args[2], _MASK, (None,))[0] is args[1]:
             return args[0].copy_(torch.where(args[1], args[2], args[0]))
-        raise self._refuse("computes with a selection by mask, whose shape depends on values,", _SHAPE_CURE)
+        raise next(getattr(value, _MASK)[1] for value in args if hasattr(value, _MASK))
 
     def _translated(self, func: Any, error: Exception) -> Exception:
         if isinstance(error, CaptureError):
@@ -153,6 +154,13 @@ class Replacement(Lifting):
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the graph's input for a lifted tensor; anything else is already part of the trace."""
         return self._inputs.get(id(tensor), tensor)
+
+
+def refuse_selections(outputs: Sequence[Any]) -> None:
+    """Raise where a selection by mask would leave the trace."""
+    for output in outputs:
+        if hasattr(output, _MASK):
+            raise getattr(output, _MASK)[1]
 
 
 def _selects(func: Any, args: Any) -> bool:

@@ -1,0 +1,169 @@
+"""Every pass keeps the values of a graph and does what it says, on graphs of a few nodes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_dgm.compile import passes
+
+aten = torch.ops.aten
+
+
+def graph_of(fn: Callable[..., Any], *inputs: Tensor) -> GraphModule:
+    return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+
+
+def targets(graph: GraphModule) -> list[Any]:
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def shapes(graph: GraphModule, target: Any) -> list[tuple[int, ...]]:
+    return [tuple(node.meta["val"].shape) for node in graph.graph.nodes if node.target is target]
+
+
+def test_literals_become_fills() -> None:
+    graph = graph_of(lambda x: x + torch.tensor(5.0) + torch.tensor([1.0, 2.0]), torch.ones(2))
+    assert passes.fold_literals(graph) == 1
+    assert targets(graph).count(aten.full.default) == 1
+    torch.testing.assert_close(graph(torch.ones(2)), torch.tensor([7.0, 8.0]))
+
+
+def test_constants_become_inputs_by_reference() -> None:
+    table = torch.arange(3.0)
+    graph = graph_of(lambda x: x + table + table, torch.ones(3))
+    (constant,) = passes.lift_constants(graph)
+    assert constant.data_ptr() == table.data_ptr()
+    assert not [node for node in graph.graph.nodes if node.op == "get_attr"]
+    torch.testing.assert_close(graph(torch.ones(3), constant), 1 + 2 * table)
+
+
+def test_functional_graphs_write_their_inputs_at_the_end() -> None:
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        x.detach().mul_(2.0)
+        x[0] = 7.0
+        return x + y
+
+    graph = passes.functionalise(graph_of(step, torch.ones(2), torch.ones(2)), [torch.ones(2), torch.ones(2)])
+    assert targets(graph)[-1] is aten.copy_.default
+    assert not [t for t in targets(graph)[:-1] if t._schema.is_mutable]
+    x = torch.ones(2)
+    torch.testing.assert_close(graph(x, torch.ones(2)), torch.tensor([8.0, 3.0]))
+    torch.testing.assert_close(x, torch.tensor([7.0, 2.0]))
+
+
+def test_writes_become_outputs() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        x.add_(1.0)
+        return [2 * x]
+
+    graph, written = passes.split_writes(passes.functionalise(graph_of(step, torch.ones(2)), [torch.ones(2)]))
+    x = torch.ones(2)
+    result, new = graph(x)
+    assert written == (0,)
+    torch.testing.assert_close((result, new, x), (torch.full((2,), 4.0), torch.full((2,), 2.0), torch.ones(2)))
+
+
+def test_detached_values_are_the_values() -> None:
+    graph = passes.functionalise(graph_of(lambda x: x.detach() + x.detach().detach(), torch.ones(2)), [torch.ones(2)])
+    assert passes.drop_copies(graph) == 3
+    assert targets(graph) == [aten.add.Tensor]
+
+
+@pytest.mark.parametrize("size", [(), (3,), (40,)])
+def test_standard_normals_are_the_same_numbers(size: tuple[int, ...]) -> None:
+    graph = passes.functionalise(graph_of(lambda: torch.empty(size).normal_()), [])
+    assert passes.draw_standard_normals(graph) == 1
+    assert targets(graph) == [aten.randn.default]
+    torch.manual_seed(1)
+    expected = torch.empty(size).normal_()
+    torch.manual_seed(1)
+    torch.testing.assert_close(graph(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_merged_draws_are_the_same_numbers(dtype: torch.dtype) -> None:
+    def draws() -> list[Tensor]:
+        small = [torch.randn(size, dtype=dtype) for size in [(), (2, 3), (8,), (5,)]]
+        return [*small, torch.rand(2, dtype=dtype), torch.randn(3, dtype=dtype), torch.randn(40, dtype=dtype)]
+
+    graph = graph_of(draws)
+    assert passes.merge_draws(graph) == 3  # 1 + 6 + 8 fit below 16; 5 do not, and `rand` ends the group
+    torch.manual_seed(1)
+    expected = draws()
+    torch.manual_seed(1)
+    torch.testing.assert_close(graph(), expected, rtol=0, atol=0)
+
+
+def test_vectors_are_multiplied_as_matrices() -> None:
+    matrix, vector = torch.randn(3, 4), torch.randn(4)
+    graph = graph_of(torch.mv, matrix, vector)
+    assert passes.multiply_matrices(graph) == 1
+    assert aten.mv.default not in targets(graph)
+    torch.testing.assert_close(graph(matrix, vector), matrix @ vector)
+
+
+def test_pointwise_operations_run_before_expansion() -> None:
+    def log_prob(x: Tensor, scale: Tensor) -> Tensor:
+        wide = scale.exp().expand(100).log()
+        return -(x / wide) ** 2 - wide.unsqueeze(0).expand(1, 100).log1p().squeeze(0)
+
+    x, scale = torch.rand(100), torch.tensor(0.5)
+    graph = passes.functionalise(graph_of(log_prob, x, scale), [x, scale])
+    assert passes.hoist_expands(graph) >= 2
+    for unary in (aten.log.default, aten.log1p.default):
+        assert all(torch.Size(shape).numel() == 1 for shape in shapes(graph, unary))
+    torch.testing.assert_close(graph(x, scale), log_prob(x, scale))
+
+
+def test_expansion_over_one_of_two_dimensions() -> None:
+    def outer(x: Tensor, y: Tensor) -> Tensor:
+        return (x[:, None].expand(3, 4).exp() * y[None].expand(3, 4).sin()).permute(1, 0).transpose(0, 1).cos()
+
+    x, y = torch.randn(3), torch.randn(4)
+    graph = passes.functionalise(graph_of(outer, x, y), [x, y])
+    passes.hoist_expands(graph)
+    assert shapes(graph, aten.exp.default) == [(3, 1)]
+    assert shapes(graph, aten.sin.default) == [(1, 4)]
+    torch.testing.assert_close(graph(x, y), outer(x, y))
+
+
+def test_types_are_those_of_the_full_operation() -> None:
+    """A number of dimension zero does not promote a type, one of dimension one does."""
+
+    def mixed(x: Tensor, y: Tensor) -> Tensor:
+        return x.expand(3) * y.expand(3)
+
+    x, y = torch.tensor(2.0), torch.tensor(3.0, dtype=torch.float64)
+    graph = passes.functionalise(graph_of(mixed, x, y), [x, y])
+    passes.hoist_expands(graph)
+    torch.testing.assert_close(graph(x, y), mixed(x, y))
+
+
+def test_random_numbers_are_not_shared_by_expansion() -> None:
+    def noisy(p: Tensor) -> Tensor:
+        return torch.bernoulli(p.expand(50))
+
+    p = torch.tensor(0.5)
+    graph = passes.functionalise(graph_of(noisy, p), [p])
+    passes.hoist_expands(graph)
+    assert graph(p).unique().numel() == 2
+
+
+def test_all_passes_together() -> None:
+    def step(weight: Tensor, x: Tensor) -> Tensor:
+        loss = torch.mv(x, weight).sigmoid().log() - torch.tensor(2.0).expand(5).log() + torch.empty(5).normal_()
+        weight.add_(loss.sum())
+        return loss
+
+    x, weight, twin = torch.randn(5, 3), torch.ones(3), torch.ones(3)
+    graph = passes.simplify(graph_of(step, weight, x), [weight, x])
+    torch.manual_seed(1)
+    expected = step(twin, x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(graph(weight, x), expected)
+    torch.testing.assert_close(weight, twin)
