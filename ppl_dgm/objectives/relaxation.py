@@ -1,4 +1,4 @@
-"""Discrete draws whose gradient is that of their continuous relaxation."""
+"""Discrete latents whose gradient is that of their continuous relaxation."""
 
 from typing import Any
 
@@ -8,6 +8,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ppl_dgm.objectives.discrete import check_score
+from ppl_dgm.objectives.objective import KLWeight, Objective
+from ppl_dgm.program import Bound, Structure
 from ppl_dgm.program.sites import innermost, is_deterministic, is_subsample
 
 
@@ -71,3 +74,54 @@ class Relaxation(Messenger):
             )
         if not msg["done"]:
             msg["value"], msg["done"] = draw(logits, self.temperature), True
+
+
+class StraightThrough(Objective):
+    r"""The ELBO of discrete latents, differentiated through their Gumbel-softmax relaxation.
+
+    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\arg\max_i (\log \pi_i + g_i))$ with Gumbel noise g; backward,
+    their gradient is that of $\mathrm{softmax}((\log \pi + g) / \tau)$. The value is the ELBO without bias, the guide's
+    gradient has a bias that falls and a variance that grows as the temperature falls. Jang et al. (2017), section 2.2.
+    Latents must be `Bernoulli` or `OneHotCategorical`, and the program differentiable in them. For an objective that is
+    relaxed itself write `RelaxedBernoulli` or `RelaxedOneHotCategorical` in model and guide, and take `ELBO` or `IWELBO`
+    (Maddison et al. 2017).
+
+    Args:
+        num_particles: draws of the latents for each datum.
+        temperature: tau, positive.
+        kl_weight: factor of log p(z) - log q(z | x); a number or a function of the step.
+        plate: name of the data plate.
+
+    Raises:
+        ValueError: for a temperature that is not positive, if every latent has a path gradient, or for discrete latents of
+            other distributions.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Bernoulli(logits=x - 0.5))  # the posterior
+        >>> round(StraightThrough().loss(model, guide, torch.zeros(1)), 4)
+        1.138
+    """
+
+    def __init__(
+        self, num_particles: int = 1, *, temperature: float = 0.5, kl_weight: KLWeight = 1.0, plate: str = "data"
+    ) -> None:
+        super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; expected a positive number")
+        self.temperature = temperature
+
+    def check(self, structure: Structure) -> None:
+        check_score(structure, "StraightThrough", "ELBO()")
+
+    def value(self, bound: Bound) -> Tensor:
+        with Relaxation(self.temperature):
+            draw = bound.draw(self.num_particles)
+            joint = bound.log_joint(draw.values)
+        return self.log_weights(joint, draw.log_prob).mean(0) * joint.scale
