@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from evidence.case_programs import case
 from pyro.infer.autoguide import AutoMultivariateNormal
 
-from evidence.case_programs import case
 from ppl_dgm import Program, fit
 from ppl_dgm.evidence import ELBO, Exact, ImportanceSampling, PriorSampling
 from ppl_dgm.objectives import IWELBO

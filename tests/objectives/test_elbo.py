@@ -183,7 +183,7 @@ def test_scales_multiply_the_bound_and_enter_no_exponent(make, scale):
     program = Program(linear_model, wide_guide).initialise(X)
 
     def scaled(fn):
-        return lambda x: poutine.scale(fn, scale=scale)(x)
+        return poutine.scale(fn, scale=scale)
 
     torch.manual_seed(0)
     plain = make().loss(program.model, program.guide, X)
@@ -199,7 +199,7 @@ def test_scale_of_each_datum():
     weights = torch.tensor([1.0, 2.0, 5.0])
 
     def scaled(fn):
-        return lambda x: poutine.scale(fn, scale=weights)(x)
+        return poutine.scale(fn, scale=weights)
 
     loss = IWELBO(3).loss(scaled(program.model), scaled(program.guide), X)
     assert loss == pytest.approx(-(weights * log_evidence(X)).sum().item(), rel=1e-4)
