@@ -204,7 +204,7 @@ class WeightSummary:
         mean = log_w.mean(0)
         delta = mean - self.mean
         self.squares = self.squares + (log_w - mean).square().sum(0) + delta.square() * (n * m / (n + m))
-        self.mean = self.mean + delta * (m / (n + m))
+        self.mean = self.mean * (n / (n + m)) + mean * (m / (n + m))  # -inf once a weight is zero
         self.count = n + m
 
     @property

@@ -36,7 +36,7 @@ class EvaluationMode(Messenger):
             self.modes.setdefault(child, child.training)
             child.training = False
 
-    def _pyro_param(self, msg: Any) -> None:
+    def _pyro_post_param(self, msg: Any) -> None:  # outermost first: an inner one notes the outer one's mode
         name = msg["name"]
         if MODULE_DIVIDER in name and name not in self.seen:
             self.seen.add(name)
