@@ -140,6 +140,7 @@ class GraphOptimiser:
     def rates(self) -> list[float]:
         """Advance the count of steps by one and return that step's numbers, cohort after cohort."""
         numbers: list[float] = []
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # how torch's schedulers see a step
         for cohort in self.cohorts:
             cohort.step += 1
             numbers += self.rule.rates(cohort.group, cohort.step)
@@ -176,10 +177,14 @@ class GraphOptimiser:
         for cohort in self.cohorts:
             moved = [parameter for parameter in cohort.parameters if parameter in self._moved and cohort.step]
             for parameter in moved:
-                state = self.optimizer.state[parameter]
-                state.update(self._states[parameter])
-                if not isinstance(self.rule, SGDRule):
-                    state["step"] = _counter(state.get("step"), cohort, parameter)
+                self._write(cohort, parameter)
+
+    def _write(self, cohort: Cohort, parameter: torch.Tensor) -> None:
+        if self._states[parameter]:
+            self.optimizer.state[parameter].update(self._states[parameter])
+        if not isinstance(self.rule, SGDRule):
+            state = self.optimizer.state[parameter]
+            state["step"] = _counter(state.get("step"), cohort, parameter)
 
     def reload(self) -> None:
         """Read counts and state tensors from torch's optimiser, into the tensors the graph knows."""

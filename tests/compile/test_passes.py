@@ -110,7 +110,7 @@ def test_vectors_are_multiplied_as_matrices() -> None:
 def test_pointwise_operations_run_before_expansion() -> None:
     def log_prob(x: Tensor, scale: Tensor) -> Tensor:
         wide = scale.exp().expand(100).log()
-        return -(x / wide) ** 2 - wide.unsqueeze(0).expand(1, 100).log1p().squeeze(0)
+        return -((x / wide) ** 2) - wide.unsqueeze(0).expand(1, 100).log1p().squeeze(0)
 
     x, scale = torch.rand(100), torch.tensor(0.5)
     graph = passes.functionalise(graph_of(log_prob, x, scale), [x, scale])

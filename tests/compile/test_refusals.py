@@ -179,7 +179,9 @@ def test_other_optimisers() -> None:
 def test_losses_without_a_differentiable_form() -> None:
     with pytest.raises(CaptureError, match="ReweightedWakeSleep has no differentiable loss"):
         differentiable_loss(ReweightedWakeSleep(), lambda: None, lambda: None)
-    assert differentiable_loss(Trace_ELBO(), lambda: pyro.sample("x", dist.Normal(0.0, 1.0), obs=X[0]), lambda: None) > 0
+    assert (
+        differentiable_loss(Trace_ELBO(), lambda: pyro.sample("x", dist.Normal(0.0, 1.0), obs=X[0]), lambda: None) > 0
+    )
 
 
 def test_losses_that_are_not_scalar() -> None:
