@@ -160,7 +160,7 @@ def _detached(value: Any) -> Any:
 @contextmanager
 def _unchanged_store() -> Iterator[None]:
     store = pyro.get_param_store()
-    contents = (store._params, store._constraints, store._param_to_name)
+    contents: Any = (store._params, store._constraints, store._param_to_name)
     before = [dict(content) for content in contents]
     yield
     changed = [name for name, value in store._params.items() if before[0].get(name) is not value]

@@ -58,7 +58,7 @@ def test_an_in_place_operator_on_an_attribute_keeps_the_callers_buffer() -> None
 def test_batch_norm_statistics_follow_without_being_declared() -> None:
     norm, twin = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     x = torch.randn(6, 3)
-    captured = capture(lambda value: norm(value), (x,))
+    captured = capture(norm, (x,))
     assert norm.num_batches_tracked == 0
     torch.testing.assert_close(captured(x), twin(x).detach())
     torch.testing.assert_close(norm.running_var, twin.running_var)
@@ -102,7 +102,7 @@ def test_sizes_stay_sizes() -> None:
 
 def test_a_distribution_of_the_caller_keeps_no_tensor_of_the_trace() -> None:
     labels = dist.Categorical(probs=torch.tensor([0.25, 0.75]))
-    captured = capture(lambda x: labels.log_prob(x), (torch.tensor(1),))
+    captured = capture(labels.log_prob, (torch.tensor(1),))
     torch.testing.assert_close(captured(torch.tensor(0)), torch.tensor(0.25).log())
     torch.testing.assert_close(labels.logits.exp(), torch.tensor([0.25, 0.75]))
 
@@ -134,7 +134,7 @@ def test_assignment_by_mask() -> None:
 
 def test_the_mode_of_modules_is_remembered() -> None:
     net = nn.Dropout(0.5)
-    captured = capture(lambda x: net(x), (torch.ones(4),))
+    captured = capture(net, (torch.ones(4),))
     assert captured.is_current()
     net.eval()
     assert not captured.is_current()

@@ -173,7 +173,7 @@ def test_failures_of_the_program_itself() -> None:
 def test_other_optimisers() -> None:
     weight = nn.Parameter(torch.zeros(1))
     with pytest.raises(CaptureError, match="RMSprop cannot be part of a compiled step. Use one of torch.optim's Adam"):
-        TrainStep(lambda: weight.sum(), torch.optim.RMSprop([weight]))
+        TrainStep(weight.sum, torch.optim.RMSprop([weight]))
 
 
 def test_losses_without_a_differentiable_form() -> None:
