@@ -1,5 +1,6 @@
 """A program's continuous latents as one real vector: what Markov chains, Laplace and bridge sampling work on."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -78,6 +79,17 @@ class Unconstrained:
     def _data_first(self, latent: Latent, value: Tensor) -> Tensor:
         """`[chains, ..., data, *event]` -> `[chains, data, ..., *event]` where data have latents of their own."""
         return value.movedim(latent.batch_dim, 1) if self._local else value
+
+    def rebind(self, bound: Bound) -> "Unconstrained":
+        """The same view of another part of the data, without drawing from its prior again."""
+        view = copy.copy(self)
+        view.bound = bound
+        view.batch = torch.Size([bound.num_data or 1]) if self._local else torch.Size([])
+        return view
+
+    def origin(self, num_chains: int) -> Tensor:
+        """Points with all coordinates zero: `[num_chains, *batch, dim]`."""
+        return torch.zeros((num_chains, *self.batch, self.dim), dtype=self.dtype, device=self.device)
 
     def unconstrain(self, values: Values) -> Tensor:
         """Latent values `[chains, *shape]` by name -> points `[chains, *batch, dim]`."""

@@ -28,7 +28,12 @@ from ppl_dgm.kernels import (
 
 NUM_CHAINS = 20_000
 BETA = 0.7
-ADJUSTED: list[Kernel] = [HMC(num_leapfrog=4), HMC(num_leapfrog=2, jitter=0.0), MALA(), RandomWalk()]
+ADJUSTED: list[Kernel] = [
+    HMC(num_leapfrog=4, trajectory=math.inf),
+    HMC(jitter=0.0, trajectory=2.0),
+    MALA(),
+    RandomWalk(),
+]
 KERNELS = [pytest.param(kernel, id=type(kernel).__name__ + str(i)) for i, kernel in enumerate(ADJUSTED)]
 
 
@@ -141,8 +146,22 @@ def test_a_new_temperature_costs_no_evaluation() -> None:
     target = Target(density)
     state = target.evaluate(torch.zeros(6, 2))
     for beta in (0.1, 0.5, 0.9):
-        state = HMC(num_leapfrog=3).move(target, state, torch.tensor(beta), torch.tensor(0.1), torch.ones(2)).state
+        state = (
+            HMC(num_leapfrog=3, trajectory=math.inf)
+            .move(target, state, torch.tensor(beta), torch.tensor(0.1), torch.ones(2))
+            .state
+        )
     assert calls == [6] * (1 + 3 * 3)
+
+
+def test_trajectories_take_as_many_steps_as_their_length_needs() -> None:
+    density, calls = counted(log_gamma)
+    target = Target(density)
+    state = target.evaluate(torch.zeros(6, 2))
+    for step, expected in ((10.0, 1), (0.5, 3), (0.01, 7)):
+        calls.clear()
+        HMC(num_leapfrog=7, trajectory=1.2).move(target, state, torch.ones(()), torch.tensor(step), torch.ones(2))
+        assert len(calls) == expected
 
 
 def test_acceptance_and_step_sizes_are_each_chains_and_datums_own() -> None:
@@ -207,7 +226,12 @@ def test_scales_of_coordinates() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"num_leapfrog": 0}, "num_leapfrog is 0"), ({"jitter": 1.0}, "jitter"), ({"target_acceptance": 65}, "0.65")],
+    [
+        ({"num_leapfrog": 0}, "num_leapfrog is 0"),
+        ({"trajectory": 0.0}, "trajectory is 0"),
+        ({"jitter": 1.0}, "jitter"),
+        ({"target_acceptance": 65}, "0.65"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -54,7 +54,7 @@ class DualAveraging(NamedTuple):
         return self.average.exp()
 
 
-def nudge_step_size(step_size: Tensor, acceptance: Tensor, target: float, gain: float = 0.5) -> Tensor:
+def nudge_step_size(step_size: Tensor, acceptance: Tensor, target: float, gain: float = 1.0) -> Tensor:
     r"""Step sizes for the next temperature: $\log \epsilon \leftarrow \log \epsilon + g (a - a^*)$.
 
     A constant gain follows a density that changes from move to move, as Wu et al. (2017), "On the quantitative analysis
@@ -71,7 +71,8 @@ def nudge_step_size(step_size: Tensor, acceptance: Tensor, target: float, gain: 
 def weighted_scale(point: Tensor, log_weights: Tensor, previous: Tensor) -> Tensor:
     """Standard deviations of coordinates over the first dimension, for a diagonal mass.
 
-    They are drawn towards `previous` with the weight of 5 draws, so that few effective draws don't make them collapse.
+    Their logarithms are drawn towards those of `previous` with the weight of 5 draws: few effective draws must not make
+    them collapse.
 
     Args:
         point: `[particles, *batch, dim]`.
@@ -86,9 +87,11 @@ def weighted_scale(point: Tensor, log_weights: Tensor, previous: Tensor) -> Tens
     mean = (share * point).sum(0)
     variance = (share * (point - mean).square()).sum(0)
     draws = (1 / weights.square().sum(0)).unsqueeze(-1)
-    pulled = (draws * variance + 5 * previous.square()) / (draws + 5)
-    usable = torch.isfinite(variance) & (variance > 0)
-    return torch.where(usable, pulled, previous.square()).sqrt()
+    rounding = 10 * torch.finfo(point.dtype).eps * mean.abs()
+    usable = torch.isfinite(variance) & (variance > rounding.square())
+    previous = previous.to(point.dtype)
+    learnt = torch.where(usable, variance, previous.square()).log()
+    return torch.lerp(learnt, 2 * previous.log(), 5 / (draws + 5)).mul(0.5).exp()
 
 
 def robust_scale(point: Tensor) -> Tensor:

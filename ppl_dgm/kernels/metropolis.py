@@ -1,5 +1,6 @@
 """Markov transitions vectorised over chains and data at once, each accepted or rejected on its own."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -84,16 +85,19 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class HMC(Kernel):
-    r"""Hamiltonian Monte Carlo with a fixed number of leapfrog steps and full refreshment of the momentum.
+    r"""Hamiltonian Monte Carlo with full refreshment of the momentum.
 
     $v \leftarrow v + \tfrac{\epsilon}{2} s \nabla \log f$, $y \leftarrow y + \epsilon s v$, ... with $v \sim N(0, I)$
     and scales $s$; accepted with probability $\min(1, e^{-\Delta H})$. The step size of each chain is jittered by up to
     `jitter` of itself, against orbits that return to their start. Neal (2011), "MCMC using Hamiltonian dynamics".
 
     Args:
-        target_acceptance: what step-size adaptation aims at; 0.65 is optimal in high dimensions (Beskos et al. 2013).
+        target_acceptance: what step-size adaptation aims at; 0.65 is optimal in high dimensions for a fixed cost (Beskos
+            et al. 2013), 0.8 more robust (Betancourt, Byrne and Girolami 2014).
         adjusted: whether to accept or reject.
-        num_leapfrog: number of leapfrog steps, each one evaluation of the density and its gradient.
+        num_leapfrog: largest number of leapfrog steps, each one evaluation of the density and its gradient.
+        trajectory: steps are taken until they add up to this many scales. A quarter of a normal density's period, pi / 2
+            less what discretisation adds, makes its next draw independent; `math.inf` always takes `num_leapfrog` steps.
         jitter: largest relative change of a chain's step size, in [0, 1).
 
     Raises:
@@ -109,19 +113,28 @@ class HMC(Kernel):
         True
     """
 
+    target_acceptance: float = 0.8
     num_leapfrog: int = 10
+    trajectory: float = 1.2
     jitter: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_leapfrog < 1:
             raise ValueError(f"num_leapfrog is {self.num_leapfrog}; expected at least 1")
+        if not self.trajectory > 0:
+            raise ValueError(f"trajectory is {self.trajectory}; expected a positive number of scales, e.g. 1.2")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter is {self.jitter}; expected at least 0 and less than 1")
 
     def first_step_size(self, dim: int) -> float:
         """The step shrinks with dim^(-1/4) (Beskos et al. 2013)."""
         return dim**-0.25
+
+    def _num_steps(self, step_size: Tensor) -> int:
+        """Steps that make up the trajectory at the chains' typical step size; one number for all."""
+        wanted = self.trajectory / max(float(step_size.log().mean().exp()), 1e-30)
+        return math.ceil(min(max(wanted, 1.0), self.num_leapfrog))
 
     def propose(
         self, target: Target, state: State, beta: Tensor, step_size: Tensor, scale: Tensor
@@ -130,7 +143,7 @@ class HMC(Kernel):
         jitter = 1 + self.jitter * (2 * torch.rand_like(state.base) - 1)
         stride = (step_size * jitter).unsqueeze(-1) * scale
         momentum = torch.randn_like(state.point)
-        end, last = leapfrog(target, state, momentum, beta, stride, self.num_leapfrog)
+        end, last = leapfrog(target, state, momentum, beta, stride, self._num_steps(step_size))
         kinetic = 0.5 * (momentum.square() - last.square()).sum(-1)
         return end, end.log_density(beta) - state.log_density(beta) + kinetic
 

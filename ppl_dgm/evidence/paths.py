@@ -1,0 +1,160 @@
+"""Paths of densities from one that can be drawn to the joint density, and the temperatures along them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.kernels import Kernel, Target
+from ppl_dgm.program import Bound
+from ppl_dgm.unconstrained import Unconstrained, check_continuous
+from ppl_dgm.weights import chunk_plan, part_of
+
+Start = Literal["prior", "guide"]
+NUM_DRAWS, MAX_TIES = 256, 0.05  # prior draws that are looked at, and the share of them that may coincide
+PROBE_DATA = 16  # data on which supports are read and memory is measured
+
+
+@dataclass(frozen=True)
+class Path:
+    r"""The geometric path $f_\beta(y) = f_0(y)^{1-\beta}\, p(x, y)^{\beta}$ from the prior or the guide to the joint.
+
+    From the prior this is $p(y)\, p(x \mid y)^\beta$. Points are `[chains, *batch, dim]`, unconstrained, and densities
+    in nats.
+
+    Args:
+        space: the program's latents as one vector.
+        start: where the path begins.
+        chains_at_once: bounds the memory of one evaluation.
+    """
+
+    space: Unconstrained
+    start: Start
+    chains_at_once: int | None = None
+
+    @property
+    def target(self) -> Target:
+        """The path as kernels take it."""
+        return Target(self.density, self.chains_at_once)
+
+    def density(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """log f_0 and log f_1 - log f_0 at points, each `[chains, *batch]`."""
+        split = self.space.split(point)
+        if self.start == "prior":
+            return split.prior, split.likelihood
+        log_guide = self.space.log_guide(point)
+        return log_guide, split.total - log_guide
+
+    def draw(self, num_chains: int) -> Tensor:
+        """Draw points from f_0: `[chains, *batch, dim]`.
+
+        Raises:
+            ValueError: if draws are not finite, as from an improper prior.
+        """
+        pieces = [self._draw(count) for count in piece_sizes(num_chains, self.chains_at_once)]
+        point = torch.cat(pieces)
+        if not bool(torch.isfinite(point).all()):
+            raise ValueError(
+                f"draws from the {self.start} are not finite in unconstrained coordinates, so that no path can begin "
+                "there; give the program a proper prior that stays inside its support, or begin at a guide: start='guide'"
+            )
+        return point
+
+    def _draw(self, num_chains: int) -> Tensor:
+        if self.start == "guide":
+            return self.space.sample_guide(num_chains)[0]
+        return self.space.sample_prior(num_chains)
+
+
+def piece_sizes(total: int, at_once: int | None) -> list[int]:
+    """Divide a number of chains into pieces."""
+    at_once = at_once or total
+    return [min(at_once, total - done) for done in range(0, total, at_once)]
+
+
+def open_space(bound: Bound) -> Unconstrained:
+    """The program's latents as one vector, read from a few data.
+
+    Raises:
+        ValueError: for latents that are discrete, absent, or without a prior that can be drawn.
+    """
+    few = part_of(bound, 0, min(bound.num_data or 1, PROBE_DATA)) if is_divisible(bound) else bound
+    try:
+        return Unconstrained(few)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the prior cannot be drawn from: {error}. Evidence needs a proper prior; replace the improper one by, e.g., "
+            "a wide Normal or Cauchy"
+        ) from error
+
+
+def is_divisible(bound: Bound) -> bool:
+    """Whether the evidence of a part of the data can be had by itself."""
+    return bound.structure.per_datum and bound.structure.divisible
+
+
+def divide(bound: Bound, start: Start, num_chains: int, memory: int, kernel: Kernel) -> Iterator[tuple[int, Path]]:
+    """The path for one part of the data after the other, as many data and chains at once as memory allows.
+
+    Yields (first datum, path).
+    """
+    space = open_space(bound)
+
+    def evaluate(part: Bound) -> Any:
+        path = Path(space.rebind(part), start)
+        return path.target.evaluate(path.space.origin(1), kernel.uses_gradient)
+
+    for first, part, chains in chunk_plan(bound, num_chains, memory, evaluate):
+        yield first, Path(space.rebind(part), start, chains)
+
+
+def linear_temperatures(num_temperatures: int) -> Tensor:
+    r"""Inverse temperatures $\beta_t = t / T$, `[T + 1]`."""
+    return torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64)
+
+
+def sigmoid_temperatures(num_temperatures: int, sharpness: float = 4.0) -> Tensor:
+    r"""Inverse temperatures denser at both ends, `[T + 1]`.
+
+    $\tilde\beta_t = \sigma(\delta (2t/T - 1))$, shifted and scaled to begin at 0 and end at 1. Grosse, Ghahramani and Adams
+    (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo", section 6.
+
+    Example:
+        >>> sigmoid_temperatures(4)
+        tensor([0.0000, 0.1050, 0.5000, 0.8950, 1.0000], dtype=torch.float64)
+    """
+    raw = (sharpness * (2 * linear_temperatures(num_temperatures) - 1)).sigmoid()
+    return (raw - raw[0]) / (raw[-1] - raw[0])
+
+
+def power_temperatures(num_temperatures: int, power: float = 5.0) -> Tensor:
+    r"""Inverse temperatures $(t/T)^c$, `[T + 1]`, dense at the prior.
+
+    Friel and Pettitt (2008), "Marginal likelihood estimation via power posteriors", section 4.
+    """
+    return linear_temperatures(num_temperatures) ** power
+
+
+def clipping_alarm(bound: Bound, start: Start) -> tuple[str, ...]:
+    """A warning where draws that should all differ coincide, as those of Gamma(1e-4, 1e-4) do at the smallest float."""
+    if start == "guide":
+        return ()
+    draws = open_space(bound).sample_prior(NUM_DRAWS).flatten(1)
+    ordered = draws.sort(0).values
+    share = (ordered[1:] == ordered[:-1]).double().mean(0).max().item()
+    if share < MAX_TIES:
+        return ()
+    message = (
+        f"{100 * share:.2g} % of the prior draws of a latent coincide: floating-point numbers do not reach into its "
+        "prior's tails, so that paths from the prior are biased; begin at a guide (start='guide')"
+    )
+    return (message,)
+
+
+def check_start(bound: Bound, start: str) -> None:
+    """Refuse programs and starts that make no path."""
+    if start not in ("prior", "guide"):
+        raise ValueError(f"start is {start!r}; expected 'prior' or 'guide'")
+    check_continuous(bound)

@@ -1,0 +1,177 @@
+"""Sequential Monte Carlo: log Z with a standard error from independent groups of particles."""
+
+import math
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint
+from ppl_dgm.evidence.paths import Start, check_start, clipping_alarm, divide
+from ppl_dgm.evidence.resampling import SCHEMES, Scheme, ess_share
+from ppl_dgm.evidence.tempering import Population, Tempering
+from ppl_dgm.kernels import HMC, Kernel
+from ppl_dgm.program import Bound
+from ppl_dgm.weights import MEMORY, log_mean_exp
+
+LOW_ACCEPTANCE = 0.1
+
+
+@dataclass(frozen=True)
+class SMC(Estimator):
+    r"""Sequential Monte Carlo along tempered densities, from the prior or the guide to the posterior.
+
+    Particles at $f_\beta \propto p(y)\, p(x \mid y)^\beta$ are reweighted by $p(x \mid y)^{\Delta\beta}$, resampled, and
+    moved; $\hat Z = \prod_t \sum_i W_i\, p(x \mid y_i)^{\Delta\beta_t}$. Each independent group gives one such estimate;
+    the mean of the groups' $\hat Z$ is returned, its standard error from their spread (delta method, widened by
+    Student's t for few groups). Where data have latents of their own, every datum has its own temperatures, step sizes
+    and resampling. Consistent in the number of particles. It costs, for each temperature, `num_moves` moves of
+    `num_particles * num_groups` particles.
+
+    Groups agree on what none of them reaches: a posterior mode or a direction that the moves are too few for. Compare
+    with `with_twice_the_moves()`, as `check_moves` does.
+
+    Del Moral, Doucet and Jasra (2006), "Sequential Monte Carlo samplers"; adaptive temperatures after Zhou, Johansen
+    and Aston (2016), "Toward automatic model comparison".
+
+    Args:
+        num_particles: particles in each group.
+        num_groups: independent groups, at least 2.
+        num_moves: moves at each temperature.
+        kernel: how particles move; HMC, MALA, RandomWalk or ULA of `ppl_dgm.kernels`.
+        start: `"prior"` or `"guide"`.
+        cess: conditional effective sample size from one temperature to the next, as a share in (0, 1).
+        resample_below: effective sample size below which to resample, as a share in [0, 1].
+        resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
+        memory: bytes that one evaluation may allocate.
+        checkpoint: a file to continue from if it exists, and to write progress to.
+
+    Raises:
+        ValueError: for settings out of range, discrete latents, or a likelihood that is zero at all particles.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> result = SMC(num_particles=100)(ppl_dgm.Program(model), torch.zeros(1), seed=0)
+        >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(1))
+        >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
+        True
+    """
+
+    num_particles: int = 500
+    num_groups: int = 8
+    num_moves: int = 2
+    kernel: Kernel = field(default_factory=HMC)
+    start: Start = "prior"
+    cess: float = 0.8
+    resample_below: float = 0.5
+    resampling: Scheme = "systematic"
+    memory: int = MEMORY
+    checkpoint: str | PathLike | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_particles", 2), ("num_groups", 2), ("num_moves", 1), ("memory", 1)):
+            check_at_least(name, getattr(self, name), least)
+        if not 0 < self.cess < 1:
+            raise ValueError(f"cess is {self.cess}; expected a share strictly between 0 and 1, e.g. 0.8")
+        if not 0 <= self.resample_below <= 1:
+            raise ValueError(f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. 0.5")
+        if self.resampling not in SCHEMES:
+            raise ValueError(f"resampling is {self.resampling!r}; expected one of {sorted(SCHEMES)}")
+
+    def check(self, bound: Bound) -> None:
+        check_start(bound, self.start)
+
+    def with_twice_the_moves(self) -> "SMC":
+        """The same with twice as many moves at each temperature."""
+        return replace(self, num_moves=2 * self.num_moves)
+
+    def estimate(self, bound: Bound) -> Estimate:
+        checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
+        total = self.num_particles * self.num_groups
+        parts = []
+        for first, path in divide(bound, self.start, total, self.memory, self.kernel):
+            tempering = Tempering(
+                path,
+                self.kernel,
+                self.num_particles,
+                self.num_groups,
+                self.num_moves,
+                self.cess,
+                self.resample_below,
+                self.resampling,
+            )
+            parts.append(summary(tempering.run(checkpoint, f"data from {first}")))
+        return combine(parts, self.num_particles, clipping_alarm(bound, self.start))
+
+
+def summary(population: Population) -> dict[str, Tensor]:
+    """What is kept of a finished population: groups' log Z and diagnostics, `[groups, *batch]` or `[*batch]`."""
+    record = population.record
+    return {
+        "group_log_z": population.log_z,
+        "ess": ess_share(population.log_weights).sum(0) * len(population.log_weights),
+        "acceptance": record.acceptance[1:].mean((0, 1)),
+        "lowest_acceptance": record.acceptance[1:].amin(0).mean(0),
+        "num_temperatures": (record.beta < 1).sum(0).double().mean(0),
+        "overlap": record.overlap[1:].amin((0, 1)),
+    }
+
+
+def combine(parts: list[dict[str, Tensor]], num_particles: int, warnings: tuple[str, ...]) -> Estimate:
+    """One estimate from those of all parts of the data."""
+    joined = {name: join([part[name] for part in parts], name == "group_log_z") for name in parts[0]}
+    log_z = joined["group_log_z"]
+    diagnostics: dict[str, Any] = joined | {
+        "num_particles": num_particles,
+        "group_std": log_z.std(0),
+    }
+    return Estimate(
+        log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings + acceptance_alarm(joined["acceptance"])
+    )
+
+
+def join(parts: list[Tensor], groups: bool = False) -> Tensor:
+    """Put results of parts of the data together: along the data, after a dimension of groups if there is one."""
+    return parts[0] if parts[0].dim() == int(groups) else torch.cat(parts, int(groups))
+
+
+def mean_exp_std_error(log_values: Tensor) -> Tensor:
+    r"""Standard error of log(mean(exp(.))) over the first dimension, for few values: `[*batch]`.
+
+    The delta method, $\mathrm{sd}(w) / (\bar w \sqrt n)$, times the ratio of Student's to the normal 97.5 % quantile. If the
+    upper half of the log values is spread more than that tells, as far tails that few draws do not show would be, the
+    value of a log-normal distribution with that spread, $\sqrt{(e^{s^2} - 1) / n}$, is taken in its place.
+
+    Args:
+        log_values: nats, `[n, *batch]`.
+    """
+    count = len(log_values)
+    log_values = log_values.double()
+    weights = (log_values - log_values.logsumexp(0)).exp() * count
+    moment = weights.var(0)
+    above = (log_values - log_values.median(0).values).clamp_min(0)
+    spread = (2 * above.square().mean(0)).clamp(max=50.0)
+    student = float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975))
+    return student * (torch.maximum(moment, spread.expm1()) / count).sqrt()
+
+
+def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:
+    """A warning where moves are hardly ever accepted."""
+    lowest = float(acceptance.min())
+    if math.isnan(lowest) or lowest >= LOW_ACCEPTANCE:
+        return ()
+    return (f"only {100 * lowest:.2g} % of the moves are accepted somewhere; chains hardly move",)
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse a count that is too small."""
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
