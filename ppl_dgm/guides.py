@@ -5,10 +5,12 @@ distribution. To add a family, subclass `Posterior`: `num_params` numbers in, a 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.distributions.transforms as T
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,10 @@ class Posterior(nn.Module, ABC):
     @abstractmethod
     def forward(self, params: Tensor) -> Any:
         """The distribution, batch `[...]`, event `[L]`, of parameters `[..., num_params]`."""
+
+    def draw(self, name: str, params: Tensor) -> Tensor:
+        """Draw the latent of that name, a Pyro site."""
+        return pyro.sample(name, self(params))
 
 
 class DiagonalNormal(Posterior):
@@ -70,6 +76,82 @@ class FullRankNormal(Posterior):
         return dist.MultivariateNormal(loc, scale_tril=lower + torch.diag_embed(log_diagonal.exp()))
 
 
+class FlowPosterior(Posterior):
+    r"""A diagonal normal passed through transforms that the encoder's outputs condition (Rezende and Mohamed 2015).
+
+    $e \sim N(\mu, \mathrm{diag}(\sigma^2))$, $z = t_n(\dots t_1(e; h) \dots; h)$ with $\mu, \sigma, h$ given by the
+    encoder. The noise e is an auxiliary site and z its image, so that no transform needs an inverse.
+
+    Args:
+        num_latents: size L.
+        flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"spline"`, autoregressive rational
+            splines (Dolatabadi et al. 2020); or conditional transforms of Pyro with a context of size `num_context`.
+        num_transforms: how many of them.
+        num_context: size of h.
+
+    Raises:
+        ValueError: for another flow or sizes below one.
+
+    Example:
+        >>> posterior = FlowPosterior(3, "planar", num_context=4)
+        >>> posterior.draw("z", torch.zeros(5, posterior.num_params)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        flow: str | Sequence[nn.Module] = "iaf",
+        num_transforms: int = 2,
+        num_context: int = 16,
+    ) -> None:
+        super().__init__(num_latents, 2 * num_latents + num_context)
+        if min(num_transforms, num_context) < 1:
+            raise ValueError(f"expected at least one transform and context, got {num_transforms} and {num_context}")
+        transforms = named_flow(flow, num_latents, num_transforms, num_context) if isinstance(flow, str) else flow
+        self.transforms = nn.ModuleList(transforms)  # type: ignore[arg-type]
+
+    def _conditioned(self, params: Tensor) -> tuple[Any, list[Any]]:
+        """The base distribution and the conditioned transforms."""
+        loc, log_scale, context = params.tensor_split([self.num_latents, 2 * self.num_latents], -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1), [t.condition(context) for t in self.transforms]  # type: ignore[operator]
+
+    def forward(self, params: Tensor) -> Any:
+        """The transformed distribution of parameters `[..., 2 L + num_context]`."""
+        base, transforms = self._conditioned(params)
+        return dist.TransformedDistribution(base, transforms)
+
+    def draw(self, name: str, params: Tensor) -> Tensor:
+        """Draw the noise, an auxiliary site, and its image, the latent of that name."""
+        base, transforms = self._conditioned(params)
+        value = pyro.sample(f"{name}_noise", base, infer={"is_auxiliary": True})
+        log_density: Any = 0.0
+        for transform in transforms:
+            image = transform(value)
+            log_det = transform.log_abs_det_jacobian(value, image)
+            log_density = log_density - (log_det.sum(-1) if transform.domain.event_dim == 0 else log_det)
+            value = image
+        return pyro.sample(name, dist.Delta(value, log_density=log_density, event_dim=1))
+
+
+FLOWS: dict[str, Callable[[int, int], nn.Module]] = {
+    "planar": T.conditional_planar,
+    "iaf": lambda size, context: T.conditional_affine_autoregressive(size, context, hidden_dims=[2 * size + context]),
+    "spline": lambda size, context: T.conditional_spline_autoregressive(
+        size, context, hidden_dims=[2 * size + context]
+    ),
+}
+
+
+def named_flow(name: str, num_latents: int, num_transforms: int, num_context: int) -> list[nn.Module]:
+    """New conditional transforms of that name."""
+    if name not in FLOWS:
+        raise ValueError(
+            f"there is no flow {name!r}; expected one of {sorted(FLOWS)} or a list of conditional transforms"
+        )
+    return [FLOWS[name](num_latents, num_context) for _ in range(num_transforms)]
+
+
 class AmortisedGuide(nn.Module):
     """q(z | x) = posterior(encoder(x)), one latent vector for each datum.
 
@@ -94,4 +176,40 @@ class AmortisedGuide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Draw latents `[data, L]` of data `[data, *event]`."""
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", self.distribution(x))
+            return self.posterior.draw("z", self.encoder(x))
+
+
+class LocalGuide(nn.Module):
+    """q(z | x_i) with parameters of its own for each datum: variational inference without an encoder.
+
+    It belongs to one data set, in its order, and is called with all of it.
+
+    Args:
+        posterior: the family of q.
+        start: the parameters to start from, `[N, posterior.num_params]`: an encoder's outputs, or zeros.
+
+    Raises:
+        ValueError: parameters of another shape; when called, another number of data.
+
+    Example:
+        >>> guide = LocalGuide(DiagonalNormal(3), torch.zeros(7, 6))
+        >>> guide(torch.zeros(7, 4)).shape
+        torch.Size([7, 3])
+    """
+
+    def __init__(self, posterior: Posterior, start: Tensor) -> None:
+        super().__init__()
+        if start.dim() != 2 or start.shape[1] != posterior.num_params:
+            raise ValueError(f"expected parameters [N, {posterior.num_params}] to start from, got {list(start.shape)}")
+        self.posterior = posterior
+        self.params = nn.Parameter(start.detach().clone())
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Draw latents `[N, L]` of all data `[N, *event]`."""
+        if len(x) != len(self.params):
+            raise ValueError(
+                f"the guide has parameters for {len(self.params)} data, but was called with {len(x)}; give it all of them, "
+                "or use an AmortisedGuide, which serves any data"
+            )
+        with pyro.plate("data", len(x), dim=-1):
+            return self.posterior.draw("z", self.params)

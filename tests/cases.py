@@ -9,12 +9,14 @@ from itertools import product
 from typing import Any
 
 import torch
+from pyro.distributions.transforms import affine_coupling, householder
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 
 from ppl_dgm import Program
-from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture, likelihoods
+from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture, likelihoods, priors
 from ppl_dgm.families.bayesnet import BayesNet
+from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior, FullRankNormal
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,20 @@ def real(num_data: int = 6, num_dims: int = 3) -> Callable[[], tuple]:
     return lambda: (torch.randn(num_data, num_dims, generator=generator()),)
 
 
+def unit(num_data: int = 6, num_dims: int = 3) -> Callable[[], tuple]:
+    """Random data `[num_data, num_dims]` in [0, 1]."""
+    return lambda: (torch.rand(num_data, num_dims, generator=generator()),)
+
+
 def levels(num_levels: int, num_data: int = 6, num_dims: int = 3) -> Callable[[], tuple]:
     """Random integer data `[num_data, num_dims]` in 0, ..., num_levels - 1, as real numbers."""
-    return lambda: (torch.randint(num_levels, (num_data, num_dims), generator=generator()).float(),)
+
+    def data() -> tuple:
+        x = torch.randint(num_levels, (num_data, num_dims), generator=generator()).float()
+        x[0, 0] = num_levels - 1  # the highest level occurs
+        return (x,)
+
+    return data
 
 
 def all_vectors(num_levels: int, num_dims: int) -> Tensor:
@@ -105,13 +118,14 @@ def ppca(program: Any, x: Tensor) -> Tensor:
 
 
 def vae_by_quadrature(program: Any, x: Tensor) -> Tensor:
-    """log of the integral over one latent on a fine grid, the prior standard normal."""
+    """log of the integral over one or two latents on a fine grid."""
     model = program.model.fn
-    z = torch.linspace(-8, 8, 4001, dtype=x.dtype, device=x.device)
-    params = model.decoder(z.unsqueeze(-1)).reshape(len(z), 1, x.shape[-1], -1)
-    log_likelihood = model.likelihood(params).log_prob(x).sum(-1)
-    log_prior = Normal(torch.zeros_like(z), 1.0).log_prob(z).unsqueeze(-1)
-    return (log_prior + log_likelihood + (z[1] - z[0]).log()).logsumexp(0)
+    half, size = (25, 5001) if model.prior.num_latents == 1 else (9, 241)
+    axis = torch.linspace(-half, half, size, dtype=x.dtype, device=x.device)
+    z = torch.cartesian_prod(*[axis] * model.prior.num_latents).reshape(-1, 1, model.prior.num_latents)
+    log_likelihood = model.likelihood(model.decoder(z).reshape(len(z), 1, x.shape[-1], -1)).log_prob(x).sum(-1)
+    cell = model.prior.num_latents * (axis[1] - axis[0]).log()
+    return (model.prior().log_prob(z) + log_likelihood + cell).logsumexp(0)
 
 
 def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
@@ -136,6 +150,18 @@ def bayes_net(program: Any, x: Tensor) -> Tensor:
     return log_probs[0][a] + log_probs[1][a, b] + log_probs[2][a, b, c]
 
 
+def flow_prior() -> priors.FlowPrior:
+    """Two coupling layers of two latents."""
+    return priors.FlowPrior(2, [affine_coupling(2, [4]), householder(2), affine_coupling(2, [4])])
+
+
+def vamp_vae() -> VAE:
+    """A VAE whose prior is its guide at three pseudo-data."""
+    guide = AmortisedGuide(torch.nn.Linear(3, 2), DiagonalNormal(1))
+    prior = priors.VampPrior(guide, levels(5, num_data=3)()[0])
+    return VAE(3, 1, [5], likelihoods.DiscretisedLogistic(5, 2), prior=prior, guide=guide)
+
+
 CASES: dict[str, Case] = {
     "independent bernoulli": Case(seeded(lambda: IndependentBernoulli(4)), binary(), independent_bernoulli),
     "bayes net": Case(
@@ -156,6 +182,27 @@ CASES: dict[str, Case] = {
     "ppca": Case(seeded(lambda: PPCA(3, 2)), real(), ppca),
     "bernoulli vae": Case(seeded(lambda: VAE(4, 1, [5])), binary(), vae_by_quadrature),
     "gaussian vae": Case(seeded(lambda: VAE(3, 1, [5], "gaussian")), real(), vae_by_quadrature),
+    "full-rank categorical vae": Case(
+        seeded(lambda: VAE(3, 2, [5], likelihoods.Categorical(3), guide=FullRankNormal(2))),
+        levels(3),
+        vae_by_quadrature,
+    ),
+    "iaf mixture-prior vae": Case(
+        seeded(lambda: VAE(4, 2, [5], prior=priors.GaussianMixturePrior(2, 3), guide=FlowPosterior(2, "iaf"))),
+        binary(),
+        vae_by_quadrature,
+    ),
+    "spline flow-prior vae": Case(
+        seeded(lambda: VAE(4, 2, [5], prior=flow_prior(), guide=FlowPosterior(2, "spline"))),
+        binary(),
+        vae_by_quadrature,
+    ),
+    "planar continuous-bernoulli vae": Case(
+        seeded(lambda: VAE(3, 2, [5], likelihoods.ContinuousBernoulli(), guide=FlowPosterior(2, "planar"))),
+        unit(),
+        vae_by_quadrature,
+    ),
+    "vamp discretised-logistic vae": Case(seeded(vamp_vae), levels(5), vae_by_quadrature),
     "made": Case(seeded(lambda: MADE(4, [8], order=[2, 0, 3, 1])), binary(), made_by_conditionals),
     "categorical made": Case(
         seeded(lambda: MADE(3, [8, 8], likelihoods.Categorical(3))), levels(3), made_by_conditionals

@@ -12,6 +12,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_dgm.distributions import DiscretisedLogisticMixture
+
 MIN_SCALE = 1e-4
 
 
@@ -81,6 +83,14 @@ class Gaussian(Likelihood):
         return dist.Normal(params[..., 0], scale)
 
 
+class Levels(dist.Categorical):
+    """A categorical distribution that draws its levels as real numbers, as the data are."""
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Levels `[*sample_shape, *batch]`."""
+        return super().sample(sample_shape).to(self.logits.dtype)
+
+
 class Categorical(Likelihood):
     """Grey levels 0, ..., levels - 1 without an order; the parameters are their logits.
 
@@ -101,11 +111,61 @@ class Categorical(Likelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Categorical distributions `[..., D]` of logits `[..., D, levels]`."""
-        return dist.Categorical(logits=params)
+        return Levels(logits=params)
 
     def inputs(self, x: Tensor) -> Tensor:
         """Levels scaled to [-1, 1]."""
         return scaled_levels(x, self.num_params)
+
+
+class ContinuousBernoulli(Likelihood):
+    """Pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019); the parameter is the logit.
+
+    The density is normalised, which that of a Bernoulli at grey values is not.
+
+    Example:
+        >>> ContinuousBernoulli()(torch.zeros(3, 1)).log_prob(torch.tensor([0.0, 0.3, 1.0])).abs().max() < 1e-6
+        tensor(True)
+    """
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Continuous Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
+        return dist.ContinuousBernoulli(logits=params.squeeze(-1))
+
+
+class DiscretisedLogistic(Likelihood):
+    """Grey levels 0, ..., levels - 1 in their order: a discretised mixture of logistics for each dimension.
+
+    The parameters are, for each component, the logit of its weight, its mean in [-1, 1] and the log of its scale, less
+    that of 1 / sqrt(levels).
+
+    Args:
+        levels: number of levels.
+        num_components: number of logistics.
+
+    Raises:
+        ValueError: fewer than two levels or one component.
+
+    Example:
+        >>> DiscretisedLogistic(256, 5)(torch.zeros(3, 15)).log_prob(torch.zeros(3)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, levels: int = 256, num_components: int = 5) -> None:
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; expected at least 1")
+        self.levels, self.num_params = check_levels(levels), 3 * num_components
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Distributions `[..., D]` of parameters `[..., D, 3 * num_components]`."""
+        logits, loc, log_scale = params.chunk(3, -1)
+        scale = log_scale.exp() / self.levels**0.5 + MIN_SCALE
+        return DiscretisedLogisticMixture(logits, loc, scale, self.levels)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Levels scaled to [-1, 1]."""
+        return scaled_levels(x, self.levels)
 
 
 def check_levels(levels: int) -> int:

@@ -1,11 +1,14 @@
 """Priors of a latent vector: modules that return a distribution of event shape `[L]`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from ppl_dgm.guides import AmortisedGuide
 
 
 class LatentPrior(nn.Module, ABC):
@@ -39,3 +42,131 @@ class StandardNormal(LatentPrior):
     def forward(self) -> Any:
         """The standard normal distribution."""
         return dist.Normal(self.zeros, 1.0).to_event(1)
+
+
+class GaussianMixturePrior(LatentPrior):
+    r"""$z \sim \sum_k \pi_k N(\mu_k, \mathrm{diag}(\sigma_k^2))$, means and scales learned: the prior of a GMVAE.
+
+    Args:
+        num_latents: size L.
+        num_components: K.
+        learned_weights: whether the weights are learned too; uniform otherwise.
+
+    Raises:
+        ValueError: sizes below one.
+
+    Example:
+        >>> GaussianMixturePrior(3, 10)().log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    logits: Tensor
+
+    def __init__(self, num_latents: int, num_components: int, learned_weights: bool = False) -> None:
+        super().__init__(num_latents)
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; expected at least 1")
+        self.locs = nn.Parameter(torch.randn(num_components, num_latents))
+        self.log_scales = nn.Parameter(torch.zeros(num_components, num_latents))
+        start = torch.zeros(num_components)
+        if learned_weights:
+            self.logits = nn.Parameter(start)
+        else:
+            self.register_buffer("logits", start)
+
+    def forward(self) -> Any:
+        """The mixture, its component summed out."""
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), self._components())
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """Posterior p(k | z) of each component for latents `[..., L]`: `[..., K]`, the clustering of a GMVAE."""
+        return (self.logits.log_softmax(-1) + self._components().log_prob(z.unsqueeze(-2))).softmax(-1)
+
+    def _components(self) -> Any:
+        return dist.Normal(self.locs, self.log_scales.exp()).to_event(1)
+
+
+class VampPrior(LatentPrior):
+    r"""$z \sim \frac{1}{K} \sum_k q(z \mid u_k)$: the guide at K learned pseudo-data u (Tomczak and Welling 2018).
+
+    Args:
+        guide: the amortised guide of the same VAE, which is given to it too: `VAE(..., prior=VampPrior(guide, x[:50]),
+            guide=guide)`.
+        start: the pseudo-data at the start, e.g. some of the data, `[K, D]`.
+
+    Raises:
+        ValueError: pseudo-data that are not a matrix.
+
+    Example:
+        >>> from ppl_dgm.guides import DiagonalNormal
+        >>> guide = AmortisedGuide(nn.Linear(4, 6), DiagonalNormal(3))
+        >>> VampPrior(guide, torch.rand(7, 4))().log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, guide: AmortisedGuide, start: Tensor) -> None:
+        super().__init__(guide.posterior.num_latents)
+        if start.dim() != 2:
+            raise ValueError(f"expected pseudo-data [K, D] to start from, got shape {list(start.shape)}")
+        self.pseudo_data = nn.Parameter(start.detach().clone())
+        self._guide = (guide,)  # in a tuple: its parameters are the guide's
+
+    def forward(self) -> Any:
+        """The mixture of the guide's distributions at the pseudo-data."""
+        weights = dist.Categorical(logits=torch.zeros_like(self.pseudo_data[:, 0]))
+        return dist.MixtureSameFamily(weights, self._guide[0].distribution(self.pseudo_data))
+
+
+class FlowPrior(LatentPrior):
+    """Standard normal noise passed through transforms: z = t_n(... t_1(e) ...).
+
+    Args:
+        num_latents: size L.
+        transforms: Pyro transforms with an inverse; those that are modules are learned. For a density in one pass, as
+            objectives want it, the inverse must be as fast as the transform: coupling layers, say.
+
+    Raises:
+        ValueError: for a transform without an inverse.
+
+    Example:
+        >>> from pyro.distributions.transforms import affine_coupling
+        >>> FlowPrior(4, [affine_coupling(4), affine_coupling(4)])().log_prob(torch.zeros(5, 4)).shape
+        torch.Size([5])
+    """
+
+    zeros: Tensor
+
+    def __init__(self, num_latents: int, transforms: Sequence[Any]) -> None:
+        super().__init__(num_latents)
+        self.transforms = tuple(transforms)
+        self.learned = nn.ModuleList(t for t in transforms if isinstance(t, nn.Module))
+        self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
+        check_invertible(self(), self.zeros)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for transform in self.transforms:
+            forget(transform)
+        return self.__dict__
+
+    def forward(self) -> Any:
+        """The transformed distribution, without values cached under earlier parameters."""
+        for transform in self.transforms:
+            forget(transform)
+        return dist.TransformedDistribution(dist.Normal(self.zeros, 1.0).to_event(1), list(self.transforms))
+
+
+def forget(transform: Any) -> None:
+    """Drop the values that a transform keeps from its last call: they are of old parameters, and cannot be copied."""
+    for name in [name for name in vars(transform) if name.startswith("_cached_")]:
+        setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
+
+
+def check_invertible(flow: Any, value: Tensor) -> None:
+    """Refuse transforms that only draw."""
+    try:
+        flow.log_prob(value)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"a prior needs transforms with an inverse: {error}. Use affine_coupling, spline or spline_coupling; "
+            "planar, radial and Sylvester flows are for guides"
+        ) from error
