@@ -248,8 +248,8 @@ class SUMO(WeightEstimator):
         check_least(self, num_replicates=2)
 
     def estimate(self, bound: Bound) -> Estimate:
-        batch = (bound.num_data,) if bound.structure.per_datum else ()
-        stops = stopping_times(torch.rand((self.num_replicates, *batch), dtype=torch.float64, device=bound.device))
+        shape = (self.num_replicates, *([bound.num_data or 1] if bound.structure.per_datum else []))
+        stops = stopping_times(torch.rand(shape, dtype=torch.float64, device=bound.device))
         longest = self.num_particles + int(stops.max())
         flat = self.weights(bound, self.num_replicates * longest)
         values = roulette(flat.unflatten(0, (self.num_replicates, longest)), self.num_particles, stops.to(flat.device))

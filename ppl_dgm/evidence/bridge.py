@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.chains import (
     PosteriorDraws,
+    PosteriorEstimator,
     chain_ess,
     evaluate,
-    given_draws,
-    guide_draws,
-    hmc_draws,
-    nuts_draws,
+    r_hat_warnings,
+    split_halves,
     split_r_hat,
 )
 from ppl_dgm.evidence.fitted import Fitted, fit_flow, fit_normal, fit_student_mixture
@@ -24,12 +23,10 @@ from ppl_dgm.evidence.mirrors import try_mirrors
 from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.program import Bound
 from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import MEMORY, WeightSummary
+from ppl_dgm.weights import WeightSummary
 
-Posterior = Literal["hmc", "nuts", "guide"]
 BridgeProposal = Literal["normal", "warp3", "student_mixture", "guide", "flow"]
-POSTERIORS, PROPOSALS = ("hmc", "nuts", "guide"), ("normal", "warp3", "student_mixture", "guide", "flow")
-MAX_R_HAT = 1.05
+PROPOSALS = ("normal", "warp3", "student_mixture", "guide", "flow")
 DISAGREEMENT = 4.0  # standard errors between the bridge and importance sampling from its proposal
 RELIABLE_K = 0.5
 
@@ -122,7 +119,7 @@ def bridge_error(numerator: Tensor, denominator: Tensor, ess: Tensor | None, num
 
 
 @dataclass(frozen=True)
-class BridgeSampling(Estimator):
+class BridgeSampling(PosteriorEstimator):
     r"""Bridge sampling from posterior draws, with the error of Micaletto and Vehtari.
 
     $$Z = \frac{\mathbb{E}_{q}[\alpha(z)\, p(x, z)]}{\mathbb{E}_{p(z \mid x)}[\alpha(z)\, q(z)]},$$
@@ -136,19 +133,13 @@ class BridgeSampling(Estimator):
     Vehtari (2025).
 
     Args:
-        posterior: `"hmc"` (all chains and data at once), `"nuts"` (Pyro's, chain by chain), `"guide"` (draws from the
-            guide, resampled by importance), or the user's: a dict of `[chains, draws, *site]` (or `[draws, *site]`) by
-            latent.
         proposal: `"normal"`; `"warp3"`: normal, the posterior symmetrised around its mean; `"student_mixture"`: for
             skewed, heavy-tailed and bimodal posteriors; `"guide"`; `"flow"`: splines, data-set evidence only.
-        num_draws: draws of each chain, and of the proposal for each posterior draw that is averaged over.
-        num_chains: chains that are run; draws of `"guide"` are independent, `num_chains * num_draws` of them.
-        num_warmup: steps of each chain that adapt it and are discarded.
-        num_leapfrog: steps of each move of `"hmc"`.
         num_components: of the Student mixture.
         num_refresh: Metropolis moves of the averaged draws that propose from q: they pass between modes.
         mirror: whether to try mirrored modes.
-        memory: bytes that evaluating densities may allocate.
+        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come from, see
+            `PosteriorEstimator`. As many draws of the proposal are made as posterior draws are averaged over.
 
     Raises:
         ValueError: for discrete latents that cannot be summed out; draws that lack a site, are outside its support or
@@ -167,22 +158,15 @@ class BridgeSampling(Estimator):
         True
     """
 
-    posterior: Posterior | Mapping[str, Tensor] = "hmc"
     proposal: BridgeProposal = "student_mixture"
-    num_draws: int = 100
-    num_chains: int = 64
-    num_warmup: int = 100
-    num_leapfrog: int = 5
     num_components: int = 4
     num_refresh: int = 4
     mirror: bool = True
-    memory: int = field(default=MEMORY, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.posterior, Mapping) and self.posterior not in POSTERIORS:
-            raise ValueError(f"posterior is {self.posterior!r}; expected one of {POSTERIORS} or draws by site")
+        super().__post_init__()
         check_choice(self, "proposal", PROPOSALS)
-        check_least(self, num_draws=8, num_chains=1, num_warmup=0, num_leapfrog=1, num_components=1, num_refresh=0)
+        check_least(self, num_components=1, num_refresh=0)
 
     def check(self, bound: Bound) -> None:
         if self.proposal == "flow" and bound.structure.per_datum:
@@ -195,8 +179,7 @@ class BridgeSampling(Estimator):
 
     def estimate(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
-        draws = self._posterior(target)
-        check_length(draws)
+        draws = self.posterior_draws(target)
         points, mirrored = draws.points, {}
         if self.mirror:
             moved, mirrored = try_mirrors(target, draws.flat, self.memory)
@@ -205,15 +188,6 @@ class BridgeSampling(Estimator):
         proposal, log_joint = self._proposal(target, fitting)
         rest = refresh(target, proposal, rest, self.num_refresh, self.memory)
         return self._bridge(draws._replace(points=rest), proposal, log_joint, mirrored)
-
-    def _posterior(self, target: Unconstrained) -> PosteriorDraws:
-        if isinstance(self.posterior, Mapping):
-            return given_draws(target, self.posterior)
-        if self.posterior == "guide":
-            return guide_draws(target, self.num_chains * self.num_draws)
-        if self.posterior == "nuts":
-            return nuts_draws(target, self.num_chains, self.num_draws, self.num_warmup)
-        return hmc_draws(target, self.num_chains, self.num_draws, self.num_warmup, self.num_leapfrog)
 
     def _proposal(self, target: Unconstrained, fitting: Tensor) -> tuple[Fitted, Callable[[Tensor], Tensor]]:
         """The proposal, and the log density that it is bridged to."""
@@ -265,18 +239,6 @@ def symmetrised(target: Unconstrained, centre: Tensor) -> Callable[[Tensor], Ten
     return log_density
 
 
-def check_length(draws: PosteriorDraws) -> None:
-    """Refuse too few draws to fit on one half and average over the other."""
-    if draws.points.shape[1] < 8:
-        raise ValueError(f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least 8")
-
-
-def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The first half of each chain, flattened, and the second half `[chains, draws, *batch, dim]`."""
-    half = points.shape[1] // 2
-    return points[:, :half].flatten(0, 1), points[:, half:]
-
-
 def refresh(target: Unconstrained, proposal: Fitted, points: Tensor, num_moves: int, memory: int) -> Tensor:
     """Independence Metropolis moves (Tierney 1994) of posterior draws `[chains, draws, *batch, dim]`."""
     here = points.flatten(0, 1)
@@ -306,14 +268,13 @@ def bridge_diagnostics(draws: PosteriorDraws, found: Bridge, log_weights: Tensor
 
 def bridge_warnings(found: Bridge, diagnostics: Mapping[str, Any]) -> tuple[str, ...]:
     """What speaks against the number."""
-    warnings = []
+    warnings: list[str] = []
     if not bool(found.converged.all()):
         warnings.append(
             f"withheld: the bridge iteration has not converged after {found.iterations} steps; the proposal does not "
             "overlap the posterior"
         )
-    if bool((diagnostics["r_hat"] > MAX_R_HAT).any()):
-        warnings.append(f"split R-hat is up to {diagnostics['r_hat'].max().item():.3f}: the chains disagree")
+    warnings += r_hat_warnings(diagnostics["r_hat"])
     difference = (found.log_z - diagnostics["importance_log_z"]).abs()
     error = torch.hypot(found.std_error, diagnostics["importance_std_error"])
     trusted = diagnostics["proposal_k"] < RELIABLE_K

@@ -1,18 +1,25 @@
 """Posterior draws in unconstrained space: from Markov chains, from the guide, or the user's own."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.fitted import moments
+from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.kernels import HMC, DualAveraging, Target, nudge_step_size, robust_scale
 from ppl_dgm.unconstrained import Unconstrained
 from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k
 
+Posterior = Literal["hmc", "nuts", "guide"]
+POSTERIORS = ("hmc", "nuts", "guide")
+LEAST_DRAWS = 8
+MAX_R_HAT = 1.05
 WARMUP_ROUNDS = (0.4, 0.6)
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
 MAX_TEMPERATURES, MOVES_PER_TEMPERATURE, BISECTIONS = 200, 3, 40
@@ -40,6 +47,63 @@ def evaluate(log_density: Callable[[Tensor], Tensor], points: Tensor, memory: in
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
         return torch.cat([log_density(part) for part in points.split(size)]).double()
+
+
+@dataclass(frozen=True)
+class PosteriorEstimator(Estimator):
+    """What estimators from posterior draws share: where the draws come from.
+
+    Args:
+        posterior: `"hmc"` (all chains and data at once), `"nuts"` (Pyro's, chain by chain), `"guide"` (draws from the
+            guide, resampled by importance), or the user's: a dict of `[chains, draws, *site]` (or `[draws, *site]`) by
+            latent.
+        num_draws: draws of each chain.
+        num_chains: chains that are run; draws of `"guide"` are independent, `num_chains * num_draws` of them.
+        num_warmup: steps of each chain that adapt it and are discarded.
+        num_leapfrog: steps of each move of `"hmc"`.
+        memory: bytes that evaluating densities may allocate.
+    """
+
+    posterior: Posterior | Mapping[str, Tensor] = "hmc"
+    num_draws: int = 100
+    num_chains: int = 64
+    num_warmup: int = 100
+    num_leapfrog: int = 5
+    memory: int = field(default=MEMORY, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.posterior, Mapping):
+            check_choice(self, "posterior", POSTERIORS)
+        check_least(self, num_draws=8, num_chains=1, num_warmup=0, num_leapfrog=1, memory=1)
+
+    def posterior_draws(self, target: Unconstrained) -> PosteriorDraws:
+        """Draws from the posterior, by the settings."""
+        draws = self._draw(target)
+        if draws.points.shape[1] < LEAST_DRAWS:
+            raise ValueError(f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least 8")
+        return draws
+
+    def _draw(self, target: Unconstrained) -> PosteriorDraws:
+        if isinstance(self.posterior, Mapping):
+            return given_draws(target, self.posterior)
+        if self.posterior == "guide":
+            return guide_draws(target, self.num_chains * self.num_draws)
+        if self.posterior == "nuts":
+            return nuts_draws(target, self.num_chains, self.num_draws, self.num_warmup)
+        return hmc_draws(target, self.num_chains, self.num_draws, self.num_warmup, self.num_leapfrog)
+
+
+def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The first half of each chain, flattened, and the second half `[chains, draws, *batch, dim]`."""
+    half = points.shape[1] // 2
+    return points[:, :half].flatten(0, 1), points[:, half:]
+
+
+def r_hat_warnings(r_hat: Tensor) -> tuple[str, ...]:
+    """Warn of chains that disagree."""
+    if not bool((r_hat > MAX_R_HAT).any()):
+        return ()
+    return (f"split R-hat is up to {r_hat.max().item():.3f} > {MAX_R_HAT}: the chains disagree",)
 
 
 # ---- how many independent draws -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Each takes draws `[draws, *batch, dim]` in unconstrained space, one fit for each
 with `sample(n) -> [n, *batch, dim]` and `log_prob(point) -> [n, *batch]`.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -60,23 +60,27 @@ def fit_normal(draws: Tensor) -> Wrapped:
 # ---- mixture of Student t ------------------------------------------------------------------------------------------
 
 
-def fit_student_mixture(draws: Tensor, num_components: int) -> Wrapped:
-    """Mixture of multivariate t with 5 degrees of freedom, by expectation maximisation (Peel and McLachlan 2000)."""
+def fit_student_mixture(
+    draws: Tensor, num_components: int, degrees: float = DEGREES_OF_FREEDOM, shrink: float = 1.0
+) -> Wrapped:
+    """Mixture of multivariate t by expectation maximisation (Peel and McLachlan 2000), its scales then shrunk."""
     mean, covariance = moments(draws)
     scales = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     white = (draws - mean) / scales
     responsibility = nearest(white, spread_centres(white, num_components))
     weight, loc, scale_tril = update(white, responsibility, responsibility)
     for _ in range(EM_STEPS):
-        responsibility, weighted = expect(white, weight, loc, scale_tril)
+        responsibility, weighted = expect(white, weight, loc, scale_tril, degrees)
         weight, loc, scale_tril = update(white, responsibility, weighted)
     loc = mean.unsqueeze(-2) + loc * scales.unsqueeze(-2)
-    return Wrapped(student_mixture(weight, loc, scales[..., None, :, None] * scale_tril))
+    return Wrapped(student_mixture(weight, loc, shrink * scales[..., None, :, None] * scale_tril, degrees))
 
 
-def student_mixture(weight: Tensor, loc: Tensor, scale_tril: Tensor) -> dist.MixtureSameFamily:
+def student_mixture(
+    weight: Tensor, loc: Tensor, scale_tril: Tensor, degrees: float = DEGREES_OF_FREEDOM
+) -> dist.MixtureSameFamily:
     """Mixture with weights `[*batch, K]`, locations `[*batch, K, dim]` and Cholesky factors `[*batch, K, dim, dim]`."""
-    df = loc.new_full((), DEGREES_OF_FREEDOM)
+    df = loc.new_full((), degrees)
     parts = dist.MultivariateStudentT(df, loc, scale_tril, validate_args=False)
     return dist.MixtureSameFamily(dist.Categorical(probs=weight, validate_args=False), parts, validate_args=False)
 
@@ -99,12 +103,12 @@ def nearest(white: Tensor, centres: Tensor) -> Tensor:
     return nn.functional.one_hot(distance.argmin(-1), centres.shape[-2]).to(white)
 
 
-def expect(white: Tensor, weight: Tensor, loc: Tensor, scale_tril: Tensor) -> tuple[Tensor, Tensor]:
+def expect(white: Tensor, weight: Tensor, loc: Tensor, scale_tril: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
     """Probability of each component for each draw, and the same times the t distribution's precision."""
-    parts = student_mixture(weight, loc, scale_tril).component_distribution
+    parts = student_mixture(weight, loc, scale_tril, degrees).component_distribution
     log_prob = parts.log_prob(white.unsqueeze(-2)) + weight.log()
     offset = torch.linalg.solve_triangular(scale_tril, (white.unsqueeze(-2) - loc).unsqueeze(-1), upper=False)
-    precision = (DEGREES_OF_FREEDOM + white.shape[-1]) / (DEGREES_OF_FREEDOM + offset.square().sum((-2, -1)))
+    precision = (degrees + white.shape[-1]) / (degrees + offset.square().sum((-2, -1)))
     responsibility = log_prob.softmax(-1)
     return responsibility, responsibility * precision
 
@@ -140,7 +144,7 @@ class Flow(nn.Module):
 
     def transformed(self) -> dist.TransformedDistribution:
         """The distribution at the present parameters; made anew, since transforms remember what they computed."""
-        layers = list(self.layers)
+        layers: list[Any] = list(self.layers)
         if self.dim > 1:
             turn = permute(self.dim, torch.arange(self.dim - 1, -1, -1, device=self.base.loc.device))
             layers = [part for layer in layers for part in (layer, turn)]

@@ -167,7 +167,7 @@ class Laplace(Estimator):
     Tierney and Kadane (1986); MacKay (2003), ch. 27.
 
     Args:
-        num_starts: starts, each the best of 64 draws from the guide (the prior, where there is none).
+        num_starts: starts: draws from the guide (the prior, where there is none), half of them each the best of 64.
         num_steps: L-BFGS steps at most.
         num_particles: draws of the importance sampler; 0 for the plain approximation.
         memory: bytes that evaluating densities may allocate.
@@ -210,12 +210,13 @@ class Laplace(Estimator):
         return Estimate(log_z, weights.std_error, diagnostics, warnings)
 
     def _starts(self, target: Unconstrained) -> Tensor:
-        """For each start the best of many draws: `[num_starts, *batch, dim]`."""
+        """Half of the starts are plain draws, half the best of many each: `[num_starts, *batch, dim]`."""
         points = target.sample_guide(self.num_starts * DRAWS_PER_START)[0]
         log_joint = evaluate(target.log_joint, points, self.memory).nan_to_num(nan=-torch.inf)
         groups = points.unflatten(0, (DRAWS_PER_START, self.num_starts))
-        best = log_joint.unflatten(0, (DRAWS_PER_START, self.num_starts)).argmax(0, keepdim=True)
-        return groups.gather(0, best.unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
+        best = log_joint.unflatten(0, (DRAWS_PER_START, self.num_starts)).argmax(0)
+        best[: self.num_starts // 2] = 0
+        return groups.gather(0, best.unsqueeze(0).unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
 
     def _importance(self, target: Unconstrained, modes: Modes, new: Tensor) -> WeightSummary:
         proposal = mode_mixture(modes, new)

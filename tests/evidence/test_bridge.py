@@ -172,7 +172,11 @@ def test_warp_density_integrates_to_the_same():
 def test_error_falls_with_the_root_of_draws():
     known = case("bs_betabinomial_tutorial")
     errors = [
-        float(BridgeSampling(beta_posterior((4, n)), "normal", num_refresh=0)(known.program(), *known.args).std_error)
+        float(
+            BridgeSampling(beta_posterior((4, n)), proposal="normal", num_refresh=0)(
+                known.program(), *known.args
+            ).std_error
+        )
         for n in (400, 6400)
     ]
     assert 3.2 < errors[0] / errors[1] < 4.8

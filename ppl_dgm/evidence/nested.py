@@ -1,0 +1,206 @@
+"""Nested sampling by dynesty, with the prior transform read from the program."""
+
+import math
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyro.poutine as poutine
+import scipy.stats as stats
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent
+
+from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.settings import check_choice, check_least
+from ppl_dgm.program import Bound
+from ppl_dgm.unconstrained import check_continuous
+
+try:
+    import dynesty as _dynesty
+except ImportError:
+    _dynesty = None
+
+dynesty: Any = _dynesty
+
+SAMPLES = ("auto", "unif", "rwalk", "slice", "rslice")
+EDGE = 1e-15  # of the unit cube, kept away from
+IMPOSSIBLE = -1e300  # stands in for a likelihood of zero, which dynesty does not take
+
+# quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile, distribution)
+QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "Gamma": lambda u, d: stats.gamma.ppf(u, d.concentration, scale=1 / d.rate),
+    "InverseGamma": lambda u, d: stats.invgamma.ppf(u, d.concentration, scale=d.rate),
+    "Beta": lambda u, d: stats.beta.ppf(u, d.concentration1, d.concentration0),
+    "StudentT": lambda u, d: stats.t.ppf(u, d.df, d.loc, d.scale),
+    "Chi2": lambda u, d: stats.chi2.ppf(u, d.df),
+}
+
+
+@dataclass(frozen=True)
+class NestedSampling(Estimator):
+    r"""Nested sampling: the likelihood integrated over shells of prior volume, by dynesty.
+
+    $Z = \int_0^1 L(X)\, \mathrm{d}X$ with X the prior volume above a likelihood, which shrinks by a factor
+    $e^{-1/n}$ with each of the live points that is replaced. It finds all modes that a live point starts in, and needs
+    no guide. The prior transform from the unit cube is read from the program: quantile functions of its latents, one
+    given those before. One run of the program at a time, thousands of them: for data-set evidence of up to about twenty
+    dimensions. Needs `pip install ppl-dgm[nested]`.
+
+    Skilling (2006); Speagle (2020), "dynesty".
+
+    Args:
+        num_live: live points.
+        sample: dynesty's way to propose: `"auto"`, `"unif"`, `"rwalk"`, `"slice"` or `"rslice"`.
+        remaining: stop when at most this much of log Z can be left, in nats.
+        max_calls: evaluations of the likelihood at most.
+
+    Raises:
+        ValueError: where dynesty is absent, for one evidence for each datum, discrete latents, or a prior without a
+            quantile function.
+
+    Example:
+        >>> NestedSampling(num_live=50).num_live
+        50
+    """
+
+    num_live: int = 250
+    sample: Literal["auto", "unif", "rwalk", "slice", "rslice"] = "auto"
+    remaining: float = 0.01
+    max_calls: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        check_choice(self, "sample", SAMPLES)
+        check_least(self, num_live=10, max_calls=100)
+        if self.remaining <= 0:
+            raise ValueError(f"remaining is {self.remaining}; expected a positive number of nats, e.g. 0.01")
+        if dynesty is None:
+            raise ValueError("nested sampling runs on dynesty, which is not installed: pip install ppl-dgm[nested]")
+
+    def check(self, bound: Bound) -> None:
+        check_continuous(bound)
+        if bound.structure.per_datum:
+            raise ValueError(
+                "nested sampling runs one integral at a time, and this program has one for each datum; use AIS, SMC or "
+                "BridgeSampling, which run all data at once"
+            )
+        cube_dim(bound)
+
+    def estimate(self, bound: Bound) -> Estimate:
+        dim = cube_dim(bound)
+
+        def log_likelihood(cube: np.ndarray) -> float:
+            value = float(bound.log_joint(from_cube(bound, cube)).likelihood)
+            return value if math.isfinite(value) else IMPOSSIBLE
+
+        seed = int(torch.randint(2**31, ()))
+        sampler = dynesty.NestedSampler(
+            log_likelihood, lambda cube: cube, dim, nlive=self.num_live, sample=self.sample,
+            rstate=np.random.default_rng(seed),
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a run stopped short, which is told below
+            sampler.run_nested(dlogz=self.remaining, maxcall=self.max_calls, print_progress=False)
+        found: Any = sampler.results
+        log_z, error = torch.tensor([found.logz[-1], found.logzerr[-1]], dtype=torch.float64)
+        diagnostics = {"calls": int(np.sum(found.ncall)), "iterations": int(found.niter), "num_live": self.num_live}
+        return Estimate(log_z, error, diagnostics, self._warnings(int(np.sum(found.ncall))))
+
+    def _warnings(self, calls: int) -> tuple[str, ...]:
+        if calls < self.max_calls:
+            return ()
+        return (f"stopped after {calls} evaluations, before the remaining evidence was small; raise max_calls",)
+
+
+class FromCube(Messenger):
+    """Gives each latent the value at a quantile: the program's prior transform of a point in the unit cube."""
+
+    def __init__(self, cube: np.ndarray, names: Collection[str]) -> None:
+        super().__init__()
+        self.cube, self.names, self.used = cube, names, 0
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.names:
+            return
+        shape = msg["fn"].shape()
+        size = cube_size(msg["fn"], shape)
+        u = self.cube[self.used : self.used + size].clip(EDGE, 1 - EDGE)
+        self.used += size
+        msg["value"] = quantile(msg["name"], msg["fn"], u, shape)
+        msg["done"] = True
+        self.values[msg["name"]] = msg["value"].unsqueeze(0)
+
+
+def from_cube(bound: Bound, cube: np.ndarray) -> dict[str, Tensor]:
+    """Latent values at a point of the unit cube, `[1, *shape]` by name."""
+    with FromCube(cube, [latent.name for latent in bound.structure.model_latents]) as messenger:
+        bound.model(*bound.args, **bound.kwargs)
+    return messenger.values
+
+
+def cube_size(fn: Any, shape: torch.Size) -> int:
+    """How many quantiles a site takes: one fewer than entries on a simplex."""
+    return (
+        shape.numel() // shape[-1] * (shape[-1] - 1) if type(unwrapped(fn)).__name__ == "Dirichlet" else shape.numel()
+    )
+
+
+def cube_dim(bound: Bound) -> int:
+    """Dimension of the program's unit cube."""
+    trace: Any = poutine.trace(bound.model).get_trace(*bound.args, **bound.kwargs)
+    sizes = []
+    for latent in bound.structure.model_latents:
+        fn, shape = trace.nodes[latent.name]["fn"], trace.nodes[latent.name]["value"].shape
+        sizes.append(cube_size(fn, shape))
+        quantile(latent.name, fn, np.full(sizes[-1], 0.5), shape)
+    return sum(sizes)
+
+
+def unwrapped(fn: Any) -> Any:
+    """Strip `to_event`, `expand` and `mask`, but no transform."""
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def quantile(name: str, fn: Any, u: np.ndarray, shape: torch.Size) -> Tensor:
+    """The value of a site at quantiles `u`, in its shape."""
+    base = unwrapped(fn)
+    kind = type(base).__name__
+    if kind == "Dirichlet":
+        return stick_breaking(base.concentration.expand(shape), u)
+    like = base.sample()
+    if kind in QUANTILES:
+        value = QUANTILES[kind](u.reshape(shape), Numbers(base, shape))
+        return torch.as_tensor(np.asarray(value), dtype=like.dtype, device=like.device).reshape(shape)
+    try:
+        return base.expand(shape).icdf(torch.as_tensor(u, dtype=like.dtype, device=like.device).reshape(shape))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the prior {kind} of latent {name!r} has no quantile function, which nested sampling needs; write it as a "
+            "transform of Normal or Uniform variables, or use SMC, AIS or BridgeSampling"
+        ) from error
+
+
+class Numbers:
+    """A distribution's parameters as numpy arrays."""
+
+    def __init__(self, fn: Any, shape: torch.Size) -> None:
+        self.fn, self.shape = fn, shape
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        return torch.as_tensor(getattr(self.fn, name)).expand(self.shape).detach().cpu().double().numpy()
+
+
+def stick_breaking(concentration: Tensor, u: np.ndarray) -> Tensor:
+    """Dirichlet values from quantiles of its beta-distributed sticks."""
+    total = concentration.flip(-1).cumsum(-1).flip(-1)
+    first, rest = concentration[..., :-1].numpy(), total[..., 1:].numpy()
+    sticks = torch.as_tensor(stats.beta.ppf(u.reshape(first.shape), first, rest)).to(concentration)
+    left = torch.cat([torch.ones_like(sticks[..., :1]), (1 - sticks).cumprod(-1)], -1)
+    return torch.cat([sticks * left[..., :-1], left[..., -1:]], -1)
