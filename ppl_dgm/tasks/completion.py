@@ -1,0 +1,178 @@
+"""Completion: the posterior of the missing entries of a datum given the others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_dgm.posterior import Posterior, check_latents, join, resample, storable_parts
+from ppl_dgm.program import Bound, Program, undisturbed
+from ppl_dgm.program.sites import innermost
+from ppl_dgm.weights import MEMORY, seeded
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """Draws of whole data given their observed entries.
+
+    Attributes:
+        draws: `[draws, data, *event]`: observed entries as they are, missing ones drawn given them.
+        posterior: draws of the latents given the observed entries, with ESS, Pareto k and warnings.
+    """
+
+    draws: Tensor
+    posterior: Posterior
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the draws, `[data, *event]`."""
+        return self.draws.mean(0)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the draws should not be believed; empty if nothing speaks against them."""
+        return self.posterior.warnings
+
+    def __repr__(self) -> str:
+        mark = "" if not self.warnings else f" UNRELIABLE: {'; '.join(self.warnings)}"
+        return f"Completion({self.draws.shape[0]} draws of {list(self.draws.shape[1:])}){mark}"
+
+
+def complete(
+    program: Program,
+    x: Tensor,
+    observed: Tensor,
+    *args: Any,
+    num_particles: int = 1000,
+    num_draws: int = 100,
+    rounds: int = 2,
+    seed: int = 0,
+    memory: int = MEMORY,
+    **kwargs: Any,
+) -> Completion:
+    r"""Fill in the missing entries of data: draw from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$ by importance resampling.
+
+    Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z \mid \hat x)$, are resampled, and
+    the missing entries drawn given them; that is right for any $\hat x$ the guide is shown. In the first round it is x as
+    given, in later ones the last round's completion, which brings the proposal nearer to the posterior (the pseudo-Gibbs
+    of Rezende, Mohamed and Wierstra 2014, appendix F, with its draws reweighted, as in Mattei and Frellsen 2018).
+
+    Args:
+        program: a program with latents in the data plate, whose data site is independent over entries given them.
+        x: data `[data, *event]`, the first argument of the program; missing entries hold any number within the support.
+        observed: True where an entry is observed, `[data, *event]` or broadcasting to it.
+        *args: further data.
+        num_particles: weighted particles for each datum, in each round.
+        num_draws: draws to return.
+        rounds: number of rounds, at least 1.
+        seed: makes the draws repeatable; torch's generator is left as it was.
+        memory: bytes that one chunk of particles may allocate.
+        **kwargs: further data.
+
+    Raises:
+        ValueError: for a mask that does not fit, or a program without latents to draw or with entries that depend on one
+            another given them.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from ppl_dgm import Program
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.full((2,), 0.1)).to_event(1), obs=x)
+        >>> filled = complete(Program(model), torch.tensor([[1.0, 0.0]]), torch.tensor([True, False]))
+        >>> filled.mean.round(decimals=1)
+        tensor([[1., 1.]])
+    """
+    if num_particles < 2 or num_draws < 1 or rounds < 1:
+        raise ValueError(
+            f"num_particles is {num_particles}, num_draws {num_draws}, rounds {rounds}; expected at least 2, 1 and 1"
+        )
+    observed = check_mask(x, observed)
+    bound = program.bind(x, *args, **kwargs)
+    check_program(bound, program.site)
+    with undisturbed(program), seeded(seed, bound.device):
+        filled = x
+        for turn in range(rounds):
+            seen = shown(bound, filled, observed, program.site)
+            parts = storable_parts(seen, num_particles, memory)
+            found = join(seen, [resample(part, num_particles, num_draws, memory) for part in parts])
+            draws = torch.where(observed, x, found.predict(seed + turn)[program.site])
+            filled = draws[-1]
+    return Completion(draws, found)
+
+
+def check_mask(x: Tensor, observed: Tensor) -> Tensor:
+    """The mask in the shape of the data."""
+    if observed.dtype != torch.bool:
+        raise TypeError(f"observed is {observed.dtype}; expected torch.bool, True where an entry is observed")
+    try:
+        return observed.expand(x.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"observed is {list(observed.shape)} but the data are {list(x.shape)}; expected one mask entry for each entry "
+            "of the data, or for each entry of one datum"
+        ) from error
+
+
+def check_program(bound: Bound, site: str) -> None:
+    """Refuse programs whose missing entries do not follow from drawn latents."""
+    check_latents(bound)
+    structure = bound.structure
+    if structure.enumerated or not structure.per_datum:
+        fault = (
+            f"{list(structure.enumerated)} are summed out" if structure.enumerated else "latents are shared by all data"
+        )
+        raise ValueError(
+            f"completion draws every latent of a datum given its observed entries, but {fault}; let the guide draw all of "
+            "them, inside the data plate"
+        )
+    if site not in structure.observed:
+        raise ValueError(
+            f"the program observes {list(structure.observed)}, not {site!r}; name it: Program(..., site=...)"
+        )
+
+
+def shown(bound: Bound, x: Tensor, observed: Tensor, site: str) -> Bound:
+    """The program with only the observed entries scored, the guide shown `x`."""
+    return replace(
+        bound,
+        model=PartlyObserved(bound.model, site),
+        guide=PartlyObserved(bound.guide, site),
+        args=(x, *bound.args[1:]),
+        kwargs={**bound.kwargs, "observed": observed},
+    )
+
+
+class PartlyObserved:
+    """A model or guide that takes one more argument, the mask of the observed entries."""
+
+    def __init__(self, fn: Callable, site: str) -> None:
+        self.fn, self.site = fn, site
+
+    def __call__(self, *args: Any, observed: Tensor, **kwargs: Any) -> Any:
+        with ScoreObserved(self.site, observed):
+            return self.fn(*args, **kwargs)
+
+
+class ScoreObserved(Messenger):
+    """Leaves the missing entries of the data site out of its density."""
+
+    def __init__(self, site: str, observed: Tensor) -> None:
+        super().__init__()
+        self.site = site
+        self.observed = observed
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != self.site:
+            return
+        entries = innermost(msg["fn"])
+        if entries.event_dim:
+            raise ValueError(
+                f"the entries of data site {self.site!r} ({type(entries).__name__}) depend on one another given the latents, "
+                "so that some of them have no density of their own; use a likelihood that factorises over entries"
+            )
+        msg["fn"] = entries.mask(self.observed).to_event(len(msg["fn"].event_shape))

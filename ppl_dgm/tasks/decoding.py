@@ -1,0 +1,162 @@
+"""Data decoded from latents: reconstructions and interpolations."""
+
+from typing import Any, Literal
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
+from ppl_dgm.program.bound import Values
+from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.weights import seeded
+
+
+class Expectation(Messenger):
+    """Gives a site its distribution's mean in place of a draw."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site = site
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site:
+            msg["value"], msg["done"] = mean_of(msg["fn"], self.site), True
+
+
+def mean_of(fn: Any, site: str) -> Tensor:
+    """The mean of a site's distribution."""
+    try:
+        return fn.mean
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the distribution of data site {site!r} ({fn}) has no mean in closed form; draw data with "
+            "posterior(...).predict() instead"
+        ) from error
+
+
+def decode(bound: Bound, values: Values, site: str) -> Tensor:
+    """E[x | z] of latent values `[codes, *shape]`: `[codes, data, *event]`."""
+    if site not in bound.structure.observed:
+        raise ValueError(
+            f"the program observes {list(bound.structure.observed)}, not {site!r}; name its data: Program(..., site=...)"
+        )
+    num_codes = bound.count(values)
+    with Expectation(site):
+        return draw_sites(bound.model, bound.structure, num_codes, bound.args, bound.kwargs, values)[site]
+
+
+def check_drawn(bound: Bound) -> None:
+    """Refuse programs without latents to decode."""
+    if not bound.structure.model_latents:
+        raise ValueError(
+            "the program draws no latents, so that there is nothing to decode; sample it: program.sample(n)"
+        )
+
+
+def reconstruct(program: Program, *args: Any, num_draws: int = 1, seed: int = 0, **kwargs: Any) -> Tensor:
+    r"""Reconstruct data through the latents: $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$.
+
+    Args:
+        program: the program, with its parameters as they are; the data site's distribution must have a mean.
+        *args: data, as its model takes them.
+        num_draws: draws of the latents for each datum.
+        seed: makes the draws repeatable; torch's generator is left as it was.
+        **kwargs: further data.
+
+    Returns:
+        Expected data `[num_draws, data, *event]`.
+
+    Raises:
+        ValueError: for a program without drawn latents, or a data site without a mean.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.families import VAE
+        >>> reconstruct(VAE(6, 2, hidden=[8]), torch.ones(3, 6), num_draws=5).shape
+        torch.Size([5, 3, 6])
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}; expected at least 1")
+    bound = program.bind(*args, **kwargs)
+    check_drawn(bound)
+    with undisturbed(program), seeded(seed, bound.device):
+        return decode(bound, bound.draw(num_draws).values, program.site)
+
+
+def interpolate(
+    program: Program,
+    start: Tensor,
+    end: Tensor,
+    *args: Any,
+    num_steps: int = 8,
+    path: Literal["linear", "spherical"] = "linear",
+    num_particles: int = 64,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Tensor:
+    r"""Decode points on a path between the posterior means of pairs of data.
+
+    Linear: $z_t = (1 - t) z_0 + t z_1$. Spherical:
+    $z_t = \frac{\sin((1 - t) \omega)}{\sin \omega} z_0 + \frac{\sin(t \omega)}{\sin \omega} z_1$ with the angle
+    $\omega$ between the two, which keeps to the shell where a normal prior in many dimensions has its mass (White 2016,
+    section 2.1). Latents with constraints are interpolated unconstrained.
+
+    Args:
+        program: the program, with its parameters as they are.
+        start: data `[data, *event]`, the first argument of the program.
+        end: data of the same shape.
+        *args: further data, of `start` and `end` alike.
+        num_steps: points on the path, both ends included.
+        path: `"linear"` or `"spherical"`.
+        num_particles: draws from the guide of which the means are taken.
+        seed: makes the result repeatable; torch's generator is left as it was.
+        **kwargs: further data.
+
+    Returns:
+        Expected data `[num_steps, data, *event]`.
+
+    Raises:
+        ValueError: for unequal shapes, fewer than 2 steps, no or discrete latents, or a data site without a mean.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.families import VAE
+        >>> interpolate(VAE(6, 2, hidden=[8]), torch.zeros(3, 6), torch.ones(3, 6), num_steps=5).shape
+        torch.Size([5, 3, 6])
+    """
+    if start.shape != end.shape:
+        raise ValueError(f"start is {list(start.shape)} and end {list(end.shape)}; expected pairs of data of one shape")
+    if num_steps < 2 or path not in PATHS:
+        raise ValueError(f"num_steps is {num_steps}, path {path!r}; expected at least 2, and one of {sorted(PATHS)}")
+    bounds = [program.bind(x, *args, **kwargs) for x in (start, end)]
+    check_drawn(bounds[0])
+    with undisturbed(program), seeded(seed, bounds[0].device):
+        densities = [Unconstrained(bound) for bound in bounds]
+        first, last = (density.sample_guide(num_particles)[0].mean(0) for density in densities)
+        time = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device)
+        points = PATHS[path](first, last, time.reshape(-1, *(1,) * first.dim()))
+        return decode(bounds[0], densities[0].constrain(points), program.site)
+
+
+def linear(first: Tensor, last: Tensor, time: Tensor) -> Tensor:
+    """Points on the line between two vectors `[..., dim]`."""
+    return torch.lerp(first, last, time)
+
+
+def spherical(first: Tensor, last: Tensor, time: Tensor) -> Tensor:
+    """Points on the great circle between two vectors `[..., dim]`; on the line where they are parallel.
+
+    Example:
+        >>> spherical(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([[0.5]]))
+        tensor([[0.7071, 0.7071]])
+    """
+    cosine = torch.cosine_similarity(first, last, -1).unsqueeze(-1).clamp(-1, 1)
+    angle = cosine.acos()
+    flat = angle.sin() < 1e-4
+    sine = torch.where(flat, torch.ones_like(angle), angle.sin())
+    arc = (((1 - time) * angle).sin() * first + (time * angle).sin() * last) / sine
+    return torch.where(flat, linear(first, last, time), arc)
+
+
+PATHS = {"linear": linear, "spherical": spherical}

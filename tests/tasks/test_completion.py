@@ -1,0 +1,138 @@
+"""Completions against conditional distributions in closed form and by enumeration."""
+
+from itertools import product
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_dgm import Program
+from ppl_dgm.families import MADE, VAE, Mixture
+from ppl_dgm.tasks import complete
+
+WEIGHT = torch.tensor([[1.0, 0.5, -1.0], [0.0, 1.0, 0.8]])
+NOISE = 0.4
+X = torch.tensor([[1.2, 0.3, 0.0], [-0.5, 0.0, 1.1]])
+SEEN = torch.tensor([[True, True, False], [True, False, True]])
+
+
+def factors(x=None):
+    with pyro.plate("data", 1 if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal((z.unsqueeze(-1) * WEIGHT).sum(-2), NOISE).to_event(1), obs=x)
+
+
+def loose_guide(x=None):
+    """A proposal that depends on all entries, also those that are missing."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x.unsqueeze(-1) * 0.3 * WEIGHT.T).sum(-2), 0.8).to_event(1))
+
+
+def conditional(x, seen):
+    """Mean and covariance of the missing entries given the others."""
+    covariance = WEIGHT.T @ WEIGHT + NOISE**2 * torch.eye(3)
+    inside, across = covariance[seen][:, seen], covariance[~seen][:, seen]
+    gain = across @ torch.linalg.inv(inside)
+    return gain @ x[seen], covariance[~seen][:, ~seen] - gain @ across.T
+
+
+@pytest.mark.parametrize("guide", [None, loose_guide])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_gaussian_completions_have_the_conditional_moments(guide, rounds):
+    found = complete(
+        Program(factors, guide), X, SEEN, num_particles=20_000, num_draws=4000, rounds=rounds, seed=1, memory=2**26
+    )
+    assert not found.warnings
+    for i in range(2):
+        mean, covariance = conditional(X[i], SEEN[i])
+        draws = found.draws[:, i, ~SEEN[i]]
+        assert torch.allclose(draws.mean(0), mean, atol=4.5 * (covariance.max() / 1500).sqrt().item())
+        assert torch.allclose(draws.var(0), covariance.diagonal(), rtol=0.12)
+    assert torch.equal(found.draws[:, SEEN], X[SEEN].expand(4000, -1))
+    assert torch.allclose(found.mean[SEEN], X[SEEN])
+
+
+def test_placeholders_do_not_matter_to_the_result():
+    other = torch.where(SEEN, X, torch.tensor(2.0))
+    results = [
+        complete(Program(factors, loose_guide), x, SEEN, num_particles=8000, num_draws=2000).mean for x in (X, other)
+    ]
+    assert torch.allclose(*results, atol=0.08)
+
+
+def belief_net(x=None):
+    with pyro.plate("data", 1 if x is None else len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.4 * torch.ones(2)).to_event(1))
+        logits = (z.unsqueeze(-1) * 4 * WEIGHT).sum(-2) - 1
+        pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def test_binary_completions_match_enumeration():
+    x, seen = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([True, False, False])
+    joint = torch.zeros(2, 2)
+    for a, b in product((0.0, 1.0), repeat=2):
+        z = torch.tensor([a, b])
+        prior = dist.Bernoulli(0.4).log_prob(z).sum().exp()
+        probs = ((z @ (4 * WEIGHT)) - 1).sigmoid()
+        second = torch.stack([1 - probs[1], probs[1]])
+        third = torch.stack([1 - probs[2], probs[2]])
+        joint = joint + prior * probs[0] * second[:, None] * third
+    truth = joint / joint.sum()
+    draws = complete(Program(belief_net), x, seen, num_particles=20_000, num_draws=8000).draws[:, 0].long()
+    counts = torch.zeros(2, 2).index_put((draws[:, 1], draws[:, 2]), torch.ones(8000), accumulate=True)
+    assert torch.allclose(counts / 8000, truth, atol=0.025)
+
+
+def test_completions_are_repeatable_and_leave_the_generator_alone():
+    vae = VAE(6, 2, hidden=[8])
+    x, seen = torch.ones(3, 6), torch.tensor([True, True, True, False, False, False])
+    state = torch.get_rng_state()
+    first, second = (complete(vae, x, seen, num_particles=50, num_draws=5, seed=4) for _ in range(2))
+    assert torch.equal(first.draws, second.draws)
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.draws.shape == (5, 3, 6)
+    assert set(first.draws.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_more_data_than_fit_into_memory_at_once():
+    x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
+    found = complete(Program(factors, loose_guide), x, seen, num_particles=2000, num_draws=500, memory=2**20)
+    assert found.draws.shape == (500, 40, 3)
+    mean, covariance = conditional(X[0], SEEN[0])
+    assert torch.allclose(found.mean[::2, 2].mean(), mean, atol=4.5 * (covariance.max() / 4000).sqrt().item())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: complete(Program(factors), X, SEEN.float()), TypeError, "torch.bool"),
+        (lambda: complete(Program(factors), X, SEEN[:, :2]), ValueError, r"observed is \[2, 2\]"),
+        (lambda: complete(Program(factors), X, SEEN, rounds=0), ValueError, "rounds 0"),
+        (lambda: complete(MADE(3, [8]), (X > 0).float(), SEEN), ValueError, "no latents to draw"),
+        (lambda: complete(Mixture(3, 2, "diagonal"), X, SEEN), ValueError, "summed out"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_entries_that_depend_on_one_another_are_refused():
+    def correlated(x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.MultivariateNormal(z, torch.eye(3)), obs=x)
+
+    with pytest.raises(ValueError, match="depend on one another"):
+        complete(Program(correlated), X, SEEN)
+
+
+def test_latents_shared_by_all_data_are_refused():
+    def shared(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0).expand([len(x), 3]).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="shared by all data"):
+        complete(Program(shared), X, SEEN)
