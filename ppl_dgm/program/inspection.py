@@ -19,6 +19,7 @@ from ppl_dgm.program.scope import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
     innermost,
+    is_auxiliary,
     is_deterministic,
     is_enumerated,
     is_factor,
@@ -165,7 +166,7 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
     free = {name: site for name, site in model_sites.items() if not site["is_observed"]}
     enumerated = [name for name, site in free.items() if name not in guide_sites and summed_out(site, sum_out)]
     drawn = [read_latent(s, guide_sites.get(n, s), plate) for n, s in free.items() if n not in enumerated]
-    auxiliary = [read_latent(s, s, plate, True) for s in guide_sites.values() if s["infer"].get("is_auxiliary")]
+    auxiliary = [read_latent(s, s, plate, True) for s in guide_sites.values() if is_auxiliary(s)]
     everything = [*model_sites.values(), *guide_sites.values()]
     observed = [name for name, site in model_sites.items() if site["is_observed"] and not is_factor(site)]
     subsampled = [
@@ -185,8 +186,7 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
         nesting=max((-f.dim for s in everything for f in s["cond_indep_stack"] if f.dim is not None), default=0),
         plate=plate,
         batched=any(frame.name == plate for s in everything for frame in s["cond_indep_stack"]),
-        per_datum=bool(everything)
-        and all(in_plate(s, plate) for s in everything if not s["infer"].get("is_auxiliary")),
+        per_datum=bool(everything) and all(in_plate(s, plate) for s in everything),
         common_scale=one_scale(everything),
         has_guide=guide_trace is not None,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
+from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -164,5 +165,12 @@ class ScopedCallable(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self.scope.lent():
             if isinstance(self.fn, nn.Module) and not isinstance(self.fn, PyroModule):
-                pyro.module(self.role, self.fn)
+                announce(self.role, self.fn)
             return self.fn(*args, **kwargs)
+
+
+def announce(name: str, module: nn.Module) -> None:
+    """Tell Pyro of a module's trainable parameters; unlike `pyro.module` without a word about frozen ones."""
+    for own, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            pyro.param(param_with_module_name(name, own), parameter)

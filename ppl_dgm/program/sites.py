@@ -39,6 +39,11 @@ def is_factor(site: Site) -> bool:
     return innermost(site["fn"]).__class__.__name__ == "Unit"
 
 
+def is_auxiliary(site: Site) -> bool:
+    """Whether the site is a variable of the guide alone (Pyro marks factors so too, which are none)."""
+    return bool(site["infer"].get("is_auxiliary")) and not is_factor(site)
+
+
 def is_enumerated(site: Site) -> bool:
     """Whether the site asks to be summed out in parallel."""
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"

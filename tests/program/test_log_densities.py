@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from pyro.infer import autoguide
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -208,6 +209,41 @@ def test_auxiliary_latents_of_a_guide() -> None:
     )
 
 
+@pytest.mark.parametrize("num_particles", [6, 4])
+def test_a_joint_guide_of_local_latents_has_one_weight_for_all_data(num_particles: int) -> None:
+    """An autoguide of one vector for all data: its density is not a sum over data."""
+
+    def model(x: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = autoguide.AutoMultivariateNormal(model, init_scale=0.8)
+    program = Program(model, guide)
+    bound = program.bind(X)
+    assert bound.structure.target == "dataset"
+    draw = bound.draw(num_particles)
+    z = draw.values["z"]
+    joint = (normal(z, 0.0) + normal(X, z)).sum(-1)
+    density = dist.MultivariateNormal(guide.loc, scale_tril=guide.scale[:, None] * guide.scale_tril).log_prob(z)
+    assert torch.allclose(bound.log_joint(draw.values).total, joint, atol=1e-4)
+    assert torch.allclose(draw.log_prob, density, atol=1e-4)
+
+
+def test_an_autoguide_of_independent_local_latents_has_one_weight_for_each_datum() -> None:
+    def model(x: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = autoguide.AutoNormal(model, init_scale=0.8)
+    program = Program(model, guide)
+    draw = program.bind(X).draw(P)
+    assert program.structure.target == "datum"
+    log_z = draw.values["z"].log()
+    assert torch.allclose(draw.log_prob, normal(log_z, guide.locs.z, 0.8) - log_z, atol=1e-4)
+
+
 def test_factors_are_part_of_the_likelihood() -> None:
     def model(x: Tensor | None = None) -> None:
         with pyro.plate("data", len(x)):
@@ -219,6 +255,42 @@ def test_factors_are_part_of_the_likelihood() -> None:
     program = Program(model)
     assert_parts(program, prior, lambda v: normal(X, v["z"]) - v["z"] ** 4, prior, X)
     assert program.density == "unnormalised"
+
+
+def test_a_factor_outside_the_data_plate_belongs_to_the_data_set() -> None:
+    """It counts once, not once for each datum."""
+
+    def model(x: Tensor | None = None) -> None:
+        pyro.factor("penalty", torch.tensor(-7.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    program = Program(model)
+    joint = program.bind(X).log_joint({})
+    assert program.structure.target == "dataset"
+    assert joint.total.item() == pytest.approx(normal(X, 0.0).sum().item() - 7, rel=1e-6)
+
+
+def test_factors_of_a_guide_are_part_of_its_density() -> None:
+    def guide(x: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 0.8))
+            pyro.factor("correction", 0.1 * z, has_rsample=True)
+
+    def model(x: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    program = Program(model, guide)
+    assert_parts(
+        program,
+        lambda v: normal(v["z"], 0.0),
+        lambda v: normal(X, v["z"]),
+        lambda v: normal(v["z"], X / 2, 0.8) + 0.1 * v["z"],
+        X,
+    )
+    assert [latent.name for latent in program.structure.latents] == ["z"]
 
 
 def test_double_precision() -> None:
