@@ -201,6 +201,17 @@ def test_one_datum_has_no_spread_over_data():
     assert "nan" not in str(table)
 
 
+def test_offsets_state_densities_of_the_original_data():
+    x = torch.randn(30, dtype=torch.float64)
+    slow, fast = x / 10, evidence.Exact()
+    direct = compare({"a": fast(normal_program(0.0, 1.0), x)})["a"]
+    scaled = compare({"a": fast(normal_program(0.0, 0.1), slow)}, log_offset=-math.log(10.0))["a"]
+    assert scaled.log_z == pytest.approx(direct.log_z)
+    assert scaled.bits_per_dim == pytest.approx(direct.bits_per_dim)
+    each = compare({"a": fast(normal_program(0.0, 0.1), slow)}, log_offset=torch.full((30,), -math.log(10.0)))["a"]
+    assert each.log_z == pytest.approx(direct.log_z)
+
+
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
@@ -213,6 +224,8 @@ def test_one_datum_has_no_spread_over_data():
         ({"a": result([-1.0, -1.0]), "b": result(-2.0)}, {}, "one has an evidence for each datum"),
         ({"a": result(-2.0)}, {"reference": "b"}, r"reference 'b' is not among the programs \['a'\]"),
         ({"a": result([-2.0])}, {"prior": {"a": 1.0}}, "prior odds belong to evidences of a data set"),
+        ({"a": result(-2.0)}, {"log_offset": 1.0}, "give the sum over its data"),
+        ({"a": result([-2.0, -1.0])}, {"log_offset": torch.zeros(3)}, r"shape \[3\] for 2 data"),
         ({"a": result(-2.0)}, {"prior": {"b": 1.0}}, "expected one positive number for each of"),
         ({"a": result(-2.0)}, {"prior": {"a": -1.0}}, "expected one positive number for each of"),
     ],

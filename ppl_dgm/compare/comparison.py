@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ppl_dgm.compare.rendering import cells, html_table, notes, plot_comparison, text_table, title
 from ppl_dgm.compare.rows import NAN, BayesFactor, Row, make_row, probabilities, sense_of, stack
@@ -82,7 +84,11 @@ class Comparison:
 
 
 def compare(
-    evidences: Mapping[str, Evidence], *, reference: str | None = None, prior: Mapping[str, float] | None = None
+    evidences: Mapping[str, Evidence],
+    *,
+    reference: str | None = None,
+    prior: Mapping[str, float] | None = None,
+    log_offset: Tensor | float = 0.0,
 ) -> Comparison:
     r"""Compare programs by their evidence on the same data.
 
@@ -96,6 +102,8 @@ def compare(
         evidences: results of estimators by the programs' names.
         reference: program that differences are taken to; default the best that no alarm speaks against.
         prior: prior odds of the programs by name, for evidences of a data set; default equal.
+        log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled data: what turns their
+            densities into those of the original data, `Dataset.log_offset`.
 
     Raises:
         ValueError: nothing to compare, unlike data or targets, unknown names, priors that are not positive.
@@ -118,6 +126,7 @@ def compare(
     """
     check_comparable(evidences)
     check_names(evidences, reference, prior)
+    evidences = {name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()}
     order = sorted(evidences, key=lambda name: rank(evidences[name]), reverse=True)
     reference = reference or next((name for name in order if evidences[name].reliable), order[0])
     first = evidences[order[0]]
@@ -130,6 +139,22 @@ def compare(
         num_dims=first.num_dims,
         evidences={name: evidences[name] for name in order},
     )
+
+
+def in_original_units(evidence: Evidence, log_offset: Tensor | float) -> Evidence:
+    """The evidence with nats per datum added; the sum of one for each datum where the data set has one evidence."""
+    offset = torch.as_tensor(log_offset).to(evidence.log_z)
+    if evidence.target == "dataset" and offset.dim() == 0 and offset != 0:
+        raise ValueError(
+            f"log_offset is {log_offset}, one number, but the data set has one evidence; give the sum over its data, as a "
+            "tensor of shape [data]"
+        )
+    offset = offset.sum() if evidence.target == "dataset" else offset
+    if offset.dim() and offset.shape != evidence.log_z.shape:
+        raise ValueError(
+            f"log_offset has shape {list(offset.shape)} for {evidence.log_z.numel()} data; expected one number for each"
+        )
+    return replace(evidence, log_z=evidence.log_z + offset)
 
 
 def rank(evidence: Evidence) -> float:
