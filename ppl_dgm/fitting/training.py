@@ -77,7 +77,7 @@ class Training:
             self._show(bar)
             if self.valid and (self.state.step % self.valid_every == 0 or self.state.step == self.num_steps):
                 self._validate(self.valid)
-            if self.checkpoint and self.state.step % self.checkpoint_every == 0:
+            if self.checkpoint and (self.state.step % self.checkpoint_every == 0 or self.state.step == self.num_steps):
                 self._save()
             if self.patience is not None and self.state.stale >= self.patience:
                 return "early"
