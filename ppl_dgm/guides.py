@@ -173,10 +173,11 @@ class AmortisedGuide(nn.Module):
         """q(z | x) of data `[..., *event]`: batch `[...]`, event `[L]`."""
         return self.posterior(self.encoder(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Draw latents `[data, L]` of data `[data, *event]`."""
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Draw latents `[data, L]` of data `[data, *event]`, of which only the observed part is seen."""
+        seen = x if observed is None else torch.where(observed, x, 0.0)
         with pyro.plate("data", len(x), dim=-1):
-            return self.posterior.draw("z", self.encoder(x))
+            return self.posterior.draw("z", self.encoder(seen))
 
 
 class LocalGuide(nn.Module):

@@ -4,7 +4,7 @@ A new family adds one line to `CASES`; every generic test then runs over it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,18 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 
 from ppl_dgm import Program
-from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture, likelihoods, priors
+from ppl_dgm.families import (
+    MADE,
+    PPCA,
+    VAE,
+    ConditionalVAE,
+    HierarchicalVAE,
+    IndependentBernoulli,
+    Mixture,
+    SemiSupervisedVAE,
+    likelihoods,
+    priors,
+)
 from ppl_dgm.families.bayesnet import BayesNet
 from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior, FullRankNormal
 
@@ -23,13 +34,15 @@ from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior, FullRa
 class Case:
     """A family's tiny instance.
 
-    `make()` builds the program and `data()` its arguments, the same on each call up to torch's generator;
-    `truth(program, *data)` is the log evidence of each datum `[data]` in nats, found without the program.
+    `make()` builds the program and `data()` its arguments, the same on each call; `truth(program, *data)` is the log
+    evidence of each datum `[data]` in nats, found without the program. `given` are arguments for one datum that draws
+    need, `[1]` each.
     """
 
     make: Callable[[], Program]
     data: Callable[[], tuple]
     truth: Callable[..., Tensor]
+    given: dict[str, Tensor] = field(default_factory=dict)
 
 
 def generator() -> torch.Generator:
@@ -128,6 +141,71 @@ def vae_by_quadrature(program: Any, x: Tensor) -> Tensor:
     return (model.prior().log_prob(z) + log_likelihood + cell).logsumexp(0)
 
 
+def grid(half: float, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Points `[size, 1, 1]` and the log of their distance."""
+    axis = torch.linspace(-half, half, size, dtype=like.dtype, device=like.device)
+    return axis.reshape(-1, 1, 1), (axis[1] - axis[0]).log()
+
+
+def hierarchical_by_quadrature(program: Any, x: Tensor) -> Tensor:
+    """log of the double integral over one latent in each of two layers."""
+    model = program.model.fn
+    z, log_cell = grid(9, 241, x)
+    above, below = z.unsqueeze(0), z.unsqueeze(1)  # z2 along the second dimension, z1 along the first
+    log_joint = Normal(torch.zeros_like(above), 1.0).log_prob(above) + model.layers[0](above).log_prob(below).unsqueeze(
+        -1
+    )
+    log_likelihood = model.bottom.distribution(z).log_prob(x)
+    return (log_joint.logsumexp(1).squeeze(-1) + log_likelihood + 2 * log_cell).logsumexp(0)
+
+
+def missing_by_quadrature(program: Any, x: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Pixels that are not observed left out of the product."""
+    model = program.model.fn
+    z, log_cell = grid(9, 4001, x)
+    keep = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+    log_pixels = model.likelihood(model.decoder(z).reshape(len(z), 1, x.shape[-1], -1)).log_prob(x)
+    log_prior = Normal(torch.zeros_like(z), 1.0).log_prob(z).squeeze(-1)
+    return ((log_pixels * keep).sum(-1) + log_prior + log_cell).logsumexp(0)
+
+
+def conditional_by_quadrature(program: Any, x: Tensor, y: Tensor) -> Tensor:
+    """One datum's label after the other."""
+    decoding = program.model.fn.decoding
+    z, log_cell = grid(9, 2001, x)
+    log_prior = Normal(torch.zeros_like(z), 1.0).log_prob(z).squeeze(-1)
+    one_hot = torch.nn.functional.one_hot(y.long(), program.model.fn.num_classes).to(x)
+    pairs = torch.cat([z.expand(-1, len(x), 1), one_hot.expand(len(z), -1, -1)], -1)
+    return (decoding.distribution(pairs).log_prob(x) + log_prior + log_cell).logsumexp(0)
+
+
+def semi_supervised_by_quadrature(program: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """The label's share, or the sum over all labels where there is none."""
+    num_classes = program.model.fn.num_classes
+    each = torch.stack([conditional_by_quadrature(program, x, torch.full_like(x[:, 0], c)) for c in range(num_classes)])
+    each = each - torch.tensor(float(num_classes)).log()
+    if y is None:
+        return each.logsumexp(0)
+    return torch.where(y >= 0, each.gather(0, y.clamp_min(0).unsqueeze(0)).squeeze(0), each.logsumexp(0))
+
+
+def with_labels(data: Callable[[], tuple], labels: list[int]) -> Callable[[], tuple]:
+    """Data with integer labels."""
+    return lambda: (*data(), torch.tensor(labels))
+
+
+def with_holes(data: Callable[[], tuple]) -> Callable[[], tuple]:
+    """Data with a mask that leaves some entries out, and all of one datum."""
+
+    def holed() -> tuple:
+        (x,) = data()
+        observed = torch.rand(x.shape, generator=generator()) < 0.6
+        observed[0] = False
+        return x, observed
+
+    return holed
+
+
 def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
     """Conditionals one dimension at a time, the later dimensions of the net's input blanked out."""
     model = program.model.fn
@@ -203,6 +281,24 @@ CASES: dict[str, Case] = {
         vae_by_quadrature,
     ),
     "vamp discretised-logistic vae": Case(seeded(vamp_vae), levels(5), vae_by_quadrature),
+    "two-layer vae": Case(seeded(lambda: HierarchicalVAE(4, (1, 1), [[5], [3]])), binary(), hierarchical_by_quadrature),
+    "top-down two-layer vae": Case(
+        seeded(lambda: HierarchicalVAE(3, (1, 1), [[5], [3]], "gaussian", top_down=True)),
+        real(),
+        hierarchical_by_quadrature,
+    ),
+    "vae of data with holes": Case(seeded(lambda: VAE(4, 1, [5])), with_holes(binary()), missing_by_quadrature),
+    "conditional vae": Case(
+        seeded(lambda: ConditionalVAE(3, 1, 3, [5])),
+        with_labels(binary(num_dims=3), [0, 1, 2, 2, 1, 0]),
+        conditional_by_quadrature,
+        {"y": torch.tensor([1])},
+    ),
+    "semi-supervised vae": Case(
+        seeded(lambda: SemiSupervisedVAE(3, 1, 3, [5])),
+        with_labels(binary(num_dims=3), [0, -1, 2, -1, 1, -1]),
+        semi_supervised_by_quadrature,
+    ),
     "made": Case(seeded(lambda: MADE(4, [8], order=[2, 0, 3, 1])), binary(), made_by_conditionals),
     "categorical made": Case(
         seeded(lambda: MADE(3, [8, 8], likelihoods.Categorical(3))), levels(3), made_by_conditionals

@@ -4,6 +4,8 @@ from ppl_dgm.families import bayesnet, components, likelihoods, priors
 from ppl_dgm.families.autoregressive import MADE
 from ppl_dgm.families.bayesian_mixture import BayesianMixture
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
+from ppl_dgm.families.hierarchical import HierarchicalVAE
+from ppl_dgm.families.labelled import ConditionalVAE, SemiSupervisedVAE
 from ppl_dgm.families.latent_linear import PPCA
 from ppl_dgm.families.mixture import Mixture
 from ppl_dgm.families.vae import VAE
@@ -14,8 +16,11 @@ __all__ = [
     "VAE",
     "BayesNet",
     "BayesianMixture",
+    "ConditionalVAE",
+    "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",
+    "SemiSupervisedVAE",
     "bayesnet",
     "components",
     "likelihoods",

@@ -143,7 +143,7 @@ class FlowPrior(LatentPrior):
         self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
         check_invertible(self(), self.zeros)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Any:
         for transform in self.transforms:
             forget(transform)
         return self.__dict__

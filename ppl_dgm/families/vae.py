@@ -19,6 +19,10 @@ class VAE(Program):
     $z \sim p(z)$, $x_d \mid z \sim p(x_d \mid \mathrm{decoder}(z)_d)$, guide $q(z \mid x)$ with parameters
     $\mathrm{encoder}(x)$. Each part may be replaced; none of them knows the others or the objective.
 
+    Data with missing entries are `(x, observed)`: a boolean mask `[N, D]`, the missing entries of x any value inside the
+    support. They are integrated out exactly, $\log p(x_{obs})$, and set to zero for the encoder (Mattei and Frellsen
+    2019; Nazabal et al. 2020).
+
     Args:
         num_dims: number D of dimensions.
         num_latents: number L of latent dimensions.
@@ -85,13 +89,18 @@ class LatentVectorModel(nn.Module):
         super().__init__()
         self.decoder, self.likelihood, self.prior, self.num_dims = decoder, likelihood, prior, num_dims
 
+    def pixels(self, z: Tensor) -> Any:
+        """p(x_d | z) of latents `[..., L]`: batch `[..., D]`."""
+        params = self.decoder(z).reshape(*z.shape[:-1], self.num_dims, self.likelihood.num_params)
+        return self.likelihood(params)
+
     def distribution(self, z: Tensor) -> Any:
         """p(x | z) of latents `[..., L]`: batch `[...]`, event `[D]`."""
-        params = self.decoder(z).reshape(*z.shape[:-1], self.num_dims, self.likelihood.num_params)
-        return self.likelihood(params).to_event(1)
+        return self.pixels(z).to_event(1)
 
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]`, or draw one datum."""
+    def forward(self, x: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
+        """Score data `[data, D]`, or the observed part of them, or draw one datum."""
         with pyro.plate("data", 1 if x is None else len(x), dim=-1):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.distribution(z), obs=x)
+            law = self.distribution(z) if observed is None else self.pixels(z).mask(observed).to_event(1)
+            return pyro.sample("x", law, obs=x)
