@@ -100,7 +100,8 @@ def write_report(
         ['report.html', 'results.json', 'three-zeros-evidence.png', 'three-zeros.nc']
     """
     sections = [sections] if isinstance(sections, Section) else list(sections)
-    target = checked_folder(folder, sections)
+    check_titles(sections)
+    target = make_folder(folder)
     bodies = [write_section(target, section, seed) for section in sections]
     (target / "results.json").write_text(json.dumps(as_json(sections), indent=1), encoding="utf-8")
     page = target / "report.html"
@@ -108,11 +109,15 @@ def write_report(
     return page
 
 
-def checked_folder(folder: str | os.PathLike, sections: Sequence[Section]) -> Path:
-    """The folder to write to; errors before any work."""
+def check_titles(sections: Sequence[Section]) -> None:
+    """Refuse sections whose files would overwrite each other."""
     slugs = [section.slug for section in sections]
     if not sections or len(set(slugs)) != len(slugs):
         raise ValueError(f"the sections are named {slugs}; expected at least one, with different titles")
+
+
+def make_folder(folder: str | os.PathLike) -> Path:
+    """The folder, made if it does not exist."""
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; expected a folder to write the report to")

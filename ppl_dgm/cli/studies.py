@@ -1,0 +1,152 @@
+"""What `ppl-dgm compare` fits: families of models of the digits, on binary and on grey pixels."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch.optim import Adam
+
+from ppl_dgm.compare import compare
+from ppl_dgm.data import Dataset, load_digits
+from ppl_dgm.evidence import Evidence, Exact, ImportanceSampling
+from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture
+from ppl_dgm.fitting import Fit, fit
+from ppl_dgm.objectives import ELBO, IWELBO, Objective
+from ppl_dgm.program import Program
+from ppl_dgm.report import Section
+from ppl_dgm.weights import seeded
+
+BATCH_SIZE = 100
+NUM_LATENTS = 8
+HIDDEN = (128,)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to spend: particles for each datum, and at most so many epochs."""
+
+    particles: int = 5000
+    max_epochs: int | None = None
+
+    def quick(self) -> "Budget":
+        """Enough to see that everything works."""
+        return Budget(min(self.particles, 200), min(self.max_epochs or 2, 2))
+
+    def epochs(self, wanted: int) -> int:
+        """Epochs of a fit that would like so many."""
+        return min(wanted, self.max_epochs or wanted)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A fit by gradient steps: its objective, epochs, learning rate, and validations without gain before it stops."""
+
+    objective: Callable[[], Objective] = ELBO
+    epochs: int = 100
+    learning_rate: float = 3e-3
+    patience: int = 15
+
+    def __call__(self, program: Program, data: Dataset, budget: Budget, seed: int) -> Fit:
+        """Fit the program to the training split, stopping by the validation split."""
+        return fit(
+            program,
+            data.train,
+            self.objective(),
+            epochs=budget.epochs(self.epochs),
+            batch_size=BATCH_SIZE,
+            optimizer=partial(Adam, lr=self.learning_rate),
+            valid=data.valid,
+            patience=self.patience,
+            seed=seed,
+            compile=False,
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: how the program is built (and perhaps fitted in closed form), and how it learns beyond that."""
+
+    name: str
+    make: Callable[[Dataset], Program]
+    learn: Learning | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Programs to be compared on the same data."""
+
+    title: str
+    note: str
+    load: Callable[[], Dataset]
+    entries: tuple[Entry, ...] = field(repr=False)
+
+
+def run_study(study: Study, budget: Budget, seed: int) -> Section:
+    """Fit every program of a study, and ask for its evidence on the test split."""
+    data = study.load()
+    programs: dict[str, Program] = {}
+    fits: dict[str, Fit] = {}
+    results: dict[str, Evidence] = {}
+    for entry in study.entries:
+        print(f"{study.title}: {entry.name}", file=sys.stderr)
+        with seeded(seed):
+            programs[entry.name] = entry.make(data.train)
+        if entry.learn is not None:
+            fits[entry.name] = entry.learn(programs[entry.name], data, budget, seed)
+        results[entry.name] = held_out_evidence(programs[entry.name], data.test, budget, seed)
+    table = compare(results, log_offset=data.test.log_offset)
+    return Section(study.title, table, study.note, fits, programs, data.test)
+
+
+def held_out_evidence(program: Program, test: Dataset, budget: Budget, seed: int) -> Evidence:
+    """Exact where the density is, by importance sampling with the guide otherwise."""
+    exact = not program.initialise(test.x).structure.latents or isinstance(program, PPCA)
+    return (Exact() if exact else ImportanceSampling(budget.particles))(program, test.x, seed=seed)
+
+
+def vae(likelihood: str) -> Callable[[Dataset], Program]:
+    """Makes a VAE."""
+    return lambda train: VAE(train.num_dims, NUM_LATENTS, HIDDEN, likelihood)
+
+
+def em_mixture(num_components: int, components: str, regularisation: float | None) -> Callable[[Dataset], Program]:
+    """Makes a mixture fitted by expectation maximisation."""
+
+    def make(train: Dataset) -> Program:
+        mixture = Mixture(train.num_dims, num_components, components)
+        mixture.fit_em(train.x, regularisation=regularisation)
+        return mixture
+
+    return make
+
+
+BINARY = Study(
+    "Binary digits",
+    "8 x 8 pixels, on where the grey value is 8 or more of 16; fitted to 1197 digits, early stopping on 200, evidence on "
+    "400 held out.",
+    load_digits,
+    (
+        Entry("independent pixels", lambda train: IndependentBernoulli(train.num_dims), Learning(ELBO, 60, 0.05, 5)),
+        Entry("mixture of 40 Bernoullis", em_mixture(40, "bernoulli", None)),
+        Entry("MADE", lambda train: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
+        Entry("VAE", vae("bernoulli"), Learning(ELBO, 120)),
+        Entry("VAE by IWELBO", vae("bernoulli"), Learning(partial(IWELBO, 10, gradient="dreg"), 120)),
+    ),
+)
+
+GREY = Study(
+    "Grey digits",
+    "17 shades k, dequantised to (k + u) / 17 with u uniform: densities, stated for the original shades, and thereby on "
+    "average lower bounds of their log-probability. Gaussian families, PPCA among them, have no place on binary pixels: "
+    "a density cannot be compared with a probability.",
+    lambda: load_digits(levels=17).dequantise(),
+    (
+        Entry("independent Gaussians", em_mixture(1, "diagonal", None)),
+        Entry("PPCA", lambda train: PPCA(train.num_dims, 24).fit_closed_form(train.x)),
+        Entry("mixture of 10 Gaussians", em_mixture(10, "full", 1e-3)),
+        Entry("VAE", vae("gaussian"), Learning(ELBO, 120)),
+    ),
+)
+
+STUDIES = {"binary": BINARY, "grey": GREY}
