@@ -565,6 +565,40 @@ def test_objectives_are_captured(objective):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["running mean", "input-dependent"])
+def test_baselines_learn_inside_the_captured_step(kind):
+    program, objective = with_baseline()
+    if kind == "running mean":
+        program.baseline = RunningMean()
+        objective = REINFORCE(baseline=program.baseline)
+    state = "weight" if kind == "running mean" else "0.weight"
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.05)
+    step = TrainStep(
+        lambda x: objective.differentiable_loss(program.model, program.guide, x), optimizer, backend="eager"
+    )
+    seen = []
+    for _ in range(3):
+        step(X)
+        seen.append(program.baseline.state_dict()[state].clone())
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_gradients_in_double_precision():
+    program = build(belief_net, recogniser, X)
+    program.baseline = RunningMean()
+    program.double()
+    for objective in (
+        REINFORCE(baseline=program.baseline),
+        VIMCO(3),
+        ReweightedWakeSleep(2, sleep=0.5),
+        StraightThrough(),
+    ):
+        loss = objective.differentiable_loss(program.model, program.guide, X.double())
+        assert loss.dtype == torch.float64
+        assert all(g.dtype == torch.float64 for g in torch.autograd.grad(loss, list(program.parameters())))
+
+
 @pytest.mark.parametrize("make", [lambda: RLOO(4), lambda: VIMCO(4), lambda: ReweightedWakeSleep(4)])
 def test_fits_reach_the_evidence(make):
     """Data of one belief net, fitted by another: the bound comes near the entropy of the data."""
