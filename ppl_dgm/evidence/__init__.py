@@ -1,5 +1,6 @@
 """Estimators of the evidence: how probable a program makes its data, with an error and a statement of what it is."""
 
+from ppl_dgm.evidence.auto import auto
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
 from ppl_dgm.evidence.bounds import CUBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
@@ -29,6 +30,7 @@ __all__ = [
     "LearnedHarmonicMean",
     "NestedSampling",
     "PriorSampling",
+    "auto",
     "bridge_iteration",
     "savage_dickey",
 ]

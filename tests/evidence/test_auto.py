@@ -1,0 +1,139 @@
+"""auto: exact where it can be, cross-checked elsewhere, and frank about disagreement."""
+
+import math
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence.case_programs import FLOAT, case
+from torch import Tensor
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import Evidence, auto
+from ppl_dgm.evidence.auto import choose, compare_two
+
+
+def local(x: Tensor | None = None) -> None:
+    """A latent for each datum and a Student likelihood: no closed form."""
+    with pyro.plate("data", 1 if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=FLOAT), 1.0))
+        pyro.sample("x", dist.StudentT(50.0, z, 1.0), obs=x)
+
+
+def guide(x: Tensor | None = None) -> None:
+    with pyro.plate("data", 1 if x is None else len(x)):
+        pyro.sample("z", dist.Normal(x / 2, torch.full_like(x, 0.8)))
+
+
+def narrow(x: Tensor | None = None) -> None:
+    with pyro.plate("data", 1 if x is None else len(x)):
+        pyro.sample("z", dist.Normal(x / 2 + 1.5, torch.full_like(x, 0.1)))
+
+
+def local_truth(x: Tensor) -> Tensor:
+    z = torch.linspace(-12, 12, 4001, dtype=FLOAT)[:, None]
+    log_joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.StudentT(50.0, z, 1.0).log_prob(x)
+    return log_joint.logsumexp(0) + math.log(24 / 4000)
+
+
+def result(log_z: float, error: float, name: str, warnings: tuple[str, ...] = ()) -> Evidence:
+    return Evidence(
+        torch.tensor(log_z, dtype=FLOAT),
+        torch.tensor(error, dtype=FLOAT),
+        "estimate",
+        "dataset",
+        name,
+        1,
+        "",
+        {},
+        warnings,
+    )
+
+
+def test_exact_where_there_is_a_closed_form():
+    def mixture(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(3.0 * z, 1.0), obs=x)
+
+    x = torch.linspace(-2, 4, 5)
+    found = auto(Program(mixture), x)
+    parts = [math.log(w) + dist.Normal(3.0 * k, 1.0).log_prob(x) for k, w in enumerate((0.3, 0.7))]
+    assert (found.bound, found.estimator) == ("exact", "auto: Exact")
+    assert torch.allclose(found.log_z, torch.stack(parts).logsumexp(0).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bs_betabinomial_tutorial", "tfp_ais_loggamma", "pymc_beta_bernoulli_20"])
+def test_two_kinds_agree_on_the_cases(name):
+    known = case(name)
+    found = auto(known.program(), *known.args)
+    assert "agrees with" in found.estimator
+    assert len(found.diagnostics["estimates"]) >= 2
+    assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.08
+
+
+def test_data_of_their_own_are_checked():
+    x = torch.linspace(-3, 3, 6, dtype=FLOAT)
+    found = auto(Program(local, guide), x, budget=300_000)
+    assert bool(((found.log_z - local_truth(x)).abs() < 4.5 * found.std_error + 1e-6).all())
+    assert found.reliable
+
+
+def test_a_part_of_the_data_is_checked_where_all_are_too_many():
+    x = torch.linspace(-3, 3, 60, dtype=FLOAT)
+    found = auto(Program(local, guide), x, budget=500_000)
+    assert "4 data checked by SMC" in found.estimator
+    assert found.log_z.shape == (60,)
+    assert found.reliable
+
+
+def test_a_guide_that_misses_the_posterior_is_caught():
+    x = torch.linspace(-3, 3, 60, dtype=FLOAT)
+    found = auto(Program(local, narrow), x, budget=500_000)
+    assert any("SMC gives" in warning for warning in found.warnings)
+
+
+def test_latents_that_cannot_be_summed_out_are_sampled():
+    def poisson(x: Tensor | None = None) -> None:
+        z = pyro.sample("z", dist.Poisson(torch.tensor(3.0)))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.tensor(4.0)
+    count = torch.arange(40.0)
+    truth = (dist.Poisson(3.0).log_prob(count) + dist.Normal(count, 1.0).log_prob(x)).logsumexp(0)
+    found = auto(Program(poisson), x)
+    assert abs(float(found.log_z - truth)) < 4 * float(found.std_error) < 0.05
+
+
+def test_same_seed_same_number():
+    known = case("bs_betabinomial_tutorial")
+    first, second = (auto(known.program(), *known.args, budget=100_000, seed=3).log_z for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_most_precise_without_alarm_is_chosen():
+    found = choose([result(0.0, 0.1, "A"), result(0.05, 0.01, "B"), result(0.0, 1e-6, "C", ("k",))])
+    assert found.estimator == "B agrees with A"
+    assert found.reliable
+
+
+def test_disagreement_is_told():
+    found = choose([result(0.0, 0.01, "A"), result(1.0, 0.01, "B")])
+    assert any("disagree" in warning for warning in found.warnings)
+    assert not compare_two(result(0.0, 0.01, "A"), result(1.0, 0.01, "B")).agrees
+
+
+def test_a_withheld_number_is_no_partner():
+    found = choose([result(math.nan, math.nan, "A", ("withheld",)), result(1.0, 0.01, "B")])
+    assert float(found.log_z) == 1.0
+    assert not found.reliable
+    assert not compare_two(found, replace(found, log_z=torch.tensor(math.nan))).agrees
+
+
+def test_errors_of_the_user_are_not_swallowed():
+    with pytest.raises(ValueError, match="at least 1000"):
+        auto(Program(local), torch.zeros(2, dtype=FLOAT), budget=10)
+    with pytest.raises(ValueError, match="NaN|finite"):
+        auto(Program(local), torch.full((2,), math.nan, dtype=FLOAT))
