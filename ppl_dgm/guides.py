@@ -131,7 +131,8 @@ class FlowPosterior(Posterior):
             log_det = transform.log_abs_det_jacobian(value, image)
             log_density = log_density - (log_det.sum(-1) if transform.domain.event_dim == 0 else log_det)
             value = image
-        return pyro.sample(name, dist.Delta(value, log_density=log_density, event_dim=1))
+        image_law = dist.Delta(value, log_density=log_density, event_dim=1)
+        return pyro.sample(name, image_law, infer={"transported": True})  # type: ignore[arg-type]
 
 
 FLOWS: dict[str, Callable[[int, int], nn.Module]] = {

@@ -1,5 +1,7 @@
 """Guides: densities against autodiff and quadrature, fits against the exact posterior."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from ppl_dgm import Program, log_weights
 from ppl_dgm.families import PPCA, VAE
 from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior, FullRankNormal, LocalGuide
-from ppl_dgm.objectives import ELBO
+from ppl_dgm.objectives import ELBO, IWELBO
 
 FLOWS = ["planar", "iaf", "spline"]
 
@@ -99,6 +101,14 @@ def test_local_guide_serves_its_own_data_only() -> None:
     assert log_weights(program, x, num_particles=3).shape == (3, 6)
     with pytest.raises(ValueError, match="parameters for 6 data, but was called with 4"):
         program.guide(x[:4])
+
+
+@pytest.mark.parametrize("objective", [ELBO(gradient="stl"), IWELBO(4, gradient="dreg")])
+def test_gradients_that_need_the_density_at_fixed_latents_are_refused_for_flows(objective: Any) -> None:
+    vae, x = VAE(4, 2, [5], guide=FlowPosterior(2, "iaf")), torch.ones(6, 4)
+    with pytest.raises(ValueError, match="by transforms of auxiliary noise"):
+        objective.differentiable_loss(vae.model, vae.guide, x)
+    assert IWELBO(4).loss(vae.model, vae.guide, x) > 0
 
 
 BAD = {

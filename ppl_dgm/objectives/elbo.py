@@ -81,6 +81,16 @@ def check_reparameterised(structure: Structure, mode: str) -> None:
         )
 
 
+def check_score(structure: Structure, mode: str) -> None:
+    """Refuse guides whose log q at fixed latents is not to be had."""
+    moved = [latent.name for latent in structure.latents if latent.transported]
+    if moved:
+        raise ValueError(
+            f"{mode} needs log q at fixed latents, but the guide draws {moved} by transforms of auxiliary noise that need no "
+            "inverse; use gradient='reparam', or a guide with a density such as DiagonalNormal or FullRankNormal"
+        )
+
+
 class ELBO(Objective):
     r"""The evidence lower bound, $\mathbb{E}_q[\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))]$.
 
@@ -130,6 +140,7 @@ class ELBO(Objective):
     def check(self, structure: Structure) -> None:
         if self.gradient == "stl":
             check_reparameterised(structure, "gradient='stl'")
+            check_score(structure, "gradient='stl'")
 
     def value(self, bound: Bound) -> Tensor:
         if all(latent.reparameterised or latent.point_mass for latent in bound.structure.latents):
@@ -195,6 +206,8 @@ class IWELBO(Objective):
 
     def check(self, structure: Structure) -> None:
         check_reparameterised(structure, f"IWELBO(gradient={self.gradient!r})")
+        if self.gradient != "reparam":
+            check_score(structure, f"gradient={self.gradient!r}")
 
     def value(self, bound: Bound) -> Tensor:
         log_w, scale = log_weights_with_paths(self, bound, self.gradient)

@@ -203,6 +203,7 @@ def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False)
         auxiliary=auxiliary,
         reparameterised=bool(proposal["fn"].has_rsample),
         point_mass=isinstance(innermost(proposal["fn"]), dist.Delta),
+        transported=bool(proposal["infer"].get("transported")),
     )
 
 

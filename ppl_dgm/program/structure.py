@@ -16,7 +16,9 @@ class Latent:
     """One latent site: its support, the number of its batch and event dimensions, and where it lives.
 
     `local` latents are inside the data plate, the others are shared by all data. `auxiliary` ones exist in the guide
-    alone. `reparameterised` tells whether the guide draws it differentiably, `point_mass` whether it is a Delta there.
+    alone. `reparameterised` tells whether the guide draws it differentiably, `point_mass` whether it is a Delta there,
+    `transported` (a Delta marked `infer={"transported": True}`) that it is the image of an auxiliary latent under a map
+    with parameters, so that log q at a fixed value is not to be had.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Latent:
     auxiliary: bool = False
     reparameterised: bool = True
     point_mass: bool = False
+    transported: bool = False
 
     def pad(self, value: Tensor, nesting: int) -> Tensor:
         """`[particles, *shape]` -> the layout under a particle plate: singletons for the plates the site is not in."""
