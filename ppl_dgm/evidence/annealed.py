@@ -76,15 +76,16 @@ class Annealing:
 
     def _run(self, checkpoint: Checkpoint, name: str, point: Tensor, beta: Tensor) -> Walk:
         last = len(beta) - 1
-        start = self._begin(point, last)
-        return checkpoint.loop(name, start, lambda walk: self._advance(walk, beta), lambda walk: walk.step == last)
+        start = self.begin(point, last)
+        return checkpoint.loop(name, start, lambda walk: self.advance(walk, beta), lambda walk: walk.step == last)
 
-    def _begin(self, point: Tensor, num_temperatures: int) -> Walk:
+    def begin(self, point: Tensor, num_temperatures: int) -> Walk:
+        """Chains at their first points, with weights of one."""
         state = self.path.target.evaluate(point, self.kernel.uses_gradient)
         zero = torch.zeros_like(state.base, dtype=torch.float64)
         return Walk(0, state, zero, zero, zero.new_ones(num_temperatures), zero.new_ones(num_temperatures))
 
-    def _advance(self, walk: Walk, beta: Tensor) -> Walk:
+    def advance(self, walk: Walk, beta: Tensor) -> Walk:
         """One temperature further: weight, then move (not at the end, where no weight depends on it)."""
         step, state = walk.step, walk.state
         increments = weigh(beta[step + 1] - beta[step], state.tilt.double())

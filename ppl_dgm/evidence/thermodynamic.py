@@ -232,11 +232,10 @@ class ThermodynamicIntegration(TemperedChains):
     $\log Z = \int_0^1 \mathbb{E}_\beta[\log p(x \mid y)]\, d\beta$, by the trapezoid rule with the end correction of
     Friel, Hurn and Wyse (2014), "Improving power posterior estimation of statistical evidence", eq. 10:
     $\sum_i \tfrac{\Delta_i}{2}(E_i + E_{i+1}) - \tfrac{\Delta_i^2}{12}(V_{i+1} - V_i)$, at temperatures that a pilot
-    finds. The first interval is a stepping stone, because under a heavy-tailed prior $\mathbb{E}_0$ need not exist. Chains at
-    all temperatures run at once, neighbours exchanging points. The standard error counts
-    autocorrelation and the dependence between temperatures, and the rule's own error, a fifteenth of what half as many
-    nodes change (a rule of fourth order). It costs `num_chains * num_temperatures * (num_draws + num_warmup)` moves for
-    each datum.
+    finds. The first interval is a stepping stone, because under a heavy-tailed prior $\mathbb{E}_0$ need not exist.
+    Chains at all temperatures run at once, neighbours exchanging points. The standard error counts autocorrelation and
+    the dependence between temperatures, and the rule's own error, a fifteenth of what half as many nodes change (a rule
+    of fourth order). It costs `num_chains * num_temperatures * (num_draws + num_warmup)` moves for each datum.
 
     Gelman and Meng (1998), "Simulating normalizing constants"; Lartillot and Philippe (2006).
 

@@ -1,0 +1,245 @@
+"""Bidirectional Monte Carlo: lower and upper bounds of log Z on data whose posterior draw is known."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ppl_dgm.evidence.annealed import AIS, Annealing
+from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence, evaluating
+from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint
+from ppl_dgm.evidence.filters import ParticleFilter
+from ppl_dgm.evidence.paths import divide
+from ppl_dgm.evidence.smc import check_at_least, join, mean_exp_std_error
+from ppl_dgm.program import Bound, Program, draw_sites
+from ppl_dgm.program.bound import Values
+from ppl_dgm.weights import log_mean_exp, seeded
+
+WIDE_GAP = 1.0  # nats per datum
+
+
+@dataclass(frozen=True, eq=False)
+class Sandwich:
+    """Bounds of log Z from below and above on simulated data, and how far apart they are.
+
+    Attributes:
+        lower: annealing forwards; its expectation is at most log Z.
+        upper: annealing backwards from the exact posterior draw; its expectation is at least log Z.
+
+    Example:
+        >>> import torch
+        >>> settings = dict(target="dataset", estimator="BDMC", num_dims=1, digest="")
+        >>> low = Evidence(torch.tensor(-2.5), torch.tensor(0.03), "lower", **settings)
+        >>> high = Evidence(torch.tensor(-2.25), torch.tensor(0.04), "upper", **settings)
+        >>> Sandwich(low, high)
+        Sandwich(-2.500 <= log p <= -2.250 nats on simulated data; gap 0.25 +- 0.05)
+    """
+
+    lower: Evidence
+    upper: Evidence
+
+    @property
+    def gap(self) -> Tensor:
+        """Upper minus lower bound in nats, `[data]` or `[]`: in expectation more than the error of either."""
+        return self.upper.log_z - self.lower.log_z
+
+    @property
+    def mean_gap(self) -> float:
+        """Gap averaged over the data, in nats."""
+        return float(self.gap.mean())
+
+    @property
+    def mean_gap_error(self) -> float:
+        """Standard error of `mean_gap`: from the data's spread, or from the two bounds' errors for one data set."""
+        if self.gap.dim() and len(self.gap) > 1:
+            return float(self.gap.std() / len(self.gap) ** 0.5)
+        return float((self.lower.std_error.square() + self.upper.std_error.square()).sum().sqrt())
+
+    def __repr__(self) -> str:
+        low, high = float(self.lower.log_z.mean()), float(self.upper.log_z.mean())
+        per = "" if self.gap.dim() == 0 else " per datum"
+        gap = f"gap {self.mean_gap:.3g} +- {self.mean_gap_error:.2g}"
+        return f"Sandwich({low:.3f} <= log p <= {high:.3f} nats{per} on simulated data; {gap})"
+
+    def report(self, real: Evidence) -> str:
+        """How far a number on real data, found with the same settings, can be trusted, in words.
+
+        The gap bounds the error on simulated data in expectation. It carries over to real data as far as they are alike
+        to the estimator: where the weights spread more, the error may be larger.
+
+        Args:
+            real: what the same estimator gave for the real data.
+        """
+        gap = f"{self.mean_gap:.3g} +- {self.mean_gap_error:.2g} nats"
+        spread, simulated = weight_spread(real), weight_spread(self.lower)
+        compared = f"({spread:.3g} nats against {simulated:.3g} on simulated data)"
+        if spread > 1.5 * simulated + 0.05:
+            verdict = (
+                f"Log weights spread more on the real data {compared}: use more temperatures, its error may exceed it."
+            )
+        else:
+            verdict = f"Log weights spread alike on the real data {compared}: the gap measures its error too."
+        wide = " The gap is wide: differences of a nat mean nothing yet." if self.mean_gap > WIDE_GAP else ""
+        return f"On data simulated from the program the bounds are {gap} apart. {verdict}{wide}"
+
+
+def weight_spread(evidence: Evidence) -> float:
+    """Typical spread of the log weights (or the groups' log Z) behind an evidence, in nats."""
+    found = evidence.diagnostics.get("log_weight_std", evidence.diagnostics.get("group_std"))
+    if found is None:
+        raise ValueError(f"{evidence.estimator} has no log weights of chains; pass the evidence that AIS or SMC gave")
+    return float(found.median())
+
+
+class BothWays(NamedTuple):
+    """Estimates of log Z, unbiased forwards for Z and backwards for 1/Z, each `[chains, *batch]`."""
+
+    forwards: Tensor
+    backwards: Tensor
+    acceptance: Tensor
+
+
+@dataclass(frozen=True)
+class BDMC:
+    r"""Bidirectional Monte Carlo: a certificate for AIS or SMC on data simulated from the program itself.
+
+    Drawing data and latents together, $(y^*, x^*) \sim p(y, x)$, makes $y^*$ an exact draw of the posterior of $x^*$.
+    Annealing forwards gives $\mathbb{E}\,\hat Z = Z$ and so a stochastic lower bound of log Z; annealing backwards from
+    $y^*$ gives $\mathbb{E}\,\hat Z^{-1} = Z^{-1}$ and an upper one. With `num_particles` > 1 both are particle filters
+    (SMC), the upper one conditional on a trajectory annealed backwards from $y^*$. Both directions share the
+    temperatures, step sizes and scales of one pilot, so that neither adapts to itself.
+
+    Where data have latents of their own, each simulated datum has its bounds, as many as data are given; a program with
+    global latents has one pair for one simulated data set (repeat it with other seeds). It costs twice what the method
+    costs, times `num_particles`.
+
+    Grosse, Ghahramani and Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo"; Grosse,
+    Ancha and Roy (2016), "Measuring the reliability of MCMC inference with bidirectional Monte Carlo".
+
+    Args:
+        method: the annealing to certify.
+        num_particles: 1 for AIS; more for SMC with `method.num_chains` groups of that many particles.
+
+    Raises:
+        ValueError: for settings out of range; on call, if data cannot be simulated or latents are discrete.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        >>> result = BDMC(AIS(num_temperatures=100))(ppl_dgm.Program(model), torch.zeros(50), seed=0)
+        >>> bool(-0.05 < result.mean_gap < 0.1), result.lower.bound, result.upper.bound
+        (True, 'lower', 'upper')
+    """
+
+    method: AIS = field(default_factory=AIS)
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least("num_particles", self.num_particles, 1)
+        if self.num_particles > 1 and not self.method.kernel.adjusted:
+            raise ValueError(
+                f"{type(self.method.kernel).__name__} is not reversible, as particle filters in both directions need; use "
+                "HMC, MALA or RandomWalk"
+            )
+
+    def __call__(self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any) -> Sandwich:
+        """Bound log Z of data simulated from the program, as many as the given data and with their covariates.
+
+        Args:
+            program: the program.
+            *args: data, as its model takes them; observed values are replaced by simulated ones.
+            seed: makes the result repeatable.
+            **kwargs: further data.
+        """
+        with evaluating(program), torch.no_grad():
+            bound = program.bind(*args, **kwargs)
+            check_evidence(program, bound)
+            self.method.check(bound)
+            start = time.perf_counter()
+            with seeded(seed, bound.device):
+                values, args, kwargs = simulate(bound)
+                bound = program.bind(*args, **kwargs)
+                lower, upper = self._bounds(bound, values)
+            seconds = time.perf_counter() - start
+        return Sandwich(self._evidence(bound, lower, "lower", seconds), self._evidence(bound, upper, "upper", seconds))
+
+    def _evidence(self, bound: Bound, estimate: Estimate, kind: BoundKind, seconds: float) -> Evidence:
+        return replace(self.method._evidence(bound, estimate, seconds), bound=kind, estimator=f"BDMC {kind}")
+
+    def _bounds(self, bound: Bound, values: Values) -> tuple[Estimate, Estimate]:
+        method, ways = self.method, []
+        checkpoint = Checkpoint(method.checkpoint, f"{self.num_particles} {fingerprint(method, bound)}", bound.device)
+        rows = max(method.num_chains * self.num_particles, method.num_pilots)
+        for first, path in divide(bound, method.start, rows, method.memory, method.kernel):
+            point = path.space.unconstrain(values)
+            point = point[:, first : first + path.space.batch[0]] if path.space.batch else point
+            posterior = point.expand(method.num_chains, *point.shape[1:]).contiguous()
+            annealing = method.annealing(path, checkpoint, f"pilot from {first}")
+            run = self._anneal if self.num_particles == 1 else self._filter
+            ways.append(run(annealing, checkpoint, f" from {first}", posterior))
+        acceptance = {"acceptance": join([way.acceptance for way in ways])}
+        lower, upper = (join([getattr(way, name) for way in ways], True) for name in ("forwards", "backwards"))
+        return bound_estimate(lower, 1.0, acceptance), bound_estimate(upper, -1.0, acceptance)
+
+    def _anneal(self, annealing: Annealing, checkpoint: Checkpoint, name: str, posterior: Tensor) -> BothWays:
+        forwards = annealing.forwards(checkpoint, "forwards" + name, self.method.num_chains)
+        backwards = annealing.backwards(checkpoint, "backwards" + name, posterior)
+        acceptance = forwards.acceptance.mean(0) / max(len(annealing.beta) - 2, 1)
+        return BothWays(forwards.log_weights, -backwards.log_weights, acceptance)
+
+    def _filter(self, annealing: Annealing, checkpoint: Checkpoint, name: str, posterior: Tensor) -> BothWays:
+        particles = ParticleFilter(annealing, self.num_particles, self.method.num_chains)
+        trajectory = particles.trajectory(checkpoint, "trajectory" + name, posterior)
+        forwards = particles.run(checkpoint, "forwards" + name)
+        backwards = particles.run(checkpoint, "backwards" + name, trajectory)
+        return BothWays(forwards, backwards, torch.ones_like(forwards[0]))
+
+
+def bound_estimate(log_z: Tensor, sign: float, diagnostics: Mapping[str, Tensor]) -> Estimate:
+    """log of the mean of Z (sign 1) or minus that of 1/Z (sign -1), over estimates `[chains, *batch]`."""
+    signed = sign * log_z
+    ess = (2 * signed.logsumexp(0) - (2 * signed).logsumexp(0)).exp()
+    found = {"ess": ess, "log_weight_std": log_z.std(0), **diagnostics}
+    return Estimate(sign * log_mean_exp(signed), mean_exp_std_error(signed), found)
+
+
+def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
+    """Draw latents and data jointly: latent values `[1, *shape]`, and the arguments with simulated data in them.
+
+    Raises:
+        ValueError: for factors, which cannot be drawn, and observed values that are no argument of the program.
+    """
+    structure = bound.structure
+    if structure.factors:
+        raise ValueError(
+            f"the program has factors {list(structure.factors)}, so that no data can be simulated from it; bidirectional "
+            "Monte Carlo needs a program of sample statements. Use AIS and SMC and compare them"
+        )
+    draws = draw_sites(bound.model, structure, 1, bound.args, bound.kwargs)
+    observed = {name: bound.model_trace().nodes[name]["value"] for name in structure.observed}
+    leaves = [leaf for leaf in tree_leaves((bound.args, dict(bound.kwargs))) if isinstance(leaf, Tensor)]
+    simulated = {id(find_argument(name, value, leaves)): draws[name][0] for name, value in observed.items()}
+
+    def exchange(leaf: Any) -> Any:
+        return simulated[id(leaf)].reshape(leaf.shape).to(leaf.dtype) if id(leaf) in simulated else leaf
+
+    args, kwargs = tree_map(exchange, (bound.args, dict(bound.kwargs)))
+    return draws, args, kwargs
+
+
+def find_argument(name: str, value: Tensor, leaves: list[Tensor]) -> Tensor:
+    """The argument that a site observes."""
+    equal = [leaf for leaf in leaves if leaf.numel() == value.numel() and torch.equal(leaf.flatten(), value.flatten())]
+    for leaf in [*(leaf for leaf in leaves if leaf is value), *equal]:
+        return leaf
+    raise ValueError(
+        f"the value that site {name!r} observes is not among the program's arguments, so that simulated data cannot take "
+        "its place; pass it as an argument and observe it as it is: pyro.sample(..., obs=x)"
+    )
