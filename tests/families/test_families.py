@@ -10,6 +10,7 @@ from cases import CASES, Case, all_vectors
 from torch import Tensor
 
 from ppl_dgm import Program, log_weights
+from ppl_dgm.compile import compile_function
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.weights import WeightSummary
 
@@ -103,6 +104,25 @@ def test_training_lowers_the_loss(case: Case) -> None:
     history = train(program, data)
     assert sum(history[-5:]) < sum(history[:5]) - 0.1
     assert all(parameter.grad is not None for parameter in program.parameters())
+
+
+def test_training_steps_can_be_captured(case: Case) -> None:
+    """The graph of loss and gradients, with no Pyro in it, equals the program on fresh data."""
+    program, data = case.make(), case.data()
+    program.initialise(*data)
+    parameters = list(program.parameters())
+
+    def step(*args: Tensor) -> tuple[Tensor, ...]:
+        value = loss(program, args)
+        return value, *torch.autograd.grad(value, parameters)
+
+    captured = compile_function(step, data, backend="eager")
+    other = (data[0].flip(0), *data[1:])
+    torch.manual_seed(5)
+    expected = step(*other)
+    torch.manual_seed(5)
+    for ours, theirs in zip(captured(*other), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_saved_parameters_load_into_a_new_program(case: Case, tmp_path: Any) -> None:
