@@ -162,7 +162,8 @@ class _Plan:
         carry = Carry.of(start)
         first = torch.zeros((), dtype=torch.int64, device=count.device)
         carried: Any = (first, *blank, *carry.pack(start))
-        final = while_loop_op(_unfinished, self._body(carry, len(blank)), carried, (*arguments[self.states :], count))
+        shared = (*(arguments[place] for place in self._shared(len(arguments))), count)
+        final = while_loop_op(_unfinished, self._body(carry, len(blank), len(arguments)), carried, shared)
         outputs, ended = final[1 : 1 + len(blank)], carry.unpack(final[1 + len(blank) :])
         for place, value in zip(self.written, ended[self.states :], strict=True):
             arguments[place].copy_(value)
@@ -177,15 +178,20 @@ class _Plan:
     def _shown(self, results: Sequence[Any]) -> Sequence[Any]:
         return results[self.states : len(results) - len(self.written)]
 
-    def _body(self, carry: Carry, outputs: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def _shared(self, total: int) -> list[int]:
+        """Places of the arguments that stay the same; every tensor handed to a loop costs time at every step."""
+        return [place for place in range(self.states, total) if place not in self.written]
+
+    def _body(self, carry: Carry, outputs: int, total: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+        places = self._shared(total)
+
         def body(index: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
             stop = outputs + len(carry.members)
             stacks, now, rest = flat[:outputs], carry.unpack(flat[outputs:stop]), flat[stop:-1]
             row = [stack.index_select(0, index.reshape(1)).squeeze(0) for stack in rest[: self.rows]]
-            arguments = [*now[: self.states], *row, *rest[self.rows :]]
-            for place, value in zip(self.written, now[self.states :], strict=True):
-                arguments[place] = value
-            results = self.graph(*arguments)
+            arguments = dict(zip(places, [*row, *rest[self.rows :]], strict=True))
+            arguments.update(zip([*range(self.states), *self.written], now, strict=True))
+            results = self.graph(*(arguments[place] for place in range(total)))
             new = [*results[: self.states], *results[len(results) - len(self.written) :]]
             return (index + 1, *map(_record(index), stacks, self._shown(results)), *carry.pack(new))
 
