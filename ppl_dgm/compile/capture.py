@@ -105,8 +105,23 @@ def unmoved_generators() -> Any:
 
 
 def tensor_leaves(inputs: Any) -> list[torch.Tensor]:
-    """Return the tensors among the leaves of a nested input, in order."""
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    """Return the tensors among the leaves of a nested input, in the order of torch's pytrees (but several times faster)."""
+    found: list[torch.Tensor] = []
+    _collect(inputs, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif type(value) in (tuple, list):
+        for item in value:
+            _collect(item, found)
+    elif type(value) is dict:
+        for item in value.values():
+            _collect(item, found)
+    else:
+        found += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:

@@ -1,6 +1,8 @@
 """A whole training step - program, loss, gradient, clipping, optimiser - as one compiled call."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +37,9 @@ class TrainStep:
         guard: where the loss or a gradient is not finite, move nothing and return NaN as the loss.
         backend: as in `compile_function`.
 
+    Attributes:
+        seconds: how long capture and compilation took so far.
+
     Raises:
         CaptureError: at once for another optimiser; at the first call for a loss that cannot be captured or compiled.
 
@@ -64,22 +69,30 @@ class TrainStep:
         self._backend: Backend = backend
         self._clip_norm, self._clip_value = _positive("clip_norm", clip_norm), _positive("clip_value", clip_value)
         self._optimiser = GraphOptimiser(optimizer)
+        self.seconds = 0.0
         self._compiled: dict[Any, Compiled] = {}
         self._loops: dict[Any, Loop] = {}
         self._device = self._optimiser.parameters[0].device
         self._rates = torch.empty(0, dtype=torch.float64)
         self._numbers = self._rates.numpy()
 
-    @property
-    def seconds(self) -> float:
-        """How long capture and compilation took so far."""
-        loops = [loop.compiled for loop in self._loops.values()]
-        return sum(compiled.seconds for compiled in [*self._compiled.values(), *loops])
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def _key(self, leaves: list[torch.Tensor]) -> Any:
+        looks = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+        return looks, len(self._optimiser.cohorts)
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""
-        compiled = self.prepare(*batch)
-        return compiled.run(*tensor_leaves(batch), self._next_rates(), *compiled.captured.lifted)[0]
+        leaves = tensor_leaves(batch)
+        compiled = self._compiled.get(self._key(leaves))
+        if compiled is None or not compiled.captured.is_current():
+            compiled = self.prepare(*batch)
+        return compiled.run(*leaves, self._next_rates(), *compiled.captured.lifted)[0]
 
     def repeat(self, count: int, *batch: Any) -> torch.Tensor:
         """Make `count` steps on one batch and return their losses `[count]`.
@@ -89,10 +102,11 @@ class TrainStep:
         """
         if self._optimiser.size > _SMALL:
             return torch.stack([self(*batch) for _ in range(count)])
-        key = "loop", _shapes(batch), len(self._optimiser.cohorts)
+        key = self._key(tensor_leaves(batch))
         if key not in self._loops or not self._loops[key].compiled.captured.is_current():
             rows = self._example_rates().repeat(_CHUNK, 1)
-            self._loops[key] = compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
+            with self._clock():
+                self._loops[key] = compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
         chunks = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
         return torch.cat([self._run_loop(self._loops[key], batch, steps) for steps in chunks])
 
@@ -106,16 +120,17 @@ class TrainStep:
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""
-        key = _shapes(batch), len(self._optimiser.cohorts)
+        key = self._key(tensor_leaves(batch))
         compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
-            captured = capture(self._step, (batch, self._example_rates()))
-            compiled = self._compiled[key] = compile_captured(captured, backend=self._backend)
+            with self._clock():
+                captured = capture(self._step, (batch, self._example_rates()))
+                compiled = self._compiled[key] = compile_captured(captured, backend=self._backend)
         return compiled
 
     def knows(self, *batch: Any) -> bool:
         """Whether a batch of this shape runs without compiling."""
-        return (_shapes(batch), len(self._optimiser.cohorts)) in self._compiled
+        return self._key(tensor_leaves(batch)) in self._compiled
 
     def eager(self, *batch: Any) -> torch.Tensor:
         """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""
@@ -164,10 +179,6 @@ class TrainStep:
 
 def _joint_norm(gradients: Gradients) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
-
-
-def _shapes(batch: Any) -> Any:
-    return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensor_leaves(batch))
 
 
 def _positive(name: str, value: float | None) -> float | None:
