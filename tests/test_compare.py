@@ -312,3 +312,19 @@ def test_forest_shows_intervals_where_they_are(mixed):
     half = 1.96 * mixed["vae"].difference_error / 3
     spans = [tuple(line.get_xdata()) for line in difference.lines if len(line.get_xdata()) == 2]
     assert any(span == pytest.approx((-0.5 - half, -0.5 + half)) for span in spans)
+
+
+def test_programs_are_estimated_at_the_data_they_are_given():
+    def poisson(rate):
+        def model(x=None):
+            with pyro.plate("data", 1 if x is None else len(x)):
+                pyro.sample("x", dist.Poisson(rate), obs=x)
+
+        return Program(model)
+
+    counts = torch.tensor([2.0, 3.0, 1.0])
+    table = compare({"two": poisson(2.0), "five": poisson(5.0)}, counts)
+    assert table["two"].log_z == pytest.approx(dist.Poisson(2.0).log_prob(counts).sum().item(), abs=1e-5)
+    assert table["two"].bound == table["five"].bound == "exact"
+    mixed = compare({"two": poisson(2.0), "five": table.evidences["five"]}, counts)
+    assert mixed["five"].log_z == table["five"].log_z

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppl_dgm.compare.rendering import cells, html_table, notes, plot_comparison, text_table, title
 from ppl_dgm.compare.rows import NAN, BayesFactor, Row, make_row, probabilities, sense_of, stack
-from ppl_dgm.evidence import Evidence
+from ppl_dgm.evidence import Evidence, auto
+from ppl_dgm.program import Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +85,16 @@ class Comparison:
 
 
 def compare(
-    evidences: Mapping[str, Evidence],
-    *,
+    candidates: Mapping[str, Evidence | Program],
+    *data: Any,
     reference: str | None = None,
     prior: Mapping[str, float] | None = None,
     log_offset: Tensor | float = 0.0,
+    seed: int | None = 0,
 ) -> Comparison:
     r"""Compare programs by their evidence on the same data.
+
+    Programs are estimated by `evidence.auto` at `data`; evidences are taken as they are.
 
     Where each datum has an evidence of its own, differences are paired: with $d_i = \log p_a(x_i) - \log p_b(x_i)$ the
     standard error of their sum is $\sqrt{N}\,\mathrm{sd}(d)$, much less than that of unpaired sums, since data that are
@@ -99,31 +103,34 @@ def compare(
     $p(M_m \mid D) \propto p(D \mid M_m)\, p(M_m)$, with errors by the delta method.
 
     Args:
-        evidences: results of estimators by the programs' names.
+        candidates: results of estimators, or programs, by name.
+        *data: data of the programs, as their models take them; none where all candidates are evidences.
         reference: program that differences are taken to; default the best that no alarm speaks against.
         prior: prior odds of the programs by name, for evidences of a data set; default equal.
         log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled data: what turns their
             densities into those of the original data, `Dataset.log_offset`.
+        seed: of the estimates made here.
 
     Raises:
         ValueError: nothing to compare, unlike data or targets, unknown names, priors that are not positive.
-        TypeError: something that is not an Evidence.
+        TypeError: something that is neither an Evidence nor a Program.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
-        >>> from ppl_dgm import Program, evidence
+        >>> from ppl_dgm import Program
         >>> def model(rate):
         ...     def run(x=None):
         ...         with pyro.plate("data", 1 if x is None else len(x)):
         ...             pyro.sample("x", dist.Poisson(rate), obs=x)
         ...     return Program(run)
         >>> counts = torch.tensor([2.0, 3.0, 1.0, 4.0])
-        >>> table = compare({f"rate {rate}": evidence.Exact()(model(rate), counts) for rate in (2.5, 5.0)})
+        >>> table = compare({f"rate {rate}": model(rate) for rate in (2.5, 5.0)}, counts)
         >>> print(table)
         log p of 4 data (4 numbers), nats per datum ...
         >>> table.best.name
         'rate 2.5'
     """
+    evidences = estimate_programs(candidates, data, seed)
     check_comparable(evidences)
     check_names(evidences, reference, prior)
     evidences = {name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()}
@@ -157,6 +164,16 @@ def in_original_units(evidence: Evidence, log_offset: Tensor | float) -> Evidenc
     return replace(evidence, log_z=evidence.log_z + offset)
 
 
+def estimate_programs(
+    candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None
+) -> dict[str, Evidence]:
+    """The candidates with programs replaced by their evidence at the data."""
+    return {
+        name: auto(candidate, *data, seed=seed) if isinstance(candidate, Program) else candidate
+        for name, candidate in candidates.items()
+    }
+
+
 def rank(evidence: Evidence) -> float:
     """What rows are sorted by: the total, NaN last."""
     total = float(evidence.total)
@@ -170,8 +187,8 @@ def check_comparable(evidences: Mapping[str, Evidence]) -> None:
     for name, evidence in evidences.items():
         if not isinstance(evidence, Evidence):
             raise TypeError(
-                f"{name!r} is a {type(evidence).__name__}; expected an Evidence, the result of an estimator, e.g. "
-                "ImportanceSampling()(program, x)"
+                f"{name!r} is a {type(evidence).__name__}; expected a Program, or an Evidence, the result of an estimator, "
+                "e.g. ImportanceSampling()(program, x)"
             )
     check_alike({name: evidence.target for name, evidence in evidences.items()}, TARGETS_DIFFER)
     check_alike({name: (e.digest, e.num_dims, e.log_z.numel()) for name, e in evidences.items()}, DATA_DIFFER)
