@@ -245,7 +245,7 @@ def test_real_data_that_differ_in_one_value_are_refused():
 
 
 def test_numbers_are_no_evidence():
-    with pytest.raises(TypeError, match="'a' is a float; expected an Evidence"):
+    with pytest.raises(TypeError, match="'a' is a float; expected a Program, or an Evidence"):
         compare({"a": -3.0})  # type: ignore[dict-item]
 
 
