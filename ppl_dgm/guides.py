@@ -50,6 +50,22 @@ class DiagonalNormal(Posterior):
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
+class BernoulliPosterior(Posterior):
+    """Independent binary latents, the parameters their logits: for sigmoid belief nets.
+
+    Example:
+        >>> BernoulliPosterior(3)(torch.zeros(5, 3)).sample().shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents, num_latents)
+
+    def forward(self, params: Tensor) -> Any:
+        """Bernoulli distributions of logits `[..., L]`."""
+        return dist.Bernoulli(logits=params).to_event(1)
+
+
 class FullRankNormal(Posterior):
     """N(loc, T T^T) with T lower triangular: parameters loc, log of T's diagonal, and T below it.
 

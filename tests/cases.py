@@ -18,6 +18,7 @@ from ppl_dgm.families import (
     MADE,
     PPCA,
     VAE,
+    VQVAE,
     ConditionalVAE,
     HierarchicalVAE,
     IndependentBernoulli,
@@ -27,7 +28,7 @@ from ppl_dgm.families import (
     priors,
 )
 from ppl_dgm.families.bayesnet import BayesNet
-from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior, FullRankNormal
+from ppl_dgm.guides import AmortisedGuide, BernoulliPosterior, DiagonalNormal, FlowPosterior, FullRankNormal
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,24 @@ def semi_supervised_by_quadrature(program: Any, x: Tensor, y: Tensor | None = No
     return torch.where(y >= 0, each.gather(0, y.clamp_min(0).unsqueeze(0)).squeeze(0), each.logsumexp(0))
 
 
+def belief_net_by_enumeration(program: Any, x: Tensor) -> Tensor:
+    """Sum over all binary latents."""
+    model = program.model.fn
+    z = all_vectors(2, model.prior.num_latents).to(x).unsqueeze(1)
+    log_prior = Bernoulli(logits=model.prior.logits).log_prob(z).sum(-1)
+    return (log_prior + Bernoulli(logits=model.decoder(z)).log_prob(x).sum(-1)).logsumexp(0)
+
+
+def codes_by_enumeration(program: Any, x: Tensor) -> Tensor:
+    """Sum over all codes, the prior's conditionals one after the other."""
+    model = program.model.fn
+    codes = all_vectors(3, 2).to(x)
+    logits = [model.prior.net(model.prior.likelihood.inputs(codes))[:, m] for m in range(2)]
+    log_prior = sum(Categorical(logits=row).log_prob(codes[:, m]) for m, row in enumerate(logits))
+    vectors = model.codebook.vectors[codes.long()].unsqueeze(1)
+    return (log_prior.unsqueeze(1) + model.likelihood(model.decoder(vectors)).log_prob(x).sum(-1)).logsumexp(0)
+
+
 def with_labels(data: Callable[[], tuple], labels: list[int]) -> Callable[[], tuple]:
     """Data with integer labels."""
     return lambda: (*data(), torch.tensor(labels))
@@ -298,6 +317,15 @@ CASES: dict[str, Case] = {
         seeded(lambda: SemiSupervisedVAE(3, 1, 3, [5])),
         with_labels(binary(num_dims=3), [0, -1, 2, -1, 1, -1]),
         semi_supervised_by_quadrature,
+    ),
+    "sigmoid belief net": Case(
+        seeded(lambda: VAE(4, 3, [], prior=priors.BernoulliPrior(3), guide=BernoulliPosterior(3))),
+        binary(),
+        belief_net_by_enumeration,
+    ),
+    "vq-vae": Case(seeded(lambda: VQVAE(4, 2, 3, 2, [5], prior_hidden=[4])), binary(), codes_by_enumeration),
+    "vq-vae with a learned codebook": Case(
+        seeded(lambda: VQVAE(3, 2, 3, 2, [5], "gaussian", prior_hidden=[4], decay=None)), real(), codes_by_enumeration
     ),
     "made": Case(seeded(lambda: MADE(4, [8], order=[2, 0, 3, 1])), binary(), made_by_conditionals),
     "categorical made": Case(

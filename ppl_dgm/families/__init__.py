@@ -9,11 +9,13 @@ from ppl_dgm.families.labelled import ConditionalVAE, SemiSupervisedVAE
 from ppl_dgm.families.latent_linear import PPCA
 from ppl_dgm.families.mixture import Mixture
 from ppl_dgm.families.vae import VAE
+from ppl_dgm.families.vqvae import VQVAE
 
 __all__ = [
     "MADE",
     "PPCA",
     "VAE",
+    "VQVAE",
     "BayesNet",
     "BayesianMixture",
     "ConditionalVAE",

@@ -44,6 +44,25 @@ class StandardNormal(LatentPrior):
         return dist.Normal(self.zeros, 1.0).to_event(1)
 
 
+class BernoulliPrior(LatentPrior):
+    """Binary latents, independent with learned probabilities: the top of a sigmoid belief net (Neal 1992).
+
+    `VAE(D, L, hidden=[], prior=BernoulliPrior(L), guide=BernoulliPosterior(L))` is the net with one layer.
+
+    Example:
+        >>> BernoulliPrior(3)().log_prob(torch.ones(3)).exp()
+        tensor(0.1250, grad_fn=...)
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents)
+        self.logits = nn.Parameter(torch.zeros(num_latents))
+
+    def forward(self) -> Any:
+        """Independent Bernoulli variables."""
+        return dist.Bernoulli(logits=self.logits).to_event(1)
+
+
 class GaussianMixturePrior(LatentPrior):
     r"""$z \sim \sum_k \pi_k N(\mu_k, \mathrm{diag}(\sigma_k^2))$, means and scales learned: the prior of a GMVAE.
 
