@@ -251,6 +251,8 @@ def tail_shape(largest: Tensor) -> float:
         return -math.inf  # all weights equal: no tail
     if len(excess) <= 4:
         return math.inf
+    if len(excess.unique()) <= 4:
+        return -math.inf  # a few atoms, as discrete latents make them: bounded
     return float(fit_generalized_pareto(excess)[0])
 
 
