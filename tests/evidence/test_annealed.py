@@ -1,0 +1,223 @@
+"""AIS against closed forms: value, error bar, rate, unbiasedness, checkpoints, memory and bad input."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence.targets import CAUCHY, GAUSSIAN, LocalTarget, coverage, linear_gaussian
+from torch import Tensor
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import AIS, checkpoint
+from ppl_dgm.evidence.paths import linear_temperatures, sigmoid_temperatures
+from ppl_dgm.kernels import HMC, MALA, ULA, Kernel, RandomWalk
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_data_with_latents_of_their_own(schedule: str, start: str) -> None:
+    model, guide, x, truth = linear_gaussian(num_data=40)
+    result = AIS(num_temperatures=60, schedule=schedule, start=start)(Program(model, guide), x)  # type: ignore[arg-type]
+    assert (result.target, result.bound, result.log_z.shape) == ("datum", "estimate", (40,))
+    z = (result.log_z - truth) / result.std_error
+    assert z.abs().max() < 4.5
+    assert z.mean().abs() < 4 / math.sqrt(40)
+    assert result.std_error.median() < 0.3
+    assert result.reliable, result.warnings
+
+
+def test_a_latent_shared_by_all_data() -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    x = torch.linspace(-1, 4, 9, dtype=torch.float64)
+    exact = dist.MultivariateNormal(torch.zeros(9).double(), torch.eye(9).double() + 4.0).log_prob(x)
+    result = AIS(num_temperatures=200)(Program(model), x)
+    assert (result.target, result.log_z.shape) == ("dataset", ())
+    assert (result.log_z - exact).abs() < 4 * result.std_error < 0.5
+
+
+@pytest.mark.parametrize("kernel", [HMC(), MALA(), RandomWalk(), ULA()])
+def test_every_kernel_gives_unbiased_weights(kernel: Kernel) -> None:
+    """E[w] = Z for few temperatures and bad moves alike; the unadjusted kernel's weights are corrected."""
+    log_w = replicate_log_z(GAUSSIAN, AIS(num_temperatures=4, num_chains=2, kernel=kernel), 2000)
+    relative = (log_w - GAUSSIAN.log_z).exp()
+    assert (relative.mean() - 1).abs() < 4 * relative.std() / math.sqrt(2000)
+    assert log_w.mean() < GAUSSIAN.log_z - 3 * log_w.std() / math.sqrt(2000)
+
+
+def replicate_log_z(target: LocalTarget, estimator: AIS, count: int) -> Tensor:
+    return estimator(target.program(), *target.data(count)).log_z
+
+
+def test_the_variance_of_log_weights_falls_as_one_over_the_temperatures() -> None:
+    few, many = (AIS(num_temperatures=t)(GAUSSIAN.program(), *GAUSSIAN.data(150)) for t in (40, 160))
+    variance = [result.diagnostics["log_weight_std"].square().mean().log2() for result in (few, many)]
+    assert 1.5 < variance[0] - variance[1] < 2.6  # 4 times as many: 2^2, and a little for what chains forget
+    assert (few.log_z - GAUSSIAN.log_z).mean() < (many.log_z - GAUSSIAN.log_z).mean() < 0.02
+
+
+def test_diagnostics_have_an_entry_for_each_datum_and_temperature() -> None:
+    model, guide, x, _ = linear_gaussian(num_data=5)
+    found = AIS(num_temperatures=20, num_chains=100)(Program(model, guide), x).diagnostics
+    assert found["acceptance"].shape == found["ess"].shape == found["pareto_k"].shape == (5,)
+    assert found["acceptance_by_temperature"].shape == found["overlap_by_temperature"].shape == (20,)
+    assert bool((found["overlap_by_temperature"] > 0.5).all())
+    assert bool(((found["acceptance"] > 0.5) & (found["acceptance"] < 0.98)).all())
+
+
+def test_a_result_is_its_seeds() -> None:
+    model, guide, x, _ = linear_gaussian(num_data=3)
+    runs = [AIS(num_temperatures=10)(Program(model, guide), x, seed=seed).log_z for seed in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_memory_is_bounded_and_divides_data_and_chains() -> None:
+    model, guide, x, truth = linear_gaussian(num_data=6)
+    rows: list[int] = []
+
+    def watched(x: Tensor | None = None) -> None:
+        rows.append(1 if x is None else len(x))
+        model(x)
+
+    result = AIS(num_temperatures=20, num_chains=6, num_pilots=8, memory=2_500)(Program(watched, guide), x)
+    assert max(rows[len(rows) // 2 : -5]) < 6  # the last runs look at the prior once more
+    assert ((result.log_z - truth) / result.std_error).abs().max() < 4.5
+
+
+class StoppedError(Exception):
+    """What stops a run in its middle."""
+
+
+def counting(model: Callable, calls: list[int], limit: float = math.inf) -> Callable:
+    """The model, counting its runs, stopped when it has run so often."""
+
+    def counted(x: Tensor | None = None) -> None:
+        calls.append(1)
+        if len(calls) > limit:
+            raise StoppedError
+        model(x)
+
+    return counted
+
+
+@pytest.mark.parametrize("share", [0.6, 0.75, 0.95])
+def test_a_run_continues_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
+    model, guide, x, _ = linear_gaussian(num_data=4)
+    settings: dict = {"num_temperatures": 30, "kernel": HMC(num_leapfrog=2)}
+    calls: list[int] = []
+    whole = AIS(**settings)(Program(counting(model, calls), guide), x)
+    resumed = AIS(**settings, checkpoint=tmp_path / "ais.pt")
+    with pytest.raises(StoppedError):
+        resumed(Program(counting(model, [], share * len(calls)), guide), x)
+    assert (tmp_path / "ais.pt").exists()
+    torch.manual_seed(123)
+    again_calls: list[int] = []
+    again = resumed(Program(counting(model, again_calls), guide), x)
+    assert torch.equal(again.log_z, whole.log_z)
+    assert torch.equal(again.diagnostics["acceptance_by_temperature"], whole.diagnostics["acceptance_by_temperature"])
+    assert len(again_calls) < len(calls)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    model, guide, x, _ = linear_gaussian(num_data=2)
+    path = tmp_path / "ais.pt"
+    AIS(num_temperatures=3, checkpoint=path)(Program(model, guide), x)
+    for other, data, seed in ((4, x, 0), (3, x + 1, 0), (3, x, 1)):
+        with pytest.raises(ValueError, match="not a checkpoint of this computation"):
+            AIS(num_temperatures=other, checkpoint=path)(Program(model, guide), data, seed=seed)
+
+
+def test_schedules_begin_at_zero_end_at_one_and_rise() -> None:
+    for beta in (linear_temperatures(7), sigmoid_temperatures(7)):
+        assert (beta[0].item(), beta[-1].item(), len(beta)) == (0.0, 1.0, 8)
+        assert bool((beta.diff() > 0).all())
+    torch.testing.assert_close(sigmoid_temperatures(6), 1 - sigmoid_temperatures(6).flip(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_temperatures": 0}, "num_temperatures is 0; expected at least 1"),
+        ({"num_chains": 1}, "num_chains is 1"),
+        ({"schedule": "cubic"}, "schedule is 'cubic'; expected one of"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AIS(**settings)
+
+
+def observed_through(latent: Callable[[], Tensor]) -> Program:
+    def model(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            pyro.sample("x", dist.Normal(latent(), 1.0), obs=x)
+
+    return Program(model)
+
+
+def test_programs_without_continuous_latents_are_refused() -> None:
+    x, estimate = torch.zeros(3), AIS(num_temperatures=2)
+    with pytest.raises(ValueError, match="discrete"):
+        estimate(observed_through(lambda: pyro.sample("z", dist.Poisson(2.0))), x)
+    with pytest.raises(ValueError, match="no latents"):
+        estimate(observed_through(lambda: torch.zeros(())), x)
+    with pytest.raises(ValueError, match="start is 'posterior'"):
+        AIS(start="posterior")(observed_through(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))), x)  # type: ignore
+
+
+def test_an_improper_prior_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="proper prior"):
+        AIS(num_temperatures=2)(Program(model, guide), torch.zeros(3))
+
+
+def test_a_likelihood_that_is_zero_everywhere_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.factor("inside", torch.where(pyro.sample("z", dist.Normal(0.0, 1.0)) > 100, 0.0, -torch.inf))
+
+    with pytest.raises(ValueError, match="the likelihood is zero at all"):
+        AIS(num_temperatures=2)(Program(model), torch.zeros(2))
+
+
+def test_a_prior_beyond_floating_point_is_reported() -> None:
+    def model(x: Tensor) -> None:
+        precision = pyro.sample("precision", dist.Gamma(torch.tensor(1e-4).double(), torch.tensor(1e-4).double()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, precision.rsqrt()), obs=x)
+
+    result = AIS(num_temperatures=5)(Program(model), torch.ones(4).double())
+    assert any("coincide" in warning for warning in result.warnings)
+
+
+def test_too_few_temperatures_are_reported() -> None:
+    model, guide, x, _ = linear_gaussian(num_data=8, noise=0.02)
+    result = AIS(num_temperatures=2)(Program(model, guide), x)
+    assert any("few chains carry all the weight" in warning for warning in result.warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", LocalTarget.registry(), ids=lambda target: target.name)
+@pytest.mark.parametrize("num_temperatures", [60, 300])
+def test_coverage_of_95_percent_intervals(target: LocalTarget, num_temperatures: int) -> None:
+    if target is CAUCHY and num_temperatures == 60:
+        num_temperatures = 120
+    result = AIS(num_temperatures=num_temperatures)(target.program(), *target.data(400))
+    share = coverage(result, target.log_z)
+    assert 0.90 <= share <= 0.98

@@ -1,0 +1,127 @@
+"""Bidirectional bounds against exact evidences: below, above, and how close."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence.targets import GAUSSIAN, linear_gaussian
+from torch import Tensor
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import AIS, BDMC, Sandwich
+from ppl_dgm.evidence.bdmc import simulate
+from ppl_dgm.kernels import HMC, ULA
+
+NUM_DATA = 1000
+
+
+def exact_density(program: Program, x: Tensor) -> Tensor:
+    """Log densities of a linear-Gaussian program at other data, from its draws' covariance in closed form."""
+    model, _, _, _ = linear_gaussian(num_data=1)
+    weight = next(cell.cell_contents for cell in model.__closure__ if getattr(cell.cell_contents, "ndim", 0) == 2)  # type: ignore
+    covariance = weight @ weight.T + 0.25 * torch.eye(3, dtype=x.dtype)
+    return dist.MultivariateNormal(x.new_zeros(3), covariance).log_prob(x)
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [
+        BDMC(AIS(num_temperatures=4, num_chains=2)),
+        BDMC(AIS(num_temperatures=4, num_chains=2, start="guide")),
+        BDMC(AIS(num_temperatures=4, num_chains=2, kernel=ULA())),
+        BDMC(AIS(num_temperatures=4, num_chains=2, kernel=HMC(num_leapfrog=1)), num_particles=5),
+    ],
+    ids=["prior", "guide", "unadjusted", "filters"],
+)
+def test_forwards_is_unbiased_for_z_and_backwards_for_its_inverse(certificate: BDMC) -> None:
+    """Far from convergence, E[Z^] = Z and E[1 / Z^] = 1 / Z, so that bounds hold in expectation."""
+    model, guide, _, _ = linear_gaussian(num_data=1, noise=0.5)
+    program = Program(model, guide)
+    x = torch.zeros(NUM_DATA, 3, dtype=torch.float64)
+    result, simulated = certificate(program, x), observed_by(certificate, program, x)
+    truth = exact_density(program, simulated)
+    for bound, sign in ((result.lower, 1.0), (result.upper, -1.0)):
+        error = sign * (bound.log_z - truth)
+        ratio = error.exp()
+        assert (ratio.mean() - 1).abs() < 4.5 * ratio.std() / math.sqrt(NUM_DATA)
+        assert error.mean() < 0
+    assert result.mean_gap > 5 * result.mean_gap_error
+
+
+def observed_by(certificate: BDMC, program: Program, x: Tensor, seed: int = 0) -> Tensor:
+    """The data that a certificate simulates from a seed."""
+    with torch.random.fork_rng([]), torch.no_grad():
+        bound = program.bind(x)
+        torch.manual_seed(seed)
+        return simulate(bound)[1][0]
+
+
+@pytest.mark.slow
+def test_a_thousand_temperatures_bracket_a_linear_gaussian_vae() -> None:
+    model, guide, x, _ = linear_gaussian(num_data=10)
+    certificate = BDMC(AIS(num_temperatures=1000, num_chains=16, kernel=HMC(num_leapfrog=2)))
+    program = Program(model, guide)
+    result = certificate(program, x)
+    truth = exact_density(program, observed_by(certificate, program, x))
+    assert abs(result.mean_gap) < 0.1
+    assert (result.lower.log_z - truth).mean() < 0.02
+    assert (result.upper.log_z - truth).mean() > -0.02
+    assert (result.lower.bound, result.upper.bound) == ("lower", "upper")
+    assert result.lower.digest == result.upper.digest != ""
+
+
+def test_a_program_with_a_shared_latent_has_one_pair_of_bounds() -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    program, x = Program(model), torch.zeros(6, dtype=torch.float64)
+    certificate = BDMC(AIS(num_temperatures=150))
+    for seed in range(2):
+        result = certificate(program, x, seed=seed)
+        covariance = torch.eye(6, dtype=torch.float64) + 4.0
+        truth = dist.MultivariateNormal(x, covariance).log_prob(observed_by(certificate, program, x, seed))
+        assert result.lower.log_z < truth + 4 * result.lower.std_error
+        assert result.upper.log_z > truth - 0.3
+        assert abs(result.mean_gap) < 0.5
+
+
+def test_covariates_stay_and_data_are_exchanged() -> None:
+    def model(x: Tensor, scale: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), scale))
+            pyro.sample("x", dist.Normal(z, 0.1 * scale), obs=x)
+
+    scale = torch.tensor([1.0, 1e6], dtype=torch.float64)
+    values, args, _ = simulate(Program(model).bind(torch.zeros(2, dtype=torch.float64), scale))
+    assert args[1] is scale
+    assert args[0].abs()[1] > 1e3 > 10 > args[0].abs()[0]
+    assert ((args[0] - values["z"][0]).abs() < scale).all()
+
+
+def test_the_report_compares_real_data_with_simulated() -> None:
+    model, guide, x, _ = linear_gaussian(num_data=12)
+    method = AIS(num_temperatures=30)
+    result = BDMC(method)(Program(model, guide), x)
+    assert isinstance(result, Sandwich)
+    assert "alike" in result.report(method(Program(model, guide), x))
+    assert "use more temperatures" in result.report(method(Program(model, guide), 100 * x))
+    assert f"gap {result.mean_gap:.3g}" in repr(result)
+
+
+def test_what_cannot_be_simulated_is_refused() -> None:
+    with pytest.raises(ValueError, match="has factors"):
+        BDMC(AIS(num_temperatures=2))(GAUSSIAN.program(), *GAUSSIAN.data(2))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 1)
+
+    with pytest.raises(ValueError, match="not among the program's arguments"):
+        BDMC(AIS(num_temperatures=2))(Program(model), torch.zeros(2))
+    with pytest.raises(ValueError, match="not reversible"):
+        BDMC(AIS(kernel=ULA()), num_particles=10)
