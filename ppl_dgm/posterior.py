@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
+from ppl_dgm.program import Bound, Program, draw_sites, require_program, undisturbed
 from ppl_dgm.program.bound import Values
 from ppl_dgm.weights import MEMORY, WeightSummary, chunk_plan, part_of, seeded, tail_warnings
 
@@ -128,6 +128,7 @@ def posterior(
         raise ValueError(
             f"num_particles is {num_particles} and num_draws {num_draws}; expected at least 2 particles and 1 draw"
         )
+    require_program(program, "posterior")
     bound = program.bind(*args, **kwargs)
     check_latents(bound)
     with undisturbed(program), seeded(seed, bound.device):

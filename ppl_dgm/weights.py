@@ -15,7 +15,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_dgm.program import Bound, Program, evaluating, select_data
+from ppl_dgm.program import Bound, Program, evaluating, require_program, select_data
 
 MEMORY = 256 * 2**20  # bytes that one chunk of particles may allocate, all intermediate results counted
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
@@ -62,6 +62,7 @@ def log_weights(
         >>> log_weights(Program(model), torch.zeros(3), num_particles=5, seed=0).shape
         torch.Size([5, 3])
     """
+    require_program(program, "log_weights")
     with evaluating(program), torch.no_grad():
         bound = program.bind(*args, **kwargs)
         with seeded(seed, bound.device):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program, evaluating, require_program
 from ppl_dgm.weights import seeded, tail_warnings
 
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
@@ -128,8 +128,7 @@ class Estimator(ABC):
         Raises:
             ValueError: if the program does not fit the data or the method, naming what would.
         """
-        if not isinstance(program, Program):
-            raise TypeError(f"{self.name} takes a Program, not a {type(program).__name__}; write Program(model, guide)")
+        require_program(program, self.name)
         bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
         with evaluating(program), torch.no_grad():
             check_evidence(program, bound)

@@ -16,7 +16,7 @@ from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.stepping import CompileMode, check_compile, make_stepper
 from ppl_dgm.fitting.training import Training, checkpoint_path
 from ppl_dgm.objectives import ELBO
-from ppl_dgm.program import Program, move_data, unpack_data
+from ppl_dgm.program import Program, move_data, require_program, unpack_data
 from ppl_dgm.weights import seeded
 
 ADAM = partial(Adam, lr=1e-3)
@@ -91,7 +91,9 @@ def fit(
         (3.0, 'finished')
     """
     check_compile(compile)
-    check_settings(program, steps, epochs, batch_size, clip_norm, patience, valid)
+    check_settings(program, objective, steps, epochs, patience, valid)
+    check_positive(steps=steps, epochs=epochs, batch_size=batch_size, clip_norm=clip_norm, patience=patience)
+    check_positive(valid_every=valid_every, checkpoint_every=checkpoint_every)
     if device is not None:
         program.to(device)
     args, kwargs = move_data(unpack_data(data), device)
@@ -120,20 +122,29 @@ def fit(
         return training.run()
 
 
-def check_settings(
-    program: Any, steps: Any, epochs: Any, batch_size: Any, clip_norm: Any, patience: Any, valid: Any
-) -> None:
+def check_settings(program: Any, objective: Any, steps: Any, epochs: Any, patience: Any, valid: Any) -> None:
     """Raise before any work for settings that cannot be meant."""
-    if not isinstance(program, Program):
-        raise TypeError(f"fit takes a Program, not a {type(program).__name__}; write Program(model, guide)")
+    require_program(program, "fit")
+    check_objective(objective)
     if (steps is None) == (epochs is None):
         raise ValueError(f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100")
-    numbers = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "clip_norm": clip_norm, "patience": patience}
+    if patience is not None and valid is None:
+        raise ValueError("patience stops on validation data, but valid is None; pass valid=...")
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raise ValueError for a number, given by name, that is not positive."""
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}; expected a positive number")
-    if patience is not None and valid is None:
-        raise ValueError("patience stops on validation data, but valid is None; pass valid=...")
+
+
+def check_objective(objective: Any) -> None:
+    """Raise TypeError for what is no objective: a name, or a class in place of an instance."""
+    if objective is None or (hasattr(objective, "loss_and_grads") and not isinstance(objective, type)):
+        return
+    given = f"the class {objective.__name__}" if isinstance(objective, type) else f"a {type(objective).__name__}"
+    raise TypeError(f"objective is {given}; expected an instance such as ELBO() or IWELBO(num_particles=10)")
 
 
 def trainable(program: Program) -> list[torch.nn.Parameter]:

@@ -16,7 +16,7 @@ from ppl_dgm.fitting.batches import Batch, Batches
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
 from ppl_dgm.fitting.stepping import Stepper
-from ppl_dgm.program import evaluating, write_atomically
+from ppl_dgm.program import evaluating, read_written, write_atomically
 from ppl_dgm.weights import seeded
 
 
@@ -168,13 +168,19 @@ class Training:
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        content = torch.load(self.checkpoint, weights_only=True, map_location=device_of(self.loss.program))
-        if content["identity"] != self._identity():
+        content = read_written(self.checkpoint, device_of(self.loss.program))
+        if content.get("identity") != self._identity():
             raise ValueError(
-                f"the checkpoint {self.checkpoint} is of another fit: it has {content['identity']}, this one has "
+                f"the checkpoint {self.checkpoint} is of another fit: it has {content.get('identity')}, this one has "
                 f"{self._identity()}. Use the same settings, or another file"
             )
-        self.loss.program.load_state_dict(content["program"])
+        try:
+            self.loss.program.load_state_dict(content["program"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint {self.checkpoint} is of another program: {error}. Build the program as it was, or use "
+                "another file"
+            ) from error
         self.optimizer.load_state_dict(content["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])

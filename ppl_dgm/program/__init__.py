@@ -5,7 +5,7 @@ from ppl_dgm.program.bound import Bound, Draw, LogJoint, Prior
 from ppl_dgm.program.inspection import data_size, inspect
 from ppl_dgm.program.modes import evaluating, undisturbed
 from ppl_dgm.program.pointwise import log_likelihoods
-from ppl_dgm.program.program import Program, write_atomically
+from ppl_dgm.program.program import Program, read_written, require_program, write_atomically
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import unvalidated
 from ppl_dgm.program.structure import Density, Latent, Structure
@@ -25,6 +25,8 @@ __all__ = [
     "inspect",
     "log_likelihoods",
     "move_data",
+    "read_written",
+    "require_program",
     "select_data",
     "tensors_of",
     "undisturbed",

@@ -10,23 +10,38 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ppl_dgm.program.bound import Prior
 from ppl_dgm.program.sites import Site, innermost, is_factor, random_sites
 from ppl_dgm.program.structure import Structure
 
 
 def run(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """Trace guide and model once; what fails is blamed on its half of the program and the data it was given."""
-    guide_trace = blame("guide", lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs)
+    role = "model" if isinstance(getattr(guide, "fn", guide), Prior) else "guide"
+    guide_trace = blame(role, lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = blame("model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs)
+    try:
+        model_trace = blame("model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs)
+    except ValueError:
+        check_latents_apart(model, guide_trace, args, kwargs)
+        raise
     return guide_trace, model_trace
+
+
+def check_latents_apart(model: Callable, guide_trace: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Where the model fails on the guide's latents, see whether it would have drawn others of its own."""
+    trace = blame("model", lambda: poutine.trace(model).get_trace(*args, **kwargs), args, kwargs)
+    own = dict(random_sites(trace))
+    for name, site in random_sites(guide_trace):
+        if name in own and not own[name]["is_observed"]:
+            check_same_site(name, own[name], site)
 
 
 def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """Turn a failure inside the program into a ValueError that says what it was called with."""
     try:
         return call()
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+    except (RuntimeError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
         given = ", ".join(describe(leaf) for leaf in tree_leaves((args, dict(kwargs)))) or "no data"
         raise ValueError(
             f"the {role} failed on its first run with {given}: {error}. Check the shape, dtype and device of the data "
@@ -172,7 +187,7 @@ def check_shapes(role: str, trace: Any, structure: Structure) -> None:
     blame(role, trace.compute_log_prob, (), {})
     for name, site in random_sites(trace):
         try:
-            check_site_shape(site, structure.nesting)  # type: ignore[arg-type]
+            check_site_shape(site, max(structure.nesting, site["log_prob"].dim()))  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(
                 f"site {name!r} of the {role} has a batch dimension that no plate declares: {error}. Expected the data "

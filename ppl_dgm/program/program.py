@@ -17,6 +17,7 @@ from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.modes import evaluating, undisturbed
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.scope import ParameterScope, ScopedCallable
+from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.structure import Density, Structure
 
 
@@ -135,6 +136,10 @@ class Program(ParameterScope):
         with undisturbed(self):
             trace = blame("model", lambda: poutine.trace(self.model).get_trace(*args, **kwargs), args, kwargs)
         site = trace.nodes.get(self.site)
+        given = [name for name, other in random_sites(trace) if other["is_observed"]]
+        if site is None and not given:
+            names = [name for name, _ in random_sites(trace)]
+            raise ValueError(f"the program has no site {self.site!r}, only {names}; name it: Program(..., site=...)")
         if site is None or site["is_observed"]:
             return inspect(self.model, None, args, kwargs, self.plate)
         conditioned = poutine.condition(self.model, data={self.site: site["value"]})
@@ -195,16 +200,33 @@ class Program(ParameterScope):
         Raises:
             ValueError: if the file's names or shapes are not this program's, or the program has not been initialised.
         """
-        device = next((p.device for p in self.parameters()), None)
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = read_written(path, next((p.device for p in self.parameters()), None))
         try:
             self.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"{path} does not hold the parameters of this program: {error}. Build the program as it was saved and, "
                 "if its parameters are made by pyro.param, call program.initialise(*data) first"
             ) from error
         return self
+
+
+def require_program(program: Any, caller: str) -> None:
+    """Raise TypeError unless given a Program."""
+    if not isinstance(program, Program):
+        raise TypeError(f"{caller} takes a Program, not a {type(program).__name__}; write Program(model, guide)")
+
+
+def read_written(path: str | os.PathLike, device: torch.device | None) -> Any:
+    """Read what `write_atomically` wrote, its tensors onto a device, without unpickling code."""
+    try:
+        return torch.load(path, weights_only=True, map_location=device)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the bytes of another file lead torch to
+        raise ValueError(
+            f"{path} is no file of parameters: {error}. Give one that Program.save or a fit's checkpoint wrote"
+        ) from error
 
 
 def write_atomically(path: str | os.PathLike, state: Any) -> None:
