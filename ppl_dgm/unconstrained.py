@@ -124,7 +124,7 @@ class Unconstrained:
         """log prior (with the Jacobian) and log likelihood at points `[chains, *batch, dim]`."""
         values, jacobian = self._transformed(point)
         joint = self.bound.log_joint(values)
-        return SplitDensity(joint.prior + jacobian, joint.likelihood)
+        return SplitDensity(possible(joint.prior + jacobian), possible(joint.likelihood))
 
     def log_joint(self, point: Tensor) -> Tensor:
         """log p(x, y) at points `[chains, *batch, dim]`: `[chains, *batch]`."""
@@ -167,6 +167,11 @@ class Unconstrained:
 def inverse(transform: Transform, value: Tensor) -> Tensor:
     """The unconstrained point of a latent value."""
     return transform.inv(value)  # type: ignore[misc]
+
+
+def possible(log_density: Tensor) -> Tensor:
+    """Zero density where overflow far out gives NaN or plus infinity, which would trap chains and rule sums."""
+    return torch.where(log_density.isnan() | log_density.isposinf(), -torch.inf, log_density)
 
 
 def check_continuous(bound: Bound) -> None:

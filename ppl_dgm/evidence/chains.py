@@ -13,7 +13,7 @@ from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.fitted import moments
 from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.kernels import HMC, DualAveraging, Target, nudge_step_size, robust_scale
-from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.unconstrained import Unconstrained, possible
 from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k
 
 Posterior = Literal["hmc", "nuts", "guide"]
@@ -46,7 +46,7 @@ def evaluate(log_density: Callable[[Tensor], Tensor], points: Tensor, memory: in
     """A log density at points `[n, *batch, dim]`, a bounded number at a time: `[n, *batch]` in float64."""
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
-        return torch.cat([log_density(part) for part in points.split(size)]).double()
+        return possible(torch.cat([log_density(part) for part in points.split(size)]).double())
 
 
 @dataclass(frozen=True)
