@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch._inductor as inductor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -137,7 +138,7 @@ def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -
     run = _COMPILED[key] = _COMPILED.pop(key)
     if len(_COMPILED) > _KEPT:
         _COMPILED.pop(next(iter(_COMPILED)))
-    return Compiled(captured, _replayed(run, captured, flat), seconds)
+    return Compiled(captured, _replayed(run, graph, captured, flat), seconds)
 
 
 def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
@@ -149,9 +150,10 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
         return code
 
 
-def _replayed(run: Flat, captured: Captured, flat: list[torch.Tensor]) -> Flat:
-    devices = {tensor.device.type for tensor in flat}
-    return CudaReplay(run, captured, flat) if devices == {"cuda"} else run
+def _replayed(run: Flat, graph: GraphModule, captured: Captured, flat: list[torch.Tensor]) -> Flat:
+    loops = any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes)  # these ask the host
+    on_cuda = {tensor.device.type for tensor in flat} == {"cuda"}
+    return CudaReplay(run, captured) if on_cuda and not loops else run
 
 
 def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -170,7 +172,7 @@ class CudaReplay:
     fresh at every launch: torch moves its generator's offset between replays.
     """
 
-    def __init__(self, run: Flat, captured: Captured, flat: list[torch.Tensor]) -> None:
+    def __init__(self, run: Flat, captured: Captured) -> None:
         self._inputs = [tensor.detach().clone() for tensor in captured.examples]
         self._graph = torch.cuda.CUDAGraph()
         static = [*self._inputs, *captured.lifted]

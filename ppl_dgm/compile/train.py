@@ -100,7 +100,7 @@ class TrainStep:
         Programs with few parameters run in a compiled loop that does not return to Python between steps; learning rates
         are then read once, at the start.
         """
-        if self._optimiser.size > _SMALL:
+        if self._optimiser.size > _SMALL or self._device.type != "cpu":
             return torch.stack([self(*batch) for _ in range(count)])
         key = self._key(tensor_leaves(batch))
         if key not in self._loops or not self._loops[key].compiled.captured.is_current():

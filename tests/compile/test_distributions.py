@@ -162,4 +162,4 @@ def test_compiled(name: str) -> None:
 )
 def test_samplers_that_read_values_are_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(CaptureError, match="reads a tensor's value on the host"):
-        capture(lambda: make()(), ())
+        capture(make(), ())
