@@ -1,31 +1,35 @@
 """Estimators by the names they have on the command line."""
 
 from collections.abc import Callable
+from typing import Any
 
-from ppl_dgm.cli.loading import arguments
-from ppl_dgm.data import Dataset
-from ppl_dgm.evidence import ELBO, Estimator, Evidence, Exact, ImportanceSampling, Laplace, PriorSampling
-from ppl_dgm.program import Program
+from ppl_dgm.evidence import (
+    AIS,
+    ELBO,
+    SMC,
+    BridgeSampling,
+    Evidence,
+    Exact,
+    ImportanceSampling,
+    Laplace,
+    PriorSampling,
+    auto,
+)
 
-ESTIMATORS: dict[str, Callable[[int], Estimator] | None] = {
-    "auto": None,
+DEFAULT_PARTICLES = 10_000
+ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
+    "auto": lambda particles: auto,
     "exact": lambda particles: Exact(),
     "importance": ImportanceSampling,
     "prior": PriorSampling,
     "elbo": ELBO,
     "laplace": lambda particles: Laplace(),
+    "ais": lambda particles: AIS(),
+    "smc": lambda particles: SMC(),
+    "bridge": lambda particles: BridgeSampling(),
 }
 
 
-def estimate(program: Program, data: Dataset | None, name: str, particles: int, seed: int) -> Evidence:
-    """The evidence of a program by the estimator of that name."""
-    args, kwargs = arguments(data)
-    make = ESTIMATORS[name]
-    if make is not None:
-        return make(particles)(program, *args, seed=seed, **kwargs)
-    try:
-        return Exact()(program, *args, seed=seed, **kwargs)
-    except ValueError as error:
-        if "closed form" not in str(error):
-            raise
-        return ImportanceSampling(particles)(program, *args, seed=seed, **kwargs)
+def estimate(program: Any, args: tuple, kwargs: dict[str, Any], name: str, particles: int, seed: int) -> Evidence:
+    """The evidence of a program at its data, by the estimator of that name."""
+    return ESTIMATORS[name](particles)(program, *args, seed=seed, **kwargs)

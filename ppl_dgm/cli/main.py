@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import torch
 
 from ppl_dgm import __version__
-from ppl_dgm.cli.estimating import ESTIMATORS, estimate
-from ppl_dgm.cli.loading import load_data, load_program, load_state, program_name
+from ppl_dgm.cli.estimating import DEFAULT_PARTICLES, ESTIMATORS, estimate
+from ppl_dgm.cli.loading import arguments, load_data, load_program, load_state, program_name
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
 from ppl_dgm.compare import compare
 from ppl_dgm.report import Section, make_folder, write_report
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         return args.run(args)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        return 0
     except USER_ERRORS as error:
         print(f"ppl-dgm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -73,8 +75,16 @@ def add_compare(command: argparse.ArgumentParser) -> None:
         "--data", choices=["both", *STUDIES], default="both", help="pixels on or off, in 17 shades of grey, or both"
     )
     command.add_argument("--epochs", type=positive, metavar="N", help="at most N passes over the data for every fit")
-    command.add_argument("--particles", type=positive, default=5000, metavar="K", help="for importance sampling [5000]")
-    command.add_argument("--quick", action="store_true", help="few epochs and particles: to see that everything works")
+    command.add_argument(
+        "--temperatures",
+        type=positive,
+        default=80,
+        metavar="T",
+        help="of annealed importance sampling, for the VAEs [80]",
+    )
+    command.add_argument(
+        "--quick", action="store_true", help="few epochs and temperatures: to see that everything works"
+    )
     command.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR", help="folder of the report [results]"
     )
@@ -93,9 +103,15 @@ def add_evidence(command: argparse.ArgumentParser) -> None:
         "--estimator",
         choices=list(ESTIMATORS),
         default="auto",
-        help="auto is exact where that applies, else importance",
+        help="auto is exact where that applies, and else two kinds that must agree [auto]",
     )
-    command.add_argument("--particles", type=positive, default=10_000, metavar="K", help="draws [10000]")
+    command.add_argument(
+        "--particles",
+        type=positive,
+        default=DEFAULT_PARTICLES,
+        metavar="K",
+        help=f"draws of importance, prior and elbo [{DEFAULT_PARTICLES}]",
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="also write a report to this folder")
     add_common(command)
     command.set_defaults(run=run_evidence)
@@ -124,7 +140,7 @@ def run_compare(args: Any) -> int:
     """Fit, compare, print, write."""
     start = time.perf_counter()
     folder = make_folder(args.out)
-    budget = Budget(args.particles, args.epochs)
+    budget = Budget(args.temperatures, args.epochs)
     names = list(STUDIES) if args.data == "both" else [args.data]
     sections = [run_study(STUDIES[name], budget.quick() if args.quick else budget, args.seed) for name in names]
     for section in sections:
@@ -139,7 +155,7 @@ def run_evidence(args: Any) -> int:
     data = load_data(args.data)
     program = load_program(args.program)
     load_state(program, args.state, data)
-    result = estimate(program, data, args.estimator, args.particles, args.seed)
+    result = estimate(program, *arguments(data), args.estimator, args.particles, args.seed)
     table = compare({program_name(args.program): result})
     print(f"{result}\n\n{table}")
     if args.out is not None:
