@@ -1,7 +1,7 @@
 """Completion: the posterior of the missing entries of a datum given the others."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +9,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_dgm.posterior import Posterior, check_latents, join, resample, storable_parts
-from ppl_dgm.program import Bound, Program, undisturbed
+from ppl_dgm.program import Bound, Draw, Program, undisturbed
+from ppl_dgm.program.bound import Values
 from ppl_dgm.program.sites import innermost
-from ppl_dgm.weights import MEMORY, seeded
+from ppl_dgm.weights import MEMORY, log_mean_exp, seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +49,19 @@ def complete(
     *args: Any,
     num_particles: int = 1000,
     num_draws: int = 100,
-    rounds: int = 2,
+    rounds: int = 3,
+    num_fills: int = 16,
     seed: int = 0,
     memory: int = MEMORY,
     **kwargs: Any,
 ) -> Completion:
     r"""Fill in the missing entries of data: draw from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$ by importance resampling.
 
-    Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z \mid \hat x)$, are resampled, and
-    the missing entries drawn given them; that is right for any $\hat x$ the guide is shown. In the first round it is x as
-    given, in later ones the last round's completion, which brings the proposal nearer to the posterior (the pseudo-Gibbs
-    of Rezende, Mohamed and Wierstra 2014, appendix F, with its draws reweighted, as in Mattei and Frellsen 2018).
+    Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z)$, are resampled, and the missing
+    entries drawn given them. In the first round $q(z) = q(z \mid x)$ with x as given, in later ones the guide's mixture
+    $\frac1M \sum_m q(z \mid \hat x_m)$ over M completions $\hat x_m$ of the last round, which brings it nearer to the
+    posterior: the pseudo-Gibbs of Rezende, Mohamed and Wierstra (2014, appendix F) as population Monte Carlo (Cappe et
+    al. 2004), its draws weighted as in Mattei and Frellsen (2018). The weights are right for any completions.
 
     Args:
         program: a program with latents in the data plate, whose data site is independent over entries given them.
@@ -67,7 +70,8 @@ def complete(
         *args: further data.
         num_particles: weighted particles for each datum, in each round.
         num_draws: draws to return.
-        rounds: number of rounds, at least 1.
+        rounds: number of rounds, at least 1; one is enough without guide.
+        num_fills: M, completions that the guide is shown in later rounds.
         seed: makes the draws repeatable; torch's generator is left as it was.
         memory: bytes that one chunk of particles may allocate.
         **kwargs: further data.
@@ -87,21 +91,22 @@ def complete(
         >>> filled.mean.round(decimals=1)
         tensor([[1., 1.]])
     """
-    if num_particles < 2 or num_draws < 1 or rounds < 1:
+    if num_particles < 2 or min(num_draws, rounds, num_fills) < 1:
         raise ValueError(
-            f"num_particles is {num_particles}, num_draws {num_draws}, rounds {rounds}; expected at least 2, 1 and 1"
+            f"num_particles is {num_particles}, num_draws {num_draws}, rounds {rounds}, num_fills {num_fills}; expected at "
+            "least 2, 1, 1 and 1"
         )
     observed = check_mask(x, observed)
     bound = program.bind(x, *args, **kwargs)
     check_program(bound, program.site)
     with undisturbed(program), seeded(seed, bound.device):
-        filled = x
-        for turn in range(rounds):
-            seen = shown(bound, filled, observed, program.site)
+        fills = x.unsqueeze(1)
+        for turn in range(rounds if program.has_guide else 1):
+            seen = shown(bound, fills, observed, program.site)
             parts = storable_parts(seen, num_particles, memory)
             found = join(seen, [resample(part, num_particles, num_draws, memory) for part in parts])
             draws = torch.where(observed, x, found.predict(seed + turn)[program.site])
-            filled = draws[-1]
+            fills = draws[:num_fills].movedim(0, 1)
     return Completion(draws, found)
 
 
@@ -136,26 +141,57 @@ def check_program(bound: Bound, site: str) -> None:
         )
 
 
-def shown(bound: Bound, x: Tensor, observed: Tensor, site: str) -> Bound:
-    """The program with only the observed entries scored, the guide shown `x`."""
-    return replace(
-        bound,
+def shown(bound: Bound, fills: Tensor, observed: Tensor, site: str) -> "Refilled":
+    """The program with only the observed entries scored, its guide shown completions `[data, M, *event]`."""
+    return Refilled(
         model=PartlyObserved(bound.model, site),
         guide=PartlyObserved(bound.guide, site),
-        args=(x, *bound.args[1:]),
-        kwargs={**bound.kwargs, "observed": observed},
+        structure=bound.structure,
+        args=bound.args,
+        kwargs={**bound.kwargs, "observed": observed, "fills": fills},
+        num_data=bound.num_data,
+        num_dims=bound.num_dims,
+        digest=bound.digest,
     )
 
 
 class PartlyObserved:
-    """A model or guide that takes one more argument, the mask of the observed entries."""
+    """A model or guide that takes two more arguments, the mask of the observed entries and completions."""
 
     def __init__(self, fn: Callable, site: str) -> None:
         self.fn, self.site = fn, site
 
-    def __call__(self, *args: Any, observed: Tensor, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, observed: Tensor, fills: Tensor, **kwargs: Any) -> Any:
         with ScoreObserved(self.site, observed):
             return self.fn(*args, **kwargs)
+
+
+class Refilled(Bound):
+    """A bound program whose proposal is the mixture of the guide over completions of each datum."""
+
+    @property
+    def _at_fills(self) -> list[Bound]:
+        """The program with its guide at each of the completions."""
+        settings = {**vars(self)}
+        fills = self.kwargs["fills"].unbind(1)
+        return [Bound(**{**settings, "args": (fill, *self.args[1:])}) for fill in fills]
+
+    def draw(self, num_particles: int) -> Draw:
+        """Draw latents from the completions' guides in turn, starting at a random one."""
+        if not self.structure.has_guide:
+            return super().draw(num_particles)
+        proposals = self._at_fills
+        start = int(torch.randint(len(proposals), ()))
+        turns = [len(range((m - start) % len(proposals), num_particles, len(proposals))) for m in range(len(proposals))]
+        drawn = [bound.draw(count).values for bound, count in zip(proposals, turns, strict=True) if count]
+        values = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
+        return Draw(values, self.log_guide(values))
+
+    def log_guide(self, values: Values) -> Tensor:
+        """Log density of the mixture at given latents."""
+        if not self.structure.has_guide:
+            return super().log_guide(values)
+        return log_mean_exp(torch.stack([bound.log_guide(values) for bound in self._at_fills]))
 
 
 class ScoreObserved(Messenger):

@@ -10,6 +10,7 @@ import torch
 from ppl_dgm import Program
 from ppl_dgm.families import MADE, VAE, Mixture
 from ppl_dgm.tasks import complete
+from ppl_dgm.tasks.completion import shown
 
 WEIGHT = torch.tensor([[1.0, 0.5, -1.0], [0.0, 1.0, 0.8]])
 NOISE = 0.4
@@ -38,7 +39,7 @@ def conditional(x, seen):
 
 
 @pytest.mark.parametrize("guide", [None, loose_guide])
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("rounds", [1, 3])
 def test_gaussian_completions_have_the_conditional_moments(guide, rounds):
     found = complete(
         Program(factors, guide), X, SEEN, num_particles=20_000, num_draws=4000, rounds=rounds, seed=1, memory=2**26
@@ -59,6 +60,33 @@ def test_placeholders_do_not_matter_to_the_result():
         complete(Program(factors, loose_guide), x, SEEN, num_particles=8000, num_draws=2000).mean for x in (X, other)
     ]
     assert torch.allclose(*results, atol=0.08)
+
+
+def narrow_guide(x=None):
+    """The posterior given all entries: far too narrow for the posterior given some."""
+    gain = torch.linalg.solve(WEIGHT @ WEIGHT.T + NOISE**2 * torch.eye(2), WEIGHT)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x.unsqueeze(-1) * gain.T).sum(-2), 0.5).to_event(1))
+
+
+def test_later_rounds_bring_a_narrow_proposal_to_the_posterior():
+    far = torch.where(SEEN, X, torch.tensor(4.0))
+    once, later = (complete(Program(factors, narrow_guide), far, SEEN, rounds=rounds) for rounds in (1, 4))
+    assert bool((later.posterior.ess > 5 * once.posterior.ess).all())
+    assert once.warnings
+    assert not later.warnings
+
+
+def test_the_proposal_is_the_mixture_of_the_guide_over_completions():
+    fills = torch.stack([X, X + 1, X - 2], 1)
+    seen = shown(Program(factors, narrow_guide).bind(X), fills, SEEN, "x")
+    draw = seen.draw(3000)
+    guides = [Program(factors, narrow_guide).bind(fills[:, m]) for m in range(3)]
+    each = torch.stack([guide.log_guide(draw.values) for guide in guides])
+    assert torch.allclose(draw.log_prob, each.logsumexp(0) - torch.tensor(3.0).log(), atol=1e-5)
+    centre = torch.stack([guide.draw(3000).values["z"] for guide in guides]).mean((0, 1))
+    assert torch.allclose(draw.values["z"].mean(0), centre, atol=0.04)
+    assert seen.draw(2).values["z"].shape == (2, 2, 2)  # fewer particles than completions
 
 
 def belief_net(x=None):
@@ -97,7 +125,7 @@ def test_completions_are_repeatable_and_leave_the_generator_alone():
 
 def test_more_data_than_fit_into_memory_at_once():
     x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
-    found = complete(Program(factors, loose_guide), x, seen, num_particles=2000, num_draws=500, memory=2**20)
+    found = complete(Program(factors, loose_guide), x, seen, num_particles=2000, num_draws=500, memory=2**22)
     assert found.draws.shape == (500, 40, 3)
     mean, covariance = conditional(X[0], SEEN[0])
     assert torch.allclose(found.mean[::2, 2].mean(), mean, atol=4.5 * (covariance.max() / 4000).sqrt().item())
