@@ -4,7 +4,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ Backend = Literal["inductor", "eager"]
 Flat = Callable[..., Sequence[torch.Tensor]]
 
 _LOG = logging.getLogger("ppl_dgm.compile")
-_KEPT = 256
+_KEPT = 256  # compiled graphs
+_THREADED = 8192  # elements; a second thread costs more than it saves on tensors smaller than this
 _COMPILED: dict[Any, Flat] = {}
 
 
@@ -143,11 +145,35 @@ def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -
 
 def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
-    options = {"fallback_random": True, "cpp_wrapper": on_cpu}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations, of no use to the caller
+    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu}
+    if _largest(graph) < _THREADED:
+        options["cpp.threads"] = 1
+    with torch.no_grad(), _quiet():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
+
+
+def _largest(graph: GraphModule) -> int:
+    values = [node.meta.get("val") for module in graph.modules() for node in _nodes_of(module)]
+    return max((value.numel() for value in values if isinstance(value, torch.Tensor)), default=0)
+
+
+def _nodes_of(module: torch.nn.Module) -> list[Any]:
+    return list(module.graph.nodes) if isinstance(module, GraphModule) else []
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own deprecations and notes on missing fast paths from the caller, who can do nothing about them."""
+    noisy = logging.getLogger("torch._inductor.ir")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)
 
 
 def _replayed(run: Flat, graph: GraphModule, captured: Captured, flat: list[torch.Tensor]) -> Flat:

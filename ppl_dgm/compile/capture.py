@@ -106,22 +106,32 @@ def unmoved_generators() -> Any:
 
 def tensor_leaves(inputs: Any) -> list[torch.Tensor]:
     """Return the tensors among the leaves of a nested input, in the order of torch's pytrees (but several times faster)."""
+    return leaves_and_rest(inputs)[0]
+
+
+def leaves_and_rest(inputs: Any) -> tuple[list[torch.Tensor], list[Any]]:
+    """Return the tensors of a nested input, and what else tells one from another: lengths, names, other leaves."""
     found: list[torch.Tensor] = []
-    _collect(inputs, found)
-    return found
+    rest: list[Any] = []
+    _collect(inputs, found, rest)
+    return found, rest
 
 
-def _collect(value: Any, found: list[torch.Tensor]) -> None:
+def _collect(value: Any, found: list[torch.Tensor], rest: list[Any]) -> None:
     if isinstance(value, torch.Tensor):
         found.append(value)
     elif type(value) in (tuple, list):
+        rest.append(len(value))
         for item in value:
-            _collect(item, found)
+            _collect(item, found, rest)
     elif type(value) is dict:
+        rest.append(tuple(value))
         for item in value.values():
-            _collect(item, found)
+            _collect(item, found, rest)
     else:
-        found += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        leaves, structure = pytree.tree_flatten(value)
+        found += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        rest += [repr(structure), *(leaf for leaf in leaves if not isinstance(leaf, torch.Tensor))]
 
 
 def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
-from ppl_dgm.compile.capture import capture, tensor_leaves
+from ppl_dgm.compile.capture import capture, leaves_and_rest
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.optimisers import GraphOptimiser
@@ -82,14 +82,14 @@ class TrainStep:
         yield
         self.seconds += time.perf_counter() - start
 
-    def _key(self, leaves: list[torch.Tensor]) -> Any:
+    def _key(self, leaves: list[torch.Tensor], rest: list[Any]) -> Any:
         looks = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
-        return looks, len(self._optimiser.cohorts)
+        return looks, tuple(rest), len(self._optimiser.cohorts)
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""
-        leaves = tensor_leaves(batch)
-        compiled = self._compiled.get(self._key(leaves))
+        leaves, rest = leaves_and_rest(batch)
+        compiled = self._compiled.get(self._key(leaves, rest))
         if compiled is None or not compiled.captured.is_current():
             compiled = self.prepare(*batch)
         return compiled.run(*leaves, self._next_rates(), *compiled.captured.lifted)[0]
@@ -102,7 +102,7 @@ class TrainStep:
         """
         if self._optimiser.size > _SMALL or self._device.type != "cpu":
             return torch.stack([self(*batch) for _ in range(count)])
-        key = self._key(tensor_leaves(batch))
+        key = self._key(*leaves_and_rest(batch))
         if key not in self._loops or not self._loops[key].compiled.captured.is_current():
             rows = self._example_rates().repeat(_CHUNK, 1)
             with self._clock():
@@ -120,7 +120,7 @@ class TrainStep:
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""
-        key = self._key(tensor_leaves(batch))
+        key = self._key(*leaves_and_rest(batch))
         compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
             with self._clock():
@@ -130,7 +130,7 @@ class TrainStep:
 
     def knows(self, *batch: Any) -> bool:
         """Whether a batch of this shape runs without compiling."""
-        return self._key(tensor_leaves(batch)) in self._compiled
+        return self._key(*leaves_and_rest(batch)) in self._compiled
 
     def eager(self, *batch: Any) -> torch.Tensor:
         """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""

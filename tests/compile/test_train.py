@@ -181,6 +181,17 @@ def test_an_odd_last_batch_compiles_again_or_runs_eagerly() -> None:
     assert fit.step.knows(*odd)
 
 
+def test_batches_are_told_apart_by_names_and_numbers() -> None:
+    weight = nn.Parameter(torch.ones(()))
+
+    def loss(batch: dict[str, Tensor], power: int) -> Tensor:
+        return weight * batch.get("x", torch.tensor(0.0)) ** power + batch.get("y", torch.tensor(0.0))
+
+    step = TrainStep(loss, SGD([weight], lr=0.0), backend="eager")
+    three = torch.tensor(3.0)
+    assert [step({"x": three}, 1), step({"x": three}, 2), step({"y": three}, 2)] == [3.0, 9.0, 3.0]
+
+
 def test_a_change_of_mode_captures_again() -> None:
     net = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.99))
     x = torch.ones(4, 3)
