@@ -37,8 +37,8 @@ def auto(
     Exact where the program allows. Else
 
     - continuous latents, one evidence for the data set: importance sampling (from the guide, or around the modes where
-      there is none) and sequential Monte Carlo from the prior; bridge sampling where they disagree, raise an alarm or
-      leave an error above 0.05 nat;
+      there is none) and bridge sampling from Markov chains; sequential Monte Carlo from the prior too where they disagree,
+      raise an alarm or leave an error above 0.05 nat;
     - continuous latents of each datum: importance sampling for all data, checked by sequential Monte Carlo on as many
       data as the budget allows; where that is all of them, the better is returned;
     - discrete latents that cannot be summed out: importance sampling from the guide and from the prior.
@@ -65,7 +65,7 @@ def auto(
         ...     pyro.sample("x", dist.Binomial(10, p), obs=x)
         >>> result = auto(ppl_dgm.Program(model), torch.tensor(2.0), budget=300_000)
         >>> bool((result.log_z.exp() - 1 / 11).abs() < 0.01), result.estimator
-        (True, 'auto: Laplace agrees with SMC')
+        (True, 'auto: Laplace agrees with BridgeSampling')
     """
     if budget < 1000:
         raise ValueError(f"budget is {budget} evaluations; expected at least 1000")
@@ -115,7 +115,7 @@ def kinds(bound: Bound, budget: int, memory: int) -> tuple[Estimator, Estimator,
     first = (
         ImportanceSampling(particles, memory) if structure.has_guide else Laplace(NUM_STARTS, num_particles=particles)
     )
-    return first, smc, BridgeSampling(num_chains=max(16, min(share // BRIDGE_COST, 128)), memory=memory)
+    return first, BridgeSampling(num_chains=max(16, min(share // BRIDGE_COST, 64)), memory=memory), smc
 
 
 def checked_data(bound: Bound, check: Estimator, budget: int) -> Tensor | None:
