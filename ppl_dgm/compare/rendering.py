@@ -44,7 +44,7 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]
         f"{SIGNS[row.bound]} {number(row.log_z)}",
         error(row.std_error),
         *([error(row.sampling_error)] if per_datum else []),
-        f"{row.bits_per_dim:.3f}".replace("-", "−"),
+        "–" if math.isnan(row.bits_per_dim) else f"{row.bits_per_dim:.3f}".replace("-", "−"),
         "–" if is_reference else f"{SIGNS[row.difference_sense]} {number(row.difference)}",
         error(row.difference_error),
         "–" if math.isnan(row.weight) else f"{row.weight:.{2 if per_datum else 3}f}",

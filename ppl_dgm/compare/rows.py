@@ -36,7 +36,7 @@ class Row:
         std_error: Monte Carlo standard error of `log_z`: what more particles would make smaller.
         sampling_error: standard error of `log_z` as an average over data: what more data would make smaller; NaN for
             the evidence of a data set.
-        bits_per_dim: -log_z / (observed numbers x log 2).
+        bits_per_dim: -log_z / (observed numbers x log 2); NaN where nothing is observed.
         difference: log_z minus that of the reference; a log Bayes factor where the target is the data set.
         difference_error: its standard error: over paired data where there is one evidence per datum (it contains the
             Monte Carlo error), else from both Monte Carlo errors.
@@ -112,7 +112,7 @@ def make_row(name: str, evidence: Evidence, reference: Evidence, weight: tuple[f
         log_z=float(evidence.total),
         std_error=float(evidence.total_std_error),
         sampling_error=spread(log_z),
-        bits_per_dim=-float(evidence.total) / (evidence.num_dims * math.log(2)),
+        bits_per_dim=-float(evidence.total) / (evidence.num_dims * math.log(2)) if evidence.num_dims else NAN,
         difference=difference,
         difference_error=0.0 if is_reference else paired,
         difference_sense="exact" if is_reference else sense_of(evidence.bound, reference.bound),

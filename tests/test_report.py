@@ -1,0 +1,107 @@
+"""The report's folder: one page without links, pictures, JSON and netCDF with the numbers of the table."""
+
+import json
+import re
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+
+from ppl_dgm import Dataset, Program, compare, evidence, fit
+from ppl_dgm.families import VAE, IndependentBernoulli
+from ppl_dgm.report import Section, write_report
+
+
+@pytest.fixture(scope="module")
+def section():
+    torch.manual_seed(0)
+    x = (torch.rand(40, 16) < 0.4).float()
+    data = Dataset(x, support=2, image_shape=(1, 4, 4), name="noise")
+    programs = {"baseline": IndependentBernoulli(16), "VAE <2>": VAE(16, 2, (8,))}
+    fits = {name: fit(program, data, epochs=3, progress=False, compile=False) for name, program in programs.items()}
+    estimator = evidence.ImportanceSampling(50)
+    table = compare({name: estimator(program, x) for name, program in programs.items()})
+    return Section("Noise & nets", table, "A note.", fits, programs, data)
+
+
+@pytest.fixture(scope="module")
+def page(section, tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("report") / "new" / "folder", section, heading="Title <1>")
+
+
+def test_all_files_are_there(page):
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {
+        "report.html",
+        "results.json",
+        "noise-nets.nc",
+        "noise-nets-vae-2.nc",
+        "noise-nets-evidence.png",
+        "noise-nets-curves.png",
+        "noise-nets-samples.png",
+    }
+
+
+def test_page_needs_no_other_file(page):
+    html = page.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "Title &lt;1&gt;" in html
+    assert "VAE &lt;2&gt;" in html
+    assert "Noise &amp; nets" in html
+    assert "A note." in html
+
+
+def test_json_has_the_figures_of_the_table(page, section):
+    found = json.loads((page.parent / "results.json").read_text(), parse_constant=pytest.fail)
+    saved = {row["name"]: row for row in found["noise-nets"]["rows"]}
+    for row in section.comparison.rows:
+        assert saved[row.name]["log_z"] == row.log_z
+        assert saved[row.name]["bound"] == row.bound
+        assert saved[row.name]["weight_error"] is None  # NaN is no JSON
+    assert found["noise-nets"]["fits"]["baseline"]["steps"] == 3
+
+
+def test_netcdf_has_the_evidence_of_each_datum(page, section):
+    saved = xr.load_dataset(page.parent / "noise-nets.nc", engine="h5netcdf")
+    result = section.comparison.evidences["baseline"]
+    assert np.array_equal(saved.log_z.sel(program="baseline"), result.log_z.numpy())
+    assert saved.bound.sel(program="VAE <2>").item() == "estimate"
+    assert saved.attrs["units"] == "nats"
+
+
+def test_netcdf_of_programs_with_latents_is_arviz(page):
+    tree = az.from_netcdf(page.parent / "noise-nets-vae-2.nc")
+    assert tree.posterior["z"].shape == (1, 200, 20, 2)
+    assert tree.posterior_predictive["x"].shape == (1, 200, 20, 16)
+
+
+def test_reports_repeat_with_the_seed(page, section, tmp_path):
+    again = write_report(tmp_path, section, heading="Title <1>")
+    assert again.read_text() == page.read_text()
+
+
+def test_evidence_of_a_data_set_needs_no_programs(tmp_path):
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(True))
+            pyro.factor("f", -(z**2))
+
+    result = evidence.ImportanceSampling(100)(Program(model)).pooled()
+    page = write_report(tmp_path, Section("one", compare({"a": result})))
+    assert json.loads((page.parent / "results.json").read_text())["one"]["target"] == "dataset"
+
+
+def test_bad_targets_are_refused_before_any_work(section, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        write_report(tmp_path / "file", section)
+    with pytest.raises(ValueError, match="with different titles"):
+        write_report(tmp_path, [section, section])
+    with pytest.raises(ValueError, match="expected at least one"):
+        write_report(tmp_path, [])
