@@ -183,8 +183,12 @@ class Refilled(Bound):
         proposals = self._at_fills
         start = int(torch.randint(len(proposals), ()))
         turns = [len(range((m - start) % len(proposals), num_particles, len(proposals))) for m in range(len(proposals))]
-        drawn = [bound.draw(count).values for bound, count in zip(proposals, turns, strict=True) if count]
-        values = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
+        drawn = [bound.draw(count) for bound, count in zip(proposals, turns, strict=True) if count]
+        values = {name: torch.cat([part.values[name] for part in drawn]) for name in drawn[0].values}
+        if any(latent.auxiliary for latent in self.structure.latents):
+            return Draw(
+                values, torch.cat([part.log_prob for part in drawn])
+            )  # each its own: no density at given latents
         return Draw(values, self.log_guide(values))
 
     def log_guide(self, values: Values) -> Tensor:

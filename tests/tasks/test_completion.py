@@ -9,6 +9,7 @@ import torch
 
 from ppl_dgm import Program
 from ppl_dgm.families import MADE, VAE, Mixture
+from ppl_dgm.guides import FlowPosterior
 from ppl_dgm.tasks import complete
 from ppl_dgm.tasks.completion import shown
 
@@ -75,6 +76,28 @@ def test_later_rounds_bring_a_narrow_proposal_to_the_posterior():
     assert bool((later.posterior.ess > 5 * once.posterior.ess).all())
     assert once.warnings
     assert not later.warnings
+
+
+def test_guides_that_transform_auxiliary_noise():
+    """A planar flow has no density at given latents: its draws are weighted by their own completion's."""
+    torch.manual_seed(0)
+    posterior = FlowPosterior(2, "planar", num_context=3)
+    encoder = torch.nn.Linear(3, posterior.num_params)
+    with torch.no_grad():  # wide enough for the posterior
+        encoder.weight.mul_(0.2)
+        encoder.bias.copy_(torch.tensor([0.0, 0.0, 0.3, 0.3, 0.2, -0.1, 0.1]))
+
+    def flow_guide(x=None):
+        with pyro.plate("data", len(x)):
+            posterior.draw("z", encoder(x))
+
+    found = complete(Program(factors, flow_guide), X, SEEN, num_particles=20_000, num_draws=4000, seed=1)
+    assert not found.warnings
+    for i in range(2):
+        mean, covariance = conditional(X[i], SEEN[i])
+        draws = found.draws[:, i, ~SEEN[i]]
+        assert torch.allclose(draws.mean(0), mean, atol=0.1)
+        assert torch.allclose(draws.var(0), covariance.diagonal(), rtol=0.15)
 
 
 def test_the_proposal_is_the_mixture_of_the_guide_over_completions():
