@@ -1,0 +1,90 @@
+"""Every estimator on programs whose evidence is known: value, standard error, z-score and seconds, as a table.
+
+    python benchmarks/evidence_cases.py [case ...]
+
+Without arguments all cases are run; the table goes to `benchmarks/results/evidence_cases.md`, row by row, and rows of
+cases that are not run again are kept.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from evidence.case_programs import CASES, Case  # noqa: E402
+
+from ppl_dgm.evidence import BridgeSampling, Estimator, Laplace, LearnedHarmonicMean, PriorSampling  # noqa: E402
+from ppl_dgm.evidence.nested import NestedSampling, dynesty  # noqa: E402
+from ppl_dgm.evidence.smc import SMC  # noqa: E402
+
+TABLE = ROOT / "benchmarks" / "results" / "evidence_cases.md"
+HEAD = [
+    "# Estimators on programs of known evidence",
+    "",
+    (
+        "Nats. z is the error over the standard error (that of the reference value included). `!` marks a number that the "
+        "estimator itself calls unreliable, `withheld` one that it does not give. Default settings but for the number of "
+        "draws, seed 0, one thread of a shared machine."
+    ),
+    "",
+    "| case | truth | estimator | log Z | s.e. | error | z | seconds | |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+MANY_DRAWS = {"dynesty_eggbox": 4_000_000, "dynesty_shells_2": 2_000_000, "dynesty_gauss3d": 2_000_000}
+NESTED = ("dynesty_eggbox", "dynesty_gauss3d", "dynesty_shells_2")
+
+
+def estimators(name: str) -> list[Estimator]:
+    """What is run on a case."""
+    found: list[Estimator] = [
+        PriorSampling(num_particles=MANY_DRAWS.get(name, 300_000)),
+        Laplace(num_starts=48, num_particles=50_000),
+        BridgeSampling(),
+        LearnedHarmonicMean(),
+        SMC(num_particles=200, num_groups=8),
+    ]
+    return [*found, NestedSampling(num_live=500)] if name in NESTED and dynesty is not None else found
+
+
+def row(case: Case, estimator: Estimator) -> str:
+    """One line of the table."""
+    result = estimator(case.program(), *case.args, seed=0)
+    log_z, error = float(result.log_z), float(result.std_error)
+    off = log_z - case.log_z
+    z = off / math.hypot(error, case.reference_error) if error else math.nan
+    mark = "" if result.reliable else "!"
+    if math.isnan(log_z):
+        return f"| {case.name} | {case.log_z:.4f} | {estimator.name} | withheld | | | | {result.seconds:.1f} | ! |"
+    return (
+        f"| {case.name} | {case.log_z:.4f} | {estimator.name} | {log_z:.4f} | {error:.4f} | {off:+.4f} | {z:+.1f} | "
+        f"{result.seconds:.1f} | {mark} |"
+    )
+
+
+def kept_rows(names: list[str]) -> list[str]:
+    """Rows of an earlier table whose cases are not run again."""
+    lines = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return [line for line in lines if line.startswith("| ") and line.split(" | ")[0][2:] in set(CASES) - set(names)]
+
+
+def main(names: list[str]) -> None:
+    """Run the named cases (all of them by default) and write the table."""
+    torch.set_num_threads(1)
+    names = names or list(CASES)
+    rows = kept_rows(names)
+    order = list(CASES)
+    for name in names:
+        for estimator in estimators(name):
+            rows.append(row(CASES[name], estimator))
+            print(rows[-1], flush=True)
+        rows.sort(key=lambda line: order.index(line.split(" | ")[0][2:]))
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text("\n".join([*HEAD, *rows]) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
