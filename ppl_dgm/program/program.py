@@ -105,7 +105,13 @@ class Program(ParameterScope):
 
     def _examine(self, args: tuple, kwargs: Mapping[str, Any], sum_out: bool) -> Examination:
         guide = self.guide if self._has_guide else None
-        found = examine(self.model, guide, args, kwargs, self.plate, sum_out)
+        known = set(self.site_parameters)
+        try:
+            found = examine(self.model, guide, args, kwargs, self.plate, sum_out)
+        except ValueError:
+            if not self._sealed:
+                self.forget(known)
+            raise
         self._structures[sum_out] = found.structure
         self._sealed = True
         return found

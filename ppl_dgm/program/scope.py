@@ -109,6 +109,12 @@ class ParameterScope(nn.Module):
         """Whether the parameters exist, all of them: the program has run on data and been checked."""
         return self._sealed
 
+    def forget(self, keep: set[str]) -> None:
+        """Drop the parameters of `pyro.param` statements that are not in `keep`: those of a run that failed."""
+        for name in self._constraints.keys() - keep:
+            parent, leaf = resolve_parent(self, name)
+            del parent._parameters[leaf], self._constraints[name]
+
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Run a block with this scope as Pyro's parameter store; adopt what it creates."""

@@ -305,6 +305,21 @@ def test_the_global_store_survives_an_error_in_the_program() -> None:
     assert store_is_empty()
 
 
+def test_a_failed_first_run_leaves_no_parameters() -> None:
+    """Data of a wrong size do not shape the parameters that the right data will need."""
+
+    def sized_guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program = Program(module_model(Net()), sized_guide)
+    with pytest.raises(ValueError, match="observes data of shape"):
+        program.initialise(torch.zeros(4, 2))
+    assert "loc" not in names(program)
+    assert program.initialise(X).get_parameter("loc").shape == (5,)
+
+
 def test_settings_are_restored() -> None:
     before = pyro.settings.get("module_local_params")
     Program(PyroModel()).initialise(X).model(X)
