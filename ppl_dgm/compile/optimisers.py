@@ -4,6 +4,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -27,8 +28,8 @@ class Rule:
         """Return the names of the tensors of the parameter's shape in torch's state of this group."""
         return self.kept
 
-    def rates(self, group: Group, step: int) -> list[float]:
-        """Return the numbers of step `step` (1, 2, ...)."""
+    def rates(self, group: Group, step: Any) -> list[Any]:
+        """Return the numbers of step `step` (1, 2, ...), or the rows of numbers of an array of steps."""
         raise TypeError(f"{type(self).__name__} must define rates")
 
     def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
@@ -46,7 +47,7 @@ class AdamRule(Rule):
         """Return torch's names; AMSGrad keeps the maximum of the second moment too."""
         return (*self.kept, "max_exp_avg_sq") if group["amsgrad"] else self.kept
 
-    def rates(self, group: Group, step: int) -> list[float]:
+    def rates(self, group: Group, step: Any) -> list[Any]:
         """Return the step size with bias correction, the second moment's scale, both decay rates, and the shrinkage."""
         rate, (first, second) = float(group["lr"]), map(float, group["betas"])
         shrink = 1.0 - rate * group["weight_decay"] if self.decoupled else 1.0
@@ -80,9 +81,9 @@ class SGDRule(Rule):
         """Return the momentum buffer's name, where there is momentum."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def rates(self, group: Group, step: int) -> list[float]:
+    def rates(self, group: Group, step: Any) -> list[Any]:
         """Return the learning rate, the momentum, and the gradient's weight: the first step is not dampened."""
-        return [float(group["lr"]), float(group["momentum"]), 1.0 if step == 1 else 1.0 - group["dampening"]]
+        return [float(group["lr"]), float(group["momentum"]), 1.0 - group["dampening"] * (step > 1)]
 
     def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
         """Update the momentum buffer and the parameter."""
@@ -145,6 +146,15 @@ class GraphOptimiser:
             cohort.step += 1
             numbers += self.rule.rates(cohort.group, cohort.step)
         return numbers
+
+    def table(self, count: int) -> np.ndarray:
+        """Advance by `count` steps and return their numbers `[count, n]`, at the present learning rates."""
+        columns: list[Any] = []
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        for cohort in self.cohorts:
+            columns += self.rule.rates(cohort.group, cohort.step + np.arange(1.0, count + 1.0))
+            cohort.step += count
+        return np.stack([np.broadcast_to(column, count) for column in columns], 1)
 
     def move(
         self, gradients: dict[torch.Tensor, torch.Tensor], rates: torch.Tensor, sound: torch.Tensor | None = None

@@ -17,7 +17,7 @@ from ppl_dgm.compile.optimisers import GraphOptimiser
 Gradients = dict[torch.Tensor, torch.Tensor]
 
 _SMALL = 4096  # parameters; above, a step takes long enough for the way through Python not to matter
-_CHUNK = 64  # steps of one compiled loop
+_CHUNK = 256  # steps of one compiled loop
 
 
 class TrainStep:
@@ -114,9 +114,10 @@ class TrainStep:
         return state, self._step(batch, rates)
 
     def _run_loop(self, loop: Loop, batch: Sequence[Any], steps: int) -> torch.Tensor:
-        table = torch.tensor([self._optimiser.rates() for _ in range(steps)], dtype=torch.float64, device=self._device)
-        padded = torch.nn.functional.pad(table, (0, 0, 0, loop.length - steps))
-        return loop((), padded, batch, steps)[1][:steps]
+        numbers = self._optimiser.table(steps)
+        table = torch.zeros(loop.length, numbers.shape[1], dtype=torch.float64)
+        table[:steps] = torch.from_numpy(numbers)
+        return loop((), table, batch, steps)[1][:steps]
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""
