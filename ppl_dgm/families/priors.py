@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_dgm.guides import AmortisedGuide
@@ -96,6 +97,25 @@ class GaussianMixturePrior(LatentPrior):
     def forward(self) -> Any:
         """The mixture, its component summed out."""
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), self._components())
+
+    @torch.no_grad()
+    def start_from_kmeans(self, z: Tensor, seed: int = 0) -> "GaussianMixturePrior":
+        """Put the components at k-means clusters of latents `[N, L]`, e.g. the guide's means after some training with
+        another prior; returns itself.
+
+        Raises:
+            ValueError: for latents of another size or fewer than components.
+        """
+        size = len(self.locs)
+        if z.dim() != 2 or z.shape[1] != self.num_latents or len(z) < size:
+            raise ValueError(f"expected latents [N, {self.num_latents}] with N >= {size}, got shape {list(z.shape)}")
+        clusters = KMeans(size, n_init=10, random_state=seed).fit(z.double().cpu().numpy())  # type: ignore[arg-type]
+        member = nn.functional.one_hot(torch.as_tensor(clusters.labels_).long(), size).to(z)
+        counts = member.sum(0).unsqueeze(-1)
+        self.locs.copy_(member.T @ z / counts)
+        variance = member.T @ z.square() / counts - self.locs.square()
+        self.log_scales.copy_(variance.clamp_min(1e-4).log() / 2)
+        return self
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """Posterior p(k | z) of each component for latents `[..., L]`: `[..., K]`, the clustering of a GMVAE."""

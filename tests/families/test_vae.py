@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.transforms import affine_coupling, conditional_planar, planar
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppl_dgm import Program, log_weights
@@ -119,6 +119,21 @@ def test_mixture_prior_clusters_by_bayes_rule() -> None:
     assert torch.allclose(prior.responsibilities(z), each.softmax(-1), atol=1e-5)
 
 
+def test_mixture_prior_starts_at_the_clusters() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(300) % 3
+    scales = torch.tensor([0.5, 1.0, 2.0])[labels].unsqueeze(-1)
+    z = 30.0 * labels.unsqueeze(-1) + scales * torch.randn(300, 2)
+    prior = priors.GaussianMixturePrior(2, 3).start_from_kmeans(z)
+    order = prior.locs[:, 0].argsort()
+    for k in range(3):
+        assert torch.allclose(prior.locs[order[k]], z[labels == k].mean(0), atol=1e-4)
+        spread = z[labels == k].std(0, correction=0)
+        assert torch.allclose(prior.log_scales[order[k]].exp(), spread, rtol=1e-3)
+    found = prior.responsibilities(z).argmax(-1)
+    assert all(len(found[labels == k].unique()) == 1 for k in range(3))
+
+
 def test_flow_prior_forgets_values_of_old_parameters() -> None:
     vae = VAE(3, 2, [4], prior=priors.FlowPrior(2, [affine_coupling(2, [4])]))
     z = torch.randn(1, 6, 2)
@@ -140,6 +155,20 @@ def test_convolutional_and_residual_nets_fit_in() -> None:
     for vae in (conv, residual):
         assert log_weights(vae, x, num_particles=5).shape == (5, 3)
         assert vae.sample(2).shape == (2, 64)
+
+
+def test_analytic_divergence_through_pyro_agrees_with_the_sampled_one() -> None:
+    """Normal prior and guide: TraceMeanField_ELBO takes KL(q || p) in closed form."""
+    torch.manual_seed(0)
+    vae, x = VAE(4, 2, [5]), (torch.rand(6, 4) < 0.5).float()
+    vae.initialise(x)
+    law = vae.guide.fn.distribution(x)
+    divergence = (law.variance + law.mean.square() - 1 - law.variance.log()).sum() / 2
+    z = law.sample((4000,))
+    expected = divergence - vae.model.fn.distribution(z).log_prob(x).mean(0).sum()
+    analytic = TraceMeanField_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
+    assert analytic.loss(vae.model, vae.guide, x) == pytest.approx(expected.item(), abs=0.05)
+    assert ELBO(num_particles=20_000).loss(vae.model, vae.guide, x) == pytest.approx(expected.item(), abs=0.1)
 
 
 def test_learned_scale_is_trained_and_stays_positive() -> None:
@@ -266,6 +295,7 @@ BAD = {
     "dims": (lambda: VAE(0, 2), "at least one"),
     "latents": (lambda: priors.StandardNormal(0), "at least 1"),
     "components": (lambda: priors.GaussianMixturePrior(2, 0), "at least 1"),
+    "few latents": (lambda: priors.GaussianMixturePrior(2, 5).start_from_kmeans(torch.rand(4, 2)), "N >= 5"),
     "pseudo-data": (
         lambda: priors.VampPrior(AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2)), torch.rand(3)),
         "pseudo-data",
