@@ -1,4 +1,19 @@
-"""What fits maximise; see `Objective` for how to add one."""
+"""What fits maximise; see `Objective` for how to add one.
+
+How to choose, by what the guide draws:
+
+- nothing (no latents, or all summed out by enumeration): `ELBO()` is the log likelihood itself.
+- latents with a path gradient (Normal, flows): `ELBO()` first; near convergence `ELBO(gradient="stl")` has less noise.
+  `IWELBO(K, gradient="dreg")` fits the model to a tighter bound, and leaves a guide that is a good proposal rather than a
+  good approximation; `MIWAE` and `CIWAE` lie between the two. `Renyi` covers more (alpha < 1) or less of the posterior.
+- latents that collapse to the prior: `ELBO(kl_weight=linear_warmup(n))`, or `FreeBits`.
+- dimensions that should be independent: `BetaTC`, or `ELBO(kl_weight=4.0)`, the beta-VAE.
+- a few discrete latents: sum them out (`infer={"enumerate": "parallel"}`, left out of the guide).
+- many discrete latents: `VIMCO(K)` or `ReweightedWakeSleep(K)` for the importance-weighted bound, `RLOO(K)` for the ELBO;
+  `REINFORCE` with a baseline where a second particle costs too much; `StraightThrough` where the program is differentiable
+  in them and a bias of the guide's gradient is tolerable.
+- latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient of those that have one.
+"""
 
 from ppl_dgm.objectives.combined import CIWAE, MIWAE
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
