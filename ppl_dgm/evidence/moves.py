@@ -34,8 +34,8 @@ def check_moves(estimator: Moving, program: Program, *args: Any, seed: int = 0, 
 
     Returns:
         The estimate with twice the moves; `diagnostics["moved"]` is the change in standard errors of the difference,
-        `[data]` or `[]`, and a warning is raised where it is beyond 3 (for one datum or data set), or beyond 2 for more
-        than a tenth of many data, or if their total changes by more than 3 standard errors.
+        `[data]` or `[]`. The warning is given where the total changed by more than 3 of them, or more data than chance
+        explains by more than 2.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -53,7 +53,8 @@ def check_moves(estimator: Moving, program: Program, *args: Any, seed: int = 0, 
     moved = ((twice.log_z - once.log_z) / error.clamp_min(1e-12)).abs()
     change = abs(float(twice.total - once.total))
     total = change / max(float(error.square().sum().sqrt()), 1e-12)
-    many = moved.numel() > 1 and float((moved > 2).double().mean()) > 0.1
+    count = moved.numel()
+    many = float((moved > 2).sum()) > 0.05 * count + 3 * (0.0475 * count) ** 0.5  # of which one in twenty is chance
     found = twice.warnings
     if total > 3 or many:
         found += (

@@ -19,6 +19,7 @@ from ppl_dgm.program import Bound
 from ppl_dgm.weights import MEMORY, log_mean_exp
 
 LOW_ACCEPTANCE = 0.1
+GROUPS_APART, ALLOWED_SHARE = 1.0, 0.05  # nats between groups, and the share of many data in which they may exceed it
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,7 @@ def combine(parts: list[dict[str, Tensor]], num_particles: int, warnings: tuple[
         "num_particles": num_particles,
         "group_std": log_z.std(0),
     }
-    return Estimate(
-        log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings + acceptance_alarm(joined["acceptance"])
-    )
+    return Estimate(log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings + smc_alarms(joined))
 
 
 def join(parts: list[Tensor], groups: bool = False) -> Tensor:
@@ -148,7 +147,8 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
 
     The delta method, $\mathrm{sd}(w) / (\bar w \sqrt n)$, times the ratio of Student's to the normal 97.5 % quantile. If the
     upper half of the log values is spread more than that tells, as far tails that few draws do not show would be, the
-    value of a log-normal distribution with that spread, $\sqrt{(e^{s^2} - 1) / n}$, is taken in its place.
+    value of a log-normal distribution with that spread s, $\sqrt{(e^{s^2} - 1) / n}$, but at most s, is taken in its
+    place.
 
     Args:
         log_values: nats, `[n, *batch]`.
@@ -158,9 +158,20 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     weights = (log_values - log_values.logsumexp(0)).exp() * count
     moment = weights.var(0)
     above = (log_values - log_values.median(0).values).clamp_min(0)
-    spread = (2 * above.square().mean(0)).clamp(max=50.0)
+    spread = 2 * above.square().mean(0)
+    log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
     student = float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975))
-    return student * (torch.maximum(moment, spread.expm1()) / count).sqrt()
+    return student * (torch.maximum(moment / count, log_normal)).sqrt()
+
+
+def smc_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
+    """Warnings where moves fail or groups disagree."""
+    apart = float((found["group_log_z"].std(0) > GROUPS_APART).double().mean())
+    if apart <= (0 if found["ess"].dim() == 0 else ALLOWED_SHARE):
+        return acceptance_alarm(found["acceptance"])
+    most = float(found["group_log_z"].std(0).max())
+    warning = f"independent groups disagree by up to {most:.3g} nats (standard deviation); use more particles or moves"
+    return (*acceptance_alarm(found["acceptance"]), warning)
 
 
 def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:

@@ -1,0 +1,255 @@
+"""SMC, thermodynamic integration and stepping stones against closed forms and the published cases."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence.case_programs import case
+from evidence.targets import GAUSSIAN, LocalTarget, coverage, linear_gaussian
+from torch import Tensor
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import SMC, Estimator, Evidence, SteppingStone, ThermodynamicIntegration, check_moves, checkpoint
+from ppl_dgm.evidence.resampling import SCHEMES, conditional_ess, ess_share, next_increment, resample
+from ppl_dgm.evidence.smc import mean_exp_std_error
+from ppl_dgm.evidence.thermodynamic import corrected_trapezoid
+from ppl_dgm.kernels import ULA, RandomWalk
+
+CHAINS = {"num_temperatures": 12, "num_draws": 120, "num_warmup": 60}
+ESTIMATORS: list[Estimator] = [SMC(num_particles=120), ThermodynamicIntegration(**CHAINS), SteppingStone(**CHAINS)]
+BY_NAME = pytest.mark.parametrize("estimator", ESTIMATORS, ids=[estimator.name for estimator in ESTIMATORS])
+
+
+@BY_NAME
+def test_data_with_latents_of_their_own(estimator: Estimator) -> None:
+    model, guide, x, truth = linear_gaussian(num_data=20)
+    result = estimator(Program(model, guide), x)
+    assert (result.target, result.log_z.shape, result.log_z.dtype) == ("datum", (20,), torch.float64)
+    z = (result.log_z - truth) / result.std_error
+    assert z.abs().max() < 4.5
+    assert z.mean().abs() < 4 / math.sqrt(20)
+    assert result.std_error.median() < 0.15
+    assert result.reliable, result.warnings
+
+
+@BY_NAME
+def test_a_latent_shared_by_all_data(estimator: Estimator) -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    x = torch.linspace(-1, 4, 9, dtype=torch.float64)
+    exact = dist.MultivariateNormal(torch.zeros(9).double(), torch.eye(9).double() + 4.0).log_prob(x)
+    result = estimator(Program(model), x)
+    assert (result.target, result.log_z.shape) == ("dataset", ())
+    assert (result.log_z - exact).abs() < 4 * result.std_error < 0.5
+
+
+@BY_NAME
+def test_diagnostics_are_there_for_each_datum(estimator: Estimator) -> None:
+    model, guide, x, _ = linear_gaussian(num_data=3)
+    found = estimator(Program(model, guide), x).diagnostics
+    names = {"SMC": ("group_std", "overlap", "num_temperatures")}.get(estimator.name, ("r_hat", "swaps"))
+    for name in ("ess", "acceptance", *names):
+        assert found[name].shape == (3,), name
+    assert bool((found["ess"] > 10).all())
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [SMC(num_particles=20), SteppingStone(num_temperatures=4, num_draws=20, num_warmup=10)],
+    ids=["smc", "rungs"],
+)
+def test_a_run_continues_bit_by_bit(estimator: Estimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
+    model, guide, x, _ = linear_gaussian(num_data=2)
+    whole = estimator(Program(model, guide), x)
+    saves, write = [], checkpoint.write_atomically
+
+    def stop(path: str, contents: dict) -> None:
+        saves.append(write(path, contents))
+        if len(saves) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_atomically", stop)
+    resumed = type(estimator)(**{**vars(estimator), "checkpoint": tmp_path / "run.pt"})
+    with pytest.raises(KeyboardInterrupt):
+        resumed(Program(model, guide), x)
+    assert torch.equal(resumed(Program(model, guide), x).log_z, whole.log_z)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"resampling": scheme} for scheme in SCHEMES] + [{"kernel": ULA()}, {"kernel": RandomWalk()}, {"start": "guide"}],
+    ids=str,
+)
+def test_variants_of_smc(settings: dict) -> None:
+    model, guide, x, truth = linear_gaussian(num_data=10)
+    result = SMC(num_particles=100, **settings)(Program(model, guide), x)
+    assert ((result.log_z - truth) / result.std_error).abs().max() < 4.5
+    assert result.std_error.max() < 0.5
+
+
+def check_case(name: str, *estimators: Estimator) -> None:
+    problem = case(name)
+    for estimator in estimators:
+        result = estimator(problem.program(), *problem.args)
+        assert (result.log_z - problem.log_z).abs() < 3.5 * result.std_error < 0.6
+
+
+@pytest.mark.parametrize("name", ["tfp_ais_loggamma", "bs_std_normal_2d_off_centre"])
+def test_small_published_cases(name: str) -> None:
+    check_case(name, SMC(num_particles=200, num_groups=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tfp_ais_loggamma",
+        "dynesty_shells_2",
+        "dynesty_eggbox",
+        "dynesty_gauss3d",
+        "pocomc_rosenbrock10_U",
+        "eight_schools_posteriordb",
+        "bs_hier_normal_H0",
+        "bs_hier_normal_H1",
+        "radiata_x_density",
+        "galaxy_k2_eq",
+    ],
+)
+def test_published_cases(name: str) -> None:
+    check_case(name, SMC(num_particles=1000), SteppingStone(), ThermodynamicIntegration())
+
+
+def test_the_error_of_smc_falls_as_the_square_root_of_particles() -> None:
+    few, many = (SMC(num_particles=n, num_groups=8)(GAUSSIAN.program(), *GAUSSIAN.data(40)) for n in (40, 320))
+    errors = [(result.log_z - GAUSSIAN.log_z).square().mean().sqrt().log2() for result in (few, many)]
+    assert 1.0 < errors[0] - errors[1] < 2.1  # 8 times as many: 2^1.5
+
+
+# ---- too few moves ---------------------------------------------------------------------------------------------------
+
+
+def test_groups_that_disagree_are_reported() -> None:
+    """Many dimensions and one short move for each temperature."""
+
+    def wide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(20, dtype=x.dtype), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+
+    lazy = SMC(num_particles=100, num_moves=1, cess=0.5, kernel=RandomWalk())
+    result = lazy(Program(wide), 3 * torch.ones(1, 20, dtype=torch.float64))
+    assert any("groups disagree" in text for text in result.warnings)
+
+
+class Creeping:
+    """An estimator that is `slope` nats further for every doubling of its moves, with an error of 0.1."""
+
+    def __init__(self, slope: float, value: float = 0.0) -> None:
+        self.slope, self.value = slope, value
+
+    def with_twice_the_moves(self) -> "Creeping":
+        return Creeping(self.slope, self.value + self.slope)
+
+    def __call__(self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any) -> Evidence:
+        noise = 0.1 * torch.randn(args[0], generator=torch.Generator().manual_seed(seed or 0), dtype=torch.float64)
+        return Evidence(self.value + noise, torch.full_like(noise, 0.1), "estimate", "datum", "creeping", 1, "")
+
+
+def test_twice_the_moves_show_what_one_run_does_not() -> None:
+    program = Program(linear_gaussian(num_data=1)[0])
+    for count in (1, 50):
+        assert check_moves(Creeping(0.0), program, count).reliable
+        moved = check_moves(Creeping(0.7), program, count)
+        assert moved.log_z.mean() > 0.4
+        assert "has not converged" in moved.warnings[0]
+        assert moved.diagnostics["moved"].shape == (count,)
+    model, guide, x, _ = linear_gaussian(num_data=5)
+    assert check_moves(SMC(num_particles=100), Program(model, guide), x).reliable
+
+
+# ---- resampling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_expected_copies_are_proportional_to_weights(scheme: str) -> None:
+    log_w = torch.randn(12, 1, dtype=torch.float64).expand(12, 20_000) * 1.5
+    ancestors = resample(log_w, scheme)  # type: ignore[arg-type]
+    copies = torch.nn.functional.one_hot(ancestors, 12).sum(0).double()
+    expected = 12 * log_w[:, 0].softmax(0)
+    error = copies.std(0).clamp_min(1e-3) / math.sqrt(20_000)
+    assert ((copies.mean(0) - expected) / error).abs().max() < 4.5
+    if scheme in ("systematic", "residual"):
+        assert bool((copies >= expected.floor() - 1e-9).all())
+
+
+def test_particles_of_weight_zero_have_no_copies() -> None:
+    log_w = torch.tensor([[0.0], [-torch.inf], [1.0], [-torch.inf]]).expand(4, 1000)
+    for scheme in SCHEMES:
+        assert set(resample(log_w, scheme).unique().tolist()) == {0, 2}  # type: ignore[arg-type]
+
+
+def test_increments_keep_the_conditional_ess_that_was_asked_for() -> None:
+    log_w, tilt = torch.randn(500, 3, dtype=torch.float64), 30 * torch.randn(500, 3, dtype=torch.float64)
+    step = next_increment(log_w, tilt, torch.ones(3, dtype=torch.float64), 0.7)
+    torch.testing.assert_close(conditional_ess(log_w, step * tilt), torch.full((3,), 0.7).double(), atol=1e-6, rtol=0)
+    dead = torch.where(torch.arange(500).unsqueeze(-1) % 2 == 0, tilt, -torch.inf)
+    assert bool((next_increment(log_w, dead, torch.ones(3, dtype=torch.float64), 0.7) > 1e-4).all())
+    weak = next_increment(log_w, 1e-3 * tilt, torch.ones(3, dtype=torch.float64), 0.7)
+    assert weak.tolist() == [1.0, 1.0, 1.0]
+    assert ess_share(torch.zeros(8)).item() == pytest.approx(1.0)
+
+
+def test_the_error_of_few_weights() -> None:
+    log_w = 0.3 * torch.randn(16, 20_000, dtype=torch.float64)
+    z = (log_w.logsumexp(0) - math.log(16) - 0.045) / mean_exp_std_error(log_w)
+    assert 0.94 < (z.abs() < 1.96).double().mean() < 0.98
+
+
+def test_the_corrected_trapezoid_is_of_fourth_order() -> None:
+    def error(nodes: int) -> float:
+        beta = torch.linspace(0, 1, nodes, dtype=torch.float64)
+        return abs(float(corrected_trapezoid(beta, beta.exp(), beta.exp())[0]) - math.expm1(1.0))
+
+    assert error(9) / error(17) == pytest.approx(16, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings", "message"),
+    [
+        (SMC, {"num_particles": 1}, "num_particles is 1"),
+        (SMC, {"num_groups": 1}, "num_groups is 1"),
+        (SMC, {"cess": 1.0}, "cess is 1.0"),
+        (SMC, {"resample_below": 2.0}, "resample_below is 2.0"),
+        (SMC, {"resampling": "none"}, "expected one of"),
+        (SteppingStone, {"num_temperatures": 1}, "num_temperatures is 1"),
+        (ThermodynamicIntegration, {"kernel": ULA()}, "leaves no density invariant"),
+    ],
+)
+def test_settings_out_of_range_are_refused(estimator: type, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimator(**settings)
+
+
+# ---- coverage --------------------------------------------------------------------------------------------------------
+
+SLOW: list[Estimator] = [
+    SMC(num_particles=200),
+    ThermodynamicIntegration(num_temperatures=16, num_draws=300),
+    SteppingStone(num_temperatures=16, num_draws=300),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", SLOW, ids=[estimator.name for estimator in SLOW])
+@pytest.mark.parametrize("target", LocalTarget.registry(), ids=lambda target: target.name)
+def test_coverage_of_95_percent_intervals(estimator: Estimator, target: LocalTarget) -> None:
+    result: Evidence = estimator(target.program(), *target.data(200))
+    assert 0.90 <= coverage(result, target.log_z) <= 0.98
