@@ -599,6 +599,22 @@ def test_gradients_in_double_precision():
         assert all(g.dtype == torch.float64 for g in torch.autograd.grad(loss, list(program.parameters())))
 
 
+@pytest.mark.cuda
+def test_gradients_on_a_cuda_device():
+    program = build(belief_net, recogniser, X)
+    program.baseline = RunningMean()
+    program.to("cuda")
+    for objective in (
+        REINFORCE(baseline=program.baseline),
+        VIMCO(3),
+        ReweightedWakeSleep(2, sleep=0.5),
+        StraightThrough(),
+    ):
+        loss = objective.differentiable_loss(program.model, program.guide, X.cuda())
+        grads = torch.autograd.grad(loss, list(program.parameters()))
+        assert all(g.is_cuda and bool(g.isfinite().all()) for g in grads)
+
+
 @pytest.mark.parametrize("make", [lambda: RLOO(4), lambda: VIMCO(4), lambda: ReweightedWakeSleep(4)])
 def test_fits_reach_the_evidence(make):
     """Data of one belief net, fitted by another: the bound comes near the entropy of the data."""

@@ -146,6 +146,16 @@ def test_completions_are_repeatable_and_leave_the_generator_alone():
     assert set(first.draws.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.cuda
+def test_completions_on_a_cuda_device():
+    vae = VAE(6, 2, hidden=[8]).to("cuda")
+    found = complete(
+        vae, torch.ones(3, 6, device="cuda"), torch.arange(6, device="cuda") < 3, num_particles=50, num_draws=5
+    )
+    assert found.draws.is_cuda
+    assert found.draws.shape == (5, 3, 6)
+
+
 def test_more_data_than_fit_into_memory_at_once():
     x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
     found = complete(Program(factors, loose_guide), x, seen, num_particles=2000, num_draws=500, memory=2**22)
