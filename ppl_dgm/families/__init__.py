@@ -1,4 +1,20 @@
-"""Families of generative models, each a Program: choose one, or put one together of parts."""
+"""Families of generative models, each a Program: choose one, or put one together of parts.
+
+Many models of the literature are combinations, of a family with its parts here and with an objective elsewhere:
+
+    naive Bayes, Markov chain       bayesnet.naive_bayes(...), bayesnet.markov_chain(...)
+    latent class analysis           Mixture(D, K, "bernoulli")
+    FVSBN                           MADE(D, hidden=[])
+    sigmoid belief net              VAE(D, L, [], prior=priors.BernoulliPrior(L), guide=guides.BernoulliPosterior(L))
+    GMVAE                           VAE(D, L, prior=priors.GaussianMixturePrior(L, K))
+    VampPrior VAE                   VAE(D, L, prior=priors.VampPrior(guide, x[:K]), guide=guide)
+    VAE with inverse AR flow        VAE(D, L, guide=guides.FlowPosterior(L, "iaf"))
+    IWAE, one or two layers         VAE or HierarchicalVAE, fitted with IWELBO(k)
+    beta-VAE                        VAE, fitted with ELBO(kl_weight=beta)
+    MIWAE for missing data          VAE called with (x, observed), fitted with IWELBO(k)
+    M2                              SemiSupervisedVAE, fitted with pyro.infer.TraceEnum_ELBO
+    SVI per datum, semi-amortised   any VAE, through amortisation.refine
+"""
 
 from ppl_dgm.families import bayesnet, components, likelihoods, priors
 from ppl_dgm.families.autoregressive import MADE
