@@ -35,7 +35,7 @@ HEAD = [
     "|---|---|---|---|---|---|---|---|---|",
 ]
 MANY_DRAWS = {"dynesty_eggbox": 4_000_000, "dynesty_shells_2": 2_000_000, "dynesty_gauss3d": 2_000_000}
-NESTED = ("dynesty_eggbox", "dynesty_gauss3d", "dynesty_shells_2")
+NESTED = ("bs_betabinomial_tutorial", "dynesty_gauss3d")
 
 
 def estimators(name: str) -> list[Estimator]:
@@ -47,7 +47,7 @@ def estimators(name: str) -> list[Estimator]:
         LearnedHarmonicMean(),
         SMC(num_particles=200, num_groups=8),
     ]
-    return [*found, NestedSampling(num_live=500)] if name in NESTED and dynesty is not None else found
+    return [*found, NestedSampling(num_live=150, remaining=0.1)] if name in NESTED and dynesty is not None else found
 
 
 def row(case: Case, estimator: Estimator) -> str:
