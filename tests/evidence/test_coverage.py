@@ -58,7 +58,7 @@ def program(target: Callable[[Tensor], Tensor]) -> Program:
 
 ESTIMATORS: dict[str, Estimator] = {
     "ImportanceSampling": ImportanceSampling(num_particles=1000),
-    "JVI": JVI(num_particles=64, num_replicates=64),
+    "JVI": JVI(num_particles=128, num_replicates=64),
     "SUMO": SUMO(num_particles=16, num_replicates=400),
     "Laplace": Laplace(num_particles=1000),
     "BridgeSampling": BridgeSampling(num_chains=32, num_draws=60),
