@@ -1,0 +1,168 @@
+"""Annealing for a decoder of handwritten digits: what a leapfrog step costs, and bounds that close in.
+
+    python benchmarks/annealing.py speed
+    python benchmarks/annealing.py mnist [--data FOLDER] [--images 100] [--temperatures 1000] [--steps 10000]
+
+`speed` compares one leapfrog step of 16 chains for 100 images, a 50-200-200-784 decoder as a Pyro program, with the six matrix
+products that a forward and backward pass cannot do without, in turns on one machine. `mnist` trains that decoder with its guide
+on the statically binarised digits (`binarized_mnist.npz` in the folder), then estimates log p of test images from below by the
+ELBO, the importance-weighted bound of 5000 draws and AIS, and from both sides on images that the program draws itself.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm import Program, fit, objectives
+from ppl_dgm.evidence import AIS, BDMC, ELBO, Evidence, ImportanceSampling
+from ppl_dgm.evidence.paths import Path as TemperedPath
+from ppl_dgm.evidence.paths import open_space
+from ppl_dgm.kernels import leapfrog
+
+LATENT, HIDDEN, PIXELS, CHAINS, IMAGES = 50, 200, 784, 16, 100
+RESULTS = Path(__file__).parent / "results"
+
+
+def perceptron(*sizes: int) -> nn.Sequential:
+    """Layers with tanh between them."""
+    layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers[:-1])
+
+
+class Model(nn.Module):
+    """Bernoulli pixels given a standard normal code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = perceptron(LATENT, HIDDEN, HIDDEN, PIXELS)
+
+    def forward(self, x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+class Guide(nn.Module):
+    """Normal code given the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = perceptron(PIXELS, HIDDEN, HIDDEN, 2 * LATENT)
+
+    def forward(self, x: Tensor) -> None:
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.clamp(-7, 5).exp()).to_event(1))
+
+
+def milliseconds(run: Callable[[], object], times: int) -> float:
+    """Mean time of one run."""
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    return 1000 * (time.perf_counter() - start) / times
+
+
+def matrix_products(decoder: nn.Sequential) -> Callable[[], None]:
+    """The six products of a forward and backward pass for all chains and images."""
+    weights = [layer.weight.detach() for layer in decoder if isinstance(layer, nn.Linear)]
+    rows = [torch.randn(CHAINS * IMAGES, weight.shape[1]) for weight in weights]
+    gradients = [torch.randn(CHAINS * IMAGES, weight.shape[0]) for weight in weights]
+
+    def run() -> None:
+        for weight, row, gradient in zip(weights, rows, gradients, strict=True):
+            torch.mm(row, weight.T)
+            torch.mm(gradient, weight)
+
+    return run
+
+
+def speed(rounds: int = 30, steps: int = 5) -> str:
+    """One leapfrog step against the bare matrix products."""
+    torch.manual_seed(0)
+    model, x = Model(), torch.bernoulli(torch.full((IMAGES, PIXELS), 0.13))
+    with torch.no_grad():
+        bound = Program(model).bind(x)
+        path = TemperedPath(open_space(bound).rebind(bound), "prior")
+        state, half = path.target.evaluate(path.draw(CHAINS)), torch.tensor(0.5)
+        stride, momentum = torch.full((LATENT,), 0.05), torch.randn_like(state.point)
+        ours = [lambda: leapfrog(path.target, state, momentum, half, stride, steps), matrix_products(model.decoder)]
+        times = [[milliseconds(run, 1) for run in ours] for _ in range(rounds)]
+    step, bare = (statistics.median(column) for column in zip(*times, strict=True))
+    step /= steps
+    ratio = statistics.median(row[0] / steps / row[1] for row in times)
+    return (
+        f"one leapfrog step of [{CHAINS} chains, {IMAGES} images]: {step:.2f} ms; six matrix products: {bare:.2f} ms; "
+        f"ratio {ratio:.2f} (median of {rounds} rounds, {torch.get_num_threads()} thread(s))"
+    )
+
+
+def digits(folder: Path, split: str) -> Tensor:
+    """Binarised digits as floats `[n, 784]`."""
+    packed = np.load(folder / "binarized_mnist.npz")[split]
+    return torch.from_numpy(np.unpackbits(packed, axis=1)).float()
+
+
+def train(folder: Path, steps: int) -> Program:
+    """Fit the program."""
+    program = Program(Model(), Guide())
+    fit(program, digits(folder, "train"), objectives.ELBO(), steps=steps, batch_size=100, seed=0, progress=False)
+    return program
+
+
+def line(name: str, evidence: Evidence) -> str:
+    """A row of the table."""
+    mean, error = evidence.log_z.mean(), evidence.total_std_error / len(evidence.log_z)
+    return f"| {name} | {mean:.2f} | {error:.2f} | {evidence.seconds:.0f} |"
+
+
+def mnist(folder: Path, images: int, temperatures: int, steps: int) -> str:
+    """The table of bounds."""
+    torch.manual_seed(0)
+    program = train(folder, steps)
+    everything = digits(folder, "test")
+    x = everything[torch.randperm(len(everything))[:images]]
+    method = AIS(num_temperatures=temperatures)
+    real, sandwich = method(program, x), BDMC(method)(program, x)
+    importance = ImportanceSampling(num_particles=5000)
+    rows = [
+        line("test images: ELBO", ELBO(num_particles=200)(program, x)),
+        line("test images: IWELBO, 5000 draws", importance(program, x)),
+        line(f"test images: AIS, {temperatures} temperatures", real),
+        line("simulated images: AIS", sandwich.lower),
+        line("simulated images: reverse AIS", sandwich.upper),
+    ]
+    title = f"# A 784-200-200-50 VAE on statically binarised MNIST: {images} images, {steps} training steps"
+    head = "| estimate | nats per image | s.e. | seconds |\n|---|---|---|---|"
+    gap = f"Gap {sandwich.mean_gap:.2f} +- {sandwich.mean_gap_error:.2f} nats. {sandwich.report(real)}"
+    return "\n".join([title, "", head, *rows, "", gap, ""])
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "mnist"))
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--temperatures", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=10_000)
+    asked = parser.parse_args()
+    if asked.what == "mnist" and not (asked.data / "binarized_mnist.npz").exists():
+        raise SystemExit(f"no binarized_mnist.npz in {asked.data}; name its folder with --data")
+    text = speed() if asked.what == "speed" else mnist(asked.data, asked.images, asked.temperatures, asked.steps)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"annealing_{asked.what}.md").write_text(text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
