@@ -4,8 +4,8 @@ Every function takes numbers and tensors, draws on the axes it is given or on a 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ from ppl_dgm.weights import UNRELIABLE_K, WeightSummary
 
 INK, MUTED, GRID, ALARM = "#1f2933", "#7b8794", "#e4e7eb", "#c62828"
 COLOURS = ("#2563a8", "#d1721b", "#2f8f5b", "#8a4fa3", "#b8325f", "#6b6f1d", "#1f8a9e", "#8c5a3c")  # one per program
-SHADES = plt.get_cmap("gray_r").with_extremes(bad="#c3cfdb")
+SHADES = plt.get_cmap("gray_r").with_extremes(bad="#d3dde8")
 MARKERS = {"exact": "o", "lower": ">", "upper": "<", "estimate": "D", "unknown": "s"}
 MEANINGS = {
     "exact": "exact",
@@ -35,6 +35,7 @@ MEANINGS = {
 NUM_ERRORS = 1.96  # standard errors on either side: 95 % intervals
 MAX_POINTS = 160  # of a curve, after averaging
 ROW_INCHES = 0.42
+MAX_ACROSS = 4  # grids of images
 STYLE: dict[str, Any] = {
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
@@ -71,9 +72,19 @@ class ForestRow(NamedTuple):
     reliable: bool = True
 
 
-def style() -> AbstractContextManager[None]:
-    """The settings under which all of these pictures are drawn."""
-    return plt.rc_context(STYLE)  # type: ignore[arg-type]
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings under which all of these pictures are drawn.
+
+    Unlike `plt.rc_context` it leaves all others alone: in a notebook the first figure turns interactive drawing on.
+    """
+    settings: Any = plt.rcParams
+    before = {key: settings[key] for key in STYLE}
+    settings.update(STYLE)
+    try:
+        yield
+    finally:
+        settings.update(before)
 
 
 def new_axes(inches: tuple[float, float]) -> Axes:
@@ -217,7 +228,7 @@ def plot_images(
     """Grids of images side by side, data next to samples: one axes for each group.
 
     Args:
-        groups: images by title, each `[images, *event]`; all grids share one range of grey.
+        groups: images by title, each `[images, *event]`; the first (the data) sets the range of grey.
         image_shape: `(height, width)` or `(channels, height, width)` with 1 or 3 channels.
         num_columns: images across one grid.
         num_rows: images down one grid.
@@ -234,10 +245,10 @@ def plot_images(
     if not groups:
         raise ValueError("no images to show; give at least one group, {title: images}")
     grids = [tile(images, image_shape, num_columns, num_rows) for images in groups.values()]
-    low, high = min(np.nanmin(grid) for grid in grids), max(np.nanmax(grid) for grid in grids)
+    low, high = np.nanmin(grids[0]), np.nanmax(grids[0])
     height = 2.15 * grids[0].shape[0] / grids[0].shape[1] + 0.35
-    across = min(len(grids), 4)
-    down = math.ceil(len(grids) / across)
+    down = math.ceil(len(grids) / MAX_ACROSS)
+    across = math.ceil(len(grids) / down)
     with style():
         _, axes = plt.subplots(
             down, across, figsize=(2.15 * across, height * down), squeeze=False, layout="constrained"
@@ -246,7 +257,7 @@ def plot_images(
             ax.remove()
         for ax, title, grid in zip(axes.flat, groups, grids, strict=False):
             scaled = (grid - low) / ((high - low) or 1.0)
-            shown = scaled if grid.ndim == 2 else np.nan_to_num(scaled, nan=1.0)
+            shown = scaled if grid.ndim == 2 else np.nan_to_num(scaled, nan=1.0).clip(0, 1)
             ax.imshow(shown, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(title)
             ax.set_axis_off()
@@ -308,7 +319,7 @@ def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
             draw_pareto_tail(ax, relative, summary.tail_size)
         ax.set_ylim(0.5 / len(relative), 2)
         ax.axvline(1.0, color=MUTED, lw=0.8)
-        ax.set_xlim(min(max(weights.min(), weights.max() * 1e-8) / 2, 0.05), max(weights.max() * 3, 20))
+        ax.set_xlim(min(max(weights.min(), weights.max() * 1e-5) / 2, 0.05), max(weights.max() * 3, 20))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("weight / mean weight")
         ax.set_ylabel("share of weights above")

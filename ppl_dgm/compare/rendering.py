@@ -61,16 +61,20 @@ def decimals(errors: Sequence[float]) -> int:
 
 def notes(comparison: "Comparison") -> list[str]:
     """Lines under the table: signs, weights or Bayes factors, and every alarm."""
-    used = {row.bound for row in comparison.rows} | {row.difference_sense for row in comparison.rows}
+    used = {row.bound for row in comparison.rows} | {row.difference_sense for row in others(comparison)}
     lines = [", ".join(f"{sign} {SENSES[sense]}" for sense, sign in SIGNS.items() if sense in used)]
     if comparison.target == "datum":
         lines.append(
             "± MC: of the estimator; ± data: over data; ± paired: of the difference over data; weight: stacking"
         )
     else:
-        others = [row.name for row in comparison.rows if row.name != comparison.reference]
-        lines += [str(comparison.bayes_factor(comparison.reference, name)) for name in others]
+        lines += [str(comparison.bayes_factor(comparison.reference, row.name)) for row in others(comparison)]
     return lines + [f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings]
+
+
+def others(comparison: "Comparison") -> list[Row]:
+    """All rows but the reference."""
+    return [row for row in comparison.rows if row.name != comparison.reference]
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -112,7 +116,7 @@ def plot_comparison(comparison: "Comparison") -> NDArray[Any]:
     plot_forest([difference_row(row, scale) for row in comparison.rows], unit, axes[1])
     axes[1].set_yticklabels([])
     axes[1].axvline(0.0, color=MUTED, lw=0.9, zorder=1)
-    bounds = [row.bound for row in comparison.rows] + [row.difference_sense for row in comparison.rows]
+    bounds = [row.bound for row in comparison.rows] + [row.difference_sense for row in others(comparison)]
     add_key(axes[0].figure, bounds, all(row.reliable for row in comparison.rows))
     return axes
 

@@ -107,5 +107,5 @@ def fingerprint(estimator: Any, bound: Bound) -> str:
         digest.update(repr(part).encode())
     for role in (bound.model, bound.guide):
         for parameter in role.parameters() if isinstance(role, torch.nn.Module) else ():
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
