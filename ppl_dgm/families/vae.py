@@ -37,7 +37,8 @@ class VAE(Program):
             default.
 
     Raises:
-        ValueError: sizes below one, an unknown likelihood, a prior or guide of another size.
+        ValueError: sizes below one, an unknown likelihood, a prior or guide of another size, an encoder beside a whole
+            guide.
 
     Example:
         >>> import torch
@@ -67,6 +68,8 @@ class VAE(Program):
         if isinstance(guide, Posterior):
             encoder = encoder or MLP(num_dims, [*hidden][::-1], guide.num_params, activation)
             guide = AmortisedGuide(nn.Sequential(ScaledInputs(likelihood), encoder), guide)
+        elif encoder is not None:
+            raise ValueError("a whole guide has its own nets; give the encoder to it, or a Posterior as guide")
         super().__init__(LatentVectorModel(decoder, likelihood, prior, num_dims), guide)
 
 

@@ -292,6 +292,10 @@ BAD = {
     "likelihood": (lambda: VAE(3, 2, likelihood="poisson"), "there is no likelihood 'poisson'"),
     "prior size": (lambda: VAE(3, 2, prior=priors.StandardNormal(3)), "the prior has 3 latents"),
     "guide size": (lambda: VAE(3, 2, guide=FlowPosterior(4)), "the guide has 4 latents"),
+    "two encoders": (
+        lambda: VAE(3, 2, encoder=nn.Linear(3, 4), guide=AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2))),
+        "has its own nets",
+    ),
     "dims": (lambda: VAE(0, 2), "at least one"),
     "latents": (lambda: priors.StandardNormal(0), "at least 1"),
     "components": (lambda: priors.GaussianMixturePrior(2, 0), "at least 1"),
