@@ -130,19 +130,20 @@ def amortisation_gap(
         torch.Size([5])
     """
     refined = refine(program, x, *args, num_steps=num_steps, learning_rate=learning_rate, seed=seed, **kwargs)
-    summaries = [elbos(each, (x, *args), kwargs, num_particles, seed) for each in (program, refined)]
-    amortised, better = summaries
-    std_error = (amortised.mean_std_error.square() + better.mean_std_error.square()).sqrt()
-    return AmortisationGap(amortised.mean, better.mean, std_error)
+    (amortised, error), (better, other) = (
+        elbos(each, (x, *args), kwargs, num_particles, seed) for each in (program, refined)
+    )
+    return AmortisationGap(amortised, better, (error.square() + other.square()).sqrt())
 
 
 def elbos(
     program: Program, args: tuple, kwargs: Mapping[str, Any], num_particles: int, seed: int | None
-) -> WeightSummary:
-    """Log weights of all data at the guide, summed up; a `LocalGuide` takes its data together."""
+) -> tuple[Tensor, Tensor]:
+    """ELBOs `[N]` at the guide and their standard errors; a `LocalGuide` takes its data together."""
     bound = program.bind(*args, **kwargs)
-    summary = WeightSummary(num_particles)
+    summaries: dict[int, WeightSummary] = {}
     with torch.no_grad(), seeded(seed, bound.device):
         for chunk in weight_chunks(bound, num_particles):
-            summary.add(chunk.log_weights)
-    return summary
+            summaries.setdefault(chunk.start, WeightSummary(num_particles)).add(chunk.log_weights)
+    parts = summaries.values()
+    return torch.cat([part.mean for part in parts]), torch.cat([part.mean_std_error for part in parts])

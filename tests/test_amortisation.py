@@ -1,5 +1,7 @@
 """Refinement against an exact posterior, and the gap it closes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from ppl_dgm import Program, evidence
 from ppl_dgm.amortisation import amortisation_gap, refine
 from ppl_dgm.families import PPCA, VAE
 from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FullRankNormal, Posterior
+from ppl_dgm.weights import weight_chunks
 
 
 def linear_gaussian(posterior: Posterior) -> tuple[Program, PPCA, Tensor]:
@@ -58,3 +61,14 @@ def test_bad_input_is_refused() -> None:
         refine(PPCA(3, 2), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="num_steps is 0"):
         refine(VAE(3, 2, [4]), torch.zeros(4, 3), num_steps=0)
+
+
+def test_the_gap_of_more_data_than_fit_into_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, _, x = linear_gaussian(DiagonalNormal(2))
+    whole = amortisation_gap(program, x, num_steps=50, num_particles=500)
+    monkeypatch.setattr("ppl_dgm.amortisation.weight_chunks", partial(weight_chunks, memory=5_000))
+    parts = amortisation_gap(program, x, num_steps=50, num_particles=500)
+    assert parts.gap.shape == (20,)
+    assert bool(
+        ((parts.gap - whole.gap).abs() < 5 * (parts.std_error.square() + whole.std_error.square()).sqrt()).all()
+    )
