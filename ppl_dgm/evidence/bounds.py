@@ -59,7 +59,7 @@ class CUBO(WeightEstimator):
       \mathbb{E}[\widehat{U}] \ge \mathrm{CUBO}_n \ge \log Z.$$
 
     It is finite only where the guide is wider than the posterior: `pareto_k` is that of $w^n$, and above 0.7 the bound
-    is marked: then a guide too narrow lets it come out low. `diagnostics["cubo"]` has the plain estimate. Costs
+    is marked: the estimate then means nothing. `diagnostics["cubo"]` has the plain estimate. Costs
     `num_particles` runs of guide and model.
 
     Dieng, Tran, Ranganath, Paisley and Blei (2017), eq. 3; Li and Turner (2016).
@@ -120,7 +120,7 @@ def narrow_guide(k: Tensor) -> tuple[str, ...]:
     """Warn where powers of the weights have no finite mean."""
     if not bool((k > LARGEST_K).any()):
         return ()
-    return ("the guide is narrower than the posterior: the upper bound is infinite, and its estimate comes out low",)
+    return ("the guide is narrower than the posterior: the upper bound is infinite, and its estimate means nothing",)
 
 
 @dataclass(frozen=True)
