@@ -22,7 +22,7 @@ def zero_valued(tensor: Tensor) -> Tensor:
     return tensor - tensor.detach()
 
 
-def check_score(structure: Structure, name: str, cure: str) -> None:
+def check_scored(structure: Structure, name: str, cure: str) -> None:
     """Refuse programs that draw nothing without a path gradient."""
     if all(latent.reparameterised or latent.point_mass for latent in structure.latents):
         raise ValueError(
@@ -136,7 +136,7 @@ class REINFORCE(ScoreFunction):
         return self.baseline is not None and any(True for _ in self.baseline.parameters())
 
     def check(self, structure: Structure) -> None:
-        check_score(structure, "REINFORCE", "ELBO()")
+        check_scored(structure, "REINFORCE", "ELBO()")
         if self.learned and not structure.per_datum:
             raise ValueError(
                 "an input-dependent baseline needs every latent inside the data plate, but this program has latents shared "
@@ -204,7 +204,7 @@ class RLOO(ELBO):
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
 
     def check(self, structure: Structure) -> None:
-        check_score(structure, "RLOO", "ELBO()")
+        check_scored(structure, "RLOO", "ELBO()")
 
 
 class VIMCO(ScoreFunction):
@@ -241,7 +241,7 @@ class VIMCO(ScoreFunction):
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
 
     def check(self, structure: Structure) -> None:
-        check_score(structure, "VIMCO", "IWELBO")
+        check_scored(structure, "VIMCO", "IWELBO")
 
     def value(self, bound: Bound) -> Tensor:
         log_w, score, joint = self.drawn(bound)

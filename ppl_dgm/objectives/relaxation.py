@@ -8,7 +8,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ppl_dgm.objectives.discrete import check_score
+from ppl_dgm.objectives.discrete import check_scored
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Structure
 from ppl_dgm.program.sites import innermost, is_deterministic, is_subsample
@@ -118,7 +118,7 @@ class StraightThrough(Objective):
         self.temperature = temperature
 
     def check(self, structure: Structure) -> None:
-        check_score(structure, "StraightThrough", "ELBO()")
+        check_scored(structure, "StraightThrough", "ELBO()")
 
     def value(self, bound: Bound) -> Tensor:
         with Relaxation(self.temperature):
