@@ -207,6 +207,7 @@ def test_densities_that_are_nan_are_never_entered() -> None:
     target = Target(half)
     for kernel in (HMC(num_leapfrog=2), RandomWalk()):
         state = target.evaluate(torch.rand(2000, 1) + 0.1, kernel.uses_gradient)
+        assert target.evaluate(-torch.ones(1, 1)).tilt.item() == -math.inf
         for _ in range(20):
             state = kernel.move(target, state, torch.ones(()), torch.ones(()), torch.ones(1)).state
         assert bool((state.point > 0).all())

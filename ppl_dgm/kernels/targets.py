@@ -71,12 +71,17 @@ class Target(NamedTuple):
 
     def _evaluate_piece(self, point: Tensor, gradient: bool) -> State:
         if not gradient:
-            return State(point, *(log_density.expand(point.shape[:-1]) for log_density in self.density(point)))
+            return State(point, *(proper(log_density, point) for log_density in self.density(point)))
         with torch.enable_grad():
             leaf = point.detach().requires_grad_()
-            base, tilt = (log_density.expand(point.shape[:-1]) for log_density in self.density(leaf))
+            base, tilt = self.density(leaf)
             gradients = gradient_of(base, leaf, retain=True), gradient_of(tilt, leaf)
-        return State(leaf.detach(), base.detach(), tilt.detach(), *gradients)
+        return State(leaf.detach(), proper(base, point), proper(tilt, point), *gradients)
+
+
+def proper(log_density: Tensor, point: Tensor) -> Tensor:
+    """A density for every point, minus infinity where it is not a number."""
+    return log_density.detach().expand(point.shape[:-1]).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def gradient_of(log_density: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:

@@ -43,6 +43,31 @@ def test_a_latent_shared_by_all_data() -> None:
     assert (result.log_z - exact).abs() < 4 * result.std_error < 0.5
 
 
+def test_discrete_latents_are_summed_out() -> None:
+    means = torch.tensor([-2.0, 1.0], dtype=torch.float64)
+
+    def model(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.tensor([0.3, 0.7]).double()), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(means.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + means[c], 0.5), obs=x)
+
+    x = torch.linspace(-3, 3, 12, dtype=torch.float64)
+    parts = dist.Normal(means, math.sqrt(1.25)).log_prob(x.unsqueeze(-1)) + torch.tensor([0.3, 0.7]).double().log()
+    result = AIS(num_temperatures=60)(Program(model), x)
+    assert ((result.log_z - parts.logsumexp(-1)) / result.std_error).abs().max() < 4
+
+
+def test_a_likelihood_that_is_zero_for_half_of_the_prior() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.factor("inside", torch.where(z > 0, 0.0, -torch.inf))
+
+    result = AIS(num_temperatures=30, num_chains=200)(Program(model), torch.zeros(4))
+    assert ((result.log_z - math.log(0.5)) / result.std_error).abs().max() < 4
+
+
 @pytest.mark.parametrize("kernel", [HMC(), MALA(), RandomWalk(), ULA()])
 def test_every_kernel_gives_unbiased_weights(kernel: Kernel) -> None:
     """E[w] = Z for few temperatures and bad moves alike; the unadjusted kernel's weights are corrected."""
