@@ -26,12 +26,11 @@ def draw_graph(net: BayesNet, axes: Any = None) -> Any:
     places = positions(net.parents)
     for name, parents in net.parents.items():
         for parent in parents:
-            axes.annotate(
-                "", places[name], places[parent], arrowprops={"arrowstyle": "-|>", "shrinkA": 14, "shrinkB": 14}
-            )
+            arrow = {"arrowstyle": "-|>", "shrinkA": 14, "shrinkB": 14}
+            axes.annotate("", places[name], places[parent], arrowprops=arrow).set_in_layout(False)
     for name, (x, y) in places.items():
         box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "tab:blue"}
-        axes.text(x, y, name, ha="center", va="center", bbox=box)
+        axes.text(x, y, name, ha="center", va="center", bbox=box).set_in_layout(False)
     axes.set_axis_off()
     axes.margins(0.15)
     axes.plot(*zip(*places.values(), strict=True), linestyle="none")  # so that the axes' limits hold all nodes
