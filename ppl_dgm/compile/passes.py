@@ -1,5 +1,6 @@
 """Rewrites of captured graphs, each a small function from graph to graph that keeps every value."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ aten = torch.ops.aten
 
 _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 _SERIAL = 16  # from here on torch draws normals in blocks
+_TINY = 64  # multiplications in one product of a batch
 _COPIES = _SAME_VALUE | {aten.clone.default}
 
 
@@ -32,6 +34,7 @@ def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModul
     draw_standard_normals(graph)
     merge_draws(graph)
     multiply_matrices(graph)
+    multiply_small_batches(graph)
     hoist_expands(graph)
     return graph
 
@@ -175,6 +178,24 @@ def multiply_matrices(graph: GraphModule) -> int:
     return len(found)
 
 
+def multiply_small_batches(graph: GraphModule) -> int:
+    """Turn batches of tiny matrix products (those of enumerated latents) into multiply and sum, which can be fused."""
+    found = [node for node in _nodes(graph) if node.target is aten.bmm.default and _is_tiny(*node.args)]
+    for node in found:
+        left, right = node.args
+        wide = _insert(graph.graph, node, aten.unsqueeze.default, (left, 3))
+        tall = _insert(graph.graph, node, aten.unsqueeze.default, (right, 1))
+        product = _insert(graph.graph, node, aten.mul.Tensor, (wide, tall))
+        _replace(node, _insert(graph.graph, node, aten.sum.dim_IntList, (product, [2])))
+    _finish(graph)
+    return len(found)
+
+
+def _is_tiny(left: Any, right: Any) -> bool:
+    rows, inner, columns = *_shape(left)[1:], _shape(right)[2]
+    return rows * inner * columns <= _TINY
+
+
 def hoist_expands(graph: GraphModule) -> int:
     r"""Compute pointwise operations before broadcasting: `f(expand(x))` becomes `expand(f(x))`.
 
@@ -205,10 +226,20 @@ def _compacted(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
         return _with_rank(graph, node, compact.get(source, source), len(_shape(node)))
     if node.target in _COPIES:
         return compact.get(node.args[0])
-    rule = _VIEWS.get(node.target)
-    if rule is not None and node.args[0] in compact and rule(node):
-        return _insert(graph, node, node.target, (compact[node.args[0]], *node.args[1:]))
+    if node.target is operator.getitem:
+        return _compact_maximum(graph, node, compact)
+    if node.target in _RULES:
+        return _RULES[node.target](graph, node, compact[node.args[0]]) if node.args[0] in compact else None
     return _compact_pointwise(graph, node, compact) if _is_pointwise(node) else None
+
+
+def _compact_maximum(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
+    """An output of `max(x, dim)`, which returns values and indices, over a dimension that is not broadcast."""
+    source, index = node.args
+    if source.target is not aten.max.dim or source.args[0] not in compact:
+        return None
+    small = _reduce(graph, source, compact[source.args[0]])
+    return _insert(graph, node, operator.getitem, (small, index)) if small is not None else None
 
 
 def _compact_pointwise(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
@@ -233,15 +264,45 @@ def _is_pointwise(node: Any) -> bool:
     return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
 
 
-def _squeezes_nothing_broadcast(node: Any) -> bool:
-    return _shape(node.args[0])[node.args[1]] == 1
+def _repeat(graph: Graph, node: Any, small: Any) -> Any:
+    """The same operation works on the compact tensor."""
+    return _insert(graph, node, node.target, (small, *node.args[1:]), node.kwargs)
 
 
-_VIEWS: dict[Any, Callable[[Any], bool]] = {
-    aten.unsqueeze.default: lambda node: True,
-    aten.permute.default: lambda node: True,
-    aten.transpose.int: lambda node: True,
-    aten.squeeze.dim: _squeezes_nothing_broadcast,
+def _squeeze(graph: Graph, node: Any, small: Any) -> Any:
+    dims = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
+    single = all(_shape(node.args[0])[dim] == 1 for dim in dims)
+    return _repeat(graph, node, small) if single else None
+
+
+def _view(graph: Graph, node: Any, small: Any) -> Any:
+    """A view that only inserts or removes dimensions of size 1."""
+    before, after = _shape(node.args[0]), _shape(node)
+    if [size for size in before if size != 1] != [size for size in after if size != 1]:
+        return None
+    sizes = iter([short for short, size in zip(_shape(small), before, strict=True) if size != 1])
+    return _insert(graph, node, aten.view.default, (small, [1 if size == 1 else next(sizes) for size in after]))
+
+
+def _reduce(graph: Graph, node: Any, small: Any) -> Any:
+    """A reduction over dimensions that are not broadcast."""
+    dims = node.args[1] if len(node.args) > 1 else []
+    dims = ([dims] if isinstance(dims, int) else dims) or range(len(_shape(small)))
+    kept = all(_shape(small)[dim] == _shape(node.args[0])[dim] for dim in dims)
+    return _repeat(graph, node, small) if kept else None
+
+
+_RULES: dict[Any, Callable[[Graph, Any, Any], Any]] = {
+    aten.unsqueeze.default: _repeat,
+    aten.permute.default: _repeat,
+    aten.transpose.int: _repeat,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
+    aten.view.default: _view,
+    aten._unsafe_view.default: _view,
+    aten.sum.dim_IntList: _reduce,
+    aten.amax.default: _reduce,
+    aten.full_like.default: _repeat,
 }
 
 

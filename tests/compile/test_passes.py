@@ -120,6 +120,40 @@ def test_pointwise_operations_run_before_expansion() -> None:
     torch.testing.assert_close(graph(x, scale), log_prob(x, scale))
 
 
+def test_tiny_products_of_a_batch_are_sums() -> None:
+    left, right, wide = torch.randn(50, 1, 3), torch.randn(50, 3, 2), torch.randn(50, 3, 40)
+    graph = graph_of(lambda a, b, c: (torch.bmm(a, b), torch.bmm(a, c)), left, right, wide)
+    assert passes.multiply_small_batches(graph) == 1
+    torch.testing.assert_close(graph(left, right, wide), (torch.bmm(left, right), torch.bmm(left, wide)))
+
+
+def test_reductions_and_views_of_what_is_broadcast() -> None:
+    """log-sum-exp over classes, the same for each of 100 data: computed once."""
+
+    def evidence(logits: Tensor, x: Tensor) -> Tensor:
+        wide = logits[None].expand(100, 3)[:, None].reshape(1, 100, 3).permute(0, 2, 1)
+        top = wide.max(1, keepdim=True)[0]
+        total = (wide - top).exp().sum(1).log() + top.squeeze(1) + torch.full_like(top, 2.0).squeeze(1)
+        return total.squeeze(0) + wide.amax(1)[0] - x
+
+    logits, x = torch.randn(3), torch.randn(100)
+    graph = passes.functionalise(graph_of(evidence, logits, x), [logits, x])
+    passes.hoist_expands(graph)
+    for operation in (aten.exp.default, aten.log.default, aten.amax.default, aten.full_like.default):
+        assert all(torch.Size(shape).numel() <= 3 for shape in shapes(graph, operation))
+    torch.testing.assert_close(graph(logits, x), evidence(logits, x))
+
+
+def test_reductions_over_what_is_broadcast_count_it() -> None:
+    def total(x: Tensor) -> Tensor:
+        return x[:, None].expand(3, 5).exp().sum(1) + x[:, None].expand(3, 5).max(1)[0]
+
+    x = torch.randn(3)
+    graph = passes.functionalise(graph_of(total, x), [x])
+    passes.hoist_expands(graph)
+    torch.testing.assert_close(graph(x), total(x))
+
+
 def test_expansion_over_one_of_two_dimensions() -> None:
     def outer(x: Tensor, y: Tensor) -> Tensor:
         return (x[:, None].expand(3, 4).exp() * y[None].expand(3, 4).sin()).permute(1, 0).transpose(0, 1).cos()
