@@ -151,17 +151,19 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     place.
 
     Args:
-        log_values: nats, `[n, *batch]`.
+        log_values: nats, `[n, *batch]`; infinite error where all weights are zero.
     """
     count = len(log_values)
     log_values = log_values.double()
     weights = (log_values - log_values.logsumexp(0)).exp() * count
     moment = weights.var(0)
-    above = (log_values - log_values.median(0).values).clamp_min(0)
+    median = log_values.median(0).values
+    centre = torch.where(torch.isfinite(median), median, log_values.amax(0))  # where half the weights are zero
+    above = (log_values - centre).clamp_min(0)
     spread = 2 * above.square().mean(0)
     log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
     student = float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975))
-    return student * (torch.maximum(moment / count, log_normal)).sqrt()
+    return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
 
 
 def smc_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:

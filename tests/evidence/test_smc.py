@@ -213,6 +213,16 @@ def test_the_error_of_few_weights() -> None:
     assert 0.94 < (z.abs() < 1.96).double().mean() < 0.98
 
 
+def test_the_error_of_weights_that_may_be_zero() -> None:
+    zero = -math.inf
+    log_w = torch.tensor([[zero] * 3 + [0.0] * 1, [zero] * 4, [0.0] * 4, [zero, 0.0, 0.0, 0.0]]).T.repeat(4, 1)
+    error = mean_exp_std_error(log_w)
+    assert error[1:3].tolist() == [math.inf, 0.0]
+    student = 2.1314 / 1.95996
+    torch.testing.assert_close(error[0].item(), student * math.sqrt(3.2 / 16), rtol=1e-4, atol=0)
+    assert error[0] > error[3] > 0
+
+
 def test_the_corrected_trapezoid_is_of_fourth_order() -> None:
     def error(nodes: int) -> float:
         beta = torch.linspace(0, 1, nodes, dtype=torch.float64)
