@@ -147,6 +147,15 @@ def test_a_folder_that_is_a_file_is_refused_before_fitting(tmp_path, capsys):
     )
 
 
+def test_interruption_is_one_line(monkeypatch, capsys, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(studies.STUDIES, "binary", replace(studies.BINARY, load=interrupt))
+    assert main(["compare", "--data", "binary", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "ppl-dgm: interrupted\n"
+
+
 @pytest.mark.parametrize("command", [[], ["compare"], ["evidence"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -14,6 +14,7 @@ from ppl_dgm.cli.estimating import DEFAULT_PARTICLES, ESTIMATORS, estimate
 from ppl_dgm.cli.loading import arguments, load_data, load_program, load_state, program_name
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
 from ppl_dgm.compare import compare
+from ppl_dgm.fitting import NonFiniteError
 from ppl_dgm.report import Section, make_folder, write_report
 
 DESCRIPTION = "Generative models as Pyro programs: fitted, and compared by their evidence in nats with error bars."
@@ -26,7 +27,8 @@ EXAMPLES = """examples:
   ppl-dgm compare --data binary --seed 1 --out results/seed-1
   ppl-dgm evidence schools.py:program --data schools.npz --estimator importance --particles 10000
 """
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NonFiniteError)
+INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except BrokenPipeError:  # whoever read the output has seen enough
         return 0
+    except KeyboardInterrupt:
+        print("ppl-dgm: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except USER_ERRORS as error:
         print(f"ppl-dgm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
