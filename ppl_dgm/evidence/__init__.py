@@ -46,7 +46,7 @@ from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.moves import check_moves
 from ppl_dgm.evidence.nested import NestedSampling
-from ppl_dgm.evidence.savage_dickey import BayesFactor, savage_dickey
+from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration
 
@@ -58,7 +58,6 @@ __all__ = [
     "JVI",
     "SMC",
     "SUMO",
-    "BayesFactor",
     "BridgeSampling",
     "Estimate",
     "Estimator",
@@ -72,6 +71,7 @@ __all__ = [
     "NestedSampling",
     "PriorSampling",
     "Sandwich",
+    "SavageDickey",
     "SteppingStone",
     "ThermodynamicIntegration",
     "auto",

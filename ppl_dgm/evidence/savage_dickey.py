@@ -12,13 +12,11 @@ from ppl_dgm.evidence.fitted import moments
 from ppl_dgm.kernels import robust_scale
 from ppl_dgm.program import Program
 from ppl_dgm.unconstrained import Slot, Unconstrained
-from ppl_dgm.weights import log_mean_exp, pareto_k, seeded
-
-UNRELIABLE_K = 0.7
+from ppl_dgm.weights import UNRELIABLE_K, log_mean_exp, pareto_k, seeded
 
 
 @dataclass(frozen=True)
-class BayesFactor:
+class SavageDickey:
     """log Bayes factor of the point hypothesis against the program, in nats, and its standard error.
 
     Positive where the data favour the point. `log_posterior` and `log_prior` are the densities at the point.
@@ -33,7 +31,7 @@ class BayesFactor:
 
     def __repr__(self) -> str:
         mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
-        return f"BayesFactor(log BF {self.log_bayes_factor:.3f} +- {self.std_error:.2g} nats for the point){mark}"
+        return f"SavageDickey(log BF {self.log_bayes_factor:.3f} +- {self.std_error:.2g} nats for the point){mark}"
 
 
 def savage_dickey(
@@ -45,7 +43,7 @@ def savage_dickey(
     num_prior: int = 20000,
     seed: int | None = 0,
     **kwargs: Any,
-) -> BayesFactor:
+) -> SavageDickey:
     r"""The Bayes factor of `site = value` against the program that leaves it free.
 
     $$\mathrm{BF}_{01} = \frac{p(\theta_0 \mid x)}{p(\theta_0)}$$
@@ -104,7 +102,7 @@ def savage_dickey(
     warnings = r_hat_warnings(r_hat) + density_warnings(posterior, prior)
     error = torch.hypot(posterior.std_error, prior.std_error)
     factor = posterior.log_density - prior.log_density
-    return BayesFactor(factor, error, posterior.log_density, prior.log_density, diagnostics, warnings)
+    return SavageDickey(factor, error, posterior.log_density, prior.log_density, diagnostics, warnings)
 
 
 @dataclass(frozen=True)
