@@ -81,6 +81,7 @@ def replicate_log_z(target: LocalTarget, estimator: AIS, count: int) -> Tensor:
     return estimator(target.program(), *target.data(count)).log_z
 
 
+@pytest.mark.slow
 def test_the_variance_of_log_weights_falls_as_one_over_the_temperatures() -> None:
     few, many = (AIS(num_temperatures=t)(GAUSSIAN.program(), *GAUSSIAN.data(150)) for t in (40, 160))
     variance = [result.diagnostics["log_weight_std"].square().mean().log2() for result in (few, many)]

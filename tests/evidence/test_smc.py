@@ -19,7 +19,7 @@ from ppl_dgm.evidence.smc import mean_exp_std_error
 from ppl_dgm.evidence.thermodynamic import corrected_trapezoid
 from ppl_dgm.kernels import ULA, RandomWalk
 
-CHAINS = {"num_temperatures": 12, "num_draws": 120, "num_warmup": 60}
+CHAINS = {"num_temperatures": 10, "num_draws": 80, "num_warmup": 40}
 ESTIMATORS: list[Estimator] = [SMC(num_particles=120), ThermodynamicIntegration(**CHAINS), SteppingStone(**CHAINS)]
 BY_NAME = pytest.mark.parametrize("estimator", ESTIMATORS, ids=[estimator.name for estimator in ESTIMATORS])
 
@@ -127,6 +127,7 @@ def test_published_cases(name: str) -> None:
     check_case(name, SMC(num_particles=1000), SteppingStone(), ThermodynamicIntegration())
 
 
+@pytest.mark.slow
 def test_the_error_of_smc_falls_as_the_square_root_of_particles() -> None:
     few, many = (SMC(num_particles=n, num_groups=8)(GAUSSIAN.program(), *GAUSSIAN.data(40)) for n in (40, 320))
     errors = [(result.log_z - GAUSSIAN.log_z).square().mean().sqrt().log2() for result in (few, many)]
