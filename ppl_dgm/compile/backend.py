@@ -128,7 +128,7 @@ def cache_folder() -> Path:
 
 def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -> Compiled:
     code = tuple(module.code for module in graph.modules() if isinstance(module, GraphModule))
-    key = (code, *map(_signature, flat), _aliases(flat))
+    key = (code, *map(_signature, flat), _aliases(flat), torch.get_num_threads())
     seconds = 0.0
     if key not in _COMPILED:
         size = sum(node.op == "call_function" for node in graph.graph.nodes)
@@ -145,9 +145,8 @@ def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -
 
 def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
-    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu}
-    if _largest(graph) < _THREADED:
-        options["cpp.threads"] = 1
+    threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
+    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
     with torch.no_grad(), _quiet():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code

@@ -29,6 +29,7 @@ class Captured:
     Attributes:
         graph: maps the flat input tensors followed by `lifted` to the flat output tensors; no Pyro handler is in it.
         lifted: parameters, buffers and closure tensors the function touched, each once; in-place writes reach them.
+            They may change their values, not their types, shapes or devices.
         examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
         structure: how to rebuild the function's nested output.
         modes: the modules that ran, with their `training` flag: dropout and batch norm are baked in.

@@ -127,7 +127,11 @@ class GraphOptimiser:
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise CaptureError("an optimiser with differentiable=True cannot be compiled. Leave it at False.")
         self.optimizer, self.rule = optimizer, rule
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self.parameters = [parameter for _, parameter in self._members()]
+        if not self.parameters:
+            raise ValueError(
+                "the optimiser holds no parameter that requires a gradient; give it the program's parameters"
+            )
         self._states = {parameter: self._state(group, parameter) for group, parameter in self._members()}
         self._moved = {parameter for parameter in self.parameters if self._steps_made(parameter)}
         self.cohorts = self._cohorts()

@@ -84,7 +84,8 @@ class TrainStep:
 
     def _key(self, leaves: list[torch.Tensor], rest: list[Any]) -> Any:
         looks = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
-        return looks, tuple(rest), len(self._optimiser.cohorts)
+        kind = self._optimiser.parameters[0].dtype  # a module can be converted between two steps
+        return looks, tuple(rest), kind, len(self._optimiser.cohorts)
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""

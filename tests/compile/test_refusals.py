@@ -176,6 +176,11 @@ def test_other_optimisers() -> None:
         TrainStep(weight.sum, torch.optim.RMSprop([weight]))
 
 
+def test_optimisers_without_anything_to_train() -> None:
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        TrainStep(X.sum, torch.optim.SGD([torch.zeros(1)], lr=0.1))
+
+
 def test_losses_without_a_differentiable_form() -> None:
     with pytest.raises(CaptureError, match="ReweightedWakeSleep has no differentiable loss"):
         differentiable_loss(ReweightedWakeSleep(), lambda: None, lambda: None)
