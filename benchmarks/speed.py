@@ -178,8 +178,8 @@ def report(measured: list[dict[str, Any]], arguments: argparse.Namespace) -> str
         "Median milliseconds per step; in brackets, ours over NumPyro's.",
         "",
     ]
-    lines += [f"- command: `python benchmarks/speed.py {' '.join(sys.argv[1:])}`".rstrip()]
-    lines += [f"- {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.platform()}"]
+    lines += [f"- command: `python benchmarks/speed.py {settings(arguments)}`"]
+    lines += [f"- {processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"]
     versions = f"torch {torch.__version__}, pyro {pyro.__version__}"
     lines += [
         f"- {versions}, {measured[0]['numpyro'] or 'no NumPyro'}; seed {arguments.seed}, {arguments.rounds} rounds"
@@ -190,6 +190,20 @@ def report(measured: list[dict[str, Any]], arguments: argparse.Namespace) -> str
         lines += ["|---" * (len(COLUMNS) + 4) + "|"]
         lines += [row(name, entry) for name, entry in part["table"].items()]
     return "\n".join(lines) + "\n"
+
+
+def settings(arguments: argparse.Namespace) -> str:
+    """The options that matter to whoever repeats the measurement."""
+    threads = " ".join(map(str, arguments.threads))
+    return f"--threads {threads} --rounds {arguments.rounds}{' --cold' if arguments.cold else ''} --jax-python ..."
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def row(name: str, entry: dict[str, dict[str, float]]) -> str:
