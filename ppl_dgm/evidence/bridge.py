@@ -177,7 +177,7 @@ class BridgeSampling(PosteriorEstimator):
         if self.proposal == "guide" and not bound.structure.has_guide:
             raise ValueError("proposal='guide' needs a program with a guide; use proposal='student_mixture'")
 
-    def estimate(self, bound: Bound) -> Estimate:
+    def estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
         draws = self.posterior_draws(target)
         points, mirrored = draws.points, {}

@@ -1,24 +1,27 @@
 """Posterior draws in unconstrained space: from Markov chains, from the guide, or the user's own."""
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.fitted import moments
 from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.kernels import HMC, DualAveraging, Target, nudge_step_size, robust_scale
+from ppl_dgm.program import Bound
 from ppl_dgm.unconstrained import Unconstrained, possible
-from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k
+from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k, part_of
 
 Posterior = Literal["hmc", "nuts", "guide"]
 POSTERIORS = ("hmc", "nuts", "guide")
 LEAST_DRAWS = 8
+POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the draws kept
 MAX_R_HAT = 1.05
 WARMUP_ROUNDS = (0.4, 0.6)
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
@@ -76,6 +79,15 @@ class PosteriorEstimator(Estimator):
             check_choice(self, "posterior", POSTERIORS)
         check_least(self, num_draws=8, num_chains=1, num_warmup=0, num_leapfrog=1, memory=1)
 
+    @abstractmethod
+    def estimate_part(self, bound: Bound) -> Estimate:
+        """Estimate log Z of some of the data (or of the data set)."""
+
+    def estimate(self, bound: Bound) -> Estimate:
+        if isinstance(self.posterior, Mapping):
+            return self.estimate_part(bound)
+        return estimate_in_parts(bound, POINTS_AT_ONCE * self.num_chains, self.memory, self.estimate_part)
+
     def posterior_draws(self, target: Unconstrained) -> PosteriorDraws:
         """Draws from the posterior, by the settings."""
         draws = self._draw(target)
@@ -104,6 +116,39 @@ def r_hat_warnings(r_hat: Tensor) -> tuple[str, ...]:
     if not bool((r_hat > MAX_R_HAT).any()):
         return ()
     return (f"split R-hat is up to {r_hat.max().item():.3f} > {MAX_R_HAT}: the chains disagree",)
+
+
+def estimate_in_parts(bound: Bound, num_points: int, memory: int, run: Callable[[Bound], Estimate]) -> Estimate:
+    """Run an estimator that holds `num_points` points for each datum on as many data at a time as memory allows."""
+    num_data = bound.num_data or 1
+    if not (bound.structure.per_datum and bound.structure.divisible):
+        return run(bound)
+    few = min(num_data, 16)
+    probe = part_of(bound, 0, few)
+    row = allocated_bytes(lambda: probe.log_joint(probe.draw(1).values)) / few
+    rows = max(1, int(memory / (row * num_points + 1)))
+    if rows >= num_data:
+        return run(bound)
+    return join_estimates([run(part_of(bound, start, start + rows)) for start in range(0, num_data, rows)])
+
+
+def join_estimates(parts: Sequence[Estimate]) -> Estimate:
+    """One estimate of all data from those of its parts."""
+    first = parts[0].diagnostics
+    diagnostics = {name: join_values([part.diagnostics[name] for part in parts]) for name in first}
+    warnings = tuple(dict.fromkeys(warning for part in parts for warning in part.warnings))
+    return Estimate(
+        torch.cat([part.log_z for part in parts]), torch.cat([part.std_error for part in parts]), diagnostics, warnings
+    )
+
+
+def join_values(values: Sequence[Any]) -> Any:
+    """Diagnostics of all data: tensors one after the other, tables together, the largest of numbers."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    if isinstance(values[0], dict):
+        return {key: value for table in values for key, value in table.items()}
+    return max(values)
 
 
 # ---- how many independent draws -----------------------------------------------------------------------------------

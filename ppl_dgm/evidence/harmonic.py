@@ -64,7 +64,7 @@ class HarmonicMean(PosteriorEstimator):
         False
     """
 
-    def estimate(self, bound: Bound) -> Estimate:
+    def estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
         draws = self.posterior_draws(target)
         log_likelihood = evaluate(lambda point: target.split(point).likelihood, draws.flat, self.memory)
@@ -118,7 +118,7 @@ class LearnedHarmonicMean(PosteriorEstimator):
         if not 0 < self.shrink <= 1:
             raise ValueError(f"shrink is {self.shrink}; expected more than 0 and at most 1, e.g. 0.7")
 
-    def estimate(self, bound: Bound) -> Estimate:
+    def estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
         draws = self.posterior_draws(target)
         points, mirrored = draws.points, {}

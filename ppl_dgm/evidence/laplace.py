@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.chains import evaluate
+from ppl_dgm.evidence.chains import estimate_in_parts, evaluate
 from ppl_dgm.evidence.fitted import DEGREES_OF_FREEDOM, student_mixture
 from ppl_dgm.evidence.settings import check_least
 from ppl_dgm.program import Bound
@@ -195,11 +195,14 @@ class Laplace(Estimator):
         check_least(self, num_starts=1, num_steps=1, num_particles=0)
 
     def estimate(self, bound: Bound) -> Estimate:
+        return estimate_in_parts(bound, self.num_starts * DRAWS_PER_START, self.memory, self._estimate_part)
+
+    def _estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
         modes = find_modes(target, self._starts(target), self.num_steps)
         new = distinct(modes)
         laplace = torch.where(new, modes.log_z, -torch.inf).logsumexp(0)
-        diagnostics = {"laplace": laplace, "num_modes": new.sum(0), "modes": modes.point}
+        diagnostics = {"laplace": laplace, "num_modes": new.sum(0)}
         warnings = mode_warnings(new)
         laplace = torch.where(new.any(0), laplace, torch.nan)
         if not self.num_particles:

@@ -1,5 +1,6 @@
 """Bridge sampling against closed forms: value, error bars, mirrored modes, refusals."""
 
+import json
 import math
 
 import pyro
@@ -59,8 +60,6 @@ def test_iteration_reproduces_reference_digits():
 
 
 def test_iteration_agrees_with_the_shared_case(shared):
-    import json  # noqa: PLC0415
-
     unit = json.loads((shared / "cases" / "bs_iterative_scheme_unit.json").read_text())
     rows = [torch.tensor(unit[key], dtype=FLOAT) for key in ("q11", "q12", "q21", "q22")]
     assert abs(float(bridge_iteration(*rows).log_z) - unit["logZ"]) < unit["tol"]
@@ -146,6 +145,14 @@ def test_every_datum_has_its_own_bridge():
     assert result.log_z.shape == (7,)
     assert bool(((result.log_z - truth).abs() < 4.5 * result.std_error).all())
     assert float(result.std_error.max()) < 0.05
+
+
+def test_many_data_are_taken_in_parts():
+    x = torch.linspace(-3, 3, 7, dtype=FLOAT)
+    result = BridgeSampling(num_chains=32, num_draws=40, num_warmup=40, memory=32 * 8 * 400)(Program(local), x)
+    truth = dist.Normal(torch.tensor(0.0, dtype=FLOAT), math.sqrt(2)).log_prob(x)
+    assert result.diagnostics["r_hat"].shape == (7,)
+    assert bool(((result.log_z - truth).abs() < 4.5 * result.std_error).all())
 
 
 def test_draws_of_the_guide_are_resampled():
