@@ -1,6 +1,6 @@
 """Probabilistic programming for deep generative models: fit Pyro programs, ask for their evidence, compare them."""
 
-from ppl_dgm import data, evidence, families, objectives
+from ppl_dgm import data, diagnostics, evidence, families, guides, kernels, nets, objectives, plots, tasks
 from ppl_dgm.compare import Comparison, compare
 from ppl_dgm.data import Dataset
 from ppl_dgm.export import to_arviz
@@ -20,12 +20,18 @@ __all__ = [
     "Program",
     "compare",
     "data",
+    "diagnostics",
     "evidence",
     "families",
     "fit",
+    "guides",
+    "kernels",
     "log_weights",
+    "nets",
     "objectives",
     "pareto_k",
+    "plots",
     "posterior",
+    "tasks",
     "to_arviz",
 ]
