@@ -79,7 +79,7 @@ class Objective(pyro.infer.ELBO):
         """Structure of a model/guide pair, found at its first call."""
         key = (model, guide)
         if key not in self._structures:
-            structure = known_structure(model, guide) or inspect(model, guide, args, kwargs, self.plate)
+            structure = program_structure(model, guide, args, kwargs) or inspect(model, guide, args, kwargs, self.plate)
             self.check(structure)
             self._structures[key] = structure
         return self._structures[key]
@@ -96,12 +96,14 @@ class Objective(pyro.infer.ELBO):
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
-def known_structure(model: Any, guide: Any) -> Structure | None:
-    """Structure that a program's own model and guide carry already."""
+def program_structure(model: Any, guide: Any, args: tuple, kwargs: dict[str, Any]) -> Structure | None:
+    """Structure of a program whose own model and guide these are, which is initialised if need be; else None."""
     scope = getattr(model, "scope", None)
-    if isinstance(scope, Program) and scope.guide is guide and scope.initialised:
-        return scope.structure
-    return None
+    if not isinstance(scope, Program) or scope.guide is not guide:
+        return None
+    if not scope.initialised:
+        scope.initialise(*args, **kwargs)
+    return scope.structure
 
 
 def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Callable[[int], float]:

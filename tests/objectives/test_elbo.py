@@ -281,6 +281,17 @@ def test_enumerated_elbo_is_the_log_likelihood_and_matches_pyro():
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, expected, strict=True))
 
 
+def test_a_program_is_initialised_by_its_objective():
+    x = X[:, 1]
+    fresh, ready = Program(enumerated_model), Program(enumerated_model).initialise(x)
+    assert ELBO().loss(fresh.model, fresh.guide, x) == pytest.approx(ELBO().loss(ready.model, ready.guide, x))
+    with pyro.get_param_store().scope():
+        program = Program(linear_model, wide_guide)
+        SVI(program.model, program.guide, pyro.optim.SGD({"lr": 0.1}), ELBO()).step(X)
+        assert not torch.allclose(named(program, "w"), torch.tensor([1.0, 0.5]))  # the first step counts
+        assert len(pyro.get_param_store()) == 0
+
+
 def test_kl_weight_multiplies_the_kl_term():
     program = Program(linear_model, posterior_guide).initialise(X)
     values = {}
