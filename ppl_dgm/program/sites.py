@@ -140,8 +140,13 @@ class Layout:
         """Sum out every plate but the particles' and, if kept, the data's: `[particles, data]`."""
         lead = int(self.particles)
         missing = self.nesting + lead - log_prob.dim()
-        if missing > 0:
-            log_prob = log_prob.reshape((1,) * missing + log_prob.shape)
+        if any(size > 1 for size in log_prob.shape[: max(0, -missing)]):
+            raise ValueError(
+                f"a log density has shape {tuple(log_prob.shape)}, with dimensions to the left of all its plates; expected "
+                f"at most {self.nesting + lead}. Let the site's distribution broadcast as its plates say"
+            )
+        shape = (1,) * max(0, missing) + log_prob.shape[max(0, -missing) :]
+        log_prob = log_prob.reshape(shape)
         dims = tuple(range(lead, log_prob.dim() - int(keep_data)))
         return log_prob.sum(dims) if dims else log_prob
 

@@ -265,3 +265,17 @@ def test_a_program_that_cannot_be_vectorised_says_so() -> None:
 
     with pytest.raises(ValueError, match="cannot run several particles at once.*broadcast"):
         Program(model).initialise(Y)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_latent_that_gains_a_dimension_among_particles_is_run_by_vmap(dim):
+    """Under a particle plate its values would be `[particles, particles, data]`, which sums could hide."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            loc = pyro.sample("a", dist.Normal(0.0, 1.0))
+            loc = loc.unsqueeze(dim) if loc.dim() == 2 else loc
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    assert Program(model).inspect(torch.randn(6)).model_runs == "vmap"
