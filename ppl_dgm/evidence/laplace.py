@@ -19,6 +19,7 @@ from ppl_dgm.weights import MEMORY, WeightSummary
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
 DRAWS_PER_START = 64
+UNSEEN = 0.05  # share of starts with a mode of their own above which modes are likely missed
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 
@@ -141,14 +142,26 @@ def find_modes(target: Unconstrained, starts: Tensor, num_steps: int) -> Modes:
     return Modes(point, value.double(), scale_tril, valid, torch.where(valid, log_z, -torch.inf))
 
 
-def distinct(modes: Modes) -> Tensor:
-    """Whether each optimum is a mode that no earlier start has found: `[starts, *batch]`."""
+def same_mode(modes: Modes) -> Tensor:
+    """Whether start j has ended at the mode of start i: `[i, j, *batch]`."""
     difference = modes.point.unsqueeze(0) - modes.point.unsqueeze(1)  # [i, j, *batch, dim]: j - i
     scales = modes.scale_tril.square().sum(-1).sqrt()
     near = ((difference / scales.unsqueeze(1)).abs().amax(-1) < SAME_MODE) & modes.valid.unsqueeze(1)
+    return near & modes.valid.unsqueeze(0)
+
+
+def distinct(modes: Modes) -> Tensor:
+    """Whether each optimum is a mode that no earlier start has found: `[starts, *batch]`."""
+    near = same_mode(modes)
     earlier = torch.ones(len(near), len(near), device=near.device).triu(1).bool()
     seen = (near & earlier.reshape(earlier.shape + (1,) * (near.dim() - 2))).any(0)
     return modes.valid & ~seen
+
+
+def unseen_share(modes: Modes) -> Tensor:
+    """Share of starts that would end at a mode not found yet, by those found once (Good 1953): `[*batch]`."""
+    once = modes.valid & (same_mode(modes).sum(1) == 1)
+    return once.sum(0) / modes.valid.sum(0).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ class Laplace(Estimator):
         new = distinct(modes)
         laplace = torch.where(new, modes.log_z, -torch.inf).logsumexp(0)
         diagnostics = {"laplace": laplace, "num_modes": new.sum(0)}
-        warnings = mode_warnings(new)
+        warnings = mode_warnings(new) + unseen_warnings(unseen_share(modes))
         laplace = torch.where(new.any(0), laplace, torch.nan)
         if not self.num_particles:
             return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
@@ -247,4 +260,13 @@ def mode_warnings(new: Tensor) -> tuple[str, ...]:
     which = "" if new.dim() == 1 else f" for {100 * share:.3g} % of the data"
     return (
         f"withheld: no start has reached a mode with negative curvature{which}: the density has none, or needs more num_steps",
+    )
+
+
+def unseen_warnings(share: Tensor) -> tuple[str, ...]:
+    """Warn where many modes were found by a single start: then others were found by none."""
+    if float(share.mean()) <= UNSEEN:
+        return ()
+    return (
+        f"{100 * float(share.mean()):.2g} % of the starts found a mode of their own: others are missed; raise num_starts",
     )

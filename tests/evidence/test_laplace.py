@@ -1,0 +1,116 @@
+"""Laplace's approximation against quadratic forms, and with its importance correction against the cases."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence.case_programs import FLOAT, case
+from torch import Tensor
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import Exact, Laplace
+from ppl_dgm.evidence.laplace import climb, hessian_of
+
+
+def regression(x: Tensor | None = None) -> None:
+    """A linear-Gaussian program, for which the approximation is exact."""
+    design = torch.linspace(-1, 1, 12, dtype=FLOAT).reshape(6, 2)
+    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=FLOAT), 3.0).to_event(1))
+    with pyro.plate("data", 6):
+        pyro.sample("x", dist.Normal((w * design).sum(-1), 0.5), obs=x)
+
+
+def two_modes(x: Tensor | None = None) -> None:
+    """A factor with modes at -4 (a quarter) and 4 (three quarters), total 1."""
+    reference = dist.Normal(torch.zeros((), dtype=FLOAT), 6.0)
+    z = pyro.sample("z", reference)
+    left = dist.Normal(-4.0, 0.5).log_prob(z) + math.log(0.25)
+    right = dist.Normal(4.0, 1.0).log_prob(z) + math.log(0.75)
+    pyro.factor("target", torch.logaddexp(left, right) - reference.log_prob(z))
+
+
+def test_exact_where_the_posterior_is_normal():
+    x = torch.linspace(0, 1, 6, dtype=FLOAT)
+    truth = Exact()(Program(regression), x).log_z
+    assert torch.allclose(Laplace(num_particles=0)(Program(regression), x).log_z, truth, atol=1e-6)
+
+
+def test_every_datum_has_its_own_mode():
+    def local(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=FLOAT), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x)
+
+    x = torch.linspace(-5, 5, 9, dtype=FLOAT)
+    result = Laplace(num_particles=0)(Program(local), x)
+    truth = dist.Normal(torch.zeros((), dtype=FLOAT), 1.5).log_prob(x)
+    assert torch.allclose(result.log_z, truth, atol=1e-6)
+    assert bool((result.diagnostics["num_modes"] == 1).all())
+
+
+def test_all_modes_are_counted():
+    result = Laplace(num_particles=0)(Program(two_modes))
+    assert int(result.diagnostics["num_modes"]) == 2
+    assert abs(float(result.log_z)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bs_betabinomial_tutorial", "pymc_beta_bernoulli_20", "bs_sleep_jss_H1", "tfp_ais_loggamma", "radiata_x_density"],
+)
+def test_importance_correction_finds_the_cases(name):
+    known = case(name)
+    result = Laplace()(known.program(), *known.args)
+    assert abs(float(result.log_z) - known.log_z) < 4 * float(result.std_error) < 0.1
+    assert result.reliable
+
+
+def test_plain_approximation_has_no_error_bar():
+    known = case("bs_betabinomial_tutorial")
+    assert math.isnan(float(Laplace(num_particles=0)(known.program(), *known.args).std_error))
+
+
+def test_a_density_without_mode_is_withheld():
+    known = case("eight_schools_posteriordb")
+    result = Laplace(num_starts=4, num_steps=40)(known.program(), *known.args)
+    assert any(warning.startswith("withheld") for warning in result.warnings)
+    assert math.isnan(float(result.log_z))
+
+
+def test_climbing_finds_the_bottom_of_a_valley():
+    def banana(y: Tensor) -> Tensor:
+        return -((1 - y[..., 0]).square() + 100 * (y[..., 1] - y[..., 0].square()).square())
+
+    start = torch.tensor([[-1.2, 1.0], [2.0, -2.0], [0.0, 0.0]], dtype=FLOAT)
+    assert torch.allclose(climb(banana, start, 200), torch.ones(3, 2, dtype=FLOAT), atol=1e-4)
+
+
+def test_hessian_is_that_of_autodiff():
+    def density(y: Tensor) -> Tensor:
+        return (y[..., 0] * y[..., 1].square()).sin() - y.square().sum(-1)
+
+    point = torch.randn(3, 2, dtype=FLOAT)
+    expected = torch.stack([torch.autograd.functional.hessian(density, row) for row in point])
+    assert torch.allclose(hessian_of(density, point)[2], expected)
+
+
+@pytest.mark.slow
+def test_intervals_cover():
+    z = torch.stack(
+        [(r.log_z / r.std_error) for r in (Laplace(num_particles=400)(Program(two_modes), seed=s) for s in range(100))]
+    )
+    assert 0.90 <= float((z.abs() < 1.96).double().mean()) <= 0.99
+
+
+@pytest.mark.parametrize("settings", [{"num_starts": 0}, {"num_steps": 0}, {"num_particles": -1}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="expected at least"):
+        Laplace(**settings)
+
+
+def test_modes_found_by_one_start_each_raise_an_alarm():
+    found = Laplace(num_starts=8, num_particles=200)(case("dynesty_eggbox").program())
+    assert any("mode of their own" in warning for warning in found.warnings)
+    assert Laplace(num_particles=200)(Program(two_modes)).reliable
