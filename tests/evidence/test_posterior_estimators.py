@@ -1,0 +1,147 @@
+"""Harmonic means, Savage-Dickey ratios and chains against closed forms."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence.case_programs import FLOAT, case, sleep
+from torch import Tensor
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import BridgeSampling, HarmonicMean, LearnedHarmonicMean, savage_dickey
+from ppl_dgm.evidence.chains import chain_ess, hmc_draws, split_r_hat
+from ppl_dgm.unconstrained import Unconstrained
+
+X = torch.linspace(-1, 2, 5, dtype=FLOAT)
+
+
+def shared_mean(x: Tensor | None = None) -> None:
+    """Unknown mean: the posterior is N(sum x / (n + 1), 1 / (n + 1))."""
+    mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=FLOAT), 1.0))
+    with pyro.plate("data", 5 if x is None else len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def shared_mean_truth() -> float:
+    covariance = torch.eye(5, dtype=FLOAT) + torch.ones(5, 5, dtype=FLOAT)
+    return float(dist.MultivariateNormal(torch.zeros(5, dtype=FLOAT), covariance).log_prob(X))
+
+
+def exact_posterior(chains: int, draws: int) -> dict[str, Tensor]:
+    return {"mu": X.sum() / 6 + torch.randn(chains, draws, dtype=FLOAT) / math.sqrt(6)}
+
+
+# ---- chains ----------------------------------------------------------------------------------------------------------
+
+
+def test_chains_have_the_posterior_moments():
+    target = Unconstrained(Program(shared_mean).bind(X))
+    draws = hmc_draws(target, 64, 50, 60, 5)
+    values = draws.points[..., 0]
+    ess = float(chain_ess(values))
+    assert float(split_r_hat(values)) < 1.05
+    assert abs(float(values.mean() - X.sum() / 6)) < 4 / math.sqrt(6 * ess)
+    assert abs(float(values.var()) * 6 - 1) < 5 * math.sqrt(2 / ess)
+
+
+def test_chains_of_all_data_are_moved_at_once():
+    def local(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.full((), 2.0, dtype=FLOAT), 1.0))
+            pyro.sample("x", dist.Poisson(z), obs=x)
+
+    x = torch.tensor([0.0, 3.0, 20.0], dtype=FLOAT)
+    target = Unconstrained(Program(local).bind(x))
+    z = target.constrain(hmc_draws(target, 64, 50, 60, 5).points.flatten(0, 1))["z"]
+    assert torch.allclose(z.mean(0), (2 + x) / 2, rtol=0.08)  # the posterior is Gamma(2 + x, 2)
+
+
+def test_ess_of_an_autoregression():
+    rho, state, rows = 0.6, torch.randn(50, dtype=FLOAT), []
+    for step in torch.randn(2000, 50, dtype=FLOAT):
+        state = rho * state + math.sqrt(1 - rho**2) * step
+        rows.append(state)
+    expected = 50 * 2000 * (1 - rho) / (1 + rho)
+    assert abs(float(chain_ess(torch.stack(rows, 1))) / expected - 1) < 0.1
+
+
+def test_what_does_not_vary_has_all_its_draws():
+    constant = torch.ones(2, 50, dtype=FLOAT)
+    assert float(chain_ess(constant)) == 100
+    assert float(split_r_hat(constant)) == 1
+
+
+# ---- harmonic means --------------------------------------------------------------------------------------------------
+
+
+def test_learned_harmonic_mean_finds_the_evidence():
+    result = LearnedHarmonicMean(posterior=exact_posterior(4, 2000))(Program(shared_mean), X)
+    assert abs(float(result.log_z) - shared_mean_truth()) < 4 * float(result.std_error) < 0.06
+    assert result.reliable
+
+
+def test_learned_harmonic_mean_covers():
+    program, truth = Program(shared_mean), shared_mean_truth()
+    results = [
+        LearnedHarmonicMean(posterior=exact_posterior(2, 500), mirror=False, num_components=1)(program, X)
+        for _ in range(60)
+    ]
+    z = torch.stack([(r.log_z - truth) / r.std_error for r in results])
+    assert 0.75 < float(z.square().mean().sqrt()) < 1.3
+
+
+def test_a_density_wider_than_the_posterior_is_flagged():
+    def heavy(x: Tensor | None = None) -> None:
+        pyro.sample("z", dist.Uniform(torch.zeros(2, dtype=FLOAT), 1.0).to_event(1))
+        pyro.factor("one", torch.zeros((), dtype=FLOAT))
+
+    posterior = {"z": torch.rand(2, 1000, 2, dtype=FLOAT)}
+    narrow = LearnedHarmonicMean(posterior=posterior, mirror=False)(Program(heavy))
+    assert abs(float(narrow.log_z)) < 4 * float(narrow.std_error) + 0.01
+
+
+def test_harmonic_mean_is_never_reliable():
+    result = HarmonicMean(posterior=exact_posterior(4, 1000))(Program(shared_mean), X)
+    assert any("infinite variance" in warning for warning in result.warnings)
+    assert float(result.log_z) == pytest.approx(
+        -float(
+            (-dist.Normal(exact_posterior(1, 200000)["mu"].T, 1.0).log_prob(X).sum(-1)).logsumexp(0) - math.log(200000)
+        ),
+        abs=0.5,
+    )
+
+
+@pytest.mark.parametrize("settings", [{"shrink": 0.0}, {"shrink": 1.5}, {"num_components": 0}, {"posterior": "gibbs"}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="expected"):
+        LearnedHarmonicMean(**settings)
+
+
+# ---- Savage-Dickey ---------------------------------------------------------------------------------------------------
+
+
+def test_savage_dickey_is_the_difference_of_two_evidences():
+    x = case("bs_sleep_jss_H1").args[0]
+    found = savage_dickey(Program(sleep(True)), x, site="delta", value=0.0)
+    truth = case("bs_sleep_jss_H0").log_z - case("bs_sleep_jss_H1").log_z
+    assert abs(float(found.log_bayes_factor) - truth) < 4 * float(found.std_error) < 0.8
+    prior = dist.Cauchy(0.0, math.sqrt(0.5)).log_prob(torch.zeros(()))
+    assert abs(float(found.log_prior - prior)) < 0.1
+
+
+def test_savage_dickey_in_a_conjugate_model():
+    sampler = BridgeSampling(posterior=exact_posterior(4, 2000))
+    found = savage_dickey(Program(shared_mean), X, site="mu", value=0.5, sampler=sampler)
+    half = torch.full((), 0.5, dtype=FLOAT)
+    truth = dist.Normal(X.sum() / 6, 1 / math.sqrt(6)).log_prob(half) - dist.Normal(0.0, 1.0).log_prob(half)
+    assert abs(float(found.log_bayes_factor - truth)) < 4 * float(found.std_error) < 0.1
+
+
+def test_savage_dickey_refuses_what_it_cannot_fix():
+    known = case("bs_betabinomial_tutorial")
+    with pytest.raises(ValueError, match="no continuous latent 'delta'"):
+        savage_dickey(known.program(), *known.args, site="delta")
+    with pytest.raises(ValueError, match="outside the support"):
+        savage_dickey(known.program(), *known.args, site="theta", value=2.0)
