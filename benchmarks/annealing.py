@@ -20,6 +20,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from provenance import provenance
 from torch import Tensor, nn
 
 from ppl_dgm import Program, fit, objectives
@@ -159,6 +160,7 @@ def main() -> None:
     if asked.what == "mnist" and not (asked.data / "binarized_mnist.npz").exists():
         raise SystemExit(f"no binarized_mnist.npz in {asked.data}; name its folder with --data")
     text = speed() if asked.what == "speed" else mnist(asked.data, asked.images, asked.temperatures, asked.steps)
+    text = "\n".join([text.rstrip(), "", provenance("0")])
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"annealing_{asked.what}.md").write_text(text.rstrip() + "\n")

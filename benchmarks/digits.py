@@ -2,7 +2,7 @@
 
     python benchmarks/digits.py --seeds 0 1 2 3 4 --steps 3000
 
-Appends one row for each family and seed to `benchmarks/results/digits.csv` as it goes.
+Appends one row for each family and seed to `benchmarks/results/digits.csv` as it goes, and notes beside it what made them.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from provenance import provenance
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -94,6 +95,7 @@ def main() -> None:
                 writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in found.items()})
                 file.flush()
                 print(found, flush=True)
+    RESULTS.with_suffix(".txt").write_text(provenance(" ".join(map(str, options.seeds))) + "\n")
 
 
 if __name__ == "__main__":

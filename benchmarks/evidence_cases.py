@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from evidence.case_programs import CASES, Case  # noqa: E402
+from provenance import provenance  # noqa: E402
 
 from ppl_dgm.evidence import BridgeSampling, Estimator, Laplace, LearnedHarmonicMean, PriorSampling  # noqa: E402
 from ppl_dgm.evidence.nested import NestedSampling, dynesty  # noqa: E402
@@ -83,7 +84,7 @@ def main(names: list[str]) -> None:
             print(rows[-1], flush=True)
         rows.sort(key=lambda line: order.index(line.split(" | ")[0][2:]))
         TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text("\n".join([*HEAD, *rows]) + "\n")
+        TABLE.write_text("\n".join([*HEAD, *rows, "", provenance("0")]) + "\n")
 
 
 if __name__ == "__main__":
