@@ -146,7 +146,7 @@ def _discover(call: Callable[..., Any], tensors: list[torch.Tensor], tracker: Si
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     discovery = Discovery(mode, tracker.site)
     with mode:
-        values = [mode.from_tensor(tensor.detach()) for tensor in tensors]
+        values = [_leaf(mode.from_tensor(tensor.detach()), tensor) for tensor in tensors]
         with discovery:
             call(values)
     return list(discovery.found.values())
@@ -158,11 +158,9 @@ def _trace(
     structures: list[pytree.TreeSpec] = []
 
     def flat(*values: torch.Tensor) -> list[torch.Tensor]:
-        given, rest = values[: len(tensors)], values[len(tensors) :]
-        inputs = [
-            value.detach().requires_grad_(tensor.requires_grad) for value, tensor in zip(rest, lifted, strict=True)
-        ]
-        replacement = Replacement(lifted, inputs, tracker.site)
+        leaves = [_leaf(value, tensor) for value, tensor in zip(values, [*tensors, *lifted], strict=True)]
+        given = leaves[: len(tensors)]
+        replacement = Replacement(lifted, leaves[len(tensors) :], tracker.site)
         with replacement:
             result = call(given)
         outputs, structure = pytree.tree_flatten(result)
@@ -171,7 +169,11 @@ def _trace(
         return [_as_output(output, replacement) for output in outputs]
 
     traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
-    return traced(*tensors, *(tensor.detach() for tensor in lifted)), structures[-1]
+    return traced(*(tensor.detach() for tensor in (*tensors, *lifted))), structures[-1]
+
+
+def _leaf(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return value.detach().requires_grad_() if like.requires_grad else value
 
 
 def _as_output(output: Any, replacement: Lifting) -> torch.Tensor:

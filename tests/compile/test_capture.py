@@ -71,6 +71,12 @@ def test_gradients_are_taken_inside() -> None:
     torch.testing.assert_close(captured(torch.ones(2)), 3 * weight.detach() ** 2)
 
 
+def test_gradients_of_inputs_that_require_them() -> None:
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    captured = capture(lambda x: torch.autograd.grad((x**3).sum(), x)[0], (x,))
+    torch.testing.assert_close(captured(x), 3 * x.detach() ** 2)
+
+
 def test_randomness_is_fresh_and_seeded_and_capture_draws_none() -> None:
     torch.manual_seed(1)
     captured = capture(lambda: pyro.sample("z", dist.Dirichlet(torch.ones(3))), ())

@@ -222,6 +222,18 @@ def test_many_parameters_repeat_without_a_loop() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_compiled_guard_sees_what_is_not_finite(bad: float) -> None:
+    weight, x = nn.Parameter(torch.ones(20)), torch.ones(20)
+    step = TrainStep(lambda x: (weight * x).sum(), Adam([weight], lr=0.1), guard=True, clip_norm=1.0)
+    assert step(x) == 20.0
+    before = weight.detach().clone()
+    x[3] = bad
+    assert torch.isnan(step(x))
+    torch.testing.assert_close(weight.detach(), before)
+
+
+@pytest.mark.slow
 def test_compiled_steps_and_loops_are_torchs() -> None:
     fits = [Fit(OPTIMISERS["adam"]) for _ in range(3)]
     fits[0].step = TrainStep(fits[0].loss, fits[0].optimizer)
