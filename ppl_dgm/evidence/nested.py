@@ -21,7 +21,7 @@ from ppl_dgm.program import Bound
 from ppl_dgm.unconstrained import check_continuous
 
 try:
-    import dynesty as _dynesty
+    import dynesty as _dynesty  # pyright: ignore[reportMissingImports]
 except ImportError:
     _dynesty = None
 
