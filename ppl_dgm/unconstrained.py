@@ -1,6 +1,7 @@
 """A program's continuous latents as one real vector: what Markov chains, Laplace and bridge sampling work on."""
 
 import copy
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -151,16 +152,35 @@ class Unconstrained:
         return self.bound.log_guide(values | self._auxiliary(point)) + jacobian
 
     def _auxiliary(self, point: Tensor) -> Values:
-        """Auxiliary variables of Pyro's autoguides: the unconstrained latents, site by site or all in one vector."""
-        names = [latent.name for latent in self.bound.structure.latents if latent.auxiliary]
+        """Auxiliary variables of the guide at a point, which must be the unconstrained latents."""
+        if not self._auxiliary_names:
+            return {}
+        if not self._auxiliary_known:
+            raise ValueError(
+                f"the guide's auxiliary variables {list(self._auxiliary_names)} are not its unconstrained latents, so that "
+                "its density at a given point is unknown; use a guide that samples the model's latents, AutoNormal or "
+                "AutoMultivariateNormal"
+            )
+        return self._as_auxiliary(point)
+
+    @property
+    def _auxiliary_names(self) -> tuple[str, ...]:
+        return tuple(latent.name for latent in self.bound.structure.latents if latent.auxiliary)
+
+    def _as_auxiliary(self, point: Tensor) -> Values:
+        """What Pyro's autoguides hold in auxiliary variables: unconstrained latents by site, or all in one vector."""
         by_site = {f"{slot.latent.name}_unconstrained": self._slice(point, slot) for slot in self.slots}
-        if all(name in by_site for name in names):
-            return {name: by_site[name] for name in names}
-        if len(names) == 1 and not self._local:
-            return {names[0]: point}
-        raise ValueError(
-            f"the guide's auxiliary variables {names} are not its unconstrained latents, so that its density at a given "
-            "point is unknown; use a guide that samples the model's latents, AutoNormal or AutoMultivariateNormal"
+        return {name: by_site.get(name, point) for name in self._auxiliary_names}
+
+    @cached_property
+    def _auxiliary_known(self) -> bool:
+        """Whether draws of the guide bear that out."""
+        with torch.no_grad():
+            values = self.bound.draw(2).values
+            expected = self._as_auxiliary(self.unconstrain(values))
+        return all(
+            values[name].shape == expected[name].shape and torch.allclose(values[name], expected[name], 1e-3, 1e-3)
+            for name in self._auxiliary_names
         )
 
 

