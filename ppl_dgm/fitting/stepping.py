@@ -1,6 +1,7 @@
 """One optimisation step on a minibatch, run eagerly or compiled."""
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ class Stepper:
     def __init__(self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None) -> None:
         self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
         self.notes: list[str] = []
+        self.announce: Callable[[str], None] = lambda message: None
 
     def __call__(self, size: int, batch: Batch) -> float:
         self.optimizer.zero_grad(set_to_none=True)
@@ -89,12 +91,14 @@ class CompiledStepper(Stepper):
         step = TrainStep(
             lambda args, kwargs: self.loss(size, (args, kwargs)), self.optimizer, clip_norm=self.clip_norm, guard=True
         )
+        self.announce("compiling the step; this takes some seconds, less the next time")
         try:
             step.prepare(*batch)
         except CaptureError as error:
             if self.mode is True:
                 raise
             self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
+            self.announce(self.notes[-1])
             return
         self.step, self.size = step, size
 

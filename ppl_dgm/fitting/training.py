@@ -59,6 +59,8 @@ class Training:
         self._resume()
         start, stopped = time.perf_counter(), "interrupted"
         with tqdm(total=self.num_steps, initial=self.state.step, disable=not self.progress, unit="step") as bar:
+            if self.progress:
+                self.stepper.announce = bar.write
             try:
                 stopped = self._loop(bar)
             except KeyboardInterrupt:
