@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +22,13 @@ from ppl_dgm.weights import log_mean_exp, seeded
 WIDE_GAP = 1.0  # nats per datum
 
 
-@dataclass(frozen=True, eq=False)
-class Sandwich:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sandwich(Evidence):
     """Bounds of log Z from below and above on simulated data, and how far apart they are.
 
+    As an `Evidence` it is the lower bound, by annealing forwards; its expectation is at most log Z.
+
     Attributes:
-        lower: annealing forwards; its expectation is at most log Z.
         upper: annealing backwards from the exact posterior draw; its expectation is at least log Z.
 
     Example:
@@ -35,12 +36,22 @@ class Sandwich:
         >>> settings = dict(target="dataset", estimator="BDMC", num_dims=1, digest="")
         >>> low = Evidence(torch.tensor(-2.5), torch.tensor(0.03), "lower", **settings)
         >>> high = Evidence(torch.tensor(-2.25), torch.tensor(0.04), "upper", **settings)
-        >>> Sandwich(low, high)
+        >>> Sandwich.between(low, high)
         Sandwich(-2.500 <= log p <= -2.250 nats on simulated data; gap 0.25 +- 0.05)
     """
 
-    lower: Evidence
-    upper: Evidence
+    upper: Evidence = field(kw_only=True)
+
+    @classmethod
+    def between(cls, lower: Evidence, upper: Evidence) -> "Sandwich":
+        """The sandwich of a lower and an upper bound on the same data; its diagnostics tell the gap."""
+        diagnostics = {**lower.diagnostics, "gap": upper.log_z - lower.log_z}
+        return cls(**{**vars(lower), "diagnostics": diagnostics}, upper=upper)
+
+    @property
+    def lower(self) -> Evidence:
+        """The lower bound alone."""
+        return Evidence(**{item.name: getattr(self, item.name) for item in fields(Evidence)})
 
     @property
     def gap(self) -> Tensor:
@@ -168,7 +179,8 @@ class BDMC:
                 bound = program.bind(*args, **kwargs)
                 lower, upper = self._bounds(bound, values)
             seconds = time.perf_counter() - start
-        return Sandwich(self._evidence(bound, lower, "lower", seconds), self._evidence(bound, upper, "upper", seconds))
+        below = self._evidence(bound, lower, "lower", seconds)
+        return Sandwich.between(below, self._evidence(bound, upper, "upper", seconds))
 
     def _evidence(self, bound: Bound, estimate: Estimate, kind: BoundKind, seconds: float) -> Evidence:
         return replace(self.method._evidence(bound, estimate, seconds), bound=kind, estimator=f"BDMC {kind}")

@@ -10,7 +10,7 @@ from evidence.targets import GAUSSIAN, linear_gaussian
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import AIS, BDMC, Sandwich
+from ppl_dgm.evidence import AIS, BDMC, Evidence, Sandwich
 from ppl_dgm.evidence.bdmc import simulate
 from ppl_dgm.kernels import HMC, ULA
 
@@ -125,3 +125,14 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         BDMC(AIS(num_temperatures=2))(Program(model), torch.zeros(2))
     with pytest.raises(ValueError, match="not reversible"):
         BDMC(AIS(kernel=ULA()), num_particles=10)
+
+
+def test_a_sandwich_is_the_evidence_of_its_lower_bound() -> None:
+    model, guide, x, _ = linear_gaussian(num_data=5)
+    result = BDMC(AIS(num_temperatures=10))(Program(model, guide), x)
+    assert isinstance(result, Evidence)
+    assert result.bound == "lower"
+    assert result.target == "datum"
+    assert torch.equal(result.log_z, result.lower.log_z)
+    assert type(result.lower) is Evidence
+    assert torch.equal(result.diagnostics["gap"], result.upper.log_z - result.log_z)
