@@ -19,6 +19,7 @@ from ppl_dgm.weights import MEMORY, WeightSummary
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
 DRAWS_PER_START = 64
+FEWEST = 8  # particles of which an error bar can be made
 DEFENCE = 0.25  # share of the particles that come from the prior
 UNSEEN = 0.05  # share of starts with a mode of their own above which modes are likely missed
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
@@ -188,7 +189,7 @@ class Laplace(Estimator):
         memory: bytes that evaluating densities may allocate.
 
     Raises:
-        ValueError: for discrete latents that cannot be summed out, or no start.
+        ValueError: for discrete latents that cannot be summed out, no start, or too few particles for an error bar.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -208,6 +209,10 @@ class Laplace(Estimator):
 
     def __post_init__(self) -> None:
         check_least(self, num_starts=1, num_steps=1, num_particles=0)
+        if 0 < self.num_particles < FEWEST:
+            raise ValueError(
+                f"num_particles is {self.num_particles}; expected 0, or at least {FEWEST} for an error bar"
+            )
 
     def estimate(self, bound: Bound) -> Estimate:
         return estimate_in_parts(bound, self.num_starts * DRAWS_PER_START, self.memory, self._estimate_part)
@@ -222,10 +227,12 @@ class Laplace(Estimator):
         laplace = torch.where(new.any(0), laplace, torch.nan)
         if not self.num_particles:
             return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
-        weights = self._importance(target, modes, new)
+        log_weights, num_prior = self._importance(target, modes, new)
+        weights = WeightSummary(self.num_particles)
+        weights.add(log_weights)
         diagnostics |= {"num_particles": self.num_particles, "ess": weights.ess, "pareto_k": weights.pareto_k}
         log_z = torch.where(new.any(0), weights.log_mean_exp, torch.nan)
-        return Estimate(log_z, weights.std_error, diagnostics, warnings)
+        return Estimate(log_z, stratified_std_error(log_weights, num_prior), diagnostics, warnings)
 
     def _starts(self, target: Unconstrained) -> Tensor:
         """Half of the starts are plain draws, half the best of many each: `[num_starts, *batch, dim]`."""
@@ -236,8 +243,8 @@ class Laplace(Estimator):
         best[: self.num_starts // 2] = 0
         return groups.gather(0, best.unsqueeze(0).unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
 
-    def _importance(self, target: Unconstrained, modes: Modes, new: Tensor) -> WeightSummary:
-        """Weights of draws around the modes and, a quarter of them, from the prior: what no mode stands for is seen too."""
+    def _importance(self, target: Unconstrained, modes: Modes, new: Tensor) -> tuple[Tensor, int]:
+        """Log weights of draws around the modes and, after them, of a number from the prior, which see what no mode has."""
         proposal, num_prior = mode_mixture(modes, new), math.ceil(DEFENCE * self.num_particles)
         around = proposal.sample(torch.Size((self.num_particles - num_prior,))).to(target.dtype)
         points = torch.cat([around, target.sample_prior(num_prior)])
@@ -246,9 +253,18 @@ class Laplace(Estimator):
         )
         share = num_prior / self.num_particles
         log_q = torch.logaddexp(proposal.log_prob(points.double()) + math.log1p(-share), prior + math.log(share))
-        weights = WeightSummary(self.num_particles)
-        weights.add((prior + likelihood).nan_to_num(nan=-torch.inf) - log_q)
-        return weights
+        return (prior + likelihood).nan_to_num(nan=-torch.inf) - log_q, num_prior
+
+
+def stratified_std_error(log_weights: Tensor, num_last: int) -> Tensor:
+    """Standard error of the log of a mean of weights `[n, *batch]`, the last of which are a sample of their own.
+
+    The two samples' sizes are fixed, so that the difference of their means adds nothing: sqrt(n1 s1^2 + n2 s2^2) / n.
+    """
+    weights = (log_weights - log_weights.amax(0)).exp()
+    parts = weights.split([len(weights) - num_last, num_last])
+    spread = sum(len(part) * part.var(0) for part in parts if len(part) > 1)
+    return torch.as_tensor(spread).sqrt() / weights.sum(0)
 
 
 def mode_mixture(modes: Modes, new: Tensor) -> torch.distributions.Distribution:

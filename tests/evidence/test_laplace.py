@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import Exact, Laplace
-from ppl_dgm.evidence.laplace import climb, hessian_of
+from ppl_dgm.evidence.laplace import climb, hessian_of, stratified_std_error
 
 
 def regression(x: Tensor | None = None) -> None:
@@ -114,3 +114,16 @@ def test_modes_found_by_one_start_each_raise_an_alarm():
     found = Laplace(num_starts=8, num_particles=200)(case("dynesty_eggbox").program())
     assert any("mode of their own" in warning for warning in found.warnings)
     assert Laplace(num_particles=200)(Program(two_modes)).reliable
+
+
+def test_two_samples_of_fixed_sizes_have_a_stratified_error() -> None:
+    """Against the spread of the estimate over many repetitions of both samples."""
+    log_weights = torch.cat([torch.randn(300, 4000) * 0.3, torch.randn(100, 4000) * 0.5 + 1.0]).double()
+    errors = stratified_std_error(log_weights, 100)
+    spread = (log_weights.logsumexp(0) - math.log(400)).std()
+    assert errors.mean().item() == pytest.approx(spread.item(), rel=0.05)
+
+
+def test_too_few_particles_for_an_error_bar_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 0, or at least 8"):
+        Laplace(num_particles=3)
