@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from provenance import processor
 from pyro.infer import SVI
 from speed_programs import Problem, arrays, problems
 
@@ -196,14 +197,6 @@ def settings(arguments: argparse.Namespace) -> str:
     """The options that matter to whoever repeats the measurement."""
     threads = " ".join(map(str, arguments.threads))
     return f"--threads {threads} --rounds {arguments.rounds}{' --cold' if arguments.cold else ''} --jax-python ..."
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def row(name: str, entry: dict[str, dict[str, float]]) -> str:

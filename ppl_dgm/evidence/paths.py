@@ -129,14 +129,6 @@ def sigmoid_temperatures(num_temperatures: int, sharpness: float = 4.0) -> Tenso
     return (raw - raw[0]) / (raw[-1] - raw[0])
 
 
-def power_temperatures(num_temperatures: int, power: float = 5.0) -> Tensor:
-    r"""Inverse temperatures $(t/T)^c$, `[T + 1]`, dense at the prior.
-
-    Friel and Pettitt (2008), "Marginal likelihood estimation via power posteriors", section 4.
-    """
-    return linear_temperatures(num_temperatures) ** power
-
-
 def clipping_alarm(bound: Bound, start: Start) -> tuple[str, ...]:
     """A warning where draws that should all differ coincide, as those of Gamma(1e-4, 1e-4) do at the smallest float."""
     if start == "guide":

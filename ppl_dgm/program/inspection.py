@@ -130,8 +130,8 @@ def prepared(*callables: Any) -> bool:
     """
     for fn in callables:
         own = fn.fn if isinstance(fn, ScopedCallable) else fn
-        sealed = isinstance(fn, ScopedCallable) and fn.scope.sealed
-        if not (own is None or sealed or (isinstance(own, nn.Module) and not isinstance(own, AutoGuide))):
+        initialised = isinstance(fn, ScopedCallable) and fn.scope.initialised
+        if not (own is None or initialised or (isinstance(own, nn.Module) and not isinstance(own, AutoGuide))):
             return False
     return True
 

@@ -117,11 +117,6 @@ class Program(ParameterScope):
         return found
 
     @property
-    def initialised(self) -> bool:
-        """Whether the program has run on data, so that its parameters exist."""
-        return self._sealed
-
-    @property
     def structure(self) -> Structure:
         """The program's structure, as found by its latest run on data."""
         if False not in self._structures:

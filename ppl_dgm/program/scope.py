@@ -105,7 +105,7 @@ class ParameterScope(nn.Module):
         return named
 
     @property
-    def sealed(self) -> bool:
+    def initialised(self) -> bool:
         """Whether the parameters exist, all of them: the program has run on data and been checked."""
         return self._sealed
 
