@@ -1,8 +1,8 @@
 """Completion: the posterior of the missing entries of a datum given the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -12,7 +12,12 @@ from ppl_dgm.posterior import Posterior, check_latents, join, resample, storable
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
 from ppl_dgm.program.bound import Values
 from ppl_dgm.program.sites import innermost
+from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
+from ppl_dgm.unconstrained import check_continuous
 from ppl_dgm.weights import MEMORY, log_mean_exp, seeded
+
+Method = Literal["resampling", "hmc"]
+METHODS = ("resampling", "hmc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +26,13 @@ class Completion:
 
     Attributes:
         draws: `[draws, data, *event]`: observed entries as they are, missing ones drawn given them.
-        posterior: draws of the latents given the observed entries, with ESS, Pareto k and warnings.
+        posterior: draws of the latents given the observed entries, with warnings.
+        diagnostics: `[data]` each: `ess` and `pareto_k` of the weights; or `acceptance` and `r_hat` of the chains.
     """
 
     draws: Tensor
     posterior: Posterior
+    diagnostics: Mapping[str, Tensor]
 
     @property
     def mean(self) -> Tensor:
@@ -49,19 +56,27 @@ def complete(
     *args: Any,
     num_particles: int = 1000,
     num_draws: int = 100,
+    method: Method = "resampling",
     rounds: int = 3,
     num_fills: int = 16,
+    num_moves: int = 100,
+    num_leapfrog: int = 10,
     seed: int = 0,
     memory: int = MEMORY,
     **kwargs: Any,
 ) -> Completion:
-    r"""Fill in the missing entries of data: draw from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$ by importance resampling.
+    r"""Fill in the missing entries of data: draw from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$ by importance resampling, or HMC.
 
     Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z)$, are resampled, and the missing
     entries drawn given them. In the first round $q(z) = q(z \mid x)$ with x as given, in later ones the guide's mixture
     $\frac1M \sum_m q(z \mid \hat x_m)$ over M completions $\hat x_m$ of the last round, which brings it nearer to the
     posterior: the pseudo-Gibbs of Rezende, Mohamed and Wierstra (2014, appendix F) as population Monte Carlo (Cappe et
     al. 2004), its draws weighted as in Mattei and Frellsen (2018). The weights are right for any completions.
+
+    Where even that leaves few effective draws, `method="hmc"` takes the resampled latents as starts of Markov chains with
+    $p(z)\, p(x_\mathrm{obs} \mid z)$ as their density, one for each draw, whose last points are the draws: Hamiltonian
+    Monte Carlo for all chains and data at once, step size and covariance learned for each datum (Neal 2011). It moves far
+    within a mode, but hardly from one to another.
 
     Args:
         program: a program with latents in the data plate, whose data site is independent over entries given them.
@@ -70,8 +85,11 @@ def complete(
         *args: further data.
         num_particles: weighted particles for each datum, in each round.
         num_draws: draws to return.
+        method: `"resampling"` or `"hmc"`; that needs continuous latents.
         rounds: number of rounds, at least 1; one is enough without guide.
         num_fills: M, completions that the guide is shown in later rounds.
+        num_moves: moves of each chain of `"hmc"`, half of them to adapt.
+        num_leapfrog: leapfrog steps of each of those moves, at most.
         seed: makes the draws repeatable; torch's generator is left as it was.
         memory: bytes that one chunk of particles may allocate.
         **kwargs: further data.
@@ -91,23 +109,43 @@ def complete(
         >>> filled.mean.round(decimals=1)
         tensor([[1., 1.]])
     """
-    if num_particles < 2 or min(num_draws, rounds, num_fills) < 1:
-        raise ValueError(
-            f"num_particles is {num_particles}, num_draws {num_draws}, rounds {rounds}, num_fills {num_fills}; expected at "
-            "least 2, 1, 1 and 1"
-        )
+    check_settings(
+        method,
+        num_particles=(num_particles, 2),
+        num_draws=(num_draws, 1),
+        rounds=(rounds, 1),
+        num_fills=(num_fills, 1),
+        num_moves=(num_moves, LEAST_MOVES),
+        num_leapfrog=(num_leapfrog, 1),
+    )
     observed = check_mask(x, observed)
     bound = program.bind(x, *args, **kwargs)
     check_program(bound, program.site)
+    starts = num_draws
+    if method == "hmc":
+        check_continuous(bound)
+        starts = max(num_draws, LEAST_CHAINS)
     with undisturbed(program), seeded(seed, bound.device):
         fills = x.unsqueeze(1)
         for turn in range(rounds if program.has_guide else 1):
             seen = shown(bound, fills, observed, program.site)
             parts = storable_parts(seen, num_particles, memory)
-            found = join(seen, [resample(part, num_particles, num_draws, memory) for part in parts])
+            found = join(seen, [resample(part, num_particles, starts, memory) for part in parts])
             draws = torch.where(observed, x, found.predict(seed + turn)[program.site])
             fills = draws[:num_fills].movedim(0, 1)
-    return Completion(draws, found)
+        if method == "resampling":
+            return Completion(draws, found, {"ess": found.ess, "pareto_k": found.pareto_k})  # type: ignore[dict-item]
+        moved, diagnostics = move_draws(found, num_draws, num_moves, num_leapfrog, memory)
+    return Completion(torch.where(observed, x, moved.predict(seed)[program.site]), moved, diagnostics)
+
+
+def check_settings(method: str, **least: tuple[int, int]) -> None:
+    """Refuse an unknown method and numbers below the least."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {METHODS}")
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise ValueError(f"{name} is {value}; expected at least {smallest}")
 
 
 def check_mask(x: Tensor, observed: Tensor) -> Tensor:

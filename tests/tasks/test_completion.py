@@ -63,6 +63,100 @@ def test_placeholders_do_not_matter_to_the_result():
     assert torch.allclose(*results, atol=0.08)
 
 
+def gaussian(weight, noise):
+    """A linear-Gaussian program and the covariance of its data."""
+
+    def model(x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(weight.new_zeros(weight.shape[0]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal((z.unsqueeze(-1) * weight).sum(-2), noise).to_event(1), obs=x)
+
+    return Program(model), weight.T @ weight + noise**2 * torch.eye(weight.shape[1], dtype=weight.dtype)
+
+
+def scores(draws, seen, x, covariance):
+    """Errors of the means and covariances of independent draws of missing entries, in standard errors."""
+    hidden = ~seen
+    gain = torch.linalg.solve(covariance[seen][:, seen], covariance[seen][:, hidden]).T
+    mean, inside = gain @ x[seen], covariance[hidden][:, hidden] - gain @ covariance[seen][:, hidden]
+    found, n, variances = draws[:, hidden], len(draws), inside.diagonal()
+    spread = (inside.square() + variances.outer(variances)) / n
+    centred = found - mean
+    return (found.mean(0) - mean) / (variances / n).sqrt(), (centred.T @ centred / n - inside) / spread.sqrt()
+
+
+@pytest.mark.parametrize("guide", [None, loose_guide])
+def test_chains_have_the_conditional_moments(guide):
+    found = complete(
+        Program(factors, guide), X, SEEN, num_particles=500, num_draws=4000, method="hmc", seed=2, memory=2**24
+    )
+    assert not found.warnings
+    assert bool((found.diagnostics["acceptance"] > 0.6).all())
+    covariance = WEIGHT.T @ WEIGHT + NOISE**2 * torch.eye(3)
+    for i in range(2):
+        assert all(part.abs().max() < 4 for part in scores(found.draws[:, i], SEEN[i], X[i], covariance))
+    assert torch.equal(found.draws[:, SEEN], X[SEEN].expand(4000, -1))
+    assert found.posterior.draws["z"].shape == (4000, 2, 2)
+
+
+def test_chains_find_the_posterior_that_prior_draws_miss():
+    """Ten latents and precise data: of a thousand prior draws one has all the weight."""
+    torch.manual_seed(3)
+    program, covariance = gaussian(torch.randn(10, 16, dtype=torch.float64), 0.3)
+    x = torch.linalg.cholesky(covariance) @ torch.randn(16, 3, dtype=torch.float64)
+    x, seen = x.T, torch.arange(16) % 4 != torch.tensor([[0], [1], [3]])
+    poor, right = (
+        complete(program, x, seen, num_draws=1000, method=method, seed=1) for method in ("resampling", "hmc")
+    )
+    assert bool((poor.posterior.ess < 3).all())
+    assert poor.warnings
+    assert not right.warnings
+    for i in range(3):
+        assert scores(poor.draws[:, i], seen[i], x[i], covariance)[0].abs().max() > 20
+        assert all(part.abs().max() < 4 for part in scores(right.draws[:, i], seen[i], x[i], covariance))
+
+
+def positive(x=None):
+    """A latent rate that is constrained, one observed and one missing count."""
+    with pyro.plate("data", 1 if x is None else len(x)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", dist.Poisson(rate.unsqueeze(-1).expand(*rate.shape, 2)).to_event(1), obs=x)
+
+
+def test_chains_in_constrained_latents_follow_the_conjugate_posterior():
+    counts = torch.tensor([[3.0, 0.0], [0.0, 9.0], [5.0, 1.0]])
+    found = complete(Program(positive), counts, torch.tensor([True, False]), num_draws=4000, method="hmc")
+    shape = 2 + counts[:, 0]  # the rate is Gamma(shape, 2), the missing count negative binomial
+    rates, missing = found.posterior.draws["rate"], found.draws[..., 1]
+    assert bool(((rates.mean(0) - shape / 2).abs() < 4 * (shape / 4 / 4000).sqrt()).all())
+    assert bool(((missing.mean(0) - shape / 2).abs() < 4 * (0.75 * shape / 4000).sqrt()).all())
+    assert torch.allclose(rates.var(0), shape / 4, rtol=4 * (2 / 4000 * (1 + 3 / shape.min())).sqrt().item())
+
+
+def test_chains_of_few_draws_and_of_data_in_parts():
+    x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
+    found = complete(Program(factors), x, seen, num_draws=5, method="hmc", num_moves=40, memory=2**20)
+    assert found.draws.shape == (5, 40, 3)
+    assert found.diagnostics["acceptance"].shape == found.diagnostics["r_hat"].shape == (40,)
+    mean, covariance = conditional(X[0], SEEN[0])
+    assert abs(found.mean[::2, 2].mean() - mean).item() < 4 * (covariance.item() / 100) ** 0.5
+    again = complete(Program(factors), x, seen, num_draws=5, method="hmc", num_moves=40, memory=2**20)
+    assert torch.equal(found.draws, again.draws)
+
+
+def test_chains_that_have_not_met_raise_an_alarm():
+    """Two modes far apart: each chain stays in its own, and the resampled starts decide how many are in each."""
+
+    def modes(x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 3.0))
+            pyro.sample("x", dist.Normal(z.abs().unsqueeze(-1).expand(*z.shape, 2), 0.1).to_event(1), obs=x)
+
+    found = complete(Program(modes), torch.tensor([[4.0, 0.0]]), torch.tensor([True, False]), method="hmc")
+    assert found.diagnostics["r_hat"].item() > 1.5
+    assert "disagree" in found.warnings[0]
+
+
 def narrow_guide(x=None):
     """The posterior given all entries: far too narrow for the posterior given some."""
     gain = torch.linalg.solve(WEIGHT @ WEIGHT.T + NOISE**2 * torch.eye(2), WEIGHT)
@@ -169,7 +263,10 @@ def test_more_data_than_fit_into_memory_at_once():
     [
         (lambda: complete(Program(factors), X, SEEN.float()), TypeError, "torch.bool"),
         (lambda: complete(Program(factors), X, SEEN[:, :2]), ValueError, r"observed is \[2, 2\]"),
-        (lambda: complete(Program(factors), X, SEEN, rounds=0), ValueError, "rounds 0"),
+        (lambda: complete(Program(factors), X, SEEN, rounds=0), ValueError, "rounds is 0; expected at least 1"),
+        (lambda: complete(Program(factors), X, SEEN, method="gibbs"), ValueError, "method is 'gibbs'; expected one of"),
+        (lambda: complete(Program(factors), X, SEEN, method="hmc", num_moves=3), ValueError, "num_moves is 3"),
+        (lambda: complete(Program(belief_net), (X > 0).float(), SEEN, method="hmc"), ValueError, "discrete"),
         (lambda: complete(MADE(3, [8]), (X > 0).float(), SEEN), ValueError, "no latents to draw"),
         (lambda: complete(Mixture(3, 2, "diagonal"), X, SEEN), ValueError, "summed out"),
     ],

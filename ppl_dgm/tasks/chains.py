@@ -1,0 +1,89 @@
+"""Latents of each datum moved by Hamiltonian Monte Carlo, one chain for each draw."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.evidence.chains import Frame, run_chains, split_r_hat
+from ppl_dgm.evidence.smc import acceptance_alarm
+from ppl_dgm.evidence.thermodynamic import r_hat_alarm
+from ppl_dgm.kernels import HMC, robust_scale
+from ppl_dgm.posterior import Posterior, joined
+from ppl_dgm.program import Bound
+from ppl_dgm.program.bound import Values
+from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.weights import allocated_bytes, part_of
+
+LEAST_MOVES = 20
+LEAST_CHAINS = 64  # so that they tell a covariance
+WARMUP_SHARES = (0.2, 0.3)  # of all moves; the others are run with fixed settings
+POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and what it keeps
+
+
+class Moved(NamedTuple):
+    """Where the chains are in the end, by latent, and for each datum how they got there, `[data]`."""
+
+    values: Values
+    acceptance: Tensor
+    r_hat: Tensor
+
+
+def move_draws(
+    found: Posterior, num_draws: int, num_moves: int, num_leapfrog: int, memory: int
+) -> tuple[Posterior, Mapping[str, Tensor]]:
+    """Move each draw of the latents of each datum by a chain of its own, all data at once where memory allows.
+
+    Half of the moves learn the step size and the covariance of each datum from all its chains; acceptance and split R-hat
+    are those of the other half.
+
+    Args:
+        found: posterior draws of latents that are continuous and inside the data plate, 64 or more.
+        num_draws: draws to return, at most as many as there are.
+        num_moves: moves of each chain.
+        num_leapfrog: leapfrog steps of a move, at most.
+        memory: bytes that evaluating densities may allocate.
+
+    Returns:
+        The chains' last points, and `{"acceptance", "r_hat"}`, `[data]` each, R-hat the largest of all coordinates.
+
+    Raises:
+        ValueError: for discrete latents.
+    """
+    dims = {latent.name: latent.batch_dim for latent in found.bound.structure.model_latents}
+    parts = []
+    for start, stop in spans(found.bound, found.num_draws, memory):
+        draws = {name: draw.narrow(dims[name], start, stop - start) for name, draw in found.draws.items()}
+        parts.append(run(Unconstrained(part_of(found.bound, start, stop)), draws, num_moves, num_leapfrog))
+    acceptance, r_hat = (torch.cat([getattr(part, name) for part in parts]) for name in ("acceptance", "r_hat"))
+    values = {name: joined([part.values[name][:num_draws] for part in parts], dim) for name, dim in dims.items()}
+    moved = Posterior(found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_alarm(r_hat))
+    return moved, {"acceptance": acceptance, "r_hat": r_hat}
+
+
+def spans(bound: Bound, num_chains: int, memory: int) -> list[tuple[int, int]]:
+    """First and last datum (not included) of the parts whose chains fit into memory."""
+    num_data = bound.num_data or 1
+    if not bound.structure.divisible:
+        return [(0, num_data)]
+    few = min(num_data, 16)
+    probe = part_of(bound, 0, few)
+    row = allocated_bytes(lambda: probe.log_joint(probe.draw(1).values)) / few
+    rows = max(1, int(memory / (row * num_chains * POINTS_AT_ONCE + 1)))
+    return [(start, min(start + rows, num_data)) for start in range(0, num_data, rows)]
+
+
+def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int) -> Moved:
+    """Run chains from draws `[chains, ..., data, *event]`."""
+    kernel = HMC(num_leapfrog=num_leapfrog)
+    points = target.unconstrain(draws)
+    frame = Frame(points.mean(0), robust_scale(points).diag_embed())
+    step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
+    for share in WARMUP_SHARES:
+        visited, step_size = run_chains(kernel, target, frame, points, step_size, round(share * num_moves), True)
+        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
+        step_size, points = step_size.mean(0, keepdim=True).expand_as(step_size), visited[-1]
+    visited, _ = run_chains(kernel, target, frame, points, step_size, num_moves // 2, False)
+    moved = (visited.diff(dim=0) != 0).any(-1).double().mean((0, 1))
+    return Moved(target.constrain(visited[-1]), moved, split_r_hat(visited.transpose(0, 1)).amax(-1))
