@@ -18,7 +18,7 @@ Many models of the literature are combinations, of a family with its parts here 
 
 from ppl_dgm.families import bayesnet, components, likelihoods, priors
 from ppl_dgm.families.autoregressive import MADE
-from ppl_dgm.families.bayesian_mixture import BayesianMixture
+from ppl_dgm.families.bayesian_mixture import BayesianMixture, NormalInverseWishart
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.hierarchical import HierarchicalVAE
 from ppl_dgm.families.labelled import ConditionalVAE, SemiSupervisedVAE
@@ -38,6 +38,7 @@ __all__ = [
     "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",
+    "NormalInverseWishart",
     "SemiSupervisedVAE",
     "bayesnet",
     "components",

@@ -1,19 +1,25 @@
 """Mixtures: EM against scikit-learn and autodiff; the Bayesian mixture against a sum over all assignments."""
 
 import math
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
+from scipy.special import multigammaln
+from scipy.stats import invwishart, multivariate_normal, multivariate_t
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from ppl_dgm import evidence as estimators
+from ppl_dgm import fit
 from ppl_dgm.distributions import OrderStatistics
-from ppl_dgm.evidence import SMC, Exact, PriorSampling
-from ppl_dgm.families import Mixture
-from ppl_dgm.families.bayesian_mixture import BayesianMixture
+from ppl_dgm.evidence import SMC, Exact, Laplace, PriorSampling
+from ppl_dgm.families import BayesianMixture, Mixture, NormalInverseWishart
 from ppl_dgm.families.components import Components
 from ppl_dgm.objectives import ELBO
 
@@ -130,7 +136,12 @@ def log_marginal_of_one_component(x: Tensor) -> float:
     return (log_joint.logsumexp((0, 1)) + (locs[1] - locs[0]).log() + (logs[1] - logs[0]).log()).item()
 
 
-def log_evidence_by_assignments(x: Tensor, num_components: int, concentration: float) -> float:
+def log_evidence_by_assignments(
+    x: Tensor,
+    num_components: int,
+    concentration: float,
+    log_marginal: Callable[[Tensor], float] = log_marginal_of_one_component,
+) -> float:
     """Sum over all assignments of data to components, weights and parameters integrated out."""
     terms = []
     for z in product(range(num_components), repeat=len(x)):
@@ -138,7 +149,7 @@ def log_evidence_by_assignments(x: Tensor, num_components: int, concentration: f
         log_prior = math.lgamma(num_components * concentration) - math.lgamma(num_components * concentration + len(x))
         log_prior += sum(math.lgamma(n + concentration) - math.lgamma(concentration) for n in counts)
         parts = [x[[i for i, k in enumerate(z) if k == component]] for component in range(num_components)]
-        terms.append(log_prior + sum(map(log_marginal_of_one_component, parts)))
+        terms.append(log_prior + sum(map(log_marginal, parts)))
     return torch.tensor(terms).double().logsumexp(0).item()
 
 
@@ -187,6 +198,136 @@ def test_bayesian_joint_density_term_by_term(covariance: str) -> None:
         )
 
 
+PSI = torch.tensor([[1.5, 0.4], [0.4, 0.8]])
+CONJUGATE = NormalInverseWishart(loc=[0.5, -1.0], kappa=0.4, df=4.5, scale=PSI)
+
+
+def log_conjugate_marginal(x: Tensor, prior: NormalInverseWishart = CONJUGATE) -> float:
+    """log p(x) of data `[n, D]` of one component: Murphy (2007), equation 266, by normalisers before and after."""
+    n, num_dims = x.shape
+    loc, kappa, df, factor = prior.parameters(num_dims)
+    loc, psi = loc.double(), (factor @ factor.T).double()
+    mean = x.mean(0) if n else loc
+    scatter = (x - mean).T @ (x - mean) + kappa * n / (kappa + n) * torch.outer(mean - loc, mean - loc)
+    log_gammas = multigammaln((df + n) / 2, num_dims) - multigammaln(df / 2, num_dims)
+    log_dets = df / 2 * psi.logdet() - (df + n) / 2 * (psi + scatter).logdet()
+    return (
+        -n * num_dims / 2 * math.log(math.pi)
+        + log_gammas
+        + log_dets.item()
+        + num_dims / 2 * math.log(kappa / (kappa + n))
+    )
+
+
+def from_sites(vector: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
+    """Mean `[D]` and covariance `[D, D]` of the one component whose latents are given as one vector."""
+    program = BayesianMixture(num_dims, 1, conjugate(num_dims)).double()
+    names, values, start = site_names(num_dims), {}, 0
+    for name, shape in names.items():
+        size = math.prod(shape)
+        values[name], start = vector[start : start + size].reshape(shape), start + size
+    trace = poutine.trace(poutine.condition(program.model.fn.components, data=values)).get_trace()
+    tril = trace.nodes["scale_trils"]["value"][0]
+    return trace.nodes["locs"]["value"][0], tril @ tril.T
+
+
+def site_names(num_dims: int) -> dict[str, tuple[int, ...]]:
+    """Sites of the conjugate model of one component and their shapes."""
+    several = {"below": (1, num_dims * (num_dims - 1) // 2), "other_locs": (1, num_dims - 1)} if num_dims > 1 else {}
+    return {"first_locs": (1,), "squares": (1, num_dims), **several}
+
+
+def conjugate(num_dims: int) -> NormalInverseWishart:
+    root = torch.randn(num_dims, num_dims, generator=torch.Generator().manual_seed(5))
+    scale = root @ root.T + torch.eye(num_dims)
+    return NormalInverseWishart(loc=[0.3 * i for i in range(num_dims)], kappa=0.4, df=num_dims + 1.5, scale=scale)
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3])
+def test_conjugate_sites_have_the_normal_inverse_wishart_density(num_dims: int) -> None:
+    """log p(sites) less the log Jacobian of (mean, lower half of the covariance) is the prior of Murphy (2007)."""
+    prior = conjugate(num_dims)
+    loc, kappa, df, factor = prior.parameters(num_dims)
+    program = BayesianMixture(num_dims, 1, prior).double()
+    bound = program.bind(torch.zeros(1, num_dims).double())
+    draw = bound.draw_prior(4)
+    rows, columns = torch.tril_indices(num_dims, num_dims)
+
+    def flat(vector: Tensor) -> Tensor:
+        mean, covariance = from_sites(vector, num_dims)
+        return torch.cat([mean, covariance[rows, columns]])
+
+    for i in range(4):
+        vector = torch.cat([draw.values[name][i].reshape(-1) for name in site_names(num_dims)])
+        jacobian = torch.autograd.functional.jacobian(flat, vector)
+        mean, covariance = from_sites(vector, num_dims)
+        expected = invwishart(df, (factor @ factor.T).double().numpy()).logpdf(covariance.numpy())
+        expected += multivariate_normal(loc.numpy(), covariance.numpy() / kappa).logpdf(mean.numpy())
+        assert (draw.log_prob[i] - jacobian.slogdet()[1]).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_conjugate_draws_have_the_moments_of_the_prior() -> None:
+    """Over both components, since the numbering leaves the unordered pair as it was."""
+    torch.manual_seed(0)
+    sites = BayesianMixture(2, 2, NormalInverseWishart([0.5, -1.0], 0.4, 9.0, PSI)).sample_sites(40_000)
+    trils = sites["scale_trils"].flatten(0, 1)
+    covariances, locs = trils @ trils.mT, sites["locs"].flatten(0, 1)
+    expected = PSI / (9 - 2 - 1)
+    for found, truth in ((covariances, expected), (locs.unsqueeze(-1), torch.tensor([[0.5], [-1.0]]))):
+        error = found.std(0) / len(found) ** 0.5
+        assert bool(((found.mean(0) - truth).abs() < 4.5 * error).all())
+    products = (locs - locs.mean(0)).unsqueeze(-1) * (locs - locs.mean(0)).unsqueeze(-2)
+    assert bool(((products.mean(0) - expected / 0.4).abs() < 4.5 * products.std(0) / len(locs) ** 0.5).all())
+    assert bool((sites["locs"][:, 0, 0] <= sites["locs"][:, 1, 0]).all())
+
+
+FEW = torch.tensor([[-1.2, -1.0], [-0.8, -1.9], [1.6, 0.4], [2.1, -0.3], [1.5, -0.2]])
+
+
+@pytest.mark.parametrize("estimator", [PriorSampling(num_particles=100_000), SMC(), Laplace()])
+def test_evidence_of_one_conjugate_gaussian(estimator: Any) -> None:
+    evidence = estimator(BayesianMixture(2, 1, CONJUGATE), FEW)
+    assert 0 < evidence.std_error < 0.1
+    assert abs(evidence.log_z.item() - log_conjugate_marginal(FEW.double())) < 4 * evidence.std_error.item()
+
+
+def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> None:
+    program = BayesianMixture(2, 1, CONJUGATE)
+    fit(
+        program, FEW, ELBO(4), steps=150, progress=False, seed=0, compile=False,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
+    )  # fmt: skip
+    truth, bound = log_conjugate_marginal(FEW.double()), estimators.ELBO(num_particles=4000)(program, FEW)
+    assert truth - 1.5 < bound.log_z.item() < truth
+
+
+@pytest.mark.parametrize(
+    "estimator", [PriorSampling(num_particles=200_000), pytest.param(SMC(), marks=pytest.mark.slow)]
+)
+def test_evidence_of_a_conjugate_mixture_is_the_sum_over_assignments(estimator: Any) -> None:
+    """Exact with label switching: the sum runs over labelled assignments, the program over numbered components."""
+    evidence = estimator(BayesianMixture(2, 2, CONJUGATE, concentration=1.5), FEW)
+    truth = log_evidence_by_assignments(FEW.double(), 2, 1.5, log_conjugate_marginal)
+    assert 0 < evidence.std_error < 0.15
+    assert abs(evidence.log_z.item() - truth) < 4 * evidence.std_error.item()
+
+
+def test_the_closed_form_is_the_chain_rule_of_student_t_predictives() -> None:
+    """Murphy (2007), equation 232: the evidence that the tests lean on, found another way."""
+    x, total = FEW.double(), 0.0
+    loc, kappa, df, factor = (
+        value.double() if isinstance(value, Tensor) else value for value in CONJUGATE.parameters(2)
+    )
+    psi = factor @ factor.T
+    for value in x:
+        law = multivariate_t(loc.numpy(), (psi * (kappa + 1) / (kappa * (df - 1))).numpy(), df - 1)
+        total += law.logpdf(value.numpy())
+        shift = value - loc
+        psi = psi + kappa / (kappa + 1) * torch.outer(shift, shift)
+        loc, kappa, df = loc + shift / (kappa + 1), kappa + 1, df + 1
+    assert log_conjugate_marginal(x) == pytest.approx(total, abs=1e-6)
+
+
 def test_order_statistics_integrate_to_one_and_draw_what_they_score() -> None:
     law = OrderStatistics(dist.Exponential(torch.tensor(1.0)), 2)
     grid = torch.linspace(1e-3, 15, 1500)
@@ -207,6 +348,18 @@ BAD = {
     "support": (lambda: Mixture(3, 2, "bernoulli").bind(torch.full((9, 3), 0.5)), "outside the support"),
     "covariance": (lambda: BayesianMixture(2, 2, "tied"), "expected 'diagonal' or 'full'"),
     "prior": (lambda: BayesianMixture(2, 2, loc_prior=(0.0, 0.0)), "expected positive"),
+    "two priors": (lambda: BayesianMixture(2, 2, CONJUGATE, correlation=2.0), "belong to 'diagonal' and 'full'"),
+    "degrees": (lambda: BayesianMixture(3, 2, NormalInverseWishart(df=2.0)), "expected above 0 and above D - 1 = 2"),
+    "kappa": (lambda: BayesianMixture(3, 2, NormalInverseWishart(kappa=0.0)), "kappa is 0.0"),
+    "psi": (
+        lambda: BayesianMixture(2, 2, NormalInverseWishart(scale=[[1.0, 2.0], [2.0, 1.0]])),
+        "not positive definite",
+    ),
+    "skew": (
+        lambda: BayesianMixture(2, 2, NormalInverseWishart(scale=[[1.0, 0.2], [0.0, 1.0]])),
+        "not positive definite",
+    ),
+    "psi shape": (lambda: BayesianMixture(3, 2, CONJUGATE), "loc is \\[2\\] and scale \\[2, 2\\]; expected"),
     "bayesian sizes": (lambda: BayesianMixture(2, 0), "at least 1"),
     "order statistics": (lambda: OrderStatistics(dist.Normal(torch.zeros(2), 1.0), 2), "a scalar distribution"),
 }
