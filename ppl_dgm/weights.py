@@ -15,6 +15,7 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_dgm.compile import CompileMode, Switch
 from ppl_dgm.program import Bound, Program, evaluating, require_program, select_data
 
 MEMORY = 256 * 2**20  # bytes that one chunk of particles may allocate, all intermediate results counted
@@ -81,17 +82,26 @@ class WeightChunk(NamedTuple):
 
 
 def weight_chunks(
-    bound: Bound, num_particles: int, proposal: Proposal = "guide", memory: int = MEMORY
+    bound: Bound,
+    num_particles: int,
+    proposal: Proposal = "guide",
+    memory: int = MEMORY,
+    compile: CompileMode = False,
 ) -> Iterator[WeightChunk]:
     """Draw log weights a bounded number of particles and data at a time, data by data in order."""
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; expected at least 1")
     draw = draw_weights_prior if proposal == "prior" else draw_weights
+    switch = Switch(compile)
+
+    def weights(args: Any, kwargs: Any, num_data: int | None, count: int) -> Tensor:
+        return draw(replace(bound, args=args, kwargs=kwargs, num_data=num_data), count)
+
     for start, part, particles in chunk_plan(bound, num_particles, memory, lambda b: draw(b, 1)):
         done = 0
         while done < num_particles:
             count = min(particles, num_particles - done)
-            yield WeightChunk(start, draw(part, count))
+            yield WeightChunk(start, switch(weights, part.args, dict(part.kwargs), part.num_data, count))
             done += count
 
 

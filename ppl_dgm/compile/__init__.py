@@ -12,21 +12,27 @@ from ppl_dgm.compile.density import compile_density, value_and_gradient
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.losses import differentiable_loss
+from ppl_dgm.compile.repeat import repeat
+from ppl_dgm.compile.switch import CompileMode, Switch, check_compile
 from ppl_dgm.compile.train import TrainStep
 
 __all__ = [
     "Backend",
     "CaptureError",
     "Captured",
+    "CompileMode",
     "Compiled",
     "Loop",
+    "Switch",
     "TrainStep",
     "cache_folder",
     "capture",
+    "check_compile",
     "compile_captured",
     "compile_density",
     "compile_function",
     "compile_loop",
     "differentiable_loss",
+    "repeat",
     "value_and_gradient",
 ]

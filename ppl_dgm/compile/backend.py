@@ -15,11 +15,11 @@ import torch._inductor as inductor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.passes import simplify
+from ppl_dgm.compile.wrapper import standing_buffers
 
 Backend = Literal["inductor", "eager"]
 Flat = Callable[..., Sequence[torch.Tensor]]
@@ -47,7 +47,7 @@ class Compiled:
     def __call__(self, *inputs: Any) -> Any:
         """Run on new inputs and the lifted tensors' present values; outputs carry no gradient."""
         outputs = self.run(*tensor_leaves(inputs), *self.captured.lifted)
-        return pytree.tree_unflatten(list(outputs), self.captured.structure)
+        return self.captured.nesting.rebuild(outputs)
 
 
 def compile_function(fn: Callable[..., Any], inputs: Sequence[Any], *, backend: Backend = "inductor") -> Compiled:
@@ -147,7 +147,7 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), standing_buffers():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
 

@@ -16,10 +16,30 @@ from torch.utils import _pytree as pytree
 from ppl_dgm.compile.errors import CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
 from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
-from ppl_dgm.compile.passes import fold_literals, lift_constants
+from ppl_dgm.compile.passes import fold_literals, lift_constants, simplify, split_writes
+from ppl_dgm.compile.repeat import Body, Runner, emit_loop, running_loops
 
 aten = torch.ops.aten
 Buffers = dict[str, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Nesting:
+    """How a function's output is nested: tensors, and None where a field is not used."""
+
+    spec: pytree.TreeSpec
+    present: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, output: Any) -> tuple["Nesting", list[Any]]:
+        """The nesting of an output, and its leaves that are not None."""
+        leaves, spec = pytree.tree_flatten(output)
+        return cls(spec, tuple(leaf is not None for leaf in leaves)), [leaf for leaf in leaves if leaf is not None]
+
+    def rebuild(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The nested output that holds these tensors."""
+        coming = iter(tensors)
+        return pytree.tree_unflatten([next(coming) if present else None for present in self.present], self.spec)
 
 
 @dataclass(frozen=True)
@@ -31,14 +51,14 @@ class Captured:
         lifted: parameters, buffers and closure tensors the function touched, each once; in-place writes reach them.
             They may change their values, not their types, shapes or devices.
         examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
-        structure: how to rebuild the function's nested output.
+        nesting: how to rebuild the function's nested output.
         modes: the modules that ran, with their `training` flag: dropout and batch norm are baked in.
     """
 
     graph: GraphModule
     lifted: tuple[torch.Tensor, ...]
     examples: tuple[torch.Tensor, ...]
-    structure: pytree.TreeSpec
+    nesting: Nesting
     modes: tuple[tuple[torch.nn.Module, bool], ...] = ()
 
     def is_current(self) -> bool:
@@ -49,7 +69,7 @@ class Captured:
         """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
         with torch.no_grad():
             outputs = self.graph(*tensor_leaves(inputs), *self.lifted)
-        return pytree.tree_unflatten(list(outputs), self.structure)
+        return self.nesting.rebuild(outputs)
 
 
 def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
@@ -90,14 +110,15 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
 
     with _unchanged_buffers() as modules, _one_error(), unmoved_generators():
         with traceable_pyro() as tracker:
-            lifted = _discover(call, tensors, tracker)
+            lifted, loops = _discover(call, tensors, tracker)
+        bodies = [_capture_body(*loop) for loop in loops]
         with traceable_pyro() as tracker:
-            graph, structure = _trace(call, tensors, lifted, tracker)
+            graph, nesting = _trace(call, tensors, lifted, bodies, tracker)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*lifted, *lift_constants(graph)]
     modes = tuple((module, module.training) for module in modules)
-    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), structure, modes))
+    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), nesting, modes))
 
 
 def unmoved_generators() -> Any:
@@ -142,34 +163,71 @@ def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return pytree.tree_unflatten([next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 
 
-def _discover(call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker) -> list[torch.Tensor]:
+def _discover(
+    call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker
+) -> tuple[list[torch.Tensor], list[tuple[Body, Any]]]:
+    """The tensors that a dry run reads by reference, and the bodies of its loops, each with what it was given."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     discovery = Discovery(mode, tracker.site)
+    loops: list[tuple[Body, Any]] = []
+
+    def one_turn(_: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
+        loops.append((body, (carry, fixed)))
+        return body(carry, fixed)
+
     with mode:
         values = [_leaf(mode.from_tensor(tensor.detach()), tensor) for tensor in tensors]
-        with discovery:
+        with discovery, running_loops(one_turn):
             call(values)
-    return list(discovery.found.values())
+    return list(discovery.found.values()), loops
+
+
+def _capture_body(body: Body, given: Any) -> Captured:
+    """The body of a loop as a functional graph of its own."""
+    leaves = [torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in tensor_leaves(given)]
+    captured = capture(body, with_tensors(given, leaves))
+    flat = [tensor.detach() for tensor in (*leaves, *captured.lifted)]
+    graph, written = split_writes(simplify(captured.graph, flat))
+    if written:
+        raise CaptureError("the body of a loop writes to a tensor in place. Hand the tensor from turn to turn instead.")
+    return replace(captured, graph=graph)
+
+
+def _loop_writer(bodies: Sequence[Captured]) -> Runner:
+    """Writes the captured bodies into the trace, in the order in which the loops come."""
+    coming = iter(bodies)
+
+    def write(count: torch.Tensor, _: Body, carry: Any, fixed: Any) -> Any:
+        body = next(coming)
+        start = tensor_leaves(carry)
+        final = emit_loop(body.graph, start, [*tensor_leaves(fixed), *body.lifted], count)
+        return with_tensors(carry, final)
+
+    return write
 
 
 def _trace(
-    call: Callable[..., Any], tensors: list[torch.Tensor], lifted: list[torch.Tensor], tracker: SiteTracker
-) -> tuple[GraphModule, pytree.TreeSpec]:
-    structures: list[pytree.TreeSpec] = []
+    call: Callable[..., Any],
+    tensors: list[torch.Tensor],
+    lifted: list[torch.Tensor],
+    bodies: list[Captured],
+    tracker: SiteTracker,
+) -> tuple[GraphModule, Nesting]:
+    found: list[Nesting] = []
 
     def flat(*values: torch.Tensor) -> list[torch.Tensor]:
         leaves = [_leaf(value, tensor) for value, tensor in zip(values, [*tensors, *lifted], strict=True)]
         given = leaves[: len(tensors)]
         replacement = Replacement(lifted, leaves[len(tensors) :], tracker.site)
-        with replacement:
+        with replacement, running_loops(_loop_writer(bodies)):
             result = call(given)
-        outputs, structure = pytree.tree_flatten(result)
+        nesting, outputs = Nesting.of(result)
         refuse_selections(outputs)
-        structures.append(structure)
+        found.append(nesting)
         return [_as_output(output, replacement) for output in outputs]
 
     traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
-    return traced(*(tensor.detach() for tensor in (*tensors, *lifted))), structures[-1]
+    return traced(*(tensor.detach() for tensor in (*tensors, *lifted))), found[-1]
 
 
 def _leaf(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -212,6 +212,8 @@ def hoist_expands(graph: GraphModule) -> int:
             compact[node] = small
     moved = [node for node in compact if node.target is not aten.expand.default]
     for node, small in compact.items():
+        if node.target is aten.clone.default:  # it stays: what follows may need its memory layout
+            continue
         with graph.graph.inserting_after(node):
             expanded = graph.graph.call_function(aten.expand.default, (small, list(_shape(node))))
         expanded.meta = dict(node.meta)

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint
+from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.paths import (
     Path,
     Start,
@@ -87,22 +88,30 @@ class Annealing:
 
     def advance(self, walk: Walk, beta: Tensor) -> Walk:
         """One temperature further: weight, then move (not at the end, where no weight depends on it)."""
-        step, state = walk.step, walk.state
-        increments = weigh(beta[step + 1] - beta[step], state.tilt.double())
-        walk = walk._replace(step=step + 1, log_weights=walk.log_weights + increments)
-        walk.overlap[step] = evenness(increments)
+        step = walk.step
         if step + 2 == len(beta):
-            return walk
-        step_size, scale = self.plan.at(beta[step + 1])
-        dtype = state.point.dtype
-        temperature = beta[step + 1].to(dtype)
-        move = self.kernel.move(self.path.target, state, temperature, step_size.to(dtype), scale.to(dtype))
-        walk.by_temperature[step + 1] = move.acceptance.double().mean()
-        return walk._replace(
-            state=move.state,
-            log_weights=walk.log_weights + move.correction,
-            acceptance=walk.acceptance + move.acceptance,
+            increments, walk.overlap[step] = self.reweigh(walk.state, beta[step], beta[step + 1])
+            return walk._replace(step=step + 1, log_weights=walk.log_weights + increments)
+        moved = self.path.switch(
+            self.temperature, walk.state, walk.log_weights, walk.acceptance, beta[step], beta[step + 1]
         )
+        state, log_weights, acceptance, walk.overlap[step], walk.by_temperature[step + 1] = moved
+        return walk._replace(step=step + 1, state=state, log_weights=log_weights, acceptance=acceptance)
+
+    def reweigh(self, state: State, beta: Tensor, new_beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Increments of the log weights `[chains, *batch]` and their evenness `[]`, from one temperature to the next."""
+        increments = weigh(new_beta - beta, state.tilt.double())
+        return increments, evenness(increments)
+
+    def temperature(
+        self, state: State, log_weights: Tensor, acceptance: Tensor, beta: Tensor, new_beta: Tensor
+    ) -> tuple[State, Tensor, Tensor, Tensor, Tensor]:
+        """Weight and move: new states, weights and sums of acceptances, and the means of overlap and acceptance."""
+        increments, overlap = self.reweigh(state, beta, new_beta)
+        step_size, scale = (part.to(state.point.dtype) for part in self.plan.at(new_beta))
+        move = self.kernel.move(self.path.target, state, new_beta.to(state.point.dtype), step_size, scale)
+        accepted = move.acceptance.double()
+        return move.state, log_weights + increments + move.correction, acceptance + accepted, overlap, accepted.mean()
 
 
 def weigh(step: Tensor, tilt: Tensor) -> Tensor:
@@ -140,6 +149,7 @@ class AIS(Estimator):
         kernel: how chains move: HMC, MALA, RandomWalk or ULA of `ppl_dgm.kernels`.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
+        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
@@ -164,6 +174,7 @@ class AIS(Estimator):
     kernel: Kernel = field(default_factory=HMC)
     num_pilots: int = 48
     memory: int = MEMORY
+    compile: CompileMode = "auto"
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
@@ -171,6 +182,7 @@ class AIS(Estimator):
             check_at_least(name, getattr(self, name), least)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; expected one of {SCHEDULES}")
+        check_compile(self.compile)
 
     def check(self, bound: Bound) -> None:
         check_start(bound, self.start)
@@ -182,7 +194,8 @@ class AIS(Estimator):
     def estimate(self, bound: Bound) -> Estimate:
         checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
         walks = []
-        for first, path in divide(bound, self.start, max(self.num_chains, self.num_pilots), self.memory, self.kernel):
+        rows = max(self.num_chains, self.num_pilots)
+        for first, path in divide(bound, self.start, rows, self.memory, self.kernel, switch_of(self)):
             annealing = self.annealing(path, checkpoint, f"pilot from {first}")
             walks.append(annealing.forwards(checkpoint, f"chains from {first}", self.num_chains))
         log_weights = join([walk.log_weights for walk in walks], True)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_dgm.evidence.annealed import AIS, Annealing
 from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence, evaluating
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint
+from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.filters import ParticleFilter
 from ppl_dgm.evidence.paths import divide
 from ppl_dgm.evidence.smc import check_at_least, join, mean_exp_std_error
@@ -189,7 +189,7 @@ class BDMC:
         method, ways = self.method, []
         checkpoint = Checkpoint(method.checkpoint, f"{self.num_particles} {fingerprint(method, bound)}", bound.device)
         rows = max(method.num_chains * self.num_particles, method.num_pilots)
-        for first, path in divide(bound, method.start, rows, method.memory, method.kernel):
+        for first, path in divide(bound, method.start, rows, method.memory, method.kernel, switch_of(method)):
             point = path.space.unconstrain(values)
             point = point[:, first : first + path.space.batch[0]] if path.space.batch else point
             posterior = point.expand(method.num_chains, *point.shape[1:]).contiguous()

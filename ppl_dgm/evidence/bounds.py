@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.program import Bound
@@ -18,10 +19,10 @@ DECAY = 0.9
 LARGEST_K = 0.7
 
 
-def all_weights(bound: Bound, num_particles: int, proposal: Proposal, memory: int) -> Tensor:
+def all_weights(bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode) -> Tensor:
     """Log weights `[num_particles, data]` or `[num_particles]`, float64, drawn in bounded memory."""
     rows: dict[int, list[Tensor]] = {}
-    for chunk in weight_chunks(bound, num_particles, proposal, memory):
+    for chunk in weight_chunks(bound, num_particles, proposal, memory, compile):
         rows.setdefault(chunk.start, []).append(chunk.log_weights.double())
     return torch.cat([torch.cat(row) for row in rows.values()], -1)
 
@@ -33,8 +34,10 @@ class WeightEstimator(Estimator):
     num_particles: int = 1000
     proposal: Proposal = "guide"
     memory: int = field(default=MEMORY, repr=False)
+    compile: CompileMode = "auto"
 
     def __post_init__(self) -> None:
+        check_compile(self.compile)
         check_choice(self, "proposal", PROPOSALS)
         check_least(self, num_particles=2, memory=1)
 
@@ -43,7 +46,7 @@ class WeightEstimator(Estimator):
 
     def weights(self, bound: Bound, num_particles: int) -> Tensor:
         """Log weights of the program, `[num_particles, *batch]`."""
-        return all_weights(bound, num_particles, self.proposal, self.memory)
+        return all_weights(bound, num_particles, self.proposal, self.memory, self.compile)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from ppl_dgm.compile import CompileMode, Switch, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.fitted import moments
 from ppl_dgm.evidence.settings import check_choice, check_least
@@ -26,6 +27,7 @@ MAX_R_HAT = 1.05
 WARMUP_ROUNDS = (0.4, 0.6)
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
 MAX_TEMPERATURES, MOVES_PER_TEMPERATURE, BISECTIONS = 200, 3, 40
+EAGER = Switch(False)
 CONSTANT = 1e-12  # relative variance below which a series does not move
 
 
@@ -65,6 +67,8 @@ class PosteriorEstimator(Estimator):
         num_warmup: steps of each chain that adapt it and are discarded.
         num_leapfrog: steps of each move of `"hmc"`.
         memory: bytes that evaluating densities may allocate.
+        compile: whether moves of `"hmc"` run compiled: True, False, or `"auto"`, once they have taken as long as
+            compiling does.
     """
 
     posterior: Posterior | Mapping[str, Tensor] = "hmc"
@@ -73,8 +77,10 @@ class PosteriorEstimator(Estimator):
     num_warmup: int = 100
     num_leapfrog: int = 5
     memory: int = field(default=MEMORY, repr=False)
+    compile: CompileMode = "auto"
 
     def __post_init__(self) -> None:
+        check_compile(self.compile)
         if not isinstance(self.posterior, Mapping):
             check_choice(self, "posterior", POSTERIORS)
         check_least(self, num_draws=8, num_chains=1, num_warmup=0, num_leapfrog=1, memory=1)
@@ -102,7 +108,8 @@ class PosteriorEstimator(Estimator):
             return guide_draws(target, self.num_chains * self.num_draws)
         if self.posterior == "nuts":
             return nuts_draws(target, self.num_chains, self.num_draws, self.num_warmup)
-        return hmc_draws(target, self.num_chains, self.num_draws, self.num_warmup, self.num_leapfrog)
+        switch = Switch(self.compile)
+        return hmc_draws(target, self.num_chains, self.num_draws, self.num_warmup, self.num_leapfrog, switch)
 
 
 def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +186,12 @@ def split_r_hat(series: Tensor) -> Tensor:
 
 
 def hmc_draws(
-    target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int, num_leapfrog: int
+    target: Unconstrained,
+    num_chains: int,
+    num_draws: int,
+    num_warmup: int,
+    num_leapfrog: int,
+    switch: Switch = EAGER,
 ) -> PosteriorDraws:
     """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
 
@@ -187,15 +199,16 @@ def hmc_draws(
     rounds of warm-up.
     """
     kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
-    points = tempered_points(kernel, target, num_chains)
+    points = tempered_points(kernel, target, num_chains, switch)
     frame = Frame.fitted(points)
     step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
     for share in WARMUP_ROUNDS:
-        visited, step_size = run_chains(kernel, target, frame, points, step_size, max(4, int(share * num_warmup)), True)
+        num_moves = max(4, int(share * num_warmup))
+        visited, step_size = run_chains(kernel, target, frame, points, step_size, num_moves, True, switch)
         points = visited[-1]
         frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
         step_size = step_size.mean(0, keepdim=True).expand_as(step_size)
-    visited, _ = run_chains(kernel, target, frame, points, step_size, num_draws, False)
+    visited, _ = run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)
     return PosteriorDraws(visited.transpose(0, 1))
 
 
@@ -220,7 +233,7 @@ class Frame(NamedTuple):
         return torch.linalg.solve_triangular(self.factor, (point - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
 
 
-def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int) -> Tensor:
+def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:
     r"""Bring prior draws to the posterior through $p(z) p(x \mid z)^\beta$: `[num_chains, *batch, dim]`.
 
     $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and moved (Del Moral,
@@ -236,7 +249,7 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int) -> Tens
         state = state.gather(systematic((increment * state.tilt).softmax(0)))
         scale = robust_scale(state.point)
         for _ in range(MOVES_PER_TEMPERATURE):
-            move = kernel.move(tempered, state, beta, step_size, scale)
+            move = switch(kernel.move, tempered, state, beta, step_size, scale)
             state = move.state
             step_size = nudge_step_size(step_size, move.acceptance.mean(0).expand_as(step_size), 0.7)
         if bool((beta >= 1).all()):
@@ -257,7 +270,14 @@ def next_increment(tilt: Tensor, beta: Tensor) -> Tensor:
 
 
 def run_chains(
-    kernel: HMC, target: Unconstrained, frame: Frame, points: Tensor, step_size: Tensor, num_moves: int, adapt: bool
+    kernel: HMC,
+    target: Unconstrained,
+    frame: Frame,
+    points: Tensor,
+    step_size: Tensor,
+    num_moves: int,
+    adapt: bool,
+    switch: Switch = EAGER,
 ) -> tuple[Tensor, Tensor]:
     """Move all chains: points after each move `[moves, chains, *batch, dim]`, and the step sizes learned."""
 
@@ -269,7 +289,7 @@ def run_chains(
     one = points.new_ones(())
     state, steps, visited = whitened.evaluate(frame.inward(points)), DualAveraging.start(step_size), []
     for _ in range(num_moves):
-        move = kernel.move(whitened, state, one, steps.step_size if adapt else step_size, one)
+        move = switch(kernel.move, whitened, state, one, steps.step_size if adapt else step_size, one)
         state = move.state
         steps = steps.update(move.acceptance, kernel.target_acceptance) if adapt else steps
         visited.append(frame.outward(state.point))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ppl_dgm.compile import Switch
 from ppl_dgm.program import Bound, write_atomically
 
 Progress = TypeVar("Progress")
@@ -96,6 +97,11 @@ class Checkpoint:
         torch.set_rng_state(states[0].cpu())
         if self.device:
             torch.cuda.set_rng_state(states[1].cpu(), self.device)
+
+
+def switch_of(estimator: Any) -> Switch:
+    """How an estimator runs its moves; what is kept in a file is continued bit by bit, so it does not change on the way."""
+    return Switch(False if estimator.checkpoint is not None and estimator.compile == "auto" else estimator.compile)
 
 
 def fingerprint(estimator: Any, bound: Bound) -> str:

@@ -82,7 +82,7 @@ class ParticleFilter:
         if step == len(beta) - 1:
             return Filtered(step, now.state, log_weights, log_z)
         state, log_weights = self._resample(now.state, log_weights.nan_to_num(nan=-torch.inf), trajectory is not None)
-        state = self._move(state, beta[step])
+        state = self.annealing.path.switch(self._move, state, beta[step])
         return Filtered(step, self._retain(state, trajectory, step), log_weights, log_z)
 
     def _resample(self, state: State, log_weights: Tensor, retained: bool) -> tuple[State, Tensor]:

@@ -7,15 +7,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.weights import MEMORY, Proposal, WeightSummary, weight_chunks
 
 
-def summarise(bound: Bound, num_particles: int, proposal: Proposal, memory: int) -> list[WeightSummary]:
+def summarise(
+    bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode
+) -> list[WeightSummary]:
     """Stream the log weights of all data; one summary for each part of the data, in order."""
     summaries: dict[int, WeightSummary] = {}
-    for chunk in weight_chunks(bound, num_particles, proposal, memory):
+    for chunk in weight_chunks(bound, num_particles, proposal, memory, compile):
         summaries.setdefault(chunk.start, WeightSummary(num_particles)).add(chunk.log_weights)
     return list(summaries.values())
 
@@ -48,6 +51,7 @@ class ImportanceSampling(Estimator):
     Args:
         num_particles: K, draws for each datum (or for the data set).
         memory: bytes that one chunk of draws may allocate.
+        compile: whether chunks run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
 
     Raises:
         ValueError: for fewer than 2 particles.
@@ -66,6 +70,7 @@ class ImportanceSampling(Estimator):
 
     num_particles: int = 1000
     memory: int = MEMORY
+    compile: CompileMode = "auto"
     proposal: ClassVar[Proposal] = "guide"
 
     def __post_init__(self) -> None:
@@ -73,12 +78,13 @@ class ImportanceSampling(Estimator):
             raise ValueError(f"num_particles is {self.num_particles}; expected at least 2, for a standard error")
         if self.memory < 1:
             raise ValueError(f"memory is {self.memory} bytes; expected a positive number")
+        check_compile(self.compile)
 
     def kind(self, bound: Bound) -> BoundKind:
         return "estimate" if bound.structure.latents else "exact"
 
     def estimate(self, bound: Bound) -> Estimate:
-        summaries = summarise(bound, self.num_particles, self.proposal, self.memory)
+        summaries = summarise(bound, self.num_particles, self.proposal, self.memory, self.compile)
         return self._estimate(summaries, weight_diagnostics(summaries, self.num_particles))
 
     def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
@@ -96,6 +102,7 @@ class PriorSampling(ImportanceSampling):
     Args:
         num_particles: K, draws for each datum (or for the data set).
         memory: bytes that one chunk of draws may allocate.
+        compile: whether chunks run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -126,6 +133,7 @@ class ELBO(ImportanceSampling):
     Args:
         num_particles: draws for each datum (or for the data set).
         memory: bytes that one chunk of draws may allocate.
+        compile: whether chunks run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -141,7 +149,7 @@ class ELBO(ImportanceSampling):
         return "lower" if bound.structure.latents else "exact"
 
     def estimate(self, bound: Bound) -> Estimate:
-        summaries = summarise(bound, self.num_particles, self.proposal, self.memory)
+        summaries = summarise(bound, self.num_particles, self.proposal, self.memory, self.compile)
         return self._estimate(summaries, {"num_particles": self.num_particles})
 
     def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:

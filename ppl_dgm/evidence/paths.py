@@ -1,16 +1,18 @@
 """Paths of densities from one that can be drawn to the joint density, and the temperatures along them."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ppl_dgm.compile import Switch
 from ppl_dgm.kernels import Kernel, Target
 from ppl_dgm.program import Bound
 from ppl_dgm.unconstrained import Unconstrained, check_continuous
-from ppl_dgm.weights import chunk_plan, part_of
+from ppl_dgm.weights import allocated_bytes, part_of
 
 Start = Literal["prior", "guide"]
 NUM_DRAWS, MAX_TIES = 256, 0.05  # prior draws that are looked at, and the share of them that may coincide
@@ -28,11 +30,13 @@ class Path:
         space: the program's latents as one vector.
         start: where the path begins.
         chains_at_once: bounds the memory of one evaluation.
+        switch: runs the moves along the path, eagerly or compiled.
     """
 
     space: Unconstrained
     start: Start
     chains_at_once: int | None = None
+    switch: Switch = field(default_factory=lambda: Switch(False))
 
     @property
     def target(self) -> Target:
@@ -95,19 +99,27 @@ def is_divisible(bound: Bound) -> bool:
     return bound.structure.per_datum and bound.structure.divisible
 
 
-def divide(bound: Bound, start: Start, num_chains: int, memory: int, kernel: Kernel) -> Iterator[tuple[int, Path]]:
-    """The path for one part of the data after the other, as many data and chains at once as memory allows.
+def divide(
+    bound: Bound, start: Start, num_chains: int, memory: int, kernel: Kernel, switch: Switch
+) -> Iterator[tuple[int, Path]]:
+    """The path for one part of the data after the other: all chains of as many data as memory allows.
 
     Yields (first datum, path).
     """
     space = open_space(bound)
+    few = space.bound
 
-    def evaluate(part: Bound) -> Any:
-        path = Path(space.rebind(part), start)
-        return path.target.evaluate(path.space.origin(1), kernel.uses_gradient)
+    def evaluate() -> Any:
+        return Path(space, start).target.evaluate(space.origin(1), kernel.uses_gradient)
 
-    for first, part, chains in chunk_plan(bound, num_chains, memory, evaluate):
-        yield first, Path(space.rebind(part), start, chains)
+    num_data = (bound.num_data or 1) if is_divisible(bound) else 1
+    probed = (few.num_data or 1) if is_divisible(bound) else 1
+    rows = max(1, int(memory / (allocated_bytes(evaluate) / probed + 1)))
+    parts = math.ceil(num_data / max(1, rows // num_chains))
+    size = math.ceil(num_data / parts)
+    for first in range(0, num_data, size):
+        part = part_of(bound, first, first + size) if is_divisible(bound) else bound
+        yield first, Path(space.rebind(part), start, min(rows, num_chains), switch)
 
 
 def linear_temperatures(num_temperatures: int) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint
+from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.paths import Start, check_start, clipping_alarm, divide
 from ppl_dgm.evidence.resampling import SCHEMES, Scheme, ess_share
 from ppl_dgm.evidence.tempering import Population, Tempering
@@ -49,6 +50,7 @@ class SMC(Estimator):
         resample_below: effective sample size below which to resample, as a share in [0, 1].
         resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
         memory: bytes that one evaluation may allocate.
+        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
@@ -75,6 +77,7 @@ class SMC(Estimator):
     resample_below: float = 0.5
     resampling: Scheme = "systematic"
     memory: int = MEMORY
+    compile: CompileMode = "auto"
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ class SMC(Estimator):
             raise ValueError(f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. 0.5")
         if self.resampling not in SCHEMES:
             raise ValueError(f"resampling is {self.resampling!r}; expected one of {sorted(SCHEMES)}")
+        check_compile(self.compile)
 
     def check(self, bound: Bound) -> None:
         check_start(bound, self.start)
@@ -98,7 +102,7 @@ class SMC(Estimator):
         checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
         total = self.num_particles * self.num_groups
         parts = []
-        for first, path in divide(bound, self.start, total, self.memory, self.kernel):
+        for first, path in divide(bound, self.start, total, self.memory, self.kernel, switch_of(self)):
             tempering = Tempering(
                 path,
                 self.kernel,

@@ -120,7 +120,7 @@ class Tempering:
         step_size = torch.full_like(log_z, self.kernel.first_step_size(point.shape[-1]))
         acceptance = torch.ones_like(log_z)
         for _ in range(WARM_UP):
-            state, acceptance, _ = self._move(state, log_z, step_size, scale)
+            state, acceptance, _ = self.path.switch(self._move, state, log_z, step_size, scale)
             step_size = nudge_step_size(step_size, acceptance, self.kernel.target_acceptance)
         first = (log_z, step_size, scale, acceptance, torch.ones_like(log_z))
         return Population(
@@ -135,7 +135,7 @@ class Tempering:
         population = self._resample(population)
         step_size, accepted = population.record.step_size[-1], []
         for _ in range(self.num_moves):
-            state, acceptance, correction = self._move(population.state, beta, step_size, scale)
+            state, acceptance, correction = self.path.switch(self._move, population.state, beta, step_size, scale)
             population = population._replace(state=state)
             if not self.kernel.adjusted:
                 population = population.reweighted(unfold(correction, population.log_weights))

@@ -10,12 +10,13 @@ import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint
+from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.paths import Path, Start, check_start, clipping_alarm, divide
 from ppl_dgm.evidence.smc import acceptance_alarm, check_at_least, join
 from ppl_dgm.evidence.tempering import Plan, Tempering
-from ppl_dgm.kernels import HMC, DualAveraging, Kernel, State
+from ppl_dgm.kernels import HMC, DualAveraging, Kernel, Move, State
 from ppl_dgm.program import Bound
 from ppl_dgm.weights import MEMORY
 
@@ -75,8 +76,7 @@ class Rungs:
     def _advance(self, ladders: Ladders) -> Ladders:
         warm = ladders.step >= self.num_warmup
         step_size = ladders.steps.final if warm else ladders.steps.step_size
-        settings = (self._fold(part, ladders.state.point.dtype) for part in (self.beta, step_size, ladders.scale))
-        move = self.kernel.move(self.path.target, ladders.state, *settings)
+        move = self.path.switch(self._move, ladders.state, step_size, ladders.scale)
         acceptance = self._unfold(move.acceptance.double()).mean(0)
         state, swapped = self._swap(move.state, ladders.step % 2)
         state = self._refresh(state)
@@ -90,6 +90,10 @@ class Rungs:
             acceptance=ladders.acceptance + acceptance,
             swaps=ladders.swaps + swapped,
         )
+
+    def _move(self, state: State, step_size: Tensor, scale: Tensor) -> Move:
+        settings = (self._fold(part, state.point.dtype) for part in (self.beta, step_size, scale))
+        return self.kernel.move(self.path.target, state, *settings)
 
     def _refresh(self, state: State) -> State:
         """Draw the lowest rung afresh, exactly: what the others forget slowly comes in from there."""
@@ -155,12 +159,14 @@ class TemperedChains(Estimator):
     kernel: Kernel = field(default_factory=HMC)
     num_pilots: int = 48
     memory: int = MEMORY
+    compile: CompileMode = "auto"
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
         leasts = {"num_temperatures": 2, "num_chains": 2, "num_draws": 8, "num_warmup": 1, "num_pilots": 8, "memory": 1}
         for name, least in leasts.items():
             check_at_least(name, getattr(self, name), least)
+        check_compile(self.compile)
         if not self.kernel.adjusted:
             raise ValueError(
                 f"{type(self.kernel).__name__} leaves no density invariant, so that means over its chains are biased; use "
@@ -188,7 +194,7 @@ class TemperedChains(Estimator):
         rows = max(self.num_pilots, self.num_chains * (self.num_temperatures + 1))
         parts = [
             self._part(path, checkpoint, first)
-            for first, path in divide(bound, self.start, rows, self.memory, self.kernel)
+            for first, path in divide(bound, self.start, rows, self.memory, self.kernel, switch_of(self))
         ]
         log_z, error = join([part.log_z for part in parts]), join([part.std_error for part in parts])
         diagnostics: dict[str, Any] = {
@@ -248,6 +254,7 @@ class ThermodynamicIntegration(TemperedChains):
         kernel: how chains move.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
+        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
@@ -306,6 +313,7 @@ class SteppingStone(TemperedChains):
         kernel: how chains move.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
+        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:

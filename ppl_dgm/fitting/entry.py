@@ -9,11 +9,12 @@ import pyro.infer
 import torch
 from torch.optim import Adam, Optimizer
 
+from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.data import Dataset
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
-from ppl_dgm.fitting.stepping import CompileMode, check_compile, make_stepper
+from ppl_dgm.fitting.stepping import make_stepper
 from ppl_dgm.fitting.training import Training, checkpoint_path
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program, move_data, require_program, unpack_data

@@ -2,18 +2,16 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
-from ppl_dgm.compile import CaptureError, TrainStep
+from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
+from ppl_dgm.compile.switch import COMPILE_SECONDS
 from ppl_dgm.fitting.batches import Batch
 from ppl_dgm.fitting.loss import BatchLoss
 
-CompileMode = Literal["auto"] | bool
 TRIAL_STEPS = 12  # eager steps that are timed before deciding to compile
-COMPILE_SECONDS = 12.0  # what a compilation is reckoned to cost
 SPEEDUP = 2.0  # what it is reckoned to gain, at least
 
 
@@ -123,9 +121,3 @@ def make_stepper(
     if mode is False or not loss.differentiable:
         return Stepper(loss, optimizer, clip_norm)
     return CompiledStepper(loss, optimizer, clip_norm, mode, num_steps)
-
-
-def check_compile(mode: Any) -> None:
-    """Raise ValueError for an unknown compile mode."""
-    if mode not in ("auto", True, False):
-        raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")

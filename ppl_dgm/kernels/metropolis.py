@@ -1,6 +1,5 @@
 """Markov transitions vectorised over chains and data at once, each accepted or rejected on its own."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.compile import repeat
 from ppl_dgm.kernels.targets import State, Target
 
 
@@ -131,10 +131,12 @@ class HMC(Kernel):
         """The step shrinks with dim^(-1/4) (Beskos et al. 2013)."""
         return dim**-0.25
 
-    def _num_steps(self, step_size: Tensor) -> int:
+    def _num_steps(self, step_size: Tensor) -> Tensor | int:
         """Steps that make up the trajectory at the chains' typical step size; one number for all."""
-        wanted = self.trajectory / max(float(step_size.log().mean().exp()), 1e-30)
-        return math.ceil(min(max(wanted, 1.0), self.num_leapfrog))
+        if self.num_leapfrog == 1:
+            return 1
+        wanted = self.trajectory / step_size.log().mean().exp().clamp_min(1e-30)
+        return wanted.clamp(1.0, self.num_leapfrog).ceil().long()
 
     def propose(
         self, target: Target, state: State, beta: Tensor, step_size: Tensor, scale: Tensor
@@ -149,17 +151,21 @@ class HMC(Kernel):
 
 
 def leapfrog(
-    target: Target, state: State, momentum: Tensor, beta: Tensor, stride: Tensor, num_steps: int
+    target: Target, state: State, momentum: Tensor, beta: Tensor, stride: Tensor, num_steps: Tensor | int
 ) -> tuple[State, Tensor]:
     """Take `num_steps` leapfrog steps of sizes `stride` `[chains, *batch, dim]`: final state and momentum.
 
     The map is volume-preserving, and reversible by turning the momentum round.
     """
-    momentum = momentum + 0.5 * stride * state.grad(beta)
-    for step in range(num_steps):
+
+    def step(carry: tuple[State, Tensor], fixed: tuple[Tensor, Tensor]) -> tuple[State, Tensor]:
+        (state, momentum), (stride, beta) = carry, fixed
         state = target.evaluate(state.point + stride * momentum)
-        momentum = momentum + (0.5 if step == num_steps - 1 else 1.0) * stride * state.grad(beta)
-    return state, momentum
+        return state, momentum + stride * state.grad(beta)
+
+    momentum = momentum + 0.5 * stride * state.grad(beta)
+    state, momentum = repeat(num_steps, step, (state, momentum), (stride, beta))
+    return state, momentum - 0.5 * stride * state.grad(beta)
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,9 @@ class Target(NamedTuple):
 
     def evaluate(self, point: Tensor, gradient: bool = True) -> State:
         """Densities at points and, unless told otherwise, their gradients, one backward pass for each of the two."""
-        pieces = point.split(self.chains_at_once or len(point))
-        states = [self._evaluate_piece(piece, gradient) for piece in pieces]
-        if len(states) == 1:
-            return states[0]
+        if self.chains_at_once is None or self.chains_at_once >= len(point):
+            return self._evaluate_piece(point, gradient)
+        states = [self._evaluate_piece(piece, gradient) for piece in point.split(self.chains_at_once)]
         joined: Any = (None if part[0] is None else torch.cat(part) for part in zip(*states, strict=True))
         return State(*joined)
 

@@ -1,0 +1,74 @@
+"""A loop inside a function: run by Python as it stands, one node of the graph where the function is captured."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch._higher_order_ops.while_loop import while_loop_op
+
+Body = Callable[[Any, Any], Any]
+Runner = Callable[[torch.Tensor, Body, Any, Any], Any]
+
+
+def repeat(count: torch.Tensor | int, body: Body, carry: Any, fixed: Any = ()) -> Any:
+    r"""Apply $c \leftarrow f(c, \mathrm{fixed})$ `count` times and return $c$.
+
+    In a captured function the whole loop is one node of the graph, whatever `count` turns out to be, and `count` is not
+    read on the host.
+
+    Args:
+        count: how often, an integer `[]`; a Python number of turns is written out in the graph one after the other.
+        body: `(carry, fixed) -> carry`, with the same nesting, shapes and dtypes; it may read parameters and constants
+            by reference, but tensors computed before the loop must come through `fixed`, and it writes to none in place.
+        carry: where it starts, nested tensors.
+        fixed: what all turns share, nested tensors.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import repeat
+        >>> repeat(torch.tensor(3), lambda carry, step: carry + step, torch.tensor(1.0), torch.tensor(2.0))
+        tensor(7.)
+    """
+    return in_python(count, body, carry, fixed) if isinstance(count, int) else _RUNNER.get()(count, body, carry, fixed)
+
+
+def in_python(count: torch.Tensor | int, body: Body, carry: Any, fixed: Any) -> Any:
+    """Run the loop as it stands."""
+    for _ in range(int(count)):
+        carry = body(carry, fixed)
+    return carry
+
+
+_RUNNER: ContextVar[Runner] = ContextVar("runner", default=in_python)
+
+
+@contextmanager
+def running_loops(runner: Runner) -> Iterator[None]:
+    """Let `repeat` be run by something else."""
+    token = _RUNNER.set(runner)
+    try:
+        yield
+    finally:
+        _RUNNER.reset(token)
+
+
+def emit_loop(
+    graph: Callable[..., Any], carry: Sequence[torch.Tensor], fixed: Sequence[torch.Tensor], count: torch.Tensor
+) -> list[torch.Tensor]:
+    """Write a loop into the graph being traced: of a flat, functional body `(*carry, *fixed) -> carry`."""
+
+    def unfinished(index: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
+        return index < flat[-1]
+
+    def turn(index: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        new = graph(*flat[:-1])
+        return (
+            index + 1,
+            *(value.clone() for value in new),
+        )  # a view handed from turn to turn crashes the compiler's code
+
+    first = torch.zeros((), dtype=count.dtype, device=count.device)
+    loop: Any = while_loop_op
+    return list(loop(unfinished, turn, (first, *carry), (*fixed, count))[1:])

@@ -1,0 +1,88 @@
+"""One switch between running as written and running compiled."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from ppl_dgm.compile.backend import Backend, Compiled, compile_function
+from ppl_dgm.compile.capture import leaves_and_rest
+from ppl_dgm.compile.errors import CaptureError
+
+CompileMode = Literal["auto"] | bool
+COMPILE_SECONDS = 12.0  # what a compilation is reckoned to cost
+
+_LOG = logging.getLogger("ppl_dgm.compile")
+
+
+def check_compile(mode: Any) -> None:
+    """Raise ValueError for an unknown compile mode."""
+    if mode not in ("auto", True, False):
+        raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")
+
+
+class Switch:
+    """Calls functions of tensors, eagerly or compiled; the results are the same to rounding.
+
+    With `"auto"` a function runs as written until that has taken as long as compiling it would, and compiled from then
+    on: whatever is left to do, the time is at most about twice the best. What cannot be compiled stays as written, with
+    a line in the log. With True everything is compiled at once, and an error is raised where that fails.
+
+    What "has taken" counts all calls of functions of one name on tensors of one shape, so that the parts of a large data
+    set need not learn it one by one.
+
+    Args:
+        mode: `"auto"`, True or False.
+        backend: as in `compile_function`.
+
+    Raises:
+        ValueError: for another mode.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import Switch
+        >>> Switch("auto")(torch.add, torch.ones(2), torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, mode: CompileMode, backend: Backend = "inductor") -> None:
+        check_compile(mode)
+        self.mode = mode
+        self.backend: Backend = backend
+        self._compiled: dict[Any, Compiled] = {}
+        self._spent: dict[Any, float] = {}
+
+    def __call__(self, fn: Callable[..., Any], *inputs: Any) -> Any:
+        """Return `fn(*inputs)`: nested tensors, and other leaves that are hashable and held fixed.
+
+        Functions are told apart as Python compares them: hand the same function, or the same method of the same object,
+        from call to call.
+
+        Raises:
+            CaptureError: in mode True, for what cannot be compiled.
+        """
+        if self.mode is False:
+            return fn(*inputs)
+        leaves, rest = leaves_and_rest(inputs)
+        looks = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+        compiled = self._compiled.get((fn, looks, *rest))
+        if compiled is None or not compiled.captured.is_current():
+            return self._first(fn, inputs, (looks, *rest))
+        return compiled(*inputs)
+
+    def _first(self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...]) -> Any:
+        name = getattr(fn, "__qualname__", repr(fn))
+        kind = (name, *(part for part in key if isinstance(part, tuple | str | int | float)))
+        if self.mode is True or self._spent.get(kind, 0.0) >= COMPILE_SECONDS:
+            try:
+                compiled = self._compiled[(fn, *key)] = compile_function(fn, inputs, backend=self.backend)
+                return compiled(*inputs)
+            except CaptureError as error:
+                if self.mode is True:
+                    raise
+                _LOG.warning("%s runs eagerly: %s", name, str(error).splitlines()[0])
+                self._spent[kind] = -float("inf")
+        start = time.perf_counter()
+        result = fn(*inputs)
+        self._spent[kind] = self._spent.get(kind, 0.0) + time.perf_counter() - start
+        return result

@@ -1,0 +1,159 @@
+"""Estimators run compiled give the numbers of those run as written, at equal seeds."""
+
+import logging
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_dgm import Program, evidence
+from ppl_dgm.compile import CaptureError, Switch, repeat
+from ppl_dgm.kernels import HMC, MALA, ULA, RandomWalk, Target
+from ppl_dgm.unconstrained import Unconstrained
+
+X = torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 0.1]], dtype=torch.float64)
+
+
+def local(x: torch.Tensor | None = None) -> None:
+    """Each datum has two latents, one of them positive."""
+    with pyro.plate("data", 1 if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(X.new_zeros(2), 1.0).to_event(1))
+        s = pyro.sample("s", dist.LogNormal(X.new_zeros(()), 0.5))
+        pyro.sample("x", dist.StudentT(5.0, z, s.unsqueeze(-1)).to_event(1), obs=x)
+
+
+def shared(x: torch.Tensor | None = None) -> None:
+    """One latent for all data."""
+    z = pyro.sample("z", dist.Normal(X.new_zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", 1 if x is None else len(x)):
+        pyro.sample("x", dist.StudentT(5.0, z, X.new_ones(())).to_event(1), obs=x)
+
+
+def stubborn(x: torch.Tensor | None = None) -> None:
+    """Reads a value on the host."""
+    z = pyro.sample("z", dist.Normal(X.new_zeros(2), 1.0).to_event(1))
+    float(X.sum())
+    with pyro.plate("data", 1 if x is None else len(x)):
+        pyro.sample("x", dist.Normal(z, X.new_ones(())).to_event(1), obs=x)
+
+
+QUICK = {"num_pilots": 8}
+ESTIMATORS = {
+    "AIS": lambda **kw: evidence.AIS(num_temperatures=12, num_chains=6, **QUICK, **kw),
+    "AIS, random walk": lambda **kw: evidence.AIS(
+        num_temperatures=12, num_chains=6, kernel=RandomWalk(), **QUICK, **kw
+    ),
+    "AIS, unadjusted": lambda **kw: evidence.AIS(num_temperatures=12, num_chains=6, kernel=ULA(), **QUICK, **kw),
+    "SMC": lambda **kw: evidence.SMC(num_particles=20, num_groups=2, kernel=MALA(), **kw),
+    "ThermodynamicIntegration": lambda **kw: evidence.ThermodynamicIntegration(
+        num_temperatures=4, num_draws=10, num_warmup=5, **QUICK, **kw
+    ),
+    "BridgeSampling": lambda **kw: evidence.BridgeSampling(num_chains=8, num_draws=10, num_warmup=8, **kw),
+    "ImportanceSampling": lambda **kw: evidence.ImportanceSampling(50, **kw),
+    "CUBO": lambda **kw: evidence.CUBO(num_particles=50, **kw),
+}
+
+
+@pytest.fixture
+def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run captured graphs as they are: what is tested is the capture, and machine code takes seconds to make."""
+    monkeypatch.setattr(Switch.__init__, "__defaults__", ("eager",))
+
+
+@pytest.mark.parametrize("model", [local, shared])
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.usefixtures("graphs_alone")
+def test_captured_moves_give_the_same_evidence(name, model):
+    program = Program(model)
+    written, captured = (ESTIMATORS[name](compile=mode)(program, X, seed=3) for mode in (False, True))
+    torch.testing.assert_close(captured.log_z, written.log_z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(captured.std_error, written.std_error, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [local, shared])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_machine_code_gives_the_same_evidence(name, model):
+    program = Program(model)
+    written, compiled = (ESTIMATORS[name](compile=mode)(program, X, seed=3) for mode in (False, True))
+    torch.testing.assert_close(compiled.log_z, written.log_z, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.usefixtures("graphs_alone")
+def test_bidirectional_bounds_are_the_same():
+    method = [evidence.AIS(num_temperatures=8, num_chains=4, num_pilots=8, compile=mode) for mode in (False, True)]
+    for particles in (1, 3):
+        written, captured = (evidence.BDMC(m, num_particles=particles)(Program(local), X, seed=0) for m in method)
+        torch.testing.assert_close(captured.log_z, written.log_z, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(captured.upper.log_z, written.upper.log_z, rtol=1e-9, atol=1e-9)
+
+
+def test_one_hmc_move_in_machine_code():
+    space = Unconstrained(Program(shared).bind(X))
+    target, one = Target(space.split), X.new_ones(())
+    kernel = HMC(num_leapfrog=7)
+    ends = []
+    for mode in (False, True):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            state = target.evaluate(space.sample_prior(5))
+            ends.append(Switch(mode)(kernel.move, target, state, 0.7 * one, 0.3 * one, one))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_loop_in_a_graph_takes_any_number_of_turns(count):
+    matrix = torch.tensor([[0.5, 1.0], [0.0, 0.5]])  # read by reference
+
+    def power(vector: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        return repeat(count, lambda carry, shift: matrix @ carry + shift, vector, vector.sum()) * 2
+
+    start = torch.tensor([1.0, 3.0])
+    expected = start
+    for _ in range(count):
+        expected = matrix @ expected + 4.0
+    switch = Switch(True, backend="eager")
+    assert torch.equal(power(start, torch.tensor(count)), 2 * expected)
+    assert torch.allclose(switch(power, start, torch.tensor(count)), 2 * expected)
+    assert len(switch._compiled) == 1
+    switch(power, start, torch.tensor(count + 1))
+    assert len(switch._compiled) == 1
+
+
+def test_a_loop_that_writes_in_place_is_refused():
+    total = torch.zeros(())
+
+    def count(start: torch.Tensor) -> torch.Tensor:
+        return repeat(torch.tensor(2), lambda carry, _: carry + total.add_(1.0), start)
+
+    with pytest.raises(CaptureError, match="in place"):
+        Switch(True, backend="eager")(count, torch.zeros(()))
+
+
+def test_true_raises_and_auto_stays_eager_where_a_program_cannot_be_captured(monkeypatch, caplog):
+    program = Program(stubborn)
+    with pytest.raises(CaptureError, match="float"):
+        evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=True)(program, X)
+    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING, "ppl_dgm.compile"):
+        found = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8)(program, X)
+    written = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=False)(program, X)
+    assert torch.equal(found.log_z, written.log_z)
+    assert "runs eagerly" in caplog.text
+
+
+def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
+    switch = Switch("auto", backend="eager")
+    switch(torch.neg, torch.ones(2))
+    assert not switch._compiled
+    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 0.0)
+    switch(torch.neg, torch.ones(2))
+    switch(torch.neg, torch.ones(3))
+    assert len(switch._compiled) == 2
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_other_modes_are_refused(name):
+    with pytest.raises(ValueError, match="expected 'auto', True or False"):
+        ESTIMATORS[name](compile="always")
