@@ -1,7 +1,10 @@
 """Bayes nets against enumeration of the full joint table, published marginals, and counting by hand."""
 
+import json
 import math
+import warnings
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +17,8 @@ from ppl_dgm import log_weights
 from ppl_dgm.evidence import Exact, ImportanceSampling
 from ppl_dgm.families import bayesnet
 from ppl_dgm.families.bayesnet import BayesNet, Function, LinearGaussian, Logistic, Neural, Table
-from ppl_dgm.families.bayesnet.graph import d_separated, reachable, topological_order
+from ppl_dgm.families.bayesnet.graph import ancestors, d_separated, reachable, topological_order
+from ppl_dgm.weights import allocated_bytes
 
 
 def random_table(shape: list[int], parents: list[str]) -> Table:
@@ -103,6 +107,85 @@ def test_asia_has_the_published_marginals() -> None:
 def test_the_burglary_posterior_of_the_textbook() -> None:
     posterior = bayesnet.burglary().query(["burglary"], {"john_calls": "yes", "mary_calls": "yes"})
     assert posterior[0].item() == pytest.approx(0.284171835, abs=1e-6)
+
+
+PEER = json.loads(Path(__file__).with_name("pgmpy_marginals.json").read_text())
+PEER_CASES = [(name, case) for name in ("asia", "alarm") for case in range(2)]
+
+
+def assert_marginals(net: BayesNet, evidence: dict[str, str], marginals: dict[str, dict[str, float]]) -> None:
+    """Every marginal agrees to 1e-6, state by state."""
+    assert marginals.keys() == net.nodes.keys() - evidence.keys()
+    for name, expected in marginals.items():
+        found = dict(zip(net.states[name], net.query([name], evidence).tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "case"), PEER_CASES)
+def test_marginals_agree_with_those_that_pgmpy_gave(name: str, case: int) -> None:
+    assert_marginals(getattr(bayesnet, name)(), **PEER[name][case])
+
+
+@pytest.mark.parametrize(("name", "case"), PEER_CASES)
+def test_marginals_agree_with_pgmpy_on_the_written_file(name: str, case: int, tmp_path: Path) -> None:
+    net, evidence = getattr(bayesnet, name)(), PEER[name][case]["evidence"]
+    text = bayesnet.write_bif(net, tmp_path / "net.bif").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its deprecations are not ours
+        pytest.importorskip("pgmpy")
+        reader = pytest.importorskip("pgmpy.readwrite").BIFReader(string=text)
+        elimination = pytest.importorskip("pgmpy.inference").VariableElimination(reader.get_model())
+        marginals = {}
+        for variable in net.nodes.keys() - evidence.keys():
+            factor = elimination.query([variable], evidence=evidence, show_progress=False)
+            marginals[variable] = dict(zip(factor.state_names[variable], factor.values.tolist(), strict=True))
+    assert_marginals(net, evidence, marginals)
+
+
+def test_alarm_has_the_published_size() -> None:
+    net = bayesnet.alarm()
+    assert len(net.nodes) == 37
+    assert sum(len(parents) for parents in net.parents.values()) == 46
+    assert net.num_free_parameters == 509
+    assert sorted(len(states) for states in net.states.values()) == [2] * 13 + [3] * 17 + [4] * 7
+
+
+def test_alarm_queries_agree_with_enumeration_of_the_ancestors() -> None:
+    net = bayesnet.alarm().double()
+    evidence = {"CVP": "HIGH", "PCWP": "NORMAL", "STROKEVOLUME": "LOW"}
+    family = ancestors(net.parents, ["HISTORY", *evidence])
+    part = BayesNet({name: node for name, node in net.nodes.items() if name in family})
+    assert set(part.nodes) == {"HISTORY", "CVP", "PCWP", "HYPOVOLEMIA", "LVEDVOLUME", "LVFAILURE", "STROKEVOLUME"}
+    index = tuple(net.states[name].index(evidence[name]) if name in evidence else slice(None) for name in part.nodes)
+    joint = joint_table(part)[index]  # [HISTORY, HYPOVOLEMIA, LVEDVOLUME, LVFAILURE]
+    assert torch.allclose(net.query(["HISTORY"], evidence), joint.sum((1, 2, 3)) / joint.sum(), atol=1e-12)
+    expected = joint.sum((0, 2)) / joint.sum()
+    assert torch.allclose(net.query(["HYPOVOLEMIA", "LVFAILURE"], evidence), expected, atol=1e-12)
+
+
+def test_alarm_marginals_are_those_of_its_draws() -> None:
+    torch.manual_seed(0)
+    net, n = bayesnet.alarm(), 40_000
+    draws = net.sample(n).long()
+    for i, name in enumerate(net.nodes):
+        probs = net.query([name])
+        frequencies = draws[:, i].bincount(minlength=len(probs)) / n
+        assert bool(((frequencies - probs).abs() < 4.5 * (probs * (1 - probs) / n).sqrt()).all())
+    names = list(net.nodes)
+    kept = draws[draws[:, names.index("BP")] == 0]
+    probs = net.query(["CATECHOL"], {"BP": "LOW"})
+    frequency = (kept[:, names.index("CATECHOL")] == 0).float().mean()
+    assert abs(frequency - probs[0]) < 4.5 * (probs.prod() / len(kept)).sqrt()
+
+
+def test_alarm_takes_little_memory_whatever_is_asked() -> None:
+    """The full table has 2^13 3^17 4^7 = 1.7e16 entries."""
+    net = bayesnet.alarm()
+    for query, evidence in [
+        ("HYPOVOLEMIA", {"BP": "LOW", "EXPCO2": "HIGH", "HRSAT": "LOW"}),
+        ("MINVOL", {"BP": "HIGH"}),
+    ]:
+        assert allocated_bytes(lambda q=query, e=evidence: net.query([q], e)) < 2**20
 
 
 def test_elimination_is_not_exponential_in_the_number_of_variables() -> None:

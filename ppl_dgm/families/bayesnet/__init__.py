@@ -5,7 +5,7 @@ from ppl_dgm.families.bayesnet.conditionals import Conditional, Function, Linear
 from ppl_dgm.families.bayesnet.drawing import draw_graph
 from ppl_dgm.families.bayesnet.independent import IndependentBernoulli
 from ppl_dgm.families.bayesnet.net import BayesNet, markov_chain, naive_bayes
-from ppl_dgm.families.bayesnet.networks import asia, burglary, sachs_graph
+from ppl_dgm.families.bayesnet.networks import alarm, asia, burglary, sachs_graph
 
 __all__ = [
     "BayesNet",
@@ -16,6 +16,7 @@ __all__ = [
     "Logistic",
     "Neural",
     "Table",
+    "alarm",
     "asia",
     "burglary",
     "draw_graph",

@@ -1,5 +1,8 @@
 """Classic Bayes nets, typed as data."""
 
+from pathlib import Path
+
+from ppl_dgm.families.bayesnet.bif import read_bif
 from ppl_dgm.families.bayesnet.conditionals import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
 
@@ -40,6 +43,18 @@ def asia() -> BayesNet:
         "dysp": binary([[0.9, 0.8], [0.7, 0.1]], ("bronc", "either")),
     }
     return BayesNet(nodes, dict.fromkeys(nodes, YES_NO))
+
+
+def alarm() -> BayesNet:
+    """Monitoring of an anaesthetised patient (Beinlich et al. 1989): 37 variables, 46 arcs, 509 free parameters.
+
+    The figures are those of the Bayesian network repository of bnlearn (Scutari 2010).
+
+    Example:
+        >>> alarm().query(["HYPOVOLEMIA"], {"CVP": "LOW", "BP": "LOW"})
+        tensor([0.1517, 0.8483])
+    """
+    return read_bif(Path(__file__).with_name("alarm.bif"))
 
 
 def burglary() -> BayesNet:
