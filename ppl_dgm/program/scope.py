@@ -1,5 +1,6 @@
 """Parameters of a program: a private parameter store whose entries are ordinary torch parameters."""
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,6 +11,7 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter names
 
@@ -75,6 +77,18 @@ def store_contents(params: dict[str, Any], constraints: dict[str, Any]) -> Itera
         store._params, store._constraints, store._param_to_name = outer
 
 
+class CopyValues(TorchFunctionMode):
+    """Inside it, `copy.deepcopy` takes of a tensor in an autograd graph its value; torch refuses to copy such tensors.
+
+    Modules hold them as what they remember of their last run, as Pyro's transforms do of their last input and output.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
 class ParameterScope(nn.Module):
     """Owns the parameters of one program and lends them to Pyro's parameter store while the program runs.
 
@@ -87,13 +101,29 @@ class ParameterScope(nn.Module):
         super().__init__()
         self._constraints: dict[str, Any] = {}
         self._known_modules: dict[str, int] = {}
+        self._borrowed: list[str] = []  # modules that functions close over
         self._sealed = False
 
-    def adopt(self, name: str, module: nn.Module) -> None:
-        """Register a module, with its parameters and buffers, under a name; once, whatever names it goes by."""
-        if all(module is not own for own in self.modules()):
-            parent, leaf = resolve_parent(self, name)
-            parent._modules[leaf] = module
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
+        if self._borrowed:
+            raise ValueError(
+                f"the program's functions hold the modules {self._borrowed} themselves, so that a copy of the program would "
+                "go on using them; write the model or guide as a torch.nn.Module that owns them, or build a second program "
+                "and load_state_dict"
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with CopyValues():
+            twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def adopt(self, name: str, module: nn.Module) -> bool:
+        """Register a module, with its parameters and buffers, under a name; false if it is known by another."""
+        if any(module is own for own in self.modules()):
+            return False
+        parent, leaf = resolve_parent(self, name)
+        parent._modules[leaf] = module
+        return True
 
     @property
     def site_parameters(self) -> dict[str, nn.Parameter]:
@@ -123,8 +153,7 @@ class ParameterScope(nn.Module):
         watched = nullcontext() if self._sealed else recorder
         with store_contents(params, constraints), pyro.settings.context(module_local_params=False), watched:
             yield
-        for name, module in recorder.modules.items():
-            self.adopt(name, module)
+        self._borrowed += [name for name, module in recorder.modules.items() if self.adopt(name, module)]
         self._adopt_new(params, constraints)
 
     def _adopt_new(self, params: dict[str, Any], constraints: dict[str, Any]) -> None:

@@ -9,12 +9,15 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from pyro.distributions import transforms
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, autoguide
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_dgm import Program, log_weights
+from ppl_dgm.families import VAE
+from ppl_dgm.guides import FlowPosterior
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, 1.1])
 
@@ -263,6 +266,80 @@ def test_deepcopy_is_independent(make: Callable) -> None:
             parameter.add_(1.0)
     assert torch.equal(log_weights(program, X, num_particles=3, seed=0), before)
     assert not torch.equal(log_weights(twin, X, num_particles=3, seed=0), before)
+
+
+def flow_guide_program(make: Callable) -> Program:
+    def model(x: Tensor | None = None) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", 1 if x is None else len(x)):
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    return Program(model, make(model))
+
+
+class FlowModel(nn.Module):
+    """A flow as likelihood, evaluated by its inverse, and a weight that is recomputed from parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow = transforms.affine_coupling(2, [4])
+        self.decoder = nn.utils.parametrizations.weight_norm(nn.Linear(1, 2))
+
+    def forward(self, x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            base = dist.Normal(self.decoder(z.unsqueeze(-1)), 1.0).to_event(1)
+            pair = None if x is None else torch.stack([x, -x], -1)
+            pyro.sample("x", dist.TransformedDistribution(base, [self.flow]), obs=pair)
+
+
+FLOWS = {
+    "AutoIAFNormal": lambda: flow_guide_program(lambda model: autoguide.AutoIAFNormal(model, num_transforms=2)),
+    "AutoNormalizingFlow": lambda: flow_guide_program(
+        lambda model: autoguide.AutoNormalizingFlow(
+            model, lambda size: transforms.ComposeTransformModule([transforms.affine_coupling(size, [4])])
+        )
+    ),
+    "likelihood": lambda: Program(FlowModel()),
+    "conditioned": lambda: VAE(1, 2, [3], "gaussian", guide=FlowPosterior(2, "iaf")),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_deepcopy_of_flows_that_remember_their_last_run(name: str) -> None:
+    x = X.unsqueeze(-1) if name == "conditioned" else X
+    program = FLOWS[name]().initialise(x)
+    Trace_ELBO().differentiable_loss(program.model, program.guide, x).backward()
+    twin = copy.deepcopy(program)
+    before = log_weights(program, x, num_particles=3, seed=0)
+    assert torch.equal(log_weights(twin, x, num_particles=3, seed=0), before)
+    loss = Trace_ELBO().differentiable_loss(twin.model, twin.guide, x)
+    loss.backward()
+    assert {id(p) for p in twin.parameters()}.isdisjoint({id(p) for p in program.parameters()})
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(log_weights(program, x, num_particles=3, seed=0), before)
+    assert not torch.equal(log_weights(twin, x, num_particles=3, seed=0), before)
+
+
+def test_deepcopy_keeps_what_is_one_tensor_one_tensor_and_takes_values_from_graphs() -> None:
+    program = Program(normal_model).initialise(X)
+    inside = program.get_parameter("loc") * 2
+    program.remembered = [inside, inside]
+    for twin in (copy.deepcopy(program), copy.deepcopy(program.model).scope):
+        first, second = twin.remembered
+        assert first is second
+        assert first is not inside
+        assert first.is_leaf
+        assert first == inside
+    assert program.remembered[0] is inside
+
+
+def test_deepcopy_refuses_modules_that_a_function_holds() -> None:
+    program = Program(module_model(Net())).initialise(X)
+    with pytest.raises(ValueError, match=r"hold the modules \['decoder'\] themselves"):
+        copy.deepcopy(program)
 
 
 def test_gradients_reach_the_parameters() -> None:
