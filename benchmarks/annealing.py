@@ -3,10 +3,11 @@
     python benchmarks/annealing.py speed
     python benchmarks/annealing.py mnist [--data FOLDER] [--images 100] [--temperatures 1000] [--steps 10000]
 
-`speed` compares one leapfrog step of 16 chains for 100 images, a 50-200-200-784 decoder as a Pyro program, with the six matrix
-products that a forward and backward pass cannot do without, in turns on one machine. `mnist` trains that decoder with its guide
-on the statically binarised digits (`binarized_mnist.npz` in the folder), then estimates log p of test images from below by the
-ELBO, the importance-weighted bound of 5000 draws and AIS, and from both sides on images that the program draws itself.
+`speed` compares one leapfrog step of 16 chains for 100 and 400 images, as written and compiled, with the six matrix products
+that a forward and backward pass cannot do without, in turns on one machine; the program is a 50-200-200-784 decoder. `mnist`
+trains that decoder with its guide on the statically binarised digits (`binarized_mnist.npz` in the folder), then estimates
+log p of test images from below by the ELBO, the importance-weighted bound of 5000 draws and AIS, and from both sides on images
+that the program draws itself.
 """
 
 import argparse
@@ -24,12 +25,13 @@ from provenance import provenance
 from torch import Tensor, nn
 
 from ppl_dgm import Program, fit, objectives
+from ppl_dgm.compile import Switch
 from ppl_dgm.evidence import AIS, BDMC, ELBO, Evidence, ImportanceSampling
 from ppl_dgm.evidence.paths import Path as TemperedPath
 from ppl_dgm.evidence.paths import open_space
 from ppl_dgm.kernels import leapfrog
 
-LATENT, HIDDEN, PIXELS, CHAINS, IMAGES = 50, 200, 784, 16, 100
+LATENT, HIDDEN, PIXELS, CHAINS = 50, 200, 784, 16
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -65,19 +67,18 @@ class Guide(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.clamp(-7, 5).exp()).to_event(1))
 
 
-def milliseconds(run: Callable[[], object], times: int) -> float:
-    """Mean time of one run."""
+def milliseconds(run: Callable[[], object]) -> float:
+    """Time of one run."""
     start = time.perf_counter()
-    for _ in range(times):
-        run()
-    return 1000 * (time.perf_counter() - start) / times
+    run()
+    return 1000 * (time.perf_counter() - start)
 
 
-def matrix_products(decoder: nn.Sequential) -> Callable[[], None]:
-    """The six products of a forward and backward pass for all chains and images."""
+def matrix_products(decoder: nn.Sequential, count: int) -> Callable[[], None]:
+    """The six products of a forward and backward pass for so many rows."""
     weights = [layer.weight.detach() for layer in decoder if isinstance(layer, nn.Linear)]
-    rows = [torch.randn(CHAINS * IMAGES, weight.shape[1]) for weight in weights]
-    gradients = [torch.randn(CHAINS * IMAGES, weight.shape[0]) for weight in weights]
+    rows = [torch.randn(count, weight.shape[1]) for weight in weights]
+    gradients = [torch.randn(count, weight.shape[0]) for weight in weights]
 
     def run() -> None:
         for weight, row, gradient in zip(weights, rows, gradients, strict=True):
@@ -87,24 +88,36 @@ def matrix_products(decoder: nn.Sequential) -> Callable[[], None]:
     return run
 
 
-def speed(rounds: int = 30, steps: int = 5) -> str:
-    """One leapfrog step against the bare matrix products."""
+def speed(rounds: int = 15, steps: int = 4) -> str:
+    """One leapfrog step as written and compiled, against the bare matrix products."""
+    rows = [speed_row(images, rounds, steps) for images in (100, 400)]
+    title = "# One leapfrog step of a 50-200-200-784 decoder against its six matrix products"
+    head = "| rows | products, ms | as written, ms | ratio | compiled, ms | ratio |\n|---|---|---|---|---|---|"
+    return "\n".join(
+        [title, "", head, *rows, "", f"Medians of {rounds} rounds in turns; {CHAINS} chains for each image."]
+    )
+
+
+def speed_row(images: int, rounds: int, steps: int) -> str:
+    """The table's line for so many images."""
     torch.manual_seed(0)
-    model, x = Model(), torch.bernoulli(torch.full((IMAGES, PIXELS), 0.13))
+    model, x = Model(), torch.bernoulli(torch.full((images, PIXELS), 0.13))
+    switch = Switch(True)
     with torch.no_grad():
         bound = Program(model).bind(x)
-        path = TemperedPath(open_space(bound).rebind(bound), "prior")
-        state, half = path.target.evaluate(path.draw(CHAINS)), torch.tensor(0.5)
-        stride, momentum = torch.full((LATENT,), 0.05), torch.randn_like(state.point)
-        ours = [lambda: leapfrog(path.target, state, momentum, half, stride, steps), matrix_products(model.decoder)]
-        times = [[milliseconds(run, 1) for run in ours] for _ in range(rounds)]
-    step, bare = (statistics.median(column) for column in zip(*times, strict=True))
-    step /= steps
-    ratio = statistics.median(row[0] / steps / row[1] for row in times)
-    return (
-        f"one leapfrog step of [{CHAINS} chains, {IMAGES} images]: {step:.2f} ms; six matrix products: {bare:.2f} ms; "
-        f"ratio {ratio:.2f} (median of {rounds} rounds, {torch.get_num_threads()} thread(s))"
-    )
+        target = TemperedPath(open_space(bound).rebind(bound), "prior").target
+        state, half = target.evaluate(torch.randn(CHAINS, images, LATENT)), torch.tensor(0.5)
+        given = (target, state, torch.randn_like(state.point), half, torch.full((LATENT,), 0.05), torch.tensor(steps))
+        products = matrix_products(model.decoder, CHAINS * images)
+        runs = [products, lambda: leapfrog(*given), lambda: switch(leapfrog, *given)]
+        for run in runs:
+            run()
+        times = [
+            [milliseconds(run) / part for run, part in zip(runs, (1, steps, steps), strict=True)] for _ in range(rounds)
+        ]
+    bare, written, compiled = (statistics.median(column) for column in zip(*times, strict=True))
+    ratios = [statistics.median(row[which] / row[0] for row in times) for which in (1, 2)]
+    return f"| {CHAINS * images} | {bare:.1f} | {written:.1f} | {ratios[0]:.2f} | {compiled:.1f} | {ratios[1]:.2f} |"
 
 
 def digits(folder: Path, split: str) -> Tensor:
