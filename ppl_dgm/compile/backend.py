@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.passes import simplify
+from ppl_dgm.compile.vectors import vectors_are_known
 from ppl_dgm.compile.wrapper import standing_buffers
 
 Backend = Literal["inductor", "eager"]
@@ -147,6 +148,8 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
+    if on_cpu and inductor.config.cpp.vec_isa_ok is None:
+        options["cpp.vec_isa_ok"] = vectors_are_known()
     with torch.no_grad(), _quiet(), standing_buffers():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
