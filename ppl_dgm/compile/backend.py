@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch._inductor as inductor
+from torch._inductor import config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
@@ -148,7 +149,7 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
-    if on_cpu and inductor.config.cpp.vec_isa_ok is None:
+    if on_cpu and config.cpp.vec_isa_ok is None:
         options["cpp.vec_isa_ok"] = vectors_are_known()
     with torch.no_grad(), _quiet(), standing_buffers():
         code: Any = inductor.compile(graph, list(flat), options=options)

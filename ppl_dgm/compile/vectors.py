@@ -29,4 +29,4 @@ def vectors_are_known() -> bool | None:
 
 def _takes(flags: str) -> bool:
     command = [get_cpp_compiler(), *flags.split(), "-x", "c++", "-fsyntax-only", "-"]
-    return subprocess.run(command, input=b"", capture_output=True).returncode == 0
+    return subprocess.run(command, input=b"", capture_output=True, check=False).returncode == 0
