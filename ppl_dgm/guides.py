@@ -190,11 +190,18 @@ class AmortisedGuide(nn.Module):
         """q(z | x) of data `[..., *event]`: batch `[...]`, event `[L]`."""
         return self.posterior(self.encoder(x))
 
+    def params(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """The posterior's parameters `[data, num_params]` of data `[data, *event]`, of which the observed part is seen."""
+        return self.encoder(x if observed is None else torch.where(observed, x, 0.0))
+
+    def draw(self, params: Tensor) -> Tensor:
+        """Draw latents `[data, L]` from the posterior with parameters `[data, num_params]`."""
+        with pyro.plate("data", len(params), dim=-1):
+            return self.posterior.draw("z", params)
+
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Draw latents `[data, L]` of data `[data, *event]`, of which only the observed part is seen."""
-        seen = x if observed is None else torch.where(observed, x, 0.0)
-        with pyro.plate("data", len(x), dim=-1):
-            return self.posterior.draw("z", self.encoder(seen))
+        return self.draw(self.params(x, observed))
 
 
 class LocalGuide(nn.Module):

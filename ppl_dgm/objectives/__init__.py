@@ -7,6 +7,7 @@ How to choose, by what the guide draws:
   `IWELBO(K, gradient="dreg")` fits the model to a tighter bound, and leaves a guide that is a good proposal rather than a
   good approximation; `MIWAE` and `CIWAE` lie between the two. `Renyi` covers more (alpha < 1) or less of the posterior.
 - latents that collapse to the prior: `ELBO(kl_weight=linear_warmup(n))`, or `FreeBits`.
+- an encoder that is too weak: `SemiAmortised(k, rate)` refines what it says before the bound is taken.
 - dimensions that should be independent: `BetaTC`, or `ELBO(kl_weight=4.0)`, the beta-VAE.
 - a few discrete latents: sum them out (`infer={"enumerate": "parallel"}`, left out of the guide).
 - many discrete latents: `VIMCO(K)` or `ReweightedWakeSleep(K)` for the importance-weighted bound, `RLOO(K)` for the ELBO;
@@ -21,6 +22,7 @@ from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
 from ppl_dgm.objectives.objective import Objective, linear_warmup
 from ppl_dgm.objectives.regularised import BetaTC, FreeBits
 from ppl_dgm.objectives.relaxation import StraightThrough
+from ppl_dgm.objectives.semi_amortised import SemiAmortised
 
 __all__ = [
     "CIWAE",
@@ -36,6 +38,7 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "RunningMean",
+    "SemiAmortised",
     "StraightThrough",
     "linear_warmup",
 ]

@@ -9,7 +9,7 @@ import torch
 from cases import CASES
 
 from ppl_dgm.compile import capture
-from ppl_dgm.objectives import ELBO, IWELBO, Objective, Renyi, linear_warmup
+from ppl_dgm.objectives import ELBO, IWELBO, Objective, Renyi, SemiAmortised, linear_warmup
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "elbo": ELBO,
@@ -18,6 +18,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "iwelbo": lambda: IWELBO(3),
     "dreg": lambda: IWELBO(3, gradient="dreg"),
     "renyi": lambda: Renyi(0.5, 3),
+    "semi-amortised": lambda: SemiAmortised(2, 0.1),
 }
 SEED = 4
 
