@@ -21,7 +21,7 @@ from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_ge
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.passes import simplify
 from ppl_dgm.compile.vectors import vectors_are_known
-from ppl_dgm.compile.wrapper import standing_buffers
+from ppl_dgm.compile.wrapper import edition, standing_buffers
 
 Backend = Literal["inductor", "eager"]
 Flat = Callable[..., Sequence[torch.Tensor]]
@@ -149,6 +149,7 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
+    options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
     if on_cpu and config.cpp.vec_isa_ok is None:
         options["cpp.vec_isa_ok"] = vectors_are_known()
     with torch.no_grad(), _quiet(), standing_buffers():

@@ -5,9 +5,11 @@ programs of a few numbers that is nine tenths of the time. `StandingWrapper` wri
 from the first step on; what is carried from step to step is copied where it is small, and handed over where it is large.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch._inductor import ir
@@ -139,6 +141,11 @@ def standing_buffers() -> Iterator[None]:
         yield
     finally:
         device_codegens["cpu"] = usual
+
+
+def edition() -> str:
+    """Name what this module writes, for caches of compiled loops: another text of the module, another name."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def _is_plain(while_loop: Any) -> bool:
