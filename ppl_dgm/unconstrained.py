@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from ppl_dgm.program import Bound, Latent
@@ -182,6 +182,25 @@ class Unconstrained:
             values[name].shape == expected[name].shape and torch.allclose(values[name], expected[name], 1e-3, 1e-3)
             for name in self._auxiliary_names
         )
+
+
+@biject_to.register(constraints.MixtureSameFamilyConstraint)  # type: ignore[attr-defined]
+def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Transform:  # type: ignore[name-defined]
+    """The transform to what all components of a mixture have as their support.
+
+    Raises:
+        ValueError: for components on bounds that are tensors, which may differ.
+    """
+    base = innermost = support.base_constraint
+    while hasattr(innermost, "base_constraint"):
+        innermost = innermost.base_constraint
+    bounds = [name for name, value in vars(innermost).items() if isinstance(value, Tensor) and value.dim()]
+    if bounds:
+        raise ValueError(
+            f"each component of a mixture that is a latent has a {' and '.join(bounds)} of its own, so that no one transform "
+            "unconstrains it; mix standardised components, e.g. Beta in place of Uniform, and scale the draw"
+        )
+    return biject_to(base)
 
 
 def inverse(transform: Transform, value: Tensor) -> Tensor:

@@ -68,6 +68,16 @@ def vectors(x: Tensor | None = None) -> None:
         pyro.sample("x", dist.Normal(probs[..., 0] + corr[..., 1, 0], ONE), obs=x)
 
 
+def mixtures(x: Tensor | None = None) -> None:
+    """Each datum has a scale from a mixture on the positive numbers, and a vector from one of the plane."""
+    evenly = dist.Categorical(full(0.5, 0.5))
+    with pyro.plate("data", len(x)):
+        scale = pyro.sample("scale", dist.MixtureSameFamily(evenly, dist.LogNormal(full(-1.0, 1.0), ONE)))
+        means = torch.tensor([[0.0, 1.0], [2.0, -1.0]], dtype=FLOAT)
+        mean = pyro.sample("mean", dist.MixtureSameFamily(evenly, dist.Normal(means, ONE).to_event(1)))
+        pyro.sample("x", dist.Normal(mean.sum(-1), scale), obs=x)
+
+
 MODELS: dict[str, tuple[Callable, Tensor, tuple, int]] = {
     "beta": (beta, TOSSES, (), 1),
     "half normal": (half_normal, X, (4,), 1),
@@ -75,6 +85,7 @@ MODELS: dict[str, tuple[Callable, Tensor, tuple, int]] = {
     "pair": (pair, X, (), 2),
     "nested": (nested, X, (4,), 4),
     "vectors": (vectors, X, (4,), 2 + 3),
+    "mixtures": (mixtures, X, (4,), 1 + 2),
 }
 
 
@@ -333,3 +344,14 @@ def test_guides_of_unknown_density_say_so() -> None:
     target = Unconstrained(Program(half_normal, guide).bind(X))
     with pytest.raises(ValueError, match="\\['hidden'\\] are not its unconstrained latents.*AutoNormal"):
         target.log_guide(target.sample_prior(2))
+
+
+def test_mixture_of_intervals_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            parts = dist.Uniform(full(0.0, 0.0), full(3.0, 3.0))
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(full(0.5, 0.5)), parts))
+            pyro.sample("x", dist.Normal(z, ONE), obs=x)
+
+    with pytest.raises(ValueError, match="mix standardised components"):
+        Unconstrained(Program(model).bind(X))
