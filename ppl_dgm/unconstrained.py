@@ -2,7 +2,7 @@
 
 import copy
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -191,7 +191,7 @@ def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Trans
     Raises:
         ValueError: for components on bounds that are tensors, which may differ.
     """
-    base = innermost = support.base_constraint
+    innermost: Any = support.base_constraint
     while hasattr(innermost, "base_constraint"):
         innermost = innermost.base_constraint
     bounds = [name for name, value in vars(innermost).items() if isinstance(value, Tensor) and value.dim()]
@@ -200,7 +200,7 @@ def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Trans
             f"each component of a mixture that is a latent has a {' and '.join(bounds)} of its own, so that no one transform "
             "unconstrains it; mix standardised components, e.g. Beta in place of Uniform, and scale the draw"
         )
-    return biject_to(base)
+    return biject_to(support.base_constraint)
 
 
 def inverse(transform: Transform, value: Tensor) -> Tensor:
