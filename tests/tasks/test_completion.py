@@ -241,11 +241,10 @@ def test_completions_are_repeatable_and_leave_the_generator_alone():
 
 
 @pytest.mark.cuda
-def test_completions_on_a_cuda_device():
-    vae = VAE(6, 2, hidden=[8]).to("cuda")
-    found = complete(
-        vae, torch.ones(3, 6, device="cuda"), torch.arange(6, device="cuda") < 3, num_particles=50, num_draws=5
-    )
+@pytest.mark.parametrize("method", ["resampling", "hmc"])
+def test_completions_on_a_cuda_device(method):
+    vae, seen = VAE(6, 2, hidden=[8]).to("cuda"), torch.arange(6, device="cuda") < 3
+    found = complete(vae, torch.ones(3, 6, device="cuda"), seen, num_particles=50, num_draws=5, method=method)
     assert found.draws.is_cuda
     assert found.draws.shape == (5, 3, 6)
 
