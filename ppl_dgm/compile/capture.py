@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -17,7 +17,7 @@ from ppl_dgm.compile.errors import CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
 from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
 from ppl_dgm.compile.passes import fold_literals, lift_constants, simplify, split_writes
-from ppl_dgm.compile.repeat import Body, Runner, emit_loop, running_loops
+from ppl_dgm.compile.repeat import Body, emit_loop, outside_of_traces, running_loops
 
 aten = torch.ops.aten
 Buffers = dict[str, torch.Tensor | None]
@@ -110,10 +110,9 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
 
     with _unchanged_buffers() as modules, _one_error(), unmoved_generators():
         with traceable_pyro() as tracker:
-            lifted, loops = _discover(call, tensors, tracker)
-        bodies = [_capture_body(*loop) for loop in loops]
+            lifted = _discover(call, tensors, tracker)
         with traceable_pyro() as tracker:
-            graph, nesting = _trace(call, tensors, lifted, bodies, tracker)
+            graph, nesting = _trace(call, tensors, lifted, tracker)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*lifted, *lift_constants(graph)]
@@ -163,54 +162,42 @@ def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return pytree.tree_unflatten([next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
 
 
-def _discover(
-    call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker
-) -> tuple[list[torch.Tensor], list[tuple[Body, Any]]]:
-    """The tensors that a dry run reads by reference, and the bodies of its loops, each with what it was given."""
+def _discover(call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker) -> list[torch.Tensor]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     discovery = Discovery(mode, tracker.site)
-    loops: list[tuple[Body, Any]] = []
-
-    def one_turn(_: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
-        loops.append((body, (carry, fixed)))
-        return body(carry, fixed)
-
     with mode:
         values = [_leaf(mode.from_tensor(tensor.detach()), tensor) for tensor in tensors]
-        with discovery, running_loops(one_turn):
+        with discovery, running_loops(_one_turn):
             call(values)
-    return list(discovery.found.values()), loops
+    return list(discovery.found.values())
 
 
-def _capture_body(body: Body, given: Any) -> Captured:
-    """The body of a loop as a functional graph of its own."""
-    leaves = [torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in tensor_leaves(given)]
-    captured = capture(body, with_tensors(given, leaves))
-    flat = [tensor.detach() for tensor in (*leaves, *captured.lifted)]
-    graph, written = split_writes(simplify(captured.graph, flat))
+def _one_turn(_: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
+    return body(carry, fixed)
+
+
+def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
+    """Write a loop into the trace: its body is captured by itself, what it reads of the trace lifted like all else."""
+    with outside_of_traces():
+        examples = [_like(leaf) for leaf in tensor_leaves((carry, fixed))]
+        captured = capture(body, with_tensors((carry, fixed), examples))
+        flat = [*examples, *map(_like, captured.lifted)]
+        graph, written = split_writes(simplify(captured.graph, flat))
     if written:
         raise CaptureError("the body of a loop writes to a tensor in place. Hand the tensor from turn to turn instead.")
-    return replace(captured, graph=graph)
+    final = emit_loop(graph, tensor_leaves(carry), [*tensor_leaves(fixed), *captured.lifted], count)
+    return with_tensors(carry, final)
 
 
-def _loop_writer(bodies: Sequence[Captured]) -> Runner:
-    """Writes the captured bodies into the trace, in the order in which the loops come."""
-    coming = iter(bodies)
-
-    def write(count: torch.Tensor, _: Body, carry: Any, fixed: Any) -> Any:
-        body = next(coming)
-        start = tensor_leaves(carry)
-        final = emit_loop(body.graph, start, [*tensor_leaves(fixed), *body.lifted], count)
-        return with_tensors(carry, final)
-
-    return write
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that only looks like another, which may be one of a trace."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _trace(
     call: Callable[..., Any],
     tensors: list[torch.Tensor],
     lifted: list[torch.Tensor],
-    bodies: list[Captured],
     tracker: SiteTracker,
 ) -> tuple[GraphModule, Nesting]:
     found: list[Nesting] = []
@@ -219,7 +206,7 @@ def _trace(
         leaves = [_leaf(value, tensor) for value, tensor in zip(values, [*tensors, *lifted], strict=True)]
         given = leaves[: len(tensors)]
         replacement = Replacement(lifted, leaves[len(tensors) :], tracker.site)
-        with replacement, running_loops(_loop_writer(bodies)):
+        with replacement, running_loops(_write_loop):
             result = call(given)
         nesting, outputs = Nesting.of(result)
         refuse_selections(outputs)
@@ -227,7 +214,11 @@ def _trace(
         return [_as_output(output, replacement) for output in outputs]
 
     traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
-    return traced(*(tensor.detach() for tensor in (*tensors, *lifted))), found[-1]
+    return traced(*(_concrete(tensor) for tensor in (*tensors, *lifted))), found[-1]
+
+
+def _concrete(tensor: torch.Tensor) -> torch.Tensor:
+    return _like(tensor) if isinstance(tensor, FakeTensor) else tensor.detach()
 
 
 def _leaf(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

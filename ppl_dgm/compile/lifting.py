@@ -133,12 +133,21 @@ class Discovery(Lifting):
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Record a concrete tensor once, by identity, and return its shape-only twin."""
-        if not is_concrete(tensor):
+        if not is_concrete(tensor) and not self._is_of_another_trace(tensor):
             return tensor
         if id(tensor) not in self.found:
-            twin = self._fake_mode.from_tensor(tensor)
+            twin = self._twin(tensor)
             self.found[id(tensor)], self._twins[id(tensor)], self._originals[id(twin)] = tensor, twin, tensor
         return self._twins[id(tensor)]
+
+    def _is_of_another_trace(self, tensor: torch.Tensor) -> bool:
+        """Whether this is the body of a loop, and the tensor was made before the loop."""
+        return isinstance(tensor, FakeTensor) and tensor.fake_mode is not self._fake_mode
+
+    def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, FakeTensor):
+            return self._fake_mode.from_tensor(tensor)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 class Replacement(Lifting):

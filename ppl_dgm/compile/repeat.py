@@ -6,7 +6,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch._C import _len_torch_function_stack
 from torch._higher_order_ops.while_loop import while_loop_op
+from torch.overrides import _pop_mode, _push_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
 Body = Callable[[Any, Any], Any]
 Runner = Callable[[torch.Tensor, Body, Any, Any], Any]
@@ -20,8 +23,8 @@ def repeat(count: torch.Tensor | int, body: Body, carry: Any, fixed: Any = ()) -
 
     Args:
         count: how often, an integer `[]`; a Python number of turns is written out in the graph one after the other.
-        body: `(carry, fixed) -> carry`, with the same nesting, shapes and dtypes; it may read parameters and constants
-            by reference, but tensors computed before the loop must come through `fixed`, and it writes to none in place.
+        body: `(carry, fixed) -> carry`, with the same nesting, shapes and dtypes; it may read other tensors, but writes
+            to none in place.
         carry: where it starts, nested tensors.
         fixed: what all turns share, nested tensors.
 
@@ -52,6 +55,20 @@ def running_loops(runner: Runner) -> Iterator[None]:
         yield
     finally:
         _RUNNER.reset(token)
+
+
+@contextmanager
+def outside_of_traces() -> Iterator[None]:
+    """Suspend the modes of the trace under way, for a trace of its own."""
+    modes = []
+    with _disable_current_modes():
+        while _len_torch_function_stack():
+            modes.append(_pop_mode())
+        try:
+            yield
+        finally:
+            for mode in reversed(modes):
+                _push_mode(mode)
 
 
 def emit_loop(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_function
@@ -28,9 +28,6 @@ class Switch:
     on: whatever is left to do, the time is at most about twice the best. What cannot be compiled stays as written, with
     a line in the log. With True everything is compiled at once, and an error is raised where that fails.
 
-    What "has taken" counts all calls of functions of one name on tensors of one shape, so that the parts of a large data
-    set need not learn it one by one.
-
     Args:
         mode: `"auto"`, True or False.
         backend: as in `compile_function`.
@@ -53,10 +50,10 @@ class Switch:
         self._spent: dict[Any, float] = {}
 
     def __call__(self, fn: Callable[..., Any], *inputs: Any) -> Any:
-        """Return `fn(*inputs)`: nested tensors, and other leaves that are hashable and held fixed.
+        """Return `fn(*inputs)`: nested tensors, and other leaves, which are held fixed.
 
-        Functions are told apart as Python compares them: hand the same function, or the same method of the same object,
-        from call to call.
+        Functions and leaves are told apart as Python compares them: hand the same function, or the same method of the
+        same object, from call to call.
 
         Raises:
             CaptureError: in mode True, for what cannot be compiled.
@@ -64,25 +61,24 @@ class Switch:
         if self.mode is False:
             return fn(*inputs)
         leaves, rest = leaves_and_rest(inputs)
-        looks = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
-        compiled = self._compiled.get((fn, looks, *rest))
+        looks = ((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+        key = (fn, *looks, *(part if isinstance(part, Hashable) else id(part) for part in rest))
+        compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
-            return self._first(fn, inputs, (looks, *rest))
+            return self._first(fn, inputs, key)
         return compiled(*inputs)
 
     def _first(self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...]) -> Any:
-        name = getattr(fn, "__qualname__", repr(fn))
-        kind = (name, *(part for part in key if isinstance(part, tuple | str | int | float)))
-        if self.mode is True or self._spent.get(kind, 0.0) >= COMPILE_SECONDS:
+        if self.mode is True or self._spent.get(key, 0.0) >= COMPILE_SECONDS:
             try:
-                compiled = self._compiled[(fn, *key)] = compile_function(fn, inputs, backend=self.backend)
+                compiled = self._compiled[key] = compile_function(fn, inputs, backend=self.backend)
                 return compiled(*inputs)
             except CaptureError as error:
                 if self.mode is True:
                     raise
-                _LOG.warning("%s runs eagerly: %s", name, str(error).splitlines()[0])
-                self._spent[kind] = -float("inf")
+                _LOG.warning("not compiled: %s", str(error).splitlines()[0])
+                self._spent[key] = -float("inf")
         start = time.perf_counter()
         result = fn(*inputs)
-        self._spent[kind] = self._spent.get(kind, 0.0) + time.perf_counter() - start
+        self._spent[key] = self._spent.get(key, 0.0) + time.perf_counter() - start
         return result

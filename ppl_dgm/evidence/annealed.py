@@ -90,28 +90,36 @@ class Annealing:
         """One temperature further: weight, then move (not at the end, where no weight depends on it)."""
         step = walk.step
         if step + 2 == len(beta):
-            increments, walk.overlap[step] = self.reweigh(walk.state, beta[step], beta[step + 1])
+            increments, walk.overlap[step] = reweigh(walk.state, beta[step], beta[step + 1])
             return walk._replace(step=step + 1, log_weights=walk.log_weights + increments)
-        moved = self.path.switch(
-            self.temperature, walk.state, walk.log_weights, walk.acceptance, beta[step], beta[step + 1]
-        )
+        now = walk.state, walk.log_weights, walk.acceptance
+        moved = self.path.run(temperature, self.kernel, self.plan, *now, beta[step], beta[step + 1])
         state, log_weights, acceptance, walk.overlap[step], walk.by_temperature[step + 1] = moved
         return walk._replace(step=step + 1, state=state, log_weights=log_weights, acceptance=acceptance)
 
-    def reweigh(self, state: State, beta: Tensor, new_beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Increments of the log weights `[chains, *batch]` and their evenness `[]`, from one temperature to the next."""
-        increments = weigh(new_beta - beta, state.tilt.double())
-        return increments, evenness(increments)
 
-    def temperature(
-        self, state: State, log_weights: Tensor, acceptance: Tensor, beta: Tensor, new_beta: Tensor
-    ) -> tuple[State, Tensor, Tensor, Tensor, Tensor]:
-        """Weight and move: new states, weights and sums of acceptances, and the means of overlap and acceptance."""
-        increments, overlap = self.reweigh(state, beta, new_beta)
-        step_size, scale = (part.to(state.point.dtype) for part in self.plan.at(new_beta))
-        move = self.kernel.move(self.path.target, state, new_beta.to(state.point.dtype), step_size, scale)
-        accepted = move.acceptance.double()
-        return move.state, log_weights + increments + move.correction, acceptance + accepted, overlap, accepted.mean()
+def temperature(
+    path: Path,
+    kernel: Kernel,
+    plan: Plan,
+    state: State,
+    log_weights: Tensor,
+    acceptance: Tensor,
+    beta: Tensor,
+    new_beta: Tensor,
+) -> tuple[State, Tensor, Tensor, Tensor, Tensor]:
+    """Weight and move: new states, weights and sums of acceptances, and the means of overlap and acceptance."""
+    increments, overlap = reweigh(state, beta, new_beta)
+    step_size, scale = (part.to(state.point.dtype) for part in plan.at(new_beta))
+    move = kernel.move(path.target, state, new_beta.to(state.point.dtype), step_size, scale)
+    accepted = move.acceptance.double()
+    return move.state, log_weights + increments + move.correction, acceptance + accepted, overlap, accepted.mean()
+
+
+def reweigh(state: State, beta: Tensor, new_beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Increments of the log weights `[chains, *batch]` and their evenness `[]`, from one temperature to the next."""
+    increments = weigh(new_beta - beta, state.tilt.double())
+    return increments, evenness(increments)
 
 
 def weigh(step: Tensor, tilt: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_dgm.evidence.annealed import Annealing, Walk, weigh
 from ppl_dgm.evidence.checkpoint import Checkpoint
 from ppl_dgm.evidence.resampling import ess_share, resample
-from ppl_dgm.evidence.tempering import even_weights, fold, unfold
+from ppl_dgm.evidence.tempering import even_weights, move_groups, unfold
 from ppl_dgm.kernels import State
 
 RESAMPLE_BELOW = 0.5
@@ -82,7 +82,7 @@ class ParticleFilter:
         if step == len(beta) - 1:
             return Filtered(step, now.state, log_weights, log_z)
         state, log_weights = self._resample(now.state, log_weights.nan_to_num(nan=-torch.inf), trajectory is not None)
-        state = self.annealing.path.switch(self._move, state, beta[step])
+        state = self._move(state, beta[step])
         return Filtered(step, self._retain(state, trajectory, step), log_weights, log_z)
 
     def _resample(self, state: State, log_weights: Tensor, retained: bool) -> tuple[State, Tensor]:
@@ -97,10 +97,9 @@ class ParticleFilter:
         return State(*chosen), torch.where(uneven, even_weights(log_weights), log_weights)
 
     def _move(self, state: State, beta: Tensor) -> State:
-        kernel, target = self.annealing.kernel, self.annealing.path.target
         step_size, scale = self.annealing.plan.at(beta)
         groups = (part.expand(self.num_groups, *part.shape) for part in (beta.expand_as(step_size), step_size, scale))
-        return kernel.move(target, state, *(fold(g, self.num_particles, state.point.dtype) for g in groups)).state
+        return self.annealing.path.run(move_groups, self.annealing.kernel, self.num_particles, state, *groups)[0]
 
     def _retain(self, state: State, trajectory: Tensor | None, step: int) -> State:
         if trajectory is None:

@@ -1,8 +1,8 @@
 """Paths of densities from one that can be drawn to the joint density, and the temperatures along them."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -30,13 +30,24 @@ class Path:
         space: the program's latents as one vector.
         start: where the path begins.
         chains_at_once: bounds the memory of one evaluation.
-        switch: runs the moves along the path, eagerly or compiled.
+        switch: runs what is done along the path, eagerly or compiled.
+        origin: the path for another part of the data, with which this one shares compiled code.
     """
 
     space: Unconstrained
     start: Start
     chains_at_once: int | None = None
     switch: Switch = field(default_factory=lambda: Switch(False))
+    origin: "Path | None" = None
+
+    def rebind(self, bound: Bound) -> "Path":
+        """The path for another part of the data."""
+        return replace(self, space=self.space.rebind(bound), origin=self.origin or self)
+
+    def run(self, fn: Callable[..., Any], *inputs: Any) -> Any:
+        """Return `fn(self, *inputs)`, compiled once for all parts of the data that look alike."""
+        bound = self.space.bound
+        return self.switch(on_part, self.origin or self, fn, bound.args, dict(bound.kwargs), bound.num_data, *inputs)
 
     @property
     def target(self) -> Target:
@@ -70,6 +81,12 @@ class Path:
         if self.start == "guide":
             return self.space.sample_guide(num_chains)[0]
         return self.space.sample_prior(num_chains)
+
+
+def on_part(origin: Path, fn: Callable[..., Any], args: Any, kwargs: Any, num_data: int | None, *inputs: Any) -> Any:
+    """Apply a function to the path of a part of the data, which come as arguments so that a captured graph has them."""
+    part = replace(origin.space.bound, args=args, kwargs=kwargs, num_data=num_data)
+    return fn(origin.rebind(part), *inputs)
 
 
 def piece_sizes(total: int, at_once: int | None) -> list[int]:
@@ -117,9 +134,9 @@ def divide(
     rows = max(1, int(memory / (allocated_bytes(evaluate) / probed + 1)))
     parts = math.ceil(num_data / max(1, rows // num_chains))
     size = math.ceil(num_data / parts)
+    origin = Path(space, start, min(rows, num_chains), switch)
     for first in range(0, num_data, size):
-        part = part_of(bound, first, first + size) if is_divisible(bound) else bound
-        yield first, Path(space.rebind(part), start, min(rows, num_chains), switch)
+        yield first, origin.rebind(part_of(bound, first, first + size) if is_divisible(bound) else bound)
 
 
 def linear_temperatures(num_temperatures: int) -> Tensor:

@@ -14,6 +14,7 @@ from ppl_dgm.kernels import Kernel, State, nudge_step_size, robust_scale, weight
 
 WARM_UP = 15  # moves at the start of the path that find a step size
 MAX_TEMPERATURES = 20_000
+KNOTS = 64
 
 
 class Record(NamedTuple):
@@ -120,7 +121,7 @@ class Tempering:
         step_size = torch.full_like(log_z, self.kernel.first_step_size(point.shape[-1]))
         acceptance = torch.ones_like(log_z)
         for _ in range(WARM_UP):
-            state, acceptance, _ = self.path.switch(self._move, state, log_z, step_size, scale)
+            state, acceptance, _ = self._move(state, log_z, step_size, scale)
             step_size = nudge_step_size(step_size, acceptance, self.kernel.target_acceptance)
         first = (log_z, step_size, scale, acceptance, torch.ones_like(log_z))
         return Population(
@@ -135,7 +136,7 @@ class Tempering:
         population = self._resample(population)
         step_size, accepted = population.record.step_size[-1], []
         for _ in range(self.num_moves):
-            state, acceptance, correction = self.path.switch(self._move, population.state, beta, step_size, scale)
+            state, acceptance, correction = self._move(population.state, beta, step_size, scale)
             population = population._replace(state=state)
             if not self.kernel.adjusted:
                 population = population.reweighted(unfold(correction, population.log_weights))
@@ -171,10 +172,16 @@ class Tempering:
 
     def _move(self, state: State, beta: Tensor, step: Tensor, scale: Tensor) -> tuple[State, Tensor, Tensor]:
         """Move all particles once: states, mean acceptance `[groups, *batch]`, corrections."""
-        settings = (fold(part, self.num_particles, state.point.dtype) for part in (beta, step, scale))
-        move = self.kernel.move(self.path.target, state, *settings)
-        acceptance = move.acceptance.double().unflatten(0, (self.num_particles, self.num_groups)).mean(0)
-        return move.state, acceptance, move.correction.double()
+        return self.path.run(move_groups, self.kernel, self.num_particles, state, beta, step, scale)
+
+
+def move_groups(
+    path: Path, kernel: Kernel, num_particles: int, state: State, beta: Tensor, step: Tensor, scale: Tensor
+) -> tuple[State, Tensor, Tensor]:
+    """Move particles of groups once, by settings `[groups, *batch]`: states, mean acceptance, corrections."""
+    settings = (fold(part, num_particles, state.point.dtype) for part in (beta, step, scale))
+    move = kernel.move(path.target, state, *settings)
+    return move.state, move.acceptance.double().unflatten(0, (num_particles, -1)).mean(0), move.correction.double()
 
 
 class Plan(NamedTuple):
@@ -191,7 +198,7 @@ class Plan(NamedTuple):
     def learn(cls, pilot: Population) -> "Plan":
         """Take over what the one group of a pilot has found."""
         record = pilot.record
-        return cls(record.beta[:, 0], record.step_size[:, 0], record.scale[:, 0])
+        return cls(*(padded(part[:, 0]) for part in (record.beta, record.step_size, record.scale)))
 
     def temperatures(self, num_temperatures: int) -> Tensor:
         """Inverse temperatures `[num_temperatures + 1, *batch]` that divide each step of the pilot alike."""
@@ -209,6 +216,11 @@ class Plan(NamedTuple):
         low, high = self.beta.gather(0, upper - 1)[0], self.beta.gather(0, upper)[0]
         share = ((beta - low) / (high - low)).nan_to_num(1.0).clamp(0, 1)
         return blend(self.step_size, upper, share), blend(self.scale, upper, share.unsqueeze(-1))
+
+
+def padded(knots: Tensor) -> Tensor:
+    """Repeat the last knot up to a multiple of `KNOTS`: plans of one shape share compiled code."""
+    return torch.cat([knots, knots[-1:].expand(-len(knots) % KNOTS, *knots.shape[1:])])
 
 
 def blend(knots: Tensor, upper: Tensor, share: Tensor) -> Tensor:

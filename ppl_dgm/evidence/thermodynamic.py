@@ -15,7 +15,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.paths import Path, Start, check_start, clipping_alarm, divide
 from ppl_dgm.evidence.smc import acceptance_alarm, check_at_least, join
-from ppl_dgm.evidence.tempering import Plan, Tempering
+from ppl_dgm.evidence.tempering import Plan, Tempering, fold
 from ppl_dgm.kernels import HMC, DualAveraging, Kernel, Move, State
 from ppl_dgm.program import Bound
 from ppl_dgm.weights import MEMORY
@@ -76,7 +76,8 @@ class Rungs:
     def _advance(self, ladders: Ladders) -> Ladders:
         warm = ladders.step >= self.num_warmup
         step_size = ladders.steps.final if warm else ladders.steps.step_size
-        move = self.path.switch(self._move, ladders.state, step_size, ladders.scale)
+        settings = self.beta, step_size, ladders.scale
+        move = self.path.run(move_ladders, self.kernel, self.num_chains, ladders.state, *settings)
         acceptance = self._unfold(move.acceptance.double()).mean(0)
         state, swapped = self._swap(move.state, ladders.step % 2)
         state = self._refresh(state)
@@ -91,10 +92,6 @@ class Rungs:
             swaps=ladders.swaps + swapped,
         )
 
-    def _move(self, state: State, step_size: Tensor, scale: Tensor) -> Move:
-        settings = (self._fold(part, state.point.dtype) for part in (self.beta, step_size, scale))
-        return self.kernel.move(self.path.target, state, *settings)
-
     def _refresh(self, state: State) -> State:
         """Draw the lowest rung afresh, exactly: what the others forget slowly comes in from there."""
         fresh = self.path.target.evaluate(self.path.draw(self.num_chains), self.kernel.uses_gradient)
@@ -102,9 +99,6 @@ class Rungs:
             if part is not None and new is not None:
                 self._unfold(part)[:, 0] = new
         return state
-
-    def _fold(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        return values.to(dtype).expand(self.num_chains, *values.shape).flatten(0, 1)
 
     def _unfold(self, values: Tensor) -> Tensor:
         return values.unflatten(0, (self.num_chains, len(self.beta)))
@@ -125,6 +119,11 @@ class Rungs:
             *shift.shape[:2], *chosen.shape[1:]
         )
         return state.gather((rung + shift).flatten(0, 1)), accepted.double().mean(0)
+
+
+def move_ladders(path: Path, kernel: Kernel, num_chains: int, state: State, *settings: Tensor) -> Move:
+    """Move all chains by inverse temperatures, step sizes and scales `[rungs, *batch]`."""
+    return kernel.move(path.target, state, *(fold(part, num_chains, state.point.dtype) for part in settings))
 
 
 class Integral(NamedTuple):
