@@ -185,33 +185,6 @@ def split_r_hat(series: Tensor) -> Tensor:
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 
-def hmc_draws(
-    target: Unconstrained,
-    num_chains: int,
-    num_draws: int,
-    num_warmup: int,
-    num_leapfrog: int,
-    switch: Switch = EAGER,
-) -> PosteriorDraws:
-    """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
-
-    The chains start at tempered draws from the prior; the covariance and the step size of each datum are learned in two
-    rounds of warm-up.
-    """
-    kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
-    points = tempered_points(kernel, target, num_chains, switch)
-    frame = Frame.fitted(points)
-    step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
-    for share in WARMUP_ROUNDS:
-        num_moves = max(4, int(share * num_warmup))
-        visited, step_size = run_chains(kernel, target, frame, points, step_size, num_moves, True, switch)
-        points = visited[-1]
-        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
-        step_size = step_size.mean(0, keepdim=True).expand_as(step_size)
-    visited, _ = run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)
-    return PosteriorDraws(visited.transpose(0, 1))
-
-
 class Frame(NamedTuple):
     """Coordinates in which a cloud of points has mean zero and unit covariance: y = mean + L z."""
 
@@ -231,6 +204,45 @@ class Frame(NamedTuple):
     def inward(self, point: Tensor) -> Tensor:
         """y -> z."""
         return torch.linalg.solve_triangular(self.factor, (point - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def hmc_draws(
+    target: Unconstrained,
+    num_chains: int,
+    num_draws: int,
+    num_warmup: int,
+    num_leapfrog: int,
+    switch: Switch = EAGER,
+) -> PosteriorDraws:
+    """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
+
+    The chains start at tempered draws from the prior; the covariance and the step size of each datum are learned in two
+    rounds of warm-up.
+    """
+    kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
+    points = tempered_points(kernel, target, num_chains, switch)
+    visited = adapted_chains(kernel, target, Frame.fitted(points), points, num_warmup, num_draws, switch)
+    return PosteriorDraws(visited.transpose(0, 1))
+
+
+def adapted_chains(
+    kernel: HMC,
+    target: Unconstrained,
+    frame: Frame,
+    points: Tensor,
+    num_warmup: int,
+    num_draws: int,
+    switch: Switch = EAGER,
+) -> Tensor:
+    """Chains from points `[chains, *batch, dim]`, after warm-up rounds: `[draws, chains, *batch, dim]`."""
+    step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
+    for share in WARMUP_ROUNDS:
+        num_moves = max(4, int(share * num_warmup))
+        visited, step_size = run_chains(kernel, target, frame, points, step_size, num_moves, True, switch)
+        points = visited[-1]
+        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
+        step_size = step_size.mean(0, keepdim=True).expand_as(step_size)
+    return run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)[0]
 
 
 def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:

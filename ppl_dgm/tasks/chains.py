@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.chains import Frame, run_chains, split_r_hat
+from ppl_dgm.evidence.chains import Frame, adapted_chains, split_r_hat
 from ppl_dgm.evidence.smc import acceptance_alarm
 from ppl_dgm.evidence.thermodynamic import r_hat_alarm
 from ppl_dgm.kernels import HMC, robust_scale
@@ -18,7 +18,6 @@ from ppl_dgm.weights import allocated_bytes, part_of
 
 LEAST_MOVES = 20
 LEAST_CHAINS = 64  # so that they tell a covariance
-WARMUP_SHARES = (0.2, 0.3)  # of all moves; the others are run with fixed settings
 POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and what it keeps
 
 
@@ -79,11 +78,6 @@ def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int)
     kernel = HMC(num_leapfrog=num_leapfrog)
     points = target.unconstrain(draws)
     frame = Frame(points.mean(0), robust_scale(points).diag_embed())
-    step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
-    for share in WARMUP_SHARES:
-        visited, step_size = run_chains(kernel, target, frame, points, step_size, round(share * num_moves), True)
-        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
-        step_size, points = step_size.mean(0, keepdim=True).expand_as(step_size), visited[-1]
-    visited, _ = run_chains(kernel, target, frame, points, step_size, num_moves // 2, False)
+    visited = adapted_chains(kernel, target, frame, points, num_moves // 2, num_moves // 2)
     moved = (visited.diff(dim=0) != 0).any(-1).double().mean((0, 1))
     return Moved(target.constrain(visited[-1]), moved, split_r_hat(visited.transpose(0, 1)).amax(-1))
