@@ -16,51 +16,6 @@ from ppl_dgm.compile.passes import simplify, split_writes
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Tensors of one dtype as one vector: a loop that carries one tensor has less to do per step than one of twenty."""
-
-    shapes: tuple[torch.Size, ...]
-
-    def pack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Concatenate the tensors, flattened."""
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-    def unpack(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tensors that were packed."""
-        parts = vector.split([shape.numel() for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-
-@dataclass(frozen=True)
-class Carry:
-    """What a loop hands from step to step, packed by dtype."""
-
-    members: tuple[tuple[int, ...], ...]
-    packings: tuple[Packing, ...]
-
-    @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor]) -> "Carry":
-        """Group tensors by dtype."""
-        groups: dict[torch.dtype, list[int]] = {}
-        for index, tensor in enumerate(tensors):
-            groups.setdefault(tensor.dtype, []).append(index)
-        packings = [Packing(tuple(tensors[index].shape for index in group)) for group in groups.values()]
-        return cls(tuple(map(tuple, groups.values())), tuple(packings))
-
-    def pack(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return one vector for each dtype."""
-        pairs = zip(self.members, self.packings, strict=True)
-        return [packing.pack([tensors[index] for index in group]) for group, packing in pairs]
-
-    def unpack(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the tensors in their first order."""
-        tensors: dict[int, torch.Tensor] = {}
-        for group, packing, vector in zip(self.members, self.packings, vectors, strict=True):
-            tensors.update(zip(group, packing.unpack(vector), strict=True))
-        return [tensors[index] for index in range(len(tensors))]
-
-
-@dataclass(frozen=True)
 class Loop:
     r"""A compiled loop, $(s_{t+1}, y_t) = f(s_t, x_t, c)$ for $t = 0, \ldots, n - 1$.
 
@@ -159,12 +114,11 @@ class _Plan:
         arguments, count = [*flat[: self.given], *flat[self.given + 1 :]], flat[self.given]
         start = [*arguments[: self.states], *(arguments[place] for place in self.written)]
         blank = self._blank_outputs(arguments[self.states].shape[0])
-        carry = Carry.of(start)
         first = torch.zeros((), dtype=torch.int64, device=count.device)
-        carried: Any = (first, *blank, *carry.pack(start))
         shared = (*(arguments[place] for place in self._shared(len(arguments))), count)
-        final = while_loop_op(_unfinished, self._body(carry, len(blank), len(arguments)), carried, shared)
-        outputs, ended = final[1 : 1 + len(blank)], carry.unpack(final[1 + len(blank) :])
+        carried: Any = (first, *blank, *start)
+        final = while_loop_op(_unfinished, self._body(len(blank), len(arguments)), carried, shared)
+        outputs, ended = final[1 : 1 + len(blank)], final[1 + len(blank) :]
         for place, value in zip(self.written, ended[self.states :], strict=True):
             arguments[place].copy_(value)
         return [*ended[: self.states], *outputs]
@@ -182,18 +136,18 @@ class _Plan:
         """Places of the arguments that stay the same; every tensor handed to a loop costs time at every step."""
         return [place for place in range(self.states, total) if place not in self.written]
 
-    def _body(self, carry: Carry, outputs: int, total: int) -> Callable[..., tuple[torch.Tensor, ...]]:
-        places = self._shared(total)
+    def _body(self, outputs: int, total: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+        places, stop = self._shared(total), outputs + self.states + len(self.written)
 
         def body(index: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            stop = outputs + len(carry.members)
-            stacks, now, rest = flat[:outputs], carry.unpack(flat[outputs:stop]), flat[stop:-1]
+            stacks, now, rest = flat[:outputs], flat[outputs:stop], flat[stop:-1]
             row = [stack.index_select(0, index.reshape(1)).squeeze(0) for stack in rest[: self.rows]]
             arguments = dict(zip(places, [*row, *rest[self.rows :]], strict=True))
             arguments.update(zip([*range(self.states), *self.written], now, strict=True))
             results = self.graph(*(arguments[place] for place in range(total)))
             new = [*results[: self.states], *results[len(results) - len(self.written) :]]
-            return (index + 1, *map(_record(index), stacks, self._shown(results)), *carry.pack(new))
+            recorded = map(_record(index), stacks, self._shown(results))
+            return (index + 1, *recorded, *(value.clone() for value in new))  # no state may be a part of another
 
         return body
 
