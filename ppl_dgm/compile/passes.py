@@ -15,6 +15,15 @@ _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.def
 _SERIAL = 16  # from here on torch draws normals in blocks
 _TINY = 64  # multiplications in one product of a batch
 _COPIES = _SAME_VALUE | {aten.clone.default}
+_VIEWS = (
+    "alias diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view"
+)
+_VIEW_OF_COPY = {
+    getattr(getattr(aten, f"{name}_copy"), overload): getattr(getattr(aten, name), overload)
+    for name in _VIEWS.split()
+    for overload in getattr(aten, f"{name}_copy").overloads()
+    if not overload.endswith("out")
+}
 
 
 def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
@@ -78,8 +87,20 @@ def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> Graph
     """Replace in-place operations and views by values; writes to inputs become copies at the end of the graph."""
     functional = torch.func.functionalize(graph, remove="mutations")
     result = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
-    _finish(result)
+    restore_views(result)
     return result
+
+
+def restore_views(graph: GraphModule) -> int:
+    """Turn copies of views (`slice_copy`) back into views: functionalising leaves them in the bodies of loops."""
+    found = 0
+    for module in [module for module in graph.modules() if isinstance(module, GraphModule)]:
+        for node in _nodes(module):
+            if node.target in _VIEW_OF_COPY:
+                node.target = _VIEW_OF_COPY[node.target]
+                found += 1
+        _finish(module)
+    return found
 
 
 def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:

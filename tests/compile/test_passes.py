@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_dgm.compile import passes
+from ppl_dgm.compile import capture, passes, repeat
 
 aten = torch.ops.aten
 
@@ -54,6 +54,21 @@ def test_functional_graphs_write_their_inputs_at_the_end() -> None:
     x = torch.ones(2)
     torch.testing.assert_close(graph(x, torch.ones(2)), torch.tensor([8.0, 3.0]))
     torch.testing.assert_close(x, torch.tensor([7.0, 2.0]))
+
+
+def test_views_stay_views_in_the_bodies_of_loops() -> None:
+    def doubled(x: Tensor, n: Tensor) -> Tensor:
+        return repeat(
+            n, lambda carry, _: torch.cat([carry[2:], 2 * carry[:2]]).view(2, 2).sum(0).expand(2, 2).reshape(4), x
+        )
+
+    x, n = torch.arange(4.0), torch.tensor(2)
+    graph = passes.functionalise(capture(doubled, (x, n)).graph, [x, n])
+    bodies = [module for module in graph.modules() if isinstance(module, GraphModule)]
+    names = [str(target) for body in bodies for target in targets(body)]
+    assert "aten.slice.Tensor" in names
+    assert not [name for name in names if name.endswith("_copy.Tensor") or name.endswith("_copy.default")]
+    torch.testing.assert_close(graph(x, n)[0], doubled(x, n))
 
 
 def test_writes_become_outputs() -> None:
