@@ -67,7 +67,7 @@ def test_views_stay_views_in_the_bodies_of_loops() -> None:
     bodies = [module for module in graph.modules() if isinstance(module, GraphModule)]
     names = [str(target) for body in bodies for target in targets(body)]
     assert "aten.slice.Tensor" in names
-    assert not [name for name in names if name.endswith("_copy.Tensor") or name.endswith("_copy.default")]
+    assert not [name for name in names if name.endswith(("_copy.Tensor", "_copy.default"))]
     torch.testing.assert_close(graph(x, n)[0], doubled(x, n))
 
 
