@@ -216,3 +216,15 @@ def test_all_passes_together() -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(graph(weight, x), expected)
     torch.testing.assert_close(weight, twin)
+
+
+def test_copies_that_a_view_needs_stay() -> None:
+    """A batch of products with one matrix, whose transpose is laid out by columns: the graph can be traced again."""
+
+    def whiten(factor: Tensor, points: Tensor) -> Tensor:
+        return (factor @ points.unsqueeze(-1)).squeeze(-1)
+
+    factor, points = torch.linalg.cholesky(torch.eye(3).expand(2, 3, 3) + 0.5), torch.randn(4, 2, 3)
+    graph = passes.simplify(graph_of(whiten, factor, points), [factor, points])
+    again = make_fx(graph)(factor, points)
+    torch.testing.assert_close(again(factor, points), whiten(factor, points))
