@@ -81,6 +81,20 @@ def test_machine_code_gives_the_same_evidence(name, model):
     torch.testing.assert_close(compiled.log_z, written.log_z, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["AIS", "SMC", "BridgeSampling", "ImportanceSampling"])
+def test_machine_code_gives_the_same_evidence_on_a_gpu(name):
+    def model(x: torch.Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1))
+            pyro.sample("x", dist.StudentT(5.0, z, torch.ones((), device="cuda")).to_event(1), obs=x)
+
+    x = X.float().cuda()
+    written, compiled = (ESTIMATORS[name](compile=mode)(Program(model), x, seed=3) for mode in (False, True))
+    torch.testing.assert_close(compiled.log_z, written.log_z, rtol=1e-3, atol=1e-3)
+    assert compiled.log_z.is_cuda
+
+
 @pytest.mark.usefixtures("graphs_alone")
 def test_bidirectional_bounds_are_the_same():
     method = [evidence.AIS(num_temperatures=8, num_chains=4, num_pilots=8, compile=mode) for mode in (False, True)]
