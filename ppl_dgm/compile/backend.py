@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +49,7 @@ class Compiled:
     def __call__(self, *inputs: Any) -> Any:
         """Run on new inputs and the lifted tensors' present values; outputs carry no gradient."""
         outputs = self.run(*tensor_leaves(inputs), *self.captured.lifted)
-        return self.captured.nesting.rebuild(outputs)
+        return self.captured.rebuild(outputs)
 
 
 def compile_function(fn: Callable[..., Any], inputs: Sequence[Any], *, backend: Backend = "inductor") -> Compiled:
@@ -152,7 +152,7 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
     if on_cpu and config.cpp.vec_isa_ok is None:
         options["cpp.vec_isa_ok"] = vectors_are_known()
-    with torch.no_grad(), _quiet(), standing_buffers():
+    with torch.no_grad(), _quiet(), standing_buffers() if on_cpu and _loops(graph) else nullcontext():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
 
@@ -181,9 +181,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _replayed(run: Flat, graph: GraphModule, captured: Captured, flat: list[torch.Tensor]) -> Flat:
-    loops = any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes)  # these ask the host
     on_cuda = {tensor.device.type for tensor in flat} == {"cuda"}
-    return CudaReplay(run, captured) if on_cuda and not loops else run
+    return CudaReplay(run, captured) if on_cuda and not _loops(graph) else run  # loops ask the host
+
+
+def _loops(graph: GraphModule) -> bool:
+    return any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes)
 
 
 def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -24,25 +24,6 @@ Buffers = dict[str, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class Nesting:
-    """How a function's output is nested: tensors, and None where a field is not used."""
-
-    spec: pytree.TreeSpec
-    present: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, output: Any) -> tuple["Nesting", list[Any]]:
-        """The nesting of an output, and its leaves that are not None."""
-        leaves, spec = pytree.tree_flatten(output)
-        return cls(spec, tuple(leaf is not None for leaf in leaves)), [leaf for leaf in leaves if leaf is not None]
-
-    def rebuild(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """The nested output that holds these tensors."""
-        coming = iter(tensors)
-        return pytree.tree_unflatten([next(coming) if present else None for present in self.present], self.spec)
-
-
-@dataclass(frozen=True)
 class Captured:
     """A captured function: its graph, and the tensors it reads by reference.
 
@@ -51,14 +32,14 @@ class Captured:
         lifted: parameters, buffers and closure tensors the function touched, each once; in-place writes reach them.
             They may change their values, not their types, shapes or devices.
         examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
-        nesting: how to rebuild the function's nested output.
+        rebuild: nests flat output tensors as the function does.
         modes: the modules that ran, with their `training` flag: dropout and batch norm are baked in.
     """
 
     graph: GraphModule
     lifted: tuple[torch.Tensor, ...]
     examples: tuple[torch.Tensor, ...]
-    nesting: Nesting
+    rebuild: Callable[[Sequence[torch.Tensor]], Any]
     modes: tuple[tuple[torch.nn.Module, bool], ...] = ()
 
     def is_current(self) -> bool:
@@ -69,7 +50,7 @@ class Captured:
         """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
         with torch.no_grad():
             outputs = self.graph(*tensor_leaves(inputs), *self.lifted)
-        return self.nesting.rebuild(outputs)
+        return self.rebuild(outputs)
 
 
 def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
@@ -112,12 +93,12 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
         with traceable_pyro() as tracker:
             lifted = _discover(call, tensors, tracker)
         with traceable_pyro() as tracker:
-            graph, nesting = _trace(call, tensors, lifted, tracker)
+            graph, rebuild = _trace(call, tensors, lifted, tracker)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*lifted, *lift_constants(graph)]
     modes = tuple((module, module.training) for module in modules)
-    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), nesting, modes))
+    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), rebuild, modes))
 
 
 def unmoved_generators() -> Any:
@@ -141,14 +122,16 @@ def leaves_and_rest(inputs: Any) -> tuple[list[torch.Tensor], list[Any]]:
 def _collect(value: Any, found: list[torch.Tensor], rest: list[Any]) -> None:
     if isinstance(value, torch.Tensor):
         found.append(value)
-    elif type(value) in (tuple, list):
-        rest.append(len(value))
+    elif type(value) in (tuple, list) or hasattr(value, "_make"):
+        rest += (type(value), len(value))
         for item in value:
             _collect(item, found, rest)
     elif type(value) is dict:
         rest.append(tuple(value))
         for item in value.values():
             _collect(item, found, rest)
+    elif type(value) not in pytree.SUPPORTED_NODES:
+        rest.append(value)
     else:
         leaves, structure = pytree.tree_flatten(value)
         found += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -199,8 +182,8 @@ def _trace(
     tensors: list[torch.Tensor],
     lifted: list[torch.Tensor],
     tracker: SiteTracker,
-) -> tuple[GraphModule, Nesting]:
-    found: list[Nesting] = []
+) -> tuple[GraphModule, Callable[[Sequence[torch.Tensor]], Any]]:
+    found: list[Callable[[Iterator[torch.Tensor]], Any]] = []
 
     def flat(*values: torch.Tensor) -> list[torch.Tensor]:
         leaves = [_leaf(value, tensor) for value, tensor in zip(values, [*tensors, *lifted], strict=True)]
@@ -208,13 +191,31 @@ def _trace(
         replacement = Replacement(lifted, leaves[len(tensors) :], tracker.site)
         with replacement, running_loops(_write_loop):
             result = call(given)
-        nesting, outputs = Nesting.of(result)
+        outputs: list[torch.Tensor] = []
+        found.append(_nesting(result, outputs))
         refuse_selections(outputs)
-        found.append(nesting)
         return [_as_output(output, replacement) for output in outputs]
 
     traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
-    return traced(*(_concrete(tensor) for tensor in (*tensors, *lifted))), found[-1]
+    graph = traced(*(_concrete(tensor) for tensor in (*tensors, *lifted)))
+    return graph, lambda outputs: found[-1](iter(outputs))
+
+
+def _nesting(output: Any, leaves: list[torch.Tensor]) -> Callable[[Iterator[torch.Tensor]], Any]:
+    """Gather the tensors of a nested output, and return how to nest others alike; None stays where it is."""
+    if isinstance(output, torch.Tensor):
+        leaves.append(output)
+        return next
+    if output is None:
+        return lambda coming: None
+    if type(output) is dict:
+        named = {key: _nesting(value, leaves) for key, value in output.items()}
+        return lambda coming: {key: part(coming) for key, part in named.items()}
+    if isinstance(output, tuple | list):
+        parts = [_nesting(value, leaves) for value in output]
+        make = getattr(output, "_make", type(output))
+        return lambda coming: make([part(coming) for part in parts])
+    raise CaptureError(f"a captured function returns tensors only, but returned {type(output).__name__}")
 
 
 def _concrete(tensor: torch.Tensor) -> torch.Tensor:
@@ -226,8 +227,6 @@ def _leaf(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _as_output(output: Any, replacement: Lifting) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor):
-        raise CaptureError(f"a captured function returns tensors only, but returned {type(output).__name__}")
     return replacement.stand_in(output).detach()
 
 

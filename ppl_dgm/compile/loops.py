@@ -91,7 +91,7 @@ def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backe
     given = [*tensor_leaves(state), *tensor_leaves(inputs), *tensor_leaves(fixed), torch.tensor(length)]
     flat = [tensor.detach() for tensor in (*given, *captured.lifted)]
     loop = make_fx(plan.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
-    whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.nesting, captured.modes)
+    whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, captured.modes)
     return Loop(compile_captured(whole, backend=backend, simplified=True), length)
 
 
