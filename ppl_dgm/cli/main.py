@@ -14,6 +14,7 @@ from ppl_dgm.cli.estimating import DEFAULT_PARTICLES, ESTIMATORS, estimate
 from ppl_dgm.cli.loading import arguments, load_data, load_program, load_state, program_name
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
 from ppl_dgm.compare import compare
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting import NonFiniteError
 from ppl_dgm.report import Section, make_folder, write_report
 
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   ppl-dgm evidence schools.py:program --data schools.npz --estimator importance --particles 10000
 """
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NonFiniteError)
+COMPILE: dict[str, CompileMode] = {"auto": "auto", "always": True, "never": False}
 INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C
 
 
@@ -88,6 +90,12 @@ def add_compare(command: argparse.ArgumentParser) -> None:
         help="of annealed importance sampling, for the VAEs [80]",
     )
     command.add_argument(
+        "--compile",
+        choices=list(COMPILE),
+        default="auto",
+        help="compile steps and moves: where that pays [auto], always, or never",
+    )
+    command.add_argument(
         "--quick", action="store_true", help="few epochs and temperatures: to see that everything works"
     )
     command.add_argument(
@@ -145,7 +153,7 @@ def run_compare(args: Any) -> int:
     """Fit, compare, print, write."""
     start = time.perf_counter()
     folder = make_folder(args.out)
-    budget = Budget(args.temperatures, args.epochs)
+    budget = Budget(args.temperatures, args.epochs, COMPILE[args.compile])
     names = list(STUDIES) if args.data == "both" else [args.data]
     sections = [run_study(STUDIES[name], budget.quick() if args.quick else budget, args.seed) for name in names]
     for section in sections:

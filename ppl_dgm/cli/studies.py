@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch.optim import Adam
 
 from ppl_dgm.compare import compare
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.data import Dataset, load_digits
 from ppl_dgm.evidence import AIS, Evidence, Exact
 from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture
@@ -26,14 +27,15 @@ NORMAL = partial(Gaussian, 0.3, learned="net")  # a mean and a scale for each pi
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to spend: temperatures of annealed importance sampling, and at most so many epochs."""
+    """How much to spend: temperatures of annealed importance sampling, at most so many epochs, and on compiling."""
 
     temperatures: int = 80
     max_epochs: int | None = None
+    compile: CompileMode = "auto"
 
     def quick(self) -> "Budget":
         """Enough to see that everything works."""
-        return Budget(min(self.temperatures, 10), min(self.max_epochs or 2, 2))
+        return replace(self, temperatures=min(self.temperatures, 10), max_epochs=min(self.max_epochs or 2, 2))
 
     def epochs(self, wanted: int) -> int:
         """Epochs of a fit that would like so many."""
@@ -61,7 +63,7 @@ class Learning:
             valid=data.valid,
             patience=self.patience,
             seed=seed,
-            compile=False,
+            compile=budget.compile,
         )
 
 
@@ -104,7 +106,7 @@ def run_study(study: Study, budget: Budget, seed: int) -> Section:
 def held_out_evidence(program: Program, test: Dataset, budget: Budget, seed: int) -> Evidence:
     """Exact where the density is; else annealed importance sampling, from the guide to the posterior of each datum."""
     exact = not program.initialise(test.x).structure.latents or isinstance(program, PPCA)
-    estimator = Exact() if exact else AIS(budget.temperatures, start="guide")
+    estimator = Exact() if exact else AIS(budget.temperatures, start="guide", compile=budget.compile)
     return estimator(program, test.x, seed=seed)
 
 
@@ -134,7 +136,7 @@ BINARY = Study(
         Entry("mixture of 40 Bernoullis", em_mixture(40, "bernoulli", None)),
         Entry("MADE", lambda train: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
         Entry("VAE", vae(Bernoulli), Learning(ELBO, 120)),
-        Entry("VAE by IWELBO", vae(Bernoulli), Learning(partial(IWELBO, 10, gradient="dreg"), 120)),
+        Entry("VAE by IWELBO", vae(Bernoulli), Learning(partial(IWELBO, 50, gradient="dreg"), 120)),
     ),
 )
 
