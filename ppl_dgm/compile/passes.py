@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
@@ -85,6 +86,7 @@ def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
 
 def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
     """Replace in-place operations and views by values; writes to inputs become copies at the end of the graph."""
+    separate_loops(graph, _repeated(graph, examples))
     functional = torch.func.functionalize(graph, remove="mutations")
     result = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     restore_views(result)
@@ -92,15 +94,33 @@ def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> Graph
 
 
 def restore_views(graph: GraphModule) -> int:
-    """Turn copies of views (`slice_copy`) back into views: functionalising leaves them in the bodies of loops."""
+    """Turn copies of views (`slice_copy`), which functionalising leaves in the bodies of loops, back into views."""
     found = 0
     for module in [module for module in graph.modules() if isinstance(module, GraphModule)]:
-        for node in _nodes(module):
-            if node.target in _VIEW_OF_COPY:
-                node.target = _VIEW_OF_COPY[node.target]
-                found += 1
-        _finish(module)
+        copies = [node for node in _nodes(module) if node.target in _VIEW_OF_COPY]
+        for node in copies:
+            node.target = _VIEW_OF_COPY[node.target]
+        separate_loops(module, copies)
+        found += len(copies)
     return found
+
+
+def separate_loops(graph: GraphModule, shared: Sequence[Node]) -> None:
+    """Let loops start from copies of nodes whose memory is also another's: they refuse tensors that overlap."""
+    for loop in [node for node in _nodes(graph) if isinstance(node.target, HigherOrderOperator)]:
+
+        def copied(value: Node, loop: Node = loop) -> Any:
+            return _insert(graph.graph, loop, aten.clone.default, (value,)) if value in shared else value
+
+        loop.args = map_arg(loop.args, copied)
+    _finish(graph)
+
+
+def _repeated(graph: GraphModule, examples: Sequence[torch.Tensor]) -> list[Node]:
+    """Inputs that lie in the memory of an earlier one."""
+    storages = [tensor.untyped_storage()._cdata for tensor in examples]
+    inputs = [node for node in _nodes(graph) if node.op == "placeholder"]
+    return [node for place, node in enumerate(inputs) if storages[place] in storages[:place]]
 
 
 def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:

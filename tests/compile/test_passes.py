@@ -71,6 +71,17 @@ def test_views_stay_views_in_the_bodies_of_loops() -> None:
     torch.testing.assert_close(graph(x, n)[0], doubled(x, n))
 
 
+def test_a_loop_may_be_given_what_it_also_reads_by_reference() -> None:
+    x, n = torch.arange(4.0), torch.tensor(3)
+
+    def add(given: Tensor, n: Tensor) -> Tensor:
+        return repeat(n, lambda carry, given: carry + x + given, torch.zeros(4), given)
+
+    captured = capture(add, (x, n))
+    graph = passes.functionalise(captured.graph, [x, n, *captured.lifted])
+    torch.testing.assert_close(graph(x, n, *captured.lifted)[0], 6 * x)
+
+
 def test_writes_become_outputs() -> None:
     def step(x: Tensor) -> list[Tensor]:
         x.add_(1.0)
