@@ -44,6 +44,7 @@ def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModul
     draw_standard_normals(graph)
     merge_draws(graph)
     multiply_matrices(graph)
+    transpose_products(graph)
     multiply_small_batches(graph)
     hoist_expands(graph)
     return graph
@@ -217,6 +218,29 @@ def multiply_matrices(graph: GraphModule) -> int:
         _replace(node, _insert(graph.graph, node, aten.squeeze.dim, (product, 1)))
     _finish(graph)
     return len(found)
+
+
+def transpose_products(graph: GraphModule) -> int:
+    r"""Compute $(A B)^\top$ as $B^\top A^\top$: what follows then reads rows, not columns, and can use vectors."""
+    found = [node for node in _nodes(graph) if _is_transpose(node) and node.args[0].target is aten.mm.default]
+    found = [node for node in found if len(node.args[0].users) == 1]
+    for node in found:
+        left, right = (_transposed(graph.graph, node, factor) for factor in node.args[0].args)
+        _replace(node, _insert(graph.graph, node, aten.mm.default, (right, left)))
+    _finish(graph)
+    return len(found)
+
+
+def _is_transpose(node: Any) -> bool:
+    if node.target is aten.t.default:
+        return len(_shape(node)) == 2
+    if node.target is aten.permute.default:
+        return list(node.args[1]) == [1, 0]
+    return node.target is aten.transpose.int and len(_shape(node)) == 2 and node.args[1] != node.args[2]
+
+
+def _transposed(graph: Graph, before: Any, factor: Any) -> Any:
+    return factor.args[0] if _is_transpose(factor) else _insert(graph, before, aten.permute.default, (factor, [1, 0]))
 
 
 def multiply_small_batches(graph: GraphModule) -> int:

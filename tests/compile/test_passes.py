@@ -82,6 +82,23 @@ def test_a_loop_may_be_given_what_it_also_reads_by_reference() -> None:
     torch.testing.assert_close(graph(x, n, *captured.lifted)[0], 6 * x)
 
 
+@pytest.mark.parametrize("turned", [lambda a, b: (a @ b.t()).t(), lambda a, b: (a @ b.T).transpose(0, 1).exp()])
+def test_transposed_products_are_computed_as_such(turned: Callable[[Tensor, Tensor], Tensor]) -> None:
+    left, right = torch.arange(6.0).reshape(2, 3) / 8, torch.arange(12.0).reshape(4, 3) / 8
+    graph = passes.functionalise(graph_of(turned, left, right), [left, right])
+    assert passes.transpose_products(graph) == 1
+    assert shapes(graph, aten.mm.default) == [(4, 2)]
+    torch.testing.assert_close(graph(left, right), turned(left, right))
+
+
+def test_products_that_are_read_both_ways_stay() -> None:
+    def both_ways(left: Tensor, right: Tensor) -> list[Tensor]:
+        product = left @ right
+        return [product.t(), product.sum(0)]
+
+    assert passes.transpose_products(graph_of(both_ways, torch.ones(2, 3), torch.ones(3, 4))) == 0
+
+
 def test_writes_become_outputs() -> None:
     def step(x: Tensor) -> list[Tensor]:
         x.add_(1.0)
