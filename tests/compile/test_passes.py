@@ -84,10 +84,10 @@ def test_a_loop_may_be_given_what_it_also_reads_by_reference() -> None:
 
 @pytest.mark.parametrize("turned", [lambda a, b: (a @ b.t()).t(), lambda a, b: (a @ b.T).transpose(0, 1).exp()])
 def test_transposed_products_are_computed_as_such(turned: Callable[[Tensor, Tensor], Tensor]) -> None:
-    left, right = torch.arange(6.0).reshape(2, 3) / 8, torch.arange(12.0).reshape(4, 3) / 8
+    left, right = torch.arange(192.0).reshape(64, 3) / 128, torch.arange(12.0).reshape(4, 3) / 8
     graph = passes.functionalise(graph_of(turned, left, right), [left, right])
     assert passes.transpose_products(graph) == 1
-    assert shapes(graph, aten.mm.default) == [(4, 2)]
+    assert shapes(graph, aten.mm.default) == [(4, 64)]
     torch.testing.assert_close(graph(left, right), turned(left, right))
 
 
@@ -96,7 +96,12 @@ def test_products_that_are_read_both_ways_stay() -> None:
         product = left @ right
         return [product.t(), product.sum(0)]
 
-    assert passes.transpose_products(graph_of(both_ways, torch.ones(2, 3), torch.ones(3, 4))) == 0
+    assert passes.transpose_products(graph_of(both_ways, torch.ones(64, 3), torch.ones(3, 4))) == 0
+
+
+def test_products_about_square_stay() -> None:
+    graph = graph_of(lambda a, b: (a @ b).t(), torch.ones(2, 3), torch.ones(3, 4))
+    assert passes.transpose_products(graph) == 0
 
 
 def test_writes_become_outputs() -> None:
