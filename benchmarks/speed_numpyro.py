@@ -1,6 +1,7 @@
 """NumPyro's side of the speed table: a worker that times on demand, in an interpreter that has JAX.
 
-It reads lines `problem<TAB>variant<TAB>repetitions` and answers each with the seconds taken; `speed.py` starts it.
+It reads lines `problem<TAB>request<TAB>number...` and answers each with the seconds taken; `speed.py` starts it. The requests
+are `fit` and `sample`, which make a contender, and its variants `jit` and `scan`.
 """
 
 import os
@@ -17,7 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.handlers import block
-from numpyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from numpyro.infer import HMC, SVI, Trace_ELBO, TraceEnum_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 EFFECTS = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
@@ -114,18 +115,38 @@ PROBLEMS = {
 }
 
 
-class Problem:
-    """One problem, compiled as a jitted step and as a scan of `length` steps."""
+class Contender:
+    """A step `state -> (state, output)`, jitted and as a scan of `length` steps."""
 
-    def __init__(self, name: str, data: list[np.ndarray], length: int) -> None:
+    def __init__(self, step: Callable[[Any], Any], state: Any, length: int) -> None:
+        self.state = state
+        scan = jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s), state, None, length=length))
+        self.variants: dict[str, Callable[[Any], Any]] = {"jit": jax.jit(step), "scan": scan}
+
+    @classmethod
+    def of_fitting(cls, name: str, data: list[np.ndarray], length: int) -> "Contender":
+        """One optimisation step."""
         model, guide, loss = PROBLEMS[name]()
         args = tuple(jnp.asarray(array) for array in data)
         svi = SVI(model, guide, numpyro.optim.Adam(1e-3), loss)
-        self.state = svi.init(jax.random.PRNGKey(0), *args)
-        self.length = length
-        step = jax.jit(lambda state: svi.update(state, *args))
-        scan = jax.jit(lambda state: jax.lax.scan(lambda s, _: svi.update(s, *args), state, None, length=length))
-        self.variants: dict[str, Callable[[Any], Any]] = {"jit": step, "scan": scan}
+        return cls(lambda state: svi.update(state, *args), svi.init(jax.random.PRNGKey(0), *args), length)
+
+    @classmethod
+    def of_sampling(
+        cls, name: str, data: list[np.ndarray], length: int, chains: int, leapfrog: int, step_size: float
+    ) -> "Contender":
+        """One move of all chains by HMC, as `MCMC(..., chain_method="vectorized")` makes it."""
+        args = tuple(jnp.asarray(array) for array in data)
+        settings = {"adapt_step_size": False, "adapt_mass_matrix": False}
+        kernel = HMC(PROBLEMS[name]()[0], step_size=step_size, num_steps=leapfrog, trajectory_length=None, **settings)
+        keys = jax.random.split(jax.random.PRNGKey(0), chains)
+        state = kernel.init(keys, 0, None, args, {})
+
+        def move(state: Any) -> tuple[Any, Any]:
+            state = kernel.sample(state, args, {})
+            return state, state.accept_prob.mean()
+
+        return cls(move, state, length)
 
     def run(self, variant: str, repetitions: int) -> float:
         """Seconds for so many calls."""
@@ -142,15 +163,18 @@ def main() -> None:
     os.sched_setaffinity(0, set(range(int(sys.argv[2]))))
     with np.load(sys.argv[1]) as file:
         data = {name: [file[f"{name}/{i}"] for i in range(int(file[f"{name}/count"]))] for name in PROBLEMS}
-    problems: dict[str, Problem] = {}
+    made: dict[str, Contender] = {}
     answer = partial(print, flush=True)
     answer(f"numpyro {numpyro.__version__}, jax {jax.__version__}")
     for line in sys.stdin:
-        name, variant, number = line.rstrip("\n").split("\t")
+        name, request, *numbers = line.rstrip("\n").split("\t")
         try:
-            if variant == "make":
-                problems[name] = Problem(name, data[name], int(number))
-            answer(problems[name].run(variant, int(number)) if variant != "make" else 0.0)
+            if request == "fit":
+                made[name] = Contender.of_fitting(name, data[name], int(numbers[0]))
+            elif request == "sample":
+                length, chains, leapfrog = map(int, numbers[:3])
+                made[name] = Contender.of_sampling(name, data[name], length, chains, leapfrog, float(numbers[3]))
+            answer(made[name].run(request, int(numbers[0])) if request in ("jit", "scan") else 0.0)
         except (ImportError, KeyError) as error:  # enumeration needs funsor
             print(f"{name}: {error}", file=sys.stderr)
             answer("nan")
