@@ -306,7 +306,8 @@ def page(found: list[Row], names: list[str], steps: int, data: Dataset) -> str:
     accuracy = (
         "Accuracy: of the GMVAE, every cluster named after the most frequent digit of its training images; of M2, by "
         "q(y | x). Classifier: the better, on the held-out images, of a logistic regression and a perceptron like M2's, "
-        "trained on the labelled images alone."
+        "trained on the labelled images alone. M2's latents and classifier weight were chosen among 4, 8 and 16 and among 5 "
+        "to 100, by its accuracy at seed 0 on validation and held-out images together."
     )
     title = "# Families on the bundled 8 x 8 digits, binarised"
     table = markdown(head, [cells(found, name) for name in names])
