@@ -15,6 +15,7 @@ from ppl_dgm.kernels import Kernel, State, nudge_step_size, robust_scale, weight
 WARM_UP = 15  # moves at the start of the path that find a step size
 MAX_TEMPERATURES = 20_000
 KNOTS = 64
+ROUNDING = 1e-6  # temperatures aim at an ESS; rounding must not decide whether it is below that
 
 
 class Record(NamedTuple):
@@ -160,7 +161,7 @@ class Tempering:
 
     def _resample(self, population: Population) -> Population:
         log_weights = population.log_weights
-        uneven = ess_share(log_weights) < self.resample_below
+        uneven = ess_share(log_weights) < self.resample_below * (1 - ROUNDING)
         count = torch.arange(self.num_particles, device=log_weights.device)
         same = count.reshape(-1, *(1,) * uneven.dim()).expand_as(log_weights)
         ancestors = torch.where(uneven, resample(log_weights, self.resampling), same)
