@@ -136,7 +136,7 @@ BINARY = Study(
         Entry("mixture of 40 Bernoullis", em_mixture(40, "bernoulli", None)),
         Entry("MADE", lambda train: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
         Entry("VAE", vae(Bernoulli), Learning(ELBO, 120)),
-        Entry("VAE by IWELBO", vae(Bernoulli), Learning(partial(IWELBO, 50, gradient="dreg"), 120)),
+        Entry("VAE by IWELBO", vae(Bernoulli), Learning(partial(IWELBO, 50, gradient="dreg"), 200)),
     ),
 )
 

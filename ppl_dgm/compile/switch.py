@@ -11,6 +11,8 @@ from ppl_dgm.compile.errors import CaptureError
 
 CompileMode = Literal["auto"] | bool
 COMPILE_SECONDS = 12.0  # what a compilation is reckoned to cost
+SPEEDUP = 2.0  # what it is reckoned to gain, at least
+TRIALS = 3  # calls that are timed before deciding
 
 _LOG = logging.getLogger("ppl_dgm.compile")
 
@@ -21,12 +23,17 @@ def check_compile(mode: Any) -> None:
         raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")
 
 
+def pays(seconds: float) -> bool:
+    """Whether to compile what would take so many seconds as it stands."""
+    return seconds * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
+
+
 class Switch:
     """Calls functions of tensors, eagerly or compiled; the results are the same to rounding.
 
-    With `"auto"` a function runs as written until that has taken as long as compiling it would, and compiled from then
-    on: whatever is left to do, the time is at most about twice the best. What cannot be compiled stays as written, with
-    a line in the log. With True everything is compiled at once, and an error is raised where that fails.
+    With `"auto"` a function runs as written until it is seen that compiling pays for what is left to do, which is taken
+    to be as much as has been done where nobody says. What cannot be compiled stays as written, with a line in the log.
+    With True everything is compiled at once, and an error is raised where that fails.
 
     Args:
         mode: `"auto"`, True or False.
@@ -47,13 +54,19 @@ class Switch:
         self.mode = mode
         self.backend: Backend = backend
         self._compiled: dict[Any, Compiled] = {}
-        self._spent: dict[Any, float] = {}
+        self._taken: dict[Any, tuple[float, int]] = {}
+        self._refused: set[Any] = set()
 
-    def __call__(self, fn: Callable[..., Any], *inputs: Any) -> Any:
+    def __call__(self, fn: Callable[..., Any], *inputs: Any, left: int | None = None) -> Any:
         """Return `fn(*inputs)`: nested tensors, and other leaves, which are held fixed.
 
         Functions and leaves are told apart as Python compares them: hand the same function, or the same method of the
         same object, from call to call.
+
+        Args:
+            fn: the function.
+            *inputs: its arguments.
+            left: how many such calls are still to come, where that is known.
 
         Raises:
             CaptureError: in mode True, for what cannot be compiled.
@@ -65,11 +78,11 @@ class Switch:
         key = (fn, *looks, *(part if isinstance(part, Hashable) else id(part) for part in rest))
         compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
-            return self._first(fn, inputs, key)
+            return self._first(fn, inputs, key, left)
         return compiled(*inputs)
 
-    def _first(self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...]) -> Any:
-        if self.mode is True or self._spent.get(key, 0.0) >= COMPILE_SECONDS:
+    def _first(self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...], left: int | None) -> Any:
+        if self.mode is True or (key not in self._refused and self._pays(key, left)):
             try:
                 compiled = self._compiled[key] = compile_function(fn, inputs, backend=self.backend)
                 return compiled(*inputs)
@@ -77,8 +90,13 @@ class Switch:
                 if self.mode is True:
                     raise
                 _LOG.warning("not compiled: %s", str(error).splitlines()[0])
-                self._spent[key] = -float("inf")
+                self._refused.add(key)
         start = time.perf_counter()
         result = fn(*inputs)
-        self._spent[key] = self._spent.get(key, 0.0) + time.perf_counter() - start
+        seconds, calls = self._taken.get(key, (0.0, 0))
+        self._taken[key] = seconds + time.perf_counter() - start, calls + 1
         return result
+
+    def _pays(self, key: tuple[Any, ...], left: int | None) -> bool:
+        seconds, calls = self._taken.get(key, (0.0, 0))
+        return calls >= TRIALS and pays(seconds if left is None else left * seconds / calls)

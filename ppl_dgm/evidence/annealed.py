@@ -93,7 +93,8 @@ class Annealing:
             increments, walk.overlap[step] = reweigh(walk.state, beta[step], beta[step + 1])
             return walk._replace(step=step + 1, log_weights=walk.log_weights + increments)
         now = walk.state, walk.log_weights, walk.acceptance
-        moved = self.path.run(temperature, self.kernel, self.plan, *now, beta[step], beta[step + 1])
+        given = self.kernel, self.plan, *now, beta[step], beta[step + 1]
+        moved = self.path.run(temperature, *given, step=step, last=len(beta) - 2)
         state, log_weights, acceptance, walk.overlap[step], walk.by_temperature[step + 1] = moved
         return walk._replace(step=step + 1, state=state, log_weights=log_weights, acceptance=acceptance)
 
@@ -157,7 +158,7 @@ class AIS(Estimator):
         kernel: how chains move: HMC, MALA, RandomWalk or ULA of `ppl_dgm.kernels`.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
-        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:

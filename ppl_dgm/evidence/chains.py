@@ -67,8 +67,7 @@ class PosteriorEstimator(Estimator):
         num_warmup: steps of each chain that adapt it and are discarded.
         num_leapfrog: steps of each move of `"hmc"`.
         memory: bytes that evaluating densities may allocate.
-        compile: whether moves of `"hmc"` run compiled: True, False, or `"auto"`, once they have taken as long as
-            compiling does.
+        compile: whether moves of `"hmc"` run compiled: True, False, or `"auto"`, where that pays.
     """
 
     posterior: Posterior | Mapping[str, Tensor] = "hmc"

@@ -51,7 +51,7 @@ class ImportanceSampling(Estimator):
     Args:
         num_particles: K, draws for each datum (or for the data set).
         memory: bytes that one chunk of draws may allocate.
-        compile: whether chunks run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether chunks run compiled: True, False, or `"auto"`, where that pays.
 
     Raises:
         ValueError: for fewer than 2 particles.
@@ -102,7 +102,7 @@ class PriorSampling(ImportanceSampling):
     Args:
         num_particles: K, draws for each datum (or for the data set).
         memory: bytes that one chunk of draws may allocate.
-        compile: whether chunks run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether chunks run compiled: True, False, or `"auto"`, where that pays.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -133,7 +133,7 @@ class ELBO(ImportanceSampling):
     Args:
         num_particles: draws for each datum (or for the data set).
         memory: bytes that one chunk of draws may allocate.
-        compile: whether chunks run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether chunks run compiled: True, False, or `"auto"`, where that pays.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm

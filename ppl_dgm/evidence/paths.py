@@ -32,6 +32,7 @@ class Path:
         chains_at_once: bounds the memory of one evaluation.
         switch: runs what is done along the path, eagerly or compiled.
         origin: the path for another part of the data, with which this one shares compiled code.
+        parts_left: how many parts of the data come after this one.
     """
 
     space: Unconstrained
@@ -39,15 +40,21 @@ class Path:
     chains_at_once: int | None = None
     switch: Switch = field(default_factory=lambda: Switch(False))
     origin: "Path | None" = None
+    parts_left: int = 0
 
     def rebind(self, bound: Bound) -> "Path":
         """The path for another part of the data."""
         return replace(self, space=self.space.rebind(bound), origin=self.origin or self)
 
-    def run(self, fn: Callable[..., Any], *inputs: Any) -> Any:
-        """Return `fn(self, *inputs)`, compiled once for all parts of the data that look alike."""
+    def run(self, fn: Callable[..., Any], *inputs: Any, step: int | None = None, last: int = 0) -> Any:
+        """Return `fn(self, *inputs)`, compiled once for all parts of the data that look alike.
+
+        Where it is done `last` times for each part of the data, `step` tells how often it has been done.
+        """
         bound = self.space.bound
-        return self.switch(on_part, self.origin or self, fn, bound.args, dict(bound.kwargs), bound.num_data, *inputs)
+        given = self.origin or self, fn, bound.args, dict(bound.kwargs), bound.num_data
+        left = None if step is None else last - step + self.parts_left * last
+        return self.switch(on_part, *given, *inputs, left=left)
 
     @property
     def target(self) -> Target:
@@ -136,7 +143,8 @@ def divide(
     size = math.ceil(num_data / parts)
     origin = Path(space, start, min(rows, num_chains), switch)
     for first in range(0, num_data, size):
-        yield first, origin.rebind(part_of(bound, first, first + size) if is_divisible(bound) else bound)
+        path = origin.rebind(part_of(bound, first, first + size) if is_divisible(bound) else bound)
+        yield first, replace(path, parts_left=(num_data - first - 1) // size)
 
 
 def linear_temperatures(num_temperatures: int) -> Tensor:

@@ -50,7 +50,7 @@ class SMC(Estimator):
         resample_below: effective sample size below which to resample, as a share in [0, 1].
         resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
         memory: bytes that one evaluation may allocate.
-        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:

@@ -76,8 +76,9 @@ class Rungs:
     def _advance(self, ladders: Ladders) -> Ladders:
         warm = ladders.step >= self.num_warmup
         step_size = ladders.steps.final if warm else ladders.steps.step_size
-        settings = self.beta, step_size, ladders.scale
-        move = self.path.run(move_ladders, self.kernel, self.num_chains, ladders.state, *settings)
+        given = self.kernel, self.num_chains, ladders.state, self.beta, step_size, ladders.scale
+        total = self.num_warmup + self.num_draws
+        move = self.path.run(move_ladders, *given, step=ladders.step, last=total)
         acceptance = self._unfold(move.acceptance.double()).mean(0)
         state, swapped = self._swap(move.state, ladders.step % 2)
         state = self._refresh(state)
@@ -253,7 +254,7 @@ class ThermodynamicIntegration(TemperedChains):
         kernel: how chains move.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
-        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
@@ -312,7 +313,7 @@ class SteppingStone(TemperedChains):
         kernel: how chains move.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
-        compile: whether moves run compiled: True, False, or `"auto"`, once they have taken as long as compiling does.
+        compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:

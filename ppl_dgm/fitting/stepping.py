@@ -7,12 +7,11 @@ import torch
 from torch.optim import Optimizer
 
 from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
-from ppl_dgm.compile.switch import COMPILE_SECONDS
+from ppl_dgm.compile.switch import pays
 from ppl_dgm.fitting.batches import Batch
 from ppl_dgm.fitting.loss import BatchLoss
 
 TRIAL_STEPS = 12  # eager steps that are timed before deciding to compile
-SPEEDUP = 2.0  # what it is reckoned to gain, at least
 
 
 class Stepper:
@@ -83,7 +82,7 @@ class CompiledStepper(Stepper):
         if len(self.times) != TRIAL_STEPS:
             return False
         eager = sorted(self.times)[TRIAL_STEPS // 2]
-        return self.remaining * eager * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
+        return pays(self.remaining * eager)
 
     def _compile(self, size: int, batch: Batch) -> None:
         step = TrainStep(

@@ -180,12 +180,25 @@ def test_true_raises_and_auto_stays_eager_where_a_program_cannot_be_captured(mon
 
 def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
     switch = Switch("auto", backend="eager")
-    switch(torch.neg, torch.ones(2))
-    assert not switch._compiled
-    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 0.0)
-    switch(torch.neg, torch.ones(2))
-    switch(torch.neg, torch.ones(3))
-    assert len(switch._compiled) == 2
+    clock = iter(range(100))
+    monkeypatch.setattr(
+        "ppl_dgm.compile.switch.time.perf_counter", lambda: float(next(clock))
+    )  # a second for each call
+    for calls in range(1, 40):
+        switch(torch.neg, torch.ones(2))
+        assert bool(switch._compiled) == (calls > 25)  # a gain of 12.5 s on as much as has been done
+
+
+def test_auto_does_not_compile_for_the_little_that_is_left(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("ppl_dgm.compile.switch.time.perf_counter", lambda: float(next(clock)))
+    few, many = Switch("auto", backend="eager"), Switch("auto", backend="eager")
+    for step in range(30):
+        few(torch.neg, torch.ones(2), left=30 - step)
+    for step in range(4):
+        many(torch.neg, torch.ones(2), left=60 - step)
+    assert many._compiled
+    assert not few._compiled
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
