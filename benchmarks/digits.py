@@ -20,6 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from provenance import provenance
+from pyro.distributions.transforms import Permute, affine_coupling
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import infer_config
 from rows import Row, Rows, markdown
@@ -118,6 +119,13 @@ def vamp(data: Dataset, seed: int) -> Program:
     return VAE(D, L, HIDDEN, prior=priors.VampPrior(guide, data.train.x[:50]), guide=guide)
 
 
+def flow_prior(data: Dataset, seed: int) -> Program:
+    """A VAE whose prior is learned: four affine couplings of normal noise, its halves exchanged in between."""
+    halves = torch.arange(L).roll(L // 2)
+    couplings = [part for _ in range(4) for part in (affine_coupling(L, hidden_dims=[32]), Permute(halves))]
+    return VAE(D, L, HIDDEN, prior=priors.FlowPrior(L, couplings))
+
+
 def gmvae(data: Dataset, seed: int) -> Program:
     """A VAE with eight latents after 600 steps, and then a mixture prior that starts from k-means of its codes."""
     x = data.train.x
@@ -172,6 +180,7 @@ FAMILIES = {
         lambda data, seed: VAE(D, L, HIDDEN, guide=FlowPosterior(L, "iaf")), objectives.ELBO(), FROM_PRIOR
     ),
     "VAE, VampPrior": Family(vamp, objectives.ELBO()),
+    "VAE, flow prior": Family(flow_prior, objectives.ELBO()),
     "VAE, two layers": Family(lambda data, seed: HierarchicalVAE(D, (L, SMALL), (HIDDEN, (50,))), objectives.ELBO()),
     "GMVAE": Family(gmvae, objectives.ELBO(), accuracies=cluster_accuracy),
     "M2, 100 labels": Family(
