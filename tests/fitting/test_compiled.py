@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro.infer import ReweightedWakeSleep
 
-import ppl_dgm.fitting.stepping as stepping
+import ppl_dgm.compile.switch as switch
 from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.compile import CaptureError
 from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
@@ -59,7 +59,7 @@ def test_auto_leaves_short_fits_eager():
 
 
 def test_auto_falls_back_with_a_reason_and_true_raises(monkeypatch):
-    monkeypatch.setattr(stepping, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
     result = run("auto", ELBO(), make_program(read_on_host=True))
     assert result.steps == 40
     assert len(result.notes) == 1
