@@ -306,7 +306,8 @@ def page(found: list[Row], names: list[str], steps: int, data: Dataset) -> str:
         f"latents ({SMALL} for GMVAE, M2 and the upper of two layers), one hidden layer of {HIDDEN[0]} tanh units each "
         "way. Every VAE but the IWAE is fitted by the ELBO with one draw. The flow guide is the diagonal one followed by "
         "two inverse autoregressive transforms, the flow prior four affine couplings; the GMVAE has "
-        f"{CLUSTERS} components that start from k-means of a plain VAE's codes after 600 steps; M2 has {PER_CLASS} labels of each digit, its class summed out, classifier weight 20."
+        f"{CLUSTERS} components that start from k-means of a plain VAE's codes after 600 steps; M2 has {PER_CLASS} labels of "
+        "each digit, its class summed out, classifier weight 20."
     )
     annealing = (
         "AIS: all held-out images; 60 temperatures and 16 chains from the guide; 200 from the prior for the flow guide, whose "
