@@ -80,11 +80,8 @@ def emit_loop(
         return index < flat[-1]
 
     def turn(index: torch.Tensor, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        new = graph(*flat[:-1])
-        return (
-            index + 1,
-            *(value.clone() for value in new),
-        )  # a view handed from turn to turn crashes the compiler's code
+        # Copies: a view handed from turn to turn crashes the compiler's code.
+        return (index + 1, *(value.clone() for value in graph(*flat[:-1])))
 
     first = torch.zeros((), dtype=count.dtype, device=count.device)
     loop: Any = while_loop_op
