@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 import torch._inductor as inductor
-from torch._inductor import config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
@@ -20,7 +19,7 @@ from torch.fx import GraphModule
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.passes import simplify
-from ppl_dgm.compile.vectors import vectors_are_known
+from ppl_dgm.compile.vectors import vectors_by_flags
 from ppl_dgm.compile.wrapper import edition, standing_buffers
 
 Backend = Literal["inductor", "eager"]
@@ -150,9 +149,7 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
     options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
-    if on_cpu and config.cpp.vec_isa_ok is None:
-        options["cpp.vec_isa_ok"] = vectors_are_known()
-    with torch.no_grad(), _quiet(), standing_buffers() if on_cpu and _loops(graph) else nullcontext():
+    with torch.no_grad(), _quiet(), vectors_by_flags(), standing_buffers() if on_cpu and _loops(graph) else nullcontext():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
 

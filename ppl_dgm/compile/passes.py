@@ -16,6 +16,7 @@ _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.def
 _SERIAL = 16  # from here on torch draws normals in blocks
 _TINY = 64  # multiplications in one product of a batch
 _WIDE = 16  # columns for each row
+_RESHAPES = {aten.expand.default, aten.view.default}
 _COPIES = _SAME_VALUE | {aten.clone.default}
 _VIEWS = (
     "alias diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view"
@@ -41,13 +42,18 @@ def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModul
         ['aten.unsqueeze.default', 'aten.mm.default', 'aten.squeeze.dim']
     """
     graph = functionalise(graph, examples)
-    drop_copies(graph)
-    draw_standard_normals(graph)
-    merge_draws(graph)
-    multiply_matrices(graph)
-    transpose_products(graph)
-    multiply_small_batches(graph)
-    hoist_expands(graph)
+    for rewrite in (
+        drop_copies,
+        share_equals,
+        draw_standard_normals,
+        merge_draws,
+        multiply_matrices,
+        transpose_products,
+        multiply_small_batches,
+        hoist_expands,
+    ):
+        rewrite(graph)
+    finish(graph)
     return graph
 
 
@@ -63,7 +69,7 @@ def fold_literals(graph: GraphModule) -> int:
             full = graph.graph.call_function(aten.full.default, (list(source.shape), source.item()), options)
         _replace(node, full)
         found += 1
-    _finish(graph)
+    finish(graph)
     return found
 
 
@@ -82,7 +88,7 @@ def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
         graph.graph.erase_node(node)
     for name in inputs:
         delattr(graph, name)
-    _finish(graph)
+    finish(graph)
     return constants
 
 
@@ -115,7 +121,7 @@ def separate_loops(graph: GraphModule, shared: Sequence[Node]) -> None:
             return _insert(graph.graph, loop, aten.clone.default, (value,)) if value in shared else value
 
         loop.args = map_arg(loop.args, copied)
-    _finish(graph)
+    finish(graph)
 
 
 def _repeated(graph: GraphModule, examples: Sequence[torch.Tensor]) -> list[Node]:
@@ -134,18 +140,49 @@ def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:
     positions = tuple(inputs.index(node.args[0]) for node in writes)
     for node in writes:
         _replace(node, node.args[1])
-    _finish(graph)
+    finish(graph)
     return graph, positions
 
 
 def drop_copies(graph: GraphModule) -> int:
-    """Remove `detach` and `alias` from a functional graph, where they mean nothing."""
-    found = [node for node in _nodes(graph) if node.target in _SAME_VALUE and node.args[0].op != "get_attr"]
+    """Remove `detach`, `alias` and views of the same shape from a functional graph, where they mean nothing."""
+    found = [node for node in _nodes(graph) if _is_same_value(node) and node.args[0].op != "get_attr"]
     for node in found:
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
-    _finish(graph)
     return len(found)
+
+
+def _is_same_value(node: Any) -> bool:
+    return node.target in _SAME_VALUE or (node.target in _RESHAPES and _shape(node) == _shape(node.args[0]))
+
+
+def share_equals(graph: GraphModule) -> int:
+    """Compute once what is computed twice: the same operation of the same values. Random numbers stay apart."""
+    returned = {_storage(node) for node in graph.graph.output_node().all_input_nodes}
+    first: dict[Any, Any] = {}
+    found = 0
+    for node in _nodes(graph):
+        if not _is_repeatable(node) or _storage(node) in returned:  # outputs stay tensors of their own
+            continue
+        earlier = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if earlier is not node:
+            node.replace_all_uses_with(earlier)
+            graph.graph.erase_node(node)
+            found += 1
+    return found
+
+
+def _is_repeatable(node: Any) -> bool:
+    if node.target is operator.getitem:
+        return True
+    known = isinstance(node.target, torch._ops.OpOverload)
+    return known and not node.target._schema.is_mutable and not _is_random(node)
+
+
+def _storage(node: Any) -> int | None:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 def draw_standard_normals(graph: GraphModule) -> int:
@@ -162,7 +199,6 @@ def draw_standard_normals(graph: GraphModule) -> int:
             drawn = graph.graph.call_function(aten.randn.default, (list(value.shape),), options)
         _replace(node, drawn)
         found += 1
-    _finish(graph)
     return found
 
 
@@ -181,7 +217,6 @@ def merge_draws(graph: GraphModule) -> int:
             _merge(graph.graph, draws[start:stop], total)
             merged += stop - start
         start = max(stop, start + 1)
-    _finish(graph)
     return merged
 
 
@@ -217,7 +252,6 @@ def multiply_matrices(graph: GraphModule) -> int:
         column = _insert(graph.graph, node, aten.unsqueeze.default, (vector, 1))
         product = _insert(graph.graph, node, aten.mm.default, (matrix, column))
         _replace(node, _insert(graph.graph, node, aten.squeeze.dim, (product, 1)))
-    _finish(graph)
     return len(found)
 
 
@@ -231,7 +265,6 @@ def transpose_products(graph: GraphModule) -> int:
     for node in found:
         left, right = (_transposed(graph.graph, node, factor) for factor in node.args[0].args)
         _replace(node, _insert(graph.graph, node, aten.mm.default, (right, left)))
-    _finish(graph)
     return len(found)
 
 
@@ -260,7 +293,6 @@ def multiply_small_batches(graph: GraphModule) -> int:
         tall = _insert(graph.graph, node, aten.unsqueeze.default, (right, 1))
         product = _insert(graph.graph, node, aten.mul.Tensor, (wide, tall))
         _replace(node, _insert(graph.graph, node, aten.sum.dim_IntList, (product, [2])))
-    _finish(graph)
     return len(found)
 
 
@@ -291,7 +323,6 @@ def hoist_expands(graph: GraphModule) -> int:
             expanded = graph.graph.call_function(aten.expand.default, (small, list(_shape(node))))
         expanded.meta = dict(node.meta)
         node.replace_all_uses_with(expanded, delete_user_cb=lambda user, keep=expanded: user is not keep)
-    _finish(graph)
     return len(moved)
 
 
@@ -427,7 +458,8 @@ def _constant(graph: GraphModule, node: Any) -> torch.Tensor | None:
     return getattr(graph, str(source.target))
 
 
-def _finish(graph: GraphModule) -> None:
+def finish(graph: GraphModule) -> None:
+    """Make the code of a rewritten graph, without what nobody reads."""
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()

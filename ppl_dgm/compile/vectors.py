@@ -3,30 +3,29 @@
 import platform
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
+from torch._inductor.cpu_vec_isa import VecISA
 
 
-@cache
-def vectors_are_known() -> bool | None:
-    """Return True where torch uses this processor's widest vectors and the compiler takes their flags, else None.
+@contextmanager
+def vectors_by_flags() -> Iterator[None]:
+    """Let Inductor ask the compiler whether it takes the flags of vectors that torch has found in the processor.
 
-    Inductor (`cpp.vec_isa_ok`) compiles and loads a program for each kind of vector, which takes seconds in every fresh
-    cache folder. torch knows what its own kernels run with, and asking the compiler takes hundredths of a second.
+    By itself it compiles and loads a program for each kind of vector, which takes seconds in every fresh cache folder.
     """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return None
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"):
-        return None
-    present = set(x86_isa_checker())
-    kinds = [kind for kind in supported_vec_isa_list if set(str(kind).split()) <= present]
-    widest = "avx512" not in present or torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return True if kinds and widest and all(_takes(kind.build_arch_flags()) for kind in kinds) else None
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        yield
+        return
+    usual, VecISA.check_build = VecISA.check_build, _takes_flags
+    try:
+        yield
+    finally:
+        VecISA.check_build = usual
 
 
-def _takes(flags: str) -> bool:
-    command = [get_cpp_compiler(), *flags.split(), "-x", "c++", "-fsyntax-only", "-"]
+def _takes_flags(vectors: VecISA, _: str) -> bool:
+    command = [get_cpp_compiler(), *vectors.build_arch_flags().split(), "-x", "c++", "-fsyntax-only", "-"]
     return subprocess.run(command, input=b"", capture_output=True, check=False).returncode == 0

@@ -18,6 +18,12 @@ def graph_of(fn: Callable[..., Any], *inputs: Tensor) -> GraphModule:
     return make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
 
 
+def applied(rewrite: Callable[[GraphModule], int], graph: GraphModule) -> int:
+    found = rewrite(graph)
+    passes.finish(graph)
+    return found
+
+
 def targets(graph: GraphModule) -> list[Any]:
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
@@ -28,7 +34,7 @@ def shapes(graph: GraphModule, target: Any) -> list[tuple[int, ...]]:
 
 def test_literals_become_fills() -> None:
     graph = graph_of(lambda x: x + torch.tensor(5.0) + torch.tensor([1.0, 2.0]), torch.ones(2))
-    assert passes.fold_literals(graph) == 1
+    assert applied(passes.fold_literals, graph) == 1
     assert targets(graph).count(aten.full.default) == 1
     torch.testing.assert_close(graph(torch.ones(2)), torch.tensor([7.0, 8.0]))
 
@@ -86,7 +92,7 @@ def test_a_loop_may_be_given_what_it_also_reads_by_reference() -> None:
 def test_transposed_products_are_computed_as_such(turned: Callable[[Tensor, Tensor], Tensor]) -> None:
     left, right = torch.arange(192.0).reshape(64, 3) / 128, torch.arange(12.0).reshape(4, 3) / 8
     graph = passes.functionalise(graph_of(turned, left, right), [left, right])
-    assert passes.transpose_products(graph) == 1
+    assert applied(passes.transpose_products, graph) == 1
     assert shapes(graph, aten.mm.default) == [(4, 64)]
     torch.testing.assert_close(graph(left, right), turned(left, right))
 
@@ -96,12 +102,12 @@ def test_products_that_are_read_both_ways_stay() -> None:
         product = left @ right
         return [product.t(), product.sum(0)]
 
-    assert passes.transpose_products(graph_of(both_ways, torch.ones(64, 3), torch.ones(3, 4))) == 0
+    assert applied(passes.transpose_products, graph_of(both_ways, torch.ones(64, 3), torch.ones(3, 4))) == 0
 
 
 def test_products_about_square_stay() -> None:
     graph = graph_of(lambda a, b: (a @ b).t(), torch.ones(2, 3), torch.ones(3, 4))
-    assert passes.transpose_products(graph) == 0
+    assert applied(passes.transpose_products, graph) == 0
 
 
 def test_writes_become_outputs() -> None:
@@ -118,14 +124,61 @@ def test_writes_become_outputs() -> None:
 
 def test_detached_values_are_the_values() -> None:
     graph = passes.functionalise(graph_of(lambda x: x.detach() + x.detach().detach(), torch.ones(2)), [torch.ones(2)])
-    assert passes.drop_copies(graph) == 3
+    assert applied(passes.drop_copies, graph) == 3
     assert targets(graph) == [aten.add.Tensor]
+
+
+def test_views_of_the_same_shape_are_dropped() -> None:
+    x = torch.randn(2, 3)
+    graph = passes.functionalise(graph_of(lambda x: x.expand(2, 3).view(2, 3).view(3, 2) + 1.0, x), [x])
+    applied(passes.drop_copies, graph)
+    assert targets(graph) == [aten.view.default, aten.add.Tensor]
+    torch.testing.assert_close(graph(x), x.view(3, 2) + 1.0)
+
+
+def test_equal_operations_are_computed_once() -> None:
+    def twice(x: Tensor) -> Tensor:
+        return (x.exp() + 1.0).log() * (x.exp() + 1.0).log() + (x.exp() + 2.0)
+
+    x = torch.randn(3)
+    graph = graph_of(twice, x)
+    assert applied(passes.share_equals, graph) == 4
+    assert targets(graph).count(aten.exp.default) == 1
+    assert targets(graph).count(aten.add.Tensor) == 3
+    torch.testing.assert_close(graph(x), twice(x))
+
+
+def test_equal_operations_of_numbers_of_other_types_are_not_the_same() -> None:
+    def typed(x: Tensor) -> Tensor:
+        return (x + 1) + (x + 1.0)
+
+    x = torch.tensor([1, 2])
+    graph = graph_of(typed, x)
+    assert applied(passes.share_equals, graph) == 0
+    torch.testing.assert_close(graph(x), typed(x))
+
+
+@pytest.mark.parametrize("draw", [torch.rand_like, torch.bernoulli, lambda p: torch.empty_like(p).exponential_()])
+def test_equal_draws_stay_apart(draw: Callable[[Tensor], Tensor]) -> None:
+    p = torch.full((50,), 0.5)
+    graph = passes.functionalise(graph_of(lambda p: draw(p) - draw(p), p), [p])
+    applied(passes.share_equals, graph)
+    assert graph(p).count_nonzero() > 10
+
+
+def test_equal_outputs_stay_tensors_of_their_own() -> None:
+    x = torch.ones(3)
+    graph = graph_of(lambda x: (x + 1.0, (x + 1.0).view(3, 1)), x)
+    assert applied(passes.share_equals, graph) == 0
+    first, second = graph(x)
+    first.zero_()
+    assert (second == 2.0).all()
 
 
 @pytest.mark.parametrize("size", [(), (3,), (40,)])
 def test_standard_normals_are_the_same_numbers(size: tuple[int, ...]) -> None:
     graph = passes.functionalise(graph_of(lambda: torch.empty(size).normal_()), [])
-    assert passes.draw_standard_normals(graph) == 1
+    assert applied(passes.draw_standard_normals, graph) == 1
     assert targets(graph) == [aten.randn.default]
     torch.manual_seed(1)
     expected = torch.empty(size).normal_()
@@ -140,7 +193,7 @@ def test_merged_draws_are_the_same_numbers(dtype: torch.dtype) -> None:
         return [*small, torch.rand(2, dtype=dtype), torch.randn(3, dtype=dtype), torch.randn(40, dtype=dtype)]
 
     graph = graph_of(draws)
-    assert passes.merge_draws(graph) == 3  # 1 + 6 + 8 fit below 16; 5 do not, and `rand` ends the group
+    assert applied(passes.merge_draws, graph) == 3  # 1 + 6 + 8 fit below 16; 5 do not, and `rand` ends the group
     torch.manual_seed(1)
     expected = draws()
     torch.manual_seed(1)
@@ -150,7 +203,7 @@ def test_merged_draws_are_the_same_numbers(dtype: torch.dtype) -> None:
 def test_vectors_are_multiplied_as_matrices() -> None:
     matrix, vector = torch.randn(3, 4), torch.randn(4)
     graph = graph_of(torch.mv, matrix, vector)
-    assert passes.multiply_matrices(graph) == 1
+    assert applied(passes.multiply_matrices, graph) == 1
     assert aten.mv.default not in targets(graph)
     torch.testing.assert_close(graph(matrix, vector), matrix @ vector)
 
@@ -162,7 +215,7 @@ def test_pointwise_operations_run_before_expansion() -> None:
 
     x, scale = torch.rand(100), torch.tensor(0.5)
     graph = passes.functionalise(graph_of(log_prob, x, scale), [x, scale])
-    assert passes.hoist_expands(graph) >= 2
+    assert applied(passes.hoist_expands, graph) >= 2
     for unary in (aten.log.default, aten.log1p.default):
         assert all(torch.Size(shape).numel() == 1 for shape in shapes(graph, unary))
     torch.testing.assert_close(graph(x, scale), log_prob(x, scale))
@@ -171,7 +224,7 @@ def test_pointwise_operations_run_before_expansion() -> None:
 def test_tiny_products_of_a_batch_are_sums() -> None:
     left, right, wide = torch.randn(50, 1, 3), torch.randn(50, 3, 2), torch.randn(50, 3, 40)
     graph = graph_of(lambda a, b, c: (torch.bmm(a, b), torch.bmm(a, c)), left, right, wide)
-    assert passes.multiply_small_batches(graph) == 1
+    assert applied(passes.multiply_small_batches, graph) == 1
     torch.testing.assert_close(graph(left, right, wide), (torch.bmm(left, right), torch.bmm(left, wide)))
 
 
@@ -186,7 +239,7 @@ def test_reductions_and_views_of_what_is_broadcast() -> None:
 
     logits, x = torch.randn(3), torch.randn(100)
     graph = passes.functionalise(graph_of(evidence, logits, x), [logits, x])
-    passes.hoist_expands(graph)
+    applied(passes.hoist_expands, graph)
     for operation in (aten.exp.default, aten.log.default, aten.amax.default, aten.full_like.default):
         assert all(torch.Size(shape).numel() <= 3 for shape in shapes(graph, operation))
     torch.testing.assert_close(graph(logits, x), evidence(logits, x))
@@ -198,7 +251,7 @@ def test_reductions_over_what_is_broadcast_count_it() -> None:
 
     x = torch.randn(3)
     graph = passes.functionalise(graph_of(total, x), [x])
-    passes.hoist_expands(graph)
+    applied(passes.hoist_expands, graph)
     torch.testing.assert_close(graph(x), total(x))
 
 
@@ -208,7 +261,7 @@ def test_expansion_over_one_of_two_dimensions() -> None:
 
     x, y = torch.randn(3), torch.randn(4)
     graph = passes.functionalise(graph_of(outer, x, y), [x, y])
-    passes.hoist_expands(graph)
+    applied(passes.hoist_expands, graph)
     assert shapes(graph, aten.exp.default) == [(3, 1)]
     assert shapes(graph, aten.sin.default) == [(1, 4)]
     torch.testing.assert_close(graph(x, y), outer(x, y))
@@ -222,7 +275,7 @@ def test_types_are_those_of_the_full_operation() -> None:
 
     x, y = torch.tensor(2.0), torch.tensor(3.0, dtype=torch.float64)
     graph = passes.functionalise(graph_of(mixed, x, y), [x, y])
-    passes.hoist_expands(graph)
+    applied(passes.hoist_expands, graph)
     torch.testing.assert_close(graph(x, y), mixed(x, y))
 
 
@@ -232,7 +285,7 @@ def test_random_numbers_are_not_shared_by_expansion() -> None:
 
     p = torch.tensor(0.5)
     graph = passes.functionalise(graph_of(noisy, p), [p])
-    passes.hoist_expands(graph)
+    applied(passes.hoist_expands, graph)
     assert graph(p).unique().numel() == 2
 
 
