@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
-from ppl_dgm.compile.passes import simplify
+from ppl_dgm.compile.passes import Rewriting, graphs_of, prepare
 from ppl_dgm.compile.vectors import vectors_by_flags
 from ppl_dgm.compile.wrapper import edition, standing_buffers
 
@@ -76,13 +76,12 @@ def compile_function(fn: Callable[..., Any], inputs: Sequence[Any], *, backend: 
     return compile_captured(capture(fn, inputs), backend=backend)
 
 
-def compile_captured(captured: Captured, *, backend: Backend = "inductor", simplified: bool = False) -> Compiled:
-    """Simplify a captured graph and compile it, or take the code of an equal graph compiled before in this process.
+def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Compiled:
+    """Compile a captured graph, or take the code of an equal graph compiled before in this process.
 
     Args:
         captured: what `capture` returned.
         backend: as in `compile_function`.
-        simplified: the graph needs no more passes.
 
     Raises:
         CaptureError: the compiler fails on the graph.
@@ -94,8 +93,8 @@ def compile_captured(captured: Captured, *, backend: Backend = "inductor", simpl
         return Compiled(captured, without_gradients(captured.graph), 0.0)
     try:
         with unmoved_generators():
-            graph = captured.graph if simplified else simplify(captured.graph, flat)
-            return _compile(captured, graph, flat)
+            prepare(captured.graph, flat)
+            return _compile(captured, flat)
     except CaptureError:
         raise
     except Exception as error:
@@ -127,8 +126,9 @@ def cache_folder() -> Path:
     return Path(folder)
 
 
-def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -> Compiled:
-    code = tuple(module.code for module in graph.modules() if isinstance(module, GraphModule))
+def _compile(captured: Captured, flat: list[torch.Tensor]) -> Compiled:
+    graph = captured.graph
+    code = tuple(module.code for module in graphs_of(graph))
     key = (code, *map(_signature, flat), _aliases(flat), torch.get_num_threads())
     seconds = 0.0
     if key not in _COMPILED:
@@ -141,26 +141,28 @@ def _compile(captured: Captured, graph: GraphModule, flat: list[torch.Tensor]) -
     run = _COMPILED[key] = _COMPILED.pop(key)
     if len(_COMPILED) > _KEPT:
         _COMPILED.pop(next(iter(_COMPILED)))
-    return Compiled(captured, _replayed(run, graph, captured, flat), seconds)
+    return Compiled(captured, _replayed(run, captured, flat), seconds)
 
 
 def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
+    options["joint_custom_pre_pass"] = Rewriting()
     options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
-    with torch.no_grad(), _quiet(), vectors_by_flags(), standing_buffers() if on_cpu and _loops(graph) else nullcontext():
+    with (
+        torch.no_grad(),
+        _quiet(),
+        vectors_by_flags(),
+        standing_buffers() if on_cpu and _loops(graph) else nullcontext(),
+    ):
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
 
 
 def _largest(graph: GraphModule) -> int:
-    values = [node.meta.get("val") for module in graph.modules() for node in _nodes_of(module)]
+    values = [node.meta.get("val") for module in graphs_of(graph) for node in module.graph.nodes]
     return max((value.numel() for value in values if isinstance(value, torch.Tensor)), default=0)
-
-
-def _nodes_of(module: torch.nn.Module) -> list[Any]:
-    return list(module.graph.nodes) if isinstance(module, GraphModule) else []
 
 
 @contextmanager
@@ -177,9 +179,9 @@ def _quiet() -> Iterator[None]:
         noisy.setLevel(level)
 
 
-def _replayed(run: Flat, graph: GraphModule, captured: Captured, flat: list[torch.Tensor]) -> Flat:
+def _replayed(run: Flat, captured: Captured, flat: list[torch.Tensor]) -> Flat:
     on_cuda = {tensor.device.type for tensor in flat} == {"cuda"}
-    return CudaReplay(run, captured) if on_cuda and not _loops(graph) else run  # loops ask the host
+    return CudaReplay(run, captured) if on_cuda and not _loops(captured.graph) else run  # loops ask the host
 
 
 def _loops(graph: GraphModule) -> bool:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ppl_dgm.compile.errors import CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
 from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
-from ppl_dgm.compile.passes import fold_literals, lift_constants, simplify, split_writes
+from ppl_dgm.compile.passes import finish, fold_literals, functionalise, lift_constants, split_writes
 from ppl_dgm.compile.repeat import Body, emit_loop, outside_of_traces, running_loops
 
 aten = torch.ops.aten
@@ -165,7 +165,7 @@ def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
         examples = [_like(leaf) for leaf in tensor_leaves((carry, fixed))]
         captured = capture(body, with_tensors((carry, fixed), examples))
         flat = [*examples, *map(_like, captured.lifted)]
-        graph, written = split_writes(simplify(captured.graph, flat))
+        graph, written = split_writes(functionalise(captured.graph, flat))
     if written:
         raise CaptureError("the body of a loop writes to a tensor in place. Hand the tensor from turn to turn instead.")
     final = emit_loop(graph, tensor_leaves(carry), [*tensor_leaves(fixed), *captured.lifted], count)
@@ -241,6 +241,7 @@ def _refuse_host_reads(graph: GraphModule) -> None:
 
 
 def _without_unused(captured: Captured) -> Captured:
+    captured.graph.graph.eliminate_dead_code()
     placeholders = [node for node in captured.graph.graph.nodes if node.op == "placeholder"]
     kept = []
     for tensor, node in zip(captured.lifted, placeholders[len(captured.examples) :], strict=True):
@@ -248,7 +249,7 @@ def _without_unused(captured: Captured) -> Captured:
             kept.append(tensor)
         else:
             captured.graph.graph.erase_node(node)
-    captured.graph.recompile()
+    finish(captured.graph)
     return replace(captured, lifted=tuple(kept))
 
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
-from ppl_dgm.compile.passes import simplify, split_writes
+from ppl_dgm.compile.passes import functionalise, split_writes
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,14 @@ def compile_loop(
 def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backend) -> Loop:
     length = tensor_leaves(inputs)[0].shape[0]
     captured = capture(step, (state, pytree.tree_map(lambda rows: rows[0], inputs), fixed))
-    graph, written = split_writes(
-        simplify(captured.graph, [t.detach() for t in (*captured.examples, *captured.lifted)])
-    )
+    looks = [tensor.detach() for tensor in (*captured.examples, *captured.lifted)]
+    graph, written = split_writes(functionalise(captured.graph, looks))
     plan = _Plan(graph, len(tensor_leaves(state)), len(tensor_leaves(inputs)), len(captured.examples), written)
     given = [*tensor_leaves(state), *tensor_leaves(inputs), *tensor_leaves(fixed), torch.tensor(length)]
     flat = [tensor.detach() for tensor in (*given, *captured.lifted)]
     loop = make_fx(plan.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
     whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, captured.modes)
-    return Loop(compile_captured(whole, backend=backend, simplified=True), length)
+    return Loop(compile_captured(whole, backend=backend), length)
 
 
 @dataclass(frozen=True)

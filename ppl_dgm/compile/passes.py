@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -29,32 +30,47 @@ _VIEW_OF_COPY = {
 }
 
 
-def simplify(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
-    """Run all passes, in the order in which they help each other.
+def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
+    """Rewrite in place what the compiler refuses, or takes apart before `rewrite` comes to see it."""
+    separate_loops(graph, _repeated(graph, examples))
+    for module in graphs_of(graph):
+        if multiply_matrices(module):
+            finish(module)
+
+
+def rewrite(graph: GraphModule) -> None:
+    """Run all passes on a functional graph, in the order in which they help each other.
 
     Example:
         >>> import torch
         >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> from ppl_dgm.compile.passes import simplify
-        >>> matrix, vector = torch.eye(2), torch.ones(2)
-        >>> graph = simplify(make_fx(torch.mv)(matrix, vector), (matrix, vector))
+        >>> from ppl_dgm.compile.passes import rewrite
+        >>> graph = make_fx(lambda x: x.exp().expand(100).detach().log(), tracing_mode="fake")(torch.ones(1))
+        >>> rewrite(graph)
         >>> [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-        ['aten.unsqueeze.default', 'aten.mm.default', 'aten.squeeze.dim']
+        ['aten.exp.default', 'aten.log.default', 'aten.expand.default']
     """
-    graph = functionalise(graph, examples)
-    for rewrite in (
-        drop_copies,
-        share_equals,
-        draw_standard_normals,
-        merge_draws,
-        multiply_matrices,
-        transpose_products,
-        multiply_small_batches,
-        hoist_expands,
-    ):
-        rewrite(graph)
+    drop_copies(graph)
+    share_equals(graph)
+    draw_standard_normals(graph)
+    merge_draws(graph)
+    transpose_products(graph)
+    multiply_small_batches(graph)
+    hoist_expands(graph)
     finish(graph)
-    return graph
+
+
+class Rewriting(CustomGraphPass):
+    """`rewrite`, in the form in which Inductor runs it after making a graph functional by itself."""
+
+    def __call__(self, graph: Graph) -> None:
+        """Rewrite the graph in place."""
+        module: Any = graph.owning_module
+        rewrite(module)
+
+    def uuid(self) -> bytes:
+        """Name this module's text, for the cache of compiled code."""
+        return get_hash_for_files((__file__,))
 
 
 def fold_literals(graph: GraphModule) -> int:
@@ -69,12 +85,11 @@ def fold_literals(graph: GraphModule) -> int:
             full = graph.graph.call_function(aten.full.default, (list(source.shape), source.item()), options)
         _replace(node, full)
         found += 1
-    finish(graph)
     return found
 
 
 def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
-    """Turn the tensors stored in a graph into trailing inputs, and return them in that order."""
+    """Turn the tensors stored in a graph into trailing inputs, return them in that order, and leave none in it."""
     inputs: dict[str, Any] = {}
     constants = []
     for node in [node for node in _nodes(graph) if node.op == "get_attr"]:
@@ -86,14 +101,15 @@ def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
             constants.append(getattr(graph, name).detach())
         _replace(node, inputs[name])
         graph.graph.erase_node(node)
-    for name in inputs:
+    for name, _ in list(graph.named_buffers(recurse=False)):
         delattr(graph, name)
-    finish(graph)
     return constants
 
 
 def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
-    """Replace in-place operations and views by values; writes to inputs become copies at the end of the graph."""
+    """Replace in-place operations by values; writes to inputs become copies at the end of the graph."""
+    if not any(map(_writes, _nodes(graph))):
+        return graph
     separate_loops(graph, _repeated(graph, examples))
     functional = torch.func.functionalize(graph, remove="mutations")
     result = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
@@ -104,7 +120,7 @@ def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> Graph
 def restore_views(graph: GraphModule) -> int:
     """Turn copies of views (`slice_copy`), which functionalising leaves in the bodies of loops, back into views."""
     found = 0
-    for module in [module for module in graph.modules() if isinstance(module, GraphModule)]:
+    for module in graphs_of(graph):
         copies = [node for node in _nodes(module) if node.target in _VIEW_OF_COPY]
         for node in copies:
             node.target = _VIEW_OF_COPY[node.target]
@@ -174,10 +190,8 @@ def share_equals(graph: GraphModule) -> int:
 
 
 def _is_repeatable(node: Any) -> bool:
-    if node.target is operator.getitem:
-        return True
     known = isinstance(node.target, torch._ops.OpOverload)
-    return known and not node.target._schema.is_mutable and not _is_random(node)
+    return node.target is operator.getitem or (known and not _writes(node) and not _is_random(node))
 
 
 def _storage(node: Any) -> int | None:
@@ -414,6 +428,15 @@ _RULES: dict[Any, Callable[[Graph, Any, Any], Any]] = {
 
 def _nodes(graph: GraphModule) -> list[Any]:
     return list(graph.graph.nodes)
+
+
+def graphs_of(graph: GraphModule) -> list[GraphModule]:
+    """Return the graph and those of its loops."""
+    return [module for module in graph.modules() if isinstance(module, GraphModule)]
+
+
+def _writes(node: Any) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -19,13 +19,14 @@ def vectors_by_flags() -> Iterator[None]:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         yield
         return
-    usual, VecISA.check_build = VecISA.check_build, _takes_flags
+    usual = VecISA.check_build
+    VecISA.check_build = _takes_flags
     try:
         yield
     finally:
         VecISA.check_build = usual
 
 
-def _takes_flags(vectors: VecISA, _: str) -> bool:
-    command = [get_cpp_compiler(), *vectors.build_arch_flags().split(), "-x", "c++", "-fsyntax-only", "-"]
+def _takes_flags(self: VecISA, code: str) -> bool:
+    command = [get_cpp_compiler(), *self.build_arch_flags().split(), "-x", "c++", "-fsyntax-only", "-"]
     return subprocess.run(command, input=b"", capture_output=True, check=False).returncode == 0
