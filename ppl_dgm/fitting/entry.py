@@ -109,7 +109,7 @@ def fit(
         training = Training(
             loss=loss,
             batches=batches,
-            stepper=make_stepper(loss, opt, clip_norm, compile, num_steps),
+            stepper=make_stepper(loss, opt, clip_norm, compile, batches.batch_size, num_steps),
             optimizer=opt,
             scheduler=schedule(opt) if schedule else None,
             num_steps=num_steps,

@@ -52,27 +52,34 @@ class CompiledStepper(Stepper):
 
     With `"auto"` it compiles when the eager steps left to make take long enough for that to pay, and stays eager, with
     a note, where the program cannot be captured. With True it compiles after the first step and raises instead.
-    Minibatches of another size, the last of an epoch, are run eagerly.
+    Minibatches of another size than `size`, the last of an epoch, are run eagerly.
     """
 
     def __init__(
-        self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, mode: CompileMode, num_steps: int
+        self,
+        loss: BatchLoss,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        mode: CompileMode,
+        size: int,
+        num_steps: int,
     ) -> None:
         super().__init__(loss, optimizer, clip_norm)
-        self.mode, self.remaining = mode, num_steps
-        self.size: int | None = None
+        self.mode, self.size, self.remaining = mode, size, num_steps
         self.step: TrainStep | None = None
         self.times: list[float] = []
 
     def __call__(self, size: int, batch: Batch) -> float:
         self.remaining -= 1
-        if self.step is not None and size == self.size:
+        if size != self.size:
+            return super().__call__(size, batch)
+        if self.step is not None:
             return float(self.step(*batch))
         start = time.perf_counter()
         value = super().__call__(size, batch)
         self.times.append(time.perf_counter() - start)
-        if self.step is None and self._pays():
-            self._compile(size, batch)
+        if self._pays():
+            self._compile(batch)
         return value
 
     def _pays(self) -> bool:
@@ -84,9 +91,12 @@ class CompiledStepper(Stepper):
         eager = sorted(self.times)[TRIAL_STEPS // 2]
         return pays(self.remaining * eager)
 
-    def _compile(self, size: int, batch: Batch) -> None:
+    def _compile(self, batch: Batch) -> None:
         step = TrainStep(
-            lambda args, kwargs: self.loss(size, (args, kwargs)), self.optimizer, clip_norm=self.clip_norm, guard=True
+            lambda args, kwargs: self.loss(self.size, (args, kwargs)),
+            self.optimizer,
+            clip_norm=self.clip_norm,
+            guard=True,
         )
         self.announce("compiling the step; this takes some seconds, less the next time")
         try:
@@ -97,7 +107,7 @@ class CompiledStepper(Stepper):
             self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
             self.announce(self.notes[-1])
             return
-        self.step, self.size = step, size
+        self.step = step
 
     @property
     def compile_seconds(self) -> float:
@@ -105,9 +115,9 @@ class CompiledStepper(Stepper):
 
 
 def make_stepper(
-    loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, mode: CompileMode, num_steps: int
+    loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, mode: CompileMode, size: int, num_steps: int
 ) -> Stepper:
-    """The stepper for a compile mode.
+    """The stepper for a compile mode, and minibatches of `size` data.
 
     Raises:
         ValueError: for True with an objective that has no differentiable loss.
@@ -119,4 +129,4 @@ def make_stepper(
         )
     if mode is False or not loss.differentiable:
         return Stepper(loss, optimizer, clip_norm)
-    return CompiledStepper(loss, optimizer, clip_norm, mode, num_steps)
+    return CompiledStepper(loss, optimizer, clip_norm, mode, size, num_steps)

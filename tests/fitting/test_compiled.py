@@ -8,7 +8,7 @@ from pyro.infer import ReweightedWakeSleep
 
 import ppl_dgm.compile.switch as switch
 from ppl_dgm import NonFiniteError, Program, fit
-from ppl_dgm.compile import CaptureError
+from ppl_dgm.compile import CaptureError, TrainStep
 from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
 
 X = torch.randn(25, 3, generator=torch.Generator().manual_seed(0))
@@ -56,6 +56,18 @@ def test_auto_leaves_short_fits_eager():
     result = run("auto", ELBO())
     assert result.compile_seconds == 0
     assert result.notes == ()
+
+
+def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monkeypatch):
+    """Three steps an epoch, the last of 5 data; 27 of the 40 steps have all 10, 12 of which are for trial."""
+    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    sizes = []
+    make_step = TrainStep.__call__
+    monkeypatch.setattr(
+        TrainStep, "__call__", lambda self, args, rest: sizes.append(len(args[0])) or make_step(self, args, rest)
+    )
+    assert run("auto", ELBO()).compile_seconds > 0
+    assert sizes == [10] * 15
 
 
 def test_auto_falls_back_with_a_reason_and_true_raises(monkeypatch):
