@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.headers import headers_meanwhile
 from ppl_dgm.compile.passes import Rewriting, graphs_of, prepare
 from ppl_dgm.compile.vectors import vectors_by_flags
 from ppl_dgm.compile.wrapper import edition, standing_buffers
@@ -150,12 +151,13 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": on_cpu, "cpp.threads": threads}
     options["joint_custom_pre_pass"] = Rewriting()
     options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
-    with (
-        torch.no_grad(),
-        _quiet(),
-        vectors_by_flags(),
-        standing_buffers() if on_cpu and _loops(graph) else nullcontext(),
-    ):
+    with ExitStack() as stack:
+        for context in (torch.no_grad(), _quiet(), vectors_by_flags()):
+            stack.enter_context(context)
+        if on_cpu:
+            stack.enter_context(headers_meanwhile())
+        if on_cpu and _loops(graph):
+            stack.enter_context(standing_buffers())
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
 
