@@ -10,7 +10,7 @@ from ppl_dgm.compile.capture import leaves_and_rest
 from ppl_dgm.compile.errors import CaptureError
 
 CompileMode = Literal["auto"] | bool
-COMPILE_SECONDS = 12.0  # what a compilation is reckoned to cost
+COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost
 SPEEDUP = 2.0  # what it is reckoned to gain, at least
 TRIALS = 3  # calls that are timed before deciding
 

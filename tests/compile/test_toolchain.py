@@ -1,8 +1,7 @@
 """What is known of processor and headers without compiling, or while Python is busy."""
 
 import pytest
-import torch
-from torch._inductor import cpu_vec_isa
+from torch._inductor import config, cpu_vec_isa
 
 from ppl_dgm.compile import headers
 from ppl_dgm.compile.vectors import vectors_by_flags
@@ -30,7 +29,7 @@ def test_headers_are_made_meanwhile_once_on_a_machine(fails, tmp_path, monkeypat
     made = []
 
     def load(code: str, device: str, needs_vec_isa: bool) -> None:
-        assert torch._inductor.config.cpp_wrapper
+        assert config.cpp_wrapper
         made.append(device)
         (tmp_path / "headers").mkdir()
         if fails:
