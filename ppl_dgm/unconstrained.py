@@ -123,9 +123,13 @@ class Unconstrained:
 
     def split(self, point: Tensor) -> SplitDensity:
         """log prior (with the Jacobian) and log likelihood at points `[chains, *batch, dim]`."""
+        return SplitDensity(*map(possible, self.raw_split(point)))
+
+    def raw_split(self, point: Tensor) -> SplitDensity:
+        """`split` with NaN and plus infinity where numbers overflow: its gradients need no values."""
         values, jacobian = self._transformed(point)
         joint = self.bound.log_joint(values)
-        return SplitDensity(possible(joint.prior + jacobian), possible(joint.likelihood))
+        return SplitDensity(joint.prior + jacobian, joint.likelihood)
 
     def log_joint(self, point: Tensor) -> Tensor:
         """log p(x, y) at points `[chains, *batch, dim]`: `[chains, *batch]`."""

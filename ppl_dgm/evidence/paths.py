@@ -62,8 +62,8 @@ class Path:
         return Target(self.density, self.chains_at_once)
 
     def density(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """log f_0 and log f_1 - log f_0 at points, each `[chains, *batch]`."""
-        split = self.space.split(point)
+        """log f_0 and log f_1 - log f_0 at points, each `[chains, *batch]`; not finite where numbers overflow."""
+        split = self.space.raw_split(point)
         if self.start == "prior":
             return split.prior, split.likelihood
         log_guide = self.space.log_guide(point)

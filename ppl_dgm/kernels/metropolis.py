@@ -155,17 +155,18 @@ def leapfrog(
 ) -> tuple[State, Tensor]:
     """Take `num_steps` leapfrog steps of sizes `stride` `[chains, *batch, dim]`: final state and momentum.
 
-    The map is volume-preserving, and reversible by turning the momentum round.
+    The map is volume-preserving, and reversible by turning the momentum round. Only the last step needs the density itself.
     """
 
-    def step(carry: tuple[State, Tensor], fixed: tuple[Tensor, Tensor]) -> tuple[State, Tensor]:
-        (state, momentum), (stride, beta) = carry, fixed
-        state = target.evaluate(state.point + stride * momentum)
-        return state, momentum + stride * state.grad(beta)
+    def step(carry: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        (point, momentum), (stride, beta) = carry, fixed
+        point = point + stride * momentum
+        return point, momentum + stride * target.slope(point, beta)
 
     momentum = momentum + 0.5 * stride * state.grad(beta)
-    state, momentum = repeat(num_steps, step, (state, momentum), (stride, beta))
-    return state, momentum - 0.5 * stride * state.grad(beta)
+    point, momentum = repeat(num_steps - 1, step, (state.point, momentum), (stride, beta))
+    state = target.evaluate(point + stride * momentum)
+    return state, momentum + 0.5 * stride * state.grad(beta)
 
 
 @dataclass(frozen=True)

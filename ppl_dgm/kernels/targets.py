@@ -14,7 +14,7 @@ class State(NamedTuple):
 
     $\log f_\beta = \mathrm{base} + \beta\, \mathrm{tilt}$. `point` and the gradients are `[chains, *batch, dim]`,
     `base` and `tilt` `[chains, *batch]` in nats; gradients are None where the kernel needs none.
-    Densities that are NaN count as zero, gradients that are not finite as zero.
+    Densities that are NaN or plus infinity count as zero, gradients that are not finite as zero.
     """
 
     point: Tensor
@@ -68,6 +68,23 @@ class Target(NamedTuple):
         joined: Any = (None if part[0] is None else torch.cat(part) for part in zip(*states, strict=True))
         return State(*joined)
 
+    def slope(self, point: Tensor, beta: Tensor) -> Tensor:
+        r"""Gradient of $\log f_\beta$ alone, `[chains, *batch, dim]`, at inverse temperatures `[chains, *batch]`.
+
+        It takes one backward pass, and no value is computed but for its sake.
+        """
+        beta = beta.expand(point.shape[:-1])
+        if self.chains_at_once is None or self.chains_at_once >= len(point):
+            return self._slope_of_piece(point, beta)
+        pieces = zip(point.split(self.chains_at_once), beta.split(self.chains_at_once), strict=True)
+        return torch.cat([self._slope_of_piece(*piece) for piece in pieces])
+
+    def _slope_of_piece(self, point: Tensor, beta: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = point.detach().requires_grad_()
+            base, tilt = self.density(leaf)
+            return gradient_of(base + beta * tilt, leaf)
+
     def _evaluate_piece(self, point: Tensor, gradient: bool) -> State:
         if not gradient:
             return State(point, *(proper(log_density, point) for log_density in self.density(point)))
@@ -79,8 +96,8 @@ class Target(NamedTuple):
 
 
 def proper(log_density: Tensor, point: Tensor) -> Tensor:
-    """A density for every point, minus infinity where it is not a number."""
-    return log_density.detach().expand(point.shape[:-1]).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    """A density for every point, zero where overflow far out gives NaN or plus infinity, which would trap chains."""
+    return log_density.detach().expand(point.shape[:-1]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def gradient_of(log_density: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:
