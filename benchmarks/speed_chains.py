@@ -22,7 +22,7 @@ class Chains:
 
     def __init__(self, name: str, problem: Problem) -> None:
         space = Unconstrained(Program(problem.make()[0]).bind(*problem.data))
-        self.target = Target(lambda point: only(space.log_joint(point)))
+        self.target = Target(lambda point: only(space.raw_split(point).total))
         self.one, self.step_size = torch.ones(()), torch.tensor(STEP_SIZES[name])
         self.state = self.target.evaluate(0.1 * torch.randn(CHAINS, space.dim))
 

@@ -20,7 +20,8 @@ _WIDE = 16  # columns for each row
 _RESHAPES = {aten.expand.default, aten.view.default}
 _COPIES = _SAME_VALUE | {aten.clone.default}
 _VIEWS = (
-    "alias diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold unsqueeze view"
+    "alias detach diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold "
+    "unsqueeze view"
 )
 _VIEW_OF_COPY = {
     getattr(getattr(aten, f"{name}_copy"), overload): getattr(getattr(aten, name), overload)
@@ -50,6 +51,7 @@ def rewrite(graph: GraphModule) -> None:
         >>> [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
         ['aten.exp.default', 'aten.log.default', 'aten.expand.default']
     """
+    restore_views(graph)
     drop_copies(graph)
     share_equals(graph)
     draw_standard_normals(graph)

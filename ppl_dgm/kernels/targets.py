@@ -97,7 +97,9 @@ class Target(NamedTuple):
 
 def proper(log_density: Tensor, point: Tensor) -> Tensor:
     """A density for every point, zero where overflow far out gives NaN or plus infinity, which would trap chains."""
-    return log_density.detach().expand(point.shape[:-1]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+    return (
+        log_density.detach().expand(point.shape[:-1]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+    )
 
 
 def gradient_of(log_density: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:

@@ -79,6 +79,14 @@ def test_views_stay_views_in_the_bodies_of_loops() -> None:
     torch.testing.assert_close(graph(x, n)[0], doubled(x, n))
 
 
+def test_copies_of_views_become_views_again_and_go_where_they_mean_nothing() -> None:
+    x = torch.arange(4.0)
+    graph = graph_of(lambda x: torch.detach_copy(torch.slice_copy(x, 0, 1)) + 1.0, x)
+    passes.rewrite(graph)
+    assert targets(graph) == [aten.slice.Tensor, aten.add.Tensor]
+    torch.testing.assert_close(graph(x), x[1:] + 1.0)
+
+
 def test_a_loop_may_be_given_what_it_also_reads_by_reference() -> None:
     x, n = torch.arange(4.0), torch.tensor(3)
 

@@ -179,6 +179,7 @@ def test_true_raises_and_auto_stays_eager_where_a_program_cannot_be_captured(mon
 
 
 def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
+    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 12.0)
     switch = Switch("auto", backend="eager")
     clock = iter(range(100))
     monkeypatch.setattr(
@@ -190,6 +191,7 @@ def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
 
 
 def test_auto_does_not_compile_for_the_little_that_is_left(monkeypatch):
+    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 12.0)
     clock = iter(range(100))
     monkeypatch.setattr("ppl_dgm.compile.switch.time.perf_counter", lambda: float(next(clock)))
     few, many = Switch("auto", backend="eager"), Switch("auto", backend="eager")
