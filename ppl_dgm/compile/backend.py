@@ -19,7 +19,8 @@ from torch.fx import GraphModule
 from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.headers import headers_meanwhile
-from ppl_dgm.compile.passes import Rewriting, graphs_of, prepare
+from ppl_dgm.compile.nodes import graphs_of
+from ppl_dgm.compile.rewriting import Rewriting, prepare
 from ppl_dgm.compile.vectors import vectors_by_flags
 from ppl_dgm.compile.wrapper import edition, standing_buffers
 

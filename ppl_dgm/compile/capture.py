@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from ppl_dgm.compile.errors import CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
 from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
-from ppl_dgm.compile.passes import finish, fold_literals, functionalise, lift_constants, split_writes
+from ppl_dgm.compile.nodes import finish
+from ppl_dgm.compile.passes import fold_literals, functionalise, lift_constants, split_writes
 from ppl_dgm.compile.repeat import Body, emit_loop, outside_of_traces, running_loops
 
 aten = torch.ops.aten
