@@ -125,6 +125,22 @@ def test_gradients_of_every_temperature_are_those_of_autodiff() -> None:
         torch.testing.assert_close(state.log_density(scalar(beta)), (base + beta * tilt).detach())
 
 
+@pytest.mark.parametrize("at_once", [None, 3])
+def test_slopes_are_the_gradients_of_states(at_once: int | None) -> None:
+    point, target = torch.randn(7, 4, 2, dtype=torch.float64), Target(log_gamma, at_once)
+    for beta in (scalar(0.3), torch.rand(7, 4, dtype=torch.float64)):
+        torch.testing.assert_close(target.slope(point, beta), target.evaluate(point).grad(beta))
+
+
+def test_slopes_that_are_not_finite_are_zero_and_densities_that_overflow_are_zero() -> None:
+    target = Target(lambda y: (y.log().sum(-1), (y.exp().exp() - 1).sum(-1)))
+    point = torch.tensor([[-1.0], [1e6], [2.0]], dtype=torch.float64)
+    assert target.evaluate(point).log_density(scalar(1.0)).isneginf().tolist() == [True, True, False]
+    slope = target.slope(point, scalar(1.0))[:, 0]
+    assert slope[1] == 0
+    torch.testing.assert_close(slope[2], torch.exp(scalar(2.0) + torch.exp(scalar(2.0))) + 0.5)
+
+
 def test_pieces_of_chains_give_what_all_at_once_give() -> None:
     point = torch.randn(7, 4, 2, dtype=torch.float64)
     for whole, pieces in zip(Target(log_gamma).evaluate(point), Target(log_gamma, 3).evaluate(point), strict=True):
