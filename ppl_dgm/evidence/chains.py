@@ -250,7 +250,7 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch:
     $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and moved (Del Moral,
     Doucet and Jasra 2006). Modes are so represented in about the right proportion.
     """
-    tempered = Target(target.split)
+    tempered = Target(target.raw_split)
     state = tempered.evaluate(target.sample_prior(max(num_chains, MIN_TEMPERED)))
     beta = state.base.new_zeros(state.base.shape[1:])
     step_size = state.base.new_full(state.base.shape, kernel.first_step_size(target.dim))
@@ -293,7 +293,7 @@ def run_chains(
     """Move all chains: points after each move `[moves, chains, *batch, dim]`, and the step sizes learned."""
 
     def density(z: Tensor) -> tuple[Tensor, Tensor]:
-        log_joint = target.log_joint(frame.outward(z))
+        log_joint = target.raw_split(frame.outward(z)).total
         return log_joint, torch.zeros_like(log_joint).detach()
 
     whitened = Target(density)
