@@ -220,7 +220,7 @@ class MADENet(nn.Module):
         ValueError: a size below one, or an order that is no permutation of 0, ..., D - 1.
 
     Example:
-        >>> net = MADENet(3, [16])
+        >>> net = MADENet(3, [64])
         >>> torch.autograd.functional.jacobian(lambda x: net(x).squeeze(-1), torch.zeros(3)).ne(0).int()
         tensor([[0, 0, 0],
                 [1, 0, 0],

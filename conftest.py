@@ -1,4 +1,4 @@
-"""What every test shares: a quiet Pyro, one thread, and proof that no test leaves global state behind."""
+"""What tests and the examples in docstrings share: a quiet Pyro, one thread, and proof that they leave no global state."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def _global_settings() -> dict:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of reference cases and data kept outside the repository; tests that need it skip where it is absent."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
+    beside = Path(__file__).resolve().parents[1] / "shared"
     folder = Path(os.environ.get("PPL_DGM_SHARED", beside))
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}; set PPL_DGM_SHARED to their folder")
