@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.program import Bound, Program, draw_sites, require_program, undisturbed
 from ppl_dgm.program.bound import Values
+from ppl_dgm.resampling import resample, shuffle
 from ppl_dgm.weights import MEMORY, WeightSummary, chunk_plan, part_of, seeded, tail_warnings
 
 
@@ -133,7 +134,8 @@ def posterior(
     check_latents(bound)
     with undisturbed(program), seeded(seed, bound.device):
         parts = [
-            resample(part, num_particles, num_draws, memory) for part in storable_parts(bound, num_particles, memory)
+            resample_part(part, num_particles, num_draws, memory)
+            for part in storable_parts(bound, num_particles, memory)
         ]
     return join(bound, parts)
 
@@ -183,7 +185,7 @@ class Resampled:
     summary: WeightSummary
 
 
-def resample(bound: Bound, num_particles: int, num_draws: int, memory: int) -> list[Resampled]:
+def resample_part(bound: Bound, num_particles: int, num_draws: int, memory: int) -> list[Resampled]:
     """Weight particles a bounded number at a time, then resample them: one result for each part of the data."""
     results = []
     for _, part, size in chunk_plan(bound, num_particles, memory, lambda b: weigh(b, 1)):
@@ -212,7 +214,7 @@ def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int)
             "all weights are zero or one is not a number: the proposal misses the posterior, or the program gives the "
             "data no density; give the program a guide that covers the posterior, or check the data"
         )
-    index = systematic(weights, num_draws)
+    index = shuffle(resample(log_w, num_draws))
     dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}
     mean, std = {}, {}
     for name, value in values.items():
@@ -221,28 +223,6 @@ def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int)
         std[name] = (w * (value - mean[name]).square()).sum(0).sqrt()
     draws = {name: take(value, index, dims[name]) for name, value in values.items()}
     return Resampled(draws, mean, std, summary)
-
-
-def systematic(weights: Tensor, num_draws: int) -> Tensor:
-    """Systematic resampling: indices `[draws, ...]` of particles with weights `[particles, ...]` adding up to one.
-
-    One uniform number for each datum places equidistant points on the cumulative weights; particle k is drawn
-    floor(n w_k) or ceil(n w_k) times. The draws come in random order.
-
-    Example:
-        >>> torch.manual_seed(0)
-        <torch._C.Generator object at ...>
-        >>> systematic(torch.tensor([0.5, 0.25, 0.25, 0.0]), 8).bincount(minlength=4)
-        tensor([4, 2, 2, 0])
-    """
-    flat = weights.reshape(weights.shape[0], -1).T.contiguous()
-    offset = torch.rand(flat.shape[0], 1, dtype=flat.dtype, device=flat.device)
-    points = (torch.arange(num_draws, dtype=flat.dtype, device=flat.device) + offset) / num_draws
-    cumulative = flat.cumsum(1)
-    index = torch.searchsorted(cumulative / cumulative[:, -1:], points, right=True)
-    order = torch.randperm(num_draws, device=flat.device)
-    last = flat.shape[1] - 1 - flat.flip(1).gt(0).double().argmax(1, keepdim=True)  # rounding must not pass it
-    return index.minimum(last).T[order].reshape(num_draws, *weights.shape[1:])
 
 
 def beside_data(tensor: Tensor, value: Tensor, batch_dim: int) -> Tensor:

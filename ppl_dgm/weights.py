@@ -145,6 +145,18 @@ def part_of(bound: Bound, start: int, stop: int) -> Bound:
     return replace(bound, args=args, kwargs=kwargs, num_data=min(stop, bound.num_data or stop) - start)
 
 
+def spans(bound: Bound, num_points: int, memory: int) -> list[tuple[int, int]]:
+    """Start and stop of parts of the data so small that densities at `num_points` points of each datum fit into memory."""
+    num_data = bound.num_data or 1
+    if not (bound.structure.per_datum and bound.structure.divisible):
+        return [(0, num_data)]
+    few = min(num_data, 16)
+    probe = part_of(bound, 0, few)
+    row = allocated_bytes(lambda: probe.log_joint(probe.draw(1).values)) / few
+    rows = max(1, int(memory / (row * num_points + 1)))
+    return [(start, min(start + rows, num_data)) for start in range(0, num_data, rows)]
+
+
 class AllocationCounter(TorchDispatchMode):
     """Adds up the bytes of all tensors that operations create."""
 

@@ -23,6 +23,7 @@ from ppl_dgm.kernels import (
     Target,
     leapfrog,
     nudge_step_size,
+    power,
     weighted_scale,
 )
 
@@ -228,6 +229,25 @@ def test_densities_that_are_nan_are_never_entered() -> None:
             state = kernel.move(target, state, torch.ones(()), torch.ones(()), torch.ones(1)).state
         assert bool((state.point > 0).all())
         assert stats.kstest(state.point[:, 0].numpy(), stats.halfnorm.cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_at_temperature_zero_chains_go_where_the_tilt_is_impossible(kernel: Kernel) -> None:
+    def cut(point: Tensor) -> tuple[Tensor, Tensor]:
+        return -0.5 * point.square().sum(-1), torch.where(point[..., 0] > 1, 0.0, -torch.inf)
+
+    target, zero, one = Target(cut), torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    state = target.evaluate(torch.randn(NUM_CHAINS, 2, dtype=torch.float64), kernel.uses_gradient)
+    assert torch.equal(state.log_density(zero), state.base)
+    for _ in range(10):
+        state = kernel.move(target, state, zero, one, one).state
+    share, expected = float((state.point[:, 0] > 1).double().mean()), 0.5 * math.erfc(math.sqrt(0.5))
+    assert abs(share - expected) < 4.5 * math.sqrt(expected * (1 - expected) / NUM_CHAINS)
+
+
+def test_power_of_densities() -> None:
+    log_f, beta = torch.tensor([-torch.inf, -torch.inf, -2.0]), torch.tensor([0.0, 0.5, 0.5])
+    assert power(log_f, beta).tolist() == [0.0, -torch.inf, -1.0]
 
 
 def test_scales_of_coordinates() -> None:

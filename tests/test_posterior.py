@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ppl_dgm import Posterior, Program, posterior
-from ppl_dgm.posterior import systematic
 from ppl_dgm.program import log_likelihoods
 
 
@@ -120,25 +119,6 @@ def test_draws_repeat_with_the_seed_and_leave_the_generator_alone():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_systematic_resampling_rounds_each_expected_count():
-    weights = torch.rand(50, 7, dtype=torch.float64).softmax(0)
-    index = systematic(weights, 90)
-    counts = torch.stack([index[:, i].bincount(minlength=50) for i in range(7)], 1)
-    assert bool(((counts - 90 * weights).abs() < 1).all())
-
-
-def test_systematic_resampling_is_unbiased():
-    weights = torch.tensor([0.07, 0.13, 0.8], dtype=torch.float64)
-    counts = sum(systematic(weights, 4).bincount(minlength=3) for _ in range(4000)) / 4000
-    assert torch.allclose(counts.double(), 4 * weights, atol=0.03)
-
-
-def test_systematic_resampling_never_draws_weight_zero():
-    weights = torch.zeros(1000, 200)
-    weights[3], weights[700] = 0.4, 0.6
-    assert set(systematic(weights, 1000).unique().tolist()) == {3, 700}
 
 
 def test_moments_are_those_of_the_draws_for_other_samplers():

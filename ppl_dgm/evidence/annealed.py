@@ -21,8 +21,9 @@ from ppl_dgm.evidence.paths import (
 )
 from ppl_dgm.evidence.smc import acceptance_alarm, check_at_least, join, mean_exp_std_error
 from ppl_dgm.evidence.tempering import Plan, Tempering
-from ppl_dgm.kernels import HMC, Kernel, State
+from ppl_dgm.kernels import HMC, Kernel, State, power
 from ppl_dgm.program import Bound
+from ppl_dgm.resampling import effective_size
 from ppl_dgm.weights import MEMORY, log_mean_exp, pareto_k
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
@@ -119,19 +120,13 @@ def temperature(
 
 def reweigh(state: State, beta: Tensor, new_beta: Tensor) -> tuple[Tensor, Tensor]:
     """Increments of the log weights `[chains, *batch]` and their evenness `[]`, from one temperature to the next."""
-    increments = weigh(new_beta - beta, state.tilt.double())
+    increments = power(state.tilt.double(), new_beta - beta)
     return increments, evenness(increments)
-
-
-def weigh(step: Tensor, tilt: Tensor) -> Tensor:
-    """step * tilt, zero for a step of zero whatever the tilt."""
-    return torch.where(step == 0, torch.zeros_like(tilt), step * tilt)
 
 
 def evenness(increments: Tensor) -> Tensor:
     """Effective share of chains `[chains, *batch]` after one increment of their weights, averaged over the data."""
-    log_share = 2 * increments.logsumexp(0) - (2 * increments).logsumexp(0)
-    return (log_share.exp() / len(increments)).nan_to_num(0.0).mean()
+    return (effective_size(increments) / len(increments)).mean()
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,8 @@ class AIS(Estimator):
     $\log \hat Z = \log \frac1C \sum_c w_c$ is in expectation a lower bound that closes with temperatures and chains. A
     pilot population of its own finds step sizes, scales and, for the adaptive schedule, temperatures that are equally
     far apart (in conditional ESS): the weights stay unbiased because no chain adapts to itself. The standard error is
-    that of a mean of `num_chains` weights (delta method, with a log-normal tail and Student's t for few chains).
+    that of a mean of `num_chains` weights (delta method, with a log-normal tail and Student's t for few chains). Chains that
+    begin where the data are impossible are lost: if that is most of the prior, begin at a guide, or take `SMC`.
 
     It costs `num_temperatures` moves of `num_chains` chains for each datum, and the pilot about a tenth more.
 
@@ -225,8 +221,7 @@ class AIS(Estimator):
 
 def weight_diagnostics(log_weights: Tensor) -> dict[str, Any]:
     """What the chains' log weights `[chains, *batch]` tell."""
-    log_ess = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
-    found = {"num_chains": len(log_weights), "ess": log_ess.exp(), "log_weight_std": log_weights.std(0)}
+    found = {"num_chains": len(log_weights), "ess": effective_size(log_weights), "log_weight_std": log_weights.std(0)}
     return found | ({"pareto_k": pareto_k(log_weights)} if len(log_weights) >= CHAINS_FOR_TAIL else {})
 
 

@@ -17,6 +17,7 @@ from ppl_dgm.evidence.paths import divide
 from ppl_dgm.evidence.smc import check_at_least, join, mean_exp_std_error
 from ppl_dgm.program import Bound, Program, draw_sites
 from ppl_dgm.program.bound import Values
+from ppl_dgm.resampling import effective_size
 from ppl_dgm.weights import log_mean_exp, seeded
 
 WIDE_GAP = 1.0  # nats per datum
@@ -217,8 +218,7 @@ class BDMC:
 def bound_estimate(log_z: Tensor, sign: float, diagnostics: Mapping[str, Tensor]) -> Estimate:
     """log of the mean of Z (sign 1) or minus that of 1/Z (sign -1), over estimates `[chains, *batch]`."""
     signed = sign * log_z
-    ess = (2 * signed.logsumexp(0) - (2 * signed).logsumexp(0)).exp()
-    found = {"ess": ess, "log_weight_std": log_z.std(0), **diagnostics}
+    found = {"ess": effective_size(signed), "log_weight_std": log_z.std(0), **diagnostics}
     return Estimate(sign * log_mean_exp(signed), mean_exp_std_error(signed), found)
 
 

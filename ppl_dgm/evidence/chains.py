@@ -14,10 +14,11 @@ from ppl_dgm.compile import CompileMode, Switch, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.fitted import moments
 from ppl_dgm.evidence.settings import check_choice, check_least
-from ppl_dgm.kernels import HMC, DualAveraging, Target, nudge_step_size, robust_scale
+from ppl_dgm.kernels import HMC, DualAveraging, Target, nudge_step_size, power, robust_scale
 from ppl_dgm.program import Bound
+from ppl_dgm.resampling import effective_size, next_increment, resample, shuffle
 from ppl_dgm.unconstrained import Unconstrained, possible
-from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k, part_of
+from ppl_dgm.weights import MEMORY, allocated_bytes, pareto_k, part_of, spans
 
 Posterior = Literal["hmc", "nuts", "guide"]
 POSTERIORS = ("hmc", "nuts", "guide")
@@ -26,7 +27,8 @@ POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the d
 MAX_R_HAT = 1.05
 WARMUP_ROUNDS = (0.4, 0.6)
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
-MAX_TEMPERATURES, MOVES_PER_TEMPERATURE, BISECTIONS = 200, 3, 40
+MAX_TEMPERATURES, MOVES_PER_TEMPERATURE = 200, 3
+KEPT = 0.5  # share of the draws that is effective after a step in temperature
 EAGER = Switch(False)
 CONSTANT = 1e-12  # relative variance below which a series does not move
 
@@ -126,16 +128,10 @@ def r_hat_warnings(r_hat: Tensor) -> tuple[str, ...]:
 
 def estimate_in_parts(bound: Bound, num_points: int, memory: int, run: Callable[[Bound], Estimate]) -> Estimate:
     """Run an estimator that holds `num_points` points for each datum on as many data at a time as memory allows."""
-    num_data = bound.num_data or 1
-    if not (bound.structure.per_datum and bound.structure.divisible):
+    parts = spans(bound, num_points, memory)
+    if len(parts) == 1:
         return run(bound)
-    few = min(num_data, 16)
-    probe = part_of(bound, 0, few)
-    row = allocated_bytes(lambda: probe.log_joint(probe.draw(1).values)) / few
-    rows = max(1, int(memory / (row * num_points + 1)))
-    if rows >= num_data:
-        return run(bound)
-    return join_estimates([run(part_of(bound, start, start + rows)) for start in range(0, num_data, rows)])
+    return join_estimates([run(part_of(bound, *part)) for part in parts])
 
 
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:
@@ -255,9 +251,9 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch:
     beta = state.base.new_zeros(state.base.shape[1:])
     step_size = state.base.new_full(state.base.shape, kernel.first_step_size(target.dim))
     for _ in range(MAX_TEMPERATURES):
-        increment = next_increment(state.tilt, beta)
+        increment = next_increment(torch.zeros_like(state.tilt), state.tilt, 1 - beta, KEPT)
         beta = (beta + increment).clamp_max(1.0)
-        state = state.gather(systematic((increment * state.tilt).softmax(0)))
+        state = state.gather(resample(power(state.tilt, increment)))
         scale = robust_scale(state.point)
         for _ in range(MOVES_PER_TEMPERATURE):
             move = switch(kernel.move, tempered, state, beta, step_size, scale)
@@ -266,18 +262,6 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch:
         if bool((beta >= 1).all()):
             break
     return state.point[torch.randperm(len(state.point), device=target.device)[:num_chains]]
-
-
-def next_increment(tilt: Tensor, beta: Tensor) -> Tensor:
-    """Largest step in beta, by bisection, after which half of the draws are effective; `[*batch]`."""
-    low, high = torch.zeros_like(beta), 1 - beta
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        log_weights = middle * tilt
-        ess = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
-        enough = ess >= 0.5 * len(tilt)
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    return torch.where(low > (1 - beta) * 0.999, 1 - beta, low)
 
 
 def run_chains(
@@ -332,22 +316,9 @@ def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:
     """Draws from the guide, resampled by their importance weights (Rubin 1988): one row of independent draws."""
     points, log_q = target.sample_guide(num_draws)
     log_weights = evaluate(target.log_joint, points) - log_q.double()
-    probability = log_weights.softmax(0)
-    chosen = systematic(probability)
-    index = chosen.unsqueeze(-1).expand(points.shape)
-    ess = 1 / probability.square().sum(0)
-    return PosteriorDraws(points.gather(0, index).unsqueeze(0), 1 / (1 / ess + 1 / num_draws), pareto_k(log_weights))
-
-
-def systematic(probability: Tensor) -> Tensor:
-    """Systematic resampling of probabilities `[n, *batch]`, in random order: indices `[n, *batch]`."""
-    num = probability.shape[0]
-    cumulative = probability.cumsum(0).movedim(0, -1).contiguous()
-    offsets = torch.rand_like(cumulative[..., :1])
-    positions = (torch.arange(num, device=probability.device) + offsets) / num
-    index = torch.searchsorted(cumulative, positions).clamp_max(num - 1)
-    order = torch.rand_like(cumulative).argsort(-1)
-    return index.gather(-1, order).movedim(-1, 0)
+    chosen = shuffle(resample(log_weights)).unsqueeze(-1).expand(points.shape)
+    ess = 1 / (1 / effective_size(log_weights) + 1 / num_draws)
+    return PosteriorDraws(points.gather(0, chosen).unsqueeze(0), ess, pareto_k(log_weights))
 
 
 def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> PosteriorDraws:

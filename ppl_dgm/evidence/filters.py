@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.annealed import Annealing, Walk, weigh
+from ppl_dgm.evidence.annealed import Annealing, Walk
 from ppl_dgm.evidence.checkpoint import Checkpoint
-from ppl_dgm.evidence.resampling import ess_share, resample
 from ppl_dgm.evidence.tempering import even_weights, move_groups, unfold
-from ppl_dgm.kernels import State
+from ppl_dgm.kernels import State, power
+from ppl_dgm.resampling import effective_size, resample
 
 RESAMPLE_BELOW = 0.5
 
@@ -76,7 +76,7 @@ class ParticleFilter:
     def _advance(self, now: Filtered, trajectory: Tensor | None) -> Filtered:
         beta, step = self.annealing.beta, now.step + 1
         tilt = unfold(now.state.tilt.double(), now.log_weights)
-        raw = now.log_weights + weigh(beta[step] - beta[step - 1], tilt)
+        raw = now.log_weights + power(tilt, beta[step] - beta[step - 1])
         total = raw.logsumexp(0)
         log_weights, log_z = raw - total, now.log_z + total
         if step == len(beta) - 1:
@@ -86,10 +86,10 @@ class ParticleFilter:
         return Filtered(step, self._retain(state, trajectory, step), log_weights, log_z)
 
     def _resample(self, state: State, log_weights: Tensor, retained: bool) -> tuple[State, Tensor]:
-        uneven = ess_share(log_weights) < RESAMPLE_BELOW
+        uneven = effective_size(log_weights) < RESAMPLE_BELOW * self.num_particles
         count = torch.arange(self.num_particles, device=log_weights.device)
         same = count.reshape(-1, *(1,) * uneven.dim()).expand_as(log_weights)
-        ancestors = torch.where(uneven, resample(log_weights, "multinomial"), same)
+        ancestors = torch.where(uneven, resample(log_weights, scheme="multinomial"), same)
         if retained:
             ancestors[0] = 0
         parts: Any = (None if part is None else unfold(part, log_weights) for part in state)

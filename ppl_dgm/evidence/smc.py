@@ -13,10 +13,10 @@ from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.paths import Start, check_start, clipping_alarm, divide
-from ppl_dgm.evidence.resampling import SCHEMES, Scheme, ess_share
 from ppl_dgm.evidence.tempering import Population, Tempering
 from ppl_dgm.kernels import HMC, Kernel
 from ppl_dgm.program import Bound
+from ppl_dgm.resampling import SCHEMES, Scheme, effective_size
 from ppl_dgm.weights import MEMORY, log_mean_exp
 
 LOW_ACCEPTANCE = 0.1
@@ -122,7 +122,7 @@ def summary(population: Population) -> dict[str, Tensor]:
     record = population.record
     return {
         "group_log_z": population.log_z,
-        "ess": ess_share(population.log_weights).sum(0) * len(population.log_weights),
+        "ess": effective_size(population.log_weights).sum(0),
         "acceptance": record.acceptance[1:].mean((0, 1)),
         "lowest_acceptance": record.acceptance[1:].amin(0).mean(0),
         "num_temperatures": (record.beta < 1).sum(0).double().mean(0),

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ppl_dgm.evidence.checkpoint import Checkpoint
 from ppl_dgm.evidence.paths import Path
-from ppl_dgm.evidence.resampling import Scheme, conditional_ess, ess_share, next_increment, resample
-from ppl_dgm.kernels import Kernel, State, nudge_step_size, robust_scale, weighted_scale
+from ppl_dgm.kernels import Kernel, State, nudge_step_size, power, robust_scale, weighted_scale
+from ppl_dgm.resampling import Scheme, conditional_ess, effective_size, next_increment, resample
 
 WARM_UP = 15  # moves at the start of the path that find a step size
 MAX_TEMPERATURES = 20_000
@@ -155,16 +155,16 @@ class Tempering:
                 f"{MAX_TEMPERATURES} temperatures do not reach the posterior; use more particles, a prior that the data do "
                 "not contradict, or begin at a guide: start='guide'"
             )
-        increments = torch.where(step > 0, step * tilt, torch.zeros_like(tilt))
+        increments = power(tilt, step)
         beta = torch.where(step >= 1 - population.beta, torch.ones_like(step), population.beta + step)
         return beta, conditional_ess(log_weights, increments), population.reweighted(increments)
 
     def _resample(self, population: Population) -> Population:
         log_weights = population.log_weights
-        uneven = ess_share(log_weights) < self.resample_below * (1 - ROUNDING)
+        uneven = effective_size(log_weights) < self.resample_below * (1 - ROUNDING) * self.num_particles
         count = torch.arange(self.num_particles, device=log_weights.device)
         same = count.reshape(-1, *(1,) * uneven.dim()).expand_as(log_weights)
-        ancestors = torch.where(uneven, resample(log_weights, self.resampling), same)
+        ancestors = torch.where(uneven, resample(log_weights, scheme=self.resampling), same)
         unfolded: Any = (None if part is None else unfold(part, log_weights) for part in population.state)
         gathered: Any = (None if part is None else part.flatten(0, 1) for part in State(*unfolded).gather(ancestors))
         return population._replace(

@@ -15,9 +15,10 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
 from ppl_dgm.evidence.paths import Path, Start, check_start, clipping_alarm, divide
 from ppl_dgm.evidence.smc import acceptance_alarm, check_at_least, join
-from ppl_dgm.evidence.tempering import Plan, Tempering, fold
+from ppl_dgm.evidence.tempering import Plan, Population, Tempering, fold
 from ppl_dgm.kernels import HMC, DualAveraging, Kernel, Move, State
 from ppl_dgm.program import Bound
+from ppl_dgm.resampling import resample, shuffle
 from ppl_dgm.weights import MEMORY
 
 LARGE_R_HAT = 1.05
@@ -208,19 +209,24 @@ class TemperedChains(Estimator):
         plan = Plan.learn(pilot)
         beta = plan.temperatures(self.num_temperatures)
         rungs = Rungs(path, self.kernel, plan, beta, self.num_chains, self.num_warmup, self.num_draws)
-        ladders = rungs.run(checkpoint, f"chains from {first}", self._first_points(path, pilot.state.point))
+        ladders = rungs.run(checkpoint, f"chains from {first}", self._first_points(path, pilot))
         found = self.integrate(beta, ladders.tilts)
         error = (series_std_error(found.series).square() + found.quadrature_error.square()).sqrt()
         diagnostics = self._diagnostics(ladders, found.series) | {"quadrature_error": found.quadrature_error}
         return Part(found.log_z, error, diagnostics)
 
-    def _first_points(self, path: Path, posterior: Tensor) -> Tensor:
-        """Prior draws for the lower half of the rungs, the pilot's for the upper half: `[chains * rungs, *batch, dim]`."""
+    def _first_points(self, path: Path, pilot: Population) -> Tensor:
+        """Prior draws for the lower half of the rungs, the pilot's for the upper half: `[chains * rungs, *batch, dim]`.
+
+        Prior draws that the data rule out are the pilot's too: chains that must first find the support learn no step.
+        """
         rungs = self.num_temperatures + 1
         prior = path.draw(self.num_chains * rungs)
-        chosen = torch.randint(len(posterior), (len(prior),), device=posterior.device)
-        upper = (torch.arange(len(prior), device=prior.device) % rungs) * 2 >= rungs
-        return torch.where(upper.reshape(-1, *(1,) * (prior.dim() - 1)), posterior[chosen], prior)
+        chosen = shuffle(resample(pilot.log_weights.squeeze(1), len(prior))).unsqueeze(-1)
+        ruled_out = path.target.evaluate(prior, gradient=False).tilt == -torch.inf
+        rung = torch.arange(len(prior), device=prior.device).reshape(-1, *(1,) * (ruled_out.dim() - 1)) % rungs
+        posterior = pilot.state.point.gather(0, chosen.expand(prior.shape))
+        return torch.where(((2 * rung >= rungs) | ruled_out).unsqueeze(-1), posterior, prior)
 
     def _diagnostics(self, ladders: Ladders, series: Tensor) -> dict[str, Tensor]:
         return {

@@ -3,7 +3,7 @@
 from ppl_dgm.kernels.adaptation import DualAveraging, nudge_step_size, robust_scale, weighted_scale
 from ppl_dgm.kernels.gibbs import Gibbs
 from ppl_dgm.kernels.metropolis import HMC, MALA, ULA, Kernel, Move, RandomWalk, leapfrog
-from ppl_dgm.kernels.targets import Density, State, Target
+from ppl_dgm.kernels.targets import Density, State, Target, power
 
 __all__ = [
     "HMC",
@@ -19,6 +19,7 @@ __all__ = [
     "Target",
     "leapfrog",
     "nudge_step_size",
+    "power",
     "robust_scale",
     "weighted_scale",
 ]

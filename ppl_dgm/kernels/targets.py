@@ -25,7 +25,7 @@ class State(NamedTuple):
 
     def log_density(self, beta: Tensor) -> Tensor:
         """log f at inverse temperatures that broadcast to `[chains, *batch]`."""
-        return (self.base + beta * self.tilt).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        return (self.base + power(self.tilt, beta)).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def grad(self, beta: Tensor) -> Tensor:
         """Gradient of log f at inverse temperatures that broadcast to `[chains, *batch]`: `[chains, *batch, dim]`."""
@@ -42,6 +42,11 @@ class State(NamedTuple):
         """The states of chains `index` `[chains, *batch]`, datum by datum."""
         parts: Any = (None if part is None else take(part, index) for part in self)
         return State(*parts)
+
+
+def power(log_f: Tensor, beta: Tensor) -> Tensor:
+    r"""$\log f^\beta$, where $0^0 = 1$: at temperature zero it does not matter what the data rule out."""
+    return torch.where(beta == 0, 0.0, beta * log_f)
 
 
 class Target(NamedTuple):

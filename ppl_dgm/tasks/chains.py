@@ -11,10 +11,9 @@ from ppl_dgm.evidence.smc import acceptance_alarm
 from ppl_dgm.evidence.thermodynamic import r_hat_alarm
 from ppl_dgm.kernels import HMC, robust_scale
 from ppl_dgm.posterior import Posterior, joined
-from ppl_dgm.program import Bound
 from ppl_dgm.program.bound import Values
 from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import allocated_bytes, part_of
+from ppl_dgm.weights import part_of, spans
 
 LEAST_MOVES = 20
 LEAST_CHAINS = 64  # so that they tell a covariance
@@ -52,25 +51,13 @@ def move_draws(
     """
     dims = {latent.name: latent.batch_dim for latent in found.bound.structure.model_latents}
     parts = []
-    for start, stop in spans(found.bound, found.num_draws, memory):
+    for start, stop in spans(found.bound, POINTS_AT_ONCE * found.num_draws, memory):
         draws = {name: draw.narrow(dims[name], start, stop - start) for name, draw in found.draws.items()}
         parts.append(run(Unconstrained(part_of(found.bound, start, stop)), draws, num_moves, num_leapfrog))
     acceptance, r_hat = (torch.cat([getattr(part, name) for part in parts]) for name in ("acceptance", "r_hat"))
     values = {name: joined([part.values[name][:num_draws] for part in parts], dim) for name, dim in dims.items()}
     moved = Posterior(found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_alarm(r_hat))
     return moved, {"acceptance": acceptance, "r_hat": r_hat}
-
-
-def spans(bound: Bound, num_chains: int, memory: int) -> list[tuple[int, int]]:
-    """First and last datum (not included) of the parts whose chains fit into memory."""
-    num_data = bound.num_data or 1
-    if not bound.structure.divisible:
-        return [(0, num_data)]
-    few = min(num_data, 16)
-    probe = part_of(bound, 0, few)
-    row = allocated_bytes(lambda: probe.log_joint(probe.draw(1).values)) / few
-    rows = max(1, int(memory / (row * num_chains * POINTS_AT_ONCE + 1)))
-    return [(start, min(start + rows, num_data)) for start in range(0, num_data, rows)]
 
 
 def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int) -> Moved:

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_dgm.posterior import Posterior, check_latents, join, resample, storable_parts
+from ppl_dgm.posterior import Posterior, check_latents, join, resample_part, storable_parts
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
 from ppl_dgm.program.bound import Values
 from ppl_dgm.program.sites import innermost
@@ -130,7 +130,7 @@ def complete(
         for turn in range(rounds if program.has_guide else 1):
             seen = shown(bound, fills, observed, program.site)
             parts = storable_parts(seen, num_particles, memory)
-            found = join(seen, [resample(part, num_particles, starts, memory) for part in parts])
+            found = join(seen, [resample_part(part, num_particles, starts, memory) for part in parts])
             draws = torch.where(observed, x, found.predict(seed + turn)[program.site])
             fills = draws[:num_fills].movedim(0, 1)
         if method == "resampling":

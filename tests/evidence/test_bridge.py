@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm import Program
 from ppl_dgm.evidence import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.bridge import symmetrised
-from ppl_dgm.evidence.chains import chain_ess, systematic
+from ppl_dgm.evidence.chains import chain_ess
 from ppl_dgm.evidence.mirrors import try_mirrors
 from ppl_dgm.unconstrained import Unconstrained
 
@@ -305,9 +305,3 @@ def test_programs_that_do_not_fit_are_refused():
         BridgeSampling(proposal="flow")(Program(local), torch.zeros(3, dtype=FLOAT))
     with pytest.raises(ValueError, match="needs a program with a guide"):
         BridgeSampling(proposal="guide")(Program(local), torch.zeros(3, dtype=FLOAT))
-
-
-def test_systematic_resampling_keeps_expectations():
-    probability = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=FLOAT)
-    index = systematic(probability)
-    assert torch.bincount(index, minlength=4).tolist() == [2, 1, 1, 0]

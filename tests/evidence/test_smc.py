@@ -9,15 +9,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence.case_programs import case
-from evidence.targets import GAUSSIAN, LocalTarget, coverage, linear_gaussian
+from evidence.targets import CUT, GAUSSIAN, LocalTarget, coverage, linear_gaussian
 from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import SMC, Estimator, Evidence, SteppingStone, ThermodynamicIntegration, check_moves, checkpoint
-from ppl_dgm.evidence.resampling import SCHEMES, conditional_ess, ess_share, next_increment, resample
 from ppl_dgm.evidence.smc import mean_exp_std_error
 from ppl_dgm.evidence.thermodynamic import corrected_trapezoid
 from ppl_dgm.kernels import ULA, RandomWalk
+from ppl_dgm.resampling import SCHEMES
 
 CHAINS = {"num_temperatures": 10, "num_draws": 80, "num_warmup": 40}
 ESTIMATORS: list[Estimator] = [SMC(num_particles=120), ThermodynamicIntegration(**CHAINS), SteppingStone(**CHAINS)]
@@ -48,6 +48,16 @@ def test_a_latent_shared_by_all_data(estimator: Estimator) -> None:
     result = estimator(Program(model), x)
     assert (result.target, result.log_z.shape) == ("dataset", ())
     assert (result.log_z - exact).abs() < 4 * result.std_error < 0.5
+
+
+@BY_NAME
+def test_data_that_rule_out_most_of_the_prior(estimator: Estimator) -> None:
+    result = estimator(CUT.program(), *CUT.data(100))
+    z = (result.log_z - CUT.log_z) / result.std_error
+    assert z.mean().abs() < 4.5 * z.std() / 10
+    assert z.std() < 1.6
+    assert result.std_error.median() < 0.25
+    assert coverage(result, CUT.log_z) > 0.85
 
 
 @BY_NAME
@@ -176,38 +186,6 @@ def test_twice_the_moves_show_what_one_run_does_not() -> None:
     assert check_moves(SMC(num_particles=100), Program(model, guide), x).reliable
 
 
-# ---- resampling ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
-def test_expected_copies_are_proportional_to_weights(scheme: str) -> None:
-    log_w = torch.randn(12, 1, dtype=torch.float64).expand(12, 20_000) * 1.5
-    ancestors = resample(log_w, scheme)  # type: ignore[arg-type]
-    copies = torch.nn.functional.one_hot(ancestors, 12).sum(0).double()
-    expected = 12 * log_w[:, 0].softmax(0)
-    error = copies.std(0).clamp_min(1e-3) / math.sqrt(20_000)
-    assert ((copies.mean(0) - expected) / error).abs().max() < 4.5
-    if scheme in ("systematic", "residual"):
-        assert bool((copies >= expected.floor() - 1e-9).all())
-
-
-def test_particles_of_weight_zero_have_no_copies() -> None:
-    log_w = torch.tensor([[0.0], [-torch.inf], [1.0], [-torch.inf]]).expand(4, 1000)
-    for scheme in SCHEMES:
-        assert set(resample(log_w, scheme).unique().tolist()) == {0, 2}  # type: ignore[arg-type]
-
-
-def test_increments_keep_the_conditional_ess_that_was_asked_for() -> None:
-    log_w, tilt = torch.randn(500, 3, dtype=torch.float64), 30 * torch.randn(500, 3, dtype=torch.float64)
-    step = next_increment(log_w, tilt, torch.ones(3, dtype=torch.float64), 0.7)
-    torch.testing.assert_close(conditional_ess(log_w, step * tilt), torch.full((3,), 0.7).double(), atol=1e-6, rtol=0)
-    dead = torch.where(torch.arange(500).unsqueeze(-1) % 2 == 0, tilt, -torch.inf)
-    assert bool((next_increment(log_w, dead, torch.ones(3, dtype=torch.float64), 0.7) > 1e-4).all())
-    weak = next_increment(log_w, 1e-3 * tilt, torch.ones(3, dtype=torch.float64), 0.7)
-    assert weak.tolist() == [1.0, 1.0, 1.0]
-    assert ess_share(torch.zeros(8)).item() == pytest.approx(1.0)
-
-
 def test_the_error_of_few_weights() -> None:
     log_w = 0.3 * torch.randn(16, 20_000, dtype=torch.float64)
     z = (log_w.logsumexp(0) - math.log(16) - 0.045) / mean_exp_std_error(log_w)
@@ -260,7 +238,7 @@ SLOW: list[Estimator] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", SLOW, ids=[estimator.name for estimator in SLOW])
-@pytest.mark.parametrize("target", LocalTarget.registry(), ids=lambda target: target.name)
+@pytest.mark.parametrize("target", [*LocalTarget.registry(), CUT], ids=lambda target: target.name)
 def test_coverage_of_95_percent_intervals(estimator: Estimator, target: LocalTarget) -> None:
     result: Evidence = estimator(target.program(), *target.data(200))
     assert 0.90 <= coverage(result, target.log_z) <= 0.98
