@@ -8,6 +8,7 @@ from typing import Any
 import pyro.infer
 import torch
 from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.data import Dataset
@@ -58,7 +59,8 @@ def fit(
         epochs: passes over the data.
         batch_size: data in a minibatch; default all.
         optimizer: makes a torch optimiser of the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`.
-        schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step.
+        schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step, but
+            `ReduceLROnPlateau` after every validation, with the loss.
         clip_norm: largest joint norm of the gradient of the loss per datum.
         seed: of shuffles and draws; torch's generator is left as it was. None draws from torch's generator.
         device: where to train; the program and the data are moved there.
@@ -111,7 +113,7 @@ def fit(
             batches=batches,
             stepper=make_stepper(loss, opt, clip_norm, compile, batches.batch_size, num_steps),
             optimizer=opt,
-            scheduler=schedule(opt) if schedule else None,
+            scheduler=make_scheduler(schedule, opt, valid),
             num_steps=num_steps,
             valid=validation_batches(program, valid, device, batches.batch_size),
             valid_every=valid_every or batches.per_epoch,
@@ -157,6 +159,14 @@ def trainable(program: Program) -> list[torch.nn.Parameter]:
             "evidence or posterior sampling"
         )
     return parameters
+
+
+def make_scheduler(schedule: Callable[[Optimizer], Any] | None, optimizer: Optimizer, valid: Any) -> Any:
+    """The scheduler, checked to have what it follows."""
+    scheduler = schedule(optimizer) if schedule else None
+    if isinstance(scheduler, ReduceLROnPlateau) and valid is None:
+        raise ValueError("ReduceLROnPlateau follows the loss on validation data, but valid is None; pass valid=...")
+    return scheduler
 
 
 def batch_length(bound: Any, batch_size: int | None) -> int:

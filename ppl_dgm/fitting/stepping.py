@@ -92,22 +92,24 @@ class CompiledStepper(Stepper):
         return pays(self.remaining * eager)
 
     def _compile(self, batch: Batch) -> None:
-        step = TrainStep(
-            lambda args, kwargs: self.loss(self.size, (args, kwargs)),
-            self.optimizer,
-            clip_norm=self.clip_norm,
-            guard=True,
-        )
-        self.announce("compiling the step; this takes some seconds, less the next time")
         try:
-            step.prepare(*batch)
+            self.step = self._prepared(batch)
         except CaptureError as error:
             if self.mode is True:
                 raise
             self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
             self.announce(self.notes[-1])
-            return
-        self.step = step
+
+    def _prepared(self, batch: Batch) -> TrainStep:
+        if not self.loss.differentiable:
+            raise CaptureError(undifferentiable(self.loss))
+        loss, size = self.loss, self.size  # a step that held the stepper would outlive the fit
+        step = TrainStep(
+            lambda args, kwargs: loss(size, (args, kwargs)), self.optimizer, clip_norm=self.clip_norm, guard=True
+        )
+        self.announce("compiling the step; this takes some seconds, less the next time")
+        step.prepare(*batch)
+        return step
 
     @property
     def compile_seconds(self) -> float:
@@ -123,10 +125,15 @@ def make_stepper(
         ValueError: for True with an objective that has no differentiable loss.
     """
     if mode is True and not loss.differentiable:
-        raise ValueError(
-            f"compile is True but {type(loss.objective).__name__} has no differentiable loss, so that its step cannot be "
-            "captured; use an objective of ppl_dgm.objectives, or compile=False"
-        )
-    if mode is False or not loss.differentiable:
+        raise ValueError(f"compile is True but {undifferentiable(loss)}")
+    if mode is False:
         return Stepper(loss, optimizer, clip_norm)
     return CompiledStepper(loss, optimizer, clip_norm, mode, size, num_steps)
+
+
+def undifferentiable(loss: BatchLoss) -> str:
+    """Why an objective without a differentiable loss is not compiled."""
+    return (
+        f"{type(loss.objective).__name__} has no differentiable loss, so that its step cannot be captured; use an "
+        "objective of ppl_dgm.objectives, or compile=False"
+    )

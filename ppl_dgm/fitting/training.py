@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from ppl_dgm.fitting.batches import Batch, Batches
@@ -91,7 +92,7 @@ class Training:
         value = self.stepper(size, batch)
         if not math.isfinite(value):
             self._stop_nonfinite(value, batch)
-        if self.scheduler is not None:
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         self.state.step += 1
         self.state.objective.append(-value)
@@ -120,10 +121,13 @@ class Training:
             total = sum(float(loss(size, batch)) * size for size, batch in valid.in_order())
         self.state.valid_step.append(self.state.step)
         self.state.valid.append(-total / valid.num_data)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(total / valid.num_data)
         if self.state.stale == 0:
             self.state.best = {name: value.detach().clone() for name, value in program.state_dict().items()}
 
     def _finish(self, stopped: Any, start: float) -> Fit:
+        self.optimizer.state_dict()  # its counts of steps are brought up to the compiled ones
         if self.state.best is not None:
             self.loss.program.load_state_dict(self.state.best)
         history = {

@@ -1,5 +1,7 @@
 """Compiled fits give what eager ones give, and say why when they cannot."""
 
+import gc
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -81,9 +83,40 @@ def test_auto_falls_back_with_a_reason_and_true_raises(monkeypatch):
         run(True, ELBO(), make_program(read_on_host=True))
 
 
-def test_objectives_without_a_differentiable_loss_stay_eager():
+def test_auto_stays_eager_with_an_optimiser_that_cannot_be_compiled(monkeypatch):
+    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    result = fit(make_program(), X, ELBO(), steps=20, optimizer=torch.optim.RMSprop, progress=False)
+    assert result.steps == 20
+    assert [note.split(" cannot")[0] for note in result.notes] == ["not compiled: RMSprop"]
+
+
+def test_an_optimiser_goes_on_from_a_compiled_fit():
+    """Adam's correction of bias counts the compiled steps, though nothing of the fit is left but its optimiser."""
+    histories = []
+    for compile in (False, True):
+        program = make_program()
+        optimizers = []
+
+        def kept(parameters, optimizers=optimizers):
+            optimizers.append(optimizers[0] if optimizers else torch.optim.Adam(parameters, lr=0.02))
+            return optimizers[0]
+
+        fit(program, X, steps=15, optimizer=kept, progress=False, compile=compile)
+        assert {state["step"].item() for state in optimizers[0].state.values()} == {15.0}
+        gc.collect()
+        histories.append(fit(program, X, steps=5, optimizer=kept, progress=False, compile=False).history["objective"])
+    assert torch.allclose(*histories, atol=1e-4)
+
+
+def test_objectives_without_a_differentiable_loss_stay_eager(monkeypatch):
     with pytest.raises(ValueError, match="no differentiable loss"):
         run(True, ReweightedWakeSleep(num_particles=2, vectorize_particles=False))
+    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    result = run("auto", ReweightedWakeSleep(num_particles=2, vectorize_particles=False))
+    assert result.compile_seconds == 0
+    assert [note.split(" so that")[0] for note in result.notes] == [
+        "not compiled: ReweightedWakeSleep has no differentiable loss,"
+    ]
 
 
 @pytest.mark.parametrize("compile", [False, True])

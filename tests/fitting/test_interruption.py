@@ -76,6 +76,18 @@ def test_early_stopping_restores_the_best() -> None:
     assert result.history["valid_step"].tolist() == list(range(1, result.steps + 1))
 
 
+def test_a_schedule_on_plateaus_follows_validations() -> None:
+    """Training leads away from the validation data: from the third validation, two worse in a row, it stands still."""
+    train, valid = torch.full((8,), 5.0), torch.zeros(4)
+    stop = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.0, patience=1, eps=0.0)
+    result = quietly(Program(located), train, steps=20, optimizer=sgd, schedule=stop, valid=valid, valid_every=2)
+    loc = torch.tensor([5 * (1 - 0.98 ** min(step, 6)) for step in range(2, 21, 2)])
+    truth = torch.distributions.Normal(loc, 1.0).log_prob(torch.tensor(0.0))
+    assert torch.allclose(result.history["valid"].float(), truth, atol=1e-5)
+    with pytest.raises(ValueError, match="valid is None"):
+        quietly(Program(located), train, steps=20, optimizer=sgd, schedule=stop)
+
+
 def test_the_best_is_restored_without_patience_too() -> None:
     program = Program(located)
     result = quietly(
