@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import pyro.infer
@@ -95,8 +96,10 @@ def fit(
     """
     check_compile(compile)
     check_settings(program, objective, steps, epochs, patience, valid)
-    check_positive(steps=steps, epochs=epochs, batch_size=batch_size, clip_norm=clip_norm, patience=patience)
-    check_positive(valid_every=valid_every, checkpoint_every=checkpoint_every)
+    check_makers(optimizer=optimizer, schedule=schedule)
+    check_positive(clip_norm=clip_norm)
+    check_counts(steps=steps, epochs=epochs, batch_size=batch_size, patience=patience)
+    check_counts(valid_every=valid_every, checkpoint_every=checkpoint_every)
     if device is not None:
         program.to(device)
     args, kwargs = move_data(unpack_data(data), device)
@@ -106,7 +109,7 @@ def fit(
         num_data = bound.num_data or 1
         batches = Batches(args, kwargs, num_data, batch_length(bound, batch_size), draw_seed(seed))
         loss = BatchLoss(program, objective if objective is not None else ELBO(plate=program.plate), num_data)
-        opt = optimizer(parameters)
+        opt = make_optimizer(optimizer, parameters)
         num_steps = steps if steps is not None else (epochs or 1) * batches.per_epoch
         training = Training(
             loss=loss,
@@ -142,6 +145,24 @@ def check_positive(**numbers: Any) -> None:
             raise ValueError(f"{name} is {value}; expected a positive number")
 
 
+def check_counts(**numbers: Any) -> None:
+    """Raise ValueError for a number, given by name, that is not positive and whole."""
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"{name} is {value!r}; expected a whole number, an int (len(x) // 10, not len(x) / 10)")
+    check_positive(**numbers)
+
+
+def check_makers(**makers: Any) -> None:
+    """Raise TypeError for an optimiser or a scheduler, given by name, in place of a function that makes one."""
+    for name, make in makers.items():
+        if make is not None and not callable(make):
+            raise TypeError(
+                f"{name} is a {type(make).__name__}; expected a function that makes one, e.g. "
+                "optimizer=functools.partial(torch.optim.Adam, lr=1e-3) or schedule=lambda o: StepLR(o, 100)"
+            )
+
+
 def check_objective(objective: Any) -> None:
     """Raise TypeError for what is no objective: a name, or a class in place of an instance."""
     if objective is None or (hasattr(objective, "loss_and_grads") and not isinstance(objective, type)):
@@ -159,6 +180,17 @@ def trainable(program: Program) -> list[torch.nn.Parameter]:
             "evidence or posterior sampling"
         )
     return parameters
+
+
+def make_optimizer(make: Callable[[Any], Optimizer], parameters: list[torch.nn.Parameter]) -> Optimizer:
+    """The optimiser, checked to be one of torch's."""
+    optimizer = make(parameters)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer made a {type(optimizer).__name__}; expected a torch.optim.Optimizer of the parameters it was given, "
+            "e.g. optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    return optimizer
 
 
 def make_scheduler(schedule: Callable[[Optimizer], Any] | None, optimizer: Optimizer, valid: Any) -> Any:

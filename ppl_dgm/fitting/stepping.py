@@ -1,5 +1,6 @@
 """One optimisation step on a minibatch, run eagerly or compiled."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -74,12 +75,19 @@ class CompiledStepper(Stepper):
         if size != self.size:
             return super().__call__(size, batch)
         if self.step is not None:
-            return float(self.step(*batch))
+            return self._compiled(self.step, size, batch)
         start = time.perf_counter()
         value = super().__call__(size, batch)
         self.times.append(time.perf_counter() - start)
         if self._pays():
             self._compile(batch)
+        return value
+
+    def _compiled(self, step: TrainStep, size: int, batch: Batch) -> float:
+        value = float(step(*batch))
+        if not math.isfinite(value):  # gradients stay inside the compiled step, and the fault may be theirs
+            self.optimizer.zero_grad(set_to_none=True)
+            self._gradients(size, batch)
         return value
 
     def _pays(self) -> bool:

@@ -141,3 +141,28 @@ def test_a_step_to_nan_is_not_made(compile):
     assert 0 < result.steps == len(result.history["objective"]) < 60
     assert bool(result.history["objective"].isfinite().all())
     assert bool(program.get_parameter("scale").isfinite())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_infinite_gradients_are_named(compile):
+    """The root of zero: a finite loss with an infinite gradient, of which a compiled step tells no more than NaN."""
+
+    def model(x=None):
+        level = pyro.param("level", torch.tensor(4.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(level.sqrt(), 1.0), obs=x)
+
+    class ToZero:
+        """A schedule that sets the level to zero after the third step."""
+
+        def __init__(self, optimizer):
+            self.level, self.steps = optimizer.param_groups[0]["params"][0], 0
+
+        def step(self):
+            self.steps += 1
+            if self.steps == 3:
+                self.level.data.zero_()
+
+    program = Program(model)
+    with pytest.raises(NonFiniteError, match="at step 3 .*gradients of \\['level'\\] are not finite"):
+        fit(program, torch.ones(4), steps=9, schedule=ToZero, progress=False, compile=compile)

@@ -334,6 +334,23 @@ def test_schedules_are_stepped() -> None:
     assert_equal(parameters(program), parameters(other))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 2.5}, "steps is 2.5; expected a whole number"),
+        ({"steps": 2, "batch_size": 12 / 4}, "batch_size is 3.0; expected a whole number"),
+        ({"steps": 2, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer is a SGD; expected a function"),
+        ({"steps": 2, "optimizer": pyro.optim.Adam({"lr": 0.1})}, "optimizer made a NoneType; expected a torch.optim"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings: dict, message: str) -> None:
+    program = Program(normal).initialise(X)
+    before = parameters(program)
+    with pytest.raises((ValueError, TypeError), match=message):
+        quietly(program, X, **settings)
+    assert_equal(parameters(program), before)
+
+
 def test_gradients_are_clipped_by_their_joint_norm() -> None:
     program = Program(normal).initialise(X)
     before = parameters(program)
