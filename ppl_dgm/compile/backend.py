@@ -16,7 +16,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
 
-from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
+from ppl_dgm.compile.capture import Captured, capture, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.headers import headers_meanwhile
 from ppl_dgm.compile.nodes import graphs_of
@@ -48,9 +48,12 @@ class Compiled:
     seconds: float
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run on new inputs and the lifted tensors' present values; outputs carry no gradient."""
-        outputs = self.run(*tensor_leaves(inputs), *self.captured.lifted)
-        return self.captured.rebuild(outputs)
+        """Run on new inputs and the lifted tensors' present values; outputs carry no gradient.
+
+        Raises:
+            ValueError: inputs of another kind than the examples, or modules that were set differently at capture.
+        """
+        return self.captured.rebuild(self.run(*self.captured.fitted(inputs), *self.captured.lifted))
 
 
 def compile_function(fn: Callable[..., Any], inputs: Sequence[Any], *, backend: Backend = "inductor") -> Compiled:
@@ -131,7 +134,7 @@ def cache_folder() -> Path:
 def _compile(captured: Captured, flat: list[torch.Tensor]) -> Compiled:
     graph = captured.graph
     code = tuple(module.code for module in graphs_of(graph))
-    key = (code, *map(_signature, flat), _aliases(flat), torch.get_num_threads())
+    key = (code, *map(_signature, flat), _aliases(flat), torch.get_default_dtype(), torch.get_num_threads())
     seconds = 0.0
     if key not in _COMPILED:
         size = sum(node.op == "call_function" for node in graph.graph.nodes)

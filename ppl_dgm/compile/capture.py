@@ -10,18 +10,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.errors import CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
+from ppl_dgm.compile.inputs import Rest, dense, fitted, leaves_and_rest, tensor_leaves, with_tensors
 from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
 from ppl_dgm.compile.nodes import finish
 from ppl_dgm.compile.passes import fold_literals, functionalise, lift_constants, split_writes
 from ppl_dgm.compile.repeat import Body, emit_loop, outside_of_traces, running_loops
+from ppl_dgm.compile.settings import Settings, watched_modules
 
 aten = torch.ops.aten
-Buffers = dict[str, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,40 @@ class Captured:
             They may change their values, not their types, shapes or devices.
         examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
         rebuild: nests flat output tensors as the function does.
-        modes: the modules that ran, with their `training` flag: dropout and batch norm are baked in.
+        rest: what else told the example arguments from others, baked in: lengths, names, leaves that are no tensors.
+        settings: what the modules that ran held: flags (`training`), numbers, which tensors are their parameters.
     """
 
     graph: GraphModule
     lifted: tuple[torch.Tensor, ...]
     examples: tuple[torch.Tensor, ...]
     rebuild: Callable[[Sequence[torch.Tensor]], Any]
-    modes: tuple[tuple[torch.nn.Module, bool], ...] = ()
+    rest: Rest
+    settings: Settings
 
     def is_current(self) -> bool:
-        """Whether all modules are still in the mode (`train` or `eval`) in which they were captured."""
-        return all(module.training == training for module, training in self.modes)
+        """Whether all modules are still set as they were captured: their mode, numbers, parameters and buffers."""
+        return self.settings.changed() is None
+
+    def fitted(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        """Return the flat tensors of new inputs, laid out in memory like the examples.
+
+        Raises:
+            ValueError: the inputs are unlike the examples, or a module is set differently now.
+        """
+        if (change := self.settings.changed()) is not None:
+            raise ValueError(f"{change}, which is baked in. Capture again, or keep in a buffer what changes.")
+        leaves, rest = leaves_and_rest(inputs)
+        if rest != self.rest:
+            raise ValueError(
+                f"expected arguments nested like the examples, {self.rest}, got {rest}; capture again for others"
+            )
+        return fitted(leaves, self.examples)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
         with torch.no_grad():
-            outputs = self.graph(*tensor_leaves(inputs), *self.lifted)
+            outputs = self.graph(*self.fitted(inputs), *self.lifted)
         return self.rebuild(outputs)
 
 
@@ -60,7 +76,9 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     The function may run Pyro programs under handlers and call `torch.autograd.grad` inside. It is run twice on tensors
     without data: first to find every tensor it reads besides its inputs (parameters, buffers, closures; aliases count
     once), then to record the graph with those tensors as further inputs. So the graph follows their present values, and
-    what `fn` does to them in place, `\theta \leftarrow \theta - \epsilon \nabla f`, happens at every call.
+    what `fn` does to them in place, `\theta \leftarrow \theta - \epsilon \nabla f`, happens at every call. All else that
+    Python knows is baked in: a number in a closure is what it was. Numbers, modes and tensors of modules are compared at
+    every call, and numbers that differ between the two runs (drawn by numpy, counted by Python) are refused.
 
     Args:
         fn: function of nested tuples, lists and dicts of tensors, with the same structure for all values. Leaves that
@@ -71,8 +89,8 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
         The graph with the tensors it reads; random numbers are drawn anew at every call, from torch's own generator.
 
     Raises:
-        CaptureError: the function reads a value on the host, has data-dependent shapes or control flow, creates or
-            replaces parameters or buffers, or uses a sampler that does.
+        CaptureError: the function reads a value on the host, has data-dependent shapes or control flow, uses other
+            numbers in its second run, creates or replaces parameters or buffers, or uses a sampler that does.
 
     Example:
         >>> import torch
@@ -85,21 +103,21 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
         tensor(6.)
     """
     inputs = tuple(inputs)
-    tensors = tensor_leaves(inputs)
+    leaves, rest = leaves_and_rest(inputs)
+    tensors = [dense(leaf) for leaf in leaves]
 
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with _unchanged_buffers() as modules, _one_error(), unmoved_generators():
+    with watched_modules() as watch, _one_error(), unmoved_generators():
         with traceable_pyro() as tracker:
-            lifted = _discover(call, tensors, tracker)
+            discovery = _discover(call, tensors, tracker)
         with traceable_pyro() as tracker:
-            graph, rebuild = _trace(call, tensors, lifted, tracker)
+            graph, rebuild = _trace(call, tensors, discovery, tracker)
     _refuse_host_reads(graph)
     fold_literals(graph)
-    lifted = [*lifted, *lift_constants(graph)]
-    modes = tuple((module, module.training) for module in modules)
-    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), rebuild, modes))
+    lifted = [*discovery.found.values(), *lift_constants(graph)]
+    return _without_unused(Captured(graph, tuple(lifted), tuple(tensors), rebuild, rest, watch.settings(lifted)))
 
 
 def unmoved_generators() -> Any:
@@ -107,57 +125,14 @@ def unmoved_generators() -> Any:
     return torch.random.fork_rng()
 
 
-def tensor_leaves(inputs: Any) -> list[torch.Tensor]:
-    """Return the tensors among the leaves of a nested input, in the order of torch's pytrees (but several times faster)."""
-    return leaves_and_rest(inputs)[0]
-
-
-def leaves_and_rest(inputs: Any) -> tuple[list[torch.Tensor], list[Any]]:
-    """Return the tensors of a nested input, and what else tells one from another: lengths, names, other leaves."""
-    found: list[torch.Tensor] = []
-    rest: list[Any] = []
-    _collect(inputs, found, rest)
-    return found, rest
-
-
-def _collect(value: Any, found: list[torch.Tensor], rest: list[Any]) -> None:
-    if isinstance(value, torch.Tensor):
-        found.append(value)
-    elif type(value) in (tuple, list) or hasattr(value, "_make"):
-        rest += (type(value), len(value))
-        for item in value:
-            _collect(item, found, rest)
-    elif type(value) is dict:
-        rest.append(tuple(value))
-        for item in value.values():
-            _collect(item, found, rest)
-    elif type(value) not in pytree.SUPPORTED_NODES:
-        rest.append(value)
-    else:
-        leaves, structure = pytree.tree_flatten(value)
-        found += [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        rest += [repr(structure), *(leaf for leaf in leaves if not isinstance(leaf, torch.Tensor))]
-
-
-def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:
-    """Return the nested input with its tensors replaced, in order, and its other leaves kept."""
-    leaves, structure = pytree.tree_flatten(inputs)
-    rest = iter(tensors)
-    return pytree.tree_unflatten([next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure)
-
-
-def _discover(call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker) -> list[torch.Tensor]:
+def _discover(call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker) -> Discovery:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     discovery = Discovery(mode, tracker.site)
     with mode:
         values = [_leaf(mode.from_tensor(tensor.detach()), tensor) for tensor in tensors]
-        with discovery, running_loops(_one_turn):
+        with discovery, running_loops(discovery.one_turn):
             call(values)
-    return list(discovery.found.values())
-
-
-def _one_turn(_: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
-    return body(carry, fixed)
+    return discovery
 
 
 def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
@@ -181,15 +156,16 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
 def _trace(
     call: Callable[..., Any],
     tensors: list[torch.Tensor],
-    lifted: list[torch.Tensor],
+    discovery: Discovery,
     tracker: SiteTracker,
 ) -> tuple[GraphModule, Callable[[Sequence[torch.Tensor]], Any]]:
+    lifted = list(discovery.found.values())
     found: list[Callable[[Iterator[torch.Tensor]], Any]] = []
 
     def flat(*values: torch.Tensor) -> list[torch.Tensor]:
         leaves = [_leaf(value, tensor) for value, tensor in zip(values, [*tensors, *lifted], strict=True)]
         given = leaves[: len(tensors)]
-        replacement = Replacement(lifted, leaves[len(tensors) :], tracker.site)
+        replacement = Replacement(discovery, leaves[len(tensors) :], tracker.site)
         with replacement, running_loops(_write_loop):
             result = call(given)
         outputs: list[torch.Tensor] = []
@@ -267,24 +243,3 @@ def _one_error() -> Iterator[None]:
             f"the program cannot be traced: {type(error).__name__} at {line}: {message}. Check that it runs eagerly; "
             "if it does, it uses an operation the tracer does not know: run with compile=False."
         ) from error
-
-
-@contextmanager
-def _unchanged_buffers() -> Iterator[dict[torch.nn.Module, Buffers]]:
-    """Refuse modules that assign a new tensor to a buffer: the assignment would happen once, at capture."""
-    before: dict[torch.nn.Module, Buffers] = {}
-
-    def remember(module: torch.nn.Module, _: Any) -> None:
-        before.setdefault(module, dict(module._buffers))
-
-    handle = register_module_forward_pre_hook(remember)
-    try:
-        yield before
-        replaced = [(m, name) for m, old in before.items() for name in old if old[name] is not m._buffers[name]]
-    finally:
-        handle.remove()
-        for module, old in before.items():
-            module._buffers.update(old)
-    if replaced:
-        names = ", ".join(f"{type(module).__name__}.{name}" for module, name in replaced)
-        raise CaptureError(f"a module assigns to its buffer ({names}) while it runs. Write in place, with `copy_`.")

@@ -1,9 +1,10 @@
 """Tensors that a captured function reads by reference: found, and replaced by inputs of the graph."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -31,10 +32,16 @@ _HOST_READS = {
 }
 _GET_DATA = _TENSOR.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = _TENSOR.data.__set__  # type: ignore[attr-defined]
+Constants = tuple[str, ...]
+
 _MASK = "_ppl_dgm_mask"
 _HOST_CURE = (
     "A captured program has one structure for all values: use torch.where, masks or enumeration instead of control "
     "flow on values, keep numbers as tensors, build distributions with validate_args=False, or run with compile=False."
+)
+_NUMBER_CURE = (
+    "What Python draws or counts would be frozen at capture: draw with torch or pyro.sample, keep counts and schedules "
+    "in a buffer of a module, updated in place, or run with compile=False."
 )
 _SHAPE_CURE = (
     "A captured program has static shapes: use torch.where or a weighted sum instead of selecting by a mask, or run "
@@ -53,6 +60,19 @@ def swap(value: Any, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return value
 
 
+def constants_of(value: Any) -> Iterator[str]:
+    """Yield the numbers and strings in nested arguments, as text."""
+    if isinstance(value, bool | int | float | complex | str | np.generic):
+        yield repr(value)
+    elif isinstance(value, np.ndarray):
+        yield f"array {hash(value.tobytes()):x}"
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from constants_of(item)
+    elif isinstance(value, dict):
+        yield from constants_of(list(value.values()))
+
+
 def is_concrete(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds memory, rather than being a stand-in of the tracer or of a `torch.func` transform."""
     return not isinstance(tensor, FakeTensor) and not is_functorch_wrapped_tensor(tensor)
@@ -66,6 +86,10 @@ class Lifting(TorchFunctionMode):
         self._site = site
         self._originals: dict[int, torch.Tensor] = {}
         self._depth = 0
+
+    def note(self, func: Any, constants: Constants) -> None:
+        """Take notice of an operation and of the numbers that Python hands it."""
+        raise TypeError("Lifting is abstract: use Discovery or Replacement")
 
     def __enter__(self) -> "Lifting":
         self._depth = _len_torch_dispatch_stack()
@@ -82,6 +106,7 @@ class Lifting(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _len_torch_dispatch_stack() < self._depth:  # the tracer's own work, called back from C++ (saved tensors)
             return func(*args, **(kwargs or {}))
+        self.note(func, tuple(constants_of((args, kwargs))))
         if func == _SET_DATA:
             raise self._refuse("replaces a tensor's storage (`.data = ...`)", "Write in place, with `copy_`.")
         args, kwargs = swap(args, self.stand_in), swap(kwargs or {}, self.stand_in)
@@ -129,6 +154,7 @@ class Discovery(Lifting):
         super().__init__(site)
         self._fake_mode = fake_mode
         self.found: dict[int, torch.Tensor] = {}
+        self.notes: list[tuple[Any, Constants]] = []
         self._twins: dict[int, torch.Tensor] = {}
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -139,6 +165,17 @@ class Discovery(Lifting):
             twin = self._twin(tensor)
             self.found[id(tensor)], self._twins[id(tensor)], self._originals[id(twin)] = tensor, twin, tensor
         return self._twins[id(tensor)]
+
+    def note(self, func: Any, constants: Constants) -> None:
+        """Remember the operation."""
+        self.notes.append((func, constants))
+
+    def one_turn(self, _: torch.Tensor, body: Callable[[Any, Any], Any], carry: Any, fixed: Any) -> Any:
+        """Run a loop's body once, without notes: it will be captured by itself."""
+        known = len(self.notes)
+        carry = body(carry, fixed)
+        del self.notes[known:]
+        return carry
 
     def _is_of_another_trace(self, tensor: torch.Tensor) -> bool:
         """Whether this is the body of a loop, and the tensor was made before the loop."""
@@ -153,16 +190,25 @@ class Discovery(Lifting):
 class Replacement(Lifting):
     """The traced run: each tensor found before is replaced by its input of the graph."""
 
-    def __init__(
-        self, tensors: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], site: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, discovery: Discovery, inputs: Sequence[torch.Tensor], site: Callable[[], str | None]) -> None:
         super().__init__(site)
+        tensors, self._notes = list(discovery.found.values()), iter(discovery.notes)
         self._inputs = {id(tensor): value for tensor, value in zip(tensors, inputs, strict=True)}
         self._originals = {id(value): tensor for tensor, value in zip(tensors, inputs, strict=True)}
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the graph's input for a lifted tensor; anything else is already part of the trace."""
         return self._inputs.get(id(tensor), tensor)
+
+    def note(self, func: Any, constants: Constants) -> None:
+        """Refuse an operation that was given another number in the first run: only one of them would be in the graph."""
+        first, before = next(self._notes, (None, ()))
+        if first is not func:
+            self._notes = iter(())  # the runs took different ways: nothing to compare from here on
+        elif before != constants:
+            changes = [f": {old}, then {new}" for old, new in zip(before, constants, strict=False) if old != new]
+            what = f"uses a number that changes from run to run ({_name(func)}{''.join(changes[:1])})"
+            raise self._refuse(what, _NUMBER_CURE)
 
 
 def refuse_selections(outputs: Sequence[Any]) -> None:

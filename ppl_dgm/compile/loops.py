@@ -11,7 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
-from ppl_dgm.compile.capture import Captured, capture, tensor_leaves, unmoved_generators
+from ppl_dgm.compile.capture import Captured, capture, unmoved_generators
+from ppl_dgm.compile.inputs import leaves_and_rest, tensor_leaves
 from ppl_dgm.compile.passes import functionalise, split_writes
 
 
@@ -87,10 +88,10 @@ def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backe
     looks = [tensor.detach() for tensor in (*captured.examples, *captured.lifted)]
     graph, written = split_writes(functionalise(captured.graph, looks))
     plan = _Plan(graph, len(tensor_leaves(state)), len(tensor_leaves(inputs)), len(captured.examples), written)
-    given = [*tensor_leaves(state), *tensor_leaves(inputs), *tensor_leaves(fixed), torch.tensor(length)]
+    given, rest = leaves_and_rest((state, inputs, fixed, torch.tensor(length)))
     flat = [tensor.detach() for tensor in (*given, *captured.lifted)]
     loop = make_fx(plan.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
-    whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, captured.modes)
+    whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, rest, captured.settings)
     return Loop(compile_captured(whole, backend=backend), length)
 
 

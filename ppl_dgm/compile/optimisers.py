@@ -142,6 +142,10 @@ class GraphOptimiser:
         """Number of entries of all parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
+    def is_current(self) -> bool:
+        """Whether torch's optimiser still trains the same parameters: none was frozen, thawed or added."""
+        return [id(parameter) for _, parameter in self._members()] == list(map(id, self.parameters))
+
     def rates(self) -> list[float]:
         """Advance the count of steps by one and return that step's numbers, cohort after cohort."""
         numbers: list[float] = []

@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Literal
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_function
-from ppl_dgm.compile.capture import leaves_and_rest
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.inputs import leaves_and_rest, looks
 
 CompileMode = Literal["auto"] | bool
 COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost
@@ -74,8 +74,7 @@ class Switch:
         if self.mode is False:
             return fn(*inputs)
         leaves, rest = leaves_and_rest(inputs)
-        looks = ((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
-        key = (fn, *looks, *(part if isinstance(part, Hashable) else id(part) for part in rest))
+        key = (fn, looks(leaves), rest)
         compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
             return self._first(fn, inputs, key, left)

@@ -9,8 +9,9 @@ import torch
 from torch.optim import Optimizer
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
-from ppl_dgm.compile.capture import capture, leaves_and_rest
+from ppl_dgm.compile.capture import capture
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.inputs import Rest, laid_out, leaves_and_rest, looks
 from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.optimisers import GraphOptimiser
 
@@ -26,7 +27,8 @@ class TrainStep:
     The first call for each shape of batch captures and compiles (seconds); later ones run machine code. Parameters,
     buffers and optimiser state are changed in place: they are the module's and the optimiser's own tensors, so that
     compiled steps, eager steps and checkpoints mix freely. Learning rates are read from the optimiser at every step, so
-    torch's schedulers work as they are; other hyperparameters are read at capture.
+    torch's schedulers work as they are; other hyperparameters are read at capture. Where parameters are frozen, thawed
+    or added to the optimiser, or a module's mode, numbers or tensors are replaced, the next call captures anew.
 
     Args:
         loss: function of the batch that returns a differentiable scalar (nats, for the objectives here). It is run
@@ -82,18 +84,19 @@ class TrainStep:
         yield
         self.seconds += time.perf_counter() - start
 
-    def _key(self, leaves: list[torch.Tensor], rest: list[Any]) -> Any:
-        looks = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+    def _key(self, leaves: list[torch.Tensor], rest: Rest) -> Any:
         kind = self._optimiser.parameters[0].dtype  # a module can be converted between two steps
-        return looks, tuple(rest), kind, len(self._optimiser.cohorts)
+        return looks(leaves), rest, kind, len(self._optimiser.cohorts)
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""
+        self._follow()
         leaves, rest = leaves_and_rest(batch)
         compiled = self._compiled.get(self._key(leaves, rest))
         if compiled is None or not compiled.captured.is_current():
             compiled = self.prepare(*batch)
-        return compiled.run(*leaves, self._next_rates(), *compiled.captured.lifted)[0]
+        captured = compiled.captured
+        return compiled.run(*laid_out(leaves, captured.examples), self._next_rates(), *captured.lifted)[0]
 
     def repeat(self, count: int, *batch: Any) -> torch.Tensor:
         """Make `count` steps on one batch and return their losses `[count]`.
@@ -101,6 +104,7 @@ class TrainStep:
         Programs with few parameters run in a compiled loop that does not return to Python between steps; learning rates
         are then read once, at the start.
         """
+        self._follow()
         if self._optimiser.size > _SMALL or self._device.type != "cpu":
             return torch.stack([self(*batch) for _ in range(count)])
         key = self._key(*leaves_and_rest(batch))
@@ -122,6 +126,7 @@ class TrainStep:
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""
+        self._follow()
         key = self._key(*leaves_and_rest(batch))
         compiled = self._compiled.get(key)
         if compiled is None or not compiled.captured.is_current():
@@ -136,7 +141,16 @@ class TrainStep:
 
     def eager(self, *batch: Any) -> torch.Tensor:
         """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""
+        self._follow()
         return self._step(batch, self._next_rates())
+
+    def _follow(self) -> None:
+        """Follow the optimiser, whose parameters may be frozen, thawed or added to between two steps."""
+        if not self._optimiser.is_current():
+            self._optimiser.flush()
+            self._optimiser = GraphOptimiser(self._optimiser.optimizer)
+            self._compiled.clear()
+            self._loops.clear()
 
     def _next_rates(self) -> torch.Tensor:
         numbers = self._optimiser.rates()
