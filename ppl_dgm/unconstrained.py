@@ -1,17 +1,24 @@
 """A program's continuous latents as one real vector: what Markov chains, Laplace and bridge sampling work on."""
 
 import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
-from ppl_dgm.program import Bound, Latent
+from ppl_dgm.program import Bound, Latent, undisturbed
 from ppl_dgm.program.bound import Values
+from ppl_dgm.program.sites import innermost
 
+ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)
 NUM_PROBES = 64  # prior draws on which supports are checked
 
 
@@ -65,7 +72,7 @@ class Unconstrained:
 
     def _lay_out(self, values: Values) -> tuple[Slot, ...]:
         slots: list[Slot] = []
-        for latent in self.bound.structure.model_latents:
+        for latent in bounded_angles(self.bound):
             check_support(latent, values[latent.name])
             transform = biject_to(latent.support)
             shape = self._data_first(latent, inverse(transform, values[latent.name])).shape[1 + self._local :]
@@ -205,6 +212,15 @@ def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Trans
             "unconstrains it; mix standardised components, e.g. Beta in place of Uniform, and scale the draw"
         )
     return biject_to(support.base_constraint)
+
+
+def bounded_angles(bound: Bound) -> Iterator[Latent]:
+    """The model's latents, angles on one turn: on what Pyro calls their support, all real numbers, no density integrates."""
+    with undisturbed(bound.model):
+        sites = bound.model_trace().nodes
+    for latent in bound.structure.model_latents:
+        angle = isinstance(innermost(sites[latent.name]["fn"]), ANGLES)
+        yield replace(latent, support=ONE_TURN) if angle else latent
 
 
 def inverse(transform: Transform, value: Tensor) -> Tensor:

@@ -216,6 +216,24 @@ def test_integral_of_two_latents() -> None:
     assert (found / truth).log().abs() < 1e-4
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_angles_have_one_turn(joint: bool) -> None:
+    """A von Mises density repeats itself for ever on what Pyro calls its support, all real numbers."""
+
+    def model() -> None:
+        parts = 1.5 * torch.ones(2, dtype=FLOAT), 1.5 * torch.ones(2, dtype=FLOAT)
+        angle = dist.SineBivariateVonMises(*full(2.0, -1.0), *full(1.0, 0.5), correlation=0.2 * ONE)
+        pyro.sample("angle", angle if joint else dist.VonMises(*parts).to_event(1))
+        pyro.factor("none", ZERO)
+
+    grid = line(801, 25.0)
+    target = Unconstrained(Program(model).bind())
+    values = target.log_joint(torch.cartesian_prod(grid, grid)).exp().reshape(801, 801)
+    assert torch.trapezoid(torch.trapezoid(values, grid), grid).log().abs() < 1e-3
+    points = target.sample_prior(100)
+    assert torch.allclose(target.unconstrain(target.constrain(points)), points)
+
+
 # ---- guides ----------------------------------------------------------------------------------------------------------
 
 
