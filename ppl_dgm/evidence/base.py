@@ -131,8 +131,9 @@ class Estimator(ABC):
         require_program(program, self.name)
         bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
         with evaluating(program), torch.no_grad():
-            check_evidence(program, bound)
-            self.check(bound)
+            with seeded(seed, bound.device):
+                check_evidence(program, bound)
+                self.check(bound)
             start = time.perf_counter()
             with seeded(seed, bound.device):
                 estimate = self.estimate(bound)
@@ -173,6 +174,22 @@ def check_evidence(program: Program, bound: Bound) -> None:
         raise ValueError(
             f"the guide puts a point mass on {names}, which is no proposal distribution; use a guide with a density "
             "(AutoNormal, not AutoDelta), or Program(model) to propose from the prior, or Laplace"
+        )
+    check_prior_scale(bound)
+
+
+def check_prior_scale(bound: Bound) -> None:
+    """Refuse latents whose density has an exponent, as in KL annealing: it is not normalised, and draws do not follow it."""
+    layout = bound.structure.layout(False)
+    with seeded(0, bound.device):
+        sites = bound.model_trace().nodes
+    scales = {latent.name: layout.relative_scale(sites[latent.name]) for latent in bound.structure.model_latents}
+    scaled = [name for name, scale in scales.items() if bool((torch.as_tensor(scale) != 1).any())]
+    if scaled:
+        raise ValueError(
+            f"the priors of the latents {scaled} have a scale (poutine.scale, or a subsampled plate), so that they are no "
+            "densities and the program has no evidence; expected a scale of 1, as at the end of KL annealing. Leave it out, "
+            "or scale observed sites alone"
         )
 
 

@@ -4,13 +4,14 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from evidence.case_programs import case
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 from ppl_dgm import Program, fit
-from ppl_dgm.evidence import ELBO, Exact, ImportanceSampling, PriorSampling
+from ppl_dgm.evidence import ELBO, SMC, Exact, ImportanceSampling, Laplace, PriorSampling
 from ppl_dgm.objectives import IWELBO
 
 NOISE = 0.6
@@ -88,6 +89,39 @@ def test_a_narrow_guide_is_flagged():
     assert not result.reliable
     assert "UNRELIABLE" in repr(result)
     assert ImportanceSampling(2000)(Program(model, make_guide(1.3)), X).reliable
+
+
+@pytest.mark.parametrize("estimator", [Exact(), PriorSampling(10), Laplace(num_particles=10)])
+def test_checks_leave_torchs_generator_alone(estimator):
+    before = torch.get_rng_state()
+    estimator(Program(model), X)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("estimator", [Exact(), PriorSampling(), Laplace(), SMC()])
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_prior_with_an_exponent_is_refused(estimator, everything):
+    """Draws follow p(z), but the joint density has p(z)^0.5: as in KL annealing, stopped half way."""
+
+    def annealed(x):
+        with poutine.scale(scale=0.5):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with poutine.scale(scale=0.5 if everything else 1.0), pyro.plate("data", 2):
+            pyro.sample("x", dist.Normal(loc, 1.0).expand([3]).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"priors of the latents \['loc'\] have a scale.*scale observed sites alone"):
+        estimator(Program(annealed), X)
+
+
+def test_a_likelihood_with_an_exponent_is_integrated():
+    def tempered(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with poutine.scale(scale=0.5):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    # N(x | z, 1)^0.5 = N(x | z, 2) (2 pi)^0.25 2^0.5
+    truth = dist.Normal(0.0, 3**0.5).log_prob(torch.tensor(0.7)) + 0.25 * math.log(2 * math.pi) + 0.5 * math.log(2)
+    assert Exact()(Program(tempered), torch.tensor(0.7)).log_z.item() == pytest.approx(truth.item(), abs=1e-5)
 
 
 def test_seed_repeats_and_leaves_torchs_generator_alone():
