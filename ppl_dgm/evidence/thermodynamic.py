@@ -21,7 +21,8 @@ from ppl_dgm.program import Bound
 from ppl_dgm.resampling import resample, shuffle
 from ppl_dgm.weights import MEMORY
 
-LARGE_R_HAT = 1.05
+LARGE_R_HAT = 1.05  # of chains at the posterior
+STUCK_R_HAT = 1.2  # of chains at any temperature, of which there are many
 
 
 class Ladders(NamedTuple):
@@ -202,7 +203,9 @@ class TemperedChains(Estimator):
             name: join([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics
         }
         warnings = clipping_alarm(bound, self.start) + acceptance_alarm(diagnostics["acceptance"])
-        return Estimate(log_z, error, diagnostics, warnings + r_hat_alarm(diagnostics["r_hat"]))
+        warnings += r_hat_alarm(diagnostics["r_hat"])
+        warnings += r_hat_alarm(diagnostics["largest_r_hat"], "some temperature", STUCK_R_HAT)
+        return Estimate(log_z, error, diagnostics, warnings)
 
     def _part(self, path: Path, checkpoint: Checkpoint, first: int) -> Part:
         pilot = Tempering(path, self.kernel, self.num_pilots).run(checkpoint, f"pilot from {first}")
@@ -229,11 +232,13 @@ class TemperedChains(Estimator):
         return torch.where(((2 * rung >= rungs) | ruled_out).unsqueeze(-1), posterior, prior)
 
     def _diagnostics(self, ladders: Ladders, series: Tensor) -> dict[str, Tensor]:
+        r_hat = split_gelman_rubin(ladders.tilts[:, :, 1:], chain_dim=1, sample_dim=0).nan_to_num(nan=1.0)
         return {
             "acceptance": ladders.acceptance.mean(0) / self.num_draws,
             "swaps": 2 * ladders.swaps.amin(0) / self.num_draws,
             "ess": series_ess(series),
-            "r_hat": split_gelman_rubin(ladders.tilts[:, :, -1], chain_dim=1, sample_dim=0),
+            "r_hat": r_hat[-1],
+            "largest_r_hat": r_hat.amax(0),
         }
 
 
@@ -360,9 +365,9 @@ def series_std_error(series: Tensor) -> Tensor:
     return (series.flatten(0, 1).var(0) / series_ess(series)).sqrt()
 
 
-def r_hat_alarm(r_hat: Tensor) -> tuple[str, ...]:
-    """A warning where chains at the end of the path disagree."""
-    high = (r_hat > LARGE_R_HAT).double().mean().item()
+def r_hat_alarm(r_hat: Tensor, place: str = "the posterior", limit: float = LARGE_R_HAT) -> tuple[str, ...]:
+    """A warning where chains at a place of the path disagree."""
+    high = (r_hat > limit).double().mean().item()
     if high <= (0 if r_hat.dim() == 0 else 0.05):
         return ()
-    return (f"chains at the posterior disagree: R-hat is up to {r_hat.max().item():.3g}; run longer",)
+    return (f"chains at {place} disagree: R-hat is up to {r_hat.max().item():.3g}; run longer",)

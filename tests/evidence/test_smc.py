@@ -174,6 +174,23 @@ class Creeping:
         return Evidence(self.value + noise, torch.full_like(noise, 0.1), "estimate", "datum", "creeping", 1, "")
 
 
+@pytest.mark.parametrize("kind", [ThermodynamicIntegration, SteppingStone])
+def test_chains_that_do_not_pass_between_two_phases_are_reported(kind: type) -> None:
+    """Data at 1000 of a Cauchy prior: hot chains are near 0, cold ones at the data, and nothing leads from one to the other."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Cauchy(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    estimator, x = kind(num_draws=200, num_warmup=50), torch.full((6,), 1000.0, dtype=torch.float64)
+    far, near = estimator(Program(model), x), estimator(Program(model), x / 1000)
+    truth = torch.distributions.Cauchy(0.0, 1.0).log_prob(x)  # the noise is nothing beside the prior there
+    assert ((far.log_z - truth).abs() > 4 * far.std_error).any()
+    assert any("at some temperature disagree" in warning for warning in far.warnings)
+    assert near.reliable, near.warnings
+
+
 def test_twice_the_moves_show_what_one_run_does_not() -> None:
     program = Program(linear_gaussian(num_data=1)[0])
     for count in (1, 50):
