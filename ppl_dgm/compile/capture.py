@@ -63,6 +63,18 @@ class Captured:
             )
         return fitted(leaves, self.examples)
 
+    def check_carries(self, carry: Any, part: Callable[[Any], Any]) -> None:
+        """Raise CaptureError unless a part of the outputs is nested like `carry`, of the same shapes and types."""
+        output: Any = self.graph.graph.output_node()
+        after = part(self.rebuild([node.meta["val"] for node in output.args[0]]))
+        (old, nesting), (new, new_nesting) = leaves_and_rest(carry), leaves_and_rest(after)
+        seen, given = ([(list(leaf.shape), leaf.dtype) for leaf in leaves] for leaves in (new, old))
+        if nesting != new_nesting or seen != given:
+            raise CaptureError(
+                f"a turn of a loop must return what it was given, {given} nested as {nesting}, but returned {seen} nested "
+                f"as {new_nesting}. Keep nesting, shapes and types from turn to turn."
+            )
+
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
         with torch.no_grad():
@@ -140,6 +152,7 @@ def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
     with outside_of_traces():
         examples = [_like(leaf) for leaf in tensor_leaves((carry, fixed))]
         captured = capture(body, with_tensors((carry, fixed), examples))
+        captured.check_carries(carry, lambda output: output)
         flat = [*examples, *map(_like, captured.lifted)]
         graph, written = split_writes(functionalise(captured.graph, flat))
     if written:

@@ -1,5 +1,6 @@
 """Many steps in one compiled call: the loop runs in machine code, without returning to Python in between."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,8 @@ def compile_loop(
         backend: as in `compile_function`.
 
     Raises:
-        CaptureError: the step cannot be captured, or the compiler fails.
+        CaptureError: the step cannot be captured, returns a state unlike its own, or the compiler fails.
+        ValueError: the inputs are not stacked, `[length, ...]` all.
 
     Example:
         >>> import torch
@@ -83,8 +85,9 @@ def compile_loop(
 
 
 def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backend) -> Loop:
-    length = tensor_leaves(inputs)[0].shape[0]
+    length = _length(tensor_leaves(inputs))
     captured = capture(step, (state, pytree.tree_map(lambda rows: rows[0], inputs), fixed))
+    captured.check_carries(state, operator.itemgetter(0))
     looks = [tensor.detach() for tensor in (*captured.examples, *captured.lifted)]
     graph, written = split_writes(functionalise(captured.graph, looks))
     plan = _Plan(graph, len(tensor_leaves(state)), len(tensor_leaves(inputs)), len(captured.examples), written)
@@ -93,6 +96,15 @@ def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backe
     loop = make_fx(plan.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
     whole = Captured(loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, rest, captured.settings)
     return Loop(compile_captured(whole, backend=backend), length)
+
+
+def _length(rows: Sequence[torch.Tensor]) -> int:
+    """Number of rows of stacked inputs."""
+    lengths = {tensor.shape[0] if tensor.dim() else 0 for tensor in rows}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = [list(tensor.shape) for tensor in rows]
+        raise ValueError(f"inputs have shapes {shapes}; expected at least one, stacked, all with equally many rows")
+    return lengths.pop()
 
 
 @dataclass(frozen=True)

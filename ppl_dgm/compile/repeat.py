@@ -28,12 +28,17 @@ def repeat(count: torch.Tensor | int, body: Body, carry: Any, fixed: Any = ()) -
         carry: where it starts, nested tensors.
         fixed: what all turns share, nested tensors.
 
+    Raises:
+        ValueError: for a count that is no integer.
+
     Example:
         >>> import torch
         >>> from ppl_dgm.compile import repeat
         >>> repeat(torch.tensor(3), lambda carry, step: carry + step, torch.tensor(1.0), torch.tensor(2.0))
         tensor(7.)
     """
+    if isinstance(count, torch.Tensor) and (count.dtype.is_floating_point or count.dim()):
+        raise ValueError(f"count is of shape {list(count.shape)} and {count.dtype}; expected an integer []")
     return in_python(count, body, carry, fixed) if isinstance(count, int) else _RUNNER.get()(count, body, carry, fixed)
 
 

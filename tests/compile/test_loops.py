@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_dgm.compile import compile_function, compile_loop, repeat
+from ppl_dgm.compile import CaptureError, compile_function, compile_loop, repeat
 
 SMALL, LARGE = 3, 40_000  # entries; what is large is handed from step to step without a copy
 
@@ -98,3 +98,33 @@ def test_loops_within_loops() -> None:
     final, history = loop(torch.zeros(2), rows, n)
     assert history.tolist() == [4.0, 22.0, 206.0]  # s -> x (x s + 1) + 1, twice the entry
     assert final.tolist() == [103.0, 103.0]
+
+
+ONE = torch.ones(())
+UNLIKE = {
+    "type": lambda s: {"a": s["a"].double(), "b": s["b"]},
+    "shape": lambda s: {"a": s["a"].reshape(1), "b": s["b"]},
+    "order": lambda s: {"b": s["b"], "a": s["a"]},
+    "length": lambda s: {"a": s["a"]},
+}
+
+
+@pytest.mark.parametrize("change", UNLIKE.values(), ids=UNLIKE)
+def test_a_turn_that_returns_another_kind_of_state_is_refused(change: Callable[[Any], Any]) -> None:
+    start, rows = {"a": ONE, "b": 2 * ONE}, torch.ones(3)
+    with pytest.raises(CaptureError, match="must return what it was given"):
+        compile_loop(lambda s, x, _: (change(s), x), start, rows, backend="eager")
+    with pytest.raises(CaptureError, match="must return what it was given"):
+        compile_function(lambda n: repeat(n, lambda s, _: change(s), start), (torch.tensor(2),), backend="eager")
+
+
+@pytest.mark.parametrize("inputs", [(), ONE, torch.ones(0), (torch.ones(4), torch.ones(3))])
+def test_inputs_of_a_loop_must_be_stacked(inputs: Any) -> None:
+    with pytest.raises(ValueError, match="expected at least one, stacked, all with equally many rows"):
+        compile_loop(lambda s, x, _: (s, s), ONE, inputs, backend="eager")
+
+
+@pytest.mark.parametrize("count", [torch.tensor(2.5), torch.tensor([2])])
+def test_loops_are_counted_by_an_integer(count: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected an integer"):
+        repeat(count, lambda s, _: s, ONE)
