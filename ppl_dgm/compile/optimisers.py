@@ -38,10 +38,13 @@ class Rule:
 
 
 class AdamRule(Rule):
-    r"""$\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015, algorithm 1)."""
+    r"""$\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015, algorithm 1).
+
+    Decoupled weight decay makes $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov and Hutter, 2019,
+    algorithm 2).
+    """
 
     kept = ("exp_avg", "exp_avg_sq")
-    decoupled = False
 
     def names(self, group: Group) -> tuple[str, ...]:
         """Return torch's names; AMSGrad keeps the maximum of the second moment too."""
@@ -50,13 +53,13 @@ class AdamRule(Rule):
     def rates(self, group: Group, step: Any) -> list[Any]:
         """Return the step size with bias correction, the second moment's scale, both decay rates, and the shrinkage."""
         rate, (first, second) = float(group["lr"]), map(float, group["betas"])
-        shrink = 1.0 - rate * group["weight_decay"] if self.decoupled else 1.0
+        shrink = 1.0 - rate * group["weight_decay"]
         return [rate / (1.0 - first**step), (1.0 - second**step) ** -0.5, first, second, shrink]
 
     def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
         """Update both moments and the parameter."""
         size, scale, first, second, shrink = rates
-        if group["weight_decay"] and self.decoupled:
+        if group["weight_decay"] and group["decoupled_weight_decay"]:
             parameter = parameter * shrink
         elif group["weight_decay"]:
             gradient = gradient + group["weight_decay"] * parameter
@@ -66,12 +69,6 @@ class AdamRule(Rule):
         if group["amsgrad"]:
             square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
         return parameter - size * mean / (square.sqrt() * scale + group["eps"]), new
-
-
-class AdamWRule(AdamRule):
-    r"""Adam with $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov and Hutter, 2019, algorithm 2)."""
-
-    decoupled = True
 
 
 class SGDRule(Rule):
@@ -97,7 +94,7 @@ class SGDRule(Rule):
         return parameter - size * gradient, {"momentum_buffer": buffer}
 
 
-RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamWRule(), SGD: SGDRule()}
+RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamRule(), SGD: SGDRule()}
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ppl_dgm.compile import CaptureError, TrainStep, compile_loop
 OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
     "adam": partial(Adam, lr=0.03),
     "adam weight decay": partial(Adam, lr=0.03, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-4),
+    "adam decoupled": partial(Adam, lr=0.03, weight_decay=0.5, decoupled_weight_decay=True),
     "adam amsgrad": partial(Adam, lr=0.03, amsgrad=True),
     "adam maximize": partial(Adam, lr=0.03, maximize=True),
     "adamw": partial(AdamW, lr=0.03, weight_decay=0.2),
