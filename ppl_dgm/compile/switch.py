@@ -19,7 +19,7 @@ _LOG = logging.getLogger("ppl_dgm.compile")
 
 def check_compile(mode: Any) -> None:
     """Raise ValueError for an unknown compile mode."""
-    if mode not in ("auto", True, False):
+    if not (isinstance(mode, bool) or (isinstance(mode, str) and mode == "auto")):
         raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")
 
 
