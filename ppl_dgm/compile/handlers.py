@@ -44,10 +44,14 @@ class SiteTracker(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         start = msg["args"][1] if len(msg["args"]) > 1 else None
         if msg["name"] not in pyro.get_param_store() and not isinstance(start, torch.nn.Parameter):
-            raise CaptureError(
-                f"parameter {msg['name']!r} does not exist yet and would be created during capture. Run the program "
-                "once before compiling it, and give parameters names that don't change from call to call."
-            )
+            raise _born([msg["name"]])
+
+
+def _born(names: list[str]) -> CaptureError:
+    return CaptureError(
+        f"parameter {', '.join(map(repr, names))} does not exist yet and would be created during capture. Run the program "
+        "once before compiling it, and give parameters names that don't change from call to call."
+    )
 
 
 @contextmanager
@@ -168,7 +172,12 @@ def _unchanged_store() -> Iterator[None]:
         for content, old in zip(contents, before, strict=True):
             content.clear()
             content.update(old)
-        raise CaptureError(
-            f"the program writes to the parameter store during a step ({', '.join(map(repr, changed))}); such a write "
-            "would happen once, at capture. Keep running averages in a buffer of a module instead, updated in place."
+        born = [name for name in changed if name not in before[0]]
+        raise (
+            _born(born)
+            if born
+            else CaptureError(
+                f"the program writes to the parameter store during a step ({', '.join(map(repr, changed))}); such a write "
+                "would happen once, at capture. Keep running averages in a buffer of a module instead, updated in place."
+            )
         )

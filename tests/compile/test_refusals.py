@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from ppl_dgm.compile import CaptureError, TrainStep, capture, differentiable_loss
@@ -115,6 +116,22 @@ def test_samplers_that_loop_until_values_allow_name_their_site(make: Callable[[]
 def test_parameters_born_at_capture() -> None:
     assert "'late' does not exist yet" in message(lambda: pyro.param("late", torch.tensor(1.0)))
     assert not list(pyro.get_param_store())
+
+
+def test_parameters_of_a_module_that_never_ran() -> None:
+    class Scale(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = PyroParam(torch.tensor(1.0), dist.constraints.positive)
+
+        def forward(self) -> torch.Tensor:
+            return self.scale * X
+
+    with pyro.get_param_store().scope():
+        scale = Scale()
+        assert "'scale' does not exist yet" in message(scale)
+        scale()
+        torch.testing.assert_close(capture(scale, ())(), X)
 
 
 def test_writes_to_the_parameter_store() -> None:
