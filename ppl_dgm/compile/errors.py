@@ -9,6 +9,7 @@ import torch
 _LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (torch, pyro))
 _LAYER = str(Path(__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
+_GENERATED = ("<frozen ", "<string>", "<eval_with_key>", "<__array_function__")
 
 
 class CaptureError(RuntimeError):
@@ -30,7 +31,7 @@ class CaptureError(RuntimeError):
 
 def user_line(stack: traceback.StackSummary) -> str:
     """Return `file:line` and source of the innermost frame that belongs neither to a library nor to this package."""
-    outside = [frame for frame in stack if not frame.filename.startswith((*_LIBRARIES, _LAYER, "<"))]
+    outside = [frame for frame in stack if not frame.filename.startswith((*_LIBRARIES, _LAYER, *_GENERATED))]
     users = [frame for frame in outside if not frame.filename.startswith(_PACKAGE)]
     frames = users or outside
     if not frames:

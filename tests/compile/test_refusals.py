@@ -134,6 +134,13 @@ def test_parameters_of_a_module_that_never_ran() -> None:
         torch.testing.assert_close(capture(scale, ())(), X)
 
 
+def test_lines_of_an_interactive_session_are_named() -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def typed(x):\n    return x.item()", "<ipython-input-7-c0ffee>", "exec"), names)
+    with pytest.raises(CaptureError, match="<ipython-input-7-c0ffee>:2"):
+        capture(names["typed"], (torch.tensor(1.0),))
+
+
 def test_writes_to_the_parameter_store() -> None:
     with pyro.get_param_store().scope():
         store = pyro.get_param_store()
