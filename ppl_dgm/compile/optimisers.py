@@ -181,8 +181,11 @@ class GraphOptimiser:
         self, parameter: torch.Tensor, gradient: torch.Tensor, rates: torch.Tensor, group: Group, sound: Any
     ) -> None:
         gradient = -gradient if group["maximize"] else gradient
-        numbers, state = rates.to(parameter.dtype).unbind(), self._states[parameter]
-        new, new_state = self.rule.move(parameter, gradient, state, numbers, group)
+        wide = torch.promote_types(parameter.dtype, torch.float32)  # in half precision a rate of 0.999 is 1
+        state = self._states[parameter]
+        widened = {name: tensor.to(wide) for name, tensor in state.items()}
+        numbers = rates.to(wide).unbind()
+        new, new_state = self.rule.move(parameter.to(wide), gradient.to(wide), widened, numbers, group)
         for old, value in [(parameter, new), *((state[name], value) for name, value in new_state.items())]:
             old.copy_(value if sound is None else torch.where(sound, value, old))
         self._moved.add(parameter)

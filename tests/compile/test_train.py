@@ -107,6 +107,18 @@ def test_double_precision() -> None:
     ours.assert_like(theirs, 1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_half_precision_rounds_what_is_kept_and_not_the_rates(name: str, dtype: torch.dtype) -> None:
+    """Against torch's fused kernels, which compute in single precision too."""
+    make = OPTIMISERS[name]
+    ours, theirs = Fit(make, dtype), Fit(partial(make, fused=True), dtype)
+    for _ in range(6):
+        ours.compiled()
+        theirs.eager()
+    ours.assert_like(theirs, 4 * torch.finfo(dtype).eps)
+
+
 def test_groups_have_their_own_settings() -> None:
     def make(parameters: list[Tensor]) -> Optimizer:
         return Adam([{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "betas": (0.5, 0.9)}], lr=0.01)
