@@ -18,11 +18,13 @@ Moved = tuple[torch.Tensor, State]
 class Rule:
     """How one optimiser moves one parameter.
 
-    To add one: name the tensors that torch's class keeps per parameter, say which numbers change from step to step
-    (`rates`, computed on the host in double precision), and compute the new values (`move`).
+    To add one: name the tensors that torch's class keeps per parameter, name the settings of a group that are on or off
+    (`switches`; a number is on unless it is zero), say which numbers there are (`rates`, computed on the host in double
+    precision at every step), and compute the new values (`move`) from the rates and the switches alone.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    switches: ClassVar[tuple[str, ...]] = ("maximize",)
 
     def names(self, group: Group) -> tuple[str, ...]:
         """Return the names of the tensors of the parameter's shape in torch's state of this group."""
@@ -45,48 +47,53 @@ class AdamRule(Rule):
     """
 
     kept = ("exp_avg", "exp_avg_sq")
+    switches = ("maximize", "weight_decay", "decoupled_weight_decay", "amsgrad")
 
     def names(self, group: Group) -> tuple[str, ...]:
         """Return torch's names; AMSGrad keeps the maximum of the second moment too."""
         return (*self.kept, "max_exp_avg_sq") if group["amsgrad"] else self.kept
 
     def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the step size with bias correction, the second moment's scale, both decay rates, and the shrinkage."""
-        rate, (first, second) = float(group["lr"]), map(float, group["betas"])
-        shrink = 1.0 - rate * group["weight_decay"]
-        return [rate / (1.0 - first**step), (1.0 - second**step) ** -0.5, first, second, shrink]
+        """Return the step size with bias correction, the second moment's scale, both betas, epsilon and the decay."""
+        rate, (first, second), decay = float(group["lr"]), map(float, group["betas"]), float(group["weight_decay"])
+        if group["decoupled_weight_decay"]:
+            decay = 1.0 - rate * decay
+        return [rate / (1.0 - first**step), (1.0 - second**step) ** -0.5, first, second, group["eps"], decay]
 
     def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
         """Update both moments and the parameter."""
-        size, scale, first, second, shrink = rates
+        size, scale, first, second, epsilon, decay = rates
         if group["weight_decay"] and group["decoupled_weight_decay"]:
-            parameter = parameter * shrink
+            parameter = parameter * decay
         elif group["weight_decay"]:
-            gradient = gradient + group["weight_decay"] * parameter
+            gradient = gradient + decay * parameter
         mean = state["exp_avg"] + (gradient - state["exp_avg"]) * (1.0 - first)
         square = state["exp_avg_sq"] * second + gradient * gradient * (1.0 - second)
         new = {"exp_avg": mean, "exp_avg_sq": square}
         if group["amsgrad"]:
             square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
-        return parameter - size * mean / (square.sqrt() * scale + group["eps"]), new
+        return parameter - size * mean / (square.sqrt() * scale + epsilon), new
 
 
 class SGDRule(Rule):
     r"""$b \leftarrow \mu b + (1 - \tau) g$, $\theta \leftarrow \theta - \alpha b$, as `torch.optim.SGD`."""
+
+    switches = ("maximize", "weight_decay", "momentum", "nesterov")
 
     def names(self, group: Group) -> tuple[str, ...]:
         """Return the momentum buffer's name, where there is momentum."""
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the learning rate, the momentum, and the gradient's weight: the first step is not dampened."""
-        return [float(group["lr"]), float(group["momentum"]), 1.0 - group["dampening"] * (step > 1)]
+        """Return the learning rate, the momentum, the gradient's weight (the first step is not dampened), the decay."""
+        undampened = 1.0 - group["dampening"] * (step > 1)
+        return [float(group["lr"]), float(group["momentum"]), undampened, float(group["weight_decay"])]
 
     def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
         """Update the momentum buffer and the parameter."""
-        size, momentum, weight = rates
+        size, momentum, weight, decay = rates
         if group["weight_decay"]:
-            gradient = gradient + group["weight_decay"] * parameter
+            gradient = gradient + decay * parameter
         if not group["momentum"]:
             return parameter - size * gradient, {}
         buffer = state["momentum_buffer"] * momentum + gradient * weight
@@ -130,6 +137,7 @@ class GraphOptimiser:
                 "the optimiser holds no parameter that requires a gradient; give it the program's parameters"
             )
         self._states = {parameter: self._state(group, parameter) for group, parameter in self._members()}
+        self._form = self._present_form()
         self._moved = {parameter for parameter in self.parameters if self._steps_made(parameter)}
         self.cohorts = self._cohorts()
         self._watch()
@@ -140,8 +148,8 @@ class GraphOptimiser:
         return sum(parameter.numel() for parameter in self.parameters)
 
     def is_current(self) -> bool:
-        """Whether torch's optimiser still trains the same parameters: none was frozen, thawed or added."""
-        return [id(parameter) for _, parameter in self._members()] == list(map(id, self.parameters))
+        """Whether torch's optimiser trains the same parameters, and its groups have the same settings on and off."""
+        return self._present_form() == self._form
 
     def rates(self) -> list[float]:
         """Advance the count of steps by one and return that step's numbers, cohort after cohort."""
@@ -216,6 +224,12 @@ class GraphOptimiser:
 
     def _members(self) -> list[tuple[Group, torch.Tensor]]:
         return [(group, p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _present_form(self) -> list[Any]:
+        return [
+            ([bool(group[name]) for name in self.rule.switches], [id(p) for p in group["params"] if p.requires_grad])
+            for group in self.optimizer.param_groups
+        ]
 
     def _state(self, group: Group, parameter: torch.Tensor) -> State:
         theirs = self.optimizer.state.get(parameter, {})

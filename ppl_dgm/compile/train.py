@@ -26,9 +26,10 @@ class TrainStep:
 
     The first call for each shape of batch captures and compiles (seconds); later ones run machine code. Parameters,
     buffers and optimiser state are changed in place: they are the module's and the optimiser's own tensors, so that
-    compiled steps, eager steps and checkpoints mix freely. Learning rates are read from the optimiser at every step, so
-    torch's schedulers work as they are; other hyperparameters are read at capture. Where parameters are frozen, thawed
-    or added to the optimiser, or a module's mode, numbers or tensors are replaced, the next call captures anew.
+    compiled steps, eager steps and checkpoints mix freely. Learning rates and all other numbers are read from the
+    optimiser at every step, so schedules work as they are. Where one of these numbers becomes zero or ceases to be, an
+    option of the optimiser is switched, parameters are frozen, thawed or added to it, or a module's mode, numbers or
+    tensors are replaced, the next call captures anew.
 
     Args:
         loss: function of the batch that returns a differentiable scalar (nats, for the objectives here). It is run
@@ -145,7 +146,7 @@ class TrainStep:
         return self._step(batch, self._next_rates())
 
     def _follow(self) -> None:
-        """Follow the optimiser, whose parameters may be frozen, thawed or added to between two steps."""
+        """Follow the optimiser, whose parameters and options may change between two steps."""
         if not self._optimiser.is_current():
             self._optimiser.flush()
             self._optimiser = GraphOptimiser(self._optimiser.optimizer)

@@ -141,6 +141,44 @@ def test_schedules_are_torchs() -> None:
     ours.assert_like(theirs)
 
 
+HYPERPARAMETERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "adam's decay": ("adam", [{"weight_decay": 0.0}, {"weight_decay": 0.3}, {"weight_decay": 0.9}]),
+    "adamw's decay": ("adamw", [{"weight_decay": 0.5}, {"weight_decay": 0.9}, {"weight_decay": 0.0}]),
+    "adam's decay decoupled": ("adam weight decay", [{}, {"decoupled_weight_decay": True}]),
+    "adam's other numbers": ("adam", [{"eps": 0.1}, {"eps": 1.0, "betas": (0.5, 0.7)}]),
+    "adam's direction": ("adam", [{"maximize": True}, {"maximize": False}]),
+    "amsgrad switched off": ("adam amsgrad", [{}, {"amsgrad": False}]),
+    "sgd's decay": ("sgd", [{"weight_decay": 0.0}, {"weight_decay": 0.3}, {"weight_decay": 0.9}]),
+    "sgd's momentum": ("sgd", [{"momentum": 0.0}, {"momentum": 0.5}, {"momentum": 0.0}, {"momentum": 0.9}]),
+    "sgd's dampening": ("sgd momentum", [{"dampening": 0.0}, {"dampening": 0.7}]),
+    "sgd's nesterov": ("sgd momentum", [{"nesterov": True}, {"nesterov": False}, {"nesterov": True}]),
+}
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_schedules_of_other_hyperparameters_are_torchs(name: str) -> None:
+    made, settings = HYPERPARAMETERS[name]
+    ours, theirs, repeated = (Fit(OPTIMISERS[made]) for _ in range(3))
+    for setting in settings:
+        for fit in (ours, theirs, repeated):
+            fit.optimizer.param_groups[0].update(setting)
+        for _ in range(3):
+            ours.compiled()
+            theirs.eager()
+        repeated.step.repeat(3, repeated.x, repeated.y)
+    ours.assert_like(theirs)
+    repeated.assert_like(theirs)
+
+
+def test_a_schedule_of_numbers_does_not_capture_again() -> None:
+    fit = Fit(OPTIMISERS["adam weight decay"])
+    fit.compiled()
+    (captured,) = fit.step._compiled.values()
+    fit.optimizer.param_groups[0].update(weight_decay=0.2, eps=0.1, betas=(0.5, 0.7), lr=0.1)
+    fit.compiled()
+    assert list(fit.step._compiled.values()) == [captured]
+
+
 def test_clipping_the_norm_and_the_values() -> None:
     ours, theirs = Fit(OPTIMISERS["sgd"], clip_norm=1.0), Fit(OPTIMISERS["sgd"])
     for _ in range(4):
