@@ -1,17 +1,20 @@
 """Capture: one run of a function of tensors under Pyro's handlers becomes a static graph."""
 
+import pickle
+import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_dgm.compile.errors import CaptureError, user_line
+from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, user_line
 from ppl_dgm.compile.handlers import SiteTracker, traceable_pyro
 from ppl_dgm.compile.inputs import Rest, dense, fitted, leaves_and_rest, tensor_leaves, with_tensors
 from ppl_dgm.compile.lifting import Discovery, Lifting, Replacement, refuse_selections
@@ -121,7 +124,7 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with watched_modules() as watch, _one_error(), unmoved_generators():
+    with watched_modules() as watch, _one_error(), unmoved_generators(), _nothing_drawn():
         with traceable_pyro() as tracker:
             discovery = _discover(call, tensors, tracker)
         with traceable_pyro() as tracker:
@@ -241,6 +244,21 @@ def _without_unused(captured: Captured) -> Captured:
             captured.graph.graph.erase_node(node)
     finish(captured.graph)
     return replace(captured, lifted=tuple(kept))
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Refuse draws from Python's and numpy's generators, and take them back: they would happen once, at capture."""
+    ours, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+        drawn = [("random", ours, random.getstate()), ("numpy.random", numpys, np.random.get_state())]
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)
+    for name, before, after in drawn:
+        if pickle.dumps(before) != pickle.dumps(after):
+            raise CaptureError(f"the program draws from {name}, Python's own numbers. {NUMBER_CURE}")
 
 
 @contextmanager

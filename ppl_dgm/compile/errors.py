@@ -9,6 +9,10 @@ import torch
 _LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (torch, pyro))
 _LAYER = str(Path(__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
+NUMBER_CURE = (
+    "What Python draws or counts would be frozen at capture: draw with torch or pyro.sample, keep counts and schedules "
+    "in a buffer of a module, updated in place, or run with compile=False."
+)
 _GENERATED = ("<frozen ", "<string>", "<eval_with_key>", "<__array_function__")
 
 

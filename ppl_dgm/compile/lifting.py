@@ -1,6 +1,7 @@
 """Tensors that a captured function reads by reference: found, and replaced by inputs of the graph."""
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from ppl_dgm.compile.errors import CaptureError, refusal
+from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, refusal
 
 _TENSOR = torch.Tensor
 _HOST_READS = {
@@ -38,10 +39,6 @@ _MASK = "_ppl_dgm_mask"
 _HOST_CURE = (
     "A captured program has one structure for all values: use torch.where, masks or enumeration instead of control "
     "flow on values, keep numbers as tensors, build distributions with validate_args=False, or run with compile=False."
-)
-_NUMBER_CURE = (
-    "What Python draws or counts would be frozen at capture: draw with torch or pyro.sample, keep counts and schedules "
-    "in a buffer of a module, updated in place, or run with compile=False."
 )
 _SHAPE_CURE = (
     "A captured program has static shapes: use torch.where or a weighted sum instead of selecting by a mask, or run "
@@ -192,7 +189,8 @@ class Replacement(Lifting):
 
     def __init__(self, discovery: Discovery, inputs: Sequence[torch.Tensor], site: Callable[[], str | None]) -> None:
         super().__init__(site)
-        tensors, self._notes = list(discovery.found.values()), iter(discovery.notes)
+        tensors, self._known = list(discovery.found.values()), Counter(discovery.notes)
+        self._functions = {func for func, _ in self._known}
         self._inputs = {id(tensor): value for tensor, value in zip(tensors, inputs, strict=True)}
         self._originals = {id(value): tensor for tensor, value in zip(tensors, inputs, strict=True)}
 
@@ -201,14 +199,13 @@ class Replacement(Lifting):
         return self._inputs.get(id(tensor), tensor)
 
     def note(self, func: Any, constants: Constants) -> None:
-        """Refuse an operation that was given another number in the first run: only one of them would be in the graph."""
-        first, before = next(self._notes, (None, ()))
-        if first is not func:
-            self._notes = iter(())  # the runs took different ways: nothing to compare from here on
-        elif before != constants:
-            changes = [f": {old}, then {new}" for old, new in zip(before, constants, strict=False) if old != new]
-            what = f"uses a number that changes from run to run ({_name(func)}{''.join(changes[:1])})"
-            raise self._refuse(what, _NUMBER_CURE)
+        """Refuse numbers that the first run, which may do more, did not hand to this operation (as many times)."""
+        if not constants or func not in self._functions:
+            return
+        if not self._known[func, constants]:
+            what = f"uses a number that changes from run to run ({_name(func)}: {', '.join(constants)[:80]})"
+            raise self._refuse(what, NUMBER_CURE)
+        self._known[func, constants] -= 1
 
 
 def refuse_selections(outputs: Sequence[Any]) -> None:

@@ -97,10 +97,51 @@ def draws_by_python(x: Tensor) -> Tensor:
     return pyro.sample("z", dist.Normal(PYTHON.random(), 1.0)) + x
 
 
-@pytest.mark.parametrize("fn", [counts, draws_by_numpy, draws_by_python], ids=lambda fn: fn.__name__)
+def draws_in_a_longer_first_run(x: Tensor) -> Tensor:
+    if not FIRST:
+        FIRST.append(len(x.abs().exp() * 3.0))
+    return x.exp() * PYTHON.random()
+
+
+FIRST: list[int] = []
+NUMBERS = [counts, draws_by_numpy, draws_by_python, draws_in_a_longer_first_run]
+
+
+@pytest.mark.parametrize("fn", NUMBERS, ids=lambda fn: fn.__name__)
 def test_numbers_that_python_draws_or_counts_are_refused(fn: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(CaptureError, match=r"a number that changes from run to run .*test_staleness\.py:\d+"):
         capture(fn, (X,))
+
+
+def test_a_first_run_that_does_more_is_no_change() -> None:
+    runs = count()
+
+    def fn(x: Tensor) -> Tensor:
+        return x * 2.0 + (x * 3.0 if next(runs) == 0 else 0 * x)
+
+    def prepared(x: Tensor) -> Tensor:
+        return x * 2.0 if next(runs) else (x * 3.0).exp() * 2.0
+
+    with pytest.raises(CaptureError, match="mul: 0"):
+        capture(fn, (X,))
+    runs = count()
+    torch.testing.assert_close(capture(prepared, (X,))(X), 2.0 * X)
+
+
+def rate_by_python(x: Tensor) -> Tensor:
+    return x * 2.0 if random.random() < 0.5 else x * 2.0
+
+
+def rate_by_numpy(x: Tensor) -> Tensor:
+    return x * 2.0 if np.random.rand() < 0.5 else x * 2.0
+
+
+@pytest.mark.parametrize(("fn", "name"), [(rate_by_python, "random"), (rate_by_numpy, r"numpy\.random")])
+def test_draws_of_other_generators_are_refused_and_taken_back(fn: Callable[[Tensor], Tensor], name: str) -> None:
+    before = random.getstate(), np.random.get_state()[2]
+    with pytest.raises(CaptureError, match=f"draws from {name}, .* draw with torch"):
+        capture(fn, (X,))
+    assert (random.getstate(), np.random.get_state()[2]) == before
 
 
 @pytest.mark.parametrize("other", [X.T.contiguous().T, X[:1].expand(2, 3), torch.ones(2, 6)[:, ::2]])
