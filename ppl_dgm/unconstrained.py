@@ -15,7 +15,7 @@ from torch.distributions.transforms import Transform
 
 from ppl_dgm.program import Bound, Latent, undisturbed
 from ppl_dgm.program.bound import Values
-from ppl_dgm.program.sites import innermost
+from ppl_dgm.program.supports import innermost
 
 ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)

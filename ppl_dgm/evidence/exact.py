@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.program.sites import innermost, random_sites
+from ppl_dgm.program.sites import random_sites
 from ppl_dgm.unconstrained import Unconstrained
 from ppl_dgm.weights import MEMORY, chunk_plan
 
@@ -93,8 +93,15 @@ def sum_out(bound: Bound) -> Tensor:
 def is_gaussian(bound: Bound) -> bool:
     """Whether every latent and every datum is drawn from a Gaussian over all real numbers."""
     supports = [latent.support for latent in bound.structure.model_latents]
-    sites = [innermost(site["fn"]) for _, site in random_sites(bound.model_trace())]
+    sites = [untransformed(site["fn"]) for _, site in random_sites(bound.model_trace())]
     return all(is_real(support) for support in supports) and all(isinstance(fn, GAUSSIANS) for fn in sites)
+
+
+def untransformed(fn: Any) -> Any:
+    """What a distribution is made of: of log-normal data the logarithms are Gaussian."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
 
 
 def is_real(support: constraints.Constraint) -> bool:

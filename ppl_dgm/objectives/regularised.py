@@ -12,7 +12,7 @@ from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import LogJoint, Structure
 from ppl_dgm.program.bound import Bound
 from ppl_dgm.program.pairs import Pair, draw_pairs
-from ppl_dgm.program.sites import innermost
+from ppl_dgm.program.supports import innermost
 
 
 class FreeBits(Objective):

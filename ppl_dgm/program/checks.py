@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.bound import Prior
-from ppl_dgm.program.sites import Site, innermost, is_factor, random_sites
+from ppl_dgm.program.sites import Site, is_factor, random_sites, unvalidated
 from ppl_dgm.program.structure import Structure
+from ppl_dgm.program.supports import innermost, moves
 
 
 def run(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -68,13 +69,16 @@ def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def check(structure: Structure, model_trace: Any, guide_trace: Any) -> None:
-    """Check sites, plates, supports and shapes of one trace of the model and, if there is one, of the guide."""
+def check(structure: Structure, model_trace: Any, guide_trace: Any, again: Callable[[], Any]) -> None:
+    """Check sites, plates, supports and shapes of one trace of the model and, if there is one, of the guide.
+
+    `again` traces guide and model once more, with other latents.
+    """
     check_something_to_score(structure, model_trace)
     check_plate(structure, model_trace, guide_trace)
     for _, site in random_sites(model_trace):
         if site["is_observed"] and not is_factor(site):
-            check_observed(site)
+            check_observed(site, again)
     if guide_trace is not None:
         check_same_latents(structure, model_trace, guide_trace)
     for role, trace in (("model", model_trace), ("guide", guide_trace)):
@@ -103,8 +107,8 @@ def check_plate(structure: Structure, *traces: Any) -> None:
                     )
 
 
-def check_observed(site: Site) -> None:
-    """Check shape, device, dtype, NaN and support of one observed value."""
+def check_observed(site: Site, again: Callable[[], Any]) -> None:
+    """Check shape, device, dtype, NaN and support of one observed value; a support may move with the latents."""
     name, fn, value = site["name"], site["fn"], site["value"]
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -114,7 +118,7 @@ def check_observed(site: Site) -> None:
     if value.is_floating_point() and bool(value.isnan().any()):
         raise ValueError(f"site {name!r} observes NaN; expected finite data. Remove, impute or mask them")
     inside = fn.support.check(value)
-    if not bool(inside.all()):
+    if not bool(inside.all()) and not moves(fn, value, *(again()[1].nodes[name][part] for part in ("fn", "value"))):
         share = 100.0 * (1.0 - inside.double().mean().item())
         raise ValueError(
             f"site {name!r} observes values outside the support {fn.support} of {type(innermost(fn)).__name__} "
@@ -184,7 +188,8 @@ def narrower(guide_fn: Any, model_fn: Any) -> bool:
 
 def check_shapes(role: str, trace: Any, structure: Structure) -> None:
     """Check that every batch dimension is declared by a plate."""
-    blame(role, trace.compute_log_prob, (), {})
+    with unvalidated():
+        blame(role, trace.compute_log_prob, (), {})
     for name, site in random_sites(trace):
         try:
             check_site_shape(site, max(structure.nesting, site["log_prob"].dim()))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -18,7 +19,6 @@ from ppl_dgm.program.modes import undisturbed
 from ppl_dgm.program.scope import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
-    innermost,
     is_auxiliary,
     is_deterministic,
     is_enumerated,
@@ -27,6 +27,7 @@ from ppl_dgm.program.sites import (
     random_sites,
 )
 from ppl_dgm.program.structure import Latent, Structure
+from ppl_dgm.program.supports import innermost
 
 PROOF_PARTICLES = 3
 PROOF_DATA = 4
@@ -86,7 +87,8 @@ def examine(
         for piece_args, piece_kwargs in pieces(args, kwargs, size if divisible else None):
             guide_trace, model_trace = checks.run(model, proposal, piece_args, piece_kwargs)
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
-            checks.check(found, model_trace, guide_trace if guide else None)
+            again = partial(checks.run, model, proposal, piece_args, piece_kwargs)
+            checks.check(found, model_trace, guide_trace if guide else None, again)
             observed.add(found, model_trace)
             structures.append(replace(found, divisible=divisible))
         few = few_data(args, kwargs, size) if divisible else (args, kwargs)
@@ -253,7 +255,7 @@ def prove_vectorisation(bound: Bound) -> Structure:
         candidate = replace(bound, structure=replace(structure, guide_runs=guide_runs, model_runs=model_runs))
         try:
             error = vectorisation_error(candidate)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as failure:
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, NotImplementedError) as failure:
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
         if not error:
             return candidate.structure

@@ -16,6 +16,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from ppl_dgm.program.supports import innermost, possible
+
 Site = dict[str, Any]
 
 
@@ -47,13 +49,6 @@ def is_auxiliary(site: Site) -> bool:
 def is_enumerated(site: Site) -> bool:
     """Whether the site asks to be summed out in parallel."""
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
-
-
-def innermost(fn: Any) -> Any:
-    """Strip `to_event`, `mask` and `expand` wrappers from a distribution."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
@@ -178,8 +173,10 @@ class Tally:
 
 
 def log_prob_of(site: Site, scale: Any) -> Tensor:
-    """Masked and scaled log density of one site at its value."""
+    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    inside = possible(site["fn"], site["value"]) if site["is_observed"] and not is_factor(site) else None
+    log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
     return scale_and_mask(log_prob, scale, site["mask"])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_dgm.posterior import Posterior, check_latents, join, resample_part, storable_parts
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
 from ppl_dgm.program.bound import Values
-from ppl_dgm.program.sites import innermost
+from ppl_dgm.program.supports import innermost
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
 from ppl_dgm.unconstrained import check_continuous
 from ppl_dgm.weights import MEMORY, log_mean_exp, seeded

@@ -119,3 +119,14 @@ def test_dropout_is_off_during_evidence():
     results = [Exact()(program, x) for _ in range(2)]
     assert torch.equal(results[0].log_z, results[1].log_z)
     assert net.training
+
+
+def test_log_normal_data_of_a_gaussian_mean():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("x", dist.LogNormal(z, 1.0), obs=x)
+
+    x = torch.tensor(1.5, dtype=torch.float64)
+    result = Exact()(Program(model), x)
+    torch.testing.assert_close(result.log_z, dist.LogNormal(0.0, 2**0.5).log_prob(x).double())
+    assert result.bound == "exact"

@@ -1,0 +1,70 @@
+"""Where a distribution has mass; its formula may go on outside: unless it validates, Exponential(1) says log p(-1) = 1."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints
+
+
+def possible(fn: Any, value: Tensor) -> Tensor | None:
+    """Whether values `[*batch, *event]` are in the support, `[*batch]`; None if it is the whole space, or discrete.
+
+    A transformed distribution is asked for its base too: torch takes a shifted exponential to be everywhere.
+    """
+    inner = innermost(fn)
+    if not is_bounded(inner):
+        return None
+    inside = inner.support.check(value)
+    if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
+        base = value
+        for transform in reversed(inner.transforms):
+            base = transform.inv(base)  # type: ignore[assignment]
+        inside = inside & all_of(possible(inner.base_dist, base), dims(inner) - dims(inner.base_dist))
+    return all_of(inside, dims(fn) - dims(inner))
+
+
+def innermost(fn: Any) -> Any:
+    """Strip `to_event`, `mask` and `expand` wrappers from a distribution."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def is_bounded(fn: Any) -> bool:
+    """Whether the support of a continuous distribution leaves anything out."""
+    inner = innermost(fn)
+    if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
+        return True
+    support = inner.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return not (support.is_discrete or isinstance(support, type(constraints.real)))
+
+
+def dims(fn: Any) -> int:
+    """Number of dimensions of an event."""
+    return len(fn.event_shape)
+
+
+def all_of(inside: Any, event_dims: int) -> Any:
+    """Reduce the dimensions that belong to an event."""
+    return inside.flatten(-event_dims).all(-1) if event_dims > 0 else inside
+
+
+def bounds(fn: Any) -> Iterator[Tensor]:
+    """The tensors on which a distribution's support depends."""
+    inner = innermost(fn)
+    parts = [inner.support]
+    if isinstance(inner, TransformedDistribution):
+        parts += inner.transforms
+        yield from bounds(inner.base_dist)
+    for part in parts:
+        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
+
+
+def moves(fn: Any, value: Tensor, other_fn: Any, other_value: Tensor) -> bool:
+    """Whether the support or the value of a site are not the same in two runs."""
+    tensors = [(value, *bounds(fn)), (other_value, *bounds(other_fn))]
+    return not all(torch.equal(one, other) for one, other in zip(*tensors, strict=True))

@@ -1,0 +1,101 @@
+"""Data that some values of the latents rule out: zero density there, and the right evidence."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions.transforms import AffineTransform
+from torch import Tensor
+
+from ppl_dgm import Program, evidence
+from ppl_dgm.program.supports import possible
+
+FLOAT = torch.float64
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("fn", "value", "expected"),
+    [
+        (dist.Normal(torch.zeros(2), 1.0), torch.zeros(2), None),
+        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)).expand([3]), torch.zeros(3, 2), None),
+        (dist.Bernoulli(torch.ones(2)), torch.zeros(2), None),
+        (dist.Exponential(torch.ones(2)), torch.tensor([-1.0, 1.0]), [False, True]),
+        (dist.Exponential(torch.ones(2, 2)).to_event(1), torch.tensor([[-1.0, 1.0], [1.0, 2.0]]), [False, True]),
+        (dist.Uniform(torch.tensor([0.0, 2.0]), 3.0), torch.ones(2), [True, False]),
+        (dist.Pareto(torch.tensor([0.5, 2.0]), 1.0), torch.ones(2), [True, False]),
+        (dist.Weibull(1.0, torch.tensor([2.0, 2.0])), torch.tensor([-1.0, 1.0]), [False, True]),
+        (
+            dist.TransformedDistribution(
+                dist.Exponential(torch.ones(2)), [AffineTransform(torch.tensor([0.0, 2.0]), 1.0)]
+            ),
+            torch.ones(2),
+            [True, False],
+        ),
+        (
+            dist.TransformedDistribution(dist.Gamma(torch.ones(2, 3), 1.0).to_event(1), [AffineTransform(1.0, 2.0)]),
+            torch.tensor([[2.0, 2.0, 0.5], [2.0, 2.0, 2.0]]),
+            [False, True],
+        ),
+        (
+            dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [AffineTransform(1.0, 2.0)]),
+            torch.zeros(2),
+            None,
+        ),
+        (dist.Dirichlet(torch.ones(2, 3)), torch.tensor([[0.5, 0.25, 0.25], [1.5, -0.25, -0.25]]), [True, False]),
+    ],
+)
+def test_supports_are_read_through_wrappers_and_transforms(fn, value, expected):
+    inside = possible(fn, value)
+    assert (inside if inside is None else inside.tolist()) == expected
+
+
+def shifted(x: Tensor) -> None:
+    """x = z + Exponential(1), z normal: an exponentially modified Gaussian."""
+    z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+    pyro.sample("x", dist.TransformedDistribution(dist.Exponential(number(1.0)), [AffineTransform(z, 1.0)]), obs=x)
+
+
+def subtracted(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+    pyro.sample("x", dist.Exponential(number(1.0)), obs=x - z)
+
+
+def pareto(x: Tensor) -> None:
+    """Pareto(scale z, 2) below Uniform(0.5, 3): p(x) = integral of 2 z^2 x^-3 over z < min(x, 3), over 2.5."""
+    z = pyro.sample("z", dist.Uniform(number(0.5), 3.0))
+    pyro.sample("x", dist.Pareto(z, number(2.0)), obs=x)
+
+
+def modified_gaussian(x: float) -> float:
+    return math.log(0.5 * math.exp(0.5 - x) * math.erfc((1 - x) / math.sqrt(2)))
+
+
+def pareto_marginal(x: float) -> float:
+    return math.log(2 / x**3 * (min(x, 3.0) ** 3 - 0.125) / 3 / 2.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "truth"), [(shifted, modified_gaussian), (subtracted, modified_gaussian), (pareto, pareto_marginal)]
+)
+def test_evidence_of_data_that_latents_may_rule_out(model, truth):
+    for x in (0.8, 1.7):
+        for estimator in (evidence.PriorSampling(20_000), evidence.SMC(num_particles=500)):
+            for seed in range(3):  # whatever is drawn first, the program is taken
+                result = estimator(Program(model), number(x), seed=seed)
+                assert (result.log_z - truth(x)).abs() < 4.5 * result.std_error, (estimator.name, result)
+                assert result.std_error < 0.1
+
+
+def test_data_outside_a_support_that_does_not_move_are_refused():
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+        pyro.sample("x", dist.Gamma(z.exp(), number(1.0)), obs=x)
+
+    with pytest.raises(ValueError, match=r"'x' observes values outside the support .*Gamma"):
+        Program(model).initialise(number(-1.0))
