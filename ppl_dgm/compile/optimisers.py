@@ -147,6 +147,11 @@ class GraphOptimiser:
         """Number of entries of all parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
+    @property
+    def arrangement(self) -> tuple[tuple[int, ...], ...]:
+        """Which parameters share their rates; a checkpoint may split, join or rearrange the cohorts."""
+        return tuple(tuple(map(id, cohort.parameters)) for cohort in self.cohorts)
+
     def is_current(self) -> bool:
         """Whether torch's optimiser trains the same parameters, and its groups have the same settings on and off."""
         return self._present_form() == self._form
@@ -217,7 +222,9 @@ class GraphOptimiser:
         for parameter, own in self._states.items():
             theirs = self.optimizer.state.get(parameter, {})
             for name, tensor in own.items():
-                if isinstance(theirs.get(name), torch.Tensor) and theirs[name] is not tensor:
+                if theirs.get(name) is None:
+                    tensor.zero_()
+                elif theirs[name] is not tensor:
                     tensor.copy_(theirs[name])
                     theirs[name] = tensor
         self.cohorts = self._cohorts()

@@ -87,7 +87,7 @@ class TrainStep:
 
     def _key(self, leaves: list[torch.Tensor], rest: Rest) -> Any:
         kind = self._optimiser.parameters[0].dtype  # a module can be converted between two steps
-        return looks(leaves), rest, kind, len(self._optimiser.cohorts)
+        return looks(leaves), rest, kind, self._optimiser.arrangement
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss `[]`, detached."""
