@@ -18,9 +18,9 @@ def possible(fn: Any, value: Tensor) -> Tensor | None:
         return None
     inside = inner.support.check(value)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
-        base = value
+        base: Any = value
         for transform in reversed(inner.transforms):
-            base = transform.inv(base)  # type: ignore[assignment]
+            base = transform.inv(base)
         inside = inside & all_of(possible(inner.base_dist, base), dims(inner) - dims(inner.base_dist))
     return all_of(inside, dims(fn) - dims(inner))
 
