@@ -249,15 +249,16 @@ def _without_unused(captured: Captured) -> Captured:
 @contextmanager
 def _nothing_drawn() -> Iterator[None]:
     """Refuse draws from Python's and numpy's generators, and take them back: they would happen once, at capture."""
-    ours, numpys = random.getstate(), np.random.get_state()
+    numpys = np.random.mtrand._rand  # type: ignore[attr-defined]
+    before = random.getstate(), numpys.get_state()
     try:
         yield
-        drawn = [("random", ours, random.getstate()), ("numpy.random", numpys, np.random.get_state())]
+        after = random.getstate(), numpys.get_state()
     finally:
-        random.setstate(ours)
-        np.random.set_state(numpys)
-    for name, before, after in drawn:
-        if pickle.dumps(before) != pickle.dumps(after):
+        random.setstate(before[0])
+        numpys.set_state(before[1])
+    for name, old, new in zip(("random", "numpy.random"), before, after, strict=True):
+        if pickle.dumps(old) != pickle.dumps(new):
             raise CaptureError(f"the program draws from {name}, Python's own numbers. {NUMBER_CURE}")
 
 
