@@ -102,12 +102,13 @@ def test_checkpoints_move_between_eager_and_compiled(name: str, direction: str) 
 def test_checkpoints_may_rearrange_who_has_made_how_many_steps() -> None:
     ours, theirs = Fit(OPTIMISERS["adam"]), Fit(OPTIMISERS["adam"])
     for fit, step in ((ours, ours.compiled), (theirs, theirs.eager)):
-        for _ in range(3):
+        for forgotten in ([], [1]):  # the shift has then made no step, as the parameter that gets no gradient
+            for _ in range(2):
+                step()
+            saved = copy.deepcopy(fit.optimizer.state_dict())
+            saved["state"] = {name: state for name, state in saved["state"].items() if name not in forgotten}
+            fit.optimizer.load_state_dict(saved)
             step()
-        saved = copy.deepcopy(fit.optimizer.state_dict())
-        saved["state"].pop(1)  # the shift has made no step, as the parameter that gets no gradient
-        fit.optimizer.load_state_dict(saved)
-        step()
     ours.assert_like(theirs)
 
 
