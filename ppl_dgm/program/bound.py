@@ -15,6 +15,7 @@ from ppl_dgm.program.sites import (
     Layout,
     Substitute,
     forgiving_factors,
+    is_enumerated,
     is_random_subsample,
     random_sites,
     sum_enumerated,
@@ -233,15 +234,24 @@ class Bound:
 
 
 class Prior:
-    """The model's prior as a guide: all its latents, with the data and the factors hidden."""
+    """The model's prior as a guide: all its latents, with the data and the factors hidden.
 
-    def __init__(self, model: Callable) -> None:
+    As the guide of Pyro's own losses it must hide the latents that are summed out too: they are none of the guide's.
+    """
+
+    def __init__(self, model: Callable, hide: Callable[[Any], bool] | None = None) -> None:
         self.model = model
+        self.hide = hide or is_given
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        poutine.block(self.model, hide_fn=is_given)(*args, **kwargs)
+        poutine.block(self.model, hide_fn=self.hide)(*args, **kwargs)
 
 
 def is_given(site: Any) -> bool:
     """Whether a site is data or a factor, not something to be drawn."""
     return site["type"] == "sample" and site["is_observed"]
+
+
+def is_given_or_summed_out(site: Any) -> bool:
+    """Whether a site is not drawn or is enumerated."""
+    return is_given(site) or (site["type"] == "sample" and is_enumerated(site))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program.arguments import unpack_arguments
-from ppl_dgm.program.bound import Bound, Prior
+from ppl_dgm.program.bound import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.modes import evaluating, undisturbed
@@ -61,7 +61,9 @@ class Program(ParameterScope):
         self.site = site
         self.plate = plate
         scoped_model = ScopedCallable("model", model, self)
-        self._halves = (scoped_model, ScopedCallable("guide", guide if guide else Prior(scoped_model.fn), self))
+        proposal = Prior(scoped_model.fn, is_given_or_summed_out) if guide is None else guide
+        self._halves = (scoped_model, ScopedCallable("guide", proposal, self))
+        self._prior = Prior(scoped_model)
         self._has_guide = guide is not None
         self._structures: dict[bool, Structure] = {}
 
@@ -99,9 +101,8 @@ class Program(ParameterScope):
         """The program at these data, as log densities over particles; checks them first."""
         args, kwargs = unpack_arguments(args, kwargs)
         found = self._examine(args, kwargs, sum_out)
-        return Bound(
-            self.model, self.guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest
-        )
+        guide = self.guide if self._has_guide else self._prior
+        return Bound(self.model, guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest)
 
     def _examine(self, args: tuple, kwargs: Mapping[str, Any], sum_out: bool) -> Examination:
         guide = self.guide if self._has_guide else None

@@ -300,3 +300,30 @@ def test_gradients_of_a_sum_are_posterior_averages() -> None:
     joint = WEIGHTS.log() + Normal(LOCS, 1.0).log_prob(X[:, None])
     truth = (joint.softmax(-1) * (X[:, None] - LOCS)).sum(0)
     assert torch.allclose(program.get_parameter("locs").grad, truth, atol=1e-5)
+
+
+def test_pyros_own_loss_sums_out_what_a_program_without_guide_marks() -> None:
+    program = Program(mixture).initialise(X)
+    loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(program.model, program.guide, X)
+    assert loss == pytest.approx(-float(mixture_truth(X).sum()), rel=1e-5)
+
+
+def test_pyros_own_loss_sums_out_a_chain() -> None:
+    moves = torch.tensor([[0.7, 0.3], [0.4, 0.6]])
+
+    def chain(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k: Tensor | int = 0
+            for t in pyro.markov(range(3)):
+                k = pyro.sample(f"k{t}", dist.Categorical(moves[k]), infer=PARALLEL)
+                pyro.sample(f"x{t}", dist.Normal(LOCS[k], 1.0), obs=x[:, t])
+
+    x = torch.randn(4, 3)
+    density = Normal(LOCS[:2], 1.0).log_prob(x.unsqueeze(-1)).exp()  # [data, time, values]
+    truth = sum(
+        (moves[0, a] * moves[a, b] * moves[b, c] * density[:, 0, a] * density[:, 1, b] * density[:, 2, c])
+        for a, b, c in itertools.product(range(2), repeat=3)
+    )
+    program = Program(chain).initialise(x)
+    loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(program.model, program.guide, x)
+    assert loss == pytest.approx(-float(torch.as_tensor(truth).log().sum()), rel=1e-5)
