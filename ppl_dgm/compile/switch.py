@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_function
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inputs import leaves_and_rest, looks
+from ppl_dgm.compile.versions import Versions
 
 CompileMode = Literal["auto"] | bool
 COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost
@@ -53,7 +55,7 @@ class Switch:
         check_compile(mode)
         self.mode = mode
         self.backend: Backend = backend
-        self._compiled: dict[Any, Compiled] = {}
+        self._compiled = Versions[Compiled](lambda compiled: compiled.captured)
         self._taken: dict[Any, tuple[float, int]] = {}
         self._refused: set[Any] = set()
 
@@ -69,22 +71,21 @@ class Switch:
             left: how many such calls are still to come, where that is known.
 
         Raises:
-            CaptureError: in mode True, for what cannot be compiled.
+            CaptureError: in mode True, for what cannot be compiled, or would be compiled for ever because a module that
+                runs is set differently from call to call.
         """
         if self.mode is False:
             return fn(*inputs)
         leaves, rest = leaves_and_rest(inputs)
         key = (fn, looks(leaves), rest)
-        compiled = self._compiled.get(key)
-        if compiled is None or not compiled.captured.is_current():
-            return self._first(fn, inputs, key, left)
-        return compiled(*inputs)
+        compiled = self._compiled.find(key)
+        return self._first(fn, inputs, key, left) if compiled is None else compiled(*inputs)
 
     def _first(self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...], left: int | None) -> Any:
         if self.mode is True or (key not in self._refused and self._pays(key, left)):
             try:
-                compiled = self._compiled[key] = compile_function(fn, inputs, backend=self.backend)
-                return compiled(*inputs)
+                make = partial(compile_function, fn, inputs, backend=self.backend)
+                return self._compiled.add(key, make)(*inputs)
             except CaptureError as error:
                 if self.mode is True:
                     raise

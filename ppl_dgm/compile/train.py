@@ -14,6 +14,7 @@ from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inputs import Rest, laid_out, leaves_and_rest, looks
 from ppl_dgm.compile.loops import Loop, compile_loop
 from ppl_dgm.compile.optimisers import GraphOptimiser
+from ppl_dgm.compile.versions import Versions
 
 Gradients = dict[torch.Tensor, torch.Tensor]
 
@@ -44,7 +45,8 @@ class TrainStep:
         seconds: how long capture and compilation took so far.
 
     Raises:
-        CaptureError: at once for another optimiser; at the first call for a loss that cannot be captured or compiled.
+        CaptureError: at once for another optimiser; at the first call for a loss that cannot be captured or compiled;
+            where a module keeps being set to what it has not been set to before.
 
     Example:
         >>> import torch
@@ -73,8 +75,8 @@ class TrainStep:
         self._clip_norm, self._clip_value = _positive("clip_norm", clip_norm), _positive("clip_value", clip_value)
         self._optimiser = GraphOptimiser(optimizer)
         self.seconds = 0.0
-        self._compiled: dict[Any, Compiled] = {}
-        self._loops: dict[Any, Loop] = {}
+        self._compiled = Versions[Compiled](lambda compiled: compiled.captured)
+        self._loops = Versions[Loop](lambda loop: loop.compiled.captured)
         self._device = self._optimiser.parameters[0].device
         self._rates = torch.empty(0, dtype=torch.float64)
         self._numbers = self._rates.numpy()
@@ -93,9 +95,7 @@ class TrainStep:
         """Make one step on a batch and return its loss `[]`, detached."""
         self._follow()
         leaves, rest = leaves_and_rest(batch)
-        compiled = self._compiled.get(self._key(leaves, rest))
-        if compiled is None or not compiled.captured.is_current():
-            compiled = self.prepare(*batch)
+        compiled = self._compiled.find(self._key(leaves, rest)) or self.prepare(*batch)
         captured = compiled.captured
         return compiled.run(*laid_out(leaves, captured.examples), self._next_rates(), *captured.lifted)[0]
 
@@ -109,12 +109,14 @@ class TrainStep:
         if self._optimiser.size > _SMALL or self._device.type != "cpu":
             return torch.stack([self(*batch) for _ in range(count)])
         key = self._key(*leaves_and_rest(batch))
-        if key not in self._loops or not self._loops[key].compiled.captured.is_current():
-            rows = self._example_rates().repeat(_CHUNK, 1)
-            with self._clock():
-                self._loops[key] = compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
+        loop = self._loops.find(key) or self._loops.add(key, lambda: self._make_loop(batch))
         chunks = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
-        return torch.cat([self._run_loop(self._loops[key], batch, steps) for steps in chunks])
+        return torch.cat([self._run_loop(loop, batch, steps) for steps in chunks])
+
+    def _make_loop(self, batch: Sequence[Any]) -> Loop:
+        rows = self._example_rates().repeat(_CHUNK, 1)
+        with self._clock():
+            return compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
 
     def _loop_step(self, state: tuple[()], rates: torch.Tensor, batch: Sequence[Any]) -> tuple[Any, torch.Tensor]:
         return state, self._step(batch, rates)
@@ -129,16 +131,16 @@ class TrainStep:
         """Compile for a batch of this shape, without making a step, unless that has been done before."""
         self._follow()
         key = self._key(*leaves_and_rest(batch))
-        compiled = self._compiled.get(key)
-        if compiled is None or not compiled.captured.is_current():
-            with self._clock():
-                captured = capture(self._step, (batch, self._example_rates()))
-                compiled = self._compiled[key] = compile_captured(captured, backend=self._backend)
-        return compiled
+        return self._compiled.find(key) or self._compiled.add(key, lambda: self._make(batch))
+
+    def _make(self, batch: Sequence[Any]) -> Compiled:
+        with self._clock():
+            captured = capture(self._step, (batch, self._example_rates()))
+            return compile_captured(captured, backend=self._backend)
 
     def knows(self, *batch: Any) -> bool:
         """Whether a batch of this shape runs without compiling."""
-        return self._key(*leaves_and_rest(batch)) in self._compiled
+        return self._compiled.find(self._key(*leaves_and_rest(batch))) is not None
 
     def eager(self, *batch: Any) -> torch.Tensor:
         """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""

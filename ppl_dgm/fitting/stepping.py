@@ -51,9 +51,9 @@ class Stepper:
 class CompiledStepper(Stepper):
     """Makes the first steps eagerly, checked in full, and the rest as one compiled call each.
 
-    With `"auto"` it compiles when the eager steps left to make take long enough for that to pay, and stays eager, with
-    a note, where the program cannot be captured. With True it compiles after the first step and raises instead.
-    Minibatches of another size than `size`, the last of an epoch, are run eagerly.
+    With `"auto"` it compiles when the eager steps left to make take long enough for that to pay, and stays or
+    becomes eager, with a note, where the program cannot be captured. With True it compiles after the first step and
+    raises instead. Minibatches of another size than `size`, the last of an epoch, are run eagerly.
     """
 
     def __init__(
@@ -69,19 +69,27 @@ class CompiledStepper(Stepper):
         self.mode, self.size, self.remaining = mode, size, num_steps
         self.step: TrainStep | None = None
         self.times: list[float] = []
+        self.gave_up = False
 
     def __call__(self, size: int, batch: Batch) -> float:
         self.remaining -= 1
         if size != self.size:
             return super().__call__(size, batch)
-        if self.step is not None:
-            return self._compiled(self.step, size, batch)
+        if self.step is not None and not self.gave_up:
+            return self._stepped(self.step, size, batch)
         start = time.perf_counter()
         value = super().__call__(size, batch)
         self.times.append(time.perf_counter() - start)
         if self._pays():
             self._compile(batch)
         return value
+
+    def _stepped(self, step: TrainStep, size: int, batch: Batch) -> float:
+        try:
+            return self._compiled(step, size, batch)
+        except CaptureError as error:  # modules that were set differently had to be captured anew
+            self._give_up(error)
+            return super().__call__(size, batch)
 
     def _compiled(self, step: TrainStep, size: int, batch: Batch) -> float:
         value = float(step(*batch))
@@ -103,10 +111,14 @@ class CompiledStepper(Stepper):
         try:
             self.step = self._prepared(batch)
         except CaptureError as error:
-            if self.mode is True:
-                raise
-            self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
-            self.announce(self.notes[-1])
+            self._give_up(error)
+
+    def _give_up(self, error: CaptureError) -> None:
+        if self.mode is True:
+            raise error
+        self.gave_up = True
+        self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
+        self.announce(self.notes[-1])
 
     def _prepared(self, batch: Batch) -> TrainStep:
         if not self.loss.differentiable:

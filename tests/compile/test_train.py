@@ -186,10 +186,10 @@ def test_schedules_of_other_hyperparameters_are_torchs(name: str) -> None:
 def test_a_schedule_of_numbers_does_not_capture_again() -> None:
     fit = Fit(OPTIMISERS["adam weight decay"])
     fit.compiled()
-    (captured,) = fit.step._compiled.values()
+    captured = fit.step.prepare(fit.x, fit.y)
     fit.optimizer.param_groups[0].update(weight_decay=0.2, eps=0.1, betas=(0.5, 0.7), lr=0.1)
     fit.compiled()
-    assert list(fit.step._compiled.values()) == [captured]
+    assert fit.step.prepare(fit.x, fit.y) is captured
 
 
 def test_clipping_the_norm_and_the_values() -> None:
@@ -265,6 +265,36 @@ def test_a_change_of_mode_captures_again() -> None:
     torch.testing.assert_close(step(x), full)
     net.train()
     assert step(x) != full
+
+
+class Power(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.power, self.runs = 1.0, [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[0] += 1
+        return x**self.power
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_settings_that_come_back_are_not_captured_again_and_those_that_keep_changing_are_refused(repeat: bool) -> None:
+    weight, net = nn.Parameter(torch.tensor(2.0)), Power()
+    step = TrainStep(lambda: net(weight), SGD([weight], lr=0.0), backend="eager")
+
+    def loss(power: float) -> float:
+        net.power = power
+        return step.repeat(2)[1].item() if repeat else step().item()
+
+    powers = [1.0, 2.0, 3.0, 4.0]
+    assert [loss(power) for power in powers] == [2.0, 4.0, 8.0, 16.0]
+    runs = net.runs[0]
+    assert [loss(power) for power in reversed(powers)] == [16.0, 8.0, 4.0, 2.0]
+    assert net.runs[0] == runs
+    with pytest.raises(CaptureError, match=r"Power\.power was 1\.0 and is 5\.0.* buffer .* compile=False"):
+        loss(5.0)
+    assert loss(3.0) == 8.0
+    assert net.runs[0] == runs
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd momentum"])

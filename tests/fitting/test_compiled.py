@@ -1,6 +1,7 @@
 """Compiled fits give what eager ones give, and say why when they cannot."""
 
 import gc
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import torch
 from pyro.infer import ReweightedWakeSleep
 
 import ppl_dgm.compile.switch as switch
+import ppl_dgm.fitting.stepping as stepping
 from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.compile import CaptureError, TrainStep
 from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
@@ -81,6 +83,51 @@ def test_auto_falls_back_with_a_reason_and_true_raises(monkeypatch):
     assert "test_compiled.py" in result.notes[0]
     with pytest.raises(CaptureError, match="item"):
         run(True, ELBO(), make_program(read_on_host=True))
+
+
+class Temperature(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = 1.0
+
+    def forward(self, x):
+        return x / self.value
+
+
+def annealed_program():
+    torch.manual_seed(0)
+    temperature, decoder = Temperature(), torch.nn.Linear(1, 3)
+
+    def model(x=None):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", 1 if x is None else len(x)):
+            pyro.sample("x", dist.Normal(temperature(decoder(torch.ones(1))), 1.0).to_event(1), obs=x)
+
+    class Anneal:
+        def __init__(self, optimizer):
+            pass
+
+        def step(self):
+            temperature.value *= 0.97
+
+    return Program(model), Anneal
+
+
+def test_auto_gives_up_where_a_module_is_set_anew_at_every_step_and_true_raises(monkeypatch):
+    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(stepping, "TrainStep", partial(TrainStep, backend="eager"))
+    results = []
+    for mode in (False, "auto"):
+        program, schedule = annealed_program()
+        results.append(run(mode, ELBO(), program, schedule=schedule, batch_size=None))
+    eager, auto = results
+    assert torch.allclose(eager.history["objective"], auto.history["objective"], atol=1e-5)
+    assert len(auto.notes) == 1
+    assert "Temperature.value was" in auto.notes[0]
+    assert auto.compile_seconds > 0
+    program, schedule = annealed_program()
+    with pytest.raises(CaptureError, match=r"Temperature\.value was .* buffer .* compile=False"):
+        run(True, ELBO(), program, schedule=schedule, batch_size=None)
 
 
 def test_auto_stays_eager_with_an_optimiser_that_cannot_be_compiled(monkeypatch):
