@@ -93,7 +93,8 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     once), then to record the graph with those tensors as further inputs. So the graph follows their present values, and
     what `fn` does to them in place, `\theta \leftarrow \theta - \epsilon \nabla f`, happens at every call. All else that
     Python knows is baked in: a number in a closure is what it was. Numbers, modes and tensors of modules are compared at
-    every call, and numbers that differ between the two runs (drawn by numpy, counted by Python) are refused.
+    every call, and numbers that differ between the two runs (drawn by numpy, counted by Python) are refused, as are
+    tensors handed from run to run outside of buffers; modules get back the tensors they kept.
 
     Args:
         fn: function of nested tuples, lists and dicts of tensors, with the same structure for all values. Leaves that
@@ -127,8 +128,9 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     with watched_modules() as watch, _one_error(), unmoved_generators(), _nothing_drawn():
         with traceable_pyro() as tracker:
             discovery = _discover(call, tensors, tracker)
+        watch.end_first_run()
         with traceable_pyro() as tracker:
-            graph, rebuild = _trace(call, tensors, discovery, tracker)
+            graph, rebuild = _trace(call, tensors, discovery, tracker, watch.name_of)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*discovery.found.values(), *lift_constants(graph)]
@@ -174,6 +176,7 @@ def _trace(
     tensors: list[torch.Tensor],
     discovery: Discovery,
     tracker: SiteTracker,
+    holder: Callable[[torch.Tensor], str | None],
 ) -> tuple[GraphModule, Callable[[Sequence[torch.Tensor]], Any]]:
     lifted = list(discovery.found.values())
     found: list[Callable[[Iterator[torch.Tensor]], Any]] = []
@@ -181,7 +184,7 @@ def _trace(
     def flat(*values: torch.Tensor) -> list[torch.Tensor]:
         leaves = [_leaf(value, tensor) for value, tensor in zip(values, [*tensors, *lifted], strict=True)]
         given = leaves[: len(tensors)]
-        replacement = Replacement(discovery, leaves[len(tensors) :], tracker.site)
+        replacement = Replacement(discovery, leaves[len(tensors) :], tracker.site, holder)
         with replacement, running_loops(_write_loop):
             result = call(given)
         outputs: list[torch.Tensor] = []

@@ -40,6 +40,10 @@ _HOST_CURE = (
     "A captured program has one structure for all values: use torch.where, masks or enumeration instead of control "
     "flow on values, keep numbers as tensors, build distributions with validate_args=False, or run with compile=False."
 )
+_STATE_CURE = (
+    "Python's memory is gone after capture: keep state in a buffer of a module (`register_buffer`), written in place "
+    "with `copy_`, or run with compile=False."
+)
 _SHAPE_CURE = (
     "A captured program has static shapes: use torch.where or a weighted sum instead of selecting by a mask, or run "
     "with compile=False."
@@ -149,7 +153,7 @@ class Discovery(Lifting):
 
     def __init__(self, fake_mode: FakeTensorMode, site: Callable[[], str | None]) -> None:
         super().__init__(site)
-        self._fake_mode = fake_mode
+        self.mode = fake_mode
         self.found: dict[int, torch.Tensor] = {}
         self.notes: list[tuple[Any, Constants]] = []
         self._twins: dict[int, torch.Tensor] = {}
@@ -176,26 +180,35 @@ class Discovery(Lifting):
 
     def _is_of_another_trace(self, tensor: torch.Tensor) -> bool:
         """Whether this is the body of a loop, and the tensor was made before the loop."""
-        return isinstance(tensor, FakeTensor) and tensor.fake_mode is not self._fake_mode
+        return isinstance(tensor, FakeTensor) and tensor.fake_mode is not self.mode
 
     def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, FakeTensor):
-            return self._fake_mode.from_tensor(tensor)
+            return self.mode.from_tensor(tensor)
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 class Replacement(Lifting):
     """The traced run: each tensor found before is replaced by its input of the graph."""
 
-    def __init__(self, discovery: Discovery, inputs: Sequence[torch.Tensor], site: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        discovery: Discovery,
+        inputs: Sequence[torch.Tensor],
+        site: Callable[[], str | None],
+        holder: Callable[[torch.Tensor], str | None],
+    ) -> None:
         super().__init__(site)
+        self._first_mode, self._holder = discovery.mode, holder
         tensors, self._known = list(discovery.found.values()), Counter(discovery.notes)
         self._functions = {func for func, _ in self._known}
         self._inputs = {id(tensor): value for tensor, value in zip(tensors, inputs, strict=True)}
         self._originals = {id(value): tensor for tensor, value in zip(tensors, inputs, strict=True)}
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the graph's input for a lifted tensor; anything else is already part of the trace."""
+        """Return the graph's input for a lifted tensor; anything else is part of the trace, or left by the first run."""
+        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self._first_mode:
+            raise self._refuse(f"hands a tensor from run to run ({self._holder(tensor) or 'in Python'})", _STATE_CURE)
         return self._inputs.get(id(tensor), tensor)
 
     def note(self, func: Any, constants: Constants) -> None:

@@ -10,11 +10,14 @@ import torch
 from torch.nn import Module, Parameter
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError
+from ppl_dgm.compile.inputs import tensor_leaves
 
 Buffers = dict[str, torch.Tensor | None]
 Setting = tuple[dict[str, Any], str, Any, str]  # where it is held, its name, its value, the kind of its module
 _PLAIN = (bool, int, float, complex, str)
+_ABSENT = object()
+_FLAG_CURE = "Run the program once before compiling it, or run with compile=False."
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Settings:
         """Name the first setting that is another now, or None."""
         for held, name, value, owner in self.plain:
             now = held.get(name)
-            if now is not value and now != value:
+            if not _same(now, value):
                 return f"{owner}.{name} was {value!r} and is {now!r}"
         for held, name, tensor, owner in self.tensors:
             if held.get(name) is not tensor:
@@ -48,10 +51,50 @@ class Settings:
 
 @dataclass
 class Watch:
-    """The modules that run, their buffers before, and the names to which they assign meanwhile."""
+    """The modules that run, their buffers before, and the attributes they assign meanwhile: before, after the first run.
 
+    Modules that are born meanwhile do as they like.
+    """
+
+    born: set[Module] = field(default_factory=set)
     before: dict[Module, Buffers] = field(default_factory=dict)
-    assigned: set[tuple[int, str]] = field(default_factory=set)
+    assigned: dict[tuple[Module, str], Any] = field(default_factory=dict)
+    first_run: dict[tuple[Module, str], Any] = field(default_factory=dict)
+
+    def end_first_run(self) -> None:
+        """Remember what the first run left in the attributes, and raise CaptureError if it replaced a buffer."""
+        replaced = [
+            _name(m, name) for m, old in self.before.items() for name in old if old[name] is not m._buffers[name]
+        ]
+        if replaced:
+            names = ", ".join(replaced)
+            raise CaptureError(f"a module assigns to its buffer ({names}) while it runs. Write in place, with `copy_`.")
+        self.first_run = {key: _held(*key) for key in self.assigned}
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """Name the attribute that holds a tensor, or None."""
+        holders = (key for key in self.assigned if any(leaf is tensor for leaf in tensor_leaves(_held(*key))))
+        return next((_name(*key) for key in holders), None)
+
+    def refuse_counts(self) -> None:
+        """Raise CaptureError for a number that the second run changed again, or a flag that the first one turned."""
+        for key, first in self.first_run.items():
+            before, now = self.assigned[key], _held(*key)
+            counted = isinstance(now, _PLAIN) and not _same(first, now)
+            turned = isinstance(before, bool) and isinstance(now, bool) and before != now and key[1] != "training"
+            if counted or turned:
+                old, cure = (first, NUMBER_CURE) if counted else (before, _FLAG_CURE)
+                raise CaptureError(f"a module changes as it runs ({_name(*key)}: {old!r}, then {now!r}). {cure}")
+
+    def restore(self, *, numbers: bool) -> None:
+        """Give attributes back what they held, instead of tensors of a trace; numbers and flags too, if asked."""
+        for (module, name), value in self.assigned.items():
+            if not numbers and isinstance(_held(module, name), _PLAIN):
+                continue
+            if value is _ABSENT:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = value
 
     def settings(self, lifted: Sequence[torch.Tensor]) -> Settings:
         """Return the present settings of the modules and their parts, without what they assign to themselves."""
@@ -71,7 +114,19 @@ class Watch:
         return Settings(tuple(plain), tuple(tensors), tuple((p, p.dtype) for p in lifted if isinstance(p, Parameter)))
 
     def _is_given(self, module: Module, name: str) -> bool:
-        return name == "training" or (id(module), name) not in self.assigned
+        return name == "training" or (module, name) not in self.assigned
+
+
+def _held(module: Module, name: str) -> Any:
+    return module.__dict__.get(name, _ABSENT)
+
+
+def _name(module: Module, name: str) -> str:
+    return f"{type(module).__name__}.{name}"
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or one == other
 
 
 def _holders(module: Module) -> tuple[Any, Any]:
@@ -80,25 +135,33 @@ def _holders(module: Module) -> tuple[Any, Any]:
 
 @contextmanager
 def watched_modules() -> Iterator[Watch]:
-    """Watch modules run, and refuse those that assign a new tensor to a buffer: it would happen once, at capture."""
-    watch, assign = Watch(), Module.__setattr__
+    """Watch modules run, and refuse those that count or assign a new tensor to a buffer: it would happen once, at capture.
 
-    def remember(module: Module, _: Any) -> None:
+    What else they assign to themselves is taken back.
+    """
+    watch, create, assign = Watch(), Module.__init__, Module.__setattr__
+
+    def remember(module: Module, _: Any = None) -> None:
         watch.before.setdefault(module, dict(module._buffers))
 
+    def born(module: Module, *args: Any, **kwargs: Any) -> None:
+        watch.born.add(module)
+        create(module, *args, **kwargs)
+
     def note(module: Module, name: str, value: Any) -> None:
-        watch.assigned.add((id(module), name))
+        if module not in watch.born and "_buffers" in module.__dict__:
+            remember(module)
+            watch.assigned.setdefault((module, name), _held(module, name))
         assign(module, name, value)
 
-    handle = register_module_forward_pre_hook(remember)
+    done, handle = False, register_module_forward_pre_hook(remember)
     try:
-        with mock.patch.object(Module, "__setattr__", note):
+        with mock.patch.object(Module, "__init__", born), mock.patch.object(Module, "__setattr__", note):
             yield watch
-        replaced = [(m, name) for m, old in watch.before.items() for name in old if old[name] is not m._buffers[name]]
+        watch.refuse_counts()
+        done = True
     finally:
         handle.remove()
         for module, old in watch.before.items():
             module._buffers.update(old)
-    if replaced:
-        names = ", ".join(f"{type(module).__name__}.{name}" for module, name in replaced)
-        raise CaptureError(f"a module assigns to its buffer ({names}) while it runs. Write in place, with `copy_`.")
+        watch.restore(numbers=not done)

@@ -147,6 +147,87 @@ def test_draws_of_other_generators_are_refused_and_taken_back(fn: Callable[[Tens
     assert (random.getstate(), NUMPYS.get_state()[2]) == before
 
 
+class Keeper(nn.Module):
+    """A module that keeps something of every run in an attribute."""
+
+    def __init__(self, kept: Any, step: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.kept, self.step = nn.Linear(3, 3), kept, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(self, self.layer(x))
+
+
+def counts_up(module: Any, h: Tensor) -> Tensor:
+    module.kept += 1
+    return h if module.kept < 100 else -h
+
+
+def cools(module: Any, h: Tensor) -> Tensor:
+    module.kept *= 0.9
+    return h * module.kept
+
+
+def starts(module: Any, h: Tensor) -> Tensor:
+    if not module.kept:
+        module.kept = True
+        return -h
+    return h
+
+
+def hands_on(module: Any, h: Tensor) -> Tensor:
+    if module.kept is not None:
+        h = h + module.kept
+    module.kept = h.detach()
+    return h
+
+
+def notes(module: Any, h: Tensor) -> Tensor:
+    module.kept = h
+    module.pair = (h, {"posterior": dist.Normal(h, 1.0)})
+    return h
+
+
+REFUSED = [
+    (0, counts_up, r"\(Keeper.kept: 1, then 2\). .* in a buffer"),
+    (1.0, cools, "changes .* in a buffer"),
+    (False, starts, r"\(Keeper.kept: False, then True\). Run the program once"),
+    (None, hands_on, r"\(Keeper.kept\) at .*test_staleness\.py:\d+ .*`copy_`"),
+    (torch.ones(3), hands_on, r"\(Keeper.kept\) at .*test_staleness\.py:\d+ .*`copy_`"),
+]
+
+
+@pytest.mark.parametrize(("kept", "step", "said"), REFUSED)
+def test_state_that_modules_keep_in_python_is_refused_and_taken_back(kept: Any, step: Any, said: str) -> None:
+    module = Keeper(kept, step)
+    with pytest.raises(CaptureError, match=said):
+        capture(module, (X,))
+    assert module.kept is kept or module.kept == kept
+
+
+@pytest.mark.parametrize("kept", [None, X])
+def test_modules_get_back_the_tensors_they_kept(kept: Tensor | None) -> None:
+    module = Keeper(kept, notes)
+    captured = capture(module, (X,))
+    assert module.kept is kept
+    assert not hasattr(module, "pair")
+    torch.testing.assert_close(captured(X), module(X).detach())
+    assert captured.is_current()
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_layers_that_keep_their_own_weight(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    layer = wrap(nn.Linear(3, 3)).eval()
+    torch.testing.assert_close(capture(layer, (X,))(X), layer(X).detach())
+    assert layer.weight.shape == (3, 3)
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers(cell: Callable[..., nn.Module]) -> None:
+    layer = cell(3, 2)
+    torch.testing.assert_close(capture(lambda x: layer(x)[0], (X,))(X), layer(X)[0].detach())
+
+
 @pytest.mark.parametrize("other", [X.T.contiguous().T, X[:1].expand(2, 3), torch.ones(2, 6)[:, ::2]])
 @pytest.mark.parametrize("first", [X, X[:, :1].expand(2, 3)])
 def test_inputs_may_lie_otherwise_in_memory(first: Tensor, other: Tensor) -> None:
