@@ -9,6 +9,7 @@ import torch
 import torch.distributions.dirichlet as dirichlet
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 IN_PLACE_SAMPLERS = {
     "normal_",
@@ -91,12 +92,16 @@ def mappable_functions() -> Iterator[None]:
 def vmap_runs(once: Callable[[Any], Any], num: int, device: torch.device | None, given: Any = None) -> Any:
     """Run `once(given)` `num` times at once with independent noise; outputs gain a leading dimension.
 
-    Tensors in `given` are `[num, ...]`, one slice for each run.
+    Tensors in `given` are `[num, ...]`, one slice for each run. A single run is not mapped, so that modules that update
+    statistics of their inputs, as batch normalisation does, can be trained with one particle.
     """
+    given = given or {}
+    if num == 1:
+        return tree_map(lambda part: part.unsqueeze(0), once(tree_map(lambda part: part[0], given)))
 
     def mapped(index: Tensor, values: Any) -> Any:
         with MappedRun(index):
             return once(values)
 
     with mappable_functions():
-        return torch.func.vmap(mapped, randomness="different")(torch.arange(num, device=device), given or {})
+        return torch.func.vmap(mapped, randomness="different")(torch.arange(num, device=device), given)

@@ -279,3 +279,26 @@ def test_a_latent_that_gains_a_dimension_among_particles_is_run_by_vmap(dim):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     assert Program(model).inspect(torch.randn(6)).model_runs == "vmap"
+
+
+def test_one_particle_trains_a_decoder_with_batch_normalisation() -> None:
+    decoder = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3)).double()
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = decoder
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(8, 3, dtype=torch.float64)
+    bound = Program(Model()).bind(x)
+    z, before = torch.randn(1, 8, 2, dtype=torch.float64), decoder[1].running_mean.clone()
+    joint = bound.log_joint({"z": z})
+    moved = decoder[1].running_mean.clone()
+    expected = dist.Normal(decoder(z[0]), 1.0).log_prob(x).sum(-1)
+    torch.testing.assert_close(joint.likelihood, expected.unsqueeze(0))
+    assert not torch.equal(moved, before)
