@@ -134,5 +134,11 @@ def expand_quadratically(target: Unconstrained, point: Tensor) -> Quadratic:
     (gradient,) = torch.autograd.grad(target.log_joint(point).sum(), point, create_graph=True)
     rows = [torch.autograd.grad(gradient[..., i].sum(), point, retain_graph=True)[0] for i in range(target.dim)]
     precision = -torch.stack(rows, -2)[0].detach().double()
-    mode = point.detach() + torch.linalg.solve(precision, gradient.detach()[0].double()).unsqueeze(0).to(point)
+    step, singular = torch.linalg.solve_ex(precision, gradient.detach()[0].double())
+    if bool(singular.any()):
+        raise ValueError(
+            "the joint density does not fall off in every direction of the latents, so that its integral has no closed form: "
+            "a mask takes latents out of it, or a covariance is singular; use ImportanceSampling or AIS"
+        )
+    mode = point.detach() + step.unsqueeze(0).to(point)
     return Quadratic(mode, target.log_joint(mode).detach().double(), precision)

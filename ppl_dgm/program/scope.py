@@ -109,7 +109,7 @@ class ParameterScope(nn.Module):
             raise ValueError(
                 f"the program's functions hold the modules {self._borrowed} themselves, so that a copy of the program would "
                 "go on using them; write the model or guide as a torch.nn.Module that owns them, or build a second program "
-                "and load_state_dict"
+                "(initialise it on data) and load_state_dict"
             )
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
