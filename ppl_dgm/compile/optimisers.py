@@ -118,6 +118,10 @@ class GraphOptimiser:
 
     The number of steps is counted on the host and written to torch's state when somebody looks: `state_dict`, a step of
     torch's own, `load_state_dict`. So compiled and eager steps may alternate, and checkpoints are torch's.
+
+    Attributes:
+        cohorts: the parameters, by their rates; a checkpoint may split, join or rearrange them.
+        arrangement: the parameters of each cohort, by identity.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -139,18 +143,13 @@ class GraphOptimiser:
         self._states = {parameter: self._state(group, parameter) for group, parameter in self._members()}
         self._form = self._present_form()
         self._moved = {parameter for parameter in self.parameters if self._steps_made(parameter)}
-        self.cohorts = self._cohorts()
+        self._arrange()
         self._watch()
 
     @property
     def size(self) -> int:
         """Number of entries of all parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
-
-    @property
-    def arrangement(self) -> tuple[tuple[int, ...], ...]:
-        """Which parameters share their rates; a checkpoint may split, join or rearrange the cohorts."""
-        return tuple(tuple(map(id, cohort.parameters)) for cohort in self.cohorts)
 
     def is_current(self) -> bool:
         """Whether torch's optimiser trains the same parameters, and its groups have the same settings on and off."""
@@ -227,7 +226,7 @@ class GraphOptimiser:
                 elif theirs[name] is not tensor:
                     tensor.copy_(theirs[name])
                     theirs[name] = tensor
-        self.cohorts = self._cohorts()
+        self._arrange()
 
     def _members(self) -> list[tuple[Group, torch.Tensor]]:
         return [(group, p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -242,6 +241,10 @@ class GraphOptimiser:
         theirs = self.optimizer.state.get(parameter, {})
         found = {name: theirs.get(name) for name in self.rule.names(group)}
         return {name: torch.zeros_like(parameter) if t is None else t for name, t in found.items()}
+
+    def _arrange(self) -> None:
+        self.cohorts = self._cohorts()
+        self.arrangement = tuple(tuple(map(id, cohort.parameters)) for cohort in self.cohorts)
 
     def _cohorts(self) -> list[Cohort]:
         cohorts: dict[tuple[int, int], Cohort] = {}
