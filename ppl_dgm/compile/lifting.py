@@ -42,7 +42,7 @@ _HOST_CURE = (
 )
 _STATE_CURE = (
     "Python's memory is gone after capture: keep state in a buffer of a module (`register_buffer`), written in place "
-    "with `copy_`, or run with compile=False."
+    "with `copy_`, fill caches by running the program once before compiling it, or run with compile=False."
 )
 _SHAPE_CURE = (
     "A captured program has static shapes: use torch.where or a weighted sum instead of selecting by a mask, or run "

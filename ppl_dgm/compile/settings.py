@@ -17,6 +17,7 @@ Buffers = dict[str, torch.Tensor | None]
 Setting = tuple[dict[str, Any], str, Any, str]  # where it is held, its name, its value, the kind of its module
 _PLAIN = (bool, int, float, complex, str)
 _ABSENT = object()
+_OWN = frozenset(vars(Module()))
 _FLAG_CURE = "Run the program once before compiling it, or run with compile=False."
 
 
@@ -57,6 +58,7 @@ class Watch:
     """
 
     born: set[Module] = field(default_factory=set)
+    contents: list[tuple[Any, Any]] = field(default_factory=list)
     before: dict[Module, Buffers] = field(default_factory=dict)
     assigned: dict[tuple[Module, str], Any] = field(default_factory=dict)
     first_run: dict[tuple[Module, str], Any] = field(default_factory=dict)
@@ -87,7 +89,10 @@ class Watch:
                 raise CaptureError(f"a module changes as it runs ({_name(*key)}: {old!r}, then {now!r}). {cure}")
 
     def restore(self, *, numbers: bool) -> None:
-        """Give attributes back what they held, instead of tensors of a trace; numbers and flags too, if asked."""
+        """Give attributes, lists and dicts back what they held, instead of tensors of a trace; numbers too, if asked."""
+        for container, content in self.contents:
+            container.clear()
+            (container.update if isinstance(container, dict) else container.extend)(content)
         for (module, name), value in self.assigned.items():
             if not numbers and isinstance(_held(module, name), _PLAIN):
                 continue
@@ -121,6 +126,10 @@ def _held(module: Module, name: str) -> Any:
     return module.__dict__.get(name, _ABSENT)
 
 
+def _containers(module: Module) -> list[Any]:
+    return [value for name, value in vars(module).items() if name not in _OWN and type(value) in (list, dict)]
+
+
 def _name(module: Module, name: str) -> str:
     return f"{type(module).__name__}.{name}"
 
@@ -142,7 +151,9 @@ def watched_modules() -> Iterator[Watch]:
     watch, create, assign = Watch(), Module.__init__, Module.__setattr__
 
     def remember(module: Module, _: Any = None) -> None:
-        watch.before.setdefault(module, dict(module._buffers))
+        if module not in watch.before:
+            watch.before[module] = dict(module._buffers)
+            watch.contents += [(value, value.copy()) for value in _containers(module)]
 
     def born(module: Module, *args: Any, **kwargs: Any) -> None:
         watch.born.add(module)

@@ -215,6 +215,27 @@ def test_modules_get_back_the_tensors_they_kept(kept: Tensor | None) -> None:
     assert captured.is_current()
 
 
+def lists(module: Any, h: Tensor) -> Tensor:
+    module.kept.append(h)
+    return h
+
+
+def caches(module: Any, h: Tensor) -> Tensor:
+    return h * module.kept.setdefault(len(h), torch.arange(3.0))
+
+
+def test_modules_get_back_their_lists_and_caches() -> None:
+    module = Keeper([X], lists)
+    capture(module, (X,))
+    assert len(module.kept) == 1
+    module = Keeper({}, caches)
+    with pytest.raises(CaptureError, match="running the program once"):
+        capture(module, (X,))
+    assert module.kept == {}
+    module(X)
+    torch.testing.assert_close(capture(module, (X,))(X), module(X).detach())
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_layers_that_keep_their_own_weight(wrap: Callable[[nn.Module], nn.Module]) -> None:
     layer = wrap(nn.Linear(3, 3)).eval()
