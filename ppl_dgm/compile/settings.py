@@ -13,7 +13,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError
 from ppl_dgm.compile.inputs import tensor_leaves
 
-Buffers = dict[str, torch.Tensor | None]
 Setting = tuple[dict[str, Any], str, Any, str]  # where it is held, its name, its value, the kind of its module
 _PLAIN = (bool, int, float, complex, str)
 _ABSENT = object()
@@ -52,21 +51,22 @@ class Settings:
 
 @dataclass
 class Watch:
-    """The modules that run, their buffers before, and the attributes they assign meanwhile: before, after the first run.
+    """The modules that run, and the buffers and attributes they assign meanwhile: before, after the first run.
 
     Modules that are born meanwhile do as they like.
     """
 
     born: set[Module] = field(default_factory=set)
     contents: list[tuple[Any, Any]] = field(default_factory=list)
-    before: dict[Module, Buffers] = field(default_factory=dict)
+    seen: dict[Module, None] = field(default_factory=dict)
+    buffers: dict[tuple[Module, str], torch.Tensor | None] = field(default_factory=dict)
     assigned: dict[tuple[Module, str], Any] = field(default_factory=dict)
     first_run: dict[tuple[Module, str], Any] = field(default_factory=dict)
 
     def end_first_run(self) -> None:
         """Remember what the first run left in the attributes, and raise CaptureError if it replaced a buffer."""
         replaced = [
-            _name(m, name) for m, old in self.before.items() for name in old if old[name] is not m._buffers[name]
+            _name(module, name) for (module, name), old in self.buffers.items() if module._buffers[name] is not old
         ]
         if replaced:
             names = ", ".join(replaced)
@@ -90,6 +90,8 @@ class Watch:
 
     def restore(self, *, numbers: bool) -> None:
         """Give attributes, lists and dicts back what they held, instead of tensors of a trace; numbers too, if asked."""
+        for (module, name), buffer in self.buffers.items():
+            module._buffers[name] = buffer
         for container, content in self.contents:
             container.clear()
             (container.update if isinstance(container, dict) else container.extend)(content)
@@ -103,7 +105,7 @@ class Watch:
 
     def settings(self, lifted: Sequence[torch.Tensor]) -> Settings:
         """Return the present settings of the modules and their parts, without what they assign to themselves."""
-        modules = list(dict.fromkeys(part for module in self.before for part in module.modules()))
+        modules = list(dict.fromkeys(part for module in self.seen for part in module.modules()))
         plain = [
             (module.__dict__, name, value, type(module).__name__)
             for module in modules
@@ -151,8 +153,8 @@ def watched_modules() -> Iterator[Watch]:
     watch, create, assign = Watch(), Module.__init__, Module.__setattr__
 
     def remember(module: Module, _: Any = None) -> None:
-        if module not in watch.before:
-            watch.before[module] = dict(module._buffers)
+        if module not in watch.seen:
+            watch.seen[module] = None
             watch.contents += [(value, value.copy()) for value in _containers(module)]
 
     def born(module: Module, *args: Any, **kwargs: Any) -> None:
@@ -162,6 +164,8 @@ def watched_modules() -> Iterator[Watch]:
     def note(module: Module, name: str, value: Any) -> None:
         if module not in watch.born and "_buffers" in module.__dict__:
             remember(module)
+            if name in module._buffers:
+                watch.buffers.setdefault((module, name), module._buffers[name])
             watch.assigned.setdefault((module, name), _held(module, name))
         assign(module, name, value)
 
@@ -173,6 +177,4 @@ def watched_modules() -> Iterator[Watch]:
         done = True
     finally:
         handle.remove()
-        for module, old in watch.before.items():
-            module._buffers.update(old)
         watch.restore(numbers=not done)

@@ -236,6 +236,14 @@ def test_modules_get_back_their_lists_and_caches() -> None:
     torch.testing.assert_close(capture(module, (X,))(X), module(X).detach())
 
 
+def test_functional_calls_lend_buffers() -> None:
+    layer, lent = nn.BatchNorm1d(3).eval(), {"running_mean": X[0]}
+    kept = layer.running_mean
+    captured = capture(lambda x: torch.func.functional_call(layer, lent, (x,)), (X,))
+    torch.testing.assert_close(captured(X), torch.func.functional_call(layer, lent, (X,)).detach())
+    assert layer.running_mean is kept
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_layers_that_keep_their_own_weight(wrap: Callable[[nn.Module], nn.Module]) -> None:
     layer = wrap(nn.Linear(3, 3)).eval()
