@@ -224,7 +224,8 @@ def test_labels_are_swapped():
 @pytest.mark.slow
 def test_exchange_rates_have_a_mirrored_mode():
     known = case("bs_ier_k2")
-    result = BridgeSampling(num_draws=200)(known.program(), *known.args)
+    mixing = {"num_warmup": 400, "num_leapfrog": 10}  # with fewer moves the chains disagree, and R-hat tells
+    result = BridgeSampling(num_draws=200, **mixing)(known.program(), *known.args)
     assert any(name.startswith("-below") for name in result.diagnostics["mirrored"])
     assert abs(float(result.log_z) - known.log_z) < 4 * float(result.std_error) < 0.2
 
