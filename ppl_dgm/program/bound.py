@@ -18,7 +18,7 @@ from ppl_dgm.program.sites import (
     is_enumerated,
     is_random_subsample,
     random_sites,
-    sum_enumerated,
+    split_enumerated,
     sum_sites,
     unvalidated,
 )
@@ -148,10 +148,9 @@ class Bound:
         observed = [site for site in sites if site["is_observed"]]
         layout = self._layout(particles)
         scale.append(next(map(layout.datum_scale, observed), 1.0))
-        if not self.structure.enumerated:
-            return sum_sites(latents, layout), sum_sites(observed, layout)
-        prior = sum_enumerated(trace, latents, layout) if self.structure.latents else 0.0
-        return prior, sum_enumerated(trace, sites, layout) - prior
+        if self.structure.enumerated:
+            return split_enumerated(trace, sites, layout)
+        return sum_sites(latents, layout), sum_sites(observed, layout)
 
     @property
     def _guide_is_tractable(self) -> bool:

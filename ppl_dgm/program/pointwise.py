@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_dgm.program.bound import PARTICLE_PLATE, Bound, Values
-from ppl_dgm.program.sites import Site, log_prob_of, random_sites, sum_enumerated
+from ppl_dgm.program.sites import Site, log_prob_of, random_sites, split_enumerated
 
 
 def log_likelihoods(bound: Bound, values: Values) -> Values:
@@ -47,8 +47,7 @@ def joint_log_prob(bound: Bound, values: Values, particles: int | None) -> Any:
     trace = bound._trace(bound.model, values, particles, enumerate_=True)
     layout = replace(bound.structure.layout(particles is not None), per_datum=True)
     local = [site for _, site in random_sites(trace) if layout.data_frame(site) is not None]
-    latents = [site for site in local if not site["is_observed"]]
-    return sum_enumerated(trace, local, layout) - sum_enumerated(trace, latents, layout)
+    return split_enumerated(trace, local, layout)[1]
 
 
 def in_data_plate(bound: Bound, name: str) -> bool:

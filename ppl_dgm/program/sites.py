@@ -51,6 +51,11 @@ def is_enumerated(site: Site) -> bool:
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
+def is_summed_out(site: Site) -> bool:
+    """Whether the site holds all values of its variable, along a dimension of their own."""
+    return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
+
+
 def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
     """Names and sites of a trace that carry a log density."""
     for name, site in trace.nodes.items():
@@ -173,7 +178,12 @@ class Tally:
 
 
 def log_prob_of(site: Site, scale: Any) -> Tensor:
-    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
+    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out.
+
+    Masks do not touch what is summed out: its probabilities sum to one, where sums over masked ones would count values.
+    """
+    if is_summed_out(site):
+        return scale_and_mask(unmasked(site["fn"]).log_prob(site["value"]), scale)
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     inside = possible(site["fn"], site["value"]) if site["is_observed"] and not is_factor(site) else None
     log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
@@ -188,30 +198,55 @@ def sum_sites(sites: list[Site], layout: Layout) -> Any:
     return tally.value
 
 
-def sum_enumerated(trace: Any, sites: list[Site], layout: Layout) -> Any:
-    """Sum the log densities of sites after summing out the enumerated ones exactly (tensor variable elimination).
+def unmasked(fn: Any) -> Any:
+    """A distribution without `.mask(...)` around it."""
+    return unmasked(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
 
-    Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks apply inside the sum over
-    the discrete values, scales outside.
+
+def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:
+    """log p(z) and log p(x | z) of the drawn latents z, the enumerated ones summed out exactly.
+
+    Where no drawn latent depends on an enumerated one, these are summed out of p(x | z) alone; else p(x | z) is
+    p(x, z) / p(z), each with its own sum.
     """
     for site in sites:
         site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
     trace.pack_tensors()
-    enum_dims = enumerated_symbols(sites)
+    summed = enumerated_symbols(sites)
+    latents = [site for site in sites if not site["is_observed"]]
+    drawn = [site for site in latents if not is_summed_out(site)]
+    if any(depends(site, summed) for site in drawn):
+        prior = eliminate(trace, latents, layout)
+        return prior, eliminate(trace, sites, layout) - prior
+    rest = [site for site in sites if all(site is not other for other in drawn)]
+    return eliminate(trace, drawn, layout), eliminate(trace, rest, layout)
+
+
+def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
+    """Sum the packed log densities of sites after summing out the enumerated ones among them (tensor variable elimination).
+
+    Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks of what depends on them apply
+    inside the sum over the discrete values, scales outside.
+    """
+    summed = enumerated_symbols(sites)
     tally, factors, scales = Tally(layout), OrderedDict(), []
     for site in sites:
-        log_prob = site["packed"]["log_prob"]
-        if enum_dims.isdisjoint(log_prob._pyro_dims):
-            tally.add(site["log_prob"] * layout.relative_scale(site), site)
-        else:
+        if depends(site, summed):
             scales.append(layout.relative_scale(site))
-            factors.setdefault(plate_symbols(trace, site), []).append(log_prob)
+            factors.setdefault(plate_symbols(trace, site), []).append(site["packed"]["log_prob"])
+        else:
+            tally.add(site["log_prob"] * layout.relative_scale(site), site)
     representative = {plate_symbols(trace, site): site for site in sites}
-    for ordinal, terms in contract_tensor_tree(factors, enum_dims).items():
+    for ordinal, terms in contract_tensor_tree(factors, summed).items():
         site = representative.get(ordinal) or enclosing_site(representative, ordinal)
         for term in terms:
             tally.add(packed.unpack(term, trace.symbol_to_dim) * shared_scale(scales), site)
     return tally.value
+
+
+def depends(site: Site, symbols: set[str]) -> bool:
+    """Whether a site's packed log density has a dimension among these."""
+    return not symbols.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
 
 
 def enumerated_symbols(sites: list[Site]) -> set[str]:

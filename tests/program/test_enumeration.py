@@ -239,8 +239,59 @@ def test_masks_apply_inside_the_sum() -> None:
             k = pyro.sample("k", dist.Categorical(WEIGHTS), infer=PARALLEL)
             pyro.sample("x", dist.Normal(LOCS[k], 1.0), obs=x)
 
-    weights = log_weights(Program(model), X)[0]
-    assert torch.allclose(weights[mask], mixture_truth(X)[mask], atol=1e-5)
+    assert torch.allclose(log_weights(Program(model), X)[0], mixture_truth(X) * mask, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_padded_series_have_the_evidence_of_the_series(wrapped: bool) -> None:
+    """A masked step of a hidden Markov model adds nothing: not the logarithm of its number of states."""
+    start, emit = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
+    move = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    x, lengths = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]), torch.tensor([4, 2, 3])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            state = None
+            for t in pyro.markov(range(4)):
+                chances = dist.Categorical(start if state is None else move[state])
+                with poutine.mask(mask=True if wrapped else t < lengths):
+                    hidden = chances.mask(t < lengths) if wrapped else chances
+                    state = pyro.sample(f"z{t}", hidden, infer=PARALLEL)
+                    pyro.sample(f"x{t}", dist.Categorical(emit[state]).mask(t < lengths), obs=x[:, t])
+
+    def forward(series: Tensor) -> Tensor:
+        alpha = start * emit[:, series[0]]
+        for entry in series[1:]:
+            alpha = (alpha @ move) * emit[:, entry]
+        return alpha.sum().log()
+
+    truth = torch.stack([forward(series[:length]) for series, length in zip(x, lengths, strict=True)])
+    assert torch.allclose(log_weights(Program(model), x)[0], truth, atol=1e-5)
+
+
+def test_prior_and_likelihood_part_at_the_drawn_latents() -> None:
+    """Summed out with the data where nothing drawn depends on them; else p(x | z) is p(x, z) over p(z)."""
+
+    def local(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(WEIGHTS), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(loc + LOCS[k], 1.0), obs=x)
+
+    def above(x: Tensor) -> None:
+        k = pyro.sample("k", dist.Categorical(WEIGHTS), infer=PARALLEL)
+        loc = pyro.sample("loc", dist.Normal(LOCS[k], 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    loc = torch.tensor([0.3, -1.0])
+    parts = Program(local).bind(X).log_joint({"loc": loc})
+    each = WEIGHTS.log() + dist.Normal(loc[:, None, None] + LOCS, 1.0).log_prob(X[:, None])
+    assert torch.allclose(parts.prior, dist.Normal(0.0, 3.0).log_prob(loc), atol=1e-5)
+    assert torch.allclose(parts.likelihood, each.logsumexp(-1).sum(-1), atol=1e-4)
+    parts = Program(above).bind(X).log_joint({"loc": loc})
+    assert torch.allclose(parts.prior, mixture_truth(loc), atol=1e-5)
+    assert torch.allclose(parts.likelihood, dist.Normal(loc[:, None], 1.0).log_prob(X).sum(-1), atol=1e-4)
 
 
 def test_masked_observations_of_summed_latents_vanish() -> None:
