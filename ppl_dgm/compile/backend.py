@@ -18,10 +18,9 @@ from torch.fx import GraphModule
 
 from ppl_dgm.compile.capture import Captured, capture, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
-from ppl_dgm.compile.headers import headers_meanwhile
 from ppl_dgm.compile.nodes import graphs_of
 from ppl_dgm.compile.rewriting import Rewriting, prepare
-from ppl_dgm.compile.vectors import vectors_by_flags
+from ppl_dgm.compile.shortcuts import shortcuts
 from ppl_dgm.compile.wrapper import edition, standing_buffers
 
 Backend = Literal["inductor", "eager"]
@@ -156,10 +155,8 @@ def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
     options["joint_custom_pre_pass"] = Rewriting()
     options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
     with ExitStack() as stack:
-        for context in (torch.no_grad(), _quiet(), vectors_by_flags()):
+        for context in (torch.no_grad(), _quiet(), shortcuts(on_cpu)):
             stack.enter_context(context)
-        if on_cpu:
-            stack.enter_context(headers_meanwhile())
         if on_cpu and _loops(graph):
             stack.enter_context(standing_buffers())
         code: Any = inductor.compile(graph, list(flat), options=options)

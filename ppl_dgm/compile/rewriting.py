@@ -18,6 +18,7 @@ aten = torch.ops.aten
 
 _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 _RESHAPES = {aten.expand.default, aten.view.default}
+_ONES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.pow.Tensor_Scalar}
 _SERIAL = 16  # from here on torch draws normals in blocks
 _TINY = 64  # multiplications in one product of a batch
 _WIDE = 16  # columns for each row
@@ -46,6 +47,7 @@ def rewrite(graph: GraphModule) -> None:
     """
     restore_views(graph)
     drop_copies(graph)
+    drop_identities(graph)
     share_equals(graph)
     draw_standard_normals(graph)
     merge_draws(graph)
@@ -79,6 +81,27 @@ def drop_copies(graph: GraphModule) -> int:
 
 def _is_same_value(node: Any) -> bool:
     return node.target in _SAME_VALUE or (node.target in _RESHAPES and shape(node) == shape(node.args[0]))
+
+
+def drop_identities(graph: GraphModule) -> int:
+    """Remove products with 1, first powers and permutations that leave all in place, as scales and handlers write them."""
+    output: Any = graph.graph.output_node()
+    inputs = [node for node in nodes(graph) if node.op == "placeholder"]
+    kept = set().union(*map(_memory, (*inputs, *output.all_input_nodes)))  # outputs stay tensors of their own
+    found = [node for node in nodes(graph) if _is_identity(node) and not (_memory(node) | _memory(node.args[0])) & kept]
+    for node in found:
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
+    return len(found)
+
+
+def _is_identity(node: Any) -> bool:
+    if node.target is aten.permute.default:
+        return list(node.args[1]) == list(range(len(shape(node))))
+    if node.target not in _ONES or not isinstance(node.args[1], int | float) or node.args[1] != 1:
+        return False
+    value, source = node.meta["val"], node.args[0].meta["val"]
+    return (value.shape, value.dtype) == (source.shape, source.dtype)
 
 
 def share_equals(graph: GraphModule) -> int:

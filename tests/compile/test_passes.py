@@ -148,6 +148,52 @@ def test_views_of_the_same_shape_are_dropped() -> None:
     torch.testing.assert_close(graph(x), x.view(3, 2) + 1.0)
 
 
+def test_products_with_one_first_powers_and_idle_permutations_are_dropped() -> None:
+    def idle(x: Tensor) -> Tensor:
+        y = x.exp()
+        return ((y * 1.0) / 1).pow(1.0).permute(0, 1) * 2.0 + y.permute(1, 0) * 1.5
+
+    x = torch.randn(3, 3)
+    graph = graph_of(idle, x)
+    assert applied(rewriting.drop_identities, graph) == 4
+    assert torch.equal(graph(x), idle(x))
+
+
+def test_products_with_one_that_change_the_type_stay() -> None:
+    graph = graph_of(lambda n: (n + 2) * 1.0 + 0.5, torch.arange(3))
+    assert applied(rewriting.drop_identities, graph) == 0
+    assert torch.equal(graph(torch.arange(3)), torch.tensor([2.5, 3.5, 4.5]))
+
+
+def test_products_with_one_that_are_returned_stay_tensors_of_their_own() -> None:
+    def outputs(x: Tensor) -> tuple[Tensor, ...]:
+        y = x.exp()
+        return y, y * 1.0, x * 1.0
+
+    graph = graph_of(outputs, torch.ones(3))
+    assert applied(rewriting.drop_identities, graph) == 0
+    first, second, third = graph(x := torch.ones(3))
+    first.zero_()
+    third.zero_()
+    assert (second == torch.ones(3).exp()).all()
+    assert (x == 1.0).all()
+
+
+def test_values_that_an_input_hands_on_before_it_is_written_stay() -> None:
+    def swap(x: Tensor, y: Tensor) -> Tensor:
+        kept = x * 1.0
+        x.copy_(y)
+        y.copy_(kept)
+        return kept.sum()
+
+    x, y = torch.ones(2), torch.zeros(2)
+    graph = passes.functionalise(graph_of(swap, x, y), [x, y])
+    applied(rewriting.drop_identities, graph)
+    graph(x, y)
+    assert (x == 0.0).all()
+    assert (y == 1.0).all()
+
+
 def test_equal_operations_are_computed_once() -> None:
     def twice(x: Tensor) -> Tensor:
         return (x.exp() + 1.0).log() * (x.exp() + 1.0).log() + (x.exp() + 2.0)

@@ -1,10 +1,12 @@
-"""What is known of processor and headers without compiling, or while Python is busy."""
+"""What Inductor is spared: its answers are the same."""
 
 import pytest
 from torch._inductor import config, cpu_vec_isa
+from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+from torch._inductor.lowering import lowerings
 
-from ppl_dgm.compile import headers
-from ppl_dgm.compile.vectors import vectors_by_flags
+from ppl_dgm.compile import shortcuts
+from ppl_dgm.compile.shortcuts import headers_meanwhile, rules_once, vectors_by_flags
 
 
 def test_vectors_by_flags_are_those_that_test_programs_find() -> None:
@@ -25,19 +27,28 @@ class Impossible(cpu_vec_isa.VecISA):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_headers_are_made_meanwhile_once_on_a_machine(fails, tmp_path, monkeypatch) -> None:
+def test_headers_are_made_meanwhile(fails, monkeypatch) -> None:
     made = []
 
     def load(code: str, device: str, needs_vec_isa: bool) -> None:
         assert config.cpp_wrapper
         made.append(device)
-        (tmp_path / "headers").mkdir()
         if fails:
             raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(headers, "_HEADER_DIR", str(tmp_path / "headers"))
-    monkeypatch.setattr(headers.CppWrapperCodeCache, "load_async", load)
-    for _ in range(2):
-        with headers.headers_meanwhile():
-            pass
+    monkeypatch.setattr(shortcuts.CppWrapperCodeCache, "load_async", load)
+    with headers_meanwhile():
+        assert not config.cpp_wrapper
     assert made == ["cpu"]
+
+
+def test_rules_of_types_are_made_once_and_again_at_the_next_compilation() -> None:
+    assert lowerings  # whose import fills the rules
+    rules = DtypePropagationOpsHandler().__dict__.copy()
+    for _ in range(2):
+        with rules_once():
+            handler = DtypePropagationOpsHandler()
+            assert handler.__dict__.keys() == rules.keys()
+            del handler.__dict__["sin"]
+            assert "sin" not in DtypePropagationOpsHandler().__dict__
+        assert "sin" in DtypePropagationOpsHandler().__dict__
