@@ -61,7 +61,7 @@ class Unconstrained:
 
     def __init__(self, bound: Bound) -> None:
         check_continuous(bound)
-        self.bound = bound
+        self.bound = bound.proper()
         with torch.no_grad():
             values = bound.draw_prior(NUM_PROBES).values
             self.slots = self._lay_out(values)
@@ -91,7 +91,7 @@ class Unconstrained:
     def rebind(self, bound: Bound) -> "Unconstrained":
         """The same view of another part of the data, without drawing from its prior again."""
         view = copy.copy(self)
-        view.bound = bound
+        view.bound = bound.proper()
         view.batch = torch.Size([bound.num_data or 1]) if self._local else torch.Size([])
         return view
 

@@ -138,7 +138,7 @@ def expand_quadratically(target: Unconstrained, point: Tensor) -> Quadratic:
     if bool(singular.any()):
         raise ValueError(
             "the joint density does not fall off in every direction of the latents, so that its integral has no closed form: "
-            "a mask takes latents out of it, or a covariance is singular; use ImportanceSampling or AIS"
+            "a covariance is singular; use ImportanceSampling or AIS"
         )
     mode = point.detach() + step.unsqueeze(0).to(point)
     return Quadratic(mode, target.log_joint(mode).detach().double(), precision)

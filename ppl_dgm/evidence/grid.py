@@ -94,7 +94,7 @@ def grid_weights(bound: Bound, num_particles: int) -> Tensor:
         shape = (num_particles, *example[latent.name].shape[1:])
         values[latent.name] = options[torch.randint(len(options), shape, device=options.device)]
         log_size += math.log(len(options)) * entries(bound, latent, example[latent.name])
-    log_joint = bound.log_joint(values).total
+    log_joint = bound.proper().log_joint(values).total
     return expand_particles(log_joint + log_size, num_particles)
 
 

@@ -1,6 +1,6 @@
 """A program bound to data: its log densities over a leading dimension of particles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.sites import (
     Layout,
+    Site,
     Substitute,
     forgiving_factors,
     is_enumerated,
@@ -20,6 +21,7 @@ from ppl_dgm.program.sites import (
     random_sites,
     split_enumerated,
     sum_sites,
+    unmask,
     unvalidated,
 )
 from ppl_dgm.program.structure import Latent, Structure
@@ -108,6 +110,11 @@ class Bound:
         prior, likelihood = self._evaluate(lambda: once(values, None))
         return LogJoint(prior, likelihood.unsqueeze(0), scale[0])
 
+    def proper(self) -> "Bound":
+        """The same with no latent masked: a density of all latents that integrates to the evidence."""
+        unmasked = tuple(latent.name for latent in self.structure.latents)
+        return replace(self, structure=replace(self.structure, unmasked=unmasked))
+
     def log_densities_of_one(self, values: Values) -> tuple[Tensor, Tensor]:
         """log p(x, z) and log q(z | x) of one particle, run without any vectorisation: what the others must equal."""
 
@@ -128,7 +135,7 @@ class Bound:
 
     def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
         trace = self._trace(self.guide, shared or {}, particles)
-        sites = dict(random_sites(trace))
+        sites = dict(self._sites(trace))
         wanted = {latent.name for latent in self.structure.latents} | (
             set() if shared else set(self.structure.subsampled)
         )
@@ -139,11 +146,11 @@ class Bound:
 
     def _guide_once(self, values: Values, particles: int | None) -> Any:
         trace = self._trace(self.guide, values, particles)
-        return sum_sites([site for _, site in random_sites(trace)], self._layout(particles))
+        return sum_sites([site for _, site in self._sites(trace)], self._layout(particles))
 
     def _model_once(self, values: Values, particles: int | None, scale: list[Any]) -> tuple[Any, Any]:
         trace = self._trace(self.model, values, particles, enumerate_=True)
-        sites = [site for _, site in random_sites(trace)]
+        sites = [site for _, site in self._sites(trace)]
         latents = [site for site in sites if not site["is_observed"]]
         observed = [site for site in sites if site["is_observed"]]
         layout = self._layout(particles)
@@ -151,6 +158,12 @@ class Bound:
         if self.structure.enumerated:
             return split_enumerated(trace, sites, layout)
         return sum_sites(latents, layout), sum_sites(observed, layout)
+
+    def _sites(self, trace: Any) -> Iterator[tuple[str, Site]]:
+        for name, site in random_sites(trace):
+            if name in self.structure.unmasked:
+                unmask([site])
+            yield name, site
 
     @property
     def _guide_is_tractable(self) -> bool:

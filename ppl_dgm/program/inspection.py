@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoGuide
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
@@ -90,7 +90,8 @@ def examine(
             again = partial(checks.run, model, proposal, piece_args, piece_kwargs)
             checks.check(found, model_trace, guide_trace if guide else None, again)
             observed.add(found, model_trace)
-            structures.append(replace(found, divisible=divisible))
+            unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
+            structures.append(replace(found, divisible=divisible, unmasked=unmasked))
         few = few_data(args, kwargs, size) if divisible else (args, kwargs)
         structure = prove_vectorisation(Bound(model, proposal, structures[0], *few))
     num_data = size if divisible else data_size(model_trace, plate)
@@ -207,6 +208,22 @@ def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False)
         point_mass=isinstance(innermost(proposal["fn"]), dist.Delta),
         transported=bool(proposal["infer"].get("transported")),
     )
+
+
+def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
+    """The latents whose masks in model and guide differ, so that what is masked does not cancel."""
+    sites = dict(random_sites(model_trace))
+    pairs = {name: (site, sites[name]) for name, site in random_sites(guide_trace) if name in sites}
+    return tuple(name for name, pair in pairs.items() if not torch.equal(*torch.broadcast_tensors(*map(mask_of, pair))))
+
+
+def mask_of(site: Site) -> Tensor:
+    """Where the density of a site counts, by handlers and by its distribution."""
+    fn, masks = site["fn"], [True if site["mask"] is None else site["mask"]]
+    while isinstance(fn, dist.MaskedDistribution):
+        masks.append(fn._mask)
+        fn = fn.base_dist
+    return reduce(torch.logical_and, (torch.as_tensor(mask, device=site["value"].device) for mask in masks))
 
 
 def summed_out(site: Site, everything: bool) -> bool:

@@ -1,7 +1,7 @@
 """Reading a trace: which sites a program has, and what each contributes to a log density."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,12 +178,7 @@ class Tally:
 
 
 def log_prob_of(site: Site, scale: Any) -> Tensor:
-    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out.
-
-    Masks do not touch what is summed out: its probabilities sum to one, where sums over masked ones would count values.
-    """
-    if is_summed_out(site):
-        return scale_and_mask(unmasked(site["fn"]).log_prob(site["value"]), scale)
+    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     inside = possible(site["fn"], site["value"]) if site["is_observed"] and not is_factor(site) else None
     log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
@@ -198,17 +193,21 @@ def sum_sites(sites: list[Site], layout: Layout) -> Any:
     return tally.value
 
 
-def unmasked(fn: Any) -> Any:
-    """A distribution without `.mask(...)` around it."""
-    return unmasked(fn.base_dist) if isinstance(fn, dist.MaskedDistribution) else fn
+def unmask(sites: Iterable[Site]) -> None:
+    """Leave masked latents their densities, which integrate (or sum) to one; without they have none to integrate."""
+    for site in sites:
+        site["mask"] = None
+        while isinstance(site["fn"], dist.MaskedDistribution):
+            site["fn"] = site["fn"].base_dist
 
 
 def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:
     """log p(z) and log p(x | z) of the drawn latents z, the enumerated ones summed out exactly.
 
     Where no drawn latent depends on an enumerated one, these are summed out of p(x | z) alone; else p(x | z) is
-    p(x, z) / p(z), each with its own sum.
+    p(x, z) / p(z), each with its own sum. Masks do not touch what is summed out: a masked sum would count values.
     """
+    unmask(filter(is_summed_out, sites))
     for site in sites:
         site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
     trace.pack_tensors()

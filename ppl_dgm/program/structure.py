@@ -50,7 +50,8 @@ class Structure:
     dimensions, `batched` tells whether there is a data plate, `per_datum` whether every random site is inside it, so
     that each datum has an evidence of its own. `model_runs` and `guide_runs` tell how many particles run at once: inside
     an outer plate, or by `torch.func.vmap` where the program does not broadcast. `has_guide` is false when the prior
-    proposes; `divisible` tells whether the program takes a part of its data for the whole.
+    proposes; `divisible` tells whether the program takes a part of its data for the whole. A masked latent counts for
+    nothing, in model and guide, unless it is one of the `unmasked`, which keep their densities.
     """
 
     latents: tuple[Latent, ...]
@@ -66,6 +67,7 @@ class Structure:
     common_scale: bool
     has_guide: bool
     divisible: bool = False
+    unmasked: tuple[str, ...] = ()
     model_runs: Literal["plate", "vmap"] = "plate"
     guide_runs: Literal["plate", "vmap"] = "plate"
 
