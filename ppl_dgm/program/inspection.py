@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import pyro
@@ -24,6 +24,7 @@ from ppl_dgm.program.sites import (
     is_enumerated,
     is_factor,
     is_random_subsample,
+    part_mask,
     random_sites,
 )
 from ppl_dgm.program.structure import Latent, Structure
@@ -218,12 +219,9 @@ def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
 
 
 def mask_of(site: Site) -> Tensor:
-    """Where the density of a site counts, by handlers and by its distribution."""
-    fn, masks = site["fn"], [True if site["mask"] is None else site["mask"]]
-    while isinstance(fn, dist.MaskedDistribution):
-        masks.append(fn._mask)
-        fn = fn.base_dist
-    return reduce(torch.logical_and, (torch.as_tensor(mask, device=site["value"].device) for mask in masks))
+    """Where the density of a site counts."""
+    mask = part_mask(site)[1]
+    return torch.as_tensor(True if mask is None else mask, device=site["value"].device)
 
 
 def summed_out(site: Site, everything: bool) -> bool:

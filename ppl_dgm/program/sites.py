@@ -179,10 +179,20 @@ class Tally:
 
 def log_prob_of(site: Site, scale: Any) -> Tensor:
     """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    inside = possible(site["fn"], site["value"]) if site["is_observed"] and not is_factor(site) else None
+    fn, mask = part_mask(site)
+    log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    inside = possible(fn, site["value"]) if site["is_observed"] and not is_factor(site) else None
     log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
-    return scale_and_mask(log_prob, scale, site["mask"])
+    return scale_and_mask(log_prob, scale, mask)
+
+
+def part_mask(site: Site) -> tuple[Any, Any]:
+    """A site's distribution without `.mask(...)`, and that and the handlers' masks in one; None where there are none."""
+    fn, mask = site["fn"], site["mask"]
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, mask
 
 
 def sum_sites(sites: list[Site], layout: Layout) -> Any:
@@ -196,9 +206,7 @@ def sum_sites(sites: list[Site], layout: Layout) -> Any:
 def unmask(sites: Iterable[Site]) -> None:
     """Leave masked latents their densities, which integrate (or sum) to one; without they have none to integrate."""
     for site in sites:
-        site["mask"] = None
-        while isinstance(site["fn"], dist.MaskedDistribution):
-            site["fn"] = site["fn"].base_dist
+        site["fn"], site["mask"] = part_mask(site)[0], None
 
 
 def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:

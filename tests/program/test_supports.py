@@ -92,6 +92,22 @@ def test_evidence_of_data_that_latents_may_rule_out(model, truth):
                 assert result.std_error < 0.1
 
 
+@pytest.mark.parametrize("by_handler", [True, False])
+def test_masked_data_are_ruled_out_by_nothing(by_handler):
+    """Of Exponential(1) above z ~ Uniform(0, 1), seen at 2 and 3: p(x) = (e^2 - 1) / 2 e^5."""
+    seen = torch.tensor([True, True, False])
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Uniform(number(0.0), 1.0))
+        fn = dist.TransformedDistribution(dist.Exponential(torch.ones_like(x)), [AffineTransform(z, 1.0)])
+        with pyro.plate("data", 3), pyro.poutine.mask(mask=seen if by_handler else True):
+            pyro.sample("x", fn if by_handler else fn.mask(seen), obs=x)
+
+    result = evidence.PriorSampling(20_000)(Program(model), torch.tensor([2.0, 3.0, -5.0]).double(), seed=0)
+    assert (result.log_z - math.log((math.exp(2) - 1) / 2) + 5).abs() < 4.5 * result.std_error
+    assert result.std_error < 0.01
+
+
 def test_data_outside_a_support_that_does_not_move_are_refused():
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
