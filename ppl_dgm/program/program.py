@@ -27,7 +27,8 @@ class Program(ParameterScope):
     The model is a callable `model(x=None, ...)` that scores the data site when `x` is given and draws it when not;
     the guide takes the same arguments. Both may be functions with `pyro.param` and `pyro.module` statements, plain
     torch modules, `PyroModule`s or (the guide) autoguides. Data are independent in `pyro.plate("data", size)` at dim
-    -1; latents inside it are local, latents outside are shared by all data.
+    -1; latents inside it are local, latents outside are shared by all data. What `pyro.poutine.mask` takes out counts for
+    nothing, datum or latent: series of different lengths are padded and masked.
 
     Parameters are torch parameters: unconstrained, named as in the program, listed by `named_parameters()`, kept in
     `state_dict()`, moved by `.to(device)`. They exist after the first run (`initialise`); nothing enters or leaves

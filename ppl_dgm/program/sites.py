@@ -220,13 +220,12 @@ def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any
         site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
     trace.pack_tensors()
     summed = enumerated_symbols(sites)
-    latents = [site for site in sites if not site["is_observed"]]
-    drawn = [site for site in latents if not is_summed_out(site)]
+    drawn = [site for site in sites if not site["is_observed"] and not is_summed_out(site)]
     if any(depends(site, summed) for site in drawn):
-        prior = eliminate(trace, latents, layout)
+        prior = eliminate(trace, [site for site in sites if not site["is_observed"]], layout)
         return prior, eliminate(trace, sites, layout) - prior
-    rest = [site for site in sites if all(site is not other for other in drawn)]
-    return eliminate(trace, drawn, layout), eliminate(trace, rest, layout)
+    others = [site for site in sites if site["is_observed"] or is_summed_out(site)]
+    return eliminate(trace, drawn, layout), eliminate(trace, others, layout)
 
 
 def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
