@@ -263,8 +263,9 @@ class Dataset:
             (True, -2.7726)
         """
         levels = self._need_levels("dequantise")
-        highest = torch.nextafter((self.x + 1) / levels, self.x.new_zeros(()))  # rounding must not reach the next level
-        x = torch.minimum((self.x + _uniform_like(self.x, seed)) / levels, highest)
+        level = self.x if self.x.is_floating_point() else self.x.to(torch.get_default_dtype())
+        highest = torch.nextafter((level + 1) / levels, level.new_zeros(()))  # rounding must not reach the next level
+        x = torch.minimum((level + _uniform_like(level, seed)) / levels, highest)
         offset = self.log_offset - self.num_dims * math.log(levels)
         return self._with_x(x, support=constraints.unit_interval, log_offset=offset)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyro.infer
 import torch
-from torch.optim import Adam, Optimizer
+from torch.optim import LBFGS, Adam, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_dgm.compile import CompileMode, check_compile
@@ -65,7 +65,7 @@ def fit(
         clip_norm: largest joint norm of the gradient of the loss per datum.
         seed: of shuffles and draws; torch's generator is left as it was. None draws from torch's generator.
         device: where to train; the program and the data are moved there.
-        valid: validation data, as `data`.
+        valid: validation data, as `data`; judged by the objective as it is at the last step, annealed weights included.
         valid_every: steps between validations; default one epoch.
         patience: stop after so many validations without improvement. The best parameters seen are restored.
         checkpoint: file to resume from, if it exists, and to write.
@@ -189,6 +189,11 @@ def make_optimizer(make: Callable[[Any], Optimizer], parameters: list[torch.nn.P
         raise TypeError(
             f"optimizer made a {type(optimizer).__name__}; expected a torch.optim.Optimizer of the parameters it was given, "
             "e.g. optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "optimizer is LBFGS, which evaluates the objective several times in a step; expected one that steps once for "
+            "each gradient, e.g. optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
         )
     return optimizer
 

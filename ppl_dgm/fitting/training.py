@@ -33,8 +33,9 @@ class State:
 
     @property
     def stale(self) -> int:
-        """Validations since the best one."""
-        return len(self.valid) - 1 - self.valid.index(max(self.valid)) if self.valid else 0
+        """Validations since the best one; NaN is worst."""
+        ranks = [-math.inf if math.isnan(value) else value for value in self.valid]
+        return len(ranks) - 1 - ranks.index(max(ranks)) if ranks else 0
 
 
 @dataclass
@@ -86,9 +87,13 @@ class Training:
                 return "early"
         return "finished"
 
-    def _step(self, size: int, batch: Batch) -> None:
+    def _anneal(self, step: int) -> None:
+        """Tell an objective with an annealed weight the step."""
         if hasattr(self.loss.objective, "set_step"):
-            self.loss.objective.set_step(self.state.step)  # type: ignore[attr-defined]
+            self.loss.objective.set_step(step)  # type: ignore[attr-defined]
+
+    def _step(self, size: int, batch: Batch) -> None:
+        self._anneal(self.state.step)
         value = self.stepper(size, batch)
         if not math.isfinite(value):
             self._stop_nonfinite(value, batch)
@@ -117,13 +122,14 @@ class Training:
     def _validate(self, valid: Batches) -> None:
         program = self.loss.program
         loss = BatchLoss(program, self.loss.objective, valid.num_data)
+        self._anneal(self.num_steps)  # one weight for all validations: with less of the KL early ones would look best
         with evaluating(program), torch.no_grad(), seeded(0, device_of(program)):
             total = sum(float(loss(size, batch)) * size for size, batch in valid.in_order())
         self.state.valid_step.append(self.state.step)
         self.state.valid.append(-total / valid.num_data)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(total / valid.num_data)
-        if self.state.stale == 0:
+        if self.state.stale == 0 and math.isfinite(self.state.valid[-1]):
             self.state.best = {name: value.detach().clone() for name, value in program.state_dict().items()}
 
     def _finish(self, stopped: Any, start: float) -> Fit:

@@ -117,6 +117,13 @@ def test_dequantised_values_stay_in_their_level(levels):
     assert abs(within.square().mean() - 1 / 3) < 4 * math.sqrt(4 / 45 / len(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_dequantised_as_floating_levels(dtype):
+    grey = torch.arange(256)
+    data = Dataset(grey.to(dtype), support=256).dequantise(seed=1)
+    assert torch.equal(data.x, Dataset(grey.float(), support=256).dequantise(seed=1).x)
+
+
 def test_largest_noise_does_not_round_into_the_next_level(monkeypatch):
     almost_one = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)).expand(256)
     monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: almost_one)

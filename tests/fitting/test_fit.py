@@ -341,6 +341,7 @@ def test_schedules_are_stepped() -> None:
         ({"steps": 2, "batch_size": 12 / 4}, "batch_size is 3.0; expected a whole number"),
         ({"steps": 2, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer is a SGD; expected a function"),
         ({"steps": 2, "optimizer": pyro.optim.Adam({"lr": 0.1})}, "optimizer made a NoneType; expected a torch.optim"),
+        ({"steps": 2, "optimizer": torch.optim.LBFGS}, "optimizer is LBFGS, .* expected one that steps once"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings: dict, message: str) -> None:

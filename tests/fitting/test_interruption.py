@@ -1,5 +1,6 @@
 """Fits that stop: early, by Ctrl-C, by a crash; checkpoints that continue them bit by bit."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_dgm import Program, fit
-from ppl_dgm.objectives import ELBO
+from ppl_dgm.fitting.training import State
+from ppl_dgm.objectives import ELBO, linear_warmup
 from ppl_dgm.program import Bound
 
 X = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 1.5 + 2
@@ -101,6 +103,26 @@ def test_the_best_is_restored_without_patience_too() -> None:
 def test_validation_once_an_epoch_and_at_the_end() -> None:
     result = quietly(Program(located), X, steps=7, batch_size=4, valid=X[:5])
     assert result.history["valid_step"].tolist() == [3, 6, 7]
+
+
+def test_validations_share_the_last_step_s_weight() -> None:
+    """While the weight of the KL grows its own value falls: the same program would look best at the first validation."""
+    settings = {"steps": 4, "optimizer": partial(torch.optim.SGD, lr=0.0), "valid": X, "valid_every": 1}
+    program = amortised().initialise(X)
+    program.get_parameter("slope").data.fill_(1.0)
+    annealed = quietly(program, X, ELBO(kl_weight=linear_warmup(4)), **settings).history
+    plain = quietly(program, X, ELBO(), **settings).history
+    assert torch.allclose(annealed["valid"], plain["valid"])
+    assert (annealed["objective"] > plain["objective"]).all()
+
+
+def test_validations_that_are_not_finite_are_never_the_best() -> None:
+    program, other = Program(located), Program(located)
+    quietly(other, X, steps=5, optimizer=sgd)
+    result = quietly(program, X, steps=5, optimizer=sgd, valid=torch.full((2,), 1e30), valid_every=1)
+    assert result.history["valid"].isinf().all()
+    assert torch.equal(program.get_parameter("loc"), other.get_parameter("loc"))
+    assert State(valid=[math.nan, -1.0]).stale == 0
 
 
 def test_validation_changes_no_draw() -> None:
