@@ -38,35 +38,36 @@ def doubly_reparameterised(objective: Objective, bound: Bound) -> tuple[Tensor, 
     """Log weights whose gradient through the latents is multiplied by the normalised weight once more.
 
     Summed with weights w~ they give w~ for the model's parameters and w~^2 for the guide's: Tucker et al. (2019),
-    eq. 8. The guide's direct dependence on its parameters is taken out, as in `parameter_path`.
+    eq. 8. The guide's direct dependence on its parameters is taken out, as in `parameter_path`: where log q has the
+    factor beta in log w, it is worth beta (w~ - w~^2) of the path's gradient, which leaves w~ (1 - beta + beta w~).
     """
-    normalised: list[Tensor] = []
+    factors: list[Tensor] = []
     drawn = bound.draw(objective.num_particles).values
-    values = {name: weigh_gradient(bound, name, value, normalised) for name, value in drawn.items()}
+    values = {name: weigh_gradient(bound, name, value, factors) for name, value in drawn.items()}
     joint = bound.log_joint(values)
     log_q = bound.log_guide(values) - parameter_path(bound, drawn)
     log_w = objective.log_weights(joint, log_q)
-    normalised.append(log_w.detach().softmax(0))
+    factors.append(1 - objective.weight * (1 - log_w.detach().softmax(0)))
     return log_w, joint.scale
 
 
-def weigh_gradient(bound: Bound, name: str, value: Tensor, normalised: list[Tensor]) -> Tensor:
-    """A view of a latent value whose incoming gradient is multiplied by normalised weights known only later."""
+def weigh_gradient(bound: Bound, name: str, value: Tensor, factors: list[Tensor]) -> Tensor:
+    """A view of a latent value whose incoming gradient is multiplied by factors known only later."""
     latent = bound.structure.find(name)
     if latent is None or not value.requires_grad:
         return value
     view = value.view_as(value)
-    view.register_hook(lambda grad: grad * align(normalised[0], latent, bound.structure.per_datum, grad))
+    view.register_hook(lambda grad: grad * align(factors[0], latent, bound.structure.per_datum, grad))
     return view
 
 
-def align(weights: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Tensor:
-    """Reshape weights `[particles, data]` or `[particles]` to multiply a latent's value `[particles, *shape]`."""
+def align(factors: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Tensor:
+    """Reshape factors `[particles, data]` or `[particles]` to multiply a latent's value `[particles, *shape]`."""
     if not per_datum:
-        return weights.reshape((-1,) + (1,) * (value.dim() - 1))
+        return factors.reshape((-1,) + (1,) * (value.dim() - 1))
     if latent.batch_dim == 0:  # a sequential data plate: the gradient of this datum's column
         raise ValueError("doubly reparameterised gradients need a vectorised data plate, not a Python loop over it")
-    return weights.reshape((weights.shape[0],) + (1,) * (latent.batch_dim - 1) + (-1,) + (1,) * latent.event_dim)
+    return factors.reshape((factors.shape[0],) + (1,) * (latent.batch_dim - 1) + (-1,) + (1,) * latent.event_dim)
 
 
 def check_reparameterised(structure: Structure, mode: str) -> None:

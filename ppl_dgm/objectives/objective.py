@@ -84,12 +84,16 @@ class Objective(pyro.infer.ELBO):
             self._structures[key] = structure
         return self._structures[key]
 
+    @property
+    def weight(self) -> Any:
+        """The factor of the KL term at this step: a number, or a tensor whose value a captured graph reads anew."""
+        return self.kl_weight if self._annealed is None else self._annealed
+
     def log_weights(self, joint: LogJoint, log_q: Any) -> Tensor:
         """log p(x | z) + kl_weight (log p(z) - log q(z | x)): `[particles, data]` or `[particles]`."""
-        weight = self._annealed if self._annealed is not None else self.kl_weight
-        if isinstance(weight, float) and weight == 1.0:
+        if isinstance(self.weight, float) and self.weight == 1.0:
             return joint.total - log_q
-        return joint.likelihood + weight * (joint.prior - log_q)
+        return joint.likelihood + self.weight * (joint.prior - log_q)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Pyro's hook: traces of model and guide."""

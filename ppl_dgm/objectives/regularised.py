@@ -73,7 +73,7 @@ class FreeBits(Objective):
         divergence = divergences(pair)
         batch_dim = pair.latent.batch_dim
         if self.per == "site":
-            divergence = divergence.sum(tuple(range(batch_dim, divergence.dim()))) if batch_dim else divergence.sum()
+            divergence = divergence.reshape(*divergence.shape[:batch_dim], -1).sum(-1)
         if pair.latent.local:
             divergence = divergence.mean(batch_dim - 1)
         return divergence.clamp_min(self.nats)

@@ -115,15 +115,15 @@ def test_path_gradients_vanish_at_the_posterior(objective):
     assert plain[:, guide].std(0).min() > 0.01  # the usual gradient has noise there
 
 
-def quadrature_iwelbo(x):
+def quadrature_iwelbo(x, kl_weight=1.0):
     """IWELBO(2) of `scalar_model` and its gradient by Gauss-Hermite quadrature over both particles' noise."""
     nodes, weights = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(80))
     noise = torch.stack([nodes.repeat_interleave(80), nodes.repeat(80)], -1)
     weights = (weights[:, None] * weights).reshape(-1) / (2 * math.pi)
     slope, raw, w = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, math.log(0.9), 1.0))
     z = x.double() * slope + raw.exp() * noise
-    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(w * z, NOISE).log_prob(x.double())
-    log_w = log_w - dist.Normal(x.double() * slope, raw.exp()).log_prob(z)
+    log_ratio = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(x.double() * slope, raw.exp()).log_prob(z)
+    log_w = dist.Normal(w * z, NOISE).log_prob(x.double()) + kl_weight * log_ratio
     bound = (weights * (log_w.logsumexp(-1) - math.log(2))).sum()
     gradient = torch.autograd.grad(-bound, (slope, raw, w))
     return bound.item(), dict(zip(("slope", "scale", "w"), (g.item() for g in gradient), strict=True))
@@ -143,12 +143,13 @@ def scalar_guide(x=None):
         pyro.sample("z", dist.Normal(x * slope, scale))
 
 
+@pytest.mark.parametrize("kl_weight", [1.0, 0.2])
 @pytest.mark.parametrize("gradient", ["reparam", "dreg"])
-def test_iwelbo_gradients_are_unbiased(gradient):
-    value, truth = quadrature_iwelbo(X[0, 0])
+def test_iwelbo_gradients_are_unbiased(gradient, kl_weight):
+    value, truth = quadrature_iwelbo(X[0, 0], kl_weight)
     x = X[:1, 0].expand(2000).contiguous()  # many copies of one datum: independent draws of its gradient
     program = Program(scalar_model, scalar_guide).initialise(x)
-    objective = IWELBO(2, gradient=gradient)
+    objective = IWELBO(2, gradient=gradient, kl_weight=kl_weight)
     assert objective.loss(program.model, program.guide, x) / 2000 == pytest.approx(-value, abs=0.05)
     draws = gradients(program, objective, 100, x) / 2000
     assert agree(draws, torch.tensor([truth[name] for name, _ in program.named_parameters()]))

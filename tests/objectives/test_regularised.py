@@ -80,6 +80,21 @@ def test_sites_share_their_free_nats():
     assert loss(FreeBits(0.0, per="site"), program()) == pytest.approx(loss(FreeBits(0.0), program()), abs=1e-5)
 
 
+def test_the_site_of_a_scalar_latent_is_its_one_dimension():
+    def scalar_model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.7), obs=x)
+
+    def scalar_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x * SLOPE[0], SCALE[0]))
+
+    pair = Program(scalar_model, scalar_guide)
+    for nats in (0.0, 2.0):
+        losses = [loss(FreeBits(nats, per=per), pair, X[:, 0]) for per in ("site", "dimension")]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_a_floored_dimension_feels_no_divergence():
     """Dimension 0 has KL above the floor, dimension 1 below it: only the likelihood moves the latter."""
     slope, scale = SLOPE.clone().requires_grad_(), SCALE.clone().requires_grad_()
