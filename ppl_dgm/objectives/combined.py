@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ppl_dgm.objectives.elbo import IWELBO, log_weights_with_paths
-from ppl_dgm.objectives.objective import KLWeight
+from ppl_dgm.objectives.objective import KLWeight, check_count
 from ppl_dgm.program import Bound
 from ppl_dgm.weights import expand_particles, log_mean_exp
 
@@ -29,8 +29,8 @@ class MIWAE(IWELBO):
     """
 
     def __init__(self, num_bounds: int, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
-        if num_bounds < 1:
-            raise ValueError(f"num_bounds is {num_bounds}; expected at least 1")
+        check_count("num_bounds", num_bounds)
+        check_count("num_particles", num_particles)
         super().__init__(num_bounds * num_particles, kl_weight=kl_weight, plate=plate)
         self.num_bounds = num_bounds
 

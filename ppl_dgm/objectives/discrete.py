@@ -154,6 +154,7 @@ class REINFORCE(ScoreFunction):
         expected = self.expected(bound)
         if isinstance(self.baseline, RunningMean) and torch.is_grad_enabled():
             self.baseline.update(reward)
+        check_forecast(expected, reward)
         surrogate = (reward - torch.as_tensor(expected).detach()) * zero_valued(score)
         if self.learned:
             surrogate = surrogate - zero_valued((reward - expected).square())
@@ -163,11 +164,20 @@ class REINFORCE(ScoreFunction):
         """The baseline's forecast of the log weights: a number, or `[data]`."""
         if self.baseline is None:
             return 0.0
-        if not self.learned:
-            return self.baseline(*bound.args, **bound.kwargs)
-        owned = isinstance(getattr(bound.model, "scope", None), Program)
+        owned = not self.learned or isinstance(getattr(bound.model, "scope", None), Program)
         net = self.baseline if owned else pyro.module("baseline", self.baseline)
-        return net(*bound.args, **bound.kwargs).reshape(-1)
+        forecast = net(*bound.args, **bound.kwargs)
+        return forecast.squeeze(-1) if forecast.dim() == 2 else forecast
+
+
+def check_forecast(expected: Any, reward: Tensor) -> None:
+    """Refuse a baseline's forecast that is not one number, or one for each datum."""
+    shape, allowed = torch.as_tensor(expected).shape, ((), (1,), reward.shape[1:])
+    if shape not in allowed:
+        raise ValueError(
+            f"the baseline returned {list(shape)} for log weights of {list(reward.shape[1:])} data; expected one number for "
+            "each datum, [data] or [data, 1]"
+        )
 
 
 def check_ownership(model: Any, baseline: nn.Module) -> None:
@@ -349,7 +359,7 @@ def log_guide_of_dream(bound: Bound) -> Tensor:
 
 def with_dreamed_data(sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The program's arguments with those that sites observed replaced by what the sites drew."""
-    dreamed = {id(site["infer"]["obs"]): site["value"] for site in sites.values()}
+    dreamed = {id(site["infer"]["obs"]): as_observed(site) for site in sites.values()}
     given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
     lost = [name for name, site in sites.items() if id(site["infer"]["obs"]) not in given]
     if lost:
@@ -358,3 +368,9 @@ def with_dreamed_data(sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]
             "program as it was given; pass obs=x unchanged (convert data before the call), or use sleep=0"
         )
     return tree_map(lambda leaf: dreamed.get(id(leaf), leaf), (args, kwargs))
+
+
+def as_observed(site: Any) -> Tensor:
+    """A dreamed value with the dtype of the data it stands for, unless those are whole numbers and it is not."""
+    dtype = site["infer"]["obs"].dtype
+    return site["value"].to(dtype) if dtype.is_floating_point or site["fn"].support.is_discrete else site["value"]

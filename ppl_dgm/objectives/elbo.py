@@ -1,5 +1,6 @@
 """The variational bounds: ELBO, importance-weighted ELBO, Renyi."""
 
+import math
 from typing import Any, Literal
 
 from torch import Tensor
@@ -229,7 +230,7 @@ class Renyi(Objective):
         plate: name of the data plate.
 
     Raises:
-        ValueError: for alpha = 1, or latents that are not reparameterised.
+        ValueError: for alpha = 1 or infinite, or latents that are not reparameterised.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -246,8 +247,10 @@ class Renyi(Objective):
 
     def __init__(self, alpha: float, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
-        if alpha == 1:
-            raise ValueError("alpha is 1, where the Renyi bound is the ELBO; use ELBO(), or another alpha")
+        if alpha == 1 or not math.isfinite(alpha):
+            raise ValueError(
+                f"alpha is {alpha}; expected a finite number other than 1, where the Renyi bound is ELBO()"
+            )
         self.alpha = alpha
 
     def check(self, structure: Structure) -> None:

@@ -1,7 +1,9 @@
 """Objective: what fits maximise, as a differentiable function of a model and a guide."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import pyro.infer
@@ -33,9 +35,8 @@ class Objective(pyro.infer.ELBO):
     """
 
     def __init__(self, num_particles: int = 1, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles is {num_particles}; expected at least 1")
-        if not callable(kl_weight) and not kl_weight >= 0:
+        check_count("num_particles", num_particles)
+        if not callable(kl_weight) and not 0 <= kl_weight < math.inf:
             raise ValueError(f"kl_weight is {kl_weight}; expected a number >= 0 or a function of the step")
         super().__init__(num_particles=num_particles)
         self.kl_weight = kl_weight
@@ -110,6 +111,12 @@ def program_structure(model: Any, guide: Any, args: tuple, kwargs: dict[str, Any
     return scope.structure
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless the value is a whole number above zero."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value}; expected at least 1, a whole number")
+
+
 def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Callable[[int], float]:
     """A weight that goes linearly from `start` to `end` in `num_steps` steps and stays there (Bowman et al. 2016).
 
@@ -118,6 +125,8 @@ def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Calla
         >>> weight(0), weight(50), weight(1000)
         (0.0, 0.5, 1.0)
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; expected at least 1")
+    if num_steps < 1 or not min(start, end) >= 0:
+        raise ValueError(
+            f"num_steps is {num_steps}, start {start}, end {end}; expected at least 1 step, between weights >= 0"
+        )
     return lambda step: start + (end - start) * min(step / num_steps, 1.0)

@@ -29,8 +29,8 @@ class FreeBits(Objective):
         plate: name of the data plate.
 
     Raises:
-        ValueError: for a negative floor, or latents that are not reparameterised, summed out, masked, or both inside and
-            outside the data plate.
+        ValueError: for a negative floor, or latents that are not reparameterised, summed out, masked, in a Python loop over
+            the data plate, or both inside and outside it.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -80,12 +80,14 @@ class FreeBits(Objective):
 
 
 def check_one_place(structure: Structure, name: str) -> None:
-    """Refuse latents of data beside latents shared by all data."""
+    """Refuse latents of data beside latents shared by all data, and latents that are one site for each datum."""
     if not structure.per_datum and any(latent.local for latent in structure.latents):
         raise ValueError(
             f"{name} treats latents of each datum or latents shared by all data, but the program has both; use "
             "ELBO(kl_weight=...)"
         )
+    if any(latent.local and latent.batch_dim == 0 for latent in structure.latents):
+        raise ValueError(f"{name} needs a vectorised data plate, not a Python loop over it; use ELBO(kl_weight=...)")
 
 
 def divergences(pair: Pair) -> Tensor:
@@ -146,7 +148,7 @@ class BetaTC(Objective):
         plate: str = "data",
     ) -> None:
         super().__init__(kl_weight=kl_weight, plate=plate)
-        if num_data < 1 or not min(alpha, beta, gamma) >= 0:
+        if num_data < 1 or not all(0 <= weight < math.inf for weight in (alpha, beta, gamma)):
             raise ValueError(
                 f"num_data is {num_data}, alpha {alpha}, beta {beta}, gamma {gamma}; expected at least one datum and "
                 "weights >= 0"

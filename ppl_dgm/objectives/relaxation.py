@@ -26,6 +26,20 @@ class OneHot(dist.OneHotCategorical):
         return (value * self.logits).sum(-1)
 
 
+def linear_in_value(fn: Any) -> Any:
+    """A one-hot categorical, whatever `to_event`, `mask` and `expand` made of it, with the densities of `OneHot`."""
+    if isinstance(fn, dist.OneHotCategorical):
+        return OneHot(logits=fn.logits, validate_args=False)
+    inner = linear_in_value(fn.base_dist)
+    if isinstance(fn, dist.MaskedDistribution):
+        return inner.mask(fn._mask)
+    return (
+        inner.to_event(fn.reinterpreted_batch_ndims)
+        if isinstance(fn, dist.Independent)
+        else inner.expand(fn.batch_shape)
+    )
+
+
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard` with the gradient of `soft`."""
     return hard + (soft - soft.detach())
@@ -63,9 +77,8 @@ class Relaxation(Messenger):
             return  # summed out
         inner, shape = innermost(msg["fn"]), msg["fn"].shape()
         if isinstance(inner, dist.OneHotCategorical):
-            logits = inner.logits.expand(shape)
-            msg["fn"] = OneHot(logits=logits, validate_args=False).to_event(len(msg["fn"].event_shape) - 1)
-            draw = draw_one_hot
+            logits, draw = inner.logits.expand(shape), draw_one_hot
+            msg["fn"] = linear_in_value(msg["fn"])
         elif isinstance(inner, dist.Bernoulli):
             logits, draw = inner.logits.expand(shape), draw_bernoulli
         else:

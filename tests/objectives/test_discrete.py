@@ -301,6 +301,24 @@ def test_input_dependent_baseline_is_trained_saved_and_checked():
     pyro.clear_param_store()
 
 
+class Forecast(nn.Module):
+    """A baseline without parameters: so many columns of ones."""
+
+    def __init__(self, num_columns):
+        super().__init__()
+        self.num_columns = num_columns
+
+    def forward(self, x):
+        return torch.ones(len(x), self.num_columns)
+
+
+def test_a_fixed_baseline_may_have_a_column_and_no_more():
+    program = build(belief_net, recogniser, X)
+    assert math.isfinite(REINFORCE(2, baseline=Forecast(1)).loss(program.model, program.guide, X))
+    with pytest.raises(ValueError, match="one number for each datum"):
+        REINFORCE(2, baseline=Forecast(2)).loss(program.model, program.guide, X)
+
+
 def test_svi_trains_an_input_dependent_baseline():
     with pyro.get_param_store().scope():
         net = nn.Linear(DIMS, 1)
@@ -391,6 +409,28 @@ def test_wake_sleep_of_continuous_latents_does_not_differentiate_through_them():
         assert draws.std(0).min() > 1e-3
 
 
+def test_dreams_have_the_dtype_of_the_data():
+    """Categories given as floats, which the guide's network takes: E log q(z' | x') by enumeration."""
+    net, probs = nn.Linear(1, 1), torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Categorical(probs[z.long()]), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=net(x.unsqueeze(-1)).squeeze(-1)))
+
+    log_q = torch.stack([nn.functional.logsigmoid(sign * net(torch.arange(3.0)[:, None])[:, 0]) for sign in (-1, 1)])
+    truth = torch.autograd.grad((torch.tensor([[0.7], [0.3]]) * probs * log_q).sum(), list(net.parameters()))
+    x = torch.arange(3.0).repeat(500)
+    program = Program(model, guide).initialise(x)
+    draws = gradients(program, ReweightedWakeSleep(1, sleep=1.0), x, 100, len(x))
+    assert agree(draws, torch.cat([g.reshape(-1) for g in truth]))
+
+
 # ---- straight-through and relaxed ------------------------------------------------------------------------------------
 
 
@@ -453,6 +493,29 @@ def test_straight_through_one_hot_sees_prior_and_likelihood():
     assert torch.allclose(grads["prior"], q - prior.exp(), atol=0.08)  # the exact gradient: E z - softmax(prior)
     assert grads["logits"].sum().abs() < 1e-5
     assert grads["logits"].abs().max() > 1e-3
+
+
+def test_straight_through_leaves_masked_what_its_distribution_masks():
+    seen, locs = torch.tensor([[True, False], [True, True], [False, False]]), torch.tensor([-1.0, 0.5, 2.0])
+
+    def draw(logits):
+        return pyro.sample("z", dist.OneHotCategorical(logits=logits).expand([3, 2]).mask(seen).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", 3):
+            z = draw(torch.tensor([0.0, 1.0, 2.0]))
+            pyro.sample("x", dist.Normal((z * locs).sum(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            draw(torch.tensor([2.0, 0.0, 1.0]))
+
+    q, p = torch.tensor([2.0, 0.0, 1.0]).softmax(0), torch.tensor([0.0, 1.0, 2.0]).softmax(0)
+    fit_of_one = (q * dist.Normal(locs, 1.0).log_prob(torch.tensor(0.3))).sum()
+    truth = 6 * fit_of_one - 3 * (q * (q / p).log()).sum()
+    x = torch.full((3, 2), 0.3)
+    losses = torch.tensor([StraightThrough(100).loss(model, guide, x) for _ in range(20)])
+    assert abs(losses.mean() + truth) < 4.5 * losses.std() / math.sqrt(20)
 
 
 def test_relaxed_latents_are_reparameterised_and_match_quadrature():

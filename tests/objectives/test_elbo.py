@@ -359,3 +359,11 @@ def test_renyi_orders_the_bounds():
         -sum(Renyi(a, 50).loss(program.model, program.guide, X) for _ in range(40)) for a in (-1.0, 0.0, 0.5, 2.0)
     ]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ELBO(2.5), lambda: IWELBO(math.nan), lambda: Renyi(math.nan), lambda: Renyi(1)]
+)
+def test_settings_that_cannot_be_meant(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()

@@ -274,7 +274,10 @@ def test_annealed_weights_reach_every_objective():
         (lambda: FreeBits(per="pixel"), "'dimension', 'site'"),
         (lambda: BetaTC(0), "at least one datum"),
         (lambda: BetaTC(4, -1.0), "weights >= 0"),
+        (lambda: BetaTC(4, math.nan), "weights >= 0"),
         (lambda: MIWAE(0, 3), "num_bounds is 0"),
+        (lambda: MIWAE(2, 2.5), "num_particles is 2.5"),
+        (lambda: linear_warmup(10, start=-1.0), "weights >= 0"),
         (lambda: CIWAE(3, 1.5), "between 0 and 1"),
         (lambda: BetaTC(2).loss(model, guide, X), "num_data is 2"),
     ],
@@ -305,6 +308,17 @@ def masked_guide(x):
         pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
 
+def loop_model(x):
+    for i in pyro.plate("data", len(x)):
+        z = pyro.sample(f"z{i}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample(f"x{i}", dist.Normal(z, 0.7).to_event(1), obs=x[i])
+
+
+def loop_guide(x):
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"z{i}", dist.Normal(x[i], 0.7).to_event(1))
+
+
 @pytest.mark.parametrize(
     ("objective", "of_model", "of_guide", "message"),
     [
@@ -312,6 +326,7 @@ def masked_guide(x):
         (BetaTC(4), discrete_model, discrete_guide, "VIMCO"),
         (FreeBits(), discrete_model, discrete_guide, "VIMCO"),
         (FreeBits(), model, masked_guide, "masked"),
+        (FreeBits(), loop_model, loop_guide, "vectorised"),
     ],
 )
 def test_programs_they_do_not_apply_to(objective, of_model, of_guide, message):
