@@ -33,8 +33,8 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
     """A posterior with prior, predictive draws, pointwise log-likelihood and data, for all of ArviZ's functions.
 
     Groups: `posterior` and `prior` (latents and deterministic sites), `posterior_predictive` and `prior_predictive`
-    (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for each observed site, summed over what
-    belongs to one datum) and `observed_data`. Dimensions are `chain` (one), `draw`, then the names of the plates.
+    (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for each observed site, summed over event
+    dimensions but not over plates: `az.loo` leaves out one entry of all plates) and `observed_data`. Dimensions are `chain` (one), `draw`, then the names of the plates.
     Programs with factors have no predictive groups: ancestral draws do not follow their density.
 
     Args:

@@ -33,6 +33,9 @@ number = 3
 
 def make():
     return Program(coin)
+
+def broken():
+    return 1 / 0
 """
 
 
@@ -103,6 +106,8 @@ def test_evidence_with_saved_parameters(folder, capsys):
         ("schools.py:number", [], "'number' in .* is a int; expected a Program"),
         ("schools.py:model", [], "'model' in .* is a function; expected a Program"),
         ("broken.py:program", [], "broken.py, line 2: ZeroDivisionError: division by zero"),
+        ("schools.py:broken", [], r"schools.py, line \d+: ZeroDivisionError: division by zero"),
+        ("schools.py:flip", ["--data", "coins.npy", "--out", "coins.npy"], "coins.npy is a file; expected a folder"),
         ("schools.py:flip", ["--data", "absent.npz"], "absent.npz"),
         ("schools.py:flip", ["--data", "coins.npy", "--state", "absent.pt"], "there is no file .*absent.pt"),
         ("schools.py:flip", ["--data", "schools.npz"], "the model failed"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppl_dgm import Program, compare, evidence
-from ppl_dgm.compare.rows import make_row, sense_of
+from ppl_dgm.compare.rows import BayesFactor, make_row, sense_of
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.export import stacking_weights
 from ppl_dgm.plots import ALARM
@@ -85,6 +85,7 @@ def test_strength_in_words(log, word):
     table = compare({"a": result(0.0), "b": result(-log)})
     assert word in table.bayes_factor("a", "b").strength
     assert table.bayes_factor("a", "a").strength == "not worth more than a bare mention"
+    assert BayesFactor("a", "b", math.nan, 0.0).strength == "undetermined"
 
 
 def test_huge_bayes_factors_print_as_powers():
@@ -284,6 +285,12 @@ def test_text_states_bounds_alarms_and_errors(mixed):
     assert "≤ −0.2" in odd
     assert "! odd: Pareto k is up to 0.95 > 0.7" in lines
     assert repr(mixed) == str(mixed)
+
+
+def test_probabilities_made_of_bounds_say_so():
+    programs = {"a": result(-3.0, bound="exact"), "b": result(-5.0, 0.1, "lower")}
+    assert "p(M|D): of bounds as if they were exact" in str(compare(programs))
+    assert "of bounds" not in str(compare({"a": programs["a"], "c": result(-4.0, 0.1, "estimate")}))
 
 
 def test_html_has_the_same_cells_and_escapes_names(mixed):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def load_program(reference: str) -> Program:
         public = [key for key in vars(module) if not key.startswith("_")]
         raise ValueError(f"{path} has no {name!r}, only {public}")
     found = getattr(module, name)
-    made = found() if callable(found) and not isinstance(found, Program) and takes_nothing(found) else found
+    is_maker = callable(found) and not isinstance(found, Program) and takes_nothing(found)
+    made = run_lines(path, found) if is_maker else found
     if not isinstance(made, Program):
         raise ValueError(
             f"{name!r} in {path} is a {type(made).__name__}; expected a Program, or a function without arguments that "
@@ -43,18 +45,23 @@ def split_reference(reference: str) -> tuple[Path, str]:
 
 
 def run_file(path: Path) -> Any:
-    """Import a file as a module; what goes wrong in it is told with its line."""
+    """Import a file as a module."""
+    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    run_lines(path, lambda: spec.loader.exec_module(module))
+    return module
+
+
+def run_lines(path: Path, run: Callable[[], Any]) -> Any:
+    """Run code of a file, its folder first on the path of imports; what goes wrong in it is told with its line."""
     sys.path.insert(0, str(path.parent))
     try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        return run()
     except Exception as error:
         line = last_line(error, path)
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
-    return module
 
 
 def last_line(error: BaseException, path: Path) -> int | str:

@@ -165,12 +165,13 @@ def run_compare(args: Any) -> int:
 
 def run_evidence(args: Any) -> int:
     """Load, estimate, print."""
+    folder = None if args.out is None else make_folder(args.out)
     data = load_data(args.data)
     program = load_program(args.program)
     load_state(program, args.state, data)
     result = estimate(program, *arguments(data), args.estimator, args.particles, args.seed)
     table = compare({program_name(args.program): result})
     print(f"{result}\n\n{table}")
-    if args.out is not None:
-        print(f"\nreport: {write_report(args.out, Section(program_name(args.program), table), seed=args.seed)}")
+    if folder is not None:
+        print(f"\nreport: {write_report(folder, Section(program_name(args.program), table), seed=args.seed)}")
     return 0

@@ -69,6 +69,8 @@ def notes(comparison: "Comparison") -> list[str]:
         )
     else:
         lines += [str(comparison.bayes_factor(comparison.reference, row.name)) for row in others(comparison)]
+        if others(comparison) and used & {"lower", "upper"}:
+            lines.append("p(M|D): of bounds as if they were exact; ± MC does not have their gaps")
     return lines + [f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings]
 
 

@@ -83,7 +83,7 @@ class BayesFactor(NamedTuple):
     @property
     def strength(self) -> str:
         """In words, for the favoured side; Kass and Raftery (1995), section 3.2, on |log B|."""
-        return next(word for limit, word in STRENGTHS if not abs(self.log) > limit)
+        return next((word for limit, word in STRENGTHS if abs(self.log) <= limit), "undetermined")
 
     def __str__(self) -> str:
         return (

@@ -267,7 +267,7 @@ def _open_csv(path: Path) -> dict[str, NDArray]:
         frame = pd.read_csv(path, header=None if all(map(_is_number, first)) else 0)
     except ValueError as error:
         raise ValueError(f"{path} is not a table of comma-separated values: {error}") from error
-    return {"x": frame.to_numpy()}
+    return {"x": frame.to_numpy(copy=True)}  # of a single column it is a view that is not writable
 
 
 _READERS = {".npz": _open_numpy, ".npy": _open_numpy, ".csv": _open_csv}

@@ -74,7 +74,9 @@ class Training:
 
     def _loop(self, bar: tqdm) -> Stopped:
         dealt = self.batches.from_step(self.state.step)
-        while self.state.step < self.num_steps:
+        while self.patience is None or self.state.stale < self.patience:
+            if self.state.step >= self.num_steps:
+                return "finished"
             size, batch = next(dealt)
             self._step(size, batch)
             bar.update(1)
@@ -83,9 +85,7 @@ class Training:
                 self._validate(self.valid)
             if self.checkpoint and (self.state.step % self.checkpoint_every == 0 or self.state.step == self.num_steps):
                 self._save()
-            if self.patience is not None and self.state.stale >= self.patience:
-                return "early"
-        return "finished"
+        return "early"
 
     def _anneal(self, step: int) -> None:
         """Tell an objective with an annealed weight the step."""
@@ -163,6 +163,7 @@ class Training:
             "seed": self.batches.seed,
             "objective": type(self.loss.objective).__name__,
             "optimizer": type(self.optimizer).__name__,
+            "schedule": type(self.scheduler).__name__ if self.scheduler is not None else None,
         }
 
     def _save(self) -> None:

@@ -55,6 +55,11 @@ def test_arrays_come_back_as_they_were_saved(tmp_path):
         assert data.name == name.split(".")[0]
 
 
+def test_a_table_of_one_column_is_read_without_a_warning(tmp_path):
+    np.savetxt(tmp_path / "column.csv", np.arange(5.0))
+    assert load_array(tmp_path / "column.csv").x.tolist() == [[0.0], [1.0], [2.0], [3.0], [4.0]]
+
+
 def test_several_arrays_are_named_arguments(tmp_path):
     np.savez(tmp_path / "many.npz", sigma=np.ones(4), x=np.arange(4), group=np.arange(4, dtype=np.uint8))
     data = load_array(tmp_path / "many.npz", support=4)

@@ -301,6 +301,21 @@ def test_the_best_survives_a_restart(tmp_path: Path) -> None:
     assert program.get_parameter("loc").item() == pytest.approx(0.1, rel=1e-4)
 
 
+def test_a_fit_that_stopped_early_is_not_continued(tmp_path: Path) -> None:
+    settings = {"steps": 500, "optimizer": sgd, "valid": torch.full((4,), 0.5), "valid_every": 1, "patience": 7}
+    settings |= {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 1}
+    first = quietly(Program(located), torch.full((8,), 5.0), **settings)
+    again = quietly(Program(located), torch.full((8,), 5.0), **settings)
+    assert first.stopped == again.stopped == "early"
+    assert first.steps == again.steps
+
+
+def test_a_checkpoint_is_of_one_schedule(tmp_path: Path) -> None:
+    quietly(amortised(), X, steps=2, checkpoint=tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"of another fit: .*'schedule': None.*'schedule': 'StepLR'"):
+        quietly(amortised(), X, steps=4, checkpoint=tmp_path / "c.pt", schedule=halving)
+
+
 def test_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
     first = quietly(amortised(), X, steps=6, checkpoint=tmp_path / "c.pt", checkpoint_every=4)
     program = amortised()
