@@ -34,8 +34,9 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
 
     Groups: `posterior` and `prior` (latents and deterministic sites), `posterior_predictive` and `prior_predictive`
     (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for each observed site, summed over event
-    dimensions but not over plates: `az.loo` leaves out one entry of all plates) and `observed_data`. Dimensions are `chain` (one), `draw`, then the names of the plates.
-    Programs with factors have no predictive groups: ancestral draws do not follow their density.
+    dimensions but not over plates: `az.loo` leaves out one entry of all plates) and `observed_data`. Dimensions are
+    `chain` (one), `draw`, then the names of the plates. Programs with factors have no predictive
+    groups: ancestral draws do not follow their density.
 
     Args:
         posterior: of `ppl_dgm.posterior`, or `Posterior(program.bind(*data), draws)` around draws of another sampler.
