@@ -247,10 +247,10 @@ class Renyi(Objective):
 
     def __init__(self, alpha: float, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
-        if alpha == 1 or not math.isfinite(alpha):
-            raise ValueError(
-                f"alpha is {alpha}; expected a finite number other than 1, where the Renyi bound is ELBO()"
-            )
+        if alpha == 1:
+            raise ValueError("alpha is 1, where the Renyi bound is the ELBO; use ELBO(), or another alpha")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha is {alpha}; expected a finite number")
         self.alpha = alpha
 
     def check(self, structure: Structure) -> None:

@@ -125,8 +125,8 @@ def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Calla
         >>> weight(0), weight(50), weight(1000)
         (0.0, 0.5, 1.0)
     """
-    if num_steps < 1 or not min(start, end) >= 0:
-        raise ValueError(
-            f"num_steps is {num_steps}, start {start}, end {end}; expected at least 1 step, between weights >= 0"
-        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; expected at least 1")
+    if not min(start, end) >= 0:
+        raise ValueError(f"start is {start} and end {end}; expected weights >= 0")
     return lambda step: start + (end - start) * min(step / num_steps, 1.0)

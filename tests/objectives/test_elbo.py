@@ -361,9 +361,7 @@ def test_renyi_orders_the_bounds():
     assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: ELBO(2.5), lambda: IWELBO(math.nan), lambda: Renyi(math.nan), lambda: Renyi(1)]
-)
+@pytest.mark.parametrize("make", [lambda: ELBO(2.5), lambda: IWELBO(math.nan), lambda: Renyi(math.nan)])
 def test_settings_that_cannot_be_meant(make):
     with pytest.raises(ValueError, match="expected"):
         make()
