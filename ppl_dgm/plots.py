@@ -205,9 +205,10 @@ def as_arrays(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
 
 
 def averaged(step: Tensor, value: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A curve of at most `MAX_POINTS` points, each the mean of a window."""
+    """A curve of at most `MAX_POINTS` points, each the mean of a window; all but the last have one size, so one noise."""
     x, y = as_arrays(step, value)
-    windows = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
+    size = max(1, math.ceil(len(x) / MAX_POINTS))
+    windows = np.split(np.arange(len(x)), range(size, len(x), size))
     return np.array([x[w].mean() for w in windows]), np.array([y[w].mean() for w in windows])
 
 

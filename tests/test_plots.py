@@ -34,6 +34,13 @@ def test_curves_are_averaged_over_windows():
     assert ax.get_ylabel() == "objective (nats per datum)"
 
 
+@pytest.mark.parametrize("steps", [1, 160, 161, 250])
+def test_windows_are_of_one_size_so_that_noise_does_not_change_along_a_curve(steps):
+    x, _ = averaged(torch.arange(steps), torch.zeros(steps))
+    assert len(set(np.diff(x)[:-1])) <= 1
+    assert len(x) <= 160
+
+
 def test_curves_drawn_on_given_axes():
     ax = plt.figure().add_subplot()
     assert plot_curves({"a": {"step": torch.arange(3), "objective": torch.zeros(3)}}, ax) is ax
