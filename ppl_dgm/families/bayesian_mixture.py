@@ -122,7 +122,7 @@ class BayesianMixture(Program):
                 )
             model: BayesianMixtureModel = ConjugateModel(*sizes, covariance)
         elif covariance in ("diagonal", "full"):
-            eta = correlation if covariance == "full" else None
+            eta = correlation if covariance == "full" and num_dims > 1 else None
             model = ScalesModel(*sizes, loc_prior, log_scale_prior, eta)
         else:
             raise ValueError(

@@ -102,15 +102,15 @@ class GaussianComponents(Components):
         counts = responsibilities.sum(0).clamp_min(torch.finfo(x.dtype).tiny)
         locs = responsibilities.T @ x / counts.unsqueeze(-1)
         self.locs.copy_(locs)
+        centred = x - locs.unsqueeze(1)
         if self.covariance == "diagonal":
-            variance = responsibilities.T @ x.square() / counts.unsqueeze(-1) - locs.square()
-            self.log_scales.copy_((variance.clamp_min(0) + regularisation).log() / 2)
+            variance = torch.einsum("nk,knd->kd", responsibilities, centred.square()) / counts.unsqueeze(-1)
+            self.log_scales.copy_((variance + regularisation).log() / 2)
         else:
-            self._set_covariance(self._scatter(x, responsibilities, counts), regularisation)
+            self._set_covariance(self._scatter(centred, responsibilities, counts), regularisation)
 
-    def _scatter(self, x: Tensor, responsibilities: Tensor, counts: Tensor) -> Tensor:
+    def _scatter(self, centred: Tensor, responsibilities: Tensor, counts: Tensor) -> Tensor:
         """Weighted covariances `[K or 1, D, D]`."""
-        centred = x - self.locs.unsqueeze(1)
         scatter = torch.einsum("nk,kni,knj->kij", responsibilities, centred, centred)
         if self.covariance == "tied":
             return (scatter.sum(0) / counts.sum()).unsqueeze(0)
@@ -118,7 +118,13 @@ class GaussianComponents(Components):
 
     def _set_covariance(self, covariance: Tensor, regularisation: float) -> None:
         ridge = torch.diag_embed(torch.full_like(covariance[..., 0], regularisation))
-        tril = torch.linalg.cholesky(covariance + ridge)
+        tril, failed = torch.linalg.cholesky_ex(covariance + ridge)
+        if bool(failed.any()):
+            raise ValueError(
+                f"the covariances of {int(failed.ne(0).sum())} components are singular with the regularisation "
+                f"{regularisation:g}; expected it to be large enough beside the data's variances: raise it, scale the data, "
+                "or leave out constant and repeated columns"
+            )
         self.lower.copy_(tril.tril(-1))
         self.log_scales.copy_(tril.diagonal(dim1=-2, dim2=-1).log())
 

@@ -54,7 +54,7 @@ class Mixture(Program):
         Raises:
             ValueError: for data of another shape or fewer than components.
         """
-        self._check(x)
+        x = self._checked(x)
         clusters = KMeans(self.parts.components.num_components, n_init=10, random_state=seed)  # type: ignore[arg-type]
         labels = torch.as_tensor(clusters.fit_predict(x.detach().double().cpu().numpy()), dtype=torch.long)
         one_hot = nn.functional.one_hot(labels.to(x.device), self.parts.components.num_components)
@@ -83,9 +83,14 @@ class Mixture(Program):
             seed: of the k-means start; None starts from the parameters as they are.
 
         Raises:
-            ValueError: for data of another shape or fewer than components.
+            ValueError: for data of another shape or fewer than components, no steps, a negative regularisation, or
+                covariances that it leaves singular.
         """
-        self._check(x)
+        x = self._checked(x)
+        if num_steps < 1 or (regularisation is not None and regularisation < 0):
+            raise ValueError(
+                f"num_steps is {num_steps} and regularisation {regularisation}; expected at least 1 and 0 (or None)"
+            )
         if seed is not None:
             self.start_from_kmeans(x, seed, regularisation)
         history: list[Tensor] = []
@@ -97,13 +102,15 @@ class Mixture(Program):
             self.parts.maximise(x, log_joint.softmax(-1), regularisation)
         return EMFit(torch.stack(history), False)
 
-    def _check(self, x: Tensor) -> None:
+    def _checked(self, x: Tensor) -> Tensor:
+        """Data in the parameters' dtype."""
         components = self.parts.components
         if x.dim() != 2 or x.shape[1] != components.num_dims or len(x) < components.num_components:
             raise ValueError(
                 f"expected data [N, {components.num_dims}] with N of at least num_components = "
                 f"{components.num_components}, got shape {list(x.shape)}"
             )
+        return x.to(self.parts.logits.dtype)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,17 @@ def test_the_first_step_is_the_weighted_maximum_likelihood() -> None:
     assert torch.allclose(mixture.parts.logits.softmax(-1), torch.tensor([0.5, 0.5]).double())
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "tied"])
+def test_em_far_from_zero_finds_what_it_finds_near(covariance: str) -> None:
+    """Years, say, in single precision; and data in double precision or whole numbers are taken too."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 2).round(decimals=2) + 6.0 * (torch.arange(400) % 2).unsqueeze(-1)
+    near = Mixture(2, 2, covariance).fit_em(x).log_likelihood[-1]
+    for far in (x + 2000, x.double() + 2000):
+        assert Mixture(2, 2, covariance).fit_em(far).log_likelihood[-1] == pytest.approx(near.item(), abs=1e-3)
+    assert Mixture(2, 2, covariance).fit_em(x.round().long()).converged
+
+
 def test_clusters_of_separated_blobs_are_found() -> None:
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(40)
@@ -344,6 +355,12 @@ BAD = {
     "other sizes": (lambda: Mixture(3, 2, PoissonComponents(3, 4)), "expected \\(3, 2\\)"),
     "shape": (lambda: Mixture(3, 2).fit_em(torch.zeros(9, 4)), "expected data"),
     "few": (lambda: Mixture(3, 5).start_from_kmeans(torch.zeros(4, 3)), "at least num_components = 5"),
+    "singular": (
+        lambda: Mixture(2, 1, "full").fit_em(1e4 * torch.arange(9.0).unsqueeze(-1).expand(9, 2)),
+        "singular with the regularisation 1e-06",
+    ),
+    "no steps": (lambda: Mixture(3, 2).fit_em(torch.zeros(9, 3), num_steps=0), "num_steps is 0"),
+    "regularisation": (lambda: Mixture(3, 2).fit_em(torch.zeros(9, 3), regularisation=-1.0), "regularisation -1.0"),
     "columns": (lambda: Mixture(3, 2).bind(torch.zeros(9, 4)), "x"),
     "support": (lambda: Mixture(3, 2, "bernoulli").bind(torch.full((9, 3), 0.5)), "outside the support"),
     "covariance": (lambda: BayesianMixture(2, 2, "tied"), "expected 'diagonal' or 'full'"),
@@ -363,6 +380,13 @@ BAD = {
     "bayesian sizes": (lambda: BayesianMixture(2, 0), "at least 1"),
     "order statistics": (lambda: OrderStatistics(dist.Normal(torch.zeros(2), 1.0), 2), "a scalar distribution"),
 }
+
+
+def test_in_one_dimension_full_covariances_are_diagonal_ones() -> None:
+    full, diagonal = BayesianMixture(1, 2, "full"), BayesianMixture(1, 2)
+    x = torch.randn(3, 1)
+    values = full.bind(x).draw(4).values
+    assert torch.equal(full.bind(x).log_joint(values).total, diagonal.bind(x).log_joint(values).total)
 
 
 @pytest.mark.parametrize("name", BAD)
