@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppl_dgm import log_weights
 from ppl_dgm.evidence import Exact, ImportanceSampling
-from ppl_dgm.families import bayesnet
+from ppl_dgm.families import IndependentBernoulli, bayesnet
 from ppl_dgm.families.bayesnet import BayesNet, Function, LinearGaussian, Logistic, Neural, Table
 from ppl_dgm.families.bayesnet.graph import ancestors, d_separated, reachable, topological_order
 from ppl_dgm.weights import allocated_bytes
@@ -338,6 +338,36 @@ def test_bif_round_trip_and_whole_tables(tmp_path: Any) -> None:
     assert two.query(["b"], {"a": "hi"}).tolist() == pytest.approx([0.2, 0.3, 0.5])
 
 
+def test_bif_takes_names_in_quotes_properties_and_defaults(tmp_path: Any) -> None:
+    states = {"light on": ("very low", "5,6", "{z} // (x); |"), "b": ("table", "<5%")}
+    nodes = {"light on": Table([0.2, 0.3, 0.5]), "b": Table([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]], ["light on"])}
+    path = bayesnet.write_bif(BayesNet(nodes, states), tmp_path / "quoted.bif")
+    again = bayesnet.read_bif(path)
+    assert again.states == states
+    assert again.query(["b"], {"light on": "5,6"}).tolist() == pytest.approx([0.2, 0.8])
+    text = path.read_text().replace("{\n", '{ property "position = (73, 165); 8" ;\n')
+    path.write_text(text.replace('("5,6")', 'property "p (1)"; default').replace('("very low")', "//"))
+    defaulted = bayesnet.read_bif(path).nodes["b"].probs
+    assert torch.allclose(defaulted, torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.7, 0.3]]))
+    with pytest.raises(ValueError, match="has a quote"):
+        bayesnet.write_bif(BayesNet({"a": Table([1.0])}, {"a": ('5"',)}), path)
+
+
+def test_evidence_of_nothing_is_one_and_of_columns_of_booleans_their_own() -> None:
+    net = bayesnet.asia()
+    assert net.log_evidence({}).item() == net.log_query([], {"smoke": 1}).item() == 0.0
+    smoke = torch.tensor([True, False, True])
+    assert torch.equal(net.log_evidence({"smoke": smoke}), net.log_evidence({"smoke": smoke.float()}))
+    flags = BayesNet({"a": Table([0.5, 0.5])}).fit_counts(smoke.unsqueeze(-1), smoothing=0.0)
+    assert flags.nodes["a"].probs.tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_maximum_likelihood_of_constant_pixels_is_finite() -> None:
+    x = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+    program = IndependentBernoulli(3).fit_counts(x, smoothing=0.0)
+    assert log_weights(program, x).squeeze(0).tolist() == pytest.approx([math.log(0.5)] * 2)
+
+
 def test_drawing_puts_every_edge_downwards() -> None:
     figure, both = plt.subplots(1, 2, layout="constrained")
     bayesnet.draw_graph(bayesnet.asia(), both[0])
@@ -364,6 +394,7 @@ BAD_NETS = {
     "unknown edge": (lambda: BayesNet.from_edges({"a": 2}, [("q", "a")]), "numbers of states are not given"),
     "rows": (lambda: Table([[0.5, 0.5], [0.5, 0.6]], ["a"]), "do not sum to one"),
     "negative": (lambda: Table([1.5, -0.5]), "negative entries"),
+    "no numbers": (lambda: Table([0.5, float("nan")]), "no numbers"),
     "dimensions": (lambda: Table([0.5, 0.5], ["a"]), "one dimension for each of the parents"),
     "parent states": (
         lambda: BayesNet({"a": Table([0.2, 0.3, 0.5]), "b": Table([[0.5, 0.5], [0.1, 0.9]], ["a"])}),
@@ -377,6 +408,14 @@ BAD_NETS = {
     "state names": (lambda: BayesNet({"a": Table([0.5, 0.5])}, {"a": ["x"]}), "2 different state names"),
     "parents twice": (lambda: topological_order({"a": [], "b": ["a", "a"]}), "names a parent twice"),
     "no net": (lambda: bayesnet.asia().query(["nobody"]), "different variables among"),
+    "string": (lambda: bayesnet.asia().query("dysp"), "expected a list of names, \\['dysp'\\]"),
+    "lengths": (
+        lambda: bayesnet.asia().query(["dysp"], {"smoke": torch.zeros(3), "asia": torch.zeros(2)}), "different lengths",
+    ),
+    "data lengths": (
+        lambda: bayesnet.asia().fit_counts(dict.fromkeys(bayesnet.asia().nodes, torch.zeros(3)) | {"asia": torch.ones(1)}),
+        "different lengths",
+    ),
     "state": (lambda: bayesnet.asia().query(["lung"], {"smoke": "maybe"}), "has no state 'maybe'"),
     "class": (lambda: bayesnet.asia().query(["lung"], {"smoke": 2}), "outside its classes 0, ..., 1"),
     "impossible": (lambda: point_net().query(["a"], {"b": 1}), "probability zero"),

@@ -11,11 +11,16 @@ from torch import Tensor
 from ppl_dgm.families.bayesnet.conditionals import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
 
-COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+QUOTED_OR_COMMENT = re.compile(r'"([^"]*)"|//[^\n]*|/\*.*?\*/', re.S)
+PROPERTY = re.compile(r"(?<=[{};])\s*property\b[^;]*;")
 VARIABLE = re.compile(r"variable\s+([^\s{]+)\s*\{\s*type\s+discrete\s*\[\s*(\d+)\s*\]\s*\{([^}]*)\}")
 PROBABILITY = re.compile(r"probability\s*\(([^)]*)\)\s*\{([^}]*)\}")
 ROW = re.compile(r"\(([^)]*)\)([^;]*);")
-TABLE = re.compile(r"\btable\b([^;]*);")
+TABLE = re.compile(r"^\s*table\b([^;]*);")
+DEFAULT = re.compile(r"\bdefault\b([^;]*);")
+SPECIAL = " \t\n,;(){}[]|/*"  # what only a name in quotes may have: stood for by characters without a meaning
+HIDDEN = {ord(character): 0xE000 + ord(character) for character in SPECIAL}
+SHOWN = {hidden: character for character, hidden in HIDDEN.items()}
 
 
 def read_bif(path: str | os.PathLike) -> BayesNet:
@@ -32,8 +37,8 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
         >>> net.states["lung"], net.parents["dysp"]
         (('yes', 'no'), ('bronc', 'either'))
     """
-    text = COMMENT.sub(" ", Path(path).read_text(encoding="utf-8"))
-    states = {unquoted(name): words(names) for name, _, names in VARIABLE.findall(text)}
+    text = PROPERTY.sub(" ", QUOTED_OR_COMMENT.sub(hidden, Path(path).read_text(encoding="utf-8")))
+    states = {words(name)[0]: words(names) for name, _, names in VARIABLE.findall(text)}
     if not states:
         raise ValueError(f"{path} declares no variables; expected a file in the Bayesian interchange format (BIF)")
     tables = {}
@@ -50,7 +55,8 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
 
 
 def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str, tuple[str, ...]]) -> Tensor:
-    """The table `[*parent_states, K]` of one probability block: rows by parents' states, or all numbers at once."""
+    """The table `[*parent_states, K]` of one probability block: rows by parents' states and a default for the others, or
+    all numbers at once."""
     shape = [len(states[variable]) for variable in (*parents, name)]
     whole = TABLE.search(body)
     if whole:
@@ -58,9 +64,12 @@ def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str,
         check_size(name, flat, torch.Size(shape).numel())
         return flat.reshape(shape[-1], *shape[:-1]).movedim(0, -1)  # the variable's own states vary slowest
     rows = {words(key): numbers(values) for key, values in ROW.findall(body)}
+    default = DEFAULT.search(ROW.sub(" ", body))
     keys = list(product(*(states[parent] for parent in parents)))
     missing = [key for key in keys if key not in rows]
-    if missing:
+    if default:
+        rows |= dict.fromkeys(missing, numbers(default.group(1)))
+    elif missing:
         raise ValueError(f"the probabilities of {name!r} lack rows for the parents' states {missing[:3]}")
     for key in keys:
         check_size(name, rows[key], shape[-1])
@@ -74,13 +83,20 @@ def check_size(name: str, values: Tensor, expected: int) -> None:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Names separated by commas or spaces, without quotes."""
-    return tuple(unquoted(word) for word in re.split(r"[,\s]+", text.strip()) if word)
+    """Names separated by commas or spaces."""
+    return tuple(word.translate(SHOWN) for word in re.split(r"[,\s]+", text.strip()) if word)
 
 
-def unquoted(word: str) -> str:
-    """A name without its quotes."""
-    return word.strip().strip('"')
+def hidden(match: re.Match) -> str:
+    """A name without its quotes, special characters hidden, or a space for a comment."""
+    return " " if match[1] is None else f" {match[1].translate(HIDDEN)} "
+
+
+def quoted(name: str) -> str:
+    """A name as a file has it."""
+    if '"' in name:
+        raise ValueError(f"the name {name!r} has a quote, which BIF has no way to write; rename it")
+    return f'"{name}"' if any(character in name for character in SPECIAL) else name
 
 
 def numbers(text: str) -> Tensor:
@@ -92,7 +108,7 @@ def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
     """Write a net of tables as a BIF file; `read_bif` reads it. Returns the path.
 
     Raises:
-        ValueError: for a net with conditionals that are no tables.
+        ValueError: for a net with conditionals that are no tables, or names with quotes.
     """
     others = [name for name, node in net.nodes.items() if not isinstance(node, Table)]
     if others:
@@ -106,8 +122,8 @@ def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
 
 def variable_block(net: BayesNet, name: str) -> str:
     """The declaration of one variable."""
-    states = net.states[name]
-    return f"variable {name} {{\n  type discrete [ {len(states)} ] {{ {', '.join(states)} }};\n}}"
+    states = [quoted(state) for state in net.states[name]]
+    return f"variable {quoted(name)} {{\n  type discrete [ {len(states)} ] {{ {', '.join(states)} }};\n}}"
 
 
 def probability_block(net: BayesNet, name: str) -> str:
@@ -115,11 +131,11 @@ def probability_block(net: BayesNet, name: str) -> str:
     node = net.nodes[name]
     probs = node.probs.double() if isinstance(node, Table) else torch.empty(0)
     if not node.parents:
-        return f"probability ( {name} ) {{\n  table {row_text(probs)};\n}}"
+        return f"probability ( {quoted(name)} ) {{\n  table {row_text(probs)};\n}}"
     keys = product(*(net.states[parent] for parent in node.parents))
     rows = zip(keys, probs.flatten(0, -2), strict=True)
-    lines = [f"  ({', '.join(key)}) {row_text(row)};" for key, row in rows]
-    return f"probability ( {name} | {', '.join(node.parents)} ) {{\n" + "\n".join(lines) + "\n}"
+    lines = [f"  ({', '.join(map(quoted, key))}) {row_text(row)};" for key, row in rows]
+    return f"probability ( {quoted(name)} | {', '.join(map(quoted, node.parents))} ) {{\n" + "\n".join(lines) + "\n}"
 
 
 def row_text(row: Tensor) -> str:

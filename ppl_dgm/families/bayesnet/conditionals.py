@@ -246,8 +246,10 @@ def check_rows(probs: Tensor) -> None:
     """Refuse tables whose rows are no probabilities."""
     if probs.dim() == 0:
         raise ValueError("the table is a single number; expected a row of probabilities for each state of the parents")
-    if bool((probs < 0).any()):
-        raise ValueError(f"the table has negative entries (the least is {probs.min().item():.6g})")
+    if not bool((probs >= 0).all()):
+        raise ValueError(
+            f"the table has negative entries, or such that are no numbers (the least is {probs.min().item():.6g})"
+        )
     sums = probs.sum(-1)
     wrong = (sums - 1).abs() > 1e-4
     if bool(wrong.any()):

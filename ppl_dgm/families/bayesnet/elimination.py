@@ -38,6 +38,8 @@ def log_marginal(nodes: Mapping[str, Conditional], query: Sequence[str], evidenc
     """
     parents = {name: node.parents for name, node in nodes.items()}
     relevant = ancestors(parents, [*query, *evidence])
+    if not relevant:
+        return prototype(nodes).new_zeros(1)
     factors = [factor_of(nodes, name, evidence) for name in nodes if name in relevant]
     number = {name: i + 1 for i, name in enumerate(nodes)}  # 0 is the batch
     operands: list = []

@@ -109,7 +109,7 @@ class BayesNet(Program):
         values = self._evidence(query, evidence or {})
         with torch.no_grad():
             joint = log_marginal(self.nodes, query, values)
-        total = joint.flatten(1).logsumexp(1)
+        total = joint.reshape(len(joint), -1).logsumexp(1)
         if not bool(torch.isfinite(total).all()):
             raise ValueError(
                 f"the evidence {dict(evidence or {})} has probability zero, so that nothing follows from it"
@@ -176,6 +176,8 @@ class BayesNet(Program):
 
     def _evidence(self, query: Sequence[str], evidence: Mapping[str, Any]) -> dict[str, Tensor]:
         """Evidence as tensors on the net's device, checked together with the query."""
+        if isinstance(query, str):
+            raise ValueError(f"query is the string {query!r}; expected a list of names, [{query!r}]")
         names = [*query, *evidence]
         unknown = [name for name in names if name not in self.nodes]
         if unknown or len(set(names)) < len(names):
@@ -183,6 +185,7 @@ class BayesNet(Program):
         values = {name: self._value(name, value) for name, value in evidence.items()}
         for name, value in values.items():
             check_states(name, self.nodes[name].num_states, value)
+        check_lengths({name: value for name, value in values.items() if value.numel() > 1})
         return values
 
     def _value(self, name: str, value: Any) -> Tensor:
@@ -235,7 +238,15 @@ def columns_of(nodes: Mapping[str, Any], x: Data) -> dict[str, Tensor]:
     unknown = [name for name in x if name not in nodes]
     if unknown:
         raise ValueError(f"the data name the unknown variables {unknown}; the nodes are {list(nodes)}")
+    check_lengths(x)
     return dict(x)
+
+
+def check_lengths(columns: Mapping[str, Tensor]) -> None:
+    """Refuse columns of different lengths."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns have different lengths {lengths}; expected one value of each variable per datum")
 
 
 def named_states(nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -253,6 +264,7 @@ def check_states(name: str, num_states: int | None, values: Tensor) -> None:
     """Refuse labels outside the classes."""
     if num_states is None or not values.numel():
         return
+    values = values.double()
     if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= num_states:
         raise ValueError(
             f"variable {name!r} has values outside its classes 0, ..., {num_states - 1} (min {values.min().item():.6g}, "
