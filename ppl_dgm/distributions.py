@@ -139,6 +139,74 @@ class OrderStatistics(TorchDistribution):
         return draw(torch.Size(sample_shape) + self.event_shape).sort(-1).values
 
 
+class ContinuousBernoulli(TorchDistribution):
+    r"""The density $p(x) \propto \lambda^x (1 - \lambda)^{1 - x}$ on [0, 1] (Loaiza-Ganem and Cunningham 2019), by its logit.
+
+    With $\eta = \mathrm{logit}\, \lambda$ and $h = |\eta| / 2$,
+
+    $$\log p(x) = \eta (x - \tfrac12) + \log(h / \sinh h),$$
+
+    normalised for logits of any size; torch's and Pyro's, which compute it of $\lambda$, integrate to less than one from
+    |logit| = 16 on in float32.
+
+    Args:
+        logits: `[*batch]`.
+
+    Shape:
+        batch `[*batch]`, event `[]`.
+
+    Example:
+        >>> ContinuousBernoulli(torch.tensor([0.0, -40.0])).log_prob(torch.zeros(2)).exp().round(decimals=3)
+        tensor([ 1., 40.])
+    """
+
+    arg_constraints = {"logits": constraints.real}  # type: ignore[assignment]  # noqa: RUF012
+    support = constraints.unit_interval  # type: ignore[assignment]
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ContinuousBernoulli":
+        """The same distribution with a larger batch shape."""
+        return ContinuousBernoulli(self.logits.expand(torch.Size(batch_shape)), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """$\\tfrac12 (1 + \\coth(\\eta / 2) - 2 / \\eta)$."""
+        small, half = self._halves()
+        series = half / 3 - half**3 / 45 + 2 * half**5 / 945
+        return 0.5 + 0.5 * torch.where(small, series, 1 / self._away(small, half).tanh() - 1 / self._away(small, half))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x) in nats of `[...]`."""
+        if self._validate_args:
+            self._validate_sample(value)
+        small, half = self._halves()
+        series = -(half**2) / 6 + half**4 / 180 - half**6 / 2835
+        size = self._away(small, half).abs()
+        normaliser = torch.where(small, series, (2 * size).log() - size - torch.log1p(-(-2 * size).exp()))
+        return self.logits * (value - 0.5) + normaliser
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw `[*sample_shape, *batch]` by the inverse of the distribution function."""
+        logits = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))
+        size = logits.abs().clamp_min(torch.finfo(logits.dtype).eps)
+        draw = -torch.log1p(torch.rand_like(logits) * torch.expm1(-size)) / size
+        return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """Where h is so small that a series is used, and half the logit."""
+        half = self.logits / 2
+        return half.abs() < 0.1, half
+
+    @staticmethod
+    def _away(small: Tensor, half: Tensor) -> Tensor:
+        """Half the logit, where small replaced by one."""
+        return torch.where(small, 1.0, half)
+
+
 class DiscretisedLogisticMixture(TorchDistribution):
     r"""A mixture of logistic distributions rounded to the levels 0, ..., levels - 1 (Salimans et al. 2017, equation 2).
 

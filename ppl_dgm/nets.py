@@ -98,7 +98,7 @@ class ConvEncoder(nn.Module):
         `[..., channels, height, width]`, or flattened `[..., channels * height * width]`, to `[..., out_features]`.
 
     Raises:
-        ValueError: a size below one; images of another shape.
+        ValueError: a size below one, no layers; images of another shape.
 
     Example:
         >>> encoder = ConvEncoder((1, 28, 28), [16, 32], 10)
@@ -110,6 +110,7 @@ class ConvEncoder(nn.Module):
         self, image_shape: ImageShape, channels: Sequence[int], out_features: int, activation: Activation = nn.ReLU
     ) -> None:
         super().__init__()
+        _check_layers(channels)
         _check_sizes([*image_shape, *channels, out_features])
         self.image_shape = tuple(image_shape)
         sides = _halved_sides(image_shape, len(channels))
@@ -139,7 +140,7 @@ class ConvDecoder(nn.Module):
         `[..., in_features]` to `[..., channels, height, width]`.
 
     Raises:
-        ValueError: a size below one.
+        ValueError: a size below one, or no layers.
 
     Example:
         >>> ConvDecoder(10, [32, 16], (1, 7, 9))(torch.zeros(3, 5, 10)).shape
@@ -150,6 +151,7 @@ class ConvDecoder(nn.Module):
         self, in_features: int, channels: Sequence[int], image_shape: ImageShape, activation: Activation = nn.ReLU
     ) -> None:
         super().__init__()
+        _check_layers(channels)
         _check_sizes([in_features, *channels, *image_shape])
         sides = _halved_sides(image_shape, len(channels))[::-1]
         self.first_shape = (channels[0], *sides[0])
@@ -368,6 +370,11 @@ def _check_sizes(sizes: list[int]) -> list[int]:
     if min(sizes) < 1:
         raise ValueError(f"expected sizes of at least one, got {sizes}")
     return sizes
+
+
+def _check_layers(channels: Sequence[int]) -> None:
+    if not channels:
+        raise ValueError("expected the channels of at least one layer, got none")
 
 
 def _check_order(order: Tensor | Sequence[int] | None, num_dims: int) -> Tensor:

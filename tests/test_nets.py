@@ -190,6 +190,8 @@ def test_gradient_through_a_mask_stops():
         (lambda: ResidualMLP(2, 3, 0, 1), "sizes of at least one"),
         (lambda: ConvEncoder((1, 8, 8), [0], 2), "sizes of at least one"),
         (lambda: ConvDecoder(2, [4], (1, 0, 8)), "sizes of at least one"),
+        (lambda: ConvEncoder((1, 8, 8), [], 2), "at least one layer"),
+        (lambda: ConvDecoder(2, [], (1, 8, 8)), "at least one layer"),
         (lambda: ConvEncoder((1, 8, 8), [2], 2)(torch.zeros(3, 63)), r"expected images .*\[3, 63\]"),
         (lambda: MaskedLinear(torch.ones(3)), "expected a mask"),
         (lambda: MADENet(3, [4], order=[0, 1, 1]), "permutation of 0, ..., 2"),

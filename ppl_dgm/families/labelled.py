@@ -62,10 +62,11 @@ class SemiSupervisedVAE(Program):
     $q(y \mid x)\, q(z \mid x, y)$.
 
     Data are `(x, y)` with y = -1 where there is no label, or x alone. The evidence of a labelled datum is
-    log p(x, y), of another log p(x). The guide's class is marked for enumeration, so that
-    `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums over it exactly; other objectives draw it. In training mode the
-    objective has the extra term `classifier_weight` log q(y | x) of labelled data (their equation 9), in evaluation
-    mode not.
+    log p(x, y), of another log p(x). `sample(n, y=labels)` draws `[n, len(labels), D]`, or `[n, D]` for one label.
+
+    The guide's class is marked for enumeration, so that `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums over it
+    exactly; other objectives draw it. In training mode the objective has the extra term `classifier_weight` log q(y | x)
+    of labelled data (their equation 9), in evaluation mode not.
 
     Args:
         num_dims: number D of dimensions.
@@ -133,9 +134,19 @@ def with_class(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     return torch.cat([x.expand(*shape, -1), one_hot.expand(*shape, -1)], -1)
 
 
+def known_classes(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits `[..., C]` of the classes, those of a point mass where there is a label `[...]`."""
+    known = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where((y >= 0).unsqueeze(-1), torch.where(known, 0.0, -torch.inf), logits)
+
+
 def check_labels(y: Tensor, least: int, num_classes: int) -> None:
     """Refuse labels outside the classes, where Pyro's checks are on."""
-    if is_validation_enabled() and (bool((y < least).any()) or bool((y >= num_classes).any())):
+    if not is_validation_enabled():
+        return
+    if y.dim() != 1:
+        raise ValueError(f"the labels have shape {list(y.shape)}; expected the number of a class for each datum, [N]")
+    if bool(((y < least) | (y >= num_classes) | (y != y.long())).any()):
         raise ValueError(
             f"the labels go from {y.min().item()} to {y.max().item()}; expected whole numbers in {least}, ..., "
             f"{num_classes - 1}"
@@ -192,13 +203,15 @@ class SemiSupervisedModel(nn.Module):
         self.register_buffer("uniform", torch.zeros(num_classes), persistent=False)
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]` with labels `[data]`, -1 where there is none, or draw one datum."""
-        with pyro.plate("data", 1 if x is None else len(x), dim=-1):
+        """Score data `[data, D]` with labels `[data]`, -1 where there is none, or draw one datum, or one of each label."""
+        if y is not None:
+            check_labels(y, -1, self.num_classes)
+        given = y if x is None else x
+        with pyro.plate("data", 1 if given is None else len(given), dim=-1):
+            logits = self.uniform if x is not None or y is None else known_classes(self.uniform, y)
+            label = pyro.sample("y", dist.Categorical(logits=logits))
             if x is not None and y is not None:
-                check_labels(y, -1, self.num_classes)
                 self._classify(x, y)
-            label = pyro.sample("y", dist.Categorical(logits=self.uniform))
-            if y is not None:
                 self._observe(label, y)
             z = pyro.sample("z", self.decoding.prior())
             return pyro.sample("x", self.decoding.distribution(with_class(z, label, self.num_classes)), obs=x)
@@ -235,7 +248,4 @@ class SemiSupervisedGuide(nn.Module):
 
     def _logits(self, x: Tensor, y: Tensor | None) -> Tensor:
         log_q = self.classifier(x).log_softmax(-1)
-        if y is None:
-            return log_q
-        known = y.unsqueeze(-1) == torch.arange(log_q.shape[-1], device=x.device)
-        return torch.where((y >= 0).unsqueeze(-1), torch.where(known, 0.0, -torch.inf), log_q)
+        return log_q if y is None else known_classes(log_q, y)

@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_dgm import distributions
 from ppl_dgm.distributions import DiscretisedLogisticMixture
 
 MIN_SCALE = 1e-4
@@ -130,7 +131,7 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Continuous Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
-        return dist.ContinuousBernoulli(logits=params.squeeze(-1))
+        return distributions.ContinuousBernoulli(params.squeeze(-1))
 
 
 class DiscretisedLogistic(Likelihood):

@@ -110,10 +110,11 @@ class GaussianMixturePrior(LatentPrior):
         if z.dim() != 2 or z.shape[1] != self.num_latents or len(z) < size:
             raise ValueError(f"expected latents [N, {self.num_latents}] with N >= {size}, got shape {list(z.shape)}")
         clusters = KMeans(size, n_init=10, random_state=seed).fit(z.double().cpu().numpy())  # type: ignore[arg-type]
-        member = nn.functional.one_hot(torch.as_tensor(clusters.labels_).long(), size).to(z)
-        counts = member.sum(0).unsqueeze(-1)
-        self.locs.copy_(member.T @ z / counts)
-        variance = member.T @ z.square() / counts - self.locs.square()
+        labels = torch.as_tensor(clusters.labels_).long().to(z.device)
+        centres = torch.as_tensor(clusters.cluster_centers_).to(z)
+        member = nn.functional.one_hot(labels, size).to(z)
+        variance = member.T @ (z - centres[labels]).square() / member.sum(0).clamp_min(1).unsqueeze(-1)
+        self.locs.copy_(centres)
         self.log_scales.copy_(variance.clamp_min(1e-4).log() / 2)
         return self
 
@@ -161,11 +162,11 @@ class FlowPrior(LatentPrior):
 
     Args:
         num_latents: size L.
-        transforms: Pyro transforms with an inverse; those that are modules are learned. For a density in one pass, as
-            objectives want it, the inverse must be as fast as the transform: coupling layers, say.
+        transforms: Pyro transforms with an inverse; the modules among them and their parts are learned. For a density
+            in one pass, as objectives want it, the inverse must be as fast as the transform: coupling layers, say.
 
     Raises:
-        ValueError: for a transform without an inverse.
+        ValueError: for a transform without an inverse, or one that is the inverse of a module.
 
     Example:
         >>> from pyro.distributions.transforms import affine_coupling
@@ -178,7 +179,7 @@ class FlowPrior(LatentPrior):
     def __init__(self, num_latents: int, transforms: Sequence[Any]) -> None:
         super().__init__(num_latents)
         self.transforms = tuple(transforms)
-        self.learned = nn.ModuleList(t for t in transforms if isinstance(t, nn.Module))
+        self.learned = nn.ModuleList(module for t in self.transforms for module in modules_of(t))
         self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
         check_invertible(self(), self.zeros)
 
@@ -198,6 +199,29 @@ def forget(transform: Any) -> None:
     """Drop the values that a transform keeps from its last call: they are of old parameters, and cannot be copied."""
     for name in [name for name in vars(transform) if name.startswith("_cached_")]:
         setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
+    for part in parts_of(transform):
+        forget(part)
+
+
+def modules_of(transform: Any) -> list[nn.Module]:
+    """The transform if it is a module, otherwise the modules that it is composed of.
+
+    Raises:
+        ValueError: for the inverse of a module.
+    """
+    if isinstance(transform, nn.Module):
+        return [transform]
+    if not parts_of(transform) and isinstance(transform.inv, nn.Module):
+        raise ValueError(
+            f"the parameters of {transform} can be neither learned nor copied; expected a transform that is a module, not "
+            "its .inv: write a TransformModule with _call and _inverse exchanged"
+        )
+    return [module for part in parts_of(transform) for module in modules_of(part)]
+
+
+def parts_of(transform: Any) -> list[Any]:
+    """The transforms that a composed one is made of."""
+    return [*getattr(transform, "parts", ())]
 
 
 def check_invertible(flow: Any, value: Tensor) -> None:

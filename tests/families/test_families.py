@@ -52,7 +52,7 @@ def loss(program: Program, data: tuple) -> Tensor:
 def train(program: Program, data: tuple) -> list[float]:
     """A few steps of gradient ascent of the ELBO; returns the losses."""
     program.initialise(*data)
-    optimiser = torch.optim.Adam(program.parameters(), 0.03)
+    optimiser = torch.optim.Adam(program.parameters(), 0.02)
     torch.manual_seed(0)
     history = []
     for _ in range(40):

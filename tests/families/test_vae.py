@@ -1,5 +1,6 @@
 """VAEs and their parts: likelihoods that sum to one, priors that do, labels, layers, bad input."""
 
+import copy
 import math
 from typing import Any
 
@@ -7,8 +8,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.transforms import affine_coupling, conditional_planar, planar
+from pyro.distributions.transforms import (
+    ComposeTransform,
+    affine_coupling,
+    conditional_planar,
+    iterated,
+    permute,
+    planar,
+)
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from ppl_dgm import Program, log_weights
@@ -24,6 +33,7 @@ from ppl_dgm.families import (
     likelihoods,
     priors,
 )
+from ppl_dgm.families.labelled import with_class
 from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior
 from ppl_dgm.nets import ConvDecoder, ConvEncoder, ResidualMLP
 from ppl_dgm.objectives import ELBO
@@ -63,6 +73,29 @@ def test_continuous_likelihoods_integrate_to_one(name: str) -> None:
     x = torch.linspace(low, high, 20_001)
     density = law.log_prob(x.unsqueeze(-1)).exp().double()
     assert torch.allclose(torch.trapezoid(density, x.double(), dim=0), torch.ones(4).double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_continuous_bernoulli_is_normalised_and_draws_what_it_scores_at_any_logit(dtype: torch.dtype) -> None:
+    logits = torch.tensor([-300.0, -50.0, -17.0, -1.0, -0.3, -0.1, 0.0, 1e-3, 0.19, 2.0, 20.0, 100.0], dtype=dtype)
+    law = likelihoods.ContinuousBernoulli()(logits.unsqueeze(-1))
+    x = torch.linspace(0, 1, 40_001, dtype=torch.float64).unsqueeze(-1)
+    density = law.log_prob(x.to(dtype)).double().exp()
+    assert torch.allclose(torch.trapezoid(density, x, dim=0), torch.ones(len(logits)).double(), atol=1e-5)
+    mean = torch.trapezoid(density * x, x, dim=0)
+    assert torch.allclose(law.mean.double(), mean, atol=1e-5)
+    variance = torch.trapezoid(density * (x - mean) ** 2, x, dim=0)
+    torch.manual_seed(0)
+    draws = law.sample(torch.Size([20_000])).double()
+    assert bool(((draws.mean(0) - mean).abs() < 4.5 * (variance / 20_000).sqrt()).all())
+    assert torch.allclose(draws.var(0), variance, rtol=0.1)
+
+
+def test_gradient_of_the_continuous_bernoulli_is_the_datum_less_the_mean() -> None:
+    logits = torch.tensor([-90.0, -1.0, -0.19, 0.0, 1e-9, 0.21, 30.0], dtype=torch.float64, requires_grad=True)
+    law = likelihoods.ContinuousBernoulli()(logits.unsqueeze(-1))
+    (gradient,) = torch.autograd.grad(law.log_prob(torch.full((7,), 0.3).double()).sum(), logits)
+    assert torch.allclose(gradient, 0.3 - law.mean, atol=1e-9)
 
 
 def test_discretised_logistic_is_exact_far_in_the_tails() -> None:
@@ -134,15 +167,36 @@ def test_mixture_prior_starts_at_the_clusters() -> None:
     assert all(len(found[labels == k].unique()) == 1 for k in range(3))
 
 
-def test_flow_prior_forgets_values_of_old_parameters() -> None:
-    vae = VAE(3, 2, [4], prior=priors.FlowPrior(2, [affine_coupling(2, [4])]))
+def test_mixture_prior_starts_at_clusters_far_from_zero_or_fewer_than_components() -> None:
+    torch.manual_seed(0)
+    far = 1000.0 + torch.randn(300, 2)
+    prior = priors.GaussianMixturePrior(2, 1).start_from_kmeans(far)
+    assert torch.allclose(prior.log_scales.exp(), far.std(0, correction=0).unsqueeze(0), rtol=1e-3)
+    with pytest.warns(ConvergenceWarning):
+        collapsed = priors.GaussianMixturePrior(2, 3).start_from_kmeans(torch.ones(5, 2))
+    assert bool(torch.isfinite(collapsed().log_prob(torch.ones(2))))
+
+
+FLOWS = {
+    "coupling": lambda: affine_coupling(2, [4]),
+    "iterated": lambda: iterated(2, affine_coupling, 2, [4]),
+    "composed": lambda: ComposeTransform([affine_coupling(2, [4]), permute(2), affine_coupling(2, [4])]),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flow_prior_forgets_values_of_old_parameters(name: str) -> None:
+    vae = VAE(3, 2, [4], prior=priors.FlowPrior(2, [FLOWS[name]()]))
     z = torch.randn(1, 6, 2)
     bound = vae.bind(torch.ones(6, 3))
     before = bound.log_joint({"z": z}).prior
     with torch.no_grad():
         for parameter in vae.model.fn.prior.parameters():
             parameter.add_(0.3)
-    assert not torch.allclose(bound.log_joint({"z": z}).prior, before)
+    after = bound.log_joint({"z": z}).prior
+    assert not torch.allclose(after, before)
+    assert torch.equal(bound.log_joint({"z": z.clone()}).prior, after)
+    copy.deepcopy(vae.model.fn.prior)
 
 
 # ---- nets, layers, labels -------------------------------------------------------------------------------------------
@@ -249,6 +303,27 @@ def test_sampling_given_labels() -> None:
     assert vae.sample(5, y=torch.tensor([0, 1, 1])).shape == (5, 3, 3)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_semi_supervised_draws_are_of_the_given_labels(trained: bool) -> None:
+    """The share of ones given each label, against the decoder's mean; without a label that over all classes."""
+    vae, x, y = semi_supervised()
+    with torch.no_grad():
+        for parameter in vae.model.fn.decoding.parameters():
+            parameter.mul_(3.0)
+    if trained:
+        vae.initialise(x, y)
+    given = torch.tensor([2, 0, -1])
+    draws = vae.sample(20_000, y=given)
+    decoding = vae.model.fn.decoding
+    z = torch.randn(50_000, 1)
+    with torch.no_grad():
+        means = [decoding.pixels(with_class(z, torch.full((50_000,), c), 3)).mean.mean(0) for c in range(3)]
+    expected = torch.stack([means[2], means[0], torch.stack(means).mean(0)])
+    assert not torch.allclose(expected[0], expected[1], atol=0.05)
+    assert torch.allclose(draws.mean(0), expected, atol=0.02)
+    assert vae.sample(4, y=torch.tensor([2])).shape == vae.sample(4).shape == (4, 3)
+
+
 def test_layers_of_the_hierarchy_have_their_sizes() -> None:
     x = torch.ones(4, 6)
     for top_down in (False, True):
@@ -323,6 +398,9 @@ BAD = {
     "layers": (lambda: HierarchicalVAE(3, (2, 1), [[5]]), "each of 2 layers"),
     "classes": (lambda: ConditionalVAE(3, 2, 1), "at least 2"),
     "labels": (lambda: ConditionalVAE(3, 2, 3).bind(torch.ones(4, 3), torch.tensor([0, 1, 2, 3])), "go from 0 to 3"),
+    "half labels": (lambda: ConditionalVAE(3, 2, 3).bind(torch.ones(1, 3), torch.tensor([0.5])), "whole numbers"),
+    "one-hot labels": (lambda: ConditionalVAE(3, 2, 3).sample(1, y=torch.eye(3)), "the number of a class"),
+    "inverse": (lambda: priors.FlowPrior(2, [affine_coupling(2).inv]), "neither learned nor copied"),
     "no labels": (lambda: ConditionalVAE(3, 2, 3).sample(4), "the labels are missing"),
     "semi labels": (
         lambda: SemiSupervisedVAE(3, 2, 3).bind(torch.ones(2, 3), torch.tensor([-2, 1])),
