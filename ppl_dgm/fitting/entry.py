@@ -49,7 +49,8 @@ def fit(
     """Fit the parameters of a program to data by stochastic gradient steps.
 
     Minibatches are taken along the data plate; beside latents shared by all data their sites are scaled up, so that the
-    objective stays unbiased. All figures are in nats per datum. Ctrl-C ends the fit and returns what was learned.
+    ELBO stays unbiased. Objectives with a logarithm of a mean (`IWELBO`, `Renyi`) are then too high, and no bounds: give
+    them all data at once. All figures are in nats per datum. Ctrl-C ends the fit and returns what was learned.
 
     Args:
         program: the program; its parameters are changed in place.
