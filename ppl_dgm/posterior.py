@@ -144,8 +144,8 @@ def check_latents(bound: Bound) -> None:
     """Refuse programs without latents to draw, or whose data are not a dimension of their latents."""
     structure = bound.structure
     if not structure.model_latents:
-        how = " are summed out" if structure.enumerated else ": the program has none"
-        raise ValueError(f"there are no latents to draw{how}; its density is exact, ask for evidence.Exact()")
+        how = f"{list(structure.enumerated)} are summed out" if structure.enumerated else "the program has none"
+        raise ValueError(f"there are no latents to draw: {how}; its density is exact, ask for evidence.Exact()")
     if structure.per_datum and any(latent.batch_dim == 0 for latent in structure.model_latents):
         raise ValueError(
             f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with pyro.plate(...):` to draw "

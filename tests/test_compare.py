@@ -250,6 +250,11 @@ def test_numbers_are_no_evidence():
         compare({"a": -3.0})  # type: ignore[dict-item]
 
 
+def test_evidences_without_names_are_refused():
+    with pytest.raises(TypeError, match="candidates is a list; expected evidences or programs by name"):
+        compare([result(-1.0)])
+
+
 def test_unknown_names_are_named():
     with pytest.raises(KeyError, match="no program 'b' in this comparison"):
         compare({"a": result(-1.0)})["b"]
