@@ -109,8 +109,9 @@ class BetaTC(Objective):
     \sum_d \mathrm{KL}(q(z_d) \| p(z_d))$ are weighted by alpha, beta and gamma; the second, the total correlation, is what
     makes dimensions dependent. Chen et al. (2018), eqs. 2 and 4. The aggregate posterior $q(z) = \frac1N \sum_n
     q(z \mid x_n)$ is estimated without bias from a minibatch of M data: the datum itself with weight 1/N, the others
-    with $(N - 1) / (N (M - 1))$; from all data at once it is exact. With all weights one this is the ELBO, draw by draw. Several latents must be drawn
-    independently given the datum: where the guide draws one from another, the total correlation is not seen.
+    with $(N - 1) / (N (M - 1))$; from all data at once it is exact. With all weights one this is the ELBO, draw by draw.
+    Several latents must be drawn independently given the datum: where the guide draws one from another, the total
+    correlation is not seen.
 
     Args:
         num_data: N, size of the data set.
