@@ -38,7 +38,7 @@ class PPCA(Program):
         super().__init__(model, LinearGaussianPosterior(model))
 
     def marginal(self) -> Any:
-        """N(mu, W W^T + sigma^2 I), whose `log_prob` is the log evidence of each datum in nats."""
+        """N(mu, W W^T + sigma^2 I) in double precision, whose `log_prob` is the log evidence of each datum in nats."""
         return self.model.fn.marginal()  # type: ignore[attr-defined]
 
     def fit_closed_form(self, x: Tensor) -> "PPCA":
@@ -82,9 +82,9 @@ class LinearGaussianModel(nn.Module):
         self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
 
     def marginal(self) -> dist.LowRankMultivariateNormal:
-        """Distribution of one datum with the latents integrated out."""
-        variance = (2 * self.log_scale).exp().expand(self.loc.shape)
-        return dist.LowRankMultivariateNormal(self.loc, self.weight, variance)
+        """Distribution of one datum with the latents integrated out; its quadratic form would cancel in single precision."""
+        variance = (2 * self.log_scale.double()).exp().expand(self.loc.shape)
+        return dist.LowRankMultivariateNormal(self.loc.double(), self.weight.double(), variance)
 
     def forward(self, x: Tensor | None = None) -> Tensor:
         """Score data `[data, D]`, or draw one datum."""

@@ -38,7 +38,7 @@ class VAE(Program):
 
     Raises:
         ValueError: sizes below one, an unknown likelihood, a prior or guide of another size, an encoder beside a whole
-            guide.
+            guide; when run, a decoder whose outputs are not sorted by dimension.
 
     Example:
         >>> import torch
@@ -94,8 +94,14 @@ class LatentVectorModel(nn.Module):
 
     def pixels(self, z: Tensor) -> Any:
         """p(x_d | z) of latents `[..., L]`: batch `[..., D]`."""
-        params = self.decoder(z).reshape(*z.shape[:-1], self.num_dims, self.likelihood.num_params)
-        return self.likelihood(params)
+        params, sizes = self.decoder(z), (self.num_dims, self.likelihood.num_params)
+        given = tuple(params.shape[z.dim() - 1 :])
+        if sizes[1] > 1 and given not in (sizes, (sizes[0] * sizes[1],)):
+            raise ValueError(
+                f"the decoder gives {list(given)} numbers for each latent vector; expected {list(sizes)}, the parameters of "
+                f"each of {sizes[0]} dimensions last, or [{sizes[0] * sizes[1]}], these flattened"
+            )
+        return self.likelihood(params.reshape(*z.shape[:-1], *sizes))
 
     def distribution(self, z: Tensor) -> Any:
         """p(x | z) of latents `[..., L]`: batch `[...]`, event `[D]`."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from ppl_dgm import log_weights
 from ppl_dgm.evidence import Exact
@@ -62,11 +63,24 @@ def test_the_posterior_is_tight_for_every_value_of_the_parameters_not_by_fitting
         assert torch.allclose(parameter.grad, estimate, rtol=0.05, atol=0.05 * parameter.grad.abs().max().item())
 
 
+def test_the_marginal_is_exact_where_the_noise_is_small() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 2) @ torch.randn(2, 6) + 0.01 * torch.randn(200, 6)
+    program = PPCA(6, 2).fit_closed_form(x)
+    with torch.no_grad():
+        found = program.marginal().log_prob(x)
+    assert torch.allclose(found, Exact()(program, x).log_z, atol=1e-3)
+    model = program.model.fn
+    covariance = model.weight.detach().double() @ model.weight.detach().double().T
+    covariance.diagonal().add_((2 * model.log_scale.detach().double()).exp())
+    assert torch.allclose(found, MultivariateNormal(model.loc.detach().double(), covariance).log_prob(x), atol=1e-6)
+
+
 def test_draws_have_the_moments_of_the_marginal() -> None:
     program = PPCA(5, 2)
     draws = program.sample(40_000)
     covariance = program.marginal().covariance_matrix.detach()
-    assert torch.allclose(torch.cov(draws.T), covariance, atol=0.05 * covariance.abs().max().item())
+    assert torch.allclose(torch.cov(draws.T.double()), covariance, atol=0.05 * covariance.abs().max().item())
 
 
 BAD = {

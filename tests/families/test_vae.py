@@ -371,6 +371,12 @@ BAD = {
         lambda: VAE(3, 2, encoder=nn.Linear(3, 4), guide=AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2))),
         "has its own nets",
     ),
+    "channels first": (
+        lambda: VAE(
+            9, 2, likelihood=likelihoods.Gaussian(learned="net"), decoder=ConvDecoder(2, [4], (2, 3, 3))
+        ).sample(1),
+        "gives \\[2, 3, 3\\] numbers .* expected \\[9, 2\\]",
+    ),
     "dims": (lambda: VAE(0, 2), "at least one"),
     "latents": (lambda: priors.StandardNormal(0), "at least 1"),
     "components": (lambda: priors.GaussianMixturePrior(2, 0), "at least 1"),
