@@ -154,10 +154,17 @@ def check_latents(bound: Bound) -> None:
 
 
 def check_draws(bound: Bound, draws: Values) -> None:
-    """Refuse draws that lack a latent or disagree in number."""
+    """Refuse draws that lack a latent, have dimensions it has not, or disagree in number."""
     expected = {latent.name for latent in bound.structure.model_latents}
     if draws.keys() != expected:
         raise ValueError(f"the draws are of {sorted(draws)}; expected the program's latents {sorted(expected)}")
+    for latent in bound.structure.model_latents:
+        shape, num_dims = list(draws[latent.name].shape), 1 + latent.batch_dim + latent.event_dim
+        if len(shape) != num_dims:
+            raise ValueError(
+                f"the draws of {latent.name!r} are {shape}; expected [draws, *shape of the latent], in dimensions {num_dims}; "
+                "chains that are a dimension of their own are joined by draws.flatten(0, 1)"
+            )
     counts = {name: draw.shape[0] for name, draw in draws.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"the sites have unequal numbers of draws {counts}; expected one leading dimension for all")

@@ -169,6 +169,14 @@ def test_programs_without_latents_are_refused():
         posterior(Program(mixture), torch.zeros(3))
 
 
+def test_draws_with_chains_of_their_own_are_refused():
+    bound = Program(local_model).bind(data())
+    draws = torch.randn(4, 25, len(data()))
+    with pytest.raises(ValueError, match=r"the draws of 'z' are \[4, 25, .*in dimensions 2"):
+        Posterior(bound, {"z": draws})
+    assert Posterior(bound, {"z": draws.flatten(0, 1)}).num_draws == 100
+
+
 def test_impossible_data_are_refused():
     def model(x=None):
         with pyro.plate("data", len(x)):

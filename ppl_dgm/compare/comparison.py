@@ -169,7 +169,9 @@ def estimate_programs(
 ) -> dict[str, Evidence]:
     """The candidates with programs replaced by their evidence at the data."""
     if not isinstance(candidates, Mapping):
-        raise TypeError(f"candidates is a {type(candidates).__name__}; expected evidences or programs by name: {{'vae': ...}}")
+        raise TypeError(
+            f"candidates is a {type(candidates).__name__}; expected evidences or programs by name: {{'vae': ...}}"
+        )
     return {
         name: auto(candidate, *data, seed=seed) if isinstance(candidate, Program) else candidate
         for name, candidate in candidates.items()

@@ -39,6 +39,12 @@ class BatchLoss:
                 parameter.grad /= self._divisor(size)
         return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)
 
+    def number(self, size: int, batch: Batch) -> float:
+        """The loss without gradients."""
+        (model, guide), (args, kwargs) = self._pair(size), batch
+        loss: Any = self.objective.loss(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        return float(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)
+
     @property
     def differentiable(self) -> bool:
         """Whether the objective has a differentiable loss (Pyro's `ReweightedWakeSleep`, say, has none)."""

@@ -124,7 +124,7 @@ class Training:
         loss = BatchLoss(program, self.loss.objective, valid.num_data)
         self._anneal(self.num_steps)  # one weight for all validations: with less of the KL early ones would look best
         with evaluating(program), torch.no_grad(), seeded(0, device_of(program)):
-            total = sum(float(loss(size, batch)) * size for size, batch in valid.in_order())
+            total = sum(loss.number(size, batch) * size for size, batch in valid.in_order())
         self.state.valid_step.append(self.state.step)
         self.state.valid.append(-total / valid.num_data)
         if isinstance(self.scheduler, ReduceLROnPlateau):

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, TraceGraph_ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -114,6 +115,17 @@ def test_validations_share_the_last_step_s_weight() -> None:
     plain = quietly(program, X, ELBO(), **settings).history
     assert torch.allclose(annealed["valid"], plain["valid"])
     assert (annealed["objective"] > plain["objective"]).all()
+
+
+@pytest.mark.parametrize("objective", [RenyiELBO(num_particles=2), ReweightedWakeSleep(), TraceGraph_ELBO()])
+def test_validation_by_objectives_of_pyro_without_a_differentiable_loss(objective: ELBO) -> None:
+    """At the posterior, N(x / 2, 1/2), every weight is the evidence, N(x; 0, 2)."""
+    program = amortised().initialise(X)
+    program.get_parameter("slope").data.fill_(0.5)
+    program.get_parameter("scale").data.fill_(-0.5 * math.log(2.0))
+    settings = {"steps": 1, "optimizer": partial(torch.optim.SGD, lr=0.0), "valid": X}
+    found = quietly(program, X, objective, **settings).history["valid"].item()
+    assert found == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(X).mean().item(), rel=1e-4)
 
 
 def test_validations_that_are_not_finite_are_never_the_best() -> None:
