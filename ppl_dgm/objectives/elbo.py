@@ -210,6 +210,11 @@ class IWELBO(Objective):
         check_reparameterised(structure, f"IWELBO(gradient={self.gradient!r})")
         if self.gradient != "reparam":
             check_score(structure, f"gradient={self.gradient!r}")
+        if self.gradient == "dreg" and not structure.common_scale:
+            raise ValueError(
+                "gradient='dreg' needs one scale for all sites, but some latents are scaled unlike the data (poutine.scale, or "
+                "minibatches beside shared latents); use kl_weight for a weight of the KL term, or gradient='stl'"
+            )
 
     def value(self, bound: Bound) -> Tensor:
         log_w, scale = log_weights_with_paths(self, bound, self.gradient)

@@ -11,7 +11,7 @@ from ppl_dgm.objectives.elbo import check_choice, check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import LogJoint, Structure
 from ppl_dgm.program.bound import Bound
-from ppl_dgm.program.pairs import Pair, draw_pairs
+from ppl_dgm.program.pairs import Pair, PairedDraw, draw_pairs
 from ppl_dgm.program.supports import innermost
 
 
@@ -29,8 +29,8 @@ class FreeBits(Objective):
         plate: name of the data plate.
 
     Raises:
-        ValueError: for a negative floor, or latents that are not reparameterised, summed out, masked, in a Python loop over
-            the data plate, or both inside and outside it.
+        ValueError: for a negative floor, a guide that draws latents in another order than the model, or latents that are not
+            reparameterised, summed out, masked, in a Python loop over the data plate, or both inside and outside it.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -65,6 +65,7 @@ class FreeBits(Objective):
 
     def value(self, bound: Bound) -> Tensor:
         draw = draw_pairs(bound)
+        check_order(draw, bound.structure)
         floored = [self.floored(pair).sum() for pair in draw.pairs]
         return self.log_weights(LogJoint(-torch.stack(floored).sum(), draw.likelihood), 0.0) * draw.scale
 
@@ -77,6 +78,16 @@ class FreeBits(Objective):
         if pair.latent.local:
             divergence = divergence.mean(batch_dim - 1)
         return divergence.clamp_min(self.nats)
+
+
+def check_order(draw: PairedDraw, structure: Structure) -> None:
+    """Refuse a guide that draws a latent before others on which its prior may depend: their divergence is not of one site."""
+    drawn, declared = [pair.latent.name for pair in draw.pairs], [latent.name for latent in structure.latents]
+    if drawn != declared:
+        raise ValueError(
+            f"the guide draws the latents in the order {drawn}, the model in the order {declared}, so that the KL divergence "
+            "is not the sum of those of each given the former; draw them in the model's order, or use ELBO(kl_weight=...)"
+        )
 
 
 def check_one_place(structure: Structure, name: str) -> None:

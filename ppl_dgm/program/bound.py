@@ -1,6 +1,6 @@
 """A program bound to data: its log densities over a leading dimension of particles."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,11 +15,14 @@ from ppl_dgm.program.sites import (
     Layout,
     Site,
     Substitute,
+    check_one_scale,
+    entangled,
     forgiving_factors,
     is_enumerated,
     is_random_subsample,
     random_sites,
     split_enumerated,
+    sum_scores,
     sum_sites,
     unmask,
     unvalidated,
@@ -50,7 +53,7 @@ class LogJoint(NamedTuple):
 class Draw(NamedTuple):
     """Latent values `[particles, *shape]` by site name and their log density under the distribution that drew them.
 
-    `score` is the part of the log density that belongs to sites drawn without a path gradient.
+    `score` is the log density of the sites drawn without a path gradient, without scales and masks.
     """
 
     values: Values
@@ -83,13 +86,19 @@ class Bound:
         if not self.structure.latents:
             return Draw(self._subsample_indices(), 0.0)
         draw = self._draw_many(num_particles)
-        return draw if self._guide_is_tractable else draw._replace(log_prob=self.log_joint(draw.values).prior)
+        if self._guide_is_tractable:
+            return draw
+        if all(latent.reparameterised for latent in self.structure.latents):
+            return draw._replace(log_prob=self.log_joint(draw.values).prior)
+        values = {name: value.detach() for name, value in draw.values.items()}
+        prior = self.log_joint(values).prior
+        return Draw(values, prior, prior)
 
     def draw_prior(self, num_particles: int) -> Draw:
         """Draw latents from the model's prior."""
         latents, runs = self.structure.model_latents, self.structure.model_runs
         structure = replace(self.structure, has_guide=False, latents=latents, guide_runs=runs)
-        return replace(self, guide=Prior(self.model), structure=structure).draw(num_particles)
+        return replace(self, structure=structure).draw(num_particles)
 
     def log_guide(self, values: Values) -> Tensor:
         """log q(z | x) of given latents; point masses of the guide are recomputed from what they depend on."""
@@ -125,6 +134,15 @@ class Bound:
 
         return self._evaluate(evaluate)
 
+    def is_entangled(self) -> bool:
+        """Whether drawn latents depend on summed-out ones, so that a draw from their prior is no path to its density."""
+
+        def evaluate() -> bool:
+            trace = self._trace(self.model, self._draw_once(None).values, None, enumerate_=True)
+            return entangled(trace, list(self._sites(trace).values()))
+
+        return bool(self.structure.latents and self.structure.enumerated) and self._evaluate(evaluate)
+
     def model_trace(self) -> Any:
         """One unvectorised trace of the model at the data, latents drawn by the guide."""
         return self._evaluate(
@@ -134,23 +152,23 @@ class Bound:
     # ---- one run, with `particles` as an outer plate or without --------------------------------------------------
 
     def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
-        trace = self._trace(self.guide, shared or {}, particles)
-        sites = dict(self._sites(trace))
+        trace = self._trace(self._proposal, shared or {}, particles)
+        sites = self._sites(trace)
         wanted = {latent.name for latent in self.structure.latents} | (
             set() if shared else set(self.structure.subsampled)
         )
         values = {name: site["value"] for name, site in trace.nodes.items() if name in wanted}
         layout = self._layout(particles)
-        score = sum_sites([site for site in sites.values() if not site["fn"].has_rsample], layout)
-        return Draw(values, sum_sites(list(sites.values()), layout), score)
+        log_prob = sum_sites(list(sites.values()), layout)
+        return Draw(values, log_prob, sum_scores([s for s in sites.values() if not s["fn"].has_rsample], layout))
 
     def _guide_once(self, values: Values, particles: int | None) -> Any:
-        trace = self._trace(self.guide, values, particles)
-        return sum_sites([site for _, site in self._sites(trace)], self._layout(particles))
+        trace = self._trace(self._proposal, values, particles)
+        return sum_sites(list(self._sites(trace).values()), self._layout(particles))
 
     def _model_once(self, values: Values, particles: int | None, scale: list[Any]) -> tuple[Any, Any]:
         trace = self._trace(self.model, values, particles, enumerate_=True)
-        sites = [site for _, site in self._sites(trace)]
+        sites = list(self._sites(trace).values())
         latents = [site for site in sites if not site["is_observed"]]
         observed = [site for site in sites if site["is_observed"]]
         layout = self._layout(particles)
@@ -159,11 +177,17 @@ class Bound:
             return split_enumerated(trace, sites, layout)
         return sum_sites(latents, layout), sum_sites(observed, layout)
 
-    def _sites(self, trace: Any) -> Iterator[tuple[str, Site]]:
-        for name, site in random_sites(trace):
-            if name in self.structure.unmasked:
-                unmask([site])
-            yield name, site
+    def _sites(self, trace: Any) -> dict[str, Site]:
+        sites = dict(random_sites(trace))
+        unmask(site for name, site in sites.items() if name in self.structure.unmasked)
+        if self.structure.common_scale:
+            check_one_scale(sites)
+        return sites
+
+    @property
+    def _proposal(self) -> Callable:
+        """What draws: the guide, or the prior with what is summed out in sight, so that plates of particles reach it."""
+        return self.guide if self.structure.has_guide else Prior(self.model)
 
     @property
     def _guide_is_tractable(self) -> bool:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
+from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
@@ -94,13 +95,16 @@ def examine(
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
             structures.append(replace(found, divisible=divisible, unmasked=unmasked))
         few = few_data(args, kwargs, size) if divisible else (args, kwargs)
-        structure = prove_vectorisation(Bound(model, proposal, structures[0], *few))
+        bound = Bound(model, proposal, structures[0], *few)
+        if not guide and bound.is_entangled():
+            bound = replace(bound, structure=structures[0].without_paths())
+        structure = prove_vectorisation(bound)
     num_data = size if divisible else data_size(model_trace, plate)
     return Examination(structure, num_data, observed.num_dims, observed.digest)
 
 
 class Observed:
-    """Running digest and count of the observed values, piece by piece."""
+    """Running digest and count of the observed values that are not masked, piece by piece."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, Any] = {}
@@ -109,10 +113,15 @@ class Observed:
     def add(self, structure: Structure, model_trace: Any) -> None:
         """Add the observed values of one trace, as 32-bit numbers so that the same data in other dtypes agree."""
         for name in structure.observed:
-            value = model_trace.nodes[name]["value"]
-            self.num_dims += value.numel()
-            numbers = value.detach().to("cpu", torch.float32).contiguous().numpy()
-            self.hashes.setdefault(name, hashlib.blake2b(digest_size=16)).update(numbers.tobytes())
+            site = model_trace.nodes[name]
+            value, seen = site["value"].detach(), seen_entries(site)
+            self.num_dims += int(seen.sum())
+            numbers = value.to("cpu", torch.float32).contiguous().numpy()
+            digest = self.hashes.setdefault(name, hashlib.blake2b(digest_size=16))
+            if not bool(seen.all()):
+                digest.update(seen.cpu().numpy().tobytes())
+                numbers = value[seen].to("cpu", torch.float32).numpy()
+            digest.update(numbers.tobytes())
 
     @property
     def digest(self) -> str:
@@ -149,6 +158,8 @@ def runs_on_few(
     few_args, few_kwargs = few_data(args, kwargs, size)
     try:
         traces = checks.run(model, guide, few_args, few_kwargs)
+        for role, trace in zip(("guide", "model"), traces, strict=True):
+            checks.compute(role, trace)  # masks and scales of all data do not fit a few
     except ValueError:
         return False  # running on all data tells whether the program is at fault
     frames = [frame for trace in traces for frame in plate_frames(trace, plate)]
@@ -222,6 +233,20 @@ def mask_of(site: Site) -> Tensor:
     """Where the density of a site counts."""
     mask = part_mask(site)[1]
     return torch.as_tensor(True if mask is None else mask, device=site["value"].device)
+
+
+def seen_entries(site: Site) -> Tensor:
+    """Which entries of a site's value no mask takes out, be it by a handler or anywhere in its distribution."""
+    value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        masks.append((getattr(fn, "_mask", None), fn))
+        fn = fn.base_dist
+    seen = torch.ones_like(value, dtype=torch.bool)
+    for mask, level in masks:
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=value.device)
+            seen &= mask.reshape(mask.shape + (1,) * (len(level.event_shape) if mask.dim() else 0))
+    return seen
 
 
 def summed_out(site: Site, everything: bool) -> bool:

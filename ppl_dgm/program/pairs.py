@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 from torch import Tensor
 
 from ppl_dgm.program.bound import Bound
@@ -22,7 +23,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairedDraw:
-    """One draw of all latents, and log p(x | z) with each datum's scale: `[data]` (per datum) or `[]`."""
+    """One draw of all latents, in the guide's order, and log p(x | z) with each datum's scale: `[data]` (per datum) or `[]`."""
 
     pairs: tuple[Pair, ...]
     likelihood: Any
@@ -43,26 +44,36 @@ def read_pairs(bound: Bound) -> PairedDraw:
     """`draw_pairs` without its settings."""
     structure = bound.structure
     check_pairs(bound)
-    guide = dict(random_sites(bound._trace(bound.guide, {}, None)))
+    shared = bound._subsample_indices()
+    guide = dict(random_sites(bound._trace(bound.guide, shared, None)))
     values = {latent.name: guide[latent.name]["value"] for latent in structure.latents}
-    model = dict(random_sites(bound._trace(bound.model, values, None)))
+    model = dict(random_sites(bound._trace(bound.model, values | shared, None)))
     observed = [site for site in model.values() if site["is_observed"]]
     layout = structure.layout(False)
     for name in values:
         check_plain(name, guide[name], layout)
         check_plain(name, model[name], layout)
-    pairs = [Pair(z, guide[z.name]["fn"], model[z.name]["fn"], values[z.name]) for z in structure.latents]
+    latents = [structure.find(name) for name in guide if name in values]
+    pairs = [Pair(z, guide[z.name]["fn"], model[z.name]["fn"], values[z.name]) for z in latents]
     return PairedDraw(tuple(pairs), sum_sites(observed, layout), next(map(layout.datum_scale, observed), 1.0))
 
 
 def check_plain(name: str, site: Site, layout: Layout) -> None:
     """Refuse a site whose distribution is not its whole term."""
     scale = layout.relative_scale(site)
-    if site["mask"] is not None or isinstance(scale, Tensor) or scale != 1:
+    if is_masked(site) or isinstance(scale, Tensor) or scale != 1:
         raise ValueError(
             f"latent {name!r} is masked, or scaled unlike the data, so that its distributions are not its whole term; leave "
             "out the mask or scale, or use ELBO()"
         )
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a handler or the distribution itself masks a site."""
+    fn = site["fn"]
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return site["mask"] is not None or isinstance(fn, dist.MaskedDistribution)
 
 
 def check_pairs(bound: Bound) -> None:

@@ -64,7 +64,6 @@ class Program(ParameterScope):
         scoped_model = ScopedCallable("model", model, self)
         proposal = Prior(scoped_model.fn, is_given_or_summed_out) if guide is None else guide
         self._halves = (scoped_model, ScopedCallable("guide", proposal, self))
-        self._prior = Prior(scoped_model)
         self._has_guide = guide is not None
         self._structures: dict[bool, Structure] = {}
 
@@ -102,8 +101,9 @@ class Program(ParameterScope):
         """The program at these data, as log densities over particles; checks them first."""
         args, kwargs = unpack_arguments(args, kwargs)
         found = self._examine(args, kwargs, sum_out)
-        guide = self.guide if self._has_guide else self._prior
-        return Bound(self.model, guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest)
+        return Bound(
+            self.model, self.guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest
+        )
 
     def _examine(self, args: tuple, kwargs: Mapping[str, Any], sum_out: bool) -> Examination:
         guide = self.guide if self._has_guide else None

@@ -56,6 +56,11 @@ def is_summed_out(site: Site) -> bool:
     return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
 
 
+def is_drawn(site: Site) -> bool:
+    """Whether the site is a latent that holds one value."""
+    return not site["is_observed"] and not is_summed_out(site)
+
+
 def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
     """Names and sites of a trace that carry a log density."""
     for name, site in trace.nodes.items():
@@ -203,6 +208,15 @@ def sum_sites(sites: list[Site], layout: Layout) -> Any:
     return tally.value
 
 
+def sum_scores(sites: list[Site], layout: Layout) -> Any:
+    """Sum the log densities with which sites were drawn: scales and masks say what counts, not what is drawn."""
+    unmask(sites)
+    tally = Tally(layout)
+    for site in sites:
+        tally.add(log_prob_of(site, 1.0), site)
+    return tally.value
+
+
 def unmask(sites: Iterable[Site]) -> None:
     """Leave masked latents their densities, which integrate (or sum) to one; without they have none to integrate."""
     for site in sites:
@@ -215,17 +229,21 @@ def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any
     Where no drawn latent depends on an enumerated one, these are summed out of p(x | z) alone; else p(x | z) is
     p(x, z) / p(z), each with its own sum. Masks do not touch what is summed out: a masked sum would count values.
     """
+    if entangled(trace, sites):
+        prior = eliminate(trace, [site for site in sites if not site["is_observed"]], layout)
+        return prior, eliminate(trace, sites, layout) - prior
+    others = [site for site in sites if site["is_observed"] or is_summed_out(site)]
+    return eliminate(trace, [site for site in sites if is_drawn(site)], layout), eliminate(trace, others, layout)
+
+
+def entangled(trace: Any, sites: list[Site]) -> bool:
+    """Pack the log densities of a trace's sites, and tell whether that of a drawn latent depends on an enumerated one."""
     unmask(filter(is_summed_out, sites))
     for site in sites:
         site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
     trace.pack_tensors()
     summed = enumerated_symbols(sites)
-    drawn = [site for site in sites if not site["is_observed"] and not is_summed_out(site)]
-    if any(depends(site, summed) for site in drawn):
-        prior = eliminate(trace, [site for site in sites if not site["is_observed"]], layout)
-        return prior, eliminate(trace, sites, layout) - prior
-    others = [site for site in sites if site["is_observed"] or is_summed_out(site)]
-    return eliminate(trace, drawn, layout), eliminate(trace, others, layout)
+    return any(depends(site, summed) for site in filter(is_drawn, sites))
 
 
 def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
@@ -272,6 +290,16 @@ def enclosing_site(sites: Mapping[frozenset, Site], ordinal: frozenset) -> Site:
     symbols = site["infer"]["_dim_to_symbol"]
     stack = tuple(f for f in site["cond_indep_stack"] if f.vectorized and symbols[f.dim] in ordinal)
     return {**site, "cond_indep_stack": stack}
+
+
+def check_one_scale(sites: Mapping[str, Site]) -> None:
+    """Refuse scales that differ where the structure, read at an earlier run, has one for all."""
+    scales = {name: site["scale"] for name, site in sites.items() if not isinstance(site["scale"], Tensor)}
+    if len(set(scales.values())) > 1:
+        raise ValueError(
+            f"the sites' scales are {scales}, but they were all alike when the program was first run, so that they count as "
+            "one. Initialise it with scales that differ (a weight of 0.5, not of 1), or leave them out and use kl_weight"
+        )
 
 
 def shared_scale(scales: list[Any]) -> Any:

@@ -1,6 +1,6 @@
 """What a program is made of, found once by running it: its latents, its plates, and how to run many particles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -92,6 +92,10 @@ class Structure:
     def layout(self, particles: bool) -> Layout:
         """Where the dimensions of log densities are when run with or without a particle plate."""
         return Layout(particles, self.nesting, self.plate, self.per_datum, self.common_scale)
+
+    def without_paths(self) -> "Structure":
+        """The same with no latent drawn differentiably."""
+        return replace(self, latents=tuple(replace(latent, reparameterised=False) for latent in self.latents))
 
     def find(self, name: str) -> Any:
         """The latent of that name, or None."""

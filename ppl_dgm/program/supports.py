@@ -64,7 +64,7 @@ def bounds(fn: Any) -> Iterator[Tensor]:
         yield from (value for value in vars(part).values() if isinstance(value, Tensor))
 
 
-def moves(fn: Any, value: Tensor, other_fn: Any, other_value: Tensor) -> bool:
+def moves(site: Any, other: Any) -> bool:
     """Whether the support or the value of a site are not the same in two runs."""
-    tensors = [(value, *bounds(fn)), (other_value, *bounds(other_fn))]
+    tensors = [(run["value"], *bounds(run["fn"])) for run in (site, other)]
     return not all(torch.equal(one, other) for one, other in zip(*tensors, strict=True))

@@ -335,6 +335,41 @@ def test_masked_latents_and_observations() -> None:
     assert_parts(Program(model, site="x0"), prior, likelihood, prior, y, mask)
 
 
+def test_a_mask_of_all_data_that_the_program_closes_over() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), poutine.mask(mask=MASK):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    prior = lambda v: normal(v["z"], 0.0) * MASK  # noqa: E731
+    assert_parts(Program(model), prior, lambda v: normal(X, v["z"]) * MASK, prior, X)
+
+
+@pytest.mark.parametrize("where", ["handler", "distribution", "entries"])
+def test_masked_data_are_not_counted_and_tell_data_apart(where: str) -> None:
+    x, seen = torch.randn(4, 3), torch.tensor([True, False, True, True])
+
+    def model(x: Tensor, seen: Tensor | None) -> None:
+        fn = dist.Normal(torch.zeros(3), 1.0)
+        with pyro.plate("data", len(x)):
+            if seen is None:
+                pyro.sample("x", fn.to_event(1), obs=x)
+            elif where == "handler":
+                with poutine.mask(mask=seen):
+                    pyro.sample("x", fn.to_event(1), obs=x)
+            elif where == "distribution":
+                pyro.sample("x", fn.expand([len(x), 3]).to_event(1).mask(seen), obs=x)
+            else:
+                pyro.sample("x", fn.expand([len(x), 3]).mask(seen[:, None]).to_event(1), obs=x)
+
+    whole, part = Program(model).bind(x, None), Program(model).bind(x, seen)
+    assert (whole.num_dims, part.num_dims) == (12, 9)
+    other = Program(model).bind(x, seen.flip(0))
+    hidden = torch.where(seen[:, None], x, 7.0)
+    assert len({whole.digest, part.digest, other.digest}) == 3
+    assert Program(model).bind(hidden, seen).digest == part.digest
+
+
 def test_missing_entries_of_a_vector() -> None:
     y, seen = torch.randn(6, 3), torch.rand(6, 3) < 0.5
 

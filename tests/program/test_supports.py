@@ -108,6 +108,17 @@ def test_masked_data_are_ruled_out_by_nothing(by_handler):
     assert result.std_error < 0.01
 
 
+def test_supports_that_move_by_a_coin_are_taken_whatever_it_shows():
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(number(0.5)))
+            pyro.sample("x", dist.Uniform(z, z + 1.0), obs=x)
+
+    for seed in range(40):
+        torch.manual_seed(seed)
+        Program(model).initialise(torch.tensor([0.2, 0.4]).double())
+
+
 def test_data_outside_a_support_that_does_not_move_are_refused():
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
