@@ -38,7 +38,7 @@ class MLP(nn.Sequential):
     def __init__(
         self, in_features: int, hidden: Sequence[int], out_features: int, activation: Activation = nn.ReLU
     ) -> None:
-        sizes = _check_sizes([in_features, *hidden, out_features])
+        sizes = _check_sizes([in_features, *hidden_sizes(hidden), out_features])
         layers: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
             layers += [nn.Linear(size, next_size), activation()]
@@ -240,7 +240,7 @@ class MADENet(nn.Module):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        _check_sizes([num_dims, *hidden, num_outputs_per_dim])
+        _check_sizes([num_dims, *hidden_sizes(hidden), num_outputs_per_dim])
         masks = autoregressive_masks(num_dims, hidden, num_outputs_per_dim, order, seed)
         self.num_outputs_per_dim = num_outputs_per_dim
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
@@ -364,6 +364,20 @@ def unflatten_images(x: Tensor, image_shape: ImageShape | tuple[int, ...]) -> Te
     if x.shape[-1] != image_shape[0] * image_shape[1] * image_shape[2]:
         raise ValueError(f"expected images [..., {list(image_shape)}], flattened or not, got shape {list(x.shape)}")
     return x.unflatten(-1, image_shape)
+
+
+def hidden_sizes(hidden: Sequence[int]) -> list[int]:
+    """Return the sizes of hidden layers as a list.
+
+    Raises:
+        ValueError: one number in place of several.
+    """
+    try:
+        return list(hidden)
+    except TypeError:
+        raise ValueError(
+            f"hidden is {hidden!r}; expected the sizes of all hidden layers, e.g. hidden=[{hidden!r}]"
+        ) from None
 
 
 def _check_sizes(sizes: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from ppl_dgm.families.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.priors import StandardNormal
 from ppl_dgm.families.vae import LatentVectorModel
 from ppl_dgm.guides import DiagonalNormal
-from ppl_dgm.nets import MLP, Activation
+from ppl_dgm.nets import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
 
@@ -60,7 +60,8 @@ class HierarchicalVAE(Program):
         layers = [NormalLayer(above, sizes, below, activation) for (below, above), sizes in between]
         inputs = guide_inputs(num_dims, num_latents, top_down)
         guides = [
-            NormalLayer(i, [*h][::-1], o, activation) for i, h, o in zip(inputs, hidden, num_latents, strict=True)
+            NormalLayer(i, hidden_sizes(h)[::-1], o, activation)
+            for i, h, o in zip(inputs, hidden, num_latents, strict=True)
         ]
         super().__init__(HierarchicalModel(bottom, layers), HierarchicalGuide(guides, likelihood, top_down))
 

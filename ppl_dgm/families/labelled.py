@@ -14,7 +14,7 @@ from ppl_dgm.families.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.priors import StandardNormal
 from ppl_dgm.families.vae import LatentVectorModel, ScaledInputs
 from ppl_dgm.guides import DiagonalNormal
-from ppl_dgm.nets import MLP, Activation
+from ppl_dgm.nets import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
 
@@ -101,7 +101,9 @@ class SemiSupervisedVAE(Program):
             raise ValueError(f"classifier_weight is {classifier_weight}; expected at least 0")
         likelihood = named_likelihood(likelihood)
         parts = class_parts(num_dims, num_latents, num_classes, hidden, likelihood, activation)
-        classifier = nn.Sequential(ScaledInputs(likelihood), MLP(num_dims, [*hidden][::-1], num_classes, activation))
+        classifier = nn.Sequential(
+            ScaledInputs(likelihood), MLP(num_dims, hidden_sizes(hidden)[::-1], num_classes, activation)
+        )
         model = SemiSupervisedModel(parts[0], num_classes, classifier, classifier_weight)
         super().__init__(model, SemiSupervisedGuide(*parts, num_classes, classifier))
 
@@ -122,7 +124,7 @@ def class_parts(
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; expected at least 2")
     decoder = MLP(num_latents + num_classes, hidden, num_dims * likelihood.num_params, activation)
-    encoder = MLP(num_dims + num_classes, [*hidden][::-1], 2 * num_latents, activation)
+    encoder = MLP(num_dims + num_classes, hidden_sizes(hidden)[::-1], 2 * num_latents, activation)
     return LatentVectorModel(decoder, likelihood, StandardNormal(num_latents), num_dims), encoder
 
 

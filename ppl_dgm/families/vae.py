@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ppl_dgm.families.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.priors import LatentPrior, StandardNormal
 from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, Posterior
-from ppl_dgm.nets import MLP, Activation
+from ppl_dgm.nets import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
 
@@ -66,7 +66,7 @@ class VAE(Program):
                 raise ValueError(f"the {name} has {part.num_latents} latents; expected num_latents = {num_latents}")
         decoder = decoder or MLP(num_latents, hidden, num_dims * likelihood.num_params, activation)
         if isinstance(guide, Posterior):
-            encoder = encoder or MLP(num_dims, [*hidden][::-1], guide.num_params, activation)
+            encoder = encoder or MLP(num_dims, hidden_sizes(hidden)[::-1], guide.num_params, activation)
             guide = AmortisedGuide(nn.Sequential(ScaledInputs(likelihood), encoder), guide)
         elif encoder is not None:
             raise ValueError("a whole guide has its own nets; give the encoder to it, or a Posterior as guide")

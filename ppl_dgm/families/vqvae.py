@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppl_dgm.families.autoregressive.made import AutoregressiveModel
 from ppl_dgm.families.likelihoods import Categorical, Likelihood, named_likelihood
 from ppl_dgm.families.vae import ScaledInputs
-from ppl_dgm.nets import MLP, Activation, MADENet
+from ppl_dgm.nets import MLP, Activation, MADENet, hidden_sizes
 from ppl_dgm.program import Program
 
 
@@ -67,7 +67,7 @@ class VQVAE(Program):
         prior = AutoregressiveModel(MADENet(num_codes, prior_hidden, codebook_size), levels, num_codes)
         encoder = nn.Sequential(
             ScaledInputs(likelihood),
-            MLP(num_dims, [*hidden][::-1], num_codes * code_dim, activation),
+            MLP(num_dims, hidden_sizes(hidden)[::-1], num_codes * code_dim, activation),
             nn.Unflatten(-1, (num_codes, code_dim)),
         )
         decoder = nn.Sequential(
