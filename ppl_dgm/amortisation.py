@@ -12,6 +12,8 @@ from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program
 from ppl_dgm.weights import WeightSummary, seeded, weight_chunks
 
+FAR = 0.5  # of the way that steps in one direction would lead
+
 
 def refine(
     program: Program,
@@ -82,11 +84,15 @@ def ascend(
 
 @dataclass(frozen=True, eq=False)
 class AmortisationGap:
-    """ELBOs in nats, `[N]`: with the encoder's parameters, with refined ones, and standard errors of their difference."""
+    """ELBOs in nats, `[N]`: with the encoder's parameters, with refined ones, and standard errors of their difference.
+
+    `warnings` tell why the gap should not be believed: refinement that did not arrive sees only a part of it.
+    """
 
     amortised: Tensor
     refined: Tensor
     std_error: Tensor
+    warnings: tuple[str, ...] = ()
 
     @property
     def gap(self) -> Tensor:
@@ -95,7 +101,8 @@ class AmortisationGap:
 
     def __repr__(self) -> str:
         error = self.std_error.square().mean().div(len(self.gap)).sqrt()
-        return f"AmortisationGap({self.gap.mean():.4f} +- {error:.2g} nats per datum)"
+        mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
+        return f"AmortisationGap({self.gap.mean():.4f} +- {error:.2g} nats per datum){mark}"
 
 
 def amortisation_gap(
@@ -133,7 +140,22 @@ def amortisation_gap(
     (amortised, error), (better, other) = (
         elbos(each, (x, *args), kwargs, num_particles, seed) for each in (program, refined)
     )
-    return AmortisationGap(amortised, better, (error.square() + other.square()).sqrt())
+    reach = learning_rate * (num_steps + 1) / 2  # the sum of all step sizes
+    with torch.no_grad():
+        moved = (refined.guide.fn.params - program.guide.fn.encoder(x)).abs().flatten(1).amax(1)
+    warnings = travel_alarm(moved / reach)
+    return AmortisationGap(amortised, better, (error.square() + other.square()).sqrt(), warnings)
+
+
+def travel_alarm(travel: Tensor) -> tuple[str, ...]:
+    """Warn of data whose refinement went straight on for most of the way that its steps reach, `[N]` shares of it."""
+    share = float((travel > FAR).double().mean())
+    if not share:
+        return ()
+    return (
+        f"refinement was still on its way for {100 * share:.3g} % of the data, so that the gap is larger; "
+        "take more steps, or a larger learning_rate",
+    )
 
 
 def elbos(

@@ -32,6 +32,7 @@ def test_refinement_reaches_the_exact_posterior_and_the_gap_is_the_rest() -> Non
     assert torch.allclose(gap.refined, truth, atol=0.02)
     assert bool((gap.gap > -3 * gap.std_error).all())
     assert gap.gap.mean() > 1.0
+    assert not gap.warnings
     assert all(torch.equal(parameter, before[name]) for name, parameter in program.named_parameters())
     assert all(parameter.grad is None for parameter in program.parameters())
 
@@ -45,6 +46,13 @@ def test_a_diagonal_family_keeps_the_gap_of_the_family() -> None:
     rest = exact.marginal().log_prob(x) - gap.refined
     assert rest.mean().item() == pytest.approx(divergence.item(), abs=0.03)
     assert divergence > 0.05
+
+
+def test_refinement_that_did_not_arrive_is_told() -> None:
+    program, _, x = linear_gaussian(FullRankNormal(2))
+    gap = amortisation_gap(program, x, num_steps=20, learning_rate=0.01)
+    assert "for 100 % of the data" in repr(gap)
+    assert gap.gap.mean() < 0.9 * amortisation_gap(program, x, num_steps=1000, learning_rate=0.1).gap.mean()
 
 
 def test_more_steps_are_better() -> None:
