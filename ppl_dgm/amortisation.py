@@ -150,12 +150,11 @@ def amortisation_gap(
 def travel_alarm(travel: Tensor) -> tuple[str, ...]:
     """Warn of data whose refinement went straight on for most of the way that its steps reach, `[N]` shares of it."""
     share = float((travel > FAR).double().mean())
-    if not share:
-        return ()
-    return (
-        f"refinement was still on its way for {100 * share:.3g} % of the data, so that the gap is larger; "
-        "take more steps, or a larger learning_rate",
+    text = (
+        f"refinement was still on its way for {100 * share:.3g} % of the data, so that the gap is larger; take more steps, or "
+        "a larger learning_rate"
     )
+    return (text,) if share else ()
 
 
 def elbos(
