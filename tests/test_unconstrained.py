@@ -355,9 +355,9 @@ def test_errors(model: Callable, message: str) -> None:
 
 def test_guides_of_unknown_density_say_so() -> None:
     def guide(x: Tensor) -> None:
-        hidden = pyro.sample("hidden", dist.Normal(ZERO, ONE), infer={"is_auxiliary": True})
         with pyro.plate("data", len(x)):
-            pyro.sample("scale", dist.LogNormal(hidden, 0.5 * ONE))
+            hidden = pyro.sample("hidden", dist.Normal(ZERO, ONE), infer={"is_auxiliary": True})
+            pyro.sample("scale", dist.Delta((2 * hidden).exp(), log_density=-math.log(2) - 2 * hidden))
 
     target = Unconstrained(Program(half_normal, guide).bind(X))
     with pytest.raises(ValueError, match="\\['hidden'\\] are not its unconstrained latents.*AutoNormal"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.bound import Prior
-from ppl_dgm.program.sites import Site, is_factor, random_sites, unvalidated
+from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, random_sites, unvalidated
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.supports import innermost, moves
 
@@ -78,6 +78,7 @@ def check(structure: Structure, model_trace: Any, guide_trace: Any, again: Calla
     """
     check_something_to_score(structure, model_trace)
     check_plate(structure, model_trace, guide_trace)
+    check_sequential(structure, model_trace)
     for _, site in random_sites(model_trace):
         if site["is_observed"] and not is_factor(site):
             check_observed(site, again)
@@ -107,6 +108,21 @@ def check_plate(structure: Structure, *traces: Any) -> None:
                         f"the data plate {frame.name!r} is at dim {frame.dim} at site {name!r}; expected dim -1. Open it "
                         f"innermost, or write pyro.plate({frame.name!r}, ..., dim=-1) and give inner plates dim=-2, -3, ..."
                     )
+
+
+def check_sequential(structure: Structure, model_trace: Any) -> None:
+    """Refuse latents that another run does not have: a loop over a random part of the data names them by datum."""
+    loops = [
+        (name, frame.name)
+        for name, site in random_sites(model_trace)
+        for frame in site["cond_indep_stack"]
+        if not site["is_observed"] and frame.dim is None and frame.name in structure.subsampled
+    ]
+    if loops:
+        raise ValueError(
+            f"the latents {[name for name, _ in loops]} are in a Python loop over a random part of the plate {loops[0][1]!r}, "
+            "so that other runs have others; write it `with pyro.plate(...) as index:`, or leave out subsample_size"
+        )
 
 
 def check_observed(site: Site, again: Callable[[], Any]) -> None:
@@ -158,9 +174,26 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
         if name not in drawn:
             raise ValueError(
                 f"the guide samples {name!r}, which is not a latent site of the model (those are {sorted(drawn)}). "
-                "Rename it, or mark it infer={'is_auxiliary': True}"
+                "Rename it, or sample it in the model too; noise whose images are the latents is marked "
+                "infer={'is_auxiliary': True}"
             )
         check_same_site(name, model_sites[name], site)
+    check_auxiliary(guide_sites)
+
+
+def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
+    """Refuse a guide with more randomness than its latents hold: its log weights average to no evidence."""
+    image = {name: isinstance(innermost(site["fn"]), dist.Delta) for name, site in guide_sites.items()}
+    noise = [name for name, site in guide_sites.items() if is_auxiliary(site) and not image[name]]
+    given = sum(guide_sites[name]["value"].numel() for name in noise)
+    taken = sum(site["value"].numel() for name, site in guide_sites.items() if image[name] and not is_auxiliary(site))
+    if given > taken:
+        raise ValueError(
+            f"the guide's auxiliary variables {noise} are {given} numbers, of which the latents "
+            f"drawn by dist.Delta are {taken}: the density of the others would have to be integrated out. Make the latents "
+            "their images, z = pyro.sample('z', dist.Delta(f(a), log_density=-log|f'(a)|)), or sample the auxiliary variables "
+            "in the model too, given the latents"
+        )
 
 
 def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:

@@ -262,6 +262,8 @@ def in_plate(site: Site, plate: str) -> bool:
 def one_scale(sites: list[Site]) -> bool:
     """Whether all sites have the same `poutine.scale`; decided once here, since tensors must not be compared later."""
     scales = [site["scale"] for site in sites]
+    if len({isinstance(scale, Tensor) for scale in scales}) > 1:
+        return False  # a tensor on some sites alone may be another in other runs
     return all(scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales)
 
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyro
@@ -252,20 +253,29 @@ def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
     Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks of what depends on them apply
     inside the sum over the discrete values, scales outside.
     """
-    summed = enumerated_symbols(sites)
-    tally, factors, scales = Tally(layout), OrderedDict(), []
+    summed, tally = enumerated_symbols(sites), Tally(layout)
     for site in sites:
-        if depends(site, summed):
-            scales.append(layout.relative_scale(site))
-            factors.setdefault(plate_symbols(trace, site), []).append(site["packed"]["log_prob"])
-        else:
+        if not depends(site, summed):
             tally.add(site["log_prob"] * layout.relative_scale(site), site)
-    representative = {plate_symbols(trace, site): site for site in sites}
-    for ordinal, terms in contract_tensor_tree(factors, summed).items():
-        site = representative.get(ordinal) or enclosing_site(representative, ordinal)
-        for term in terms:
-            tally.add(packed.unpack(term, trace.symbol_to_dim) * shared_scale(scales), site)
+    for group in linked(sites, summed):
+        factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+        for site in group:
+            factors.setdefault(plate_symbols(trace, site), []).append(site["packed"]["log_prob"])
+        ((term,),) = contract_tensor_tree(factors, summed).values()
+        scale = shared_scale([layout.relative_scale(site) for site in group])
+        tally.add(packed.unpack(term, trace.symbol_to_dim) * scale, shared_site(group, layout))
     return tally.value
+
+
+def linked(sites: list[Site], symbols: set[str]) -> list[list[Site]]:
+    """The sites with a dimension among these, in groups that share none."""
+    groups: list[tuple[set[str], list[Site]]] = []
+    for site in filter(lambda site: depends(site, symbols), sites):
+        own = symbols.intersection(site["packed"]["log_prob"]._pyro_dims)
+        near = [group for group in groups if group[0] & own]
+        merged = own.union(*(dims for dims, _ in near)), [*chain.from_iterable(group for _, group in near), site]
+        groups = [group for group in groups if not group[0] & own] + [merged]
+    return [group for _, group in groups]
 
 
 def depends(site: Site, symbols: set[str]) -> bool:
@@ -284,12 +294,17 @@ def plate_symbols(trace: Any, site: Site) -> frozenset[str]:
     return frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
 
 
-def enclosing_site(sites: Mapping[frozenset, Site], ordinal: frozenset) -> Site:
-    """A site whose plates, cut down to `ordinal`, stand for a contracted term."""
-    site = next(site for plates, site in sites.items() if plates >= ordinal)
-    symbols = site["infer"]["_dim_to_symbol"]
-    stack = tuple(f for f in site["cond_indep_stack"] if f.vectorized and symbols[f.dim] in ordinal)
-    return {**site, "cond_indep_stack": stack}
+def shared_site(group: list[Site], layout: Layout) -> Site:
+    """A site in the plates that all sites of a group are in: it stands for their contracted term."""
+    stack = tuple(f for f in group[0]["cond_indep_stack"] if all(f in site["cond_indep_stack"] for site in group))
+    site = {**group[0], "cond_indep_stack": stack}
+    if layout.per_datum and layout.data_frame(site) is None:
+        raise ValueError(
+            f"the turns of the sequential data plate {layout.plate!r} share summed-out latents (sites "
+            f"{[other['name'] for other in group]}), so that no datum has an evidence of its own. Loop by "
+            "pyro.markov(range(n)) in place of the plate: then the data have one evidence together"
+        )
+    return site
 
 
 def check_one_scale(sites: Mapping[str, Site]) -> None:
@@ -304,7 +319,7 @@ def check_one_scale(sites: Mapping[str, Site]) -> None:
 
 def shared_scale(scales: list[Any]) -> Any:
     """The one scale of all sites that share an enumerated variable."""
-    if all(scale is scales[0] or (not torch.is_tensor(scale) and scale == scales[0]) for scale in scales):
+    if all(scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales):
         return scales[0]
     raise ValueError(
         "sites that share an enumerated variable have different poutine.scale factors, so that the variable cannot be "

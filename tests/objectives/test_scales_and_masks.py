@@ -126,14 +126,14 @@ def test_priors_with_summed_out_parents_are_scored() -> None:
         IWELBO(4).loss(program.model, program.guide, x)
 
 
-def scaled(x: Tensor, weight: float = 1.0) -> None:
+def scaled(x: Tensor, weight: float | Tensor = 1.0) -> None:
     with pyro.plate("data", len(x)):
         with poutine.scale(scale=weight):
             z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def scaled_guide(x: Tensor, weight: float = 1.0) -> None:
+def scaled_guide(x: Tensor, weight: float | Tensor = 1.0) -> None:
     with pyro.plate("data", len(x)), poutine.scale(scale=weight):
         pyro.sample("z", dist.Normal(0.5 * x, 0.7))
 
@@ -141,9 +141,14 @@ def scaled_guide(x: Tensor, weight: float = 1.0) -> None:
 def test_scales_that_part_after_the_first_run_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scales are .*'z': 0.1.* all alike when the program was first run"):
         ELBO().loss(*_pair(Program(scaled, scaled_guide).initialise(X)), X, 0.1)
-    program = Program(scaled, scaled_guide).initialise(X, 0.5)
+
+
+@pytest.mark.parametrize(("first", "then"), [(0.5, 0.1), (torch.tensor(1.0), torch.tensor(0.1))])
+def test_annealed_scales(first: float | Tensor, then: float | Tensor) -> None:
+    """A tensor on some sites alone is a scale of theirs, also where it is one at first."""
+    program = Program(scaled, scaled_guide).initialise(X, first)
     torch.manual_seed(0)
-    loss = ELBO(20_000).loss(*_pair(program), X, 0.1)
+    loss = ELBO(20_000).loss(*_pair(program), X, then)
     kl = torch.distributions.kl_divergence(dist.Normal(0.5 * X, 0.7), dist.Normal(torch.zeros(3).double(), 1.0))
     likelihood = dist.Normal(0.5 * X, 1.0).log_prob(X) - 0.5 * 0.49
     assert loss == pytest.approx(float((0.1 * kl - likelihood).sum()), abs=0.05)

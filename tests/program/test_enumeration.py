@@ -326,6 +326,44 @@ def test_minibatch_scale_of_summed_latents_beside_global_ones() -> None:
     assert torch.allclose(bound.log_joint(values).likelihood, truth, rtol=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+def test_sums_that_share_nothing_have_scales_of_their_own(weight: float | Tensor) -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        for name, data, scale in (("x", x, weight), ("y", y, 3.0)):
+            with pyro.plate(f"{name}s", len(data)), poutine.scale(scale=scale):
+                k = pyro.sample(f"{name}_part", dist.Categorical(WEIGHTS), infer=PARALLEL)
+                pyro.sample(name, dist.Normal(LOCS[k], 1.0), obs=data)
+
+    truth = 0.5 * mixture_truth(X).sum() + 3 * mixture_truth(X[:2]).sum()
+    assert torch.allclose(log_weights(Program(model), X, X[:2])[0], truth, rtol=1e-5)
+
+
+def test_turns_of_a_sequential_data_plate_are_summed_out_each() -> None:
+    def model(x: Tensor) -> None:
+        for i in pyro.plate("data", len(x)):
+            shift = pyro.sample(f"shift{i}", dist.Normal(0.0, 1.0))
+            k = pyro.sample(f"k{i}", dist.Categorical(WEIGHTS), infer=PARALLEL)
+            with pyro.plate(f"twice{i}", 2):
+                pyro.sample(f"x{i}", dist.Normal(LOCS[k] + shift, 1.0), obs=x[i].expand(2))
+
+    bound = Program(model).bind(X)
+    values = bound.draw(3).values
+    shifts = torch.stack([values[f"shift{i}"] for i in range(5)], -1).reshape(3, 5)
+    log_prob = 2 * Normal(LOCS + shifts[..., None], 1.0).log_prob(X[:, None])
+    assert torch.allclose(bound.log_joint(values).likelihood, (WEIGHTS.log() + log_prob).logsumexp(-1), atol=1e-4)
+
+
+def test_turns_that_share_a_sum_have_no_evidence_each() -> None:
+    def model(x: Tensor) -> None:
+        z: Tensor | int = 0
+        for i in pyro.plate("data", len(x)):
+            z = pyro.sample(f"z{i}", dist.Categorical(TRANSITIONS[z]), infer=PARALLEL)
+            pyro.sample(f"x{i}", dist.Normal(EMISSIONS[z], 1.0), obs=x[i])
+
+    with pytest.raises(ValueError, match=r"sequential data plate 'data' share .*\['z0', 'x0'.*pyro.markov"):
+        log_weights(Program(model), X)
+
+
 def test_unlike_scales_of_one_sum_are_refused() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

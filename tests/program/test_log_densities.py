@@ -209,6 +209,35 @@ def test_auxiliary_latents_of_a_guide() -> None:
     )
 
 
+def test_auxiliary_latents_that_no_density_accounts_for_are_refused() -> None:
+    """Their weights p(x, z) / (q(a) q(z | a)) average to infinity: nothing integrates over a."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(a, 1.0))
+
+    with pytest.raises(
+        ValueError, match=r"auxiliary variables \['a'\] are 1 numbers.*dist.Delta are 0.*in the model too"
+    ):
+        Program(model, guide).bind(X)
+
+
+@pytest.mark.parametrize("infer", [{}, {"enumerate": "parallel"}], ids=["drawn", "summed out"])
+def test_loops_over_a_random_part_of_the_data_hold_no_latents(infer: dict) -> None:
+    def model(x: Tensor) -> None:
+        for i in pyro.plate("data", len(x), subsample_size=2):
+            z = pyro.sample(f"z{i}", dist.Bernoulli(0.3), infer=infer)
+            pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
+
+    with pytest.raises(ValueError, match="in a Python loop over a random part of the plate 'data'.*subsample_size"):
+        Program(model).bind(X)
+
+
 @pytest.mark.parametrize("num_particles", [6, 4])
 def test_a_joint_guide_of_local_latents_has_one_weight_for_all_data(num_particles: int) -> None:
     """An autoguide of one vector for all data: its density is not a sum over data."""
