@@ -16,7 +16,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
 
-from ppl_dgm.compile.capture import Captured, capture, unmoved_generators
+from ppl_dgm.compile.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.nodes import graphs_of
 from ppl_dgm.compile.rewriting import Rewriting, prepare
@@ -96,7 +96,7 @@ def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Co
     if backend == "eager":
         return Compiled(captured, without_gradients(captured.graph), 0.0)
     try:
-        with unmoved_generators():
+        with ONE_AT_A_TIME, unmoved_generators():
             prepare(captured.graph, flat)
             return _compile(captured, flat)
     except CaptureError:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ppl_dgm.compile.repeat import Body, emit_loop, outside_of_traces, running_l
 from ppl_dgm.compile.settings import Settings, watched_modules
 
 aten = torch.ops.aten
+ONE_AT_A_TIME = RLock()  # Pyro's handlers and the patches of modules and Inductor are those of the whole process
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with watched_modules() as watch, _one_error(), unmoved_generators(), _nothing_drawn():
+    with ONE_AT_A_TIME, watched_modules() as watch, _one_error(), unmoved_generators(), _nothing_drawn():
         with traceable_pyro() as tracker:
             discovery = _discover(call, tensors, tracker)
         watch.end_first_run()

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.backend import Backend, Compiled, compile_captured
-from ppl_dgm.compile.capture import Captured, capture, unmoved_generators
+from ppl_dgm.compile.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
 from ppl_dgm.compile.inputs import leaves_and_rest, tensor_leaves
 from ppl_dgm.compile.passes import functionalise, split_writes
 
@@ -80,7 +80,7 @@ def compile_loop(
         >>> final, history
         (tensor(5.), tensor([1., 2., 3., 4.]))
     """
-    with unmoved_generators():
+    with ONE_AT_A_TIME, unmoved_generators():
         return _compile_loop(step, state, inputs, fixed, backend)
 
 

@@ -29,12 +29,14 @@ def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
     """Rewrite in place what the compiler refuses, or takes apart before `rewrite` comes to see it."""
     separate_loops(graph, repeated(graph, examples))
     for module in graphs_of(graph):
-        if multiply_matrices(module):
+        if multiply_matrices(module) + draw_bernoullis(module):
             finish(module)
 
 
 def rewrite(graph: GraphModule) -> None:
     """Run all passes on a functional graph, in the order in which they help each other.
+
+    Graphs that read memory as it lies are left as they are: passes keep values, not where they lie.
 
     Example:
         >>> import torch
@@ -46,6 +48,8 @@ def rewrite(graph: GraphModule) -> None:
         ['aten.exp.default', 'aten.log.default', 'aten.expand.default']
     """
     restore_views(graph)
+    if any(map(_reads_memory, nodes(graph))):
+        return
     drop_copies(graph)
     drop_identities(graph)
     share_equals(graph)
@@ -55,6 +59,10 @@ def rewrite(graph: GraphModule) -> None:
     multiply_small_batches(graph)
     hoist_expands(graph)
     finish(graph)
+
+
+def _reads_memory(node: Any) -> bool:
+    return node.target is aten.as_strided.default and node.args[0].op != "placeholder"
 
 
 class Rewriting(CustomGraphPass):
@@ -194,6 +202,19 @@ def multiply_matrices(graph: GraphModule) -> int:
         column = insert(graph.graph, node, aten.unsqueeze.default, (vector, 1))
         product = insert(graph.graph, node, aten.mm.default, (matrix, column))
         replace(node, insert(graph.graph, node, aten.squeeze.dim, (product, 1)))
+    return len(found)
+
+
+def draw_bernoullis(graph: GraphModule) -> int:
+    """Compare double probabilities with double uniform numbers, as torch does: Inductor takes single ones."""
+    found = [node for node in nodes(graph) if node.target is aten.bernoulli.default and not node.kwargs]
+    found = [node for node in found if node.meta["val"].dtype is torch.float64]
+    for node in found:
+        probs, value = node.args[0], node.meta["val"]
+        options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+        uniform = insert(graph.graph, node, aten.rand.default, (list(value.shape),), options)
+        below = insert(graph.graph, node, aten.lt.Tensor, (uniform, probs))
+        replace(node, insert(graph.graph, node, aten._to_copy.default, (below,), {"dtype": value.dtype}))
     return len(found)
 
 

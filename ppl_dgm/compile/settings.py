@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.fx import GraphModule
 from torch.nn import Module, Parameter
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -153,7 +154,8 @@ def watched_modules() -> Iterator[Watch]:
     watch, create, assign = Watch(), Module.__init__, Module.__setattr__
 
     def remember(module: Module, _: Any = None) -> None:
-        if module not in watch.seen:
+        is_trace = isinstance(module, GraphModule) and module in watch.born  # the body of a loop, rewritten later
+        if module not in watch.seen and not is_trace:
             watch.seen[module] = None
             watch.contents += [(value, value.copy()) for value in _containers(module)]
 

@@ -1,5 +1,7 @@
 """A captured graph follows the tensors it reads, changes them as the function does, and leaves nothing behind."""
 
+from threading import Thread
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -173,3 +175,24 @@ def test_the_compiled_function_equals_the_original() -> None:
 def test_an_unknown_backend_is_an_error() -> None:
     with pytest.raises(ValueError, match="'inductor' or 'eager', got 'jit'"):
         compile_function(lambda x: x, (torch.ones(1),), backend="jit")  # type: ignore[arg-type]
+
+
+def test_captures_in_threads_take_turns() -> None:
+    assign, found = nn.Module.__setattr__, {}
+
+    def model(x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = 2 * pyro.sample("z", dist.Normal(x, 1.0), obs=x)
+        return x
+
+    def work(size: int) -> None:
+        x = torch.ones(size)
+        found[size] = capture(model, (x,))(x).tolist()
+
+    threads = [Thread(target=work, args=(size,)) for size in (2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {size: [2.0**20] * size for size in (2, 3, 4)}
+    assert nn.Module.__setattr__ is assign

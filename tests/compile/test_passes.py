@@ -380,3 +380,25 @@ def test_copies_that_a_view_needs_stay() -> None:
     rewriting.rewrite(graph)
     again = make_fx(graph)(factor, points)
     torch.testing.assert_close(again(factor, points), whiten(factor, points))
+
+
+def test_double_bernoullis_are_the_same_draws() -> None:
+    probs = torch.rand(4, 20, dtype=torch.float64)
+    graph = graph_of(torch.bernoulli, probs)
+    rewriting.prepare(graph, [probs])
+    assert aten.bernoulli.default not in targets(graph)
+    torch.manual_seed(1)
+    expected, after = torch.bernoulli(probs), torch.rand(1)
+    torch.manual_seed(1)
+    torch.testing.assert_close((graph(probs), torch.rand(1)), (expected, after), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("rows", [lambda x: x[:, 1:3] * 1, lambda x: x[:, :1].expand(3, 2) * 2])
+def test_memory_that_is_read_as_it_lies_lies_as_written(rows: Callable[[Tensor], Tensor]) -> None:
+    def frames(x: Tensor) -> Tensor:
+        return rows(x.sin()).as_strided((2, 4), (2, 1)).exp()
+
+    x = torch.arange(12.0).reshape(3, 4)
+    graph = graph_of(frames, x)
+    rewriting.rewrite(graph)
+    torch.testing.assert_close(graph(x), frames(x))
