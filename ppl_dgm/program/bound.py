@@ -180,7 +180,7 @@ class Bound:
     def _sites(self, trace: Any) -> dict[str, Site]:
         sites = dict(random_sites(trace))
         unmask(site for name, site in sites.items() if name in self.structure.unmasked)
-        if self.structure.common_scale:
+        if self.structure.per_datum and self.structure.common_scale:
             check_one_scale(sites)
         return sites
 

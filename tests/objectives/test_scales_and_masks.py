@@ -143,6 +143,24 @@ def test_scales_that_part_after_the_first_run_are_refused() -> None:
         ELBO().loss(*_pair(Program(scaled, scaled_guide).initialise(X)), X, 0.1)
 
 
+def test_minibatches_after_a_first_run_on_all_data() -> None:
+    """E log p(z) - log q(z) + 3/2 log p(x_1, x_2 | z) beside a shared latent."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", 3, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x.new_tensor(0.2), 0.5))
+
+    torch.manual_seed(0)
+    loss = ELBO(20_000).loss(*_pair(Program(model, guide).initialise(X)), X[:2])
+    divergence = torch.distributions.kl_divergence(dist.Normal(0.2, 0.5), dist.Normal(0.0, 1.0))
+    likelihood = 1.5 * (dist.Normal(0.2, 1.0).log_prob(X[:2]) - 0.5 * 0.25).sum()
+    assert loss == pytest.approx(float(divergence - likelihood), abs=0.03)
+
+
 @pytest.mark.parametrize(("first", "then"), [(0.5, 0.1), (torch.tensor(1.0), torch.tensor(0.1))])
 def test_annealed_scales(first: float | Tensor, then: float | Tensor) -> None:
     """A tensor on some sites alone is a scale of theirs, also where it is one at first."""
