@@ -90,4 +90,11 @@ def emit_loop(
 
     first = torch.zeros((), dtype=count.dtype, device=count.device)
     loop: Any = while_loop_op
-    return list(loop(unfinished, turn, (first, *carry), (*fixed, count))[1:])
+    given = _apart([*carry, *fixed, count])
+    return list(loop(unfinished, turn, (first, *given[: len(carry)]), tuple(given[len(carry) :]))[1:])
+
+
+def _apart(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copy what lies in the memory of an earlier tensor: loops refuse tensors that overlap."""
+    places = [tensor.untyped_storage()._cdata for tensor in tensors]
+    return [tensor.clone() if places[i] in places[:i] else tensor for i, tensor in enumerate(tensors)]

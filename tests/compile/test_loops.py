@@ -139,3 +139,12 @@ def test_bodies_of_loops_may_be_rewritten_after_capture() -> None:
 
     compiled = compile_function(relax, (x, turns), backend="eager")
     torch.testing.assert_close(compiled(x, turns), relax(x, turns))
+
+
+@pytest.mark.slow
+def test_a_loop_may_start_from_parts_of_what_it_also_reads() -> None:
+    def step(x: Tensor, turns: Tensor) -> Tensor:
+        return repeat(turns, lambda carry, fixed: carry.sin() + fixed[0] * fixed[1], x, (x, x[:1]))
+
+    x, turns = torch.randn(5), torch.tensor(3)
+    torch.testing.assert_close(compile_function(step, (x, turns))(x, turns), step(x, turns))
