@@ -333,6 +333,11 @@ DATA = [
         "'x' observes data of shape \\(4, 2\\).*event shape \\(3,\\), so expected \\(4, 3\\)|shape",
     ),
     Bad(
+        "one datum without its dimension",
+        lambda _: likelihood(dist.Normal(torch.zeros(3), 1.0).to_event(1)).initialise(torch.zeros(3)),
+        r"'x' observes one value of shape \(3,\) for all 3 data of the plate 'data'; expected \(3, 3\).*unsqueeze\(0\)",
+    ),
+    Bad(
         "labels where vectors are meant",
         lambda _: likelihood(dist.OneHotCategorical(torch.ones(3))).initialise(torch.tensor([0, 1, 2])),
         "'x' observes values outside the support OneHot\\(\\) of OneHotCategorical",

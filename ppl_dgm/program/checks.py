@@ -82,6 +82,7 @@ def check(structure: Structure, model_trace: Any, guide_trace: Any, again: Calla
     for _, site in random_sites(model_trace):
         if site["is_observed"] and not is_factor(site):
             check_observed(site, again)
+            check_data_dimension(site, structure)
     if guide_trace is not None:
         check_same_latents(structure, model_trace, guide_trace)
     for role, trace in (("model", model_trace), ("guide", guide_trace)):
@@ -156,6 +157,20 @@ def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
         raise ValueError(
             f"site {name!r} observes data of shape {tuple(value.shape)}; its distribution has batch shape "
             f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}, so expected {expected}"
+        )
+
+
+def check_data_dimension(site: Site, structure: Structure) -> None:
+    """Refuse one value for all data: a datum without the dimension of data would count as many."""
+    frame, event, value = structure.layout(False).data_frame(site), len(site["fn"].event_shape), site["value"]
+    if frame is None or frame.dim is None:
+        return
+    batch = value.shape[: value.dim() - event]
+    if (batch[-1] if batch else 1) != frame.size:
+        raise ValueError(
+            f"site {site['name']!r} observes one value of shape {tuple(value.shape)} for all {frame.size} data of the plate "
+            f"{frame.name!r}; expected {(frame.size, *value.shape[value.dim() - event :])}. Give one datum a dimension of "
+            "data, x.unsqueeze(0)"
         )
 
 
