@@ -12,6 +12,7 @@ from ppl_dgm.compile.nodes import insert, is_random, nodes, shape, writes
 
 aten = torch.ops.aten
 
+_IN_FULL = {"memory_format": torch.contiguous_format}
 _COPIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.clone.default}
 
 
@@ -20,8 +21,10 @@ def hoist_expands(graph: GraphModule) -> int:
 
     Pyro expands the parameters of a distribution to its batch shape first, so that `log`, `softplus` or `lgamma` of one
     number runs once per datum. The pass keeps, for each broadcast node, a *compact* node of the same rank with size 1
-    along broadcast dimensions, pushes views and pointwise operations through it, and expands at the end.
+    along broadcast dimensions, pushes views and pointwise operations through it, and expands at the end. What is
+    returned is written out in full, as the operations had it.
     """
+    output = graph.graph.output_node()
     compact: dict[Any, Any] = {}
     for node in nodes(graph):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -37,6 +40,11 @@ def hoist_expands(graph: GraphModule) -> int:
             expanded = graph.graph.call_function(aten.expand.default, (small, list(shape(node))))
         expanded.meta = dict(node.meta)
         node.replace_all_uses_with(expanded, delete_user_cb=lambda user, keep=expanded: user is not keep)
+        if expanded in output.all_input_nodes and node.meta["val"].is_contiguous():
+            with graph.graph.inserting_after(expanded):
+                full = graph.graph.call_function(aten.clone.default, (expanded,), _IN_FULL)
+            full.meta = dict(node.meta)
+            output.replace_input_with(expanded, full)
     return len(moved)
 
 

@@ -45,7 +45,7 @@ def rewrite(graph: GraphModule) -> None:
         >>> graph = make_fx(lambda x: x.exp().expand(100).detach().log(), tracing_mode="fake")(torch.ones(1))
         >>> rewrite(graph)
         >>> [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-        ['aten.exp.default', 'aten.log.default', 'aten.expand.default']
+        ['aten.exp.default', 'aten.log.default', 'aten.expand.default', 'aten.clone.default']
     """
     restore_views(graph)
     if any(map(_reads_memory, nodes(graph))):

@@ -342,6 +342,14 @@ def test_equal_outputs_of_several_values_stay_tensors_of_their_own() -> None:
     assert applied(rewriting.share_equals, graph) == 0
 
 
+def test_hoisted_outputs_have_memory_of_their_own() -> None:
+    graph = graph_of(lambda x: (x.exp().expand(5, 4) * 2.0, x.expand(5, 4)), torch.ones(4))
+    assert applied(hoist_expands, graph) == 1
+    doubled, expanded = graph(torch.ones(4))
+    assert doubled.add_(1.0).stride() == (4, 1)
+    assert expanded.stride() == (0, 1)
+
+
 def test_random_numbers_are_not_shared_by_expansion() -> None:
     def noisy(p: Tensor) -> Tensor:
         return torch.bernoulli(p.expand(50))
