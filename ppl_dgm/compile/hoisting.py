@@ -12,7 +12,7 @@ from ppl_dgm.compile.nodes import insert, is_random, nodes, shape, writes
 
 aten = torch.ops.aten
 
-_IN_FULL = {"memory_format": torch.contiguous_format}
+_IN_FULL: dict[str, Any] = {"memory_format": torch.contiguous_format}
 _COPIES = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.clone.default}
 
 
@@ -24,7 +24,7 @@ def hoist_expands(graph: GraphModule) -> int:
     along broadcast dimensions, pushes views and pointwise operations through it, and expands at the end. What is
     returned is written out in full, as the operations had it.
     """
-    output = graph.graph.output_node()
+    output: Any = graph.graph.output_node()
     compact: dict[Any, Any] = {}
     for node in nodes(graph):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -38,7 +38,7 @@ def hoist_expands(graph: GraphModule) -> int:
             continue
         with graph.graph.inserting_after(node):
             expanded = graph.graph.call_function(aten.expand.default, (small, list(shape(node))))
-        expanded.meta = dict(node.meta)
+        expanded.meta = {**node.meta, "val": small.meta["val"].expand(shape(node))}
         node.replace_all_uses_with(expanded, delete_user_cb=lambda user, keep=expanded: user is not keep)
         if expanded in output.all_input_nodes and node.meta["val"].is_contiguous():
             with graph.graph.inserting_after(expanded):
