@@ -5,7 +5,8 @@
 Three tables. An optimisation step: every contender fits the same program to the same data with Adam at rate 1e-3. A move of 64
 Markov chains: HMC with ten leapfrog steps of a fixed size. Seconds to compile: until the first result of a new process, with an
 empty cache folder (cold) and with the one left by the process before (warm). Rounds go through all contenders in turn, so that
-a busy moment of the machine falls on all of them; the tables have medians over rounds, of times and of ratios. NumPyro runs in
+a busy moment of the machine falls on all of them; the tables have medians over rounds (three, of compilations), of times and
+of ratios. NumPyro runs in
 an interpreter of its own (`--jax-python`, by default this one); where that has no JAX its columns stay empty.
 """
 
@@ -41,6 +42,7 @@ RATE = 1e-3
 LOOP = {"eight schools": 640, "mixture, enumerated": 256, "logistic regression": 64, "VAE": 10, "MADE": 10}
 CALLS = {"eight schools": 300, "mixture, enumerated": 150, "logistic regression": 60, "VAE": 10, "MADE": 10}
 MOVES = {"eight schools": 60, "logistic regression": 4}
+COMPILATIONS = 3
 LOOPED = ("eight schools", "mixture, enumerated", "logistic regression")  # the others repeat single steps
 STEP_COLUMNS = ["Pyro", "torch", "ours", "ours, loop", "NumPyro jit", "NumPyro scan"]
 MOVE_COLUMNS = ["ours, eager", "ours", "ours, loop", "NumPyro jit", "NumPyro scan"]
@@ -204,17 +206,19 @@ def first_result(name: str, looped: bool) -> float:
 
 
 def compile_seconds(names: list[str]) -> dict[str, dict[str, float]]:
-    """Seconds until the first result, by problem and kind, each in a process of its own."""
-    table: dict[str, dict[str, float]] = {name: {} for name in names}
-    for name, looped in ((name, looped) for name in names for looped in (False, True)):
-        if looped and name not in LOOPED:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            for kind in ("cold", "warm"):
-                seconds = in_new_process(["--first", name, *["--looped"] * looped], 1, TORCHINDUCTOR_CACHE_DIR=folder)
-                table[name][f"{'loop' if looped else 'step'}, {kind}"] = seconds
-        print(name, table[name], flush=True)
-    return table
+    """Median seconds until the first result, by problem and kind, each in a process of its own; rounds go through all."""
+    table: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for _ in range(COMPILATIONS):
+        for name, looped in ((name, looped) for name in names for looped in (False, True)):
+            if looped and name not in LOOPED:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                for kind in ("cold", "warm"):
+                    command = ["--first", name, *["--looped"] * looped]
+                    seconds = in_new_process(command, 1, TORCHINDUCTOR_CACHE_DIR=folder)
+                    table[name].setdefault(f"{'loop' if looped else 'step'}, {kind}", []).append(seconds)
+        print(table, flush=True)
+    return {name: {kind: statistics.median(taken) for kind, taken in row.items()} for name, row in table.items()}
 
 
 def header_seconds() -> float:
