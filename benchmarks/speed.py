@@ -6,8 +6,8 @@ Three tables. An optimisation step: every contender fits the same program to the
 Markov chains: HMC with ten leapfrog steps of a fixed size. Seconds to compile: until the first result of a new process, with an
 empty cache folder (cold) and with the one left by the process before (warm). Rounds go through all contenders in turn, so that
 a busy moment of the machine falls on all of them; the tables have medians over rounds (three, of compilations), of times and
-of ratios. NumPyro runs in
-an interpreter of its own (`--jax-python`, by default this one); where that has no JAX its columns stay empty.
+of ratios. NumPyro runs in an interpreter of its own (`--jax-python`, by default this one); where that has no JAX its columns
+stay empty.
 """
 
 import argparse
