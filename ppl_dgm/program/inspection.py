@@ -116,12 +116,10 @@ class Observed:
             site = model_trace.nodes[name]
             value, seen = site["value"].detach(), seen_entries(site)
             self.num_dims += int(seen.sum())
-            numbers = value.to("cpu", torch.float32).contiguous().numpy()
             digest = self.hashes.setdefault(name, hashlib.blake2b(digest_size=16))
             if not bool(seen.all()):
                 digest.update(seen.cpu().numpy().tobytes())
-                numbers = value[seen].to("cpu", torch.float32).numpy()
-            digest.update(numbers.tobytes())
+            digest.update(value[seen].to("cpu", torch.float32).numpy().tobytes())
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,7 @@
 """Reading a trace: which sites a program has, and what each contributes to a log density."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -201,21 +201,18 @@ def part_mask(site: Site) -> tuple[Any, Any]:
     return fn, mask
 
 
-def sum_sites(sites: list[Site], layout: Layout) -> Any:
-    """Sum the log densities of sites that involve no enumeration."""
-    tally = Tally(layout)
+def sum_sites(sites: list[Site], layout: Layout, scale: Callable[[Site], Any] | None = None) -> Any:
+    """Sum the log densities of sites that involve no enumeration, each with its relative scale or the one that is given."""
+    tally, scale = Tally(layout), scale or layout.relative_scale
     for site in sites:
-        tally.add(log_prob_of(site, layout.relative_scale(site)), site)
+        tally.add(log_prob_of(site, scale(site)), site)
     return tally.value
 
 
 def sum_scores(sites: list[Site], layout: Layout) -> Any:
     """Sum the log densities with which sites were drawn: scales and masks say what counts, not what is drawn."""
     unmask(sites)
-    tally = Tally(layout)
-    for site in sites:
-        tally.add(log_prob_of(site, 1.0), site)
-    return tally.value
+    return sum_sites(sites, layout, lambda site: 1.0)
 
 
 def unmask(sites: Iterable[Site]) -> None:
