@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from ppl_dgm import Program, fit, objectives
 from ppl_dgm.compile import Switch
 from ppl_dgm.evidence import AIS, BDMC, ELBO, Evidence, ImportanceSampling
-from ppl_dgm.evidence.paths import Path as TemperedPath
-from ppl_dgm.evidence.paths import open_space
-from ppl_dgm.kernels import leapfrog
+from ppl_dgm.sampling.kernels import leapfrog
+from ppl_dgm.sampling.smc.paths import Path as TemperedPath
+from ppl_dgm.sampling.smc.paths import open_space
 
 LATENT, HIDDEN, PIXELS, CHAINS = 50, 200, 784, 16
 RESULTS = Path(__file__).parent / "results"
@@ -94,7 +94,14 @@ def speed(rounds: int = 15, steps: int = 4) -> str:
     title = "# One leapfrog step of a 50-200-200-784 decoder against its six matrix products"
     head = "| rows | products, ms | as written, ms | ratio | compiled, ms | ratio |\n|---|---|---|---|---|---|"
     return "\n".join(
-        [title, "", head, *rows, "", f"Medians of {rounds} rounds in turns; {CHAINS} chains for each image."]
+        [
+            title,
+            "",
+            head,
+            *rows,
+            "",
+            f"Medians of {rounds} rounds in turns; {CHAINS} chains for each image.",
+        ]
     )
 
 
@@ -107,13 +114,21 @@ def speed_row(images: int, rounds: int, steps: int) -> str:
         bound = Program(model).bind(x)
         target = TemperedPath(open_space(bound).rebind(bound), "prior").target
         state, half = target.evaluate(torch.randn(CHAINS, images, LATENT)), torch.tensor(0.5)
-        given = (target, state, torch.randn_like(state.point), half, torch.full((LATENT,), 0.05), torch.tensor(steps))
+        given = (
+            target,
+            state,
+            torch.randn_like(state.point),
+            half,
+            torch.full((LATENT,), 0.05),
+            torch.tensor(steps),
+        )
         products = matrix_products(model.decoder, CHAINS * images)
         runs = [products, lambda: leapfrog(*given), lambda: switch(leapfrog, *given)]
         for run in runs:
             run()
         times = [
-            [milliseconds(run) / part for run, part in zip(runs, (1, steps, steps), strict=True)] for _ in range(rounds)
+            [milliseconds(run) / part for run, part in zip(runs, (1, steps, steps), strict=True)]
+            for _ in range(rounds)
         ]
     bare, written, compiled = (statistics.median(column) for column in zip(*times, strict=True))
     ratios = [statistics.median(row[which] / row[0] for row in times) for which in (1, 2)]
@@ -129,7 +144,15 @@ def digits(folder: Path, split: str) -> Tensor:
 def train(folder: Path, steps: int) -> Program:
     """Fit the program."""
     program = Program(Model(), Guide())
-    fit(program, digits(folder, "train"), objectives.ELBO(), steps=steps, batch_size=100, seed=0, progress=False)
+    fit(
+        program,
+        digits(folder, "train"),
+        objectives.ELBO(),
+        steps=steps,
+        batch_size=100,
+        seed=0,
+        progress=False,
+    )
     return program
 
 
@@ -163,16 +186,24 @@ def mnist(folder: Path, images: int, temperatures: int, steps: int) -> str:
 
 def main() -> None:
     """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("speed", "mnist"))
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument(
+        "--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--temperatures", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=10_000)
     asked = parser.parse_args()
     if asked.what == "mnist" and not (asked.data / "binarized_mnist.npz").exists():
         raise SystemExit(f"no binarized_mnist.npz in {asked.data}; name its folder with --data")
-    text = speed() if asked.what == "speed" else mnist(asked.data, asked.images, asked.temperatures, asked.steps)
+    text = (
+        speed()
+        if asked.what == "speed"
+        else mnist(asked.data, asked.images, asked.temperatures, asked.steps)
+    )
     text = "\n".join([text.rstrip(), "", provenance("0")])
     print(text)
     RESULTS.mkdir(exist_ok=True)

@@ -30,12 +30,20 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from ppl_dgm import Program, fit, objectives
+from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, FlowPosterior
 from ppl_dgm.data import Dataset, load_digits
 from ppl_dgm.evidence import AIS, ELBO, Exact, ImportanceSampling
-from ppl_dgm.families import MADE, VAE, HierarchicalVAE, IndependentBernoulli, Mixture, SemiSupervisedVAE, priors
-from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior
-from ppl_dgm.nets import MLP
-from ppl_dgm.weights import seeded
+from ppl_dgm.families import (
+    MADE,
+    VAE,
+    HierarchicalVAE,
+    IndependentBernoulli,
+    Mixture,
+    SemiSupervisedVAE,
+    priors,
+)
+from ppl_dgm.nn.mlp import MLP
+from ppl_dgm.program.seeding import seeded
 
 RESULTS = Path(__file__).parent / "results" / "digits.csv"
 ROWS = Rows(RESULTS, ("family", "seed", "steps"))
@@ -54,7 +62,9 @@ class SummedModel(nn.Module):
 
     def forward(self, x: Tensor | None = None) -> Any:
         """Score data `[data, 64]`."""
-        with infer_config(config_fn=lambda site: {"enumerate": "parallel"} if site.get("name") == "y" else {}):
+        with infer_config(
+            config_fn=lambda site: {"enumerate": "parallel"} if site.get("name") == "y" else {}
+        ):
             return self.model(x)
 
 
@@ -67,7 +77,9 @@ class SummedGuide(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw latents `[data, L]`."""
-        each = self.guide.latent.distribution(x.unsqueeze(-2), torch.arange(CLASSES, device=x.device))
+        each = self.guide.latent.distribution(
+            x.unsqueeze(-2), torch.arange(CLASSES, device=x.device)
+        )
         with pyro.plate("data", len(x), dim=-1):
             classes = dist.Categorical(logits=self.guide.classifier(x))
             return pyro.sample("z", dist.MixtureSameFamily(classes, each))
@@ -122,7 +134,9 @@ def vamp(data: Dataset, seed: int) -> Program:
 def flow_prior(data: Dataset, seed: int) -> Program:
     """A VAE whose prior is learned: four affine couplings of normal noise, its halves exchanged in between."""
     halves = torch.arange(L).roll(L // 2)
-    couplings = [part for _ in range(4) for part in (affine_coupling(L, hidden_dims=[32]), Permute(halves))]
+    couplings = [
+        part for _ in range(4) for part in (affine_coupling(L, hidden_dims=[32]), Permute(halves))
+    ]
     return VAE(D, L, HIDDEN, prior=priors.FlowPrior(L, couplings))
 
 
@@ -133,7 +147,9 @@ def gmvae(data: Dataset, seed: int) -> Program:
     learn(plain, x, objectives.ELBO(), 600, 2e-3, seed)
     encoder = plain.guide.fn
     with torch.no_grad():
-        prior = priors.GaussianMixturePrior(SMALL, CLUSTERS).start_from_kmeans(encoder.distribution(x).mean, seed)
+        prior = priors.GaussianMixturePrior(SMALL, CLUSTERS).start_from_kmeans(
+            encoder.distribution(x).mean, seed
+        )
     return VAE(D, SMALL, prior=prior, guide=encoder, decoder=plain.model.fn.decoder)
 
 
@@ -142,10 +158,17 @@ def cluster_accuracy(program: Any, data: Dataset, seed: int) -> Accuracies:
     """Share of test images whose cluster is named after their digit: the most frequent one of its training images."""
 
     def clusters(x: Tensor) -> Tensor:
-        return program.model.fn.prior.responsibilities(program.guide.fn.distribution(x).mean).argmax(-1)
+        return program.model.fn.prior.responsibilities(
+            program.guide.fn.distribution(x).mean
+        ).argmax(-1)
 
     found = clusters(data.train.x)
-    names = torch.stack([labels(data.train)[found == k].bincount(minlength=CLASSES).argmax() for k in range(CLUSTERS)])
+    names = torch.stack(
+        [
+            labels(data.train)[found == k].bincount(minlength=CLASSES).argmax()
+            for k in range(CLUSTERS)
+        ]
+    )
     return (names[clusters(data.test.x)] == labels(data.test)).double().mean().item(), None
 
 
@@ -166,22 +189,33 @@ def label_accuracies(program: Any, data: Dataset, seed: int) -> Accuracies:
         LogisticRegression(max_iter=2000),
         MLPClassifier(HIDDEN, activation="tanh", max_iter=3000, random_state=seed),
     )
-    best = max(float(rival.fit(*seen).score(data.test.x.numpy(), labels(data.test).numpy())) for rival in rivals)
-    return (program.classify(data.test.x).argmax(-1) == labels(data.test)).double().mean().item(), best
+    best = max(
+        float(rival.fit(*seen).score(data.test.x.numpy(), labels(data.test).numpy()))
+        for rival in rivals
+    )
+    return (
+        program.classify(data.test.x).argmax(-1) == labels(data.test)
+    ).double().mean().item(), best
 
 
 FAMILIES = {
-    "independent pixels": Family(lambda data, seed: IndependentBernoulli(D).fit_counts(data.train.x), annealing=None),
+    "independent pixels": Family(
+        lambda data, seed: IndependentBernoulli(D).fit_counts(data.train.x), annealing=None
+    ),
     "mixture of 50": Family(mixture, annealing=None),
     "MADE": Family(lambda data, seed: MADE(D, HIDDEN), objectives.ELBO(), None),
     "VAE": Family(lambda data, seed: VAE(D, L, HIDDEN), objectives.ELBO()),
     "IWAE, k = 50": Family(lambda data, seed: VAE(D, L, HIDDEN), objectives.IWELBO(50)),
     "VAE, flow guide": Family(
-        lambda data, seed: VAE(D, L, HIDDEN, guide=FlowPosterior(L, "iaf")), objectives.ELBO(), FROM_PRIOR
+        lambda data, seed: VAE(D, L, HIDDEN, guide=FlowPosterior(L, "iaf")),
+        objectives.ELBO(),
+        FROM_PRIOR,
     ),
     "VAE, VampPrior": Family(vamp, objectives.ELBO()),
     "VAE, flow prior": Family(flow_prior, objectives.ELBO()),
-    "VAE, two layers": Family(lambda data, seed: HierarchicalVAE(D, (L, SMALL), (HIDDEN, (50,))), objectives.ELBO()),
+    "VAE, two layers": Family(
+        lambda data, seed: HierarchicalVAE(D, (L, SMALL), (HIDDEN, (50,))), objectives.ELBO()
+    ),
     "GMVAE": Family(gmvae, objectives.ELBO(), accuracies=cluster_accuracy),
     "M2, 100 labels": Family(
         lambda data, seed: SemiSupervisedVAE(D, SMALL, CLASSES, HIDDEN, classifier_weight=20.0),
@@ -189,7 +223,9 @@ FAMILIES = {
         FEW_CHAINS,
         rate=1e-3,
         training=labelled,
-        annealed=lambda program: Program(SummedModel(program.model.fn), SummedGuide(program.guide.fn)),
+        annealed=lambda program: Program(
+            SummedModel(program.model.fn), SummedGuide(program.guide.fn)
+        ),
         accuracies=label_accuracies,
     ),
 }
@@ -257,10 +293,15 @@ def claims(found: list[Row]) -> str:
     """What the rows say about what the families are known for."""
 
     def gain(one: str, other: str, key: str) -> list[float]:
-        return [a - b for a, b in zip(column(found, one, key), column(found, other, key), strict=True)]
+        return [
+            a - b for a, b in zip(column(found, one, key), column(found, other, key), strict=True)
+        ]
 
     def gap(name: str) -> list[float]:
-        return [a - b for a, b in zip(column(found, name, "ais"), column(found, name, "elbo"), strict=True)]
+        return [
+            a - b
+            for a, b in zip(column(found, name, "ais"), column(found, name, "elbo"), strict=True)
+        ]
 
     iwae, flow = gain("IWAE, k = 50", "VAE", "ais"), gain("VAE, flow guide", "VAE", "ais")
     clusters, m2 = column(found, "GMVAE", "accuracy"), column(found, "M2, 100 labels", "accuracy")
@@ -311,7 +352,8 @@ def page(found: list[Row], names: list[str], steps: int, data: Dataset) -> str:
     )
     annealing = (
         "AIS: all held-out images; 60 temperatures and 16 chains from the guide; 200 from the prior for the flow guide, whose "
-        "density at a given point is not to be had; 20 and 8 chains for M2, its class summed out. " + agreement(found)
+        "density at a given point is not to be had; 20 and 8 chains for M2, its class summed out. "
+        + agreement(found)
     )
     accuracy = (
         "Accuracy: of the GMVAE, every cluster named after the most frequent digit of its training images; of M2, by "
@@ -326,10 +368,14 @@ def page(found: list[Row], names: list[str], steps: int, data: Dataset) -> str:
 
 def main() -> None:
     """Make the rows that are not there, then the table of all families."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="rows to make")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="rows to make"
+    )
     asked = parser.parse_args()
     data = load_digits()
     for seed in asked.seeds:

@@ -35,7 +35,11 @@ HEAD = [
     "| case | truth | estimator | log Z | s.e. | error | z | seconds | |",
     "|---|---|---|---|---|---|---|---|---|",
 ]
-MANY_DRAWS = {"dynesty_eggbox": 4_000_000, "dynesty_shells_2": 2_000_000, "dynesty_gauss3d": 2_000_000}
+MANY_DRAWS = {
+    "dynesty_eggbox": 4_000_000,
+    "dynesty_shells_2": 2_000_000,
+    "dynesty_gauss3d": 2_000_000,
+}
 NESTED = ("bs_betabinomial_tutorial", "dynesty_gauss3d")
 
 
@@ -48,7 +52,11 @@ def estimators(name: str) -> list[Estimator]:
         LearnedHarmonicMean(),
         SMC(num_particles=200, num_groups=8),
     ]
-    return [*found, NestedSampling(num_live=150, remaining=0.1)] if name in NESTED and dynesty is not None else found
+    return (
+        [*found, NestedSampling(num_live=150, remaining=0.1)]
+        if name in NESTED and dynesty is not None
+        else found
+    )
 
 
 def row(case: Case, estimator: Estimator) -> str:
@@ -69,7 +77,11 @@ def row(case: Case, estimator: Estimator) -> str:
 def kept_rows(names: list[str]) -> list[str]:
     """Rows of an earlier table whose cases are not run again."""
     lines = TABLE.read_text().splitlines() if TABLE.exists() else []
-    return [line for line in lines if line.startswith("| ") and line.split(" | ")[0][2:] in set(CASES) - set(names)]
+    return [
+        line
+        for line in lines
+        if line.startswith("| ") and line.split(" | ")[0][2:] in set(CASES) - set(names)
+    ]
 
 
 def main(names: list[str]) -> None:

@@ -80,7 +80,9 @@ def measure(vae: VAE, test: Tensor) -> dict:
     }
 
 
-def row(data: Dataset, particles: int, minutes: float, images: int, device: str, keep: Path | None) -> dict:
+def row(
+    data: Dataset, particles: int, minutes: float, images: int, device: str, keep: Path | None
+) -> dict:
     """Train for a time, then measure on test images."""
     vae, effort = train(data, particles, minutes, device)
     if keep is not None:
@@ -141,11 +143,15 @@ def table(found: list[Row], num_train: int) -> str:
 
 def main() -> None:
     """Make the rows that are not there, then the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder of the images; downloaded without it")
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 5], help="k of each row")
     parser.add_argument("--minutes", type=float, default=30.0, help="of training, for each row")
-    parser.add_argument("--images", type=int, default=10_000, help="test images, evenly spaced over the classes")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="test images, evenly spaced over the classes"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--keep", type=Path, help="folder for the trained programs")
     asked = parser.parse_args()

@@ -36,7 +36,10 @@ class Rows:
             if new:
                 writer.writeheader()
             writer.writerow(
-                {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+                {
+                    name: round(value, 4) if isinstance(value, float) else value
+                    for name, value in row.items()
+                }
             )
 
 

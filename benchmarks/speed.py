@@ -39,11 +39,27 @@ from ppl_dgm.objectives import ELBO
 
 HERE = Path(__file__).parent
 RATE = 1e-3
-LOOP = {"eight schools": 640, "mixture, enumerated": 256, "logistic regression": 64, "VAE": 10, "MADE": 10}
-CALLS = {"eight schools": 300, "mixture, enumerated": 150, "logistic regression": 60, "VAE": 10, "MADE": 10}
+LOOP = {
+    "eight schools": 640,
+    "mixture, enumerated": 256,
+    "logistic regression": 64,
+    "VAE": 10,
+    "MADE": 10,
+}
+CALLS = {
+    "eight schools": 300,
+    "mixture, enumerated": 150,
+    "logistic regression": 60,
+    "VAE": 10,
+    "MADE": 10,
+}
 MOVES = {"eight schools": 60, "logistic regression": 4}
 COMPILATIONS = 3
-LOOPED = ("eight schools", "mixture, enumerated", "logistic regression")  # the others repeat single steps
+LOOPED = (
+    "eight schools",
+    "mixture, enumerated",
+    "logistic regression",
+)  # the others repeat single steps
 STEP_COLUMNS = ["Pyro", "torch", "ours", "ours, loop", "NumPyro jit", "NumPyro scan"]
 MOVE_COLUMNS = ["ours, eager", "ours", "ours, loop", "NumPyro jit", "NumPyro scan"]
 PAIRS = {"ours": "NumPyro jit", "ours, loop": "NumPyro scan"}
@@ -80,7 +96,9 @@ class Worker:
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
-    def timers(self, name: str, calls: int, length: int, *request: Any) -> tuple[dict[str, Timer], dict[str, float]]:
+    def timers(
+        self, name: str, calls: int, length: int, *request: Any
+    ) -> tuple[dict[str, Timer], dict[str, float]]:
         """Timers of a problem's jitted step and scan, and the seconds until the first result of both."""
         if not self.version or math.isnan(self.ask(name, *request)):
             return {}, {}
@@ -132,7 +150,9 @@ def our_step(problem: Problem) -> TrainStep:
     return TrainStep(loss, torch.optim.Adam(program.parameters(), lr=RATE))
 
 
-def step_timers(name: str, problem: Problem, worker: Worker) -> tuple[dict[str, Timer], dict[str, float]]:
+def step_timers(
+    name: str, problem: Problem, worker: Worker
+) -> tuple[dict[str, Timer], dict[str, float]]:
     """Timers of one optimisation step by column, and seconds until NumPyro's first results."""
     calls, length, step = CALLS[name], LOOP[name], our_step(problem)
     theirs, seconds = worker.timers(name, calls, length, "fit", length)
@@ -145,10 +165,14 @@ def step_timers(name: str, problem: Problem, worker: Worker) -> tuple[dict[str, 
     return {**ours, **theirs}, seconds
 
 
-def move_timers(name: str, problem: Problem, worker: Worker) -> tuple[dict[str, Timer], dict[str, float]]:
+def move_timers(
+    name: str, problem: Problem, worker: Worker
+) -> tuple[dict[str, Timer], dict[str, float]]:
     """Timers of one move of all chains by column, and seconds until NumPyro's first results."""
     calls, chains = MOVES[name], Chains(name, problem)
-    theirs, seconds = worker.timers(name, calls, calls, "sample", calls, CHAINS, LEAPFROG, STEP_SIZES[name])
+    theirs, seconds = worker.timers(
+        name, calls, calls, "sample", calls, CHAINS, LEAPFROG, STEP_SIZES[name]
+    )
     ours = {
         "ours, eager": timed(chains.mover(compiled=False), 1),
         "ours": timed(chains.mover(compiled=True), calls),
@@ -176,7 +200,13 @@ def measure(names: list[str], threads: int, rounds: int, seed: int, python: str)
     os.sched_setaffinity(0, set(range(threads)))
     torch.set_num_threads(threads)
     worker = Worker(python, seed, threads)
-    found: dict[str, Any] = {"threads": threads, "numpyro": worker.version, "steps": {}, "moves": {}, "seconds": {}}
+    found: dict[str, Any] = {
+        "threads": threads,
+        "numpyro": worker.version,
+        "steps": {},
+        "moves": {},
+        "seconds": {},
+    }
     for name, problem in problems(seed).items():
         for table, make in (("steps", step_timers), ("moves", move_timers)):
             if name not in names or (table == "moves" and name not in MOVES):
@@ -187,7 +217,10 @@ def measure(names: list[str], threads: int, rounds: int, seed: int, python: str)
             found[table][name] = interleaved(timers, rounds)
             if table == "steps":
                 found["seconds"][name] = seconds
-            medians = {column: round(statistics.median(times), 4) for column, times in found[table][name].items()}
+            medians = {
+                column: round(statistics.median(times), 4)
+                for column, times in found[table][name].items()
+            }
             print(threads, table, name, medians, flush=True)
     return found
 
@@ -216,9 +249,14 @@ def compile_seconds(names: list[str]) -> dict[str, dict[str, float]]:
                 for kind in ("cold", "warm"):
                     command = ["--first", name, *["--looped"] * looped]
                     seconds = in_new_process(command, 1, TORCHINDUCTOR_CACHE_DIR=folder)
-                    table[name].setdefault(f"{'loop' if looped else 'step'}, {kind}", []).append(seconds)
+                    table[name].setdefault(f"{'loop' if looped else 'step'}, {kind}", []).append(
+                        seconds
+                    )
         print(table, flush=True)
-    return {name: {kind: statistics.median(taken) for kind, taken in row.items()} for name, row in table.items()}
+    return {
+        name: {kind: statistics.median(taken) for kind, taken in row.items()}
+        for name, row in table.items()
+    }
 
 
 def header_seconds() -> float:
@@ -234,7 +272,11 @@ def header_seconds() -> float:
 
 def in_new_process(arguments: list[str], threads: int, **environment: str) -> Any:
     """What this script finds with such arguments and so many threads, in a process of its own."""
-    settings = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": "1", **environment}
+    settings = {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        **environment,
+    }
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, __file__, *arguments, "--json", file.name]
         subprocess.run(command, env={**os.environ, **settings}, check=True)
@@ -244,7 +286,9 @@ def in_new_process(arguments: list[str], threads: int, **environment: str) -> An
 # ---- report --------------------------------------------------------------------------------------------------------
 
 
-def report(measured: list[dict[str, Any]], compiled: dict[str, Any], header: float, arguments: Any) -> str:
+def report(
+    measured: list[dict[str, Any]], compiled: dict[str, Any], header: float, arguments: Any
+) -> str:
     """The tables as Markdown, with what is needed to repeat them."""
     versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {measured[0]['numpyro'] or 'no NumPyro'}"
     lines = [
@@ -259,14 +303,37 @@ def report(measured: list[dict[str, Any]], compiled: dict[str, Any], header: flo
     for part in measured:
         threads = f"{part['threads']} thread{'s' if part['threads'] > 1 else ''}"
         lines += ["", f"## One optimisation step, {threads}", ""]
-        lines += table(STEP_COLUMNS, {name: cells(times, STEP_COLUMNS) for name, times in part["steps"].items()})
+        lines += table(
+            STEP_COLUMNS,
+            {name: cells(times, STEP_COLUMNS) for name, times in part["steps"].items()},
+        )
         if part["moves"]:
-            lines += ["", f"## One move of {CHAINS} chains, HMC with {LEAPFROG} leapfrog steps, {threads}", ""]
-            lines += table(MOVE_COLUMNS, {name: cells(times, MOVE_COLUMNS) for name, times in part["moves"].items()})
-    columns = ["step, cold", "step, warm", "loop, cold", "loop, warm", "NumPyro jit", "NumPyro scan"]
-    rows = {name: {**seconds, **measured[0]["seconds"].get(name, {})} for name, seconds in compiled.items()}
+            lines += [
+                "",
+                f"## One move of {CHAINS} chains, HMC with {LEAPFROG} leapfrog steps, {threads}",
+                "",
+            ]
+            lines += table(
+                MOVE_COLUMNS,
+                {name: cells(times, MOVE_COLUMNS) for name, times in part["moves"].items()},
+            )
+    columns = [
+        "step, cold",
+        "step, warm",
+        "loop, cold",
+        "loop, warm",
+        "NumPyro jit",
+        "NumPyro scan",
+    ]
+    rows = {
+        name: {**seconds, **measured[0]["seconds"].get(name, {})}
+        for name, seconds in compiled.items()
+    }
     lines += ["", "## Seconds until the first result of a step or a loop, 1 thread", ""]
-    lines += table(columns, {name: [_number(row.get(column), 1) for column in columns] for name, row in rows.items()})
+    lines += table(
+        columns,
+        {name: [_number(row.get(column), 1) for column in columns] for name, row in rows.items()},
+    )
     lines += [
         "",
         f"The first compilation on a machine takes {header:.1f} s more: torch precompiles its C++ headers then.",
@@ -308,8 +375,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=list(LOOP), choices=list(LOOP), metavar="PROBLEM")
-    parser.add_argument("--jax-python", default=sys.executable, help="an interpreter with jax and numpyro")
+    parser.add_argument(
+        "--only", nargs="+", default=list(LOOP), choices=list(LOOP), metavar="PROBLEM"
+    )
+    parser.add_argument(
+        "--jax-python", default=sys.executable, help="an interpreter with jax and numpyro"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results" / "speed.md")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--first", choices=list(LOOP), help=argparse.SUPPRESS)
@@ -325,13 +396,29 @@ def main() -> None:
         arguments.json.write_text(json.dumps(first_result(arguments.first, arguments.looped)))
         return
     if arguments.measure:
-        found = measure(arguments.only, arguments.measure, arguments.rounds, arguments.seed, arguments.jax_python)
+        found = measure(
+            arguments.only,
+            arguments.measure,
+            arguments.rounds,
+            arguments.seed,
+            arguments.jax_python,
+        )
         arguments.json.write_text(json.dumps(found))
         return
     header, compiled = header_seconds(), compile_seconds(arguments.only)
-    common = ["--rounds", str(arguments.rounds), "--seed", str(arguments.seed), "--jax-python", arguments.jax_python]
+    common = [
+        "--rounds",
+        str(arguments.rounds),
+        "--seed",
+        str(arguments.seed),
+        "--jax-python",
+        arguments.jax_python,
+    ]
     common += ["--only", *arguments.only]
-    measured = [in_new_process(["--measure", str(threads), *common], threads) for threads in arguments.threads]
+    measured = [
+        in_new_process(["--measure", str(threads), *common], threads)
+        for threads in arguments.threads
+    ]
     text = report(measured, compiled, header, arguments)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(text)

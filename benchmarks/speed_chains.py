@@ -9,8 +9,8 @@ from speed_programs import Problem
 
 from ppl_dgm import Program
 from ppl_dgm.compile import Loop, Switch, compile_loop
-from ppl_dgm.kernels import HMC, State, Target
-from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.sampling.kernels import HMC, State, Target
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 CHAINS, LEAPFROG = 64, 10
 STEP_SIZES = {"eight schools": 0.1, "logistic regression": 0.005}
@@ -31,7 +31,9 @@ class Chains:
         switch = Switch(compiled)
 
         def move() -> None:
-            self.state = switch(KERNEL.move, self.target, self.state, self.one, self.step_size, self.one).state
+            self.state = switch(
+                KERNEL.move, self.target, self.state, self.one, self.step_size, self.one
+            ).state
 
         return move
 
@@ -45,7 +47,9 @@ class Chains:
 
         return run
 
-    def _step(self, state: State, step_size: torch.Tensor, one: torch.Tensor) -> tuple[State, torch.Tensor]:
+    def _step(
+        self, state: State, step_size: torch.Tensor, one: torch.Tensor
+    ) -> tuple[State, torch.Tensor]:
         move = KERNEL.move(self.target, state, one, step_size, one)
         return move.state, move.acceptance.mean()
 

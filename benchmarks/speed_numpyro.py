@@ -62,7 +62,9 @@ def regression() -> tuple[Any, Any, Any]:
 
 
 def dense(name: str, fan_in: int, fan_out: int) -> tuple[Any, Any]:
-    weight = numpyro.param(f"{name}.weight", lambda key: jax.random.normal(key, (fan_in, fan_out)) / np.sqrt(fan_in))
+    weight = numpyro.param(
+        f"{name}.weight", lambda key: jax.random.normal(key, (fan_in, fan_out)) / np.sqrt(fan_in)
+    )
     return weight, numpyro.param(f"{name}.bias", jnp.zeros(fan_out))
 
 
@@ -129,16 +131,30 @@ class Contender:
         model, guide, loss = PROBLEMS[name]()
         args = tuple(jnp.asarray(array) for array in data)
         svi = SVI(model, guide, numpyro.optim.Adam(1e-3), loss)
-        return cls(lambda state: svi.update(state, *args), svi.init(jax.random.PRNGKey(0), *args), length)
+        return cls(
+            lambda state: svi.update(state, *args), svi.init(jax.random.PRNGKey(0), *args), length
+        )
 
     @classmethod
     def of_sampling(
-        cls, name: str, data: list[np.ndarray], length: int, chains: int, leapfrog: int, step_size: float
+        cls,
+        name: str,
+        data: list[np.ndarray],
+        length: int,
+        chains: int,
+        leapfrog: int,
+        step_size: float,
     ) -> "Contender":
         """One move of all chains by HMC, as `MCMC(..., chain_method="vectorized")` makes it."""
         args = tuple(jnp.asarray(array) for array in data)
         settings = {"adapt_step_size": False, "adapt_mass_matrix": False}
-        kernel = HMC(PROBLEMS[name]()[0], step_size=step_size, num_steps=leapfrog, trajectory_length=None, **settings)
+        kernel = HMC(
+            PROBLEMS[name]()[0],
+            step_size=step_size,
+            num_steps=leapfrog,
+            trajectory_length=None,
+            **settings,
+        )
         keys = jax.random.split(jax.random.PRNGKey(0), chains)
         state = kernel.init(keys, 0, None, args, {})
 
@@ -162,7 +178,10 @@ def main() -> None:
     """Answer requests until the end of the input; the data come from the file named first, cores from the second."""
     os.sched_setaffinity(0, set(range(int(sys.argv[2]))))
     with np.load(sys.argv[1]) as file:
-        data = {name: [file[f"{name}/{i}"] for i in range(int(file[f"{name}/count"]))] for name in PROBLEMS}
+        data = {
+            name: [file[f"{name}/{i}"] for i in range(int(file[f"{name}/count"]))]
+            for name in PROBLEMS
+        }
     made: dict[str, Contender] = {}
     answer = partial(print, flush=True)
     answer(f"numpyro {numpyro.__version__}, jax {jax.__version__}")
@@ -173,7 +192,9 @@ def main() -> None:
                 made[name] = Contender.of_fitting(name, data[name], int(numbers[0]))
             elif request == "sample":
                 length, chains, leapfrog = map(int, numbers[:3])
-                made[name] = Contender.of_sampling(name, data[name], length, chains, leapfrog, float(numbers[3]))
+                made[name] = Contender.of_sampling(
+                    name, data[name], length, chains, leapfrog, float(numbers[3])
+                )
             answer(made[name].run(request, int(numbers[0])) if request in ("jit", "scan") else 0.0)
         except (ImportError, KeyError) as error:  # enumeration needs funsor
             print(f"{name}: {error}", file=sys.stderr)

@@ -41,8 +41,13 @@ def arrays(seed: int = 0) -> dict[str, tuple[np.ndarray, ...]]:
     logits = features @ rng.standard_normal(50).astype("f")
     return {
         "eight schools": (),
-        "mixture, enumerated": ((rng.standard_normal(1000) + 4.0 * rng.integers(0, 3, 1000)).astype("f"),),
-        "logistic regression": (features, (rng.random(10_000) < 1 / (1 + np.exp(-logits))).astype("f")),
+        "mixture, enumerated": (
+            (rng.standard_normal(1000) + 4.0 * rng.integers(0, 3, 1000)).astype("f"),
+        ),
+        "logistic regression": (
+            features,
+            (rng.random(10_000) < 1 / (1 + np.exp(-logits))).astype("f"),
+        ),
         "VAE": ((rng.random((100, 784)) < 0.13).astype("f"),),
         "MADE": ((rng.random((100, 784)) < 0.13).astype("f"),),
     }
@@ -59,7 +64,10 @@ def problems(seed: int = 0) -> dict[str, Problem]:
         "VAE": (vae, Trace_ELBO, vae_torch),
         "MADE": (made, Trace_ELBO, made_torch),
     }
-    return {name: Problem(make, data[name], loss, by_hand) for name, (make, loss, by_hand) in rows.items()}
+    return {
+        name: Problem(make, data[name], loss, by_hand)
+        for name, (make, loss, by_hand) in rows.items()
+    }
 
 
 # ---- Pyro ----------------------------------------------------------------------------------------------------------
@@ -115,7 +123,9 @@ class Encoder(nn.Module):
 
 
 def decoder() -> nn.Module:
-    return nn.Sequential(nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 784))
+    return nn.Sequential(
+        nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 784)
+    )
 
 
 def vae() -> tuple[Callable, Callable]:
@@ -189,12 +199,21 @@ def guide_parameters(*sizes: tuple[int, ...]) -> list[Tensor]:
 
 
 def schools_torch() -> tuple[list[Tensor], Callable[..., Tensor]]:
-    effects, errors, parameters = torch.tensor(EFFECTS), torch.tensor(ERRORS), guide_parameters((), (), (8,))
+    effects, errors, parameters = (
+        torch.tensor(EFFECTS),
+        torch.tensor(ERRORS),
+        guide_parameters((), (), (8,)),
+    )
 
     def loss() -> Tensor:
         (mean, log_scale, effect), log_q = draw(parameters)
         scale = log_scale.exp()
-        prior = normal(mean, 0.0, 5.0) + math.log(2 / (5 * math.pi)) - torch.log1p((scale / 5) ** 2) + log_scale
+        prior = (
+            normal(mean, 0.0, 5.0)
+            + math.log(2 / (5 * math.pi))
+            - torch.log1p((scale / 5) ** 2)
+            + log_scale
+        )
         likelihood = normal(effects, mean + scale * effect, errors).sum()
         return log_q - prior - normal(effect, 0.0, 1.0).sum() - likelihood
 
@@ -211,7 +230,9 @@ def mixture_torch() -> tuple[list[Tensor], Callable[..., Tensor]]:
         rest = torch.cat([log_rest.new_zeros(1), log_rest.cumsum(0)])
         log_weights = torch.cat([log_stick, log_stick.new_zeros(1)]) + rest
         jacobian = (log_stick + log_rest + rest[:-1]).sum()
-        prior = math.log(2.0) + jacobian + normal(locs, 0.0, 5.0).sum() + normal(log_scale, 0.0, 1.0)
+        prior = (
+            math.log(2.0) + jacobian + normal(locs, 0.0, 5.0).sum() + normal(log_scale, 0.0, 1.0)
+        )
         mixed = torch.logsumexp(log_weights + normal(x[:, None], locs, log_scale.exp()), -1).sum()
         return log_q - prior - mixed
 
@@ -243,4 +264,6 @@ def vae_torch() -> tuple[list[Tensor], Callable[..., Tensor]]:
 
 def made_torch() -> tuple[list[Tensor], Callable[..., Tensor]]:
     net = MaskedNet()
-    return list(net.parameters()), lambda x: F.binary_cross_entropy_with_logits(net(x), x, reduction="sum")
+    return list(net.parameters()), lambda x: F.binary_cross_entropy_with_logits(
+        net(x), x, reduction="sum"
+    )

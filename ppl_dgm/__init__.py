@@ -1,13 +1,16 @@
 """Probabilistic programming for deep generative models: fit Pyro programs, ask for their evidence, compare them."""
 
-from ppl_dgm import data, diagnostics, evidence, families, guides, kernels, nets, objectives, plots, tasks
+from ppl_dgm import data, diagnostics, evidence, families, nn, objectives, tasks
 from ppl_dgm.compare import Comparison, compare
+from ppl_dgm.conditionals import guides
 from ppl_dgm.data import Dataset
-from ppl_dgm.export import to_arviz
 from ppl_dgm.fitting import Fit, NonFiniteError, fit
-from ppl_dgm.posterior import Posterior, posterior
 from ppl_dgm.program import Program
-from ppl_dgm.weights import log_weights, pareto_k
+from ppl_dgm.reporting import plots
+from ppl_dgm.reporting.arviz import to_arviz
+from ppl_dgm.sampling import kernels
+from ppl_dgm.sampling.importance import log_weights, pareto_k
+from ppl_dgm.sampling.posterior import Posterior, posterior
 
 __version__ = "0.1.0"
 
@@ -27,7 +30,7 @@ __all__ = [
     "guides",
     "kernels",
     "log_weights",
-    "nets",
+    "nn",
     "objectives",
     "pareto_k",
     "plots",

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.guides import AmortisedGuide, LocalGuide
+from ppl_dgm.conditionals.guides import AmortisedGuide, LocalGuide
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program
-from ppl_dgm.weights import WeightSummary, seeded, weight_chunks
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.importance import WeightSummary, weight_chunks
 
 FAR = 0.5  # of the way that steps in one direction would lead
 
@@ -53,14 +54,20 @@ def refine(
     """
     guide: Any = program.guide.fn if program.has_guide else None
     if not isinstance(guide, AmortisedGuide):
-        raise ValueError(f"expected a program with an AmortisedGuide to refine, got {type(guide).__name__}")
+        raise ValueError(
+            f"expected a program with an AmortisedGuide to refine, got {type(guide).__name__}"
+        )
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; expected at least 1")
     with torch.no_grad():
         local = LocalGuide(guide.posterior, guide.encoder(x))
-    refined = Program(program.model.fn, local, site=program.site, plate=program.plate).initialise(x, *args, **kwargs)
+    refined = Program(program.model.fn, local, site=program.site, plate=program.plate).initialise(
+        x, *args, **kwargs
+    )
     with seeded(seed, x.device):
-        ascend(refined, local.params, ELBO(num_particles), num_steps, learning_rate, (x, *args), kwargs)
+        ascend(
+            refined, local.params, ELBO(num_particles), num_steps, learning_rate, (x, *args), kwargs
+        )
     return refined
 
 
@@ -136,7 +143,9 @@ def amortisation_gap(
         >>> amortisation_gap(VAE(4, 2, [3]), x, num_steps=5).gap.shape
         torch.Size([5])
     """
-    refined = refine(program, x, *args, num_steps=num_steps, learning_rate=learning_rate, seed=seed, **kwargs)
+    refined = refine(
+        program, x, *args, num_steps=num_steps, learning_rate=learning_rate, seed=seed, **kwargs
+    )
     (amortised, error), (better, other) = (
         elbos(each, (x, *args), kwargs, num_particles, seed) for each in (program, refined)
     )
@@ -167,4 +176,6 @@ def elbos(
         for chunk in weight_chunks(bound, num_particles):
             summaries.setdefault(chunk.start, WeightSummary(num_particles)).add(chunk.log_weights)
     parts = summaries.values()
-    return torch.cat([part.mean for part in parts]), torch.cat([part.mean_std_error for part in parts])
+    return torch.cat([part.mean for part in parts]), torch.cat(
+        [part.mean_std_error for part in parts]
+    )

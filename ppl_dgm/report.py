@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ppl_dgm.compare import Comparison
 from ppl_dgm.data import Dataset
-from ppl_dgm.export import to_arviz, write_netcdf
 from ppl_dgm.fitting import Fit
-from ppl_dgm.plots import plot_curves, plot_images
-from ppl_dgm.posterior import posterior
 from ppl_dgm.program import Program
-from ppl_dgm.weights import seeded
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
+from ppl_dgm.reporting.plots import plot_curves, plot_images
+from ppl_dgm.sampling.posterior import posterior
 
 DOTS_PER_INCH = 150
 NUM_IMAGES = 64
@@ -66,7 +66,11 @@ class Section:
 
 
 def write_report(
-    folder: str | os.PathLike, sections: Section | Sequence[Section], *, heading: str = "Comparison", seed: int = 0
+    folder: str | os.PathLike,
+    sections: Section | Sequence[Section],
+    *,
+    heading: str = "Comparison",
+    seed: int = 0,
 ) -> Path:
     """Write a report of one or several comparisons to a folder, which is made if it does not exist.
 
@@ -113,7 +117,9 @@ def check_titles(sections: Sequence[Section]) -> None:
     """Refuse sections whose files would overwrite each other."""
     slugs = [section.slug for section in sections]
     if not sections or len(set(slugs)) != len(slugs):
-        raise ValueError(f"the sections are named {slugs}; expected at least one, with different titles")
+        raise ValueError(
+            f"the sections are named {slugs}; expected at least one, with different titles"
+        )
 
 
 def make_folder(folder: str | os.PathLike) -> Path:
@@ -134,7 +140,8 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
         for name, (title, figure) in figures(section, seed).items()
     }
     shown = "".join(
-        f'<h3>{escape(title)}</h3><img alt="{escape(title)}" src="{uri}">' for title, uri in pictures.items()
+        f'<h3>{escape(title)}</h3><img alt="{escape(title)}" src="{uri}">'
+        for title, uri in pictures.items()
     )
     note = f"<p>{escape(section.note)}</p>" if section.note else ""
     return f"<h2>{escape(section.title)}</h2>{note}{section.comparison._repr_html_()}{shown}"
@@ -143,19 +150,28 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
 def figures(section: Section, seed: int) -> dict[str, tuple[str, Figure]]:
     """The pictures of a section: by the end of their file name, a title and a figure."""
     found = {"evidence": ("Evidence", section.comparison.plot()[0].figure)}
-    histories = {name: fit.history for name, fit in section.fits.items() if len(fit.history["step"]) > 1}
+    histories = {
+        name: fit.history for name, fit in section.fits.items() if len(fit.history["step"]) > 1
+    }
     if histories:
         found["curves"] = ("Learning curves", plot_curves(histories).figure)
     if section.programs and section.data is not None and section.data.image_shape is not None:
         grids = {"data": section.data.x[:NUM_IMAGES], **draw_images(section.programs, seed)}
-        found["samples"] = ("Samples next to data", plot_images(grids, section.data.image_shape)[0].figure)
+        found["samples"] = (
+            "Samples next to data",
+            plot_images(grids, section.data.image_shape)[0].figure,
+        )
     return found
 
 
 def draw_images(programs: Mapping[str, Program], seed: int) -> dict[str, Tensor]:
     """Samples of every program that can be sampled ancestrally."""
     with seeded(seed):
-        return {name: p.sample(NUM_IMAGES) for name, p in programs.items() if p.density in ("exact", "latent")}
+        return {
+            name: p.sample(NUM_IMAGES)
+            for name, p in programs.items()
+            if p.density in ("exact", "latent")
+        }
 
 
 def save_picture(path: Path, figure: Figure) -> str:
@@ -184,11 +200,17 @@ def as_dataset(comparison: Comparison) -> xr.Dataset:
     """Evidences as arrays `[program]` or `[program, datum]`, in nats."""
     dims = ["program", "datum"] if comparison.target == "datum" else ["program"]
     stacked = {
-        name: (dims, np.stack([getattr(e, name).detach().cpu().numpy() for e in comparison.evidences.values()]))
+        name: (
+            dims,
+            np.stack(
+                [getattr(e, name).detach().cpu().numpy() for e in comparison.evidences.values()]
+            ),
+        )
         for name in ("log_z", "std_error")
     }
     labels = {
-        name: ("program", [str(getattr(row, name)) for row in comparison.rows]) for name in ("bound", "estimator")
+        name: ("program", [str(getattr(row, name)) for row in comparison.rows])
+        for name in ("bound", "estimator")
     }
     return xr.Dataset(
         {**stacked, **labels},
@@ -212,9 +234,16 @@ def section_json(section: Section) -> dict[str, Any]:
         "num_data": comparison.num_data,
         "num_dims": comparison.num_dims,
         "reference": comparison.reference,
-        "rows": [{name: finite(value) for name, value in asdict(row).items()} for row in comparison.rows],
+        "rows": [
+            {name: finite(value) for name, value in asdict(row).items()} for row in comparison.rows
+        ],
         "fits": {
-            name: {"steps": fit.steps, "stopped": fit.stopped, "seconds": fit.seconds, "notes": list(fit.notes)}
+            name: {
+                "steps": fit.steps,
+                "stopped": fit.stopped,
+                "seconds": fit.seconds,
+                "notes": list(fit.notes),
+            }
             for name, fit in section.fits.items()
         },
     }

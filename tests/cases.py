@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 
 from ppl_dgm import Program
+from ppl_dgm.conditionals.guides import (
+    AmortisedGuide,
+    BernoulliPosterior,
+    DiagonalNormal,
+    FlowPosterior,
+    FullRankNormal,
+)
 from ppl_dgm.families import (
     MADE,
     PPCA,
@@ -28,7 +35,6 @@ from ppl_dgm.families import (
     priors,
 )
 from ppl_dgm.families.bayesnet import BayesNet
-from ppl_dgm.guides import AmortisedGuide, BernoulliPosterior, DiagonalNormal, FlowPosterior, FullRankNormal
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,9 @@ def levels(num_levels: int, num_data: int = 6, num_dims: int = 3) -> Callable[[]
 
 def all_vectors(num_levels: int, num_dims: int) -> Tensor:
     """Every vector of levels, `[num_levels ** num_dims, num_dims]`."""
-    return torch.tensor(list(product(range(num_levels), repeat=num_dims)), dtype=torch.get_default_dtype())
+    return torch.tensor(
+        list(product(range(num_levels), repeat=num_dims)), dtype=torch.get_default_dtype()
+    )
 
 
 def seeded(make: Callable[[], Program]) -> Callable[[], Program]:
@@ -136,8 +144,12 @@ def vae_by_quadrature(program: Any, x: Tensor) -> Tensor:
     model = program.model.fn
     half, size = (25, 5001) if model.prior.num_latents == 1 else (9, 241)
     axis = torch.linspace(-half, half, size, dtype=x.dtype, device=x.device)
-    z = torch.cartesian_prod(*[axis] * model.prior.num_latents).reshape(-1, 1, model.prior.num_latents)
-    log_likelihood = model.likelihood(model.decoder(z).reshape(len(z), 1, x.shape[-1], -1)).log_prob(x).sum(-1)
+    z = torch.cartesian_prod(*[axis] * model.prior.num_latents).reshape(
+        -1, 1, model.prior.num_latents
+    )
+    log_likelihood = (
+        model.likelihood(model.decoder(z).reshape(len(z), 1, x.shape[-1], -1)).log_prob(x).sum(-1)
+    )
     cell = model.prior.num_latents * (axis[1] - axis[0]).log()
     return (model.prior().log_prob(z) + log_likelihood + cell).logsumexp(0)
 
@@ -152,10 +164,13 @@ def hierarchical_by_quadrature(program: Any, x: Tensor) -> Tensor:
     """log of the double integral over one latent in each of two layers."""
     model = program.model.fn
     z, log_cell = grid(9, 241, x)
-    above, below = z.unsqueeze(0), z.unsqueeze(1)  # z2 along the second dimension, z1 along the first
-    log_joint = Normal(torch.zeros_like(above), 1.0).log_prob(above) + model.layers[0](above).log_prob(below).unsqueeze(
-        -1
-    )
+    above, below = (
+        z.unsqueeze(0),
+        z.unsqueeze(1),
+    )  # z2 along the second dimension, z1 along the first
+    log_joint = Normal(torch.zeros_like(above), 1.0).log_prob(above) + model.layers[0](
+        above
+    ).log_prob(below).unsqueeze(-1)
     log_likelihood = model.bottom.distribution(z).log_prob(x)
     return (log_joint.logsumexp(1).squeeze(-1) + log_likelihood + 2 * log_cell).logsumexp(0)
 
@@ -183,11 +198,18 @@ def conditional_by_quadrature(program: Any, x: Tensor, y: Tensor) -> Tensor:
 def semi_supervised_by_quadrature(program: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
     """The label's share, or the sum over all labels where there is none."""
     num_classes = program.model.fn.num_classes
-    each = torch.stack([conditional_by_quadrature(program, x, torch.full_like(x[:, 0], c)) for c in range(num_classes)])
+    each = torch.stack(
+        [
+            conditional_by_quadrature(program, x, torch.full_like(x[:, 0], c))
+            for c in range(num_classes)
+        ]
+    )
     each = each - torch.tensor(float(num_classes)).log()
     if y is None:
         return each.logsumexp(0)
-    return torch.where(y >= 0, each.gather(0, y.clamp_min(0).unsqueeze(0)).squeeze(0), each.logsumexp(0))
+    return torch.where(
+        y >= 0, each.gather(0, y.clamp_min(0).unsqueeze(0)).squeeze(0), each.logsumexp(0)
+    )
 
 
 def belief_net_by_enumeration(program: Any, x: Tensor) -> Tensor:
@@ -205,7 +227,9 @@ def codes_by_enumeration(program: Any, x: Tensor) -> Tensor:
     logits = [model.prior.net(model.prior.likelihood.inputs(codes))[:, m] for m in range(2)]
     log_prior = sum(Categorical(logits=row).log_prob(codes[:, m]) for m, row in enumerate(logits))
     vectors = model.codebook.vectors[codes.long()].unsqueeze(1)
-    return (log_prior.unsqueeze(1) + model.likelihood(model.decoder(vectors)).log_prob(x).sum(-1)).logsumexp(0)
+    return (
+        log_prior.unsqueeze(1) + model.likelihood(model.decoder(vectors)).log_prob(x).sum(-1)
+    ).logsumexp(0)
 
 
 def with_labels(data: Callable[[], tuple], labels: list[int]) -> Callable[[], tuple]:
@@ -234,7 +258,9 @@ def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
         earlier = torch.zeros_like(x)
         earlier[:, list(order)[:seen]] = x[:, list(order)[:seen]]
         params = model.net(model.likelihood.inputs(earlier))[:, dim]
-        conditional = Bernoulli(logits=params[:, 0]) if params.shape[-1] == 1 else Categorical(logits=params)
+        conditional = (
+            Bernoulli(logits=params[:, 0]) if params.shape[-1] == 1 else Categorical(logits=params)
+        )
         total = total + conditional.log_prob(x[:, dim])
     return total
 
@@ -260,14 +286,22 @@ def vamp_vae() -> VAE:
 
 
 CASES: dict[str, Case] = {
-    "independent bernoulli": Case(seeded(lambda: IndependentBernoulli(4)), binary(), independent_bernoulli),
+    "independent bernoulli": Case(
+        seeded(lambda: IndependentBernoulli(4)), binary(), independent_bernoulli
+    ),
     "bayes net": Case(
-        seeded(lambda: BayesNet.from_edges({"a": 2, "b": 2, "c": 2}, [("a", "b"), ("a", "c"), ("b", "c")])),
+        seeded(
+            lambda: BayesNet.from_edges(
+                {"a": 2, "b": 2, "c": 2}, [("a", "b"), ("a", "c"), ("b", "c")]
+            )
+        ),
         binary(num_dims=3),
         bayes_net,
     ),
     "bernoulli mixture": Case(
-        seeded(lambda: Mixture(4, 3, "bernoulli")), binary(), mixture(lambda c, k: Bernoulli(logits=c.logits[k]))
+        seeded(lambda: Mixture(4, 3, "bernoulli")),
+        binary(),
+        mixture(lambda c, k: Bernoulli(logits=c.logits[k])),
     ),
     "diagonal mixture": Case(
         seeded(lambda: Mixture(3, 2, "diagonal")),
@@ -285,7 +319,11 @@ CASES: dict[str, Case] = {
         vae_by_quadrature,
     ),
     "iaf mixture-prior vae": Case(
-        seeded(lambda: VAE(4, 2, [5], prior=priors.GaussianMixturePrior(2, 3), guide=FlowPosterior(2, "iaf"))),
+        seeded(
+            lambda: VAE(
+                4, 2, [5], prior=priors.GaussianMixturePrior(2, 3), guide=FlowPosterior(2, "iaf")
+            )
+        ),
         binary(),
         vae_by_quadrature,
     ),
@@ -295,18 +333,26 @@ CASES: dict[str, Case] = {
         vae_by_quadrature,
     ),
     "planar continuous-bernoulli vae": Case(
-        seeded(lambda: VAE(3, 2, [5], likelihoods.ContinuousBernoulli(), guide=FlowPosterior(2, "planar"))),
+        seeded(
+            lambda: VAE(
+                3, 2, [5], likelihoods.ContinuousBernoulli(), guide=FlowPosterior(2, "planar")
+            )
+        ),
         unit(),
         vae_by_quadrature,
     ),
     "vamp discretised-logistic vae": Case(seeded(vamp_vae), levels(5), vae_by_quadrature),
-    "two-layer vae": Case(seeded(lambda: HierarchicalVAE(4, (1, 1), [[5], [3]])), binary(), hierarchical_by_quadrature),
+    "two-layer vae": Case(
+        seeded(lambda: HierarchicalVAE(4, (1, 1), [[5], [3]])), binary(), hierarchical_by_quadrature
+    ),
     "top-down two-layer vae": Case(
         seeded(lambda: HierarchicalVAE(3, (1, 1), [[5], [3]], "gaussian", top_down=True)),
         real(),
         hierarchical_by_quadrature,
     ),
-    "vae of data with holes": Case(seeded(lambda: VAE(4, 1, [5])), with_holes(binary()), missing_by_quadrature),
+    "vae of data with holes": Case(
+        seeded(lambda: VAE(4, 1, [5])), with_holes(binary()), missing_by_quadrature
+    ),
     "conditional vae": Case(
         seeded(lambda: ConditionalVAE(3, 1, 3, [5])),
         with_labels(binary(num_dims=3), [0, 1, 2, 2, 1, 0]),
@@ -323,9 +369,13 @@ CASES: dict[str, Case] = {
         binary(),
         belief_net_by_enumeration,
     ),
-    "vq-vae": Case(seeded(lambda: VQVAE(4, 2, 3, 2, [5], prior_hidden=[4])), binary(), codes_by_enumeration),
+    "vq-vae": Case(
+        seeded(lambda: VQVAE(4, 2, 3, 2, [5], prior_hidden=[4])), binary(), codes_by_enumeration
+    ),
     "vq-vae with a learned codebook": Case(
-        seeded(lambda: VQVAE(3, 2, 3, 2, [5], "gaussian", prior_hidden=[4], decay=None)), real(), codes_by_enumeration
+        seeded(lambda: VQVAE(3, 2, 3, 2, [5], "gaussian", prior_hidden=[4], decay=None)),
+        real(),
+        codes_by_enumeration,
     ),
     "made": Case(seeded(lambda: MADE(4, [8], order=[2, 0, 3, 1])), binary(), made_by_conditionals),
     "categorical made": Case(

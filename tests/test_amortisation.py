@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ppl_dgm import Program, evidence
 from ppl_dgm.amortisation import amortisation_gap, refine
+from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, FullRankNormal, Posterior
 from ppl_dgm.families import PPCA, VAE
-from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FullRankNormal, Posterior
-from ppl_dgm.weights import weight_chunks
+from ppl_dgm.sampling.importance import weight_chunks
 
 
 def linear_gaussian(posterior: Posterior) -> tuple[Program, PPCA, Tensor]:
@@ -33,7 +33,9 @@ def test_refinement_reaches_the_exact_posterior_and_the_gap_is_the_rest() -> Non
     assert bool((gap.gap > -3 * gap.std_error).all())
     assert gap.gap.mean() > 1.0
     assert not gap.warnings
-    assert all(torch.equal(parameter, before[name]) for name, parameter in program.named_parameters())
+    assert all(
+        torch.equal(parameter, before[name]) for name, parameter in program.named_parameters()
+    )
     assert all(parameter.grad is None for parameter in program.parameters())
 
 
@@ -42,7 +44,9 @@ def test_a_diagonal_family_keeps_the_gap_of_the_family() -> None:
     program, exact, x = linear_gaussian(DiagonalNormal(2))
     gap = amortisation_gap(program, x, num_steps=800, learning_rate=0.05, num_particles=4000)
     covariance = exact.guide.fn.distribution(x[:1]).covariance_matrix[0]
-    divergence = (torch.linalg.slogdet(covariance)[1] + torch.linalg.inv(covariance).diagonal().log().sum()) / 2
+    divergence = (
+        torch.linalg.slogdet(covariance)[1] + torch.linalg.inv(covariance).diagonal().log().sum()
+    ) / 2
     rest = exact.marginal().log_prob(x) - gap.refined
     assert rest.mean().item() == pytest.approx(divergence.item(), abs=0.03)
     assert divergence > 0.05
@@ -52,13 +56,18 @@ def test_refinement_that_did_not_arrive_is_told() -> None:
     program, _, x = linear_gaussian(FullRankNormal(2))
     gap = amortisation_gap(program, x, num_steps=20, learning_rate=0.01)
     assert "for 100 % of the data" in repr(gap)
-    assert gap.gap.mean() < 0.9 * amortisation_gap(program, x, num_steps=1000, learning_rate=0.1).gap.mean()
+    assert (
+        gap.gap.mean()
+        < 0.9 * amortisation_gap(program, x, num_steps=1000, learning_rate=0.1).gap.mean()
+    )
 
 
 def test_more_steps_are_better() -> None:
     program, _, x = linear_gaussian(FullRankNormal(2))
     totals = [
-        evidence.ELBO(num_particles=500)(refine(program, x, num_steps=k, learning_rate=0.05), x).total.item()
+        evidence.ELBO(num_particles=500)(
+            refine(program, x, num_steps=k, learning_rate=0.05), x
+        ).total.item()
         for k in (1, 20, 400)
     ]
     assert totals[0] < totals[1] < totals[2]
@@ -78,5 +87,8 @@ def test_the_gap_of_more_data_than_fit_into_memory_at_once(monkeypatch: pytest.M
     parts = amortisation_gap(program, x, num_steps=50, num_particles=500)
     assert parts.gap.shape == (20,)
     assert bool(
-        ((parts.gap - whole.gap).abs() < 5 * (parts.std_error.square() + whole.std_error.square()).sqrt()).all()
+        (
+            (parts.gap - whole.gap).abs()
+            < 5 * (parts.std_error.square() + whole.std_error.square()).sqrt()
+        ).all()
     )

@@ -235,12 +235,28 @@ def load_early(folder: Path) -> None:
 # ---- what is done wrong ----------------------------------------------------------------------------------------------
 
 PROGRAMS = [
-    Bad("model is no callable", lambda _: Program(3), "model is a int; expected a callable", TypeError),
     Bad(
-        "guide is no callable", lambda _: Program(model, "mean field"), "guide is a str; expected a callable", TypeError
+        "model is no callable",
+        lambda _: Program(3),
+        "model is a int; expected a callable",
+        TypeError,
     ),
-    Bad("no observed site", lambda _: log_weights(Program(unobserved), X), "no observed site.*\\['z'\\].*obs="),
-    Bad("data left out", lambda _: Program(model).initialise(), "no observed site.*call the program with the data"),
+    Bad(
+        "guide is no callable",
+        lambda _: Program(model, "mean field"),
+        "guide is a str; expected a callable",
+        TypeError,
+    ),
+    Bad(
+        "no observed site",
+        lambda _: log_weights(Program(unobserved), X),
+        "no observed site.*\\['z'\\].*obs=",
+    ),
+    Bad(
+        "data left out",
+        lambda _: Program(model).initialise(),
+        "no observed site.*call the program with the data",
+    ),
     Bad(
         "guide lacks a latent",
         lambda _: Program(model, guide_of()).initialise(X),
@@ -301,8 +317,16 @@ PROGRAMS = [
         lambda _: log_weights(Program(unlike_scales), X),
         "different poutine.scale.*Scale them alike",
     ),
-    Bad("guide is NaN", lambda _: Program(model, nan_guide).initialise(X), "guide failed on its first run.*loc"),
-    Bad("structure before data", lambda _: Program(model).structure, "not seen data yet; call program.initialise"),
+    Bad(
+        "guide is NaN",
+        lambda _: Program(model, nan_guide).initialise(X),
+        "guide failed on its first run.*loc",
+    ),
+    Bad(
+        "structure before data",
+        lambda _: Program(model).structure,
+        "not seen data yet; call program.initialise",
+    ),
 ]
 
 DATA = [
@@ -311,7 +335,11 @@ DATA = [
         lambda _: Program(model).initialise(torch.tensor([0.0, float("nan")])),
         "argument 0.*has 1 NaN.*mask",
     ),
-    Bad("NaN in named data", lambda _: Program(model).initialise(x=X / 0 * 0), "argument 'x'.*has 4 NaN"),
+    Bad(
+        "NaN in named data",
+        lambda _: Program(model).initialise(x=X / 0 * 0),
+        "argument 'x'.*has 4 NaN",
+    ),
     Bad(
         "data outside the support",
         lambda _: likelihood(dist.Bernoulli(0.5)).initialise(X),
@@ -329,17 +357,23 @@ DATA = [
     ),
     Bad(
         "data of a wrong shape",
-        lambda _: likelihood(dist.Normal(torch.zeros(3), 1.0).to_event(1)).initialise(torch.zeros(4, 2)),
+        lambda _: likelihood(dist.Normal(torch.zeros(3), 1.0).to_event(1)).initialise(
+            torch.zeros(4, 2)
+        ),
         "'x' observes data of shape \\(4, 2\\).*event shape \\(3,\\), so expected \\(4, 3\\)|shape",
     ),
     Bad(
         "one datum without its dimension",
-        lambda _: likelihood(dist.Normal(torch.zeros(3), 1.0).to_event(1)).initialise(torch.zeros(3)),
+        lambda _: likelihood(dist.Normal(torch.zeros(3), 1.0).to_event(1)).initialise(
+            torch.zeros(3)
+        ),
         r"'x' observes one value of shape \(3,\) for all 3 data of the plate 'data'; expected \(3, 3\).*unsqueeze\(0\)",
     ),
     Bad(
         "labels where vectors are meant",
-        lambda _: likelihood(dist.OneHotCategorical(torch.ones(3))).initialise(torch.tensor([0, 1, 2])),
+        lambda _: likelihood(dist.OneHotCategorical(torch.ones(3))).initialise(
+            torch.tensor([0, 1, 2])
+        ),
         "'x' observes values outside the support OneHot\\(\\) of OneHotCategorical",
     ),
     Bad(
@@ -357,7 +391,11 @@ DATA = [
         lambda _: Program(listed).initialise([1.0, 2.0]),
         "observes a list; expected a torch.Tensor|failed on its first run with 1.0",
     ),
-    Bad("too many arguments", lambda _: Program(model).initialise(X, X), "failed on its first run with Tensor\\(4,\\)"),
+    Bad(
+        "too many arguments",
+        lambda _: Program(model).initialise(X, X),
+        "failed on its first run with Tensor\\(4,\\)",
+    ),
     Bad(
         "an unknown argument",
         lambda _: Program(model).initialise(y=X),
@@ -388,13 +426,23 @@ WEIGHTS = [
         lambda _: Program(unnormalised).sample(2),
         "factors \\['energy'\\].*Markov chain",
     ),
-    Bad("samples of an unknown site", lambda _: Program(model, site="y").sample(2), "no site 'y'.*name it"),
+    Bad(
+        "samples of an unknown site",
+        lambda _: Program(model, site="y").sample(2),
+        "no site 'y'.*name it",
+    ),
     Bad("posterior of a function", lambda _: posterior(model, X), "Program", TypeError),
 ]
 
 OBJECTIVES = [
-    Bad("no particles of an objective", lambda _: ELBO(0), "num_particles is 0; expected at least 1"),
-    Bad("negative KL weight", lambda _: ELBO(kl_weight=-1.0), "kl_weight is -1.0; expected a number >= 0"),
+    Bad(
+        "no particles of an objective", lambda _: ELBO(0), "num_particles is 0; expected at least 1"
+    ),
+    Bad(
+        "negative KL weight",
+        lambda _: ELBO(kl_weight=-1.0),
+        "kl_weight is -1.0; expected a number >= 0",
+    ),
     Bad(
         "unknown gradient of ELBO",
         lambda _: ELBO(gradient="dreg"),
@@ -430,7 +478,12 @@ OBJECTIVES = [
 ]
 
 FITS = [
-    Bad("fit of a function", lambda _: quietly(model, X, steps=1), "fit takes a Program, not a function", TypeError),
+    Bad(
+        "fit of a function",
+        lambda _: quietly(model, X, steps=1),
+        "fit takes a Program, not a function",
+        TypeError,
+    ),
     Bad(
         "objective as a string",
         lambda _: quietly(Program(learned), X, "elbo", steps=1),
@@ -444,8 +497,16 @@ FITS = [
         TypeError,
     ),
     Bad("neither steps nor epochs", lambda _: quietly(Program(learned), X), "exactly one of them"),
-    Bad("steps and epochs", lambda _: quietly(Program(learned), X, steps=1, epochs=1), "exactly one of them"),
-    Bad("negative steps", lambda _: quietly(Program(learned), X, steps=-5), "steps is -5; expected a positive number"),
+    Bad(
+        "steps and epochs",
+        lambda _: quietly(Program(learned), X, steps=1, epochs=1),
+        "exactly one of them",
+    ),
+    Bad(
+        "negative steps",
+        lambda _: quietly(Program(learned), X, steps=-5),
+        "steps is -5; expected a positive number",
+    ),
     Bad(
         "no data in a minibatch",
         lambda _: quietly(Program(learned), X, steps=1, batch_size=0),
@@ -476,7 +537,11 @@ FITS = [
         lambda _: quietly(Program(fixed_size), X, steps=1, batch_size=2),
         "batch_size is 2 but the program does not take a part of its 4 data.*leave batch_size out",
     ),
-    Bad("nothing to fit", lambda _: quietly(Program(model), X, steps=1), "no parameters to fit; use pyro.param"),
+    Bad(
+        "nothing to fit",
+        lambda _: quietly(Program(model), X, steps=1),
+        "no parameters to fit; use pyro.param",
+    ),
     Bad(
         "unknown compile mode",
         lambda _: fit(Program(learned), X, steps=1, compile="yes"),
@@ -484,16 +549,24 @@ FITS = [
     ),
     Bad(
         "compiling what cannot be",
-        lambda _: fit(Program(model, guide), X, ReweightedWakeSleep(), steps=1, compile=True, progress=False),
+        lambda _: fit(
+            Program(model, guide), X, ReweightedWakeSleep(), steps=1, compile=True, progress=False
+        ),
         "ReweightedWakeSleep has no differentiable loss.*compile=False",
     ),
-    Bad("NaN validation data", lambda _: quietly(Program(learned), X, steps=1, valid=X / 0 * 0), "has 4 NaN"),
+    Bad(
+        "NaN validation data",
+        lambda _: quietly(Program(learned), X, steps=1, valid=X / 0 * 0),
+        "has 4 NaN",
+    ),
     Bad(
         "empty data",
         lambda _: quietly(Program(learned), X[:0], steps=1),
         "failed on its first run with Tensor\\(0,\\).*size cannot be zero.*Check the shape",
     ),
-    Bad("empty Dataset", lambda _: quietly(Program(learned), Dataset(X[:0]), steps=1), "has no rows"),
+    Bad(
+        "empty Dataset", lambda _: quietly(Program(learned), Dataset(X[:0]), steps=1), "has no rows"
+    ),
     Bad(
         "no folder for the checkpoint",
         lambda tmp: quietly(Program(learned), X, steps=1, checkpoint=tmp / "none" / "c.pt"),
@@ -509,7 +582,11 @@ FITS = [
         lambda tmp: continue_another(tmp, model=other_learned),
         "checkpoint .* is of another program.*level",
     ),
-    Bad("a checkpoint that is none", continue_garbage, "c.pt is no file of parameters.*Give one that"),
+    Bad(
+        "a checkpoint that is none",
+        continue_garbage,
+        "c.pt is no file of parameters.*Give one that",
+    ),
 ]
 
 
@@ -524,15 +601,37 @@ FILES = [
         load_another,
         "does not hold the parameters of this program.*Build the program",
     ),
-    Bad("loading before the first run", load_early, "does not hold the parameters.*program.initialise"),
-    Bad("loading nothing", lambda tmp: Program(learned).load(tmp / "none.pt"), "none.pt", FileNotFoundError),
+    Bad(
+        "loading before the first run",
+        load_early,
+        "does not hold the parameters.*program.initialise",
+    ),
+    Bad(
+        "loading nothing",
+        lambda tmp: Program(learned).load(tmp / "none.pt"),
+        "none.pt",
+        FileNotFoundError,
+    ),
 ]
 
 
 EVIDENCE = [
-    Bad("evidence of a function", lambda _: Exact()(learned, X), "Exact takes a Program, not a function", TypeError),
-    Bad("one particle for an error", lambda _: ImportanceSampling(1), "num_particles is 1; expected at least 2"),
-    Bad("no memory", lambda _: ImportanceSampling(memory=0), "memory is 0 bytes; expected a positive number"),
+    Bad(
+        "evidence of a function",
+        lambda _: Exact()(learned, X),
+        "Exact takes a Program, not a function",
+        TypeError,
+    ),
+    Bad(
+        "one particle for an error",
+        lambda _: ImportanceSampling(1),
+        "num_particles is 1; expected at least 2",
+    ),
+    Bad(
+        "no memory",
+        lambda _: ImportanceSampling(memory=0),
+        "memory is 0 bytes; expected a positive number",
+    ),
     Bad(
         "exact evidence of a VAE",
         lambda _: Exact()(VAE(3, 2, [4]), torch.zeros(4, 3)),
@@ -566,7 +665,9 @@ EVIDENCE = [
     Bad("nothing to compare", lambda _: compare({}), "nothing to compare"),
     Bad(
         "comparing unlike data",
-        lambda _: compare({"a": Exact()(Program(learned), X), "b": Exact()(Program(learned), X + 1)}),
+        lambda _: compare(
+            {"a": Exact()(Program(learned), X), "b": Exact()(Program(learned), X + 1)}
+        ),
         "'a' and 'b' cannot be compared",
     ),
     Bad(

@@ -53,10 +53,22 @@ def folder(tmp_path):
 def test_compare_writes_a_report_and_prints_the_table(tmp_path, capsys, monkeypatch):
     few = studies.BINARY.load().train.select(slice(90)).split((0.6, 0.2, 0.2))
     monkeypatch.setitem(studies.STUDIES, "binary", replace(studies.BINARY, load=lambda: few))
-    assert main(["compare", "--data", "binary", "--quick", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert (
+        main(["compare", "--data", "binary", "--quick", "--epochs", "1", "--out", str(tmp_path)])
+        == 0
+    )
     out = capsys.readouterr().out
-    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["binary-digits"]["rows"]}
-    assert set(rows) == {"independent pixels", "mixture of 40 Bernoullis", "MADE", "VAE", "VAE by IWELBO"}
+    rows = {
+        row["name"]: row
+        for row in json.loads((tmp_path / "results.json").read_text())["binary-digits"]["rows"]
+    }
+    assert set(rows) == {
+        "independent pixels",
+        "mixture of 40 Bernoullis",
+        "MADE",
+        "VAE",
+        "VAE by IWELBO",
+    }
     assert rows["MADE"]["bound"] == "exact"
     assert rows["VAE"]["bound"] == "estimate"
     assert all(f"\n{name}" in out for name in rows)
@@ -67,12 +79,22 @@ def test_compare_writes_a_report_and_prints_the_table(tmp_path, capsys, monkeypa
 def test_the_main_job_orders_the_families(tmp_path):
     assert main(["compare", "--out", str(tmp_path)]) == 0
     sections = json.loads((tmp_path / "results.json").read_text())
-    for slug, baseline in (("binary-digits", "independent pixels"), ("grey-digits", "independent Gaussians")):
+    for slug, baseline in (
+        ("binary-digits", "independent pixels"),
+        ("grey-digits", "independent Gaussians"),
+    ):
         assert sections[slug]["rows"][-1]["name"] == baseline
 
 
 def test_evidence_of_eight_schools(folder, capsys):
-    command = ["evidence", f"{folder}/schools.py:program", "--data", f"{folder}/schools.npz", "--out", f"{folder}/out"]
+    command = [
+        "evidence",
+        f"{folder}/schools.py:program",
+        "--data",
+        f"{folder}/schools.npz",
+        "--out",
+        f"{folder}/out",
+    ]
     assert main([*command, "--estimator", "importance", "--particles", "20000"]) == 0
     row = json.loads((folder / "out" / "results.json").read_text())["schools"]["rows"][0]
     assert abs(row["log_z"] + 31.311347) < 4 * row["std_error"] + 1e-9
@@ -80,7 +102,8 @@ def test_evidence_of_eight_schools(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "total"), [("flip", "coins.npy", 4), ("make", "coins.npy", 4), ("flip", "split.npz", 3)]
+    ("name", "data", "total"),
+    [("flip", "coins.npy", 4), ("make", "coins.npy", 4), ("flip", "split.npz", 3)],
 )
 def test_evidence_is_exact_where_it_can_be(folder, capsys, name, data, total):
     assert main(["evidence", f"{folder}/schools.py:{name}", "--data", f"{folder}/{data}"]) == 0
@@ -107,11 +130,23 @@ def test_evidence_with_saved_parameters(folder, capsys):
         ("schools.py:model", [], "'model' in .* is a function; expected a Program"),
         ("broken.py:program", [], "broken.py, line 2: ZeroDivisionError: division by zero"),
         ("schools.py:broken", [], r"schools.py, line \d+: ZeroDivisionError: division by zero"),
-        ("schools.py:flip", ["--data", "coins.npy", "--out", "coins.npy"], "coins.npy is a file; expected a folder"),
+        (
+            "schools.py:flip",
+            ["--data", "coins.npy", "--out", "coins.npy"],
+            "coins.npy is a file; expected a folder",
+        ),
         ("schools.py:flip", ["--data", "absent.npz"], "absent.npz"),
-        ("schools.py:flip", ["--data", "coins.npy", "--state", "absent.pt"], "there is no file .*absent.pt"),
+        (
+            "schools.py:flip",
+            ["--data", "coins.npy", "--state", "absent.pt"],
+            "there is no file .*absent.pt",
+        ),
         ("schools.py:flip", ["--data", "schools.npz"], "the model failed"),
-        ("schools.py:program", ["--data", "schools.npz", "--estimator", "exact"], "cannot be integrated out"),
+        (
+            "schools.py:program",
+            ["--data", "schools.npz", "--estimator", "exact"],
+            "cannot be integrated out",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(folder, monkeypatch, capsys, program, options, message):

@@ -13,8 +13,8 @@ import torch
 from ppl_dgm import Program, compare, evidence
 from ppl_dgm.compare.rows import BayesFactor, make_row, sense_of
 from ppl_dgm.evidence import Evidence
-from ppl_dgm.export import stacking_weights
-from ppl_dgm.plots import ALARM
+from ppl_dgm.reporting.arviz import stacking_weights
+from ppl_dgm.reporting.plots import ALARM
 
 
 def result(log_z, std_error=0.0, bound="exact", num_dims=8, digest="d", warnings=()):
@@ -58,7 +58,10 @@ def test_prior_odds_multiply_the_evidence():
 
 
 def test_errors_of_probabilities_match_simulation():
-    log_z, errors = torch.tensor([-10.0, -10.5, -12.0]).double(), torch.tensor([0.02, 0.05, 0.1]).double()
+    log_z, errors = (
+        torch.tensor([-10.0, -10.5, -12.0]).double(),
+        torch.tensor([0.02, 0.05, 0.1]).double(),
+    )
     table = compare({str(i): result(log_z[i], errors[i], "estimate") for i in range(3)})
     noise = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     simulated = (log_z + errors * noise).softmax(-1).std(0)
@@ -79,7 +82,8 @@ def test_bayes_factor_has_both_errors_and_is_antisymmetric():
 
 
 @pytest.mark.parametrize(
-    ("log", "word"), [(0.5, "bare mention"), (2.0, "positive"), (4.0, "strong"), (-9.0, "very strong")]
+    ("log", "word"),
+    [(0.5, "bare mention"), (2.0, "positive"), (4.0, "strong"), (-9.0, "very strong")],
 )
 def test_strength_in_words(log, word):
     table = compare({"a": result(0.0), "b": result(-log)})
@@ -122,7 +126,9 @@ def test_beta_bernoulli_bayes_factor():
 
 def test_paired_differences_against_the_closed_form():
     x = torch.randn(500, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3
-    table = compare({str(loc): evidence.Exact()(normal_program(loc), x) for loc in (0.0, 0.5)}, reference="0.0")
+    table = compare(
+        {str(loc): evidence.Exact()(normal_program(loc), x) for loc in (0.0, 0.5)}, reference="0.0"
+    )
     # log N(x; m, 1) - log N(x; 0, 1) = m x - m^2 / 2: linear in x
     assert table["0.5"].difference == pytest.approx(float(0.5 * x.sum() - 500 * 0.125), rel=1e-5)
     assert table["0.5"].difference_error == pytest.approx(float(0.5 * x.std() * 500**0.5), rel=1e-5)
@@ -153,8 +159,12 @@ def test_paired_intervals_cover_the_expected_difference():
 def test_sense_of_a_difference_holds_for_every_truth(bound, other):
     """Numbers whose truth lies where their bounds allow: the truth of the difference must lie where its sense says."""
     slack = {"exact": [0.0], "lower": [0.0, 0.5, 3.0], "upper": [0.0, -0.5, -3.0]}
-    excess = [a - b for a, b in product(slack[bound], slack[other])]  # true difference minus stated one
-    lies = {"exact": {0}, "lower": {0, 1}, "upper": {0, -1}, "unknown": {0, 1, -1}}[sense_of(bound, other)]
+    excess = [
+        a - b for a, b in product(slack[bound], slack[other])
+    ]  # true difference minus stated one
+    lies = {"exact": {0}, "lower": {0, 1}, "upper": {0, -1}, "unknown": {0, 1, -1}}[
+        sense_of(bound, other)
+    ]
     assert {(e > 0) - (e < 0) for e in excess} == lies
 
 
@@ -164,7 +174,9 @@ def test_estimates_make_differences_estimates():
 
 def test_stacking_weights_against_grid_search():
     generator = torch.Generator().manual_seed(0)
-    x = torch.where(torch.rand(300, generator=generator) < 0.3, -2.0, 2.0) + torch.randn(300, generator=generator)
+    x = torch.where(torch.rand(300, generator=generator) < 0.3, -2.0, 2.0) + torch.randn(
+        300, generator=generator
+    )
     left, right = (dist.Normal(loc, 1.0).log_prob(x) for loc in (-2.0, 2.0))
     grid = torch.linspace(0, 1, 2001)[1:-1].unsqueeze(1)
     score = torch.logaddexp(grid.log() + left, (1 - grid).log() + right).sum(1)
@@ -185,12 +197,20 @@ def test_stacking_leaves_out_the_doubtful():
 
 
 def test_stacking_without_any_finite_density_is_not_a_number():
-    weights = stacking_weights({"a": torch.tensor([-1.0, -math.inf]), "b": torch.tensor([-1.0, -math.inf])})
+    weights = stacking_weights(
+        {"a": torch.tensor([-1.0, -math.inf]), "b": torch.tensor([-1.0, -math.inf])}
+    )
     assert all(math.isnan(weight) for weight in weights.values())
 
 
 def test_impossible_data_come_last():
-    table = compare({"nan": result([math.nan, 0.0]), "none": result([-math.inf, 0.0]), "some": result([-9.0, -9.0])})
+    table = compare(
+        {
+            "nan": result([math.nan, 0.0]),
+            "none": result([-math.inf, 0.0]),
+            "some": result([-9.0, -9.0]),
+        }
+    )
     assert table.rows[0].name == "some"
     assert table["none"].difference == -math.inf
 
@@ -209,7 +229,9 @@ def test_offsets_state_densities_of_the_original_data():
     scaled = compare({"a": fast(normal_program(0.0, 0.1), slow)}, log_offset=-math.log(10.0))["a"]
     assert scaled.log_z == pytest.approx(direct.log_z)
     assert scaled.bits_per_dim == pytest.approx(direct.bits_per_dim)
-    each = compare({"a": fast(normal_program(0.0, 0.1), slow)}, log_offset=torch.full((30,), -math.log(10.0)))["a"]
+    each = compare(
+        {"a": fast(normal_program(0.0, 0.1), slow)}, log_offset=torch.full((30,), -math.log(10.0))
+    )["a"]
     assert each.log_z == pytest.approx(direct.log_z)
 
 
@@ -220,11 +242,23 @@ def test_offsets_state_densities_of_the_original_data():
     ("evidences", "settings", "message"),
     [
         ({}, {}, "nothing to compare"),
-        ({"a": result([-1.0, -1.0]), "b": result([-1.0, -1.0], digest="e")}, {}, "'a' and 'b' .* different data"),
+        (
+            {"a": result([-1.0, -1.0]), "b": result([-1.0, -1.0], digest="e")},
+            {},
+            "'a' and 'b' .* different data",
+        ),
         ({"a": result([-1.0, -1.0]), "b": result([-1.0])}, {}, "different data"),
         ({"a": result([-1.0, -1.0]), "b": result(-2.0)}, {}, "one has an evidence for each datum"),
-        ({"a": result(-2.0)}, {"reference": "b"}, r"reference 'b' is not among the programs \['a'\]"),
-        ({"a": result([-2.0])}, {"prior": {"a": 1.0}}, "prior odds belong to evidences of a data set"),
+        (
+            {"a": result(-2.0)},
+            {"reference": "b"},
+            r"reference 'b' is not among the programs \['a'\]",
+        ),
+        (
+            {"a": result([-2.0])},
+            {"prior": {"a": 1.0}},
+            "prior odds belong to evidences of a data set",
+        ),
         ({"a": result(-2.0)}, {"log_offset": 1.0}, "give the sum over its data"),
         ({"a": result([-2.0, -1.0])}, {"log_offset": torch.zeros(3)}, r"shape \[3\] for 2 data"),
         ({"a": result(-2.0)}, {"prior": {"b": 1.0}}, "expected one positive number for each of"),
@@ -240,7 +274,10 @@ def test_real_data_that_differ_in_one_value_are_refused():
     x = torch.zeros(5)
     y = x.clone()
     y[3] = 1e-3
-    results = {"a": evidence.Exact()(normal_program(0.0), x), "b": evidence.Exact()(normal_program(0.0), y)}
+    results = {
+        "a": evidence.Exact()(normal_program(0.0), x),
+        "b": evidence.Exact()(normal_program(0.0), y),
+    }
     with pytest.raises(ValueError, match="different data"):
         compare(results)
 
@@ -251,7 +288,9 @@ def test_numbers_are_no_evidence():
 
 
 def test_evidences_without_names_are_refused():
-    with pytest.raises(TypeError, match="candidates is a list; expected evidences or programs by name"):
+    with pytest.raises(
+        TypeError, match="candidates is a list; expected evidences or programs by name"
+    ):
         compare([result(-1.0)])
 
 
@@ -269,7 +308,9 @@ def mixed():
         {
             "made": result([-1.0, -2.0, -3.0]),
             "vae": result([-1.5, -2.0, -4.0], 0.1, "lower"),
-            "odd": result([-0.1, -0.2, -0.3], 0.5, "upper", warnings=("Pareto k is up to 0.95 > 0.7",)),
+            "odd": result(
+                [-0.1, -0.2, -0.3], 0.5, "upper", warnings=("Pareto k is up to 0.95 > 0.7",)
+            ),
         }
     )
 
@@ -282,7 +323,9 @@ def test_reference_is_the_best_that_can_be_believed(mixed):
 def test_text_states_bounds_alarms_and_errors(mixed):
     lines = str(mixed).splitlines()
     assert lines[0] == "log p of 3 data (8 numbers), nats per datum"
-    made, vae, odd = (next(line for line in lines if line.startswith(name)) for name in ("made", "vae", "odd !"))
+    made, vae, odd = (
+        next(line for line in lines if line.startswith(name)) for name in ("made", "vae", "odd !")
+    )
     assert "= −2.0" in made
     assert "≥ −2.5" in vae
     assert "0.058" in vae  # sqrt(3) 0.1 / 3
@@ -319,7 +362,11 @@ def test_forest_shows_intervals_where_they_are(mixed):
     log_p, difference = mixed.plot()
     assert [label.get_text() for label in log_p.get_yticklabels()] == ["odd", "made", "vae"]
     assert mcolors.to_hex(log_p.get_yticklabels()[0].get_color()) == ALARM
-    markers = {line.get_marker(): line.get_xdata()[0] for line in log_p.lines if line.get_marker() != "None"}
+    markers = {
+        line.get_marker(): line.get_xdata()[0]
+        for line in log_p.lines
+        if line.get_marker() != "None"
+    }
     assert markers == pytest.approx({"<": -0.2, "o": -2.0, ">": -2.5})
     half = 1.96 * mixed["vae"].difference_error / 3
     spans = [tuple(line.get_xdata()) for line in difference.lines if len(line.get_xdata()) == 2]
@@ -336,7 +383,9 @@ def test_programs_are_estimated_at_the_data_they_are_given():
 
     counts = torch.tensor([2.0, 3.0, 1.0])
     table = compare({"two": poisson(2.0), "five": poisson(5.0)}, counts)
-    assert table["two"].log_z == pytest.approx(dist.Poisson(2.0).log_prob(counts).sum().item(), abs=1e-5)
+    assert table["two"].log_z == pytest.approx(
+        dist.Poisson(2.0).log_prob(counts).sum().item(), abs=1e-5
+    )
     assert table["two"].bound == table["five"].bound == "exact"
     mixed = compare({"two": poisson(2.0), "five": table.evidences["five"]}, counts)
     assert mixed["five"].log_z == table["five"].log_z

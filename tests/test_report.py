@@ -22,7 +22,10 @@ def section():
     x = (torch.rand(40, 16) < 0.4).float()
     data = Dataset(x, support=2, image_shape=(1, 4, 4), name="noise")
     programs = {"baseline": IndependentBernoulli(16), "VAE <2>": VAE(16, 2, (8,))}
-    fits = {name: fit(program, data, epochs=3, progress=False, compile=False) for name, program in programs.items()}
+    fits = {
+        name: fit(program, data, epochs=3, progress=False, compile=False)
+        for name, program in programs.items()
+    }
     estimator = evidence.ImportanceSampling(50)
     table = compare({name: estimator(program, x) for name, program in programs.items()})
     return Section("Noise & nets", table, "A note.", fits, programs, data)
@@ -30,7 +33,9 @@ def section():
 
 @pytest.fixture(scope="module")
 def page(section, tmp_path_factory):
-    return write_report(tmp_path_factory.mktemp("report") / "new" / "folder", section, heading="Title <1>")
+    return write_report(
+        tmp_path_factory.mktemp("report") / "new" / "folder", section, heading="Title <1>"
+    )
 
 
 def test_all_files_are_there(page):

@@ -30,6 +30,8 @@ ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
 }
 
 
-def estimate(program: Any, args: tuple, kwargs: dict[str, Any], name: str, particles: int, seed: int) -> Evidence:
+def estimate(
+    program: Any, args: tuple, kwargs: dict[str, Any], name: str, particles: int, seed: int
+) -> Evidence:
     """The evidence of a program at its data, by the estimator of that name."""
     return ESTIMATORS[name](particles)(program, *args, seed=seed, **kwargs)

@@ -67,21 +67,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """All commands and their arguments."""
     top = Parser(
-        prog="ppl-dgm", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
+        prog="ppl-dgm",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"ppl-dgm {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="{compare,evidence}")
-    add_compare(commands.add_parser("compare", help="fit and compare families on digits", description=COMPARE))
-    add_evidence(commands.add_parser("evidence", help="evidence of a program of your own", description=EVIDENCE))
+    add_compare(
+        commands.add_parser(
+            "compare", help="fit and compare families on digits", description=COMPARE
+        )
+    )
+    add_evidence(
+        commands.add_parser(
+            "evidence", help="evidence of a program of your own", description=EVIDENCE
+        )
+    )
     return top
 
 
 def add_compare(command: argparse.ArgumentParser) -> None:
     """Arguments of `compare`."""
     command.add_argument(
-        "--data", choices=["both", *STUDIES], default="both", help="pixels on or off, in 17 shades of grey, or both"
+        "--data",
+        choices=["both", *STUDIES],
+        default="both",
+        help="pixels on or off, in 17 shades of grey, or both",
     )
-    command.add_argument("--epochs", type=positive, metavar="N", help="at most N passes over the data for every fit")
+    command.add_argument(
+        "--epochs", type=positive, metavar="N", help="at most N passes over the data for every fit"
+    )
     command.add_argument(
         "--temperatures",
         type=positive,
@@ -96,10 +112,16 @@ def add_compare(command: argparse.ArgumentParser) -> None:
         help="compile steps and moves: where that pays [auto], always, or never",
     )
     command.add_argument(
-        "--quick", action="store_true", help="few epochs and temperatures: to see that everything works"
+        "--quick",
+        action="store_true",
+        help="few epochs and temperatures: to see that everything works",
     )
     command.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="DIR", help="folder of the report [results]"
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of the report [results]",
     )
     add_common(command)
     command.set_defaults(run=run_compare)
@@ -107,11 +129,20 @@ def add_compare(command: argparse.ArgumentParser) -> None:
 
 def add_evidence(command: argparse.ArgumentParser) -> None:
     """Arguments of `evidence`."""
-    command.add_argument("program", metavar="PROGRAM", help="path/to/file.py:name of the program, or of what makes it")
     command.add_argument(
-        "--data", type=Path, metavar="FILE", help=".npy, .npz or .csv; several arrays in an .npz are named arguments"
+        "program",
+        metavar="PROGRAM",
+        help="path/to/file.py:name of the program, or of what makes it",
     )
-    command.add_argument("--state", type=Path, metavar="FILE", help="parameters written by program.save")
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help=".npy, .npz or .csv; several arrays in an .npz are named arguments",
+    )
+    command.add_argument(
+        "--state", type=Path, metavar="FILE", help="parameters written by program.save"
+    )
     command.add_argument(
         "--estimator",
         choices=list(ESTIMATORS),
@@ -125,7 +156,9 @@ def add_evidence(command: argparse.ArgumentParser) -> None:
         metavar="K",
         help=f"draws of importance, prior and elbo [{DEFAULT_PARTICLES}]",
     )
-    command.add_argument("--out", type=Path, metavar="DIR", help="also write a report to this folder")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write a report to this folder"
+    )
     add_common(command)
     command.set_defaults(run=run_evidence)
 
@@ -134,7 +167,11 @@ def add_common(command: argparse.ArgumentParser) -> None:
     """Arguments of every command."""
     command.add_argument("--seed", type=int, default=0, help="makes the result repeatable [0]")
     command.add_argument(
-        "--threads", type=positive, default=1, metavar="N", help="threads of torch; small models are fastest with [1]"
+        "--threads",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="threads of torch; small models are fastest with [1]",
     )
 
 
@@ -155,10 +192,15 @@ def run_compare(args: Any) -> int:
     folder = make_folder(args.out)
     budget = Budget(args.temperatures, args.epochs, COMPILE[args.compile])
     names = list(STUDIES) if args.data == "both" else [args.data]
-    sections = [run_study(STUDIES[name], budget.quick() if args.quick else budget, args.seed) for name in names]
+    sections = [
+        run_study(STUDIES[name], budget.quick() if args.quick else budget, args.seed)
+        for name in names
+    ]
     for section in sections:
         print(f"\n{section.title}: {section.note}\n\n{section.comparison}")
-    page = write_report(folder, sections, heading="Generative models of handwritten digits", seed=args.seed)
+    page = write_report(
+        folder, sections, heading="Generative models of handwritten digits", seed=args.seed
+    )
     print(f"\nreport: {page} ({time.perf_counter() - start:.0f} s)")
     return 0
 
@@ -173,5 +215,7 @@ def run_evidence(args: Any) -> int:
     table = compare({program_name(args.program): result})
     print(f"{result}\n\n{table}")
     if folder is not None:
-        print(f"\nreport: {write_report(folder, Section(program_name(args.program), table), seed=args.seed)}")
+        print(
+            f"\nreport: {write_report(folder, Section(program_name(args.program), table), seed=args.seed)}"
+        )
     return 0

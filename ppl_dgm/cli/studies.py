@@ -9,15 +9,15 @@ from torch.optim import Adam
 
 from ppl_dgm.compare import compare
 from ppl_dgm.compile import CompileMode
+from ppl_dgm.conditionals.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_dgm.data import Dataset, load_digits
 from ppl_dgm.evidence import AIS, Evidence, Exact
 from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture
-from ppl_dgm.families.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_dgm.fitting import Fit, fit
 from ppl_dgm.objectives import ELBO, IWELBO, Objective
 from ppl_dgm.program import Program
+from ppl_dgm.program.seeding import seeded
 from ppl_dgm.report import Section
-from ppl_dgm.weights import seeded
 
 BATCH_SIZE = 100
 NUM_LATENTS = 8
@@ -35,7 +35,9 @@ class Budget:
 
     def quick(self) -> "Budget":
         """Enough to see that everything works."""
-        return replace(self, temperatures=min(self.temperatures, 10), max_epochs=min(self.max_epochs or 2, 2))
+        return replace(
+            self, temperatures=min(self.temperatures, 10), max_epochs=min(self.max_epochs or 2, 2)
+        )
 
     def epochs(self, wanted: int) -> int:
         """Epochs of a fit that would like so many."""
@@ -106,7 +108,9 @@ def run_study(study: Study, budget: Budget, seed: int) -> Section:
 def held_out_evidence(program: Program, test: Dataset, budget: Budget, seed: int) -> Evidence:
     """Exact where the density is; else annealed importance sampling, from the guide to the posterior of each datum."""
     exact = not program.initialise(test.x).structure.latents or isinstance(program, PPCA)
-    estimator = Exact() if exact else AIS(budget.temperatures, start="guide", compile=budget.compile)
+    estimator = (
+        Exact() if exact else AIS(budget.temperatures, start="guide", compile=budget.compile)
+    )
     return estimator(program, test.x, seed=seed)
 
 
@@ -115,7 +119,9 @@ def vae(likelihood: Callable[[], Likelihood]) -> Callable[[Dataset], Program]:
     return lambda train: VAE(train.num_dims, NUM_LATENTS, HIDDEN, likelihood())
 
 
-def em_mixture(num_components: int, components: str, regularisation: float | None) -> Callable[[Dataset], Program]:
+def em_mixture(
+    num_components: int, components: str, regularisation: float | None
+) -> Callable[[Dataset], Program]:
     """Makes a mixture fitted by expectation maximisation."""
 
     def make(train: Dataset) -> Program:
@@ -132,7 +138,11 @@ BINARY = Study(
     "400 held out.",
     load_digits,
     (
-        Entry("independent pixels", lambda train: IndependentBernoulli(train.num_dims), Learning(ELBO, 60, 0.05, 5)),
+        Entry(
+            "independent pixels",
+            lambda train: IndependentBernoulli(train.num_dims),
+            Learning(ELBO, 60, 0.05, 5),
+        ),
         Entry("mixture of 40 Bernoullis", em_mixture(40, "bernoulli", None)),
         Entry("MADE", lambda train: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
         Entry("VAE", vae(Bernoulli), Learning(ELBO, 120)),
@@ -150,7 +160,9 @@ GREY = Study(
         Entry("independent Gaussians", em_mixture(1, "diagonal", None)),
         Entry("PPCA", lambda train: PPCA(train.num_dims, 24).fit_closed_form(train.x)),
         Entry("mixture of 10 Gaussians", em_mixture(10, "full", 1e-3)),
-        Entry("MADE", lambda train: MADE(train.num_dims, (256,), NORMAL()), Learning(ELBO, 80, 2e-3)),
+        Entry(
+            "MADE", lambda train: MADE(train.num_dims, (256,), NORMAL()), Learning(ELBO, 80, 2e-3)
+        ),
         Entry("VAE", vae(NORMAL), Learning(ELBO, 100, 2e-3)),
     ),
 )

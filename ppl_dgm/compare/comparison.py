@@ -47,7 +47,9 @@ class Comparison:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"no program {name!r} in this comparison, only {[row.name for row in self.rows]}")
+        raise KeyError(
+            f"no program {name!r} in this comparison, only {[row.name for row in self.rows]}"
+        )
 
     def bayes_factor(self, numerator: str, denominator: str) -> BayesFactor:
         r"""log p(D | numerator) - log p(D | denominator), with the error of both estimates.
@@ -60,13 +62,17 @@ class Comparison:
         """
         one, other = self[numerator], self[denominator]
         error = math.hypot(one.std_error, other.std_error)
-        return BayesFactor(numerator, denominator, one.log_z - other.log_z, error, sense_of(one.bound, other.bound))
+        return BayesFactor(
+            numerator, denominator, one.log_z - other.log_z, error, sense_of(one.bound, other.bound)
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """All figures of all rows, indexed by name; see `Row`. Totals in nats, and the same per datum."""
         frame = pd.DataFrame([vars(row) for row in self.rows]).set_index("name")
         for column in ("log_z", "std_error", "sampling_error", "difference", "difference_error"):
-            frame[f"{column}_per_datum"] = frame[column] / self.num_data if self.target == "datum" else NAN
+            frame[f"{column}_per_datum"] = (
+                frame[column] / self.num_data if self.target == "datum" else NAN
+            )
         return frame
 
     def plot(self) -> NDArray[Any]:
@@ -81,7 +87,9 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(cells(self), title(self), notes(self), [row.reliable for row in self.rows])
+        return html_table(
+            cells(self), title(self), notes(self), [row.reliable for row in self.rows]
+        )
 
 
 def compare(
@@ -133,13 +141,17 @@ def compare(
     evidences = estimate_programs(candidates, data, seed)
     check_comparable(evidences)
     check_names(evidences, reference, prior)
-    evidences = {name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()}
+    evidences = {
+        name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()
+    }
     order = sorted(evidences, key=lambda name: rank(evidences[name]), reverse=True)
     reference = reference or next((name for name in order if evidences[name].reliable), order[0])
     first = evidences[order[0]]
     weights = stack(evidences) if first.target == "datum" else probabilities(evidences, prior)
     return Comparison(
-        rows=tuple(make_row(name, evidences[name], evidences[reference], weights[name]) for name in order),
+        rows=tuple(
+            make_row(name, evidences[name], evidences[reference], weights[name]) for name in order
+        ),
         reference=reference,
         target=first.target,
         num_data=first.log_z.numel(),
@@ -187,7 +199,9 @@ def rank(evidence: Evidence) -> float:
 def check_comparable(evidences: Mapping[str, Evidence]) -> None:
     """Refuse what cannot stand in one table."""
     if not evidences:
-        raise ValueError("nothing to compare; give {name: evidence}, e.g. {'vae': ImportanceSampling()(vae, x)}")
+        raise ValueError(
+            "nothing to compare; give {name: evidence}, e.g. {'vae': ImportanceSampling()(vae, x)}"
+        )
     for name, evidence in evidences.items():
         if not isinstance(evidence, Evidence):
             raise TypeError(
@@ -195,7 +209,10 @@ def check_comparable(evidences: Mapping[str, Evidence]) -> None:
                 "e.g. ImportanceSampling()(program, x)"
             )
     check_alike({name: evidence.target for name, evidence in evidences.items()}, TARGETS_DIFFER)
-    check_alike({name: (e.digest, e.num_dims, e.log_z.numel()) for name, e in evidences.items()}, DATA_DIFFER)
+    check_alike(
+        {name: (e.digest, e.num_dims, e.log_z.numel()) for name, e in evidences.items()},
+        DATA_DIFFER,
+    )
 
 
 TARGETS_DIFFER = (
@@ -217,7 +234,9 @@ def check_alike(values: Mapping[str, Any], problem: str) -> None:
             raise ValueError(f"{first!r} and {name!r} cannot be compared: {problem}")
 
 
-def check_names(evidences: Mapping[str, Evidence], reference: str | None, prior: Mapping[str, float] | None) -> None:
+def check_names(
+    evidences: Mapping[str, Evidence], reference: str | None, prior: Mapping[str, float] | None
+) -> None:
     """Refuse a reference or a prior that does not belong to the evidences."""
     names = list(evidences)
     if reference is not None and reference not in evidences:
@@ -230,4 +249,6 @@ def check_names(evidences: Mapping[str, Evidence], reference: str | None, prior:
             "stacking weights"
         )
     if set(prior) != set(names) or not all(0 < value < math.inf for value in prior.values()):
-        raise ValueError(f"prior is {dict(prior)}; expected one positive number for each of {names}")
+        raise ValueError(
+            f"prior is {dict(prior)}; expected one positive number for each of {names}"
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ppl_dgm.compare.rows import SENSES, SIGNS, Row
-from ppl_dgm.plots import MUTED, ForestRow, add_key, forest_axes, plot_forest
+from ppl_dgm.reporting.plots import MUTED, ForestRow, add_key, forest_axes, plot_forest
 
 if TYPE_CHECKING:
     from ppl_dgm.compare.comparison import Comparison
@@ -27,7 +27,11 @@ def cells(comparison: "Comparison") -> list[list[str]]:
     per_datum = comparison.target == "datum"
     reference = "best" if comparison.reference == comparison.best.name else comparison.reference
     header = ["", "log p", "± MC", *(["± data"] if per_datum else []), "bits/dim"]
-    header += [f"Δ to {reference}", "± paired", "weight"] if per_datum else ["log BF", "± MC", "p(M|D)", "± MC"]
+    header += (
+        [f"Δ to {reference}", "± paired", "weight"]
+        if per_datum
+        else ["log BF", "± MC", "p(M|D)", "± MC"]
+    )
     header += ["by"]
     scale = 1 / comparison.num_data if per_datum else 1.0
     digits = decimals([row.difference_error * scale for row in comparison.rows])
@@ -61,17 +65,24 @@ def decimals(errors: Sequence[float]) -> int:
 
 def notes(comparison: "Comparison") -> list[str]:
     """Lines under the table: signs, weights or Bayes factors, and every alarm."""
-    used = {row.bound for row in comparison.rows} | {row.difference_sense for row in others(comparison)}
+    used = {row.bound for row in comparison.rows} | {
+        row.difference_sense for row in others(comparison)
+    }
     lines = [", ".join(f"{sign} {SENSES[sense]}" for sense, sign in SIGNS.items() if sense in used)]
     if comparison.target == "datum":
         lines.append(
             "± MC: of the estimator; ± data: over data; ± paired: of the difference over data; weight: stacking"
         )
     else:
-        lines += [str(comparison.bayes_factor(comparison.reference, row.name)) for row in others(comparison)]
+        lines += [
+            str(comparison.bayes_factor(comparison.reference, row.name))
+            for row in others(comparison)
+        ]
         if others(comparison) and used & {"lower", "upper"}:
             lines.append("p(M|D): of bounds as if they were exact; ± MC does not have their gaps")
-    return lines + [f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings]
+    return lines + [
+        f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings
+    ]
 
 
 def others(comparison: "Comparison") -> list[Row]:
@@ -84,17 +95,27 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left = {0, len(widths) - 1}
     lines = [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return [lines[0].rstrip(), "-" * max(map(len, lines)), *(line.rstrip() for line in lines[1:])]
 
 
-def html_table(rows: Sequence[Sequence[str]], caption: str, lines: Sequence[str], reliable: Sequence[bool]) -> str:
+def html_table(
+    rows: Sequence[Sequence[str]], caption: str, lines: Sequence[str], reliable: Sequence[bool]
+) -> str:
     """The same as HTML, rows not to be believed in red."""
     align = ["left", *["right"] * (len(rows[0]) - 2), "left"]
-    cell = lambda tag, text, side: f'<{tag} style="text-align:{side};padding:3px 10px">{escape(text)}</{tag}>'  # noqa: E731
-    line = lambda tag, row: "".join(cell(tag, text, side) for text, side in zip(row, align, strict=True))  # noqa: E731
+
+    def cell(tag: str, text: str, side: str) -> str:
+        return f'<{tag} style="text-align:{side};padding:3px 10px">{escape(text)}</{tag}>'
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        return "".join(cell(tag, text, side) for text, side in zip(row, align, strict=True))
+
     body = "".join(
         f"<tr{'' if fine else ' style=' + chr(34) + 'color:#c62828' + chr(34)}>{line('td', row)}</tr>"
         for row, fine in zip(rows[1:], reliable, strict=True)
@@ -118,7 +139,9 @@ def plot_comparison(comparison: "Comparison") -> NDArray[Any]:
     plot_forest([difference_row(row, scale) for row in comparison.rows], unit, axes[1])
     axes[1].set_yticklabels([])
     axes[1].axvline(0.0, color=MUTED, lw=0.9, zorder=1)
-    bounds = [row.bound for row in comparison.rows] + [row.difference_sense for row in others(comparison)]
+    bounds = [row.bound for row in comparison.rows] + [
+        row.difference_sense for row in others(comparison)
+    ]
     add_key(axes[0].figure, bounds, all(row.reliable for row in comparison.rows))
     return axes
 
@@ -126,10 +149,14 @@ def plot_comparison(comparison: "Comparison") -> NDArray[Any]:
 def evidence_row(row: Row, scale: float) -> ForestRow:
     """The line of a program in the forest of evidences."""
     wide = 0.0 if math.isnan(row.sampling_error) else math.hypot(row.sampling_error, row.std_error)
-    return ForestRow(row.name, row.log_z * scale, row.std_error * scale, wide * scale, row.bound, row.reliable)
+    return ForestRow(
+        row.name, row.log_z * scale, row.std_error * scale, wide * scale, row.bound, row.reliable
+    )
 
 
 def difference_row(row: Row, scale: float) -> ForestRow:
     """The line of a program in the forest of differences."""
     error = row.difference_error * scale
-    return ForestRow(row.name, row.difference * scale, 0.0, error, row.difference_sense, row.reliable)
+    return ForestRow(
+        row.name, row.difference * scale, 0.0, error, row.difference_sense, row.reliable
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence import Evidence
-from ppl_dgm.export import stacking_weights
+from ppl_dgm.reporting.arviz import stacking_weights
 
 Sense = Literal["exact", "lower", "upper", "estimate", "unknown"]
 SIGNS: dict[str, str] = {"exact": "=", "lower": "≥", "upper": "≤", "estimate": "≈", "unknown": "?"}
@@ -20,7 +20,12 @@ SENSES: dict[str, str] = {
     "estimate": "estimate",
     "unknown": "bounds on both sides: the sign of the difference is open",
 }
-STRENGTHS = ((1.0, "not worth more than a bare mention"), (3.0, "positive"), (5.0, "strong"), (math.inf, "very strong"))
+STRENGTHS = (
+    (1.0, "not worth more than a bare mention"),
+    (3.0, "positive"),
+    (5.0, "strong"),
+    (math.inf, "very strong"),
+)
 NAN = float("nan")
 
 
@@ -98,7 +103,9 @@ def in_digits(log_value: float) -> str:
     return f"{math.exp(log_value):.3g}" if -4 < power < 6 else f"10^{power:.1f}"
 
 
-def make_row(name: str, evidence: Evidence, reference: Evidence, weight: tuple[float, float]) -> Row:
+def make_row(
+    name: str, evidence: Evidence, reference: Evidence, weight: tuple[float, float]
+) -> Row:
     """The figures of one program."""
     log_z, other = flat(evidence), flat(reference)
     is_reference = evidence is reference
@@ -112,7 +119,9 @@ def make_row(name: str, evidence: Evidence, reference: Evidence, weight: tuple[f
         log_z=float(evidence.total),
         std_error=float(evidence.total_std_error),
         sampling_error=spread(log_z),
-        bits_per_dim=-float(evidence.total) / (evidence.num_dims * math.log(2)) if evidence.num_dims else NAN,
+        bits_per_dim=-float(evidence.total) / (evidence.num_dims * math.log(2))
+        if evidence.num_dims
+        else NAN,
         difference=difference,
         difference_error=0.0 if is_reference else paired,
         difference_sense="exact" if is_reference else sense_of(evidence.bound, reference.bound),
@@ -165,9 +174,14 @@ def probabilities(
     $\mathrm{var}(p_m) = p_m^2 \sum_j (\delta_{mj} - p_j)^2\, \mathrm{se}_j^2$.
     """
     odds = prior or dict.fromkeys(evidences, 1.0)
-    logits = torch.tensor([float(e.total) + math.log(odds[name]) for name, e in evidences.items()], dtype=torch.float64)
+    logits = torch.tensor(
+        [float(e.total) + math.log(odds[name]) for name, e in evidences.items()],
+        dtype=torch.float64,
+    )
     p = logits.softmax(0)
-    errors = torch.tensor([float(e.total_std_error) for e in evidences.values()], dtype=torch.float64)
+    errors = torch.tensor(
+        [float(e.total_std_error) for e in evidences.values()], dtype=torch.float64
+    )
     jacobian = p.unsqueeze(1) * (torch.eye(len(p), dtype=p.dtype) - p)
     p_errors = (jacobian * errors).square().sum(1).sqrt()
     return dict(zip(evidences, zip(p.tolist(), p_errors.tolist(), strict=True), strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ppl_dgm.compile.backend import Backend, Compiled, compile_function
+from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
 
 LogDensity = Callable[..., torch.Tensor]
 

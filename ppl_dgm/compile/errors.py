@@ -35,7 +35,11 @@ class CaptureError(RuntimeError):
 
 def user_line(stack: traceback.StackSummary) -> str:
     """Return `file:line` and source of the innermost frame that belongs neither to a library nor to this package."""
-    outside = [frame for frame in stack if not frame.filename.startswith((*_LIBRARIES, _LAYER, *_GENERATED))]
+    outside = [
+        frame
+        for frame in stack
+        if not frame.filename.startswith((*_LIBRARIES, _LAYER, *_GENERATED))
+    ]
     users = [frame for frame in outside if not frame.filename.startswith(_PACKAGE)]
     frames = users or outside
     if not frames:

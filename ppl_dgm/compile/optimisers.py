@@ -34,7 +34,14 @@ class Rule:
         """Return the numbers of step `step` (1, 2, ...), or the rows of numbers of an array of steps."""
         raise TypeError(f"{type(self).__name__} must define rates")
 
-    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: State,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
         """Return the new parameter and the new tensors of its state, by name."""
         raise TypeError(f"{type(self).__name__} must define move")
 
@@ -55,12 +62,30 @@ class AdamRule(Rule):
 
     def rates(self, group: Group, step: Any) -> list[Any]:
         """Return the step size with bias correction, the second moment's scale, both betas, epsilon and the decay."""
-        rate, (first, second), decay = float(group["lr"]), map(float, group["betas"]), float(group["weight_decay"])
+        rate, (first, second), decay = (
+            float(group["lr"]),
+            map(float, group["betas"]),
+            float(group["weight_decay"]),
+        )
         if group["decoupled_weight_decay"]:
             decay = 1.0 - rate * decay
-        return [rate / (1.0 - first**step), (1.0 - second**step) ** -0.5, first, second, group["eps"], decay]
+        return [
+            rate / (1.0 - first**step),
+            (1.0 - second**step) ** -0.5,
+            first,
+            second,
+            group["eps"],
+            decay,
+        ]
 
-    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: State,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
         """Update both moments and the parameter."""
         size, scale, first, second, epsilon, decay = rates
         if group["weight_decay"] and group["decoupled_weight_decay"]:
@@ -87,9 +112,21 @@ class SGDRule(Rule):
     def rates(self, group: Group, step: Any) -> list[Any]:
         """Return the learning rate, the momentum, the gradient's weight (the first step is not dampened), the decay."""
         undampened = 1.0 - group["dampening"] * (step > 1)
-        return [float(group["lr"]), float(group["momentum"]), undampened, float(group["weight_decay"])]
+        return [
+            float(group["lr"]),
+            float(group["momentum"]),
+            undampened,
+            float(group["weight_decay"]),
+        ]
 
-    def move(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State, rates: Any, group: Group) -> Moved:
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: State,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
         """Update the momentum buffer and the parameter."""
         size, momentum, weight, decay = rates
         if group["weight_decay"]:
@@ -133,14 +170,18 @@ class GraphOptimiser:
                 "run with compile=False."
             )
         if any(group.get("differentiable") for group in optimizer.param_groups):
-            raise CaptureError("an optimiser with differentiable=True cannot be compiled. Leave it at False.")
+            raise CaptureError(
+                "an optimiser with differentiable=True cannot be compiled. Leave it at False."
+            )
         self.optimizer, self.rule = optimizer, rule
         self.parameters = [parameter for _, parameter in self._members()]
         if not self.parameters:
             raise ValueError(
                 "the optimiser holds no parameter that requires a gradient; give it the program's parameters"
             )
-        self._states = {parameter: self._state(group, parameter) for group, parameter in self._members()}
+        self._states = {
+            parameter: self._state(group, parameter) for group, parameter in self._members()
+        }
         self._form = self._present_form()
         self._moved = {parameter for parameter in self.parameters if self._steps_made(parameter)}
         self._arrange()
@@ -174,7 +215,10 @@ class GraphOptimiser:
         return np.stack([np.broadcast_to(column, count) for column in columns], 1)
 
     def move(
-        self, gradients: dict[torch.Tensor, torch.Tensor], rates: torch.Tensor, sound: torch.Tensor | None = None
+        self,
+        gradients: dict[torch.Tensor, torch.Tensor],
+        rates: torch.Tensor,
+        sound: torch.Tensor | None = None,
     ) -> None:
         """Move every parameter that has a gradient, in place.
 
@@ -190,22 +234,38 @@ class GraphOptimiser:
                     self._move(parameter, gradients[parameter], own, cohort.group, sound)
 
     def _move(
-        self, parameter: torch.Tensor, gradient: torch.Tensor, rates: torch.Tensor, group: Group, sound: Any
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        rates: torch.Tensor,
+        group: Group,
+        sound: Any,
     ) -> None:
         gradient = -gradient if group["maximize"] else gradient
-        wide = torch.promote_types(parameter.dtype, torch.float32)  # in half precision a rate of 0.999 is 1
+        wide = torch.promote_types(
+            parameter.dtype, torch.float32
+        )  # in half precision a rate of 0.999 is 1
         state = self._states[parameter]
         widened = {name: tensor.to(wide) for name, tensor in state.items()}
         numbers = rates.to(wide).unbind()
-        new, new_state = self.rule.move(parameter.to(wide), gradient.to(wide), widened, numbers, group)
-        for old, value in [(parameter, new), *((state[name], value) for name, value in new_state.items())]:
+        new, new_state = self.rule.move(
+            parameter.to(wide), gradient.to(wide), widened, numbers, group
+        )
+        for old, value in [
+            (parameter, new),
+            *((state[name], value) for name, value in new_state.items()),
+        ]:
             old.copy_(value if sound is None else torch.where(sound, value, old))
         self._moved.add(parameter)
 
     def flush(self) -> None:
         """Write counts and state tensors to torch's optimiser, for the parameters that have moved."""
         for cohort in self.cohorts:
-            moved = [parameter for parameter in cohort.parameters if parameter in self._moved and cohort.step]
+            moved = [
+                parameter
+                for parameter in cohort.parameters
+                if parameter in self._moved and cohort.step
+            ]
             for parameter in moved:
                 self._write(cohort, parameter)
 
@@ -229,11 +289,19 @@ class GraphOptimiser:
         self._arrange()
 
     def _members(self) -> list[tuple[Group, torch.Tensor]]:
-        return [(group, p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return [
+            (group, p)
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p.requires_grad
+        ]
 
     def _present_form(self) -> list[Any]:
         return [
-            ([bool(group[name]) for name in self.rule.switches], [id(p) for p in group["params"] if p.requires_grad])
+            (
+                [bool(group[name]) for name in self.rule.switches],
+                [id(p) for p in group["params"] if p.requires_grad],
+            )
             for group in self.optimizer.param_groups
         ]
 

@@ -6,7 +6,15 @@ files, and `load_density` draws from `DENSITIES`, two-dimensional distributions 
 """
 
 from ppl_dgm.data.dataset import Dataset, as_dataset
-from ppl_dgm.data.densities import DENSITIES, banana, funnel, gaussian_grid, gaussian_ring, load_density, pinwheel
+from ppl_dgm.data.densities import (
+    DENSITIES,
+    banana,
+    funnel,
+    gaussian_grid,
+    gaussian_ring,
+    load_density,
+    pinwheel,
+)
 from ppl_dgm.data.loaders import load_array, load_binarized_mnist, load_digits, load_mnist
 
 __all__ = [

@@ -19,7 +19,9 @@ def collect(tensors: Any) -> tuple[Tensor, ...] | dict[str, Tensor]:
         raise ValueError("a data set needs at least one tensor, got none")
     for name, value in items(collected):
         if not isinstance(value, Tensor):
-            raise TypeError(f"expected tensors, got {type(value).__name__} for {name}; convert it by torch.as_tensor")
+            raise TypeError(
+                f"expected tensors, got {type(value).__name__} for {name}; convert it by torch.as_tensor"
+            )
     return collected
 
 
@@ -37,7 +39,9 @@ def as_constraint(support: constraints.Constraint | int | None) -> constraints.C
     if support is None or isinstance(support, constraints.Constraint):
         return support
     if not isinstance(support, int) or support < 2:
-        raise ValueError(f"expected support to be a constraint or a number of levels of at least 2, got {support!r}")
+        raise ValueError(
+            f"expected support to be a constraint or a number of levels of at least 2, got {support!r}"
+        )
     return constraints.boolean if support == 2 else constraints.integer_interval(0, support - 1)
 
 
@@ -45,7 +49,9 @@ def check_rows(values: Mapping[str | int, Any], name: str) -> None:
     """Raises ValueError unless all tensors among `values` have the same, positive number of rows."""
     shapes = {key: list(value.shape) for key, value in values.items() if isinstance(value, Tensor)}
     if len({tuple(shape[:1]) for shape in shapes.values()}) != 1 or [] in shapes.values():
-        raise ValueError(f"the first dimension counts the data and must be the same for all tensors, got {shapes}")
+        raise ValueError(
+            f"the first dimension counts the data and must be the same for all tensors, got {shapes}"
+        )
     if any(shape[0] == 0 for shape in shapes.values()):
         raise ValueError(f"data set {name!r} has no rows: its shapes are {shapes}")
 
@@ -53,7 +59,9 @@ def check_rows(values: Mapping[str | int, Any], name: str) -> None:
 def check_splits(sizes: tuple[int, int, int] | None, num_rows: int) -> None:
     """Raises ValueError unless the sizes add up to the number of rows."""
     if sizes is not None and (len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != num_rows):
-        raise ValueError(f"expected three split sizes (train, valid, test) adding up to {num_rows} rows, got {sizes}")
+        raise ValueError(
+            f"expected three split sizes (train, valid, test) adding up to {num_rows} rows, got {sizes}"
+        )
 
 
 def check_support(x: Tensor, support: Any, name: str) -> None:
@@ -75,4 +83,6 @@ def _normalise(tensors: Any) -> tuple[Tensor, ...] | dict[str, Tensor]:
         return dict(tensors)
     if isinstance(tensors, Sequence) and not isinstance(tensors, str):
         return tuple(tensors)
-    raise TypeError(f"expected a Tensor, or a tuple or dict of Tensors, got {type(tensors).__name__}")
+    raise TypeError(
+        f"expected a Tensor, or a tuple or dict of Tensors, got {type(tensors).__name__}"
+    )

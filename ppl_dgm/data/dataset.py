@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_dgm.data.checks import as_constraint, check_rows, check_splits, check_support, collect, items
+from ppl_dgm.data.checks import (
+    as_constraint,
+    check_rows,
+    check_splits,
+    check_support,
+    collect,
+    items,
+)
 
 CHUNK_ROWS = 4096
 SPLIT_NAMES = ("train", "valid", "test")
@@ -66,7 +73,10 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", collect(self.tensors))
         object.__setattr__(self, "support", as_constraint(self.support))
-        check_rows({**dict(items(self.tensors)), ".labels": self.labels, ".log_offset": self.log_offset}, self.name)
+        check_rows(
+            {**dict(items(self.tensors)), ".labels": self.labels, ".log_offset": self.log_offset},
+            self.name,
+        )
         check_splits(self.split_sizes, len(self))
         check_support(self.x, self.support, self.name)
 
@@ -136,9 +146,14 @@ class Dataset:
 
     def __repr__(self) -> str:
         parts = [repr(self.name)]
-        parts += [f"{_prefix(name)}{list(value.shape)} {value.dtype}" for name, value in items(self.tensors)]
+        parts += [
+            f"{_prefix(name)}{list(value.shape)} {value.dtype}"
+            for name, value in items(self.tensors)
+        ]
         parts += [f"{self.levels} levels"] if self.levels else []
-        parts += ["train/valid/test " + "/".join(map(str, self.split_sizes))] if self.split_sizes else []
+        parts += (
+            ["train/valid/test " + "/".join(map(str, self.split_sizes))] if self.split_sizes else []
+        )
         return f"Dataset({', '.join(parts)})"
 
     def select(self, rows: slice | Tensor) -> "Dataset":
@@ -152,11 +167,15 @@ class Dataset:
             self,
             tensors=self._map(lambda tensor: tensor[rows]),
             labels=None if self.labels is None else self.labels[rows],
-            log_offset=self.log_offset[rows] if isinstance(self.log_offset, Tensor) else self.log_offset,
+            log_offset=self.log_offset[rows]
+            if isinstance(self.log_offset, Tensor)
+            else self.log_offset,
             split_sizes=None,
         )
 
-    def split(self, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0) -> "Dataset":
+    def split(
+        self, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
+    ) -> "Dataset":
         """The same data shuffled by `seed` and split into training, validation and test rows.
 
         Args:
@@ -171,16 +190,27 @@ class Dataset:
             >>> len(data.train), len(data.valid), len(data.test)
             (6, 2, 2)
         """
-        if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-9):
+        if (
+            len(fractions) != 3
+            or min(fractions) < 0
+            or not math.isclose(sum(fractions), 1.0, abs_tol=1e-9)
+        ):
             raise ValueError(
                 f"expected three non-negative fractions (train, valid, test) that add up to 1, got {fractions}"
             )
         num_train, num_valid = round(fractions[0] * len(self)), round(fractions[1] * len(self))
         num_valid = min(num_valid, len(self) - num_train)
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
-        return replace(self.select(order), split_sizes=(num_train, num_valid, len(self) - num_train - num_valid))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(
+            self.x.device
+        )
+        return replace(
+            self.select(order),
+            split_sizes=(num_train, num_valid, len(self) - num_train - num_valid),
+        )
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dataset":
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Dataset":
         """The same data on another device or, for the floating tensors, in another dtype.
 
         Example:
@@ -189,9 +219,13 @@ class Dataset:
         """
         return replace(
             self,
-            tensors=self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None)),
+            tensors=self._map(
+                lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            ),
             labels=None if self.labels is None else self.labels.to(device),
-            log_offset=self.log_offset.to(device) if isinstance(self.log_offset, Tensor) else self.log_offset,
+            log_offset=self.log_offset.to(device)
+            if isinstance(self.log_offset, Tensor)
+            else self.log_offset,
         )
 
     def labelled(self, name: str = "y") -> "Dataset":
@@ -206,7 +240,9 @@ class Dataset:
             (['x', 'y'], tensor([4, 9]))
         """
         if self.labels is None:
-            raise ValueError(f"data set {self.name!r} has no labels; give them as Dataset(..., labels=...)")
+            raise ValueError(
+                f"data set {self.name!r} has no labels; give them as Dataset(..., labels=...)"
+            )
         return replace(self, tensors={"x": self.x, name: self.labels})
 
     def as_images(self) -> "Dataset":
@@ -264,7 +300,9 @@ class Dataset:
         """
         levels = self._need_levels("dequantise")
         level = self.x if self.x.is_floating_point() else self.x.to(torch.get_default_dtype())
-        highest = torch.nextafter((level + 1) / levels, level.new_zeros(()))  # rounding must not reach the next level
+        highest = torch.nextafter(
+            (level + 1) / levels, level.new_zeros(())
+        )  # rounding must not reach the next level
         x = torch.minimum((level + _uniform_like(level, seed)) / levels, highest)
         offset = self.log_offset - self.num_dims * math.log(levels)
         return self._with_x(x, support=constraints.unit_interval, log_offset=offset)
@@ -295,7 +333,9 @@ class Dataset:
         share = alpha + (1.0 - 2.0 * alpha) * self.x.double()
         log_slope = math.log1p(-2.0 * alpha) - share.log() - (-share).log1p()
         offset = self.log_offset + log_slope.reshape(len(self), -1).sum(-1)
-        return self._with_x(share.logit().to(self.x.dtype), support=constraints.real, log_offset=offset)
+        return self._with_x(
+            share.logit().to(self.x.dtype), support=constraints.real, log_offset=offset
+        )
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Bits per dimension of the original data from log-probabilities of the stored ones.
@@ -328,7 +368,9 @@ class Dataset:
         return tuple(function(value) for value in self.tensors)
 
     def _with_x(self, x: Tensor, **changes: Any) -> "Dataset":
-        return replace(self, tensors=self._map(lambda value: x if value is self.x else value), **changes)
+        return replace(
+            self, tensors=self._map(lambda value: x if value is self.x else value), **changes
+        )
 
     def _need_levels(self, verb: str) -> int:
         if self.levels is None:
@@ -345,7 +387,9 @@ class Dataset:
                 f"data set {self.name!r} has no {name} split; make one with .split((0.8, 0.1, 0.1), seed=0)"
             )
         if self.split_sizes[index] == 0:
-            raise ValueError(f"the {name} split of data set {self.name!r} is empty: its sizes are {self.split_sizes}")
+            raise ValueError(
+                f"the {name} split of data set {self.name!r} is empty: its sizes are {self.split_sizes}"
+            )
         start = sum(self.split_sizes[:index])
         return self.select(slice(start, start + self.split_sizes[index]))
 

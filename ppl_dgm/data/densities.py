@@ -12,7 +12,9 @@ from torch.distributions import Transform, constraints
 from ppl_dgm.data.dataset import Dataset
 
 
-def gaussian_ring(num_modes: int = 8, radius: float = 2.0, scale: float = 0.1) -> TorchDistributionMixin:
+def gaussian_ring(
+    num_modes: int = 8, radius: float = 2.0, scale: float = 0.1
+) -> TorchDistributionMixin:
     """Equal mixture of round Gaussians on a circle.
 
         p(x) = 1/K sum_k N(x; r (cos 2 pi k/K, sin 2 pi k/K), scale^2 I)
@@ -28,7 +30,9 @@ def gaussian_ring(num_modes: int = 8, radius: float = 2.0, scale: float = 0.1) -
     return _gaussian_mixture(radius * torch.stack([angle.cos(), angle.sin()], -1), scale)
 
 
-def gaussian_grid(side: int = 5, spacing: float = 2.0, scale: float = 0.05) -> TorchDistributionMixin:
+def gaussian_grid(
+    side: int = 5, spacing: float = 2.0, scale: float = 0.05
+) -> TorchDistributionMixin:
     """Equal mixture of `side`^2 round Gaussians on a square grid around the origin.
 
         p(x) = 1/K^2 sum_jk N(x; spacing (j - (K - 1)/2, k - (K - 1)/2), scale^2 I)
@@ -65,7 +69,9 @@ def funnel(scale: float = 3.0, num_dims: int = 2) -> TorchDistributionMixin:
         raise ValueError(f"a funnel has at least 2 dimensions, got num_dims={num_dims}")
     scales = torch.ones(num_dims)
     scales[0] = scale
-    return dist.TransformedDistribution(dist.Normal(torch.zeros(num_dims), scales).to_event(1), [FunnelTransform()])
+    return dist.TransformedDistribution(
+        dist.Normal(torch.zeros(num_dims), scales).to_event(1), [FunnelTransform()]
+    )
 
 
 def banana(curvature: float = 0.5, scale: float = 1.5) -> TorchDistributionMixin:
@@ -133,7 +139,9 @@ def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset
         tensor(3.2...)
     """
     if name not in DENSITIES:
-        raise ValueError(f"expected one of the densities {', '.join(sorted(DENSITIES))}, got {name!r}")
+        raise ValueError(
+            f"expected one of the densities {', '.join(sorted(DENSITIES))}, got {name!r}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         x = DENSITIES[name]().sample((num_samples,))

@@ -66,7 +66,9 @@ def _fetch_file(source: Source, name: str, folder: Path, download: bool) -> Path
 
 
 def _download(address: str, sha256: str, path: Path) -> Path:
-    return Path(pooch.retrieve(address, f"sha256:{sha256}", path.name, path.parent, progressbar=True))
+    return Path(
+        pooch.retrieve(address, f"sha256:{sha256}", path.name, path.parent, progressbar=True)
+    )
 
 
 def _first_line(error: Exception) -> str:

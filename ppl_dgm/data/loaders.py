@@ -70,9 +70,13 @@ def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
         torch.Size([1, 8, 8])
     """
     if levels not in (2, 17):
-        raise ValueError(f"the digits come with levels=2 (binary) or levels=17 (grey), got levels={levels}")
+        raise ValueError(
+            f"the digits come with levels=2 (binary) or levels=17 (grey), got levels={levels}"
+        )
     pixels, labels = (np.asarray(array) for array in sklearn_datasets.load_digits(return_X_y=True))
-    order = np.random.RandomState(seed).permutation(len(pixels))  # a stream that is frozen across NumPy versions
+    order = np.random.RandomState(seed).permutation(
+        len(pixels)
+    )  # a stream that is frozen across NumPy versions
     grey = Dataset(
         _as_float(pixels[order]),
         support=17,
@@ -105,7 +109,11 @@ def load_binarized_mnist(folder: str | Path | None = None, download: bool = True
         Traceback (most recent call last):
         FileNotFoundError: the files of binarized_mnist are not in no/such/folder: ...
     """
-    parts = _read_bits(Path(folder)) if folder is not None else _read_amat(fetch(BINARIZED_MNIST, download))
+    parts = (
+        _read_bits(Path(folder))
+        if folder is not None
+        else _read_amat(fetch(BINARIZED_MNIST, download))
+    )
     for name, bits in parts.items():
         _check_bits(name, bits)
     return Dataset(
@@ -146,7 +154,9 @@ def load_mnist(folder: str | Path | None = None, download: bool = True) -> Datas
     labels = np.concatenate([arrays["train-labels"], arrays["t10k-labels"]])
     total = sum(MNIST_SPLIT_SIZES)
     if images.shape != (total, 28, 28) or labels.shape != (total,):
-        raise ValueError(f"expected {total} images of 28 x 28 with labels, got {images.shape} and {labels.shape}")
+        raise ValueError(
+            f"expected {total} images of 28 x 28 with labels, got {images.shape} and {labels.shape}"
+        )
     return Dataset(
         _as_float(images.reshape(len(images), -1)),
         support=256,
@@ -189,8 +199,12 @@ def load_array(path: str | Path, support: constraints.Constraint | int | None = 
     if "train" in arrays and set(arrays) <= set(SPLIT_NAMES):
         return _join_splits(path, arrays, support)
     observed = "x" if "x" in arrays else next(iter(arrays))
-    tensors = {name: _as_float(a) if name == observed else _as_tensor(a) for name, a in arrays.items()}
-    return Dataset(tensors if len(tensors) > 1 else tensors[observed], support=support, name=path.stem)
+    tensors = {
+        name: _as_float(a) if name == observed else _as_tensor(a) for name, a in arrays.items()
+    }
+    return Dataset(
+        tensors if len(tensors) > 1 else tensors[observed], support=support, name=path.stem
+    )
 
 
 def _read_bits(folder: Path) -> dict[str, NDArray[np.uint8]]:
@@ -200,7 +214,11 @@ def _read_bits(folder: Path) -> dict[str, NDArray[np.uint8]]:
     paths = {name: folder / name for name in BINARIZED_MNIST.sha256}
     absent = [name for name, path in paths.items() if not path.is_file()]
     if absent:
-        raise missing(BINARIZED_MNIST, folder, [f"neither binarized_mnist.npz nor {', '.join(absent)} is there"])
+        raise missing(
+            BINARIZED_MNIST,
+            folder,
+            [f"neither binarized_mnist.npz nor {', '.join(absent)} is there"],
+        )
     return _read_amat(paths)
 
 
@@ -212,7 +230,9 @@ def _read_characters(path: Path) -> NDArray[np.uint8]:
     characters = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     bits = characters[(characters == ord("0")) | (characters == ord("1"))] - np.uint8(ord("0"))
     if bits.size % 784:
-        raise ValueError(f"{path} is damaged: it holds {bits.size} pixels, which is no multiple of 784")
+        raise ValueError(
+            f"{path} is damaged: it holds {bits.size} pixels, which is no multiple of 784"
+        )
     return bits.reshape(-1, 784)
 
 
@@ -226,7 +246,9 @@ def _check_bits(name: str, bits: NDArray[np.uint8]) -> None:
 
 
 def _three(parts: dict[str, NDArray]) -> tuple[int, int, int]:
-    num_train, num_valid, num_test = (len(parts[name]) if name in parts else 0 for name in SPLIT_NAMES)
+    num_train, num_valid, num_test = (
+        len(parts[name]) if name in parts else 0 for name in SPLIT_NAMES
+    )
     return num_train, num_valid, num_test
 
 
@@ -247,7 +269,9 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist())
     if len(content) - start != np.prod(shape):
-        raise ValueError(f"{path} is damaged: {len(content) - start} bytes of values for shape {shape}")
+        raise ValueError(
+            f"{path} is damaged: {len(content) - start} bytes of values for shape {shape}"
+        )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -255,7 +279,9 @@ def _open_numpy(path: Path) -> dict[str, NDArray]:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            return dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+            return (
+                dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+            )
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a file of plain arrays: {error}") from error
 
@@ -288,11 +314,20 @@ def _check_numbers(path: Path, name: str, array: NDArray) -> None:
         )
 
 
-def _join_splits(path: Path, arrays: dict[str, NDArray], support: constraints.Constraint | int | None) -> Dataset:
+def _join_splits(
+    path: Path, arrays: dict[str, NDArray], support: constraints.Constraint | int | None
+) -> Dataset:
     ordered = [arrays[name] for name in SPLIT_NAMES if name in arrays]
     if len({array.shape[1:] for array in ordered}) > 1:
-        raise ValueError(f"the splits in {path} must have equal event shapes, got {[a.shape for a in ordered]}")
-    return Dataset(_as_float(np.concatenate(ordered)), support=support, split_sizes=_three(arrays), name=path.stem)
+        raise ValueError(
+            f"the splits in {path} must have equal event shapes, got {[a.shape for a in ordered]}"
+        )
+    return Dataset(
+        _as_float(np.concatenate(ordered)),
+        support=support,
+        split_sizes=_three(arrays),
+        name=path.stem,
+    )
 
 
 def _as_float(array: NDArray) -> Tensor:

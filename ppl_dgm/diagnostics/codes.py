@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program import Bound, Program, undisturbed
-from ppl_dgm.weights import MEMORY, WeightSummary, chunk_plan, seeded
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,12 @@ class CodeLength:
 
 
 def code_length(
-    program: Program, *args: Any, num_particles: int = 100, seed: int = 0, memory: int = MEMORY, **kwargs: Any
+    program: Program,
+    *args: Any,
+    num_particles: int = 100,
+    seed: int = 0,
+    memory: int = MEMORY,
+    **kwargs: Any,
 ) -> CodeLength:
     r"""Divide the ELBO of each datum into the parts of a two-part code.
 
@@ -89,7 +96,9 @@ def code_length(
         True
     """
     if num_particles < 2:
-        raise ValueError(f"num_particles is {num_particles}; expected at least 2, for a standard error")
+        raise ValueError(
+            f"num_particles is {num_particles}; expected at least 2, for a standard error"
+        )
     bound = program.bind(*args, **kwargs)
     with undisturbed(program), seeded(seed, bound.device):
         plan = chunk_plan(bound, num_particles, memory, lambda part: lengths(part, 1))
@@ -103,7 +112,9 @@ def lengths(bound: Bound, num_particles: int) -> Tensor:
     joint = bound.log_joint(draw.values)
     shape = (num_particles, *joint.likelihood.shape[1:])
     parts = (joint.prior, joint.likelihood, draw.log_prob)
-    return torch.stack([-torch.as_tensor(part).to(joint.likelihood).expand(shape).double() for part in parts])
+    return torch.stack(
+        [-torch.as_tensor(part).to(joint.likelihood).expand(shape).double() for part in parts]
+    )
 
 
 def mean_lengths(bound: Bound, num_particles: int, size: int) -> Tensor:
@@ -113,4 +124,6 @@ def mean_lengths(bound: Bound, num_particles: int, size: int) -> Tensor:
         chunk = lengths(bound, min(size, num_particles - done))
         summary.add(chunk[0] + chunk[1] - chunk[2])
         sums.append(chunk.sum(1))
-    return torch.cat([torch.stack(sums).sum(0) / num_particles, summary.mean_std_error.unsqueeze(0)])
+    return torch.cat(
+        [torch.stack(sums).sum(0) / num_particles, summary.mean_std_error.unsqueeze(0)]
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program import Bound, Latent, Program, undisturbed
-from ppl_dgm.weights import seeded
+from ppl_dgm.program.seeding import seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +39,23 @@ class LatentUse:
     @property
     def collapsed(self) -> tuple[str, ...]:
         """Names of the dimensions whose posterior is the same for all data."""
-        return tuple(name for name, active in zip(self.names, self.active.tolist(), strict=True) if not active)
+        return tuple(
+            name
+            for name, active in zip(self.names, self.active.tolist(), strict=True)
+            if not active
+        )
 
     def __repr__(self) -> str:
         return f"LatentUse({self.num_active} of {len(self.names)} active at {self.threshold})"
 
 
 def latent_use(
-    program: Program, *args: Any, num_particles: int = 100, threshold: float = 0.01, seed: int = 0, **kwargs: Any
+    program: Program,
+    *args: Any,
+    num_particles: int = 100,
+    threshold: float = 0.01,
+    seed: int = 0,
+    **kwargs: Any,
 ) -> LatentUse:
     r"""Find the active units of a program: latent dimensions whose posterior mean moves with the data.
 
@@ -79,7 +88,9 @@ def latent_use(
         ('z[1]',)
     """
     if num_particles < 2:
-        raise ValueError(f"num_particles is {num_particles}; expected at least 2, to tell signal from noise")
+        raise ValueError(
+            f"num_particles is {num_particles}; expected at least 2, to tell signal from noise"
+        )
     bound = program.bind(*args, **kwargs)
     latents = check_latents(bound)
     with undisturbed(program), seeded(seed, bound.device):
@@ -93,7 +104,9 @@ def latent_use(
 
 def check_latents(bound: Bound) -> list[Latent]:
     """The latents of each datum, drawn by a guide."""
-    latents = [latent for latent in bound.structure.model_latents if latent.local and latent.batch_dim]
+    latents = [
+        latent for latent in bound.structure.model_latents if latent.local and latent.batch_dim
+    ]
     if not latents or not bound.structure.has_guide:
         raise ValueError(
             "the use of latents is judged by a guide's posterior for each datum, but the program has no "
@@ -101,7 +114,9 @@ def check_latents(bound: Bound) -> list[Latent]:
             + "; for latents shared by all data look at the posterior itself"
         )
     if (bound.num_data or 1) < 2:
-        raise ValueError("one datum cannot show whether a latent varies between data; pass at least 2")
+        raise ValueError(
+            "one datum cannot show whether a latent varies between data; pass at least 2"
+        )
     return latents
 
 

@@ -39,12 +39,12 @@ from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
 from ppl_dgm.evidence.bdmc import BDMC, Sandwich
 from ppl_dgm.evidence.bounds import CUBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
+from ppl_dgm.evidence.check_moves import check_moves
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.grid import GridSampling
 from ppl_dgm.evidence.harmonic import HarmonicMean, LearnedHarmonicMean
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
-from ppl_dgm.evidence.moves import check_moves
 from ppl_dgm.evidence.nested import NestedSampling
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC

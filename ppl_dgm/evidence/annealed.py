@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
-from ppl_dgm.evidence.paths import (
+from ppl_dgm.program import Bound
+from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
+from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
+from ppl_dgm.sampling.kernels import HMC, Kernel
+from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.smc.annealing import Annealing, Walk
+from ppl_dgm.sampling.smc.paths import (
     Path,
     Start,
     check_start,
@@ -19,114 +25,14 @@ from ppl_dgm.evidence.paths import (
     linear_temperatures,
     sigmoid_temperatures,
 )
-from ppl_dgm.evidence.smc import acceptance_alarm, check_at_least, join, mean_exp_std_error
-from ppl_dgm.evidence.tempering import Plan, Tempering
-from ppl_dgm.kernels import HMC, Kernel, State, power
-from ppl_dgm.program import Bound
-from ppl_dgm.resampling import effective_size
-from ppl_dgm.weights import MEMORY, log_mean_exp, pareto_k
+from ppl_dgm.sampling.smc.population import Plan, Tempering
+from ppl_dgm.sampling.smc.resampling import effective_size
+from ppl_dgm.validation import check_at_least
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
 SCHEDULES = ("adaptive", "sigmoid", "linear")
 CHAINS_FOR_TAIL = 100
 LOW_ESS = 0.1
-
-
-class Walk(NamedTuple):
-    """Chains on their way along a path.
-
-    `log_weights` are `[chains, *batch]`, `acceptance` sums over the moves for each chain and datum, both float64;
-    `by_temperature` and `overlap` are `[temperatures]`, means over chains and data.
-    """
-
-    step: int
-    state: State
-    log_weights: Tensor
-    acceptance: Tensor
-    by_temperature: Tensor
-    overlap: Tensor
-
-
-@dataclass(frozen=True)
-class Annealing:
-    r"""Chains along a fixed sequence of temperatures, either way.
-
-    Forwards, $\log w = \sum_t (\beta_t - \beta_{t-1})\,[\log f_1 - \log f_0](y_{t-1})$ with $y_t \sim K_t(\cdot \mid
-    y_{t-1})$; backwards the negative of that, with the same transitions in the opposite order. The temperatures, step
-    sizes and scales are fixed beforehand, so that $\mathbb{E}\, w = Z$ forwards from $f_0$ and $\mathbb{E}\, w = 1/Z$
-    backwards from the posterior, for any number of temperatures.
-
-    Args:
-        path: the path of densities.
-        kernel: transitions.
-        plan: step sizes and scales along the path.
-        beta: inverse temperatures, `[T + 1]` or `[T + 1, *batch]`, from 0 to 1.
-    """
-
-    path: Path
-    kernel: Kernel
-    plan: Plan
-    beta: Tensor
-
-    def forwards(self, checkpoint: Checkpoint, name: str, num_chains: int) -> Walk:
-        """Anneal chains from fresh draws at the start of the path."""
-        return self._run(checkpoint, name, self.path.draw(num_chains), self.beta)
-
-    def backwards(self, checkpoint: Checkpoint, name: str, point: Tensor) -> Walk:
-        """Anneal chains from points `[chains, *batch, dim]` of the posterior to the start of the path."""
-        return self._run(checkpoint, name, point, self.beta.flip(0))
-
-    def _run(self, checkpoint: Checkpoint, name: str, point: Tensor, beta: Tensor) -> Walk:
-        last = len(beta) - 1
-        start = self.begin(point, last)
-        return checkpoint.loop(name, start, lambda walk: self.advance(walk, beta), lambda walk: walk.step == last)
-
-    def begin(self, point: Tensor, num_temperatures: int) -> Walk:
-        """Chains at their first points, with weights of one."""
-        state = self.path.target.evaluate(point, self.kernel.uses_gradient)
-        zero = torch.zeros_like(state.base, dtype=torch.float64)
-        return Walk(0, state, zero, zero, zero.new_ones(num_temperatures), zero.new_ones(num_temperatures))
-
-    def advance(self, walk: Walk, beta: Tensor) -> Walk:
-        """One temperature further: weight, then move (not at the end, where no weight depends on it)."""
-        step = walk.step
-        if step + 2 == len(beta):
-            increments, walk.overlap[step] = reweigh(walk.state, beta[step], beta[step + 1])
-            return walk._replace(step=step + 1, log_weights=walk.log_weights + increments)
-        now = walk.state, walk.log_weights, walk.acceptance
-        given = self.kernel, self.plan, *now, beta[step], beta[step + 1]
-        moved = self.path.run(temperature, *given, step=step, last=len(beta) - 2)
-        state, log_weights, acceptance, walk.overlap[step], walk.by_temperature[step + 1] = moved
-        return walk._replace(step=step + 1, state=state, log_weights=log_weights, acceptance=acceptance)
-
-
-def temperature(
-    path: Path,
-    kernel: Kernel,
-    plan: Plan,
-    state: State,
-    log_weights: Tensor,
-    acceptance: Tensor,
-    beta: Tensor,
-    new_beta: Tensor,
-) -> tuple[State, Tensor, Tensor, Tensor, Tensor]:
-    """Weight and move: new states, weights and sums of acceptances, and the means of overlap and acceptance."""
-    increments, overlap = reweigh(state, beta, new_beta)
-    step_size, scale = (part.to(state.point.dtype) for part in plan.at(new_beta))
-    move = kernel.move(path.target, state, new_beta.to(state.point.dtype), step_size, scale)
-    accepted = move.acceptance.double()
-    return move.state, log_weights + increments + move.correction, acceptance + accepted, overlap, accepted.mean()
-
-
-def reweigh(state: State, beta: Tensor, new_beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Increments of the log weights `[chains, *batch]` and their evenness `[]`, from one temperature to the next."""
-    increments = power(state.tilt.double(), new_beta - beta)
-    return increments, evenness(increments)
-
-
-def evenness(increments: Tensor) -> Tensor:
-    """Effective share of chains `[chains, *batch]` after one increment of their weights, averaged over the data."""
-    return (effective_size(increments) / len(increments)).mean()
 
 
 @dataclass(frozen=True)
@@ -151,7 +57,7 @@ class AIS(Estimator):
         num_chains: independent chains for each datum.
         start: `"prior"` or `"guide"`; a good guide shortens the path.
         schedule: `"adaptive"` (each datum its own), `"sigmoid"` or `"linear"`.
-        kernel: how chains move: HMC, MALA, RandomWalk or ULA of `ppl_dgm.kernels`.
+        kernel: how chains move: HMC, MALA, RandomWalk or ULA of `ppl_dgm.sampling.kernels`.
         num_pilots: particles of the pilot.
         memory: bytes that one evaluation may allocate.
         compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
@@ -183,7 +89,12 @@ class AIS(Estimator):
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("num_temperatures", 1), ("num_chains", 2), ("num_pilots", 8), ("memory", 1)):
+        for name, least in (
+            ("num_temperatures", 1),
+            ("num_chains", 2),
+            ("num_pilots", 8),
+            ("memory", 1),
+        ):
             check_at_least(name, getattr(self, name), least)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; expected one of {SCHEDULES}")
@@ -200,13 +111,17 @@ class AIS(Estimator):
         checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
         walks = []
         rows = max(self.num_chains, self.num_pilots)
-        for first, path in divide(bound, self.start, rows, self.memory, self.kernel, switch_of(self)):
+        for first, path in divide(
+            bound, self.start, rows, self.memory, self.kernel, switch_of(self)
+        ):
             annealing = self.annealing(path, checkpoint, f"pilot from {first}")
             walks.append(annealing.forwards(checkpoint, f"chains from {first}", self.num_chains))
         log_weights = join([walk.log_weights for walk in walks], True)
         diagnostics = weight_diagnostics(log_weights) | move_diagnostics(walks)
         warnings = clipping_alarm(bound, self.start) + chain_alarms(diagnostics, self.num_chains)
-        return Estimate(log_mean_exp(log_weights), mean_exp_std_error(log_weights), diagnostics, warnings)
+        return Estimate(
+            log_mean_exp(log_weights), mean_exp_std_error(log_weights), diagnostics, warnings
+        )
 
     def annealing(self, path: Path, checkpoint: Checkpoint, name: str) -> Annealing:
         """Temperatures, step sizes and scales for one part of the data, learnt by a pilot population."""
@@ -221,8 +136,14 @@ class AIS(Estimator):
 
 def weight_diagnostics(log_weights: Tensor) -> dict[str, Any]:
     """What the chains' log weights `[chains, *batch]` tell."""
-    found = {"num_chains": len(log_weights), "ess": effective_size(log_weights), "log_weight_std": log_weights.std(0)}
-    return found | ({"pareto_k": pareto_k(log_weights)} if len(log_weights) >= CHAINS_FOR_TAIL else {})
+    found = {
+        "num_chains": len(log_weights),
+        "ess": effective_size(log_weights),
+        "log_weight_std": log_weights.std(0),
+    }
+    return found | (
+        {"pareto_k": pareto_k(log_weights)} if len(log_weights) >= CHAINS_FOR_TAIL else {}
+    )
 
 
 def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
@@ -232,14 +153,19 @@ def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
     shares = torch.tensor(counts, dtype=torch.float64, device=walks[0].overlap.device) / sum(counts)
     return {
         "acceptance": join([(walk.acceptance / moves).mean(0) for walk in walks]),
-        "acceptance_by_temperature": torch.stack([walk.by_temperature for walk in walks], -1) @ shares,
+        "acceptance_by_temperature": torch.stack([walk.by_temperature for walk in walks], -1)
+        @ shares,
         "overlap_by_temperature": torch.stack([walk.overlap for walk in walks], -1) @ shares,
     }
 
 
 def chain_alarms(diagnostics: dict[str, Any], num_chains: int) -> tuple[str, ...]:
     """Warnings where moves fail or few chains carry all the weight."""
-    found = acceptance_alarm(diagnostics["acceptance"]) if len(diagnostics["overlap_by_temperature"]) > 1 else ()
+    found = (
+        acceptance_alarm(diagnostics["acceptance"])
+        if len(diagnostics["overlap_by_temperature"]) > 1
+        else ()
+    )
     uneven = (diagnostics["ess"] < max(2.0, LOW_ESS * num_chains)).double().mean().item()
     if uneven > LOW_ESS / 2:
         where = "" if diagnostics["ess"].dim() == 0 else f" for {100 * uneven:.2g} % of the data"

@@ -15,12 +15,10 @@ from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.program import Bound, Program, select_data
-from ppl_dgm.weights import MEMORY
+from ppl_dgm.sampling.memory import MEMORY
 
 BUDGET = 2_000_000
-SMC_COST = (
-    1500  # densities for each particle: about 25 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3
-)
+SMC_COST = 1500  # densities for each particle: about 25 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3
 SMC_GROUPS = 4
 BRIDGE_COST = 4000  # densities for each chain
 AGREE = 3.0  # standard errors between two estimates that agree
@@ -30,7 +28,12 @@ TOLERANCE = 0.005  # nats that are no disagreement
 
 
 def auto(
-    program: Program, *args: Any, seed: int | None = 0, budget: int = BUDGET, memory: int = MEMORY, **kwargs: Any
+    program: Program,
+    *args: Any,
+    seed: int | None = 0,
+    budget: int = BUDGET,
+    memory: int = MEMORY,
+    **kwargs: Any,
 ) -> Evidence:
     """Estimate the evidence of any program, by two independent kinds of estimator that must agree.
 
@@ -85,7 +88,9 @@ def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | N
         return None
 
 
-def cross_checked(program: Program, bound: Bound, seed: int | None, budget: int, memory: int) -> Evidence:
+def cross_checked(
+    program: Program, bound: Bound, seed: int | None, budget: int, memory: int
+) -> Evidence:
     """The first kind of estimator on all data, the second on as many as the budget allows, and their verdict."""
     first, second, third = kinds(bound, budget, memory)
     data = checked_data(bound, second, budget)
@@ -108,14 +113,30 @@ def kinds(bound: Bound, budget: int, memory: int) -> tuple[Estimator, Estimator,
     if any(latent.discrete for latent in structure.model_latents):
         return ImportanceSampling(particles, memory), PriorSampling(2 * particles, memory), None
     smc = SMC(
-        num_particles=max(32, min(2 * share // (SMC_COST * SMC_GROUPS), 1000)), num_groups=SMC_GROUPS, memory=memory
+        num_particles=max(32, min(2 * share // (SMC_COST * SMC_GROUPS), 1000)),
+        num_groups=SMC_GROUPS,
+        memory=memory,
     )
     if structure.per_datum:
-        return (ImportanceSampling(particles, memory) if structure.has_guide else Laplace(memory=memory)), smc, None
+        return (
+            (
+                ImportanceSampling(particles, memory)
+                if structure.has_guide
+                else Laplace(memory=memory)
+            ),
+            smc,
+            None,
+        )
     first = (
-        ImportanceSampling(particles, memory) if structure.has_guide else Laplace(NUM_STARTS, num_particles=particles)
+        ImportanceSampling(particles, memory)
+        if structure.has_guide
+        else Laplace(NUM_STARTS, num_particles=particles)
     )
-    return first, BridgeSampling(num_chains=max(16, min(share // BRIDGE_COST, 64)), memory=memory), smc
+    return (
+        first,
+        BridgeSampling(num_chains=max(16, min(share // BRIDGE_COST, 64)), memory=memory),
+        smc,
+    )
 
 
 def checked_data(bound: Bound, check: Estimator, budget: int) -> Tensor | None:
@@ -145,19 +166,25 @@ def compare_two(first: Evidence, second: Evidence) -> Agreement:
     total, total_error = float(difference.sum()), float(error.square().sum().sqrt())
     slack = TOLERANCE * difference.numel()
     apart = (difference.abs() > 5 * error + TOLERANCE).double().mean()
-    return Agreement(total, total_error, abs(total) <= AGREE * total_error + slack and float(apart) <= 0.05)
+    return Agreement(
+        total, total_error, abs(total) <= AGREE * total_error + slack and float(apart) <= 0.05
+    )
 
 
 def choose(found: Sequence[Evidence]) -> Evidence:
     """The most precise estimate without alarm that another one agrees with, telling which."""
-    ranked = sorted(found, key=lambda e: (not e.reliable, bool(e.log_z.isnan().any()), float(e.total_std_error)))
+    ranked = sorted(
+        found, key=lambda e: (not e.reliable, bool(e.log_z.isnan().any()), float(e.total_std_error))
+    )
     for estimate in ranked:
         partners = [e for e in found if e is not estimate and compare_two(estimate, e).agrees]
         partners = [e for e in partners if bool(torch.isfinite(e.log_z).all())]
         if partners and bool(torch.isfinite(estimate.log_z).all()):
             names = " and ".join(partner.estimator for partner in partners)
             return described(estimate, found, f"{estimate.estimator} agrees with {names}")
-    others = ", ".join(f"{e.estimator} {float(e.total):.3f} +- {float(e.total_std_error):.2g}" for e in found)
+    others = ", ".join(
+        f"{e.estimator} {float(e.total):.3f} +- {float(e.total_std_error):.2g}" for e in found
+    )
     best = described(ranked[0], found, f"{ranked[0].estimator}, cross-check failed")
     return replace(best, warnings=(*best.warnings, f"the estimators disagree: {others} nats"))
 
@@ -176,7 +203,11 @@ def check_part(main: Evidence, check: Evidence, data: Tensor) -> Evidence:
     verdict = compare_two(part, check)
     diagnostics = {**main.diagnostics, "checked": data, "estimates": {check.estimator: check.log_z}}
     text = f"{main.estimator}, {len(data)} data checked by {check.estimator}"
-    found = replace(main, estimator=text, diagnostics={**diagnostics, "std_errors": {check.estimator: check.std_error}})
+    found = replace(
+        main,
+        estimator=text,
+        diagnostics={**diagnostics, "std_errors": {check.estimator: check.std_error}},
+    )
     if verdict.agrees:
         return found
     warning = (

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program import Bound, Program, evaluating, require_program
-from ppl_dgm.weights import seeded, tail_warnings
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.convergence import tail_warnings
 
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
 
@@ -77,8 +78,15 @@ class Evidence:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Normal confidence interval of `log_z` at a level between 0 and 1."""
         if not 0 < level < 1:
-            raise ValueError(f"level is {level}; expected a probability strictly between 0 and 1, e.g. 0.95")
-        half = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.5 + level / 2)).double().to(self.log_z.device)
+            raise ValueError(
+                f"level is {level}; expected a probability strictly between 0 and 1, e.g. 0.95"
+            )
+        half = (
+            torch.distributions.Normal(0.0, 1.0)
+            .icdf(torch.tensor(0.5 + level / 2))
+            .double()
+            .to(self.log_z.device)
+        )
         return self.log_z - half * self.std_error, self.log_z + half * self.std_error
 
     def __repr__(self) -> str:
@@ -116,7 +124,9 @@ class Estimator(ABC):
         """Name in tables."""
         return type(self).__name__
 
-    def __call__(self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any) -> Evidence:
+    def __call__(
+        self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
+    ) -> Evidence:
         """Estimate the evidence of a program at its data.
 
         Args:
@@ -183,7 +193,10 @@ def check_prior_scale(bound: Bound) -> None:
     layout = bound.structure.layout(False)
     with seeded(0, bound.device):
         sites = bound.model_trace().nodes
-    scales = {latent.name: layout.relative_scale(sites[latent.name]) for latent in bound.structure.model_latents}
+    scales = {
+        latent.name: layout.relative_scale(sites[latent.name])
+        for latent in bound.structure.model_latents
+    }
     scaled = [name for name, scale in scales.items() if bool((torch.as_tensor(scale) != 1).any())]
     if scaled:
         raise ValueError(
@@ -197,6 +210,8 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
     """Warnings that follow from the standard diagnostics."""
     found = []
     if not bool(torch.isfinite(estimate.log_z).all()):
-        found.append("log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)")
+        found.append(
+            "log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)"
+        )
     k = estimate.diagnostics.get("pareto_k")
     return tuple(found) + (tail_warnings(k) if k is not None else ())

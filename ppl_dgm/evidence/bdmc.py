@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ppl_dgm.evidence.annealed import AIS, Annealing
+from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence, evaluating
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
-from ppl_dgm.evidence.filters import ParticleFilter
-from ppl_dgm.evidence.paths import divide
-from ppl_dgm.evidence.smc import check_at_least, join, mean_exp_std_error
 from ppl_dgm.program import Bound, Program, draw_sites
-from ppl_dgm.program.bound import Values
-from ppl_dgm.resampling import effective_size
-from ppl_dgm.weights import log_mean_exp, seeded
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.convergence import mean_exp_std_error
+from ppl_dgm.sampling.importance import log_mean_exp
+from ppl_dgm.sampling.memory import join
+from ppl_dgm.sampling.smc.annealing import Annealing
+from ppl_dgm.sampling.smc.particle_filter import ParticleFilter
+from ppl_dgm.sampling.smc.paths import divide
+from ppl_dgm.sampling.smc.resampling import effective_size
+from ppl_dgm.validation import check_at_least
 
 WIDE_GAP = 1.0  # nats per datum
 
@@ -90,12 +94,14 @@ class Sandwich(Evidence):
         spread, simulated = weight_spread(real), weight_spread(self.lower)
         compared = f"({spread:.3g} nats against {simulated:.3g} on simulated data)"
         if spread > 1.5 * simulated + 0.05:
-            verdict = (
-                f"Log weights spread more on the real data {compared}: use more temperatures, its error may exceed it."
-            )
+            verdict = f"Log weights spread more on the real data {compared}: use more temperatures, its error may exceed it."
         else:
             verdict = f"Log weights spread alike on the real data {compared}: the gap measures its error too."
-        wide = " The gap is wide: differences of a nat mean nothing yet." if self.mean_gap > WIDE_GAP else ""
+        wide = (
+            " The gap is wide: differences of a nat mean nothing yet."
+            if self.mean_gap > WIDE_GAP
+            else ""
+        )
         return f"On data simulated from the program the bounds are {gap} apart. {verdict}{wide}"
 
 
@@ -103,7 +109,9 @@ def weight_spread(evidence: Evidence) -> float:
     """Typical spread of the log weights (or the groups' log Z) behind an evidence, in nats."""
     found = evidence.diagnostics.get("log_weight_std", evidence.diagnostics.get("group_std"))
     if found is None:
-        raise ValueError(f"{evidence.estimator} has no log weights of chains; pass the evidence that AIS or SMC gave")
+        raise ValueError(
+            f"{evidence.estimator} has no log weights of chains; pass the evidence that AIS or SMC gave"
+        )
     return float(found.median())
 
 
@@ -161,7 +169,9 @@ class BDMC:
                 "HMC, MALA or RandomWalk"
             )
 
-    def __call__(self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any) -> Sandwich:
+    def __call__(
+        self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
+    ) -> Sandwich:
         """Bound log Z of data simulated from the program, as many as the given data and with their covariates.
 
         Args:
@@ -183,14 +193,22 @@ class BDMC:
         below = self._evidence(bound, lower, "lower", seconds)
         return Sandwich.between(below, self._evidence(bound, upper, "upper", seconds))
 
-    def _evidence(self, bound: Bound, estimate: Estimate, kind: BoundKind, seconds: float) -> Evidence:
-        return replace(self.method._evidence(bound, estimate, seconds), bound=kind, estimator=f"BDMC {kind}")
+    def _evidence(
+        self, bound: Bound, estimate: Estimate, kind: BoundKind, seconds: float
+    ) -> Evidence:
+        return replace(
+            self.method._evidence(bound, estimate, seconds), bound=kind, estimator=f"BDMC {kind}"
+        )
 
     def _bounds(self, bound: Bound, values: Values) -> tuple[Estimate, Estimate]:
         method, ways = self.method, []
-        checkpoint = Checkpoint(method.checkpoint, f"{self.num_particles} {fingerprint(method, bound)}", bound.device)
+        checkpoint = Checkpoint(
+            method.checkpoint, f"{self.num_particles} {fingerprint(method, bound)}", bound.device
+        )
         rows = max(method.num_chains * self.num_particles, method.num_pilots)
-        for first, path in divide(bound, method.start, rows, method.memory, method.kernel, switch_of(method)):
+        for first, path in divide(
+            bound, method.start, rows, method.memory, method.kernel, switch_of(method)
+        ):
             point = path.space.unconstrain(values)
             point = point[:, first : first + path.space.batch[0]] if path.space.batch else point
             posterior = point.expand(method.num_chains, *point.shape[1:]).contiguous()
@@ -198,16 +216,22 @@ class BDMC:
             run = self._anneal if self.num_particles == 1 else self._filter
             ways.append(run(annealing, checkpoint, f" from {first}", posterior))
         acceptance = {"acceptance": join([way.acceptance for way in ways])}
-        lower, upper = (join([getattr(way, name) for way in ways], True) for name in ("forwards", "backwards"))
+        lower, upper = (
+            join([getattr(way, name) for way in ways], True) for name in ("forwards", "backwards")
+        )
         return bound_estimate(lower, 1.0, acceptance), bound_estimate(upper, -1.0, acceptance)
 
-    def _anneal(self, annealing: Annealing, checkpoint: Checkpoint, name: str, posterior: Tensor) -> BothWays:
+    def _anneal(
+        self, annealing: Annealing, checkpoint: Checkpoint, name: str, posterior: Tensor
+    ) -> BothWays:
         forwards = annealing.forwards(checkpoint, "forwards" + name, self.method.num_chains)
         backwards = annealing.backwards(checkpoint, "backwards" + name, posterior)
         acceptance = forwards.acceptance.mean(0) / max(len(annealing.beta) - 2, 1)
         return BothWays(forwards.log_weights, -backwards.log_weights, acceptance)
 
-    def _filter(self, annealing: Annealing, checkpoint: Checkpoint, name: str, posterior: Tensor) -> BothWays:
+    def _filter(
+        self, annealing: Annealing, checkpoint: Checkpoint, name: str, posterior: Tensor
+    ) -> BothWays:
         particles = ParticleFilter(annealing, self.num_particles, self.method.num_chains)
         trajectory = particles.trajectory(checkpoint, "trajectory" + name, posterior)
         forwards = particles.run(checkpoint, "forwards" + name)
@@ -236,11 +260,19 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
         )
     draws = draw_sites(bound.model, structure, 1, bound.args, bound.kwargs)
     observed = {name: bound.model_trace().nodes[name]["value"] for name in structure.observed}
-    leaves = [leaf for leaf in tree_leaves((bound.args, dict(bound.kwargs))) if isinstance(leaf, Tensor)]
-    simulated = {id(find_argument(name, value, leaves)): draws[name][0] for name, value in observed.items()}
+    leaves = [
+        leaf for leaf in tree_leaves((bound.args, dict(bound.kwargs))) if isinstance(leaf, Tensor)
+    ]
+    simulated = {
+        id(find_argument(name, value, leaves)): draws[name][0] for name, value in observed.items()
+    }
 
     def exchange(leaf: Any) -> Any:
-        return simulated[id(leaf)].reshape(leaf.shape).to(leaf.dtype) if id(leaf) in simulated else leaf
+        return (
+            simulated[id(leaf)].reshape(leaf.shape).to(leaf.dtype)
+            if id(leaf) in simulated
+            else leaf
+        )
 
     args, kwargs = tree_map(exchange, (bound.args, dict(bound.kwargs)))
     return draws, args, kwargs
@@ -248,7 +280,11 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
 
 def find_argument(name: str, value: Tensor, leaves: list[Tensor]) -> Tensor:
     """The argument that a site observes."""
-    equal = [leaf for leaf in leaves if leaf.numel() == value.numel() and torch.equal(leaf.flatten(), value.flatten())]
+    equal = [
+        leaf
+        for leaf in leaves
+        if leaf.numel() == value.numel() and torch.equal(leaf.flatten(), value.flatten())
+    ]
     for leaf in [*(leaf for leaf in leaves if leaf is value), *equal]:
         return leaf
     raise ValueError(

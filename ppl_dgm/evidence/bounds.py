@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
-from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.program import Bound
-from ppl_dgm.weights import MEMORY, Proposal, log_mean_exp, pareto_k, weight_chunks
+from ppl_dgm.sampling.importance import Proposal, log_mean_exp, pareto_k, weight_chunks
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.validation import check_choice, check_least
 
 PROPOSALS = ("guide", "prior")
 CERTAIN_TERMS = 80  # where SUMO's stopping changes from 1 / k to geometric
@@ -19,7 +20,9 @@ DECAY = 0.9
 LARGEST_K = 0.7
 
 
-def all_weights(bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode) -> Tensor:
+def all_weights(
+    bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode
+) -> Tensor:
     """Log weights `[num_particles, data]` or `[num_particles]`, float64, drawn in bounded memory."""
     rows: dict[int, list[Tensor]] = {}
     for chunk in weight_chunks(bound, num_particles, proposal, memory, compile):
@@ -95,16 +98,24 @@ class CUBO(WeightEstimator):
         super().__post_init__()
         check_least(self, num_particles=4)
         if self.order < 1:
-            raise ValueError(f"order is {self.order}; expected at least 1 (2 is usual), for an upper bound")
+            raise ValueError(
+                f"order is {self.order}; expected at least 1 (2 is usual), for an upper bound"
+            )
 
     def estimate(self, bound: Bound) -> Estimate:
         powers = self.order * self.weights(bound, self.num_particles)
         half = len(powers) // 2
         first, second = powers[:half], powers[half:]
         upper = (tangent(first, second) + tangent(second, first)) / (2 * self.order)
-        error = torch.hypot(tangent_error(first, second), tangent_error(second, first)) / (2 * self.order)
+        error = torch.hypot(tangent_error(first, second), tangent_error(second, first)) / (
+            2 * self.order
+        )
         k = pareto_k(powers)
-        diagnostics = {"pareto_k": k, "cubo": log_mean_exp(powers) / self.order, "num_particles": self.num_particles}
+        diagnostics = {
+            "pareto_k": k,
+            "cubo": log_mean_exp(powers) / self.order,
+            "num_particles": self.num_particles,
+        }
         return Estimate(upper, error, diagnostics, narrow_guide(k))
 
 
@@ -123,7 +134,9 @@ def narrow_guide(k: Tensor) -> tuple[str, ...]:
     """Warn where powers of the weights have no finite mean."""
     if not bool((k > LARGEST_K).any()):
         return ()
-    return ("the guide is narrower than the posterior: the upper bound is infinite, and its estimate means nothing",)
+    return (
+        "the guide is narrower than the posterior: the upper bound is infinite, and its estimate means nothing",
+    )
 
 
 @dataclass(frozen=True)
@@ -190,9 +203,13 @@ def jackknife(log_weights: Tensor, order: int) -> Tensor:
     if order == 2:
         levels.append(leave_two_out(log_weights))
     shares = [
-        (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j)) for j in range(order + 1)
+        (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j))
+        for j in range(order + 1)
     ]
-    return sum((share * level for share, level in zip(shares, levels, strict=True)), torch.zeros_like(levels[0]))
+    return sum(
+        (share * level for share, level in zip(shares, levels, strict=True)),
+        torch.zeros_like(levels[0]),
+    )
 
 
 def leave_one_out(log_weights: Tensor) -> Tensor:
@@ -255,7 +272,11 @@ class SUMO(WeightEstimator):
         stops = stopping_times(torch.rand(shape, dtype=torch.float64, device=bound.device))
         longest = self.num_particles + int(stops.max())
         flat = self.weights(bound, self.num_replicates * longest)
-        values = roulette(flat.unflatten(0, (self.num_replicates, longest)), self.num_particles, stops.to(flat.device))
+        values = roulette(
+            flat.unflatten(0, (self.num_replicates, longest)),
+            self.num_particles,
+            stops.to(flat.device),
+        )
         diagnostics: dict[str, Any] = {"pareto_k": pareto_k(flat), "num_particles": longest}
         return Estimate(values.mean(0), values.std(0) / math.sqrt(len(values)), diagnostics)
 
@@ -274,7 +295,9 @@ def stopping_times(uniform: Tensor) -> Tensor:
 
 def roulette(log_weights: Tensor, num_certain: int, stops: Tensor) -> Tensor:
     """SUMO of log weights `[replicates, particles, *batch]` stopped at `[replicates, *batch]`: one for each replicate."""
-    position = torch.arange(1, log_weights.shape[1] + 1, dtype=log_weights.dtype, device=log_weights.device)
+    position = torch.arange(
+        1, log_weights.shape[1] + 1, dtype=log_weights.dtype, device=log_weights.device
+    )
     position = position.reshape((-1,) + (1,) * (log_weights.dim() - 2))
     bounds = log_weights.logcumsumexp(1) - position.log()
     gains = bounds[:, num_certain:] - bounds[:, num_certain - 1 : -1]

@@ -9,21 +9,15 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Estimate
-from ppl_dgm.evidence.chains import (
-    PosteriorDraws,
-    PosteriorEstimator,
-    chain_ess,
-    evaluate,
-    r_hat_warnings,
-    split_halves,
-    split_r_hat,
-)
-from ppl_dgm.evidence.fitted import Fitted, fit_flow, fit_normal, fit_student_mixture
-from ppl_dgm.evidence.mirrors import try_mirrors
-from ppl_dgm.evidence.settings import check_choice, check_least
+from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
-from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import WeightSummary
+from ppl_dgm.sampling.chains import PosteriorDraws, evaluate
+from ppl_dgm.sampling.convergence import chain_ess, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.proposals import Fitted, fit_flow, fit_normal, fit_student_mixture
+from ppl_dgm.sampling.symmetries import try_mirrors
+from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.validation import check_choice, check_least
 
 BridgeProposal = Literal["normal", "warp3", "student_mixture", "guide", "flow"]
 PROPOSALS = ("normal", "warp3", "student_mixture", "guide", "flow")
@@ -108,7 +102,9 @@ def bridge_terms(a1: Tensor, a2: Tensor, s1: Tensor, log_r: Tensor) -> tuple[Ten
     return numerator, (-log_r).exp() / (s1 * (a1 - log_r).exp() + (1 - s1))
 
 
-def bridge_error(numerator: Tensor, denominator: Tensor, ess: Tensor | None, num_chains: int | None) -> Tensor:
+def bridge_error(
+    numerator: Tensor, denominator: Tensor, ess: Tensor | None, num_chains: int | None
+) -> Tensor:
     """Standard error of the log ratio of the means (Micaletto and Vehtari 2025)."""
     count = torch.as_tensor(float(len(denominator))).to(denominator) if ess is None else ess
     if num_chains is not None:
@@ -175,7 +171,9 @@ class BridgeSampling(PosteriorEstimator):
                 "proposal='student_mixture', which fits all data at once, or 'guide'"
             )
         if self.proposal == "guide" and not bound.structure.has_guide:
-            raise ValueError("proposal='guide' needs a program with a guide; use proposal='student_mixture'")
+            raise ValueError(
+                "proposal='guide' needs a program with a guide; use proposal='student_mixture'"
+            )
 
     def estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
@@ -189,7 +187,9 @@ class BridgeSampling(PosteriorEstimator):
         rest = refresh(target, proposal, rest, self.num_refresh, self.memory)
         return self._bridge(draws._replace(points=rest), proposal, log_joint, mirrored)
 
-    def _proposal(self, target: Unconstrained, fitting: Tensor) -> tuple[Fitted, Callable[[Tensor], Tensor]]:
+    def _proposal(
+        self, target: Unconstrained, fitting: Tensor
+    ) -> tuple[Fitted, Callable[[Tensor], Tensor]]:
         """The proposal, and the log density that it is bridged to."""
         if self.proposal == "guide":
             return GuideProposal(target), target.log_joint
@@ -202,7 +202,11 @@ class BridgeSampling(PosteriorEstimator):
         return fit_normal(fitting), target.log_joint
 
     def _bridge(
-        self, draws: PosteriorDraws, proposal: Fitted, log_joint: Callable[[Tensor], Tensor], mirrored: dict
+        self,
+        draws: PosteriorDraws,
+        proposal: Fitted,
+        log_joint: Callable[[Tensor], Tensor],
+        mirrored: dict,
     ) -> Estimate:
         first, second = draws.flat, proposal.sample(len(draws.flat))
         q11, q21 = evaluate(log_joint, first, self.memory), evaluate(log_joint, second, self.memory)
@@ -210,7 +214,10 @@ class BridgeSampling(PosteriorEstimator):
         chains = None if draws.ess is not None else draws.points.shape[0]
         ess = chain_ess(draws.points).median(-1).values if draws.ess is None else draws.ess / 2
         found = bridge_iteration(q11, q12, q21, q22, ess, chains)
-        diagnostics = bridge_diagnostics(draws, found, q21 - q22) | {"ess": ess, "mirrored": mirrored}
+        diagnostics = bridge_diagnostics(draws, found, q21 - q22) | {
+            "ess": ess,
+            "mirrored": mirrored,
+        }
         log_z = torch.where(found.converged, found.log_z, math.nan)
         return Estimate(log_z, found.std_error, diagnostics, bridge_warnings(found, diagnostics))
 
@@ -234,15 +241,21 @@ def symmetrised(target: Unconstrained, centre: Tensor) -> Callable[[Tensor], Ten
     """log of the mean of the joint density at a point and at its reflection in the centre (Meng and Schilling 2002)."""
 
     def log_density(point: Tensor) -> Tensor:
-        return torch.logaddexp(target.log_joint(point), target.log_joint(2 * centre - point)) - math.log(2)
+        return torch.logaddexp(
+            target.log_joint(point), target.log_joint(2 * centre - point)
+        ) - math.log(2)
 
     return log_density
 
 
-def refresh(target: Unconstrained, proposal: Fitted, points: Tensor, num_moves: int, memory: int) -> Tensor:
+def refresh(
+    target: Unconstrained, proposal: Fitted, points: Tensor, num_moves: int, memory: int
+) -> Tensor:
     """Independence Metropolis moves (Tierney 1994) of posterior draws `[chains, draws, *batch, dim]`."""
     here = points.flatten(0, 1)
-    weight = evaluate(target.log_joint, here, memory) - proposal.log_prob(here) if num_moves else here
+    weight = (
+        evaluate(target.log_joint, here, memory) - proposal.log_prob(here) if num_moves else here
+    )
     for _ in range(num_moves):
         there = proposal.sample(len(here))
         other = evaluate(target.log_joint, there, memory) - proposal.log_prob(there)

@@ -12,8 +12,8 @@ from torch.distributions import constraints
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.program.sites import random_sites
-from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import MEMORY, chunk_plan
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 GAUSSIANS = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
 NUM_CHECKS = 4  # random points at which a log density must be its own quadratic expansion
@@ -28,7 +28,9 @@ class Quadratic(NamedTuple):
 
     def __call__(self, point: Tensor) -> Tensor:
         offset = (point - self.mode).to(self.precision)
-        return self.height - 0.5 * torch.einsum("...i,...ij,...j->...", offset, self.precision, offset)
+        return self.height - 0.5 * torch.einsum(
+            "...i,...ij,...j->...", offset, self.precision, offset
+        )
 
     @property
     def log_integral(self) -> Tensor:
@@ -94,7 +96,9 @@ def is_gaussian(bound: Bound) -> bool:
     """Whether every latent and every datum is drawn from a Gaussian over all real numbers."""
     supports = [latent.support for latent in bound.structure.model_latents]
     sites = [untransformed(site["fn"]) for _, site in random_sites(bound.model_trace())]
-    return all(is_real(support) for support in supports) and all(isinstance(fn, GAUSSIANS) for fn in sites)
+    return all(is_real(support) for support in supports) and all(
+        isinstance(fn, GAUSSIANS) for fn in sites
+    )
 
 
 def untransformed(fn: Any) -> Any:
@@ -119,7 +123,9 @@ def integrate_gaussian(bound: Bound) -> Tensor:
     values = target.log_joint(start[1:]).double()
     expected = quadratic(start[1:])
     tolerance = 1e3 * torch.finfo(target.dtype).eps
-    if not torch.allclose(values, expected, rtol=tolerance, atol=tolerance * float(1 + values.abs().max())):
+    if not torch.allclose(
+        values, expected, rtol=tolerance, atol=tolerance * float(1 + values.abs().max())
+    ):
         raise ValueError(
             "the program's Gaussian latents do not enter its means linearly, or enter its variances, so that they cannot "
             "be integrated out in closed form; use ImportanceSampling, AIS or BridgeSampling"
@@ -132,7 +138,10 @@ def expand_quadratically(target: Unconstrained, point: Tensor) -> Quadratic:
     """Expand log p(x, z) around a point `[1, *batch, dim]` and complete the square."""
     point = point.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(target.log_joint(point).sum(), point, create_graph=True)
-    rows = [torch.autograd.grad(gradient[..., i].sum(), point, retain_graph=True)[0] for i in range(target.dim)]
+    rows = [
+        torch.autograd.grad(gradient[..., i].sum(), point, retain_graph=True)[0]
+        for i in range(target.dim)
+    ]
     precision = -torch.stack(rows, -2)[0].detach().double()
     step, singular = torch.linalg.solve_ex(precision, gradient.detach()[0].double())
     if bool(singular.any()):

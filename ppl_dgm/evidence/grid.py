@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.settings import check_least
-from ppl_dgm.kernels.gibbs import values_of
 from ppl_dgm.program import Bound, Latent
-from ppl_dgm.program.bound import Values
-from ppl_dgm.weights import MEMORY, WeightSummary, chunk_plan, expand_particles
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.sampling.importance import WeightSummary, expand_particles
+from ppl_dgm.sampling.kernels.gibbs import values_of
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan
+from ppl_dgm.validation import check_least
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,14 @@ class GridSampling(Estimator):
     def check(self, bound: Bound) -> None:
         latents = bound.structure.model_latents
         if not latents:
-            raise ValueError("no latents are drawn: all are summed out already, and the evidence is Exact()")
+            raise ValueError(
+                "no latents are drawn: all are summed out already, and the evidence is Exact()"
+            )
         continuous = [latent.name for latent in latents if not latent.discrete]
         if continuous:
-            raise ValueError(f"the latents {continuous} are continuous and have no grid; use ImportanceSampling or AIS")
+            raise ValueError(
+                f"the latents {continuous} are continuous and have no grid; use ImportanceSampling or AIS"
+            )
         for latent in latents:
             values_of(latent, torch.zeros(()))
 
@@ -68,12 +73,18 @@ class GridSampling(Estimator):
         single = parts[0].log_mean_exp.dim() == 0
         log_z, error, ess, k = (
             rows[0] if single else torch.cat(rows)
-            for rows in zip(*((s.log_mean_exp, s.std_error, s.ess, s.pareto_k) for s in parts), strict=True)
+            for rows in zip(
+                *((s.log_mean_exp, s.std_error, s.ess, s.pareto_k) for s in parts), strict=True
+            )
         )
-        return Estimate(log_z, error, {"ess": ess, "pareto_k": k, "num_particles": self.num_particles})
+        return Estimate(
+            log_z, error, {"ess": ess, "pareto_k": k, "num_particles": self.num_particles}
+        )
 
     def _plan(self, bound: Bound) -> Iterator[tuple[int, Bound, int]]:
-        return chunk_plan(bound, self.num_particles, self.memory, lambda part: grid_weights(part, 1))
+        return chunk_plan(
+            bound, self.num_particles, self.memory, lambda part: grid_weights(part, 1)
+        )
 
     def _part(self, bound: Bound, particles: int) -> WeightSummary:
         summary, done = WeightSummary(self.num_particles), 0

@@ -7,21 +7,15 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Estimate
-from ppl_dgm.evidence.chains import (
-    PosteriorDraws,
-    PosteriorEstimator,
-    chain_ess,
-    evaluate,
-    r_hat_warnings,
-    split_halves,
-    split_r_hat,
-)
-from ppl_dgm.evidence.fitted import fit_student_mixture
-from ppl_dgm.evidence.mirrors import try_mirrors
-from ppl_dgm.evidence.settings import check_least
+from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
-from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import log_mean_exp, pareto_k
+from ppl_dgm.sampling.chains import PosteriorDraws, evaluate
+from ppl_dgm.sampling.convergence import chain_ess, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
+from ppl_dgm.sampling.proposals import fit_student_mixture
+from ppl_dgm.sampling.symmetries import try_mirrors
+from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.validation import check_least
 
 NEARLY_NORMAL = 1e4  # degrees of freedom
 UNFIT = (
@@ -33,11 +27,17 @@ UNFIT = (
 def reciprocal_mean(draws: PosteriorDraws, log_ratio: Tensor) -> Estimate:
     """log of one over the mean of ratios at posterior draws, `[chains * draws, *batch]` in nats, and its error."""
     centred = (log_ratio - log_ratio.amax(0)).exp()
-    ess = chain_ess(centred.unflatten(0, draws.points.shape[:2])) if draws.ess is None else draws.ess / 2
+    ess = (
+        chain_ess(centred.unflatten(0, draws.points.shape[:2]))
+        if draws.ess is None
+        else draws.ess / 2
+    )
     relative = centred.var(0) / centred.mean(0).square() / ess
     r_hat = split_r_hat(draws.points).amax(-1)
     diagnostics = {"ess": ess, "pareto_k": pareto_k(log_ratio), "r_hat": r_hat}
-    return Estimate(-log_mean_exp(log_ratio), relative.log1p().sqrt(), diagnostics, r_hat_warnings(r_hat))
+    return Estimate(
+        -log_mean_exp(log_ratio), relative.log1p().sqrt(), diagnostics, r_hat_warnings(r_hat)
+    )
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class HarmonicMean(PosteriorEstimator):
     def estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
         draws = self.posterior_draws(target)
-        log_likelihood = evaluate(lambda point: target.split(point).likelihood, draws.flat, self.memory)
+        log_likelihood = evaluate(
+            lambda point: target.split(point).likelihood, draws.flat, self.memory
+        )
         estimate = reciprocal_mean(draws, -log_likelihood)
         return estimate._replace(warnings=(UNFIT, *estimate.warnings))
 
@@ -116,7 +118,9 @@ class LearnedHarmonicMean(PosteriorEstimator):
         super().__post_init__()
         check_least(self, num_components=1)
         if not 0 < self.shrink <= 1:
-            raise ValueError(f"shrink is {self.shrink}; expected more than 0 and at most 1, e.g. 0.7")
+            raise ValueError(
+                f"shrink is {self.shrink}; expected more than 0 and at most 1, e.g. 0.7"
+            )
 
     def estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
@@ -131,7 +135,10 @@ class LearnedHarmonicMean(PosteriorEstimator):
         return estimate._replace(diagnostics={**estimate.diagnostics, "mirrored": mirrored})
 
     def _average(
-        self, draws: PosteriorDraws, log_joint: Callable[[Tensor], Tensor], inside: Callable[[Tensor], Tensor]
+        self,
+        draws: PosteriorDraws,
+        log_joint: Callable[[Tensor], Tensor],
+        inside: Callable[[Tensor], Tensor],
     ) -> Estimate:
         with torch.no_grad():
             log_ratio = inside(draws.flat).double() - evaluate(log_joint, draws.flat, self.memory)

@@ -10,7 +10,8 @@ from torch import Tensor
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.weights import MEMORY, Proposal, WeightSummary, weight_chunks
+from ppl_dgm.sampling.importance import Proposal, WeightSummary, weight_chunks
+from ppl_dgm.sampling.memory import MEMORY
 
 
 def summarise(
@@ -75,7 +76,9 @@ class ImportanceSampling(Estimator):
 
     def __post_init__(self) -> None:
         if self.num_particles < 2:
-            raise ValueError(f"num_particles is {self.num_particles}; expected at least 2, for a standard error")
+            raise ValueError(
+                f"num_particles is {self.num_particles}; expected at least 2, for a standard error"
+            )
         if self.memory < 1:
             raise ValueError(f"memory is {self.memory} bytes; expected a positive number")
         check_compile(self.compile)
@@ -88,7 +91,10 @@ class ImportanceSampling(Estimator):
         return self._estimate(summaries, weight_diagnostics(summaries, self.num_particles))
 
     def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
-        log_z, error = gather(summaries, lambda s: s.log_mean_exp), gather(summaries, lambda s: s.std_error)
+        log_z, error = (
+            gather(summaries, lambda s: s.log_mean_exp),
+            gather(summaries, lambda s: s.std_error),
+        )
         return Estimate(log_z, error, diagnostics)
 
 
@@ -153,5 +159,8 @@ class ELBO(ImportanceSampling):
         return self._estimate(summaries, {"num_particles": self.num_particles})
 
     def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
-        mean, error = gather(summaries, lambda s: s.mean), gather(summaries, lambda s: s.mean_std_error)
+        mean, error = (
+            gather(summaries, lambda s: s.mean),
+            gather(summaries, lambda s: s.mean_std_error),
+        )
         return Estimate(mean, error, diagnostics)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.chains import estimate_in_parts, evaluate
-from ppl_dgm.evidence.fitted import DEGREES_OF_FREEDOM, student_mixture
-from ppl_dgm.evidence.settings import check_least
+from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
-from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import MEMORY, WeightSummary
+from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM, student_mixture
+from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.validation import check_least
 
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
@@ -93,7 +95,12 @@ def curvature(s: Tensor, y: Tensor) -> Tensor:
 
 
 def backtrack(
-    log_joint: Callable[[Tensor], Tensor], point: Tensor, value: Tensor, slope: Tensor, direction: Tensor, first: bool
+    log_joint: Callable[[Tensor], Tensor],
+    point: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    direction: Tensor,
+    first: bool,
 ) -> Tensor:
     """Shorten each step until it climbs enough (Armijo); a start stays where none does."""
     length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
@@ -114,13 +121,17 @@ def backtrack(
 
 
 @torch.enable_grad()
-def hessian_of(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def hessian_of(
+    log_joint: Callable[[Tensor], Tensor], point: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """log p, slope and Hessian `[n, *batch, dim, dim]`: one backward pass for each coordinate, all data at once."""
     point = point.detach().requires_grad_()
     value = log_joint(point)
     (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
     rows = [
-        torch.autograd.grad(slope[..., i].sum(), point, retain_graph=True, materialize_grads=True)[0]
+        torch.autograd.grad(slope[..., i].sum(), point, retain_graph=True, materialize_grads=True)[
+            0
+        ]
         for i in range(point.shape[-1])
     ]
     return value.detach(), slope.detach(), torch.stack(rows, -2).detach()
@@ -134,9 +145,19 @@ def find_modes(target: Unconstrained, starts: Tensor, num_steps: int) -> Modes:
     factor, info = torch.linalg.cholesky_ex(precision.nan_to_num(0.0))
     concave = info == 0
     factor = torch.where(concave[..., None, None], factor, torch.eye(target.dim).to(factor))
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(target.dim).to(factor).expand_as(factor), upper=False)
-    slope_left = torch.linalg.solve_triangular(factor, slope.double().unsqueeze(-1), upper=False).square().sum((-2, -1))
-    valid = concave & (slope_left.sqrt() < GRADIENT_TOLERANCE * math.sqrt(target.dim)) & torch.isfinite(value)
+    inverse = torch.linalg.solve_triangular(
+        factor, torch.eye(target.dim).to(factor).expand_as(factor), upper=False
+    )
+    slope_left = (
+        torch.linalg.solve_triangular(factor, slope.double().unsqueeze(-1), upper=False)
+        .square()
+        .sum((-2, -1))
+    )
+    valid = (
+        concave
+        & (slope_left.sqrt() < GRADIENT_TOLERANCE * math.sqrt(target.dim))
+        & torch.isfinite(value)
+    )
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_z = value.double() + 0.5 * target.dim * math.log(2 * math.pi) - log_det
     covariance = inverse.mT @ inverse
@@ -148,7 +169,9 @@ def same_mode(modes: Modes) -> Tensor:
     """Whether start j has ended at the mode of start i: `[i, j, *batch]`."""
     difference = modes.point.unsqueeze(0) - modes.point.unsqueeze(1)  # [i, j, *batch, dim]: j - i
     scales = modes.scale_tril.square().sum(-1).sqrt()
-    near = ((difference / scales.unsqueeze(1)).abs().amax(-1) < SAME_MODE) & modes.valid.unsqueeze(1)
+    near = ((difference / scales.unsqueeze(1)).abs().amax(-1) < SAME_MODE) & modes.valid.unsqueeze(
+        1
+    )
     return near & modes.valid.unsqueeze(0)
 
 
@@ -215,7 +238,9 @@ class Laplace(Estimator):
             )
 
     def estimate(self, bound: Bound) -> Estimate:
-        return estimate_in_parts(bound, self.num_starts * DRAWS_PER_START, self.memory, self._estimate_part)
+        return estimate_in_parts(
+            bound, self.num_starts * DRAWS_PER_START, self.memory, self._estimate_part
+        )
 
     def _estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
@@ -230,7 +255,11 @@ class Laplace(Estimator):
         log_weights, num_prior = self._importance(target, modes, new)
         weights = WeightSummary(self.num_particles)
         weights.add(log_weights)
-        diagnostics |= {"num_particles": self.num_particles, "ess": weights.ess, "pareto_k": weights.pareto_k}
+        diagnostics |= {
+            "num_particles": self.num_particles,
+            "ess": weights.ess,
+            "pareto_k": weights.pareto_k,
+        }
         log_z = torch.where(new.any(0), weights.log_mean_exp, torch.nan)
         return Estimate(log_z, stratified_std_error(log_weights, num_prior), diagnostics, warnings)
 
@@ -249,10 +278,14 @@ class Laplace(Estimator):
         around = proposal.sample(torch.Size((self.num_particles - num_prior,))).to(target.dtype)
         points = torch.cat([around, target.sample_prior(num_prior)])
         prior, likelihood = (
-            evaluate(lambda p: torch.stack(target.split(p), -1), points, self.memory).double().unbind(-1)
+            evaluate(lambda p: torch.stack(target.split(p), -1), points, self.memory)
+            .double()
+            .unbind(-1)
         )
         share = num_prior / self.num_particles
-        log_q = torch.logaddexp(proposal.log_prob(points.double()) + math.log1p(-share), prior + math.log(share))
+        log_q = torch.logaddexp(
+            proposal.log_prob(points.double()) + math.log1p(-share), prior + math.log(share)
+        )
         return (prior + likelihood).nan_to_num(nan=-torch.inf) - log_q, num_prior
 
 
@@ -272,7 +305,9 @@ def mode_mixture(modes: Modes, new: Tensor) -> torch.distributions.Distribution:
     logits = torch.where(new, modes.log_z, -torch.inf)
     logits = torch.where(new.any(0), logits, modes.log_joint.nan_to_num(neginf=-1e300))
     weight = logits.softmax(0).movedim(0, -1)
-    spread = modes.scale_tril.movedim(0, -3) * math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
+    spread = modes.scale_tril.movedim(0, -3) * math.sqrt(
+        DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1)
+    )
     return student_mixture(weight, modes.point.double().movedim(0, -2), spread)
 
 

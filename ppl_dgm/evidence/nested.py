@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.settings import check_choice, check_least
 from ppl_dgm.program import Bound
-from ppl_dgm.unconstrained import check_continuous
+from ppl_dgm.sampling.unconstrained import check_continuous
+from ppl_dgm.validation import check_choice, check_least
 
 try:
     import dynesty as _dynesty  # pyright: ignore[reportMissingImports]
@@ -78,9 +78,13 @@ class NestedSampling(Estimator):
         check_choice(self, "sample", SAMPLES)
         check_least(self, num_live=10, max_calls=100)
         if self.remaining <= 0:
-            raise ValueError(f"remaining is {self.remaining}; expected a positive number of nats, e.g. 0.01")
+            raise ValueError(
+                f"remaining is {self.remaining}; expected a positive number of nats, e.g. 0.01"
+            )
         if dynesty is None:
-            raise ValueError("nested sampling runs on dynesty, which is not installed: pip install ppl-dgm[nested]")
+            raise ValueError(
+                "nested sampling runs on dynesty, which is not installed: pip install ppl-dgm[nested]"
+            )
 
     def check(self, bound: Bound) -> None:
         check_continuous(bound)
@@ -104,17 +108,25 @@ class NestedSampling(Estimator):
             rstate=np.random.default_rng(seed),
         )  # fmt: skip
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a run stopped short, which is told below
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of a run stopped short, which is told below
             sampler.run_nested(dlogz=self.remaining, maxcall=self.max_calls, print_progress=False)
         found: Any = sampler.results
         log_z, error = torch.tensor([found.logz[-1], found.logzerr[-1]], dtype=torch.float64)
-        diagnostics = {"calls": int(np.sum(found.ncall)), "iterations": int(found.niter), "num_live": self.num_live}
+        diagnostics = {
+            "calls": int(np.sum(found.ncall)),
+            "iterations": int(found.niter),
+            "num_live": self.num_live,
+        }
         return Estimate(log_z, error, diagnostics, self._warnings(int(np.sum(found.ncall))))
 
     def _warnings(self, calls: int) -> tuple[str, ...]:
         if calls < self.max_calls:
             return ()
-        return (f"stopped after {calls} evaluations, before the remaining evidence was small; raise max_calls",)
+        return (
+            f"stopped after {calls} evaluations, before the remaining evidence was small; raise max_calls",
+        )
 
 
 class FromCube(Messenger):
@@ -147,7 +159,9 @@ def from_cube(bound: Bound, cube: np.ndarray) -> dict[str, Tensor]:
 def cube_size(fn: Any, shape: torch.Size) -> int:
     """How many quantiles a site takes: one fewer than entries on a simplex."""
     return (
-        shape.numel() // shape[-1] * (shape[-1] - 1) if type(unwrapped(fn)).__name__ == "Dirichlet" else shape.numel()
+        shape.numel() // shape[-1] * (shape[-1] - 1)
+        if type(unwrapped(fn)).__name__ == "Dirichlet"
+        else shape.numel()
     )
 
 
@@ -178,9 +192,13 @@ def quantile(name: str, fn: Any, u: np.ndarray, shape: torch.Size) -> Tensor:
     like = base.sample()
     if kind in QUANTILES:
         value = QUANTILES[kind](u.reshape(shape), Numbers(base, shape))
-        return torch.as_tensor(np.asarray(value), dtype=like.dtype, device=like.device).reshape(shape)
+        return torch.as_tensor(np.asarray(value), dtype=like.dtype, device=like.device).reshape(
+            shape
+        )
     try:
-        return base.expand(shape).icdf(torch.as_tensor(u, dtype=like.dtype, device=like.device).reshape(shape))
+        return base.expand(shape).icdf(
+            torch.as_tensor(u, dtype=like.dtype, device=like.device).reshape(shape)
+        )
     except NotImplementedError as error:
         raise ValueError(
             f"the prior {kind} of latent {name!r} has no quantile function, which nested sampling needs; write it as a "
@@ -195,7 +213,14 @@ class Numbers:
         self.fn, self.shape = fn, shape
 
     def __getattr__(self, name: str) -> np.ndarray:
-        return torch.as_tensor(getattr(self.fn, name)).expand(self.shape).detach().cpu().double().numpy()
+        return (
+            torch.as_tensor(getattr(self.fn, name))
+            .expand(self.shape)
+            .detach()
+            .cpu()
+            .double()
+            .numpy()
+        )
 
 
 def stick_breaking(concentration: Tensor, u: np.ndarray) -> Tensor:

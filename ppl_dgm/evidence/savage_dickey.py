@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.bridge import BridgeSampling
-from ppl_dgm.evidence.chains import PosteriorEstimator, chain_ess, evaluate, r_hat_warnings, split_halves, split_r_hat
-from ppl_dgm.evidence.fitted import moments
-from ppl_dgm.kernels import robust_scale
+from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Program
-from ppl_dgm.unconstrained import Slot, Unconstrained
-from ppl_dgm.weights import UNRELIABLE_K, log_mean_exp, pareto_k, seeded
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.convergence import UNRELIABLE_K, chain_ess, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
+from ppl_dgm.sampling.kernels import robust_scale
+from ppl_dgm.sampling.proposals import moments
+from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,29 @@ def savage_dickey(
     sampler = sampler or BridgeSampling()
     bound = program.bind(*args, **kwargs)
     if bound.structure.per_datum:
-        raise ValueError("every datum has latents of its own here; Savage-Dickey fixes a latent shared by all data")
+        raise ValueError(
+            "every datum has latents of its own here; Savage-Dickey fixes a latent shared by all data"
+        )
     with torch.no_grad(), seeded(seed, bound.device):
         target = Unconstrained(bound)
         slot = find_slot(target, site)
         point = unconstrained_value(target, slot, value)
         draws = sampler.posterior_draws(target)
-        posterior = marginal_density(target, slot, point, draws.points, prior=False, memory=sampler.memory)
+        posterior = marginal_density(
+            target, slot, point, draws.points, prior=False, memory=sampler.memory
+        )
         prior_draws = target.sample_prior(num_prior).unsqueeze(0)
-        prior = marginal_density(target, slot, point, prior_draws, prior=True, memory=sampler.memory)
+        prior = marginal_density(
+            target, slot, point, prior_draws, prior=True, memory=sampler.memory
+        )
     r_hat = split_r_hat(draws.points).amax(-1)
     diagnostics = {"r_hat": r_hat, "posterior_k": posterior.pareto_k, "prior_k": prior.pareto_k}
     warnings = r_hat_warnings(r_hat) + density_warnings(posterior, prior)
     error = torch.hypot(posterior.std_error, prior.std_error)
     factor = posterior.log_density - prior.log_density
-    return SavageDickey(factor, error, posterior.log_density, prior.log_density, diagnostics, warnings)
+    return SavageDickey(
+        factor, error, posterior.log_density, prior.log_density, diagnostics, warnings
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,9 @@ def find_slot(target: Unconstrained, site: str) -> Slot:
     for slot in target.slots:
         if slot.latent.name == site:
             return slot
-    raise ValueError(f"the program has no continuous latent {site!r}; it has {[s.latent.name for s in target.slots]}")
+    raise ValueError(
+        f"the program has no continuous latent {site!r}; it has {[s.latent.name for s in target.slots]}"
+    )
 
 
 def unconstrained_value(target: Unconstrained, slot: Slot, value: float | Tensor) -> Tensor:
@@ -127,11 +140,15 @@ def unconstrained_value(target: Unconstrained, slot: Slot, value: float | Tensor
     shape = target.constrain(target.sample_prior(1))[slot.latent.name].shape[1:]
     full = torch.as_tensor(value, dtype=target.dtype, device=target.device).expand(shape)
     if not bool(slot.latent.support.check(full).all()):
-        raise ValueError(f"value {value} is outside the support {slot.latent.support} of {slot.latent.name!r}")
+        raise ValueError(
+            f"value {value} is outside the support {slot.latent.support} of {slot.latent.name!r}"
+        )
     inverse: Any = slot.transform.inv
     flat = inverse(full).reshape(-1)
     if not bool(torch.isfinite(flat).all()):
-        raise ValueError(f"value {value} is at the edge of the support of {slot.latent.name!r}, which has no density")
+        raise ValueError(
+            f"value {value} is at the edge of the support of {slot.latent.name!r}, which has no density"
+        )
     return flat
 
 
@@ -168,13 +185,17 @@ def conditional_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
     slope = torch.linalg.solve(covariance[~own][:, ~own], rows[:, ~own].mT).mT
     loc = mean[own] + (points - mean)[:, ~own] @ slope.mT
     scatter = rows[:, own] - slope @ rows[:, ~own].mT
-    return torch.distributions.MultivariateNormal(loc, scatter, validate_args=False).log_prob(points[:, own])
+    return torch.distributions.MultivariateNormal(loc, scatter, validate_args=False).log_prob(
+        points[:, own]
+    )
 
 
 def robust_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
     """log density of one latent, `[n]`, under the normal with the quartiles of draws: priors may have no moments."""
     own = fitting[:, slot.start : slot.stop]
-    reference = torch.distributions.Normal(own.median(0).values, robust_scale(own), validate_args=False)
+    reference = torch.distributions.Normal(
+        own.median(0).values, robust_scale(own), validate_args=False
+    )
     return reference.log_prob(points[:, slot.start : slot.stop]).sum(-1)
 
 

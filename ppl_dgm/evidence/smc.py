@@ -1,26 +1,28 @@
 """Sequential Monte Carlo: log Z with a standard error from independent groups of particles."""
 
-import math
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
-import torch
-from scipy import stats
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
-from ppl_dgm.evidence.paths import Start, check_start, clipping_alarm, divide
-from ppl_dgm.evidence.tempering import Population, Tempering
-from ppl_dgm.kernels import HMC, Kernel
 from ppl_dgm.program import Bound
-from ppl_dgm.resampling import SCHEMES, Scheme, effective_size
-from ppl_dgm.weights import MEMORY, log_mean_exp
+from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
+from ppl_dgm.sampling.importance import log_mean_exp
+from ppl_dgm.sampling.kernels import HMC, Kernel
+from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.smc.paths import Start, check_start, clipping_alarm, divide
+from ppl_dgm.sampling.smc.population import Population, Tempering
+from ppl_dgm.sampling.smc.resampling import SCHEMES, Scheme, effective_size
+from ppl_dgm.validation import check_at_least
 
-LOW_ACCEPTANCE = 0.1
-GROUPS_APART, ALLOWED_SHARE = 1.0, 0.05  # nats between groups, and the share of many data in which they may exceed it
+GROUPS_APART, ALLOWED_SHARE = (
+    1.0,
+    0.05,
+)  # nats between groups, and the share of many data in which they may exceed it
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class SMC(Estimator):
         num_particles: particles in each group.
         num_groups: independent groups, at least 2.
         num_moves: moves at each temperature.
-        kernel: how particles move; HMC, MALA, RandomWalk or ULA of `ppl_dgm.kernels`.
+        kernel: how particles move; HMC, MALA, RandomWalk or ULA of `ppl_dgm.sampling.kernels`.
         start: `"prior"` or `"guide"`.
         cess: conditional effective sample size from one temperature to the next, as a share in (0, 1).
         resample_below: effective sample size below which to resample, as a share in [0, 1].
@@ -81,14 +83,25 @@ class SMC(Estimator):
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("num_particles", 2), ("num_groups", 2), ("num_moves", 1), ("memory", 1)):
+        for name, least in (
+            ("num_particles", 2),
+            ("num_groups", 2),
+            ("num_moves", 1),
+            ("memory", 1),
+        ):
             check_at_least(name, getattr(self, name), least)
         if not 0 < self.cess < 1:
-            raise ValueError(f"cess is {self.cess}; expected a share strictly between 0 and 1, e.g. 0.8")
+            raise ValueError(
+                f"cess is {self.cess}; expected a share strictly between 0 and 1, e.g. 0.8"
+            )
         if not 0 <= self.resample_below <= 1:
-            raise ValueError(f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. 0.5")
+            raise ValueError(
+                f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. 0.5"
+            )
         if self.resampling not in SCHEMES:
-            raise ValueError(f"resampling is {self.resampling!r}; expected one of {sorted(SCHEMES)}")
+            raise ValueError(
+                f"resampling is {self.resampling!r}; expected one of {sorted(SCHEMES)}"
+            )
         check_compile(self.compile)
 
     def check(self, bound: Bound) -> None:
@@ -102,7 +115,9 @@ class SMC(Estimator):
         checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
         total = self.num_particles * self.num_groups
         parts = []
-        for first, path in divide(bound, self.start, total, self.memory, self.kernel, switch_of(self)):
+        for first, path in divide(
+            bound, self.start, total, self.memory, self.kernel, switch_of(self)
+        ):
             tempering = Tempering(
                 path,
                 self.kernel,
@@ -130,44 +145,21 @@ def summary(population: Population) -> dict[str, Tensor]:
     }
 
 
-def combine(parts: list[dict[str, Tensor]], num_particles: int, warnings: tuple[str, ...]) -> Estimate:
+def combine(
+    parts: list[dict[str, Tensor]], num_particles: int, warnings: tuple[str, ...]
+) -> Estimate:
     """One estimate from those of all parts of the data."""
-    joined = {name: join([part[name] for part in parts], name == "group_log_z") for name in parts[0]}
+    joined = {
+        name: join([part[name] for part in parts], name == "group_log_z") for name in parts[0]
+    }
     log_z = joined["group_log_z"]
     diagnostics: dict[str, Any] = joined | {
         "num_particles": num_particles,
         "group_std": log_z.std(0),
     }
-    return Estimate(log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings + smc_alarms(joined))
-
-
-def join(parts: list[Tensor], groups: bool = False) -> Tensor:
-    """Put results of parts of the data together: along the data, after a dimension of groups if there is one."""
-    return parts[0] if parts[0].dim() == int(groups) else torch.cat(parts, int(groups))
-
-
-def mean_exp_std_error(log_values: Tensor) -> Tensor:
-    r"""Standard error of log(mean(exp(.))) over the first dimension, for few values: `[*batch]`.
-
-    The delta method, $\mathrm{sd}(w) / (\bar w \sqrt n)$, times the ratio of Student's to the normal 97.5 % quantile. If the
-    upper half of the log values is spread more than that tells, as far tails that few draws do not show would be, the
-    value of a log-normal distribution with that spread s, $\sqrt{(e^{s^2} - 1) / n}$, but at most s, is taken in its
-    place.
-
-    Args:
-        log_values: nats, `[n, *batch]`; infinite error where all weights are zero.
-    """
-    count = len(log_values)
-    log_values = log_values.double()
-    weights = (log_values - log_values.logsumexp(0)).exp() * count
-    moment = weights.var(0)
-    median = log_values.median(0).values
-    centre = torch.where(torch.isfinite(median), median, log_values.amax(0))  # where half the weights are zero
-    above = (log_values - centre).clamp_min(0)
-    spread = 2 * above.square().mean(0)
-    log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
-    student = float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975))
-    return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
+    return Estimate(
+        log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings + smc_alarms(joined)
+    )
 
 
 def smc_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
@@ -178,17 +170,3 @@ def smc_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
     most = float(found["group_log_z"].std(0).max())
     warning = f"independent groups disagree by up to {most:.3g} nats (standard deviation); use more particles or moves"
     return (*acceptance_alarm(found["acceptance"]), warning)
-
-
-def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:
-    """A warning where moves are hardly ever accepted."""
-    lowest = float(acceptance.min())
-    if math.isnan(lowest) or lowest >= LOW_ACCEPTANCE:
-        return ()
-    return (f"only {100 * lowest:.2g} % of the moves are accepted somewhere; chains hardly move",)
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse a count that is too small."""
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")

@@ -7,126 +7,23 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.evidence.checkpoint import Checkpoint, fingerprint, switch_of
-from ppl_dgm.evidence.paths import Path, Start, check_start, clipping_alarm, divide
-from ppl_dgm.evidence.smc import acceptance_alarm, check_at_least, join
-from ppl_dgm.evidence.tempering import Plan, Population, Tempering, fold
-from ppl_dgm.kernels import HMC, DualAveraging, Kernel, Move, State
 from ppl_dgm.program import Bound
-from ppl_dgm.resampling import resample, shuffle
-from ppl_dgm.weights import MEMORY
+from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_alarm, series_ess, series_std_error
+from ppl_dgm.sampling.kernels import HMC, Kernel
+from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.smc.parallel_tempering import Ladders, Rungs
+from ppl_dgm.sampling.smc.paths import Path, Start, check_start, clipping_alarm, divide
+from ppl_dgm.sampling.smc.population import Plan, Population, Tempering
+from ppl_dgm.sampling.smc.resampling import resample, shuffle
+from ppl_dgm.validation import check_at_least
 
-LARGE_R_HAT = 1.05  # of chains at the posterior
 STUCK_R_HAT = 1.2  # of chains at any temperature, of which there are many
-
-
-class Ladders(NamedTuple):
-    """Chains at every temperature: states `[chains * rungs, *batch, ...]`, chains first; scales `[rungs, *batch, dim]`.
-
-    `tilts` are log f_1 - log f_0 so far, `[draws, chains, rungs, *batch]` in float64; `acceptance` and `swaps` are sums
-    over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`.
-    """
-
-    step: int
-    state: State
-    steps: DualAveraging
-    scale: Tensor
-    tilts: Tensor
-    acceptance: Tensor
-    swaps: Tensor
-
-
-@dataclass(frozen=True)
-class Rungs:
-    """Markov chains at fixed temperatures, all at once, neighbours exchanging their points, the lowest drawn exactly.
-
-    Args:
-        path: the path of densities.
-        kernel: how chains move.
-        plan: scales, and step sizes to begin with.
-        beta: inverse temperatures, `[rungs, *batch]`.
-        num_chains: independent sets of chains.
-        num_warmup: moves that adapt step sizes, not kept.
-        num_draws: moves kept.
-    """
-
-    path: Path
-    kernel: Kernel
-    plan: Plan
-    beta: Tensor
-    num_chains: int
-    num_warmup: int
-    num_draws: int
-
-    def run(self, checkpoint: Checkpoint, name: str, start: Tensor) -> Ladders:
-        """Run all chains from points `[chains * rungs, *batch, dim]`."""
-        total = self.num_warmup + self.num_draws
-        return checkpoint.loop(name, self._begin(start), self._advance, lambda ladders: ladders.step == total)
-
-    def _begin(self, start: Tensor) -> Ladders:
-        state = self.path.target.evaluate(start, self.kernel.uses_gradient)
-        tilts = self.beta.new_zeros((self.num_draws, self.num_chains, *self.beta.shape))
-        step_size, scale = (torch.stack(part) for part in zip(*map(self.plan.at, self.beta), strict=True))
-        zero = torch.zeros_like(self.beta)
-        return Ladders(0, state, DualAveraging.start(step_size), scale, tilts, zero, zero[1:])
-
-    def _advance(self, ladders: Ladders) -> Ladders:
-        warm = ladders.step >= self.num_warmup
-        step_size = ladders.steps.final if warm else ladders.steps.step_size
-        given = self.kernel, self.num_chains, ladders.state, self.beta, step_size, ladders.scale
-        total = self.num_warmup + self.num_draws
-        move = self.path.run(move_ladders, *given, step=ladders.step, last=total)
-        acceptance = self._unfold(move.acceptance.double()).mean(0)
-        state, swapped = self._swap(move.state, ladders.step % 2)
-        state = self._refresh(state)
-        if not warm:
-            steps = ladders.steps.update(acceptance, self.kernel.target_acceptance)
-            return ladders._replace(step=ladders.step + 1, state=state, steps=steps)
-        ladders.tilts[ladders.step - self.num_warmup] = self._unfold(state.tilt.double())
-        return ladders._replace(
-            step=ladders.step + 1,
-            state=state,
-            acceptance=ladders.acceptance + acceptance,
-            swaps=ladders.swaps + swapped,
-        )
-
-    def _refresh(self, state: State) -> State:
-        """Draw the lowest rung afresh, exactly: what the others forget slowly comes in from there."""
-        fresh = self.path.target.evaluate(self.path.draw(self.num_chains), self.kernel.uses_gradient)
-        for part, new in zip(state, fresh, strict=True):
-            if part is not None and new is not None:
-                self._unfold(part)[:, 0] = new
-        return state
-
-    def _unfold(self, values: Tensor) -> Tensor:
-        return values.unflatten(0, (self.num_chains, len(self.beta)))
-
-    def _swap(self, state: State, parity: int) -> tuple[State, Tensor]:
-        r"""Exchange neighbours with probability $\min(1, e^{(\beta_i - \beta_j)(t_j - t_i)})$; even or odd pairs in turn.
-
-        Geyer (1991), "Markov chain Monte Carlo maximum likelihood".
-        """
-        tilt = self._unfold(state.tilt.double())
-        log_ratio = (self.beta[1:] - self.beta[:-1]) * (tilt[:, :-1] - tilt[:, 1:])
-        chosen = torch.arange(len(self.beta) - 1, device=tilt.device) % 2 == parity
-        chosen = chosen.reshape(-1, *(1,) * (tilt.dim() - 2))
-        accepted = chosen & (torch.rand_like(log_ratio).log() < log_ratio.nan_to_num(nan=-torch.inf))
-        none = torch.zeros_like(accepted[:, :1])
-        shift = torch.cat([accepted, none], 1).long() - torch.cat([none, accepted], 1).long()
-        rung = torch.arange(len(shift) * shift.shape[1], device=tilt.device).reshape(
-            *shift.shape[:2], *chosen.shape[1:]
-        )
-        return state.gather((rung + shift).flatten(0, 1)), accepted.double().mean(0)
-
-
-def move_ladders(path: Path, kernel: Kernel, num_chains: int, state: State, *settings: Tensor) -> Move:
-    """Move all chains by inverse temperatures, step sizes and scales `[rungs, *batch]`."""
-    return kernel.move(path.target, state, *(fold(part, num_chains, state.point.dtype) for part in settings))
 
 
 class Integral(NamedTuple):
@@ -165,7 +62,14 @@ class TemperedChains(Estimator):
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
-        leasts = {"num_temperatures": 2, "num_chains": 2, "num_draws": 8, "num_warmup": 1, "num_pilots": 8, "memory": 1}
+        leasts = {
+            "num_temperatures": 2,
+            "num_chains": 2,
+            "num_draws": 8,
+            "num_warmup": 1,
+            "num_pilots": 8,
+            "memory": 1,
+        }
         for name, least in leasts.items():
             check_at_least(name, getattr(self, name), least)
         check_compile(self.compile)
@@ -196,9 +100,14 @@ class TemperedChains(Estimator):
         rows = max(self.num_pilots, self.num_chains * (self.num_temperatures + 1))
         parts = [
             self._part(path, checkpoint, first)
-            for first, path in divide(bound, self.start, rows, self.memory, self.kernel, switch_of(self))
+            for first, path in divide(
+                bound, self.start, rows, self.memory, self.kernel, switch_of(self)
+            )
         ]
-        log_z, error = join([part.log_z for part in parts]), join([part.std_error for part in parts])
+        log_z, error = (
+            join([part.log_z for part in parts]),
+            join([part.std_error for part in parts]),
+        )
         diagnostics: dict[str, Any] = {
             name: join([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics
         }
@@ -211,11 +120,15 @@ class TemperedChains(Estimator):
         pilot = Tempering(path, self.kernel, self.num_pilots).run(checkpoint, f"pilot from {first}")
         plan = Plan.learn(pilot)
         beta = plan.temperatures(self.num_temperatures)
-        rungs = Rungs(path, self.kernel, plan, beta, self.num_chains, self.num_warmup, self.num_draws)
+        rungs = Rungs(
+            path, self.kernel, plan, beta, self.num_chains, self.num_warmup, self.num_draws
+        )
         ladders = rungs.run(checkpoint, f"chains from {first}", self._first_points(path, pilot))
         found = self.integrate(beta, ladders.tilts)
         error = (series_std_error(found.series).square() + found.quadrature_error.square()).sqrt()
-        diagnostics = self._diagnostics(ladders, found.series) | {"quadrature_error": found.quadrature_error}
+        diagnostics = self._diagnostics(ladders, found.series) | {
+            "quadrature_error": found.quadrature_error
+        }
         return Part(found.log_z, error, diagnostics)
 
     def _first_points(self, path: Path, pilot: Population) -> Tensor:
@@ -227,12 +140,17 @@ class TemperedChains(Estimator):
         prior = path.draw(self.num_chains * rungs)
         chosen = shuffle(resample(pilot.log_weights.squeeze(1), len(prior))).unsqueeze(-1)
         ruled_out = path.target.evaluate(prior, gradient=False).tilt == -torch.inf
-        rung = torch.arange(len(prior), device=prior.device).reshape(-1, *(1,) * (ruled_out.dim() - 1)) % rungs
+        rung = (
+            torch.arange(len(prior), device=prior.device).reshape(-1, *(1,) * (ruled_out.dim() - 1))
+            % rungs
+        )
         posterior = pilot.state.point.gather(0, chosen.expand(prior.shape))
         return torch.where(((2 * rung >= rungs) | ruled_out).unsqueeze(-1), posterior, prior)
 
     def _diagnostics(self, ladders: Ladders, series: Tensor) -> dict[str, Tensor]:
-        r_hat = split_gelman_rubin(ladders.tilts[:, :, 1:], chain_dim=1, sample_dim=0).nan_to_num(nan=1.0)
+        r_hat = split_gelman_rubin(ladders.tilts[:, :, 1:], chain_dim=1, sample_dim=0).nan_to_num(
+            nan=1.0
+        )
         return {
             "acceptance": ladders.acceptance.mean(0) / self.num_draws,
             "swaps": 2 * ladders.swaps.amin(0) / self.num_draws,
@@ -290,7 +208,9 @@ class ThermodynamicIntegration(TemperedChains):
         rest, node = corrected_trapezoid(beta, mean, variance)
         every_second = torch.arange(len(beta)) % 2 == 0
         every_second[-1] = True
-        coarse = corrected_trapezoid(beta[every_second], mean[every_second], variance[every_second])[0]
+        coarse = corrected_trapezoid(
+            beta[every_second], mean[every_second], variance[every_second]
+        )[0]
         series = first_series + (tilts * node).sum(2).transpose(0, 1)
         return Integral(first + rest, series, (rest - coarse).abs() / 15)
 
@@ -352,22 +272,3 @@ def stepping_stones(beta: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
     exponents = (beta[1:] - beta[:-1]) * tilts[:, :, :-1]
     log_ratios = exponents.flatten(0, 1).logsumexp(0) - math.log(tilts.shape[0] * tilts.shape[1])
     return log_ratios.sum(0), (exponents - log_ratios).exp().sum(2).transpose(0, 1)
-
-
-def series_ess(series: Tensor) -> Tensor:
-    """Effective number of draws of series `[chains, draws, *batch]`, autocorrelation and chains counted."""
-    total = float(series.shape[0] * series.shape[1])
-    return effective_sample_size(series, chain_dim=0, sample_dim=1).nan_to_num(total).clamp(1.0, total)
-
-
-def series_std_error(series: Tensor) -> Tensor:
-    """Standard error of the mean of series `[chains, draws, *batch]`."""
-    return (series.flatten(0, 1).var(0) / series_ess(series)).sqrt()
-
-
-def r_hat_alarm(r_hat: Tensor, place: str = "the posterior", limit: float = LARGE_R_HAT) -> tuple[str, ...]:
-    """A warning where chains at a place of the path disagree."""
-    high = (r_hat > limit).double().mean().item()
-    if high <= (0 if r_hat.dim() == 0 else 0.05):
-        return ()
-    return (f"chains at {place} disagree: R-hat is up to {r_hat.max().item():.3g}; run longer",)

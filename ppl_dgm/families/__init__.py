@@ -16,16 +16,17 @@ Many models of the literature are combinations, of a family with its parts here 
     SVI per datum, semi-amortised   any VAE, through amortisation.refine
 """
 
-from ppl_dgm.families import bayesnet, components, likelihoods, priors
+from ppl_dgm.conditionals import components, likelihoods, priors
+from ppl_dgm.families import bayesnet
 from ppl_dgm.families.autoregressive import MADE
-from ppl_dgm.families.bayesian_mixture import BayesianMixture, NormalInverseWishart
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
-from ppl_dgm.families.hierarchical import HierarchicalVAE
-from ppl_dgm.families.labelled import ConditionalVAE, SemiSupervisedVAE
-from ppl_dgm.families.latent_linear import PPCA
-from ppl_dgm.families.mixture import Mixture
-from ppl_dgm.families.vae import VAE
-from ppl_dgm.families.vqvae import VQVAE
+from ppl_dgm.families.latent.hierarchical import HierarchicalVAE
+from ppl_dgm.families.latent.labelled import ConditionalVAE, SemiSupervisedVAE
+from ppl_dgm.families.latent.ppca import PPCA
+from ppl_dgm.families.latent.vae import VAE
+from ppl_dgm.families.latent.vqvae import VQVAE
+from ppl_dgm.families.mixtures.bayesian import BayesianMixture, NormalInverseWishart
+from ppl_dgm.families.mixtures.mixture import Mixture
 
 __all__ = [
     "MADE",

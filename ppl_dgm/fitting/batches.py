@@ -47,7 +47,9 @@ class Batches:
     def _order(self, epoch: int) -> torch.Tensor | None:
         if self.batch_size >= self.num_data:
             return None
-        return torch.randperm(self.num_data, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return torch.randperm(
+            self.num_data, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        )
 
     def select(self, rows: Any) -> Batch:
         """The arguments with their data at `rows`."""
@@ -59,7 +61,10 @@ class Batches:
         """All data once, in order, a minibatch at a time."""
         for start in range(0, self.num_data, self.batch_size):
             stop = min(start + self.batch_size, self.num_data)
-            yield stop - start, self.select(slice(None) if stop - start == self.num_data else slice(start, stop))
+            yield (
+                stop - start,
+                self.select(slice(None) if stop - start == self.num_data else slice(start, stop)),
+            )
 
 
 class ScaleData(Messenger):

@@ -20,7 +20,7 @@ from ppl_dgm.fitting.stepping import make_stepper
 from ppl_dgm.fitting.training import Training, checkpoint_path
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program, move_data, require_program, unpack_data
-from ppl_dgm.weights import seeded
+from ppl_dgm.program.seeding import seeded
 
 ADAM = partial(Adam, lr=1e-3)
 
@@ -109,7 +109,9 @@ def fit(
         parameters = trainable(program)
         num_data = bound.num_data or 1
         batches = Batches(args, kwargs, num_data, batch_length(bound, batch_size), draw_seed(seed))
-        loss = BatchLoss(program, objective if objective is not None else ELBO(plate=program.plate), num_data)
+        loss = BatchLoss(
+            program, objective if objective is not None else ELBO(plate=program.plate), num_data
+        )
         opt = make_optimizer(optimizer, parameters)
         num_steps = steps if steps is not None else (epochs or 1) * batches.per_epoch
         training = Training(
@@ -129,12 +131,16 @@ def fit(
         return training.run()
 
 
-def check_settings(program: Any, objective: Any, steps: Any, epochs: Any, patience: Any, valid: Any) -> None:
+def check_settings(
+    program: Any, objective: Any, steps: Any, epochs: Any, patience: Any, valid: Any
+) -> None:
     """Raise before any work for settings that cannot be meant."""
     require_program(program, "fit")
     check_objective(objective)
     if (steps is None) == (epochs is None):
-        raise ValueError(f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100")
+        raise ValueError(
+            f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100"
+        )
     if patience is not None and valid is None:
         raise ValueError("patience stops on validation data, but valid is None; pass valid=...")
 
@@ -150,7 +156,9 @@ def check_counts(**numbers: Any) -> None:
     """Raise ValueError for a number, given by name, that is not positive and whole."""
     for name, value in numbers.items():
         if value is not None and not isinstance(value, Integral):
-            raise ValueError(f"{name} is {value!r}; expected a whole number, an int (len(x) // 10, not len(x) / 10)")
+            raise ValueError(
+                f"{name} is {value!r}; expected a whole number, an int (len(x) // 10, not len(x) / 10)"
+            )
     check_positive(**numbers)
 
 
@@ -166,10 +174,18 @@ def check_makers(**makers: Any) -> None:
 
 def check_objective(objective: Any) -> None:
     """Raise TypeError for what is no objective: a name, or a class in place of an instance."""
-    if objective is None or (hasattr(objective, "loss_and_grads") and not isinstance(objective, type)):
+    if objective is None or (
+        hasattr(objective, "loss_and_grads") and not isinstance(objective, type)
+    ):
         return
-    given = f"the class {objective.__name__}" if isinstance(objective, type) else f"a {type(objective).__name__}"
-    raise TypeError(f"objective is {given}; expected an instance such as ELBO() or IWELBO(num_particles=10)")
+    given = (
+        f"the class {objective.__name__}"
+        if isinstance(objective, type)
+        else f"a {type(objective).__name__}"
+    )
+    raise TypeError(
+        f"objective is {given}; expected an instance such as ELBO() or IWELBO(num_particles=10)"
+    )
 
 
 def trainable(program: Program) -> list[torch.nn.Parameter]:
@@ -183,7 +199,9 @@ def trainable(program: Program) -> list[torch.nn.Parameter]:
     return parameters
 
 
-def make_optimizer(make: Callable[[Any], Optimizer], parameters: list[torch.nn.Parameter]) -> Optimizer:
+def make_optimizer(
+    make: Callable[[Any], Optimizer], parameters: list[torch.nn.Parameter]
+) -> Optimizer:
     """The optimiser, checked to be one of torch's."""
     optimizer = make(parameters)
     if not isinstance(optimizer, Optimizer):
@@ -199,11 +217,15 @@ def make_optimizer(make: Callable[[Any], Optimizer], parameters: list[torch.nn.P
     return optimizer
 
 
-def make_scheduler(schedule: Callable[[Optimizer], Any] | None, optimizer: Optimizer, valid: Any) -> Any:
+def make_scheduler(
+    schedule: Callable[[Optimizer], Any] | None, optimizer: Optimizer, valid: Any
+) -> Any:
     """The scheduler, checked to have what it follows."""
     scheduler = schedule(optimizer) if schedule else None
     if isinstance(scheduler, ReduceLROnPlateau) and valid is None:
-        raise ValueError("ReduceLROnPlateau follows the loss on validation data, but valid is None; pass valid=...")
+        raise ValueError(
+            "ReduceLROnPlateau follows the loss on validation data, but valid is None; pass valid=..."
+        )
     return scheduler
 
 
@@ -225,12 +247,16 @@ def draw_seed(seed: int | None) -> int:
     return int(torch.randint(2**31, ())) if seed is None else seed
 
 
-def validation_batches(program: Program, valid: Any, device: Any, batch_size: int) -> Batches | None:
+def validation_batches(
+    program: Program, valid: Any, device: Any, batch_size: int
+) -> Batches | None:
     """Validation data in minibatches, checked against the program."""
     if valid is None:
         return None
     if isinstance(valid, Dataset) and len(valid) == 0:
-        raise ValueError("the validation data are empty; pass a split with data, or leave valid out")
+        raise ValueError(
+            "the validation data are empty; pass a split with data, or leave valid out"
+        )
     args, kwargs = move_data(unpack_data(valid), device)
     bound = program.bind(*args, **kwargs)
     size = batch_size if bound.structure.divisible else bound.num_data or 1

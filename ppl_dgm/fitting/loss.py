@@ -58,7 +58,10 @@ class BatchLoss:
         factor = 1.0 if self.program.structure.per_datum else self.num_data / size
         if factor not in self._pairs:
             plate = self.program.plate
-            self._pairs[factor] = Scaled(self.program.model, plate, factor), Scaled(self.program.guide, plate, factor)
+            self._pairs[factor] = (
+                Scaled(self.program.model, plate, factor),
+                Scaled(self.program.guide, plate, factor),
+            )
         return self._pairs[factor]
 
 
@@ -70,12 +73,18 @@ def explain_nonfinite(program: Program, batch: Batch) -> str:
             return f"parameter {name!r} is not finite"
     with torch.no_grad(), unvalidated():
         guide_trace = poutine.trace(program.guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(program.model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
         for role, trace in (("guide", guide_trace), ("model", model_trace)):
             fault = first_nonfinite(trace)
             if fault:
                 return f"{fault} of the {role}"
-    gradients = [n for n, p in program.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    gradients = [
+        n
+        for n, p in program.named_parameters()
+        if p.grad is not None and not bool(p.grad.isfinite().all())
+    ]
     return (
         f"the gradients of {gradients} are not finite"
         if gradients

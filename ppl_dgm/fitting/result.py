@@ -6,8 +6,8 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ppl_dgm.plots import plot_curves
 from ppl_dgm.program import Program
+from ppl_dgm.reporting.plots import plot_curves
 
 Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
 
@@ -41,7 +41,7 @@ class Fit:
         return f"Fit({self.steps} steps, {self.stopped}, {value}, {self.seconds:.1f} s)"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the learning curve; see `ppl_dgm.plots.plot_curves`."""
+        """Draw the learning curve; see `ppl_dgm.reporting.plots.plot_curves`."""
         return plot_curves({"objective": self.history}, ax)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
-from ppl_dgm.compile.switch import pays
+from ppl_dgm.compile.jit import pays
 from ppl_dgm.fitting.batches import Batch
 from ppl_dgm.fitting.loss import BatchLoss
 
@@ -93,7 +93,9 @@ class CompiledStepper(Stepper):
 
     def _compiled(self, step: TrainStep, size: int, batch: Batch) -> float:
         value = float(step(*batch))
-        if not math.isfinite(value):  # gradients stay inside the compiled step, and the fault may be theirs
+        if not math.isfinite(
+            value
+        ):  # gradients stay inside the compiled step, and the fault may be theirs
             self.optimizer.zero_grad(set_to_none=True)
             self._gradients(size, batch)
         return value
@@ -125,7 +127,10 @@ class CompiledStepper(Stepper):
             raise CaptureError(undifferentiable(self.loss))
         loss, size = self.loss, self.size  # a step that held the stepper would outlive the fit
         step = TrainStep(
-            lambda args, kwargs: loss(size, (args, kwargs)), self.optimizer, clip_norm=self.clip_norm, guard=True
+            lambda args, kwargs: loss(size, (args, kwargs)),
+            self.optimizer,
+            clip_norm=self.clip_norm,
+            guard=True,
         )
         self.announce("compiling the step; this takes some seconds, less the next time")
         step.prepare(*batch)
@@ -137,7 +142,12 @@ class CompiledStepper(Stepper):
 
 
 def make_stepper(
-    loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, mode: CompileMode, size: int, num_steps: int
+    loss: BatchLoss,
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    mode: CompileMode,
+    size: int,
+    num_steps: int,
 ) -> Stepper:
     """The stepper for a compile mode, and minibatches of `size` data.
 

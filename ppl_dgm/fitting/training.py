@@ -18,7 +18,7 @@ from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
 from ppl_dgm.fitting.stepping import Stepper
 from ppl_dgm.program import evaluating, read_written, write_atomically
-from ppl_dgm.weights import seeded
+from ppl_dgm.program.seeding import seeded
 
 
 @dataclass
@@ -60,7 +60,9 @@ class Training:
         """Train to the end, early stopping or Ctrl-C, and return what was learned."""
         self._resume()
         start, stopped = time.perf_counter(), "interrupted"
-        with tqdm(total=self.num_steps, initial=self.state.step, disable=not self.progress, unit="step") as bar:
+        with tqdm(
+            total=self.num_steps, initial=self.state.step, disable=not self.progress, unit="step"
+        ) as bar:
             if self.progress:
                 self.stepper.announce = bar.write
             try:
@@ -81,9 +83,13 @@ class Training:
             self._step(size, batch)
             bar.update(1)
             self._show(bar)
-            if self.valid and (self.state.step % self.valid_every == 0 or self.state.step == self.num_steps):
+            if self.valid and (
+                self.state.step % self.valid_every == 0 or self.state.step == self.num_steps
+            ):
                 self._validate(self.valid)
-            if self.checkpoint and (self.state.step % self.checkpoint_every == 0 or self.state.step == self.num_steps):
+            if self.checkpoint and (
+                self.state.step % self.checkpoint_every == 0 or self.state.step == self.num_steps
+            ):
                 self._save()
         return "early"
 
@@ -122,7 +128,9 @@ class Training:
     def _validate(self, valid: Batches) -> None:
         program = self.loss.program
         loss = BatchLoss(program, self.loss.objective, valid.num_data)
-        self._anneal(self.num_steps)  # one weight for all validations: with less of the KL early ones would look best
+        self._anneal(
+            self.num_steps
+        )  # one weight for all validations: with less of the KL early ones would look best
         with evaluating(program), torch.no_grad(), seeded(0, device_of(program)):
             total = sum(loss.number(size, batch) * size for size, batch in valid.in_order())
         self.state.valid_step.append(self.state.step)
@@ -130,7 +138,9 @@ class Training:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(total / valid.num_data)
         if self.state.stale == 0 and math.isfinite(self.state.valid[-1]):
-            self.state.best = {name: value.detach().clone() for name, value in program.state_dict().items()}
+            self.state.best = {
+                name: value.detach().clone() for name, value in program.state_dict().items()
+            }
 
     def _finish(self, stopped: Any, start: float) -> Fit:
         self.optimizer.state_dict()  # its counts of steps are brought up to the compiled ones
@@ -214,5 +224,7 @@ def checkpoint_path(path: str | os.PathLike | None) -> Path | None:
         return None
     target = Path(path)
     if not target.parent.is_dir():
-        raise ValueError(f"the folder {target.parent} for the checkpoint does not exist; create it first")
+        raise ValueError(
+            f"the folder {target.parent} for the checkpoint does not exist; create it first"
+        )
     return target

@@ -5,7 +5,7 @@ from torch import Tensor
 from ppl_dgm.objectives.elbo import IWELBO, log_weights_with_paths
 from ppl_dgm.objectives.objective import KLWeight, check_count
 from ppl_dgm.program import Bound
-from ppl_dgm.weights import expand_particles, log_mean_exp
+from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
 
 
 class MIWAE(IWELBO):
@@ -28,7 +28,9 @@ class MIWAE(IWELBO):
         64
     """
 
-    def __init__(self, num_bounds: int, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+    def __init__(
+        self, num_bounds: int, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data"
+    ) -> None:
         check_count("num_bounds", num_bounds)
         check_count("num_particles", num_particles)
         super().__init__(num_bounds * num_particles, kl_weight=kl_weight, plate=plate)
@@ -60,7 +62,12 @@ class CIWAE(IWELBO):
     """
 
     def __init__(
-        self, num_particles: int, share: float = 0.5, *, kl_weight: KLWeight = 1.0, plate: str = "data"
+        self,
+        num_particles: int,
+        share: float = 0.5,
+        *,
+        kl_weight: KLWeight = 1.0,
+        plate: str = "data",
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         if not 0 <= share <= 1:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ppl_dgm.objectives.elbo import ELBO
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
-from ppl_dgm.weights import log_mean_exp
+from ppl_dgm.sampling.importance import log_mean_exp
 
 
 def zero_valued(tensor: Tensor) -> Tensor:
@@ -34,7 +34,9 @@ def check_scored(structure: Structure, name: str, cure: str) -> None:
 def check_several(num_particles: int, name: str, cure: str) -> None:
     """Refuse a single particle where the others are the baseline."""
     if num_particles < 2:
-        raise ValueError(f"num_particles is {num_particles}; {name} needs at least 2, or use {cure}")
+        raise ValueError(
+            f"num_particles is {num_particles}; {name} needs at least 2, or use {cure}"
+        )
 
 
 class ScoreFunction(Objective):
@@ -127,7 +129,9 @@ class REINFORCE(ScoreFunction):
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         if baseline is not None and not isinstance(baseline, nn.Module):
-            raise TypeError(f"baseline is a {type(baseline).__name__}; expected None, RunningMean() or a torch module")
+            raise TypeError(
+                f"baseline is a {type(baseline).__name__}; expected None, RunningMean() or a torch module"
+            )
         self.baseline = baseline
 
     @property
@@ -143,7 +147,9 @@ class REINFORCE(ScoreFunction):
                 "by all data, for which it would be one constant; use RunningMean() or RLOO"
             )
 
-    def structure_of(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Structure:
+    def structure_of(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> Structure:
         if (model, guide) not in self._structures and self.learned:
             check_ownership(model, self.baseline)  # type: ignore[arg-type]
         return super().structure_of(model, guide, args, kwargs)
@@ -209,7 +215,9 @@ class RLOO(ELBO):
         4
     """
 
-    def __init__(self, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+    def __init__(
+        self, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data"
+    ) -> None:
         check_several(num_particles, "RLOO", "REINFORCE(baseline=RunningMean())")
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
 
@@ -246,7 +254,9 @@ class VIMCO(ScoreFunction):
         1.138
     """
 
-    def __init__(self, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+    def __init__(
+        self, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data"
+    ) -> None:
         check_several(num_particles, "VIMCO", "RLOO or REINFORCE")
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
 
@@ -330,7 +340,9 @@ class ReweightedWakeSleep(Objective):
                 + (f"the guide puts a point mass on {fixed}" if fixed else "no guide draws any")
                 + "; give the program one, or use ELBO()"
             )
-        if self.sleep and (structure.factors or any(latent.auxiliary for latent in structure.latents)):
+        if self.sleep and (
+            structure.factors or any(latent.auxiliary for latent in structure.latents)
+        ):
             raise ValueError(
                 "the sleep phase dreams data and latents from the model, but the program has factors or its guide has "
                 "auxiliary variables; use sleep=0"
@@ -350,14 +362,21 @@ class ReweightedWakeSleep(Objective):
 def log_guide_of_dream(bound: Bound) -> Tensor:
     """log q(z' | x') of latents and data drawn from the model: `[data]`, or `[]` for the data set."""
     with torch.no_grad(), unvalidated():
-        trace: Any = poutine.trace(poutine.uncondition(bound.model)).get_trace(*bound.args, **bound.kwargs)
+        trace: Any = poutine.trace(poutine.uncondition(bound.model)).get_trace(
+            *bound.args, **bound.kwargs
+        )
     replaced = {name: trace.nodes[name] for name in bound.structure.observed}
     args, kwargs = with_dreamed_data(replaced, bound.args, dict(bound.kwargs))
-    values = {latent.name: trace.nodes[latent.name]["value"].unsqueeze(0) for latent in bound.structure.latents}
+    values = {
+        latent.name: trace.nodes[latent.name]["value"].unsqueeze(0)
+        for latent in bound.structure.latents
+    }
     return replace(bound, args=args, kwargs=kwargs).log_guide(values)[0]
 
 
-def with_dreamed_data(sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def with_dreamed_data(
+    sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
     """The program's arguments with those that sites observed replaced by what the sites drew."""
     dreamed = {id(site["infer"]["obs"]): as_observed(site) for site in sites.values()}
     given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
@@ -373,4 +392,8 @@ def with_dreamed_data(sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]
 def as_observed(site: Any) -> Tensor:
     """A dreamed value with the dtype of the data it stands for, unless those are whole numbers and it is not."""
     dtype = site["infer"]["obs"].dtype
-    return site["value"].to(dtype) if dtype.is_floating_point or site["fn"].support.is_discrete else site["value"]
+    return (
+        site["value"].to(dtype)
+        if dtype.is_floating_point or site["fn"].support.is_discrete
+        else site["value"]
+    )

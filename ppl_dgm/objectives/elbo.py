@@ -7,13 +7,15 @@ from torch import Tensor
 
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Latent, Structure
-from ppl_dgm.program.bound import Values
-from ppl_dgm.weights import expand_particles, log_mean_exp
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
 
 Gradient = Literal["reparam", "stl", "dreg"]
 
 
-def log_weights_with_paths(objective: Objective, bound: Bound, gradient: Gradient) -> tuple[Tensor, Any]:
+def log_weights_with_paths(
+    objective: Objective, bound: Bound, gradient: Gradient
+) -> tuple[Tensor, Any]:
     """Log weights `[particles, ...]`, differentiable as the gradient mode has it, and the scale of each datum."""
     if gradient == "dreg" and bound.structure.latents:
         return doubly_reparameterised(objective, bound)
@@ -58,7 +60,9 @@ def weigh_gradient(bound: Bound, name: str, value: Tensor, factors: list[Tensor]
     if latent is None or not value.requires_grad:
         return value
     view = value.view_as(value)
-    view.register_hook(lambda grad: grad * align(factors[0], latent, bound.structure.per_datum, grad))
+    view.register_hook(
+        lambda grad: grad * align(factors[0], latent, bound.structure.per_datum, grad)
+    )
     return view
 
 
@@ -67,13 +71,21 @@ def align(factors: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Te
     if not per_datum:
         return factors.reshape((-1,) + (1,) * (value.dim() - 1))
     if latent.batch_dim == 0:  # a sequential data plate: the gradient of this datum's column
-        raise ValueError("doubly reparameterised gradients need a vectorised data plate, not a Python loop over it")
-    return factors.reshape((factors.shape[0],) + (1,) * (latent.batch_dim - 1) + (-1,) + (1,) * latent.event_dim)
+        raise ValueError(
+            "doubly reparameterised gradients need a vectorised data plate, not a Python loop over it"
+        )
+    return factors.reshape(
+        (factors.shape[0],) + (1,) * (latent.batch_dim - 1) + (-1,) + (1,) * latent.event_dim
+    )
 
 
 def check_reparameterised(structure: Structure, mode: str) -> None:
     """Refuse guides without a path gradient, naming what works for them."""
-    names = [latent.name for latent in structure.latents if not (latent.reparameterised or latent.point_mass)]
+    names = [
+        latent.name
+        for latent in structure.latents
+        if not (latent.reparameterised or latent.point_mass)
+    ]
     if names:
         raise ValueError(
             f"{mode} needs reparameterised latents, but the guide draws {names} without a path gradient (discrete, or no "
@@ -250,10 +262,19 @@ class Renyi(Objective):
         1.2655
     """
 
-    def __init__(self, alpha: float, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+    def __init__(
+        self,
+        alpha: float,
+        num_particles: int = 2,
+        *,
+        kl_weight: KLWeight = 1.0,
+        plate: str = "data",
+    ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         if alpha == 1:
-            raise ValueError("alpha is 1, where the Renyi bound is the ELBO; use ELBO(), or another alpha")
+            raise ValueError(
+                "alpha is 1, where the Renyi bound is the ELBO; use ELBO(), or another alpha"
+            )
         if not math.isfinite(alpha):
             raise ValueError(f"alpha is {alpha}; expected a finite number")
         self.alpha = alpha

@@ -34,15 +34,21 @@ class Objective(pyro.infer.ELBO):
         plate: name of the data plate.
     """
 
-    def __init__(self, num_particles: int = 1, *, kl_weight: KLWeight = 1.0, plate: str = "data") -> None:
+    def __init__(
+        self, num_particles: int = 1, *, kl_weight: KLWeight = 1.0, plate: str = "data"
+    ) -> None:
         check_count("num_particles", num_particles)
         if not callable(kl_weight) and not 0 <= kl_weight < math.inf:
-            raise ValueError(f"kl_weight is {kl_weight}; expected a number >= 0 or a function of the step")
+            raise ValueError(
+                f"kl_weight is {kl_weight}; expected a number >= 0 or a function of the step"
+            )
         super().__init__(num_particles=num_particles)
         self.kl_weight = kl_weight
         self.plate = plate
         self._step = 0
-        self._annealed = torch.tensor(kl_weight(0), dtype=torch.float64) if callable(kl_weight) else None
+        self._annealed = (
+            torch.tensor(kl_weight(0), dtype=torch.float64) if callable(kl_weight) else None
+        )
         self._structures: dict[Any, Structure] = {}
 
     @abstractmethod
@@ -52,7 +58,9 @@ class Objective(pyro.infer.ELBO):
     def check(self, structure: Structure) -> None:
         """Raise ValueError if the objective does not apply to programs of this structure, naming what does."""
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Minus the scaled objective, summed over data, with gradients; a scalar in nats."""
         structure = self.structure_of(model, guide, args, kwargs)
         return -self.value(Bound(model, guide, structure, args, kwargs)).sum()
@@ -76,11 +84,15 @@ class Objective(pyro.infer.ELBO):
         if callable(self.kl_weight) and self._annealed is not None:
             self._annealed.fill_(self.kl_weight(step))
 
-    def structure_of(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Structure:
+    def structure_of(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> Structure:
         """Structure of a model/guide pair, found at its first call."""
         key = (model, guide)
         if key not in self._structures:
-            structure = program_structure(model, guide, args, kwargs) or inspect(model, guide, args, kwargs, self.plate)
+            structure = program_structure(model, guide, args, kwargs) or inspect(
+                model, guide, args, kwargs, self.plate
+            )
             self.check(structure)
             self._structures[key] = structure
         return self._structures[key]
@@ -96,12 +108,16 @@ class Objective(pyro.infer.ELBO):
             return joint.total - log_q
         return joint.likelihood + self.weight * (joint.prior - log_q)
 
-    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
         """Pyro's hook: traces of model and guide."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
-def program_structure(model: Any, guide: Any, args: tuple, kwargs: dict[str, Any]) -> Structure | None:
+def program_structure(
+    model: Any, guide: Any, args: tuple, kwargs: dict[str, Any]
+) -> Structure | None:
     """Structure of a program whose own model and guide these are, which is initialised if need be; else None."""
     scope = getattr(model, "scope", None)
     if not isinstance(scope, Program) or scope.guide is not guide:

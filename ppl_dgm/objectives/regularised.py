@@ -10,8 +10,8 @@ from torch.distributions import kl_divergence
 from ppl_dgm.objectives.elbo import check_choice, check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import LogJoint, Structure
-from ppl_dgm.program.bound import Bound
-from ppl_dgm.program.pairs import Pair, PairedDraw, draw_pairs
+from ppl_dgm.program.bound_program import Bound
+from ppl_dgm.program.kl_terms import Pair, PairedDraw, draw_pairs
 from ppl_dgm.program.supports import innermost
 
 
@@ -67,7 +67,10 @@ class FreeBits(Objective):
         draw = draw_pairs(bound)
         check_order(draw, bound.structure)
         floored = [self.floored(pair).sum() for pair in draw.pairs]
-        return self.log_weights(LogJoint(-torch.stack(floored).sum(), draw.likelihood), 0.0) * draw.scale
+        return (
+            self.log_weights(LogJoint(-torch.stack(floored).sum(), draw.likelihood), 0.0)
+            * draw.scale
+        )
 
     def floored(self, pair: Pair) -> Tensor:
         """Divergences of the groups, averaged over data, at least `nats` each."""
@@ -82,7 +85,10 @@ class FreeBits(Objective):
 
 def check_order(draw: PairedDraw, structure: Structure) -> None:
     """Refuse a guide that draws a latent before others on which its prior may depend: their divergence is not of one site."""
-    drawn, declared = [pair.latent.name for pair in draw.pairs], [latent.name for latent in structure.latents]
+    drawn, declared = (
+        [pair.latent.name for pair in draw.pairs],
+        [latent.name for latent in structure.latents],
+    )
     if drawn != declared:
         raise ValueError(
             f"the guide draws the latents in the order {drawn}, the model in the order {declared}, so that the KL divergence "
@@ -98,7 +104,9 @@ def check_one_place(structure: Structure, name: str) -> None:
             "ELBO(kl_weight=...)"
         )
     if any(latent.local and latent.batch_dim == 0 for latent in structure.latents):
-        raise ValueError(f"{name} needs a vectorised data plate, not a Python loop over it; use ELBO(kl_weight=...)")
+        raise ValueError(
+            f"{name} needs a vectorised data plate, not a Python loop over it; use ELBO(kl_weight=...)"
+        )
 
 
 def divergences(pair: Pair) -> Tensor:
@@ -184,7 +192,11 @@ class BetaTC(Objective):
         aggregate = (each.sum(-1) + weights).logsumexp(1)
         marginals = (each + weights.unsqueeze(-1)).logsumexp(1).sum(-1)
         prior = torch.stack([pair.model.log_prob(pair.value) for pair in draw.pairs]).sum(0)
-        information, correlation, dimensions = conditional - aggregate, aggregate - marginals, marginals - prior
+        information, correlation, dimensions = (
+            conditional - aggregate,
+            aggregate - marginals,
+            marginals - prior,
+        )
         divergence = self.alpha * information + self.beta * correlation + self.gamma * dimensions
         return self.log_weights(LogJoint(-divergence, draw.likelihood), 0.0) * draw.scale
 
@@ -192,7 +204,9 @@ class BetaTC(Objective):
         """Log weights `[data, data]` with which a minibatch stands for the aggregate posterior of all data."""
         size, total = each.shape[0], self.num_data
         if size > total:
-            raise ValueError(f"a minibatch has {size} data, but num_data is {total}; pass the size of the data set")
+            raise ValueError(
+                f"a minibatch has {size} data, but num_data is {total}; pass the size of the data set"
+            )
         if size == 1:
             return each.new_zeros(1, 1)  # nothing to estimate the others from
         own = torch.eye(size, dtype=torch.bool, device=each.device)

@@ -47,7 +47,9 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 def draw_bernoulli(logits: Tensor, temperature: float) -> Tensor:
     """0 or 1 of log odds `[...]`, with the gradient of sigmoid((logits + logistic noise) / temperature)."""
-    uniform = torch.rand_like(logits).clamp(torch.finfo(logits.dtype).tiny, 1 - torch.finfo(logits.dtype).eps)
+    uniform = torch.rand_like(logits).clamp(
+        torch.finfo(logits.dtype).tiny, 1 - torch.finfo(logits.dtype).eps
+    )
     noisy = logits + uniform.logit()
     return straight_through((noisy > 0).to(logits), (noisy / temperature).sigmoid())
 
@@ -71,7 +73,12 @@ class Relaxation(Messenger):
         self.temperature = temperature
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or is_subsample(msg) or is_deterministic(msg) or msg["fn"].has_rsample:
+        if (
+            msg["is_observed"]
+            or is_subsample(msg)
+            or is_deterministic(msg)
+            or msg["fn"].has_rsample
+        ):
             return
         if msg["infer"].get("_enumerate_dim") is not None:
             return  # summed out
@@ -124,7 +131,12 @@ class StraightThrough(Objective):
     """
 
     def __init__(
-        self, num_particles: int = 1, *, temperature: float = 0.5, kl_weight: KLWeight = 1.0, plate: str = "data"
+        self,
+        num_particles: int = 1,
+        *,
+        temperature: float = 0.5,
+        kl_weight: KLWeight = 1.0,
+        plate: str = "data",
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         if not temperature > 0:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.guides import AmortisedGuide
+from ppl_dgm.conditionals.guides import AmortisedGuide
 from ppl_dgm.objectives.elbo import ELBO, check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight
 from ppl_dgm.program import Bound, Structure
@@ -73,7 +73,9 @@ class SemiAmortised(ELBO):
                 each, _ = self._elbo(bound, guide, params)
                 (gradient,) = torch.autograd.grad(each.sum(), params, create_graph=through)
                 norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-                params = params + self.learning_rate * gradient * (self.clip_norm / norm.clamp_min(self.clip_norm))
+                params = params + self.learning_rate * gradient * (
+                    self.clip_norm / norm.clamp_min(self.clip_norm)
+                )
         each, scale = self._elbo(bound, guide, params)
         return each * scale
 

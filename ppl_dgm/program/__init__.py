@@ -1,13 +1,14 @@
 """Programs: Pyro model/guide pairs as torch modules, checked, and evaluated over many particles at once."""
 
 from ppl_dgm.program.arguments import move_data, select_data, tensors_of, unpack_data
-from ppl_dgm.program.bound import Bound, Draw, LogJoint, Prior
+from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior
 from ppl_dgm.program.inspection import data_size, inspect
-from ppl_dgm.program.modes import evaluating, undisturbed
-from ppl_dgm.program.pointwise import log_likelihoods
-from ppl_dgm.program.program import Program, read_written, require_program, write_atomically
+from ppl_dgm.program.isolation import evaluating, undisturbed
+from ppl_dgm.program.log_likelihoods import log_likelihoods
+from ppl_dgm.program.program import Program, require_program
+from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sampling import draw_sites
-from ppl_dgm.program.sites import unvalidated
+from ppl_dgm.program.storage import read_written, write_atomically
 from ppl_dgm.program.structure import Density, Latent, Structure
 
 __all__ = [

@@ -47,6 +47,10 @@ def select_data(args: tuple, kwargs: Mapping[str, Any], size: int | None, index:
     """Index the tensors among the arguments whose first dimension is the data plate's; hand the rest on."""
 
     def pick(leaf: Any) -> Any:
-        return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf
+        return (
+            leaf[index]
+            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
+            else leaf
+        )
 
     return (args, dict(kwargs)) if size is None else tree_map(pick, (args, dict(kwargs)))

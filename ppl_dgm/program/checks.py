@@ -10,28 +10,35 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ppl_dgm.program.bound import Prior
-from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, random_sites, unvalidated
+from ppl_dgm.program.bound_program import Prior
+from ppl_dgm.program.pyro_patches import unvalidated
+from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, random_sites
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.supports import innermost, moves
 
 NUM_RERUNS = 8  # in which a support that moves with the latents shows it
 
 
-def run(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def run(
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
     """Trace guide and model once; what fails is blamed on its half of the program and the data it was given."""
     role = "model" if isinstance(getattr(guide, "fn", guide), Prior) else "guide"
     guide_trace = blame(role, lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
     try:
-        model_trace = blame("model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs)
+        model_trace = blame(
+            "model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs
+        )
     except ValueError:
         check_latents_apart(model, guide_trace, args, kwargs)
         raise
     return guide_trace, model_trace
 
 
-def check_latents_apart(model: Callable, guide_trace: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
+def check_latents_apart(
+    model: Callable, guide_trace: Any, args: tuple, kwargs: Mapping[str, Any]
+) -> None:
     """Where the model fails on the guide's latents, see whether it would have drawn others of its own."""
     trace = blame("model", lambda: poutine.trace(model).get_trace(*args, **kwargs), args, kwargs)
     own = dict(random_sites(trace))
@@ -62,7 +69,11 @@ def describe(leaf: Any) -> str:
 def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
     """Refuse NaN in the data before anything runs."""
     named = [(f"argument {i}", leaf) for i, leaf in enumerate(tree_leaves(args))]
-    named += [(f"argument {name!r}", leaf) for name, value in kwargs.items() for leaf in tree_leaves(value)]
+    named += [
+        (f"argument {name!r}", leaf)
+        for name, value in kwargs.items()
+        for leaf in tree_leaves(value)
+    ]
     for name, leaf in named:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
             raise ValueError(
@@ -71,7 +82,9 @@ def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def check(structure: Structure, model_trace: Any, guide_trace: Any, again: Callable[[], Any]) -> None:
+def check(
+    structure: Structure, model_trace: Any, guide_trace: Any, again: Callable[[], Any]
+) -> None:
     """Check sites, plates, supports and shapes of one trace of the model and, if there is one, of the guide.
 
     `again` traces guide and model once more, with other latents.
@@ -135,9 +148,13 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
         )
     check_observed_shape(name, fn, value)
     if value.is_floating_point() and bool(value.isnan().any()):
-        raise ValueError(f"site {name!r} observes NaN; expected finite data. Remove, impute or mask them")
+        raise ValueError(
+            f"site {name!r} observes NaN; expected finite data. Remove, impute or mask them"
+        )
     inside = fn.support.check(value)
-    if not bool(inside.all()) and not any(moves(site, again()[1].nodes[name]) for _ in range(NUM_RERUNS)):
+    if not bool(inside.all()) and not any(
+        moves(site, again()[1].nodes[name]) for _ in range(NUM_RERUNS)
+    ):
         share = 100.0 * (1.0 - inside.double().mean().item())
         raise ValueError(
             f"site {name!r} observes values outside the support {fn.support} of {type(innermost(fn)).__name__} "
@@ -162,7 +179,11 @@ def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
 
 def check_data_dimension(site: Site, structure: Structure) -> None:
     """Refuse one value for all data: a datum without the dimension of data would count as many."""
-    frame, event, value = structure.layout(False).data_frame(site), len(site["fn"].event_shape), site["value"]
+    frame, event, value = (
+        structure.layout(False).data_frame(site),
+        len(site["fn"].event_shape),
+        site["value"],
+    )
     if frame is None or frame.dim is None:
         return
     batch = value.shape[: value.dim() - event]
@@ -198,10 +219,16 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
 
 def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
     """Refuse a guide with more randomness than its latents hold: its log weights average to no evidence."""
-    image = {name: isinstance(innermost(site["fn"]), dist.Delta) for name, site in guide_sites.items()}
+    image = {
+        name: isinstance(innermost(site["fn"]), dist.Delta) for name, site in guide_sites.items()
+    }
     noise = [name for name, site in guide_sites.items() if is_auxiliary(site) and not image[name]]
     given = sum(guide_sites[name]["value"].numel() for name in noise)
-    taken = sum(site["value"].numel() for name, site in guide_sites.items() if image[name] and not is_auxiliary(site))
+    taken = sum(
+        site["value"].numel()
+        for name, site in guide_sites.items()
+        if image[name] and not is_auxiliary(site)
+    )
     if given > taken:
         raise ValueError(
             f"the guide's auxiliary variables {noise} are {given} numbers, of which the latents "
@@ -214,7 +241,10 @@ def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
 def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
     """Check that a latent has the same shape and support in model and guide."""
     model_fn, guide_fn = model_site["fn"], guide_site["fn"]
-    if tuple(model_fn.shape()) != tuple(guide_fn.shape()) or model_fn.event_dim != guide_fn.event_dim:
+    if (
+        tuple(model_fn.shape()) != tuple(guide_fn.shape())
+        or model_fn.event_dim != guide_fn.event_dim
+    ):
         raise ValueError(
             f"latent {name!r} has batch and event shape {tuple(model_fn.batch_shape)}, {tuple(model_fn.event_shape)} in the "
             f"model but {tuple(guide_fn.batch_shape)}, {tuple(guide_fn.event_shape)} in the guide; make them equal"

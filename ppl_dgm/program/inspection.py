@@ -15,9 +15,10 @@ from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
-from ppl_dgm.program.bound import Bound, Prior
-from ppl_dgm.program.modes import undisturbed
-from ppl_dgm.program.scope import ScopedCallable
+from ppl_dgm.program.bound_program import Bound, Prior
+from ppl_dgm.program.isolation import undisturbed
+from ppl_dgm.program.log_densities import part_mask
+from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
     is_auxiliary,
@@ -25,7 +26,6 @@ from ppl_dgm.program.sites import (
     is_enumerated,
     is_factor,
     is_random_subsample,
-    part_mask,
     random_sites,
 )
 from ppl_dgm.program.structure import Latent, Structure
@@ -142,13 +142,22 @@ def prepared(*callables: Any) -> bool:
     for fn in callables:
         own = fn.fn if isinstance(fn, ScopedCallable) else fn
         initialised = isinstance(fn, ScopedCallable) and fn.scope.initialised
-        if not (own is None or initialised or (isinstance(own, nn.Module) and not isinstance(own, AutoGuide))):
+        if not (
+            own is None
+            or initialised
+            or (isinstance(own, nn.Module) and not isinstance(own, AutoGuide))
+        ):
             return False
     return True
 
 
 def runs_on_few(
-    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], size: int | None, plate: str
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    size: int | None,
+    plate: str,
 ) -> bool:
     """Whether the program takes a part of the data for the whole: then it can be run piece by piece."""
     if not size or size == 1:
@@ -164,7 +173,9 @@ def runs_on_few(
     return bool(frames) and all(f.dim is not None and f.full_size == num_few(size) for f in frames)
 
 
-def pieces(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
+def pieces(
+    args: tuple, kwargs: Mapping[str, Any], size: int | None
+) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
     """The data, a bounded number at a time where `size` tells that they can be divided."""
     if size is None:
         yield args, kwargs
@@ -175,13 +186,22 @@ def pieces(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> Iterator
 
 def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool) -> Structure:
     """Classify the sites of one trace of the model and, if there is a guide, of the guide."""
-    model_sites, guide_sites = dict(random_sites(model_trace)), dict(random_sites(guide_trace)) if guide_trace else {}
+    model_sites, guide_sites = (
+        dict(random_sites(model_trace)),
+        dict(random_sites(guide_trace)) if guide_trace else {},
+    )
     free = {name: site for name, site in model_sites.items() if not site["is_observed"]}
-    enumerated = [name for name, site in free.items() if name not in guide_sites and summed_out(site, sum_out)]
-    drawn = [read_latent(s, guide_sites.get(n, s), plate) for n, s in free.items() if n not in enumerated]
+    enumerated = [
+        name for name, site in free.items() if name not in guide_sites and summed_out(site, sum_out)
+    ]
+    drawn = [
+        read_latent(s, guide_sites.get(n, s), plate) for n, s in free.items() if n not in enumerated
+    ]
     auxiliary = [read_latent(s, s, plate, True) for s in guide_sites.values() if is_auxiliary(s)]
     everything = [*model_sites.values(), *guide_sites.values()]
-    observed = [name for name, site in model_sites.items() if site["is_observed"] and not is_factor(site)]
+    observed = [
+        name for name, site in model_sites.items() if site["is_observed"] and not is_factor(site)
+    ]
     subsampled = [
         n
         for t in (model_trace, guide_trace)
@@ -194,9 +214,14 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
         enumerated=tuple(enumerated),
         observed=tuple(observed),
         factors=tuple(name for name, site in model_sites.items() if is_factor(site)),
-        deterministic=tuple(n for n, s in model_trace.nodes.items() if s["type"] == "sample" and is_deterministic(s)),
+        deterministic=tuple(
+            n for n, s in model_trace.nodes.items() if s["type"] == "sample" and is_deterministic(s)
+        ),
         subsampled=tuple(dict.fromkeys(subsampled)),
-        nesting=max((-f.dim for s in everything for f in s["cond_indep_stack"] if f.dim is not None), default=0),
+        nesting=max(
+            (-f.dim for s in everything for f in s["cond_indep_stack"] if f.dim is not None),
+            default=0,
+        ),
         plate=plate,
         batched=any(frame.name == plate for s in everything for frame in s["cond_indep_stack"]),
         per_datum=bool(everything) and all(in_plate(s, plate) for s in everything),
@@ -224,7 +249,11 @@ def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
     """The latents whose masks in model and guide differ, so that what is masked does not cancel."""
     sites = dict(random_sites(model_trace))
     pairs = {name: (site, sites[name]) for name, site in random_sites(guide_trace) if name in sites}
-    return tuple(name for name, pair in pairs.items() if not torch.equal(*torch.broadcast_tensors(*map(mask_of, pair))))
+    return tuple(
+        name
+        for name, pair in pairs.items()
+        if not torch.equal(*torch.broadcast_tensors(*map(mask_of, pair)))
+    )
 
 
 def mask_of(site: Site) -> Tensor:
@@ -262,12 +291,19 @@ def one_scale(sites: list[Site]) -> bool:
     scales = [site["scale"] for site in sites]
     if len({isinstance(scale, Tensor) for scale in scales}) > 1:
         return False  # a tensor on some sites alone may be another in other runs
-    return all(scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales)
+    return all(
+        scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales
+    )
 
 
 def plate_frames(trace: Any, plate: str) -> list[Any]:
     """The frames of a plate at all sites of a trace."""
-    return [frame for _, site in random_sites(trace) for frame in site["cond_indep_stack"] if frame.name == plate]
+    return [
+        frame
+        for _, site in random_sites(trace)
+        for frame in site["cond_indep_stack"]
+        if frame.name == plate
+    ]
 
 
 def data_size(trace: Any, plate: str) -> int | None:
@@ -275,7 +311,9 @@ def data_size(trace: Any, plate: str) -> int | None:
     return next((frame.full_size for frame in plate_frames(trace, plate)), None)
 
 
-def few_data(args: tuple, kwargs: Mapping[str, Any], size: int | None) -> tuple[tuple, dict[str, Any]]:
+def few_data(
+    args: tuple, kwargs: Mapping[str, Any], size: int | None
+) -> tuple[tuple, dict[str, Any]]:
     """The first few data: enough to learn how the program behaves."""
     return select_data(args, kwargs, size, slice(0, num_few(size or 0)))
 
@@ -291,11 +329,25 @@ def prove_vectorisation(bound: Bound) -> Structure:
     if not structure.latents:
         return structure
     failures = []
-    for guide_runs, model_runs in (("plate", "plate"), ("plate", "vmap"), ("vmap", "vmap"), ("vmap", "plate")):
-        candidate = replace(bound, structure=replace(structure, guide_runs=guide_runs, model_runs=model_runs))
+    for guide_runs, model_runs in (
+        ("plate", "plate"),
+        ("plate", "vmap"),
+        ("vmap", "vmap"),
+        ("vmap", "plate"),
+    ):
+        candidate = replace(
+            bound, structure=replace(structure, guide_runs=guide_runs, model_runs=model_runs)
+        )
         try:
             error = vectorisation_error(candidate)
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, NotImplementedError) as failure:
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+            TypeError,
+            AssertionError,
+            NotImplementedError,
+        ) as failure:
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
         if not error:
             return candidate.structure
@@ -312,9 +364,14 @@ def vectorisation_error(bound: Bound) -> str:
     values = bound.draw(PROOF_PARTICLES).values
     together = (bound.log_joint(values).total, bound.log_guide(values))
     for i in range(PROOF_PARTICLES):
-        one = {name: value[i] if bound.structure.find(name) else value for name, value in values.items()}
+        one = {
+            name: value[i] if bound.structure.find(name) else value
+            for name, value in values.items()
+        }
         alone = bound.log_densities_of_one(one)
         for name, many, single in zip(("model", "guide"), together, alone, strict=True):
-            if many[i].shape != single.shape or not torch.allclose(many[i], single, 1e-3, 1e-3, equal_nan=True):
+            if many[i].shape != single.shape or not torch.allclose(
+                many[i], single, 1e-3, 1e-3, equal_nan=True
+            ):
                 return f"log density of the {name} differs"
     return ""

@@ -1,9 +1,7 @@
 """Program: a Pyro model/guide pair as one torch module."""
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyro.poutine as poutine
@@ -11,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program.arguments import unpack_arguments
-from ppl_dgm.program.bound import Bound, Prior, is_given_or_summed_out
+from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
-from ppl_dgm.program.modes import evaluating, undisturbed
+from ppl_dgm.program.isolation import evaluating, undisturbed
+from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 from ppl_dgm.program.sampling import draw_sites
-from ppl_dgm.program.scope import ParameterScope, ScopedCallable
 from ppl_dgm.program.sites import random_sites
+from ppl_dgm.program.storage import read_written, write_atomically
 from ppl_dgm.program.structure import Density, Structure
 
 
@@ -54,11 +53,20 @@ class Program(ParameterScope):
         torch.Size([3])
     """
 
-    def __init__(self, model: Callable, guide: Callable | None = None, *, site: str = "x", plate: str = "data") -> None:
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None = None,
+        *,
+        site: str = "x",
+        plate: str = "data",
+    ) -> None:
         super().__init__()
         for role, fn in (("model", model), ("guide", guide)):
             if not callable(fn) and not (role == "guide" and fn is None):
-                raise TypeError(f"{role} is a {type(fn).__name__}; expected a callable Pyro program")
+                raise TypeError(
+                    f"{role} is a {type(fn).__name__}; expected a callable Pyro program"
+                )
         self.site = site
         self.plate = plate
         scoped_model = ScopedCallable("model", model, self)
@@ -102,7 +110,14 @@ class Program(ParameterScope):
         args, kwargs = unpack_arguments(args, kwargs)
         found = self._examine(args, kwargs, sum_out)
         return Bound(
-            self.model, self.guide, found.structure, args, kwargs, found.num_data, found.num_dims, found.digest
+            self.model,
+            self.guide,
+            found.structure,
+            args,
+            kwargs,
+            found.num_data,
+            found.num_dims,
+            found.digest,
         )
 
     def _examine(self, args: tuple, kwargs: Mapping[str, Any], sum_out: bool) -> Examination:
@@ -122,7 +137,9 @@ class Program(ParameterScope):
     def structure(self) -> Structure:
         """The program's structure, as found by its latest run on data."""
         if False not in self._structures:
-            raise ValueError("the program has not seen data yet; call program.initialise(*data) first")
+            raise ValueError(
+                "the program has not seen data yet; call program.initialise(*data) first"
+            )
         return self._structures[False]
 
     @property
@@ -137,12 +154,16 @@ class Program(ParameterScope):
     def _generative_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
         """Structure of a run without data, the data site's draw standing for data."""
         with undisturbed(self):
-            trace = blame("model", lambda: poutine.trace(self.model).get_trace(*args, **kwargs), args, kwargs)
+            trace = blame(
+                "model", lambda: poutine.trace(self.model).get_trace(*args, **kwargs), args, kwargs
+            )
         site = trace.nodes.get(self.site)
         given = [name for name, other in random_sites(trace) if other["is_observed"]]
         if site is None and not given:
             names = [name for name, _ in random_sites(trace)]
-            raise ValueError(f"the program has no site {self.site!r}, only {names}; name it: Program(..., site=...)")
+            raise ValueError(
+                f"the program has no site {self.site!r}, only {names}; name it: Program(..., site=...)"
+            )
         if site is None or site["is_observed"]:
             return inspect(self.model, None, args, kwargs, self.plate)
         conditioned = poutine.condition(self.model, data={self.site: site["value"]})
@@ -164,9 +185,15 @@ class Program(ParameterScope):
         draws = self.sample_sites(num_samples, *args, **kwargs)
         site = self._data_site()
         if site not in draws:
-            raise ValueError(f"the program has no site {site!r}, only {sorted(draws)}; name it: Program(..., site=...)")
+            raise ValueError(
+                f"the program has no site {site!r}, only {sorted(draws)}; name it: Program(..., site=...)"
+            )
         value = draws[site]
-        return value.squeeze(1) if self.structure.batched and value.dim() > 1 and value.shape[1] == 1 else value
+        return (
+            value.squeeze(1)
+            if self.structure.batched and value.dim() > 1 and value.shape[1] == 1
+            else value
+        )
 
     def sample_sites(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all sites of the model jointly: `{site: [num_samples, *shape]}`; see `sample`."""
@@ -189,7 +216,10 @@ class Program(ParameterScope):
     def _data_site(self) -> str:
         """The data site: `x`, or the only observed site."""
         structure = self.structure
-        if self.site in (*structure.observed, *structure.deterministic) or len(structure.observed) != 1:
+        if (
+            self.site in (*structure.observed, *structure.deterministic)
+            or len(structure.observed) != 1
+        ):
             return self.site
         return structure.observed[0]
 
@@ -217,33 +247,6 @@ class Program(ParameterScope):
 def require_program(program: Any, caller: str) -> None:
     """Raise TypeError unless given a Program."""
     if not isinstance(program, Program):
-        raise TypeError(f"{caller} takes a Program, not a {type(program).__name__}; write Program(model, guide)")
-
-
-def read_written(path: str | os.PathLike, device: torch.device | None) -> Any:
-    """Read what `write_atomically` wrote, its tensors onto a device, without unpickling code."""
-    try:
-        return torch.load(path, weights_only=True, map_location=device)
-    except OSError:
-        raise
-    except Exception as error:  # whatever the bytes of another file lead torch to
-        raise ValueError(
-            f"{path} is no file of parameters: {error}. Give one that Program.save or a fit's checkpoint wrote"
-        ) from error
-
-
-def write_atomically(path: str | os.PathLike, state: Any) -> None:
-    """Write a state with `torch.save` to a temporary file beside `path`, then rename: never half a file."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise ValueError(f"the folder {target.parent} of {target.name!r} does not exist; create it first")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        raise TypeError(
+            f"{caller} takes a Program, not a {type(program).__name__}; write Program(model, guide)"
+        )

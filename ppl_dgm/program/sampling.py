@@ -8,10 +8,11 @@ import pyro.poutine as poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from ppl_dgm.program.bound import PARTICLE_PLATE, Values
-from ppl_dgm.program.sites import Site, Substitute, is_deterministic, is_subsample, unvalidated
+from ppl_dgm.program.bound_program import PARTICLE_PLATE, Values
+from ppl_dgm.program.pyro_patches import unvalidated
+from ppl_dgm.program.sites import Site, Substitute, is_deterministic, is_subsample
 from ppl_dgm.program.structure import Structure
-from ppl_dgm.program.vmapping import vmap_runs
+from ppl_dgm.program.vmap_patches import vmap_runs
 
 
 def draw_sites(
@@ -28,8 +29,15 @@ def draw_sites(
         if structure.model_runs == "vmap":
             return vmapped_sites(free, num_samples, args, kwargs, given)
         latents = {latent.name: latent for latent in structure.latents}
-        padded = {name: latents[name].pad(value, structure.nesting) for name, value in given.items() if name in latents}
-        with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - structure.nesting), Substitute(padded):
+        padded = {
+            name: latents[name].pad(value, structure.nesting)
+            for name, value in given.items()
+            if name in latents
+        }
+        with (
+            pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - structure.nesting),
+            Substitute(padded),
+        ):
             trace = poutine.trace(free).get_trace(*args, **kwargs)
     return {name: strip(site, num_samples, structure.nesting) for name, site in drawn_sites(trace)}
 
@@ -42,7 +50,9 @@ class Uncondition(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-def vmapped_sites(model: Callable, num_samples: int, args: tuple, kwargs: Mapping[str, Any], given: Values) -> Values:
+def vmapped_sites(
+    model: Callable, num_samples: int, args: tuple, kwargs: Mapping[str, Any], given: Values
+) -> Values:
     """`draw_sites` by mapping single runs."""
 
     def once(values: Values) -> Values:
@@ -67,11 +77,27 @@ def drawn_sites(trace: Any) -> list[tuple[str, Site]]:
 
 def strip(site: Site, num_samples: int, nesting: int) -> Tensor:
     """Plate layout -> `[num_samples, *shape]`."""
-    own = max((-f.dim for f in site["cond_indep_stack"] if f.dim is not None and f.name != PARTICLE_PLATE), default=0)
+    own = max(
+        (
+            -f.dim
+            for f in site["cond_indep_stack"]
+            if f.dim is not None and f.name != PARTICLE_PLATE
+        ),
+        default=0,
+    )
     value = site["value"]
     batch_dim = value.dim() - site["fn"].event_dim
-    if is_deterministic(site) and batch_dim == 0 and value.dim() > nesting and value.shape[0] == num_samples:
-        batch_dim = 1 + nesting  # Pyro takes all its dimensions for event dimensions unless told otherwise
+    if (
+        is_deterministic(site)
+        and batch_dim == 0
+        and value.dim() > nesting
+        and value.shape[0] == num_samples
+    ):
+        batch_dim = (
+            1 + nesting
+        )  # Pyro takes all its dimensions for event dimensions unless told otherwise
     if batch_dim <= nesting:  # the site does not vary between draws
-        return value.expand(num_samples, *value.shape[batch_dim - own :] if own < batch_dim else value.shape)
+        return value.expand(
+            num_samples, *value.shape[batch_dim - own :] if own < batch_dim else value.shape
+        )
     return value.reshape(value.shape[:1] + value.shape[1 + nesting - own :])

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from ppl_dgm.program.sites import Layout
+from ppl_dgm.program.log_densities import Layout
 
 Density = Literal["exact", "latent", "unnormalised", "implicit"]
 
@@ -95,7 +95,9 @@ class Structure:
 
     def without_paths(self) -> "Structure":
         """The same with no latent drawn differentiably."""
-        return replace(self, latents=tuple(replace(latent, reparameterised=False) for latent in self.latents))
+        return replace(
+            self, latents=tuple(replace(latent, reparameterised=False) for latent in self.latents)
+        )
 
     def find(self, name: str) -> Any:
         """The latent of that name, or None."""

@@ -21,7 +21,9 @@ def possible(fn: Any, value: Tensor) -> Tensor | None:
         base: Any = value
         for transform in reversed(inner.transforms):
             base = transform.inv(base)
-        inside = inside & all_of(possible(inner.base_dist, base), dims(inner) - dims(inner.base_dist))
+        inside = inside & all_of(
+            possible(inner.base_dist, base), dims(inner) - dims(inner.base_dist)
+        )
     return all_of(inside, dims(fn) - dims(inner))
 
 

@@ -6,14 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.chains import Frame, adapted_chains, split_r_hat
-from ppl_dgm.evidence.smc import acceptance_alarm
-from ppl_dgm.evidence.thermodynamic import r_hat_alarm
-from ppl_dgm.kernels import HMC, robust_scale
-from ppl_dgm.posterior import Posterior, joined
-from ppl_dgm.program.bound import Values
-from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import part_of, spans
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.sampling.chains import Frame, adapted_chains
+from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_alarm, split_r_hat
+from ppl_dgm.sampling.kernels import HMC, robust_scale
+from ppl_dgm.sampling.memory import part_of, spans
+from ppl_dgm.sampling.posterior import Posterior, joined
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 LEAST_MOVES = 20
 LEAST_CHAINS = 64  # so that they tell a covariance
@@ -52,11 +51,22 @@ def move_draws(
     dims = {latent.name: latent.batch_dim for latent in found.bound.structure.model_latents}
     parts = []
     for start, stop in spans(found.bound, POINTS_AT_ONCE * found.num_draws, memory):
-        draws = {name: draw.narrow(dims[name], start, stop - start) for name, draw in found.draws.items()}
-        parts.append(run(Unconstrained(part_of(found.bound, start, stop)), draws, num_moves, num_leapfrog))
-    acceptance, r_hat = (torch.cat([getattr(part, name) for part in parts]) for name in ("acceptance", "r_hat"))
-    values = {name: joined([part.values[name][:num_draws] for part in parts], dim) for name, dim in dims.items()}
-    moved = Posterior(found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_alarm(r_hat))
+        draws = {
+            name: draw.narrow(dims[name], start, stop - start) for name, draw in found.draws.items()
+        }
+        parts.append(
+            run(Unconstrained(part_of(found.bound, start, stop)), draws, num_moves, num_leapfrog)
+        )
+    acceptance, r_hat = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("acceptance", "r_hat")
+    )
+    values = {
+        name: joined([part.values[name][:num_draws] for part in parts], dim)
+        for name, dim in dims.items()
+    }
+    moved = Posterior(
+        found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_alarm(r_hat)
+    )
     return moved, {"acceptance": acceptance, "r_hat": r_hat}
 
 
@@ -67,4 +77,6 @@ def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int)
     frame = Frame(points.mean(0), robust_scale(points).diag_embed())
     visited = adapted_chains(kernel, target, frame, points, num_moves // 2, num_moves // 2)
     moved = (visited.diff(dim=0) != 0).any(-1).double().mean((0, 1))
-    return Moved(target.constrain(visited[-1]), moved, split_r_hat(visited.transpose(0, 1)).amax(-1))
+    return Moved(
+        target.constrain(visited[-1]), moved, split_r_hat(visited.transpose(0, 1)).amax(-1)
+    )

@@ -8,13 +8,15 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_dgm.posterior import Posterior, check_latents, join, resample_part, storable_parts
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
-from ppl_dgm.program.bound import Values
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
+from ppl_dgm.sampling.importance import log_mean_exp
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.posterior import Posterior, check_latents, join, resample_part, storable_parts
+from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
-from ppl_dgm.unconstrained import check_continuous
-from ppl_dgm.weights import MEMORY, log_mean_exp, seeded
 
 Method = Literal["resampling", "hmc"]
 METHODS = ("resampling", "hmc")
@@ -130,13 +132,17 @@ def complete(
         for turn in range(rounds if program.has_guide else 1):
             seen = shown(bound, fills, observed, program.site)
             parts = storable_parts(seen, num_particles, memory)
-            found = join(seen, [resample_part(part, num_particles, starts, memory) for part in parts])
+            found = join(
+                seen, [resample_part(part, num_particles, starts, memory) for part in parts]
+            )
             draws = torch.where(observed, x, found.predict(seed + turn)[program.site])
             fills = draws[:num_fills].movedim(0, 1)
         if method == "resampling":
             return Completion(draws, found, {"ess": found.ess, "pareto_k": found.pareto_k})  # type: ignore[dict-item]
         moved, diagnostics = move_draws(found, num_draws, num_moves, num_leapfrog, memory)
-    return Completion(torch.where(observed, x, moved.predict(seed)[program.site]), moved, diagnostics)
+    return Completion(
+        torch.where(observed, x, moved.predict(seed)[program.site]), moved, diagnostics
+    )
 
 
 def check_settings(method: str, **least: tuple[int, int]) -> None:
@@ -151,7 +157,9 @@ def check_settings(method: str, **least: tuple[int, int]) -> None:
 def check_mask(x: Tensor, observed: Tensor) -> Tensor:
     """The mask in the shape of the data."""
     if observed.dtype != torch.bool:
-        raise TypeError(f"observed is {observed.dtype}; expected torch.bool, True where an entry is observed")
+        raise TypeError(
+            f"observed is {observed.dtype}; expected torch.bool, True where an entry is observed"
+        )
     try:
         return observed.expand(x.shape)
     except RuntimeError as error:
@@ -167,7 +175,9 @@ def check_program(bound: Bound, site: str) -> None:
     structure = bound.structure
     if structure.enumerated or not structure.per_datum:
         fault = (
-            f"{list(structure.enumerated)} are summed out" if structure.enumerated else "latents are shared by all data"
+            f"{list(structure.enumerated)} are summed out"
+            if structure.enumerated
+            else "latents are shared by all data"
         )
         raise ValueError(
             f"completion draws every latent of a datum given its observed entries, but {fault}; let the guide draw all of "
@@ -220,9 +230,14 @@ class Refilled(Bound):
             return super().draw(num_particles)
         proposals = self._at_fills
         start = int(torch.randint(len(proposals), ()))
-        turns = [len(range((m - start) % len(proposals), num_particles, len(proposals))) for m in range(len(proposals))]
+        turns = [
+            len(range((m - start) % len(proposals), num_particles, len(proposals)))
+            for m in range(len(proposals))
+        ]
         drawn = [bound.draw(count) for bound, count in zip(proposals, turns, strict=True) if count]
-        values = {name: torch.cat([part.values[name] for part in drawn]) for name in drawn[0].values}
+        values = {
+            name: torch.cat([part.values[name] for part in drawn]) for name in drawn[0].values
+        }
         if any(latent.auxiliary for latent in self.structure.latents):
             return Draw(
                 values, torch.cat([part.log_prob for part in drawn])

@@ -7,9 +7,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
-from ppl_dgm.program.bound import Values
-from ppl_dgm.unconstrained import Unconstrained
-from ppl_dgm.weights import seeded
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 
 class Expectation(Messenger):
@@ -43,7 +43,9 @@ def decode(bound: Bound, values: Values, site: str) -> Tensor:
         )
     num_codes = bound.count(values)
     with Expectation(site):
-        return draw_sites(bound.model, bound.structure, num_codes, bound.args, bound.kwargs, values)[site]
+        return draw_sites(
+            bound.model, bound.structure, num_codes, bound.args, bound.kwargs, values
+        )[site]
 
 
 def check_drawn(bound: Bound) -> None:
@@ -54,7 +56,9 @@ def check_drawn(bound: Bound) -> None:
         )
 
 
-def reconstruct(program: Program, *args: Any, num_draws: int = 1, seed: int = 0, **kwargs: Any) -> Tensor:
+def reconstruct(
+    program: Program, *args: Any, num_draws: int = 1, seed: int = 0, **kwargs: Any
+) -> Tensor:
     r"""Reconstruct data through the latents: $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$.
 
     Args:
@@ -126,9 +130,13 @@ def interpolate(
         torch.Size([5, 3, 6])
     """
     if start.shape != end.shape:
-        raise ValueError(f"start is {list(start.shape)} and end {list(end.shape)}; expected pairs of data of one shape")
+        raise ValueError(
+            f"start is {list(start.shape)} and end {list(end.shape)}; expected pairs of data of one shape"
+        )
     if num_steps < 2 or path not in PATHS:
-        raise ValueError(f"num_steps is {num_steps}, path {path!r}; expected at least 2, and one of {sorted(PATHS)}")
+        raise ValueError(
+            f"num_steps is {num_steps}, path {path!r}; expected at least 2, and one of {sorted(PATHS)}"
+        )
     bounds = [program.bind(x, *args, **kwargs) for x in (start, end)]
     check_drawn(bounds[0])
     with undisturbed(program), seeded(seed, bounds[0].device):

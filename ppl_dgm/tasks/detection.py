@@ -66,7 +66,9 @@ def detect(usual: Evidence, anomalies: Evidence) -> Detection:
     labels = torch.arange(len(scores)) >= usual.log_z.numel()
     auroc = float(roc_auc_score(labels.numpy(), scores.numpy()))
     error = auroc_std_error(auroc, int(labels.sum()), int((~labels).sum()))
-    return Detection(scores, labels, auroc, error, float(average_precision_score(labels.numpy(), scores.numpy())))
+    return Detection(
+        scores, labels, auroc, error, float(average_precision_score(labels.numpy(), scores.numpy()))
+    )
 
 
 def check_comparable(usual: Evidence, anomalies: Evidence) -> None:
@@ -77,7 +79,9 @@ def check_comparable(usual: Evidence, anomalies: Evidence) -> None:
                 f"the evidence of {role} is of the data set as a whole; detection needs one for each datum"
             )
         if not bool(torch.isfinite(result.log_z).all()):
-            raise ValueError(f"the evidence of {role} is not finite for some data; check the support of their values")
+            raise ValueError(
+                f"the evidence of {role} is not finite for some data; check the support of their values"
+            )
     sizes = [result.num_dims / result.log_z.numel() for result in (usual, anomalies)]
     if usual.estimator != anomalies.estimator or sizes[0] != sizes[1]:
         raise ValueError(
@@ -94,5 +98,7 @@ def auroc_std_error(auroc: float, num_anomalies: int, num_usual: int) -> float:
         0.045
     """
     two_anomalies, two_usual = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
-    spread = (num_anomalies - 1) * (two_anomalies - auroc**2) + (num_usual - 1) * (two_usual - auroc**2)
+    spread = (num_anomalies - 1) * (two_anomalies - auroc**2) + (num_usual - 1) * (
+        two_usual - auroc**2
+    )
     return math.sqrt((auroc * (1 - auroc) + spread) / (num_anomalies * num_usual))

@@ -91,7 +91,11 @@ def eight_schools() -> Case:
 
 @program
 def particles_in_a_plate() -> Case:
-    return Case(schools, schools_guide, Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1))
+    return Case(
+        schools,
+        schools_guide,
+        Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+    )
 
 
 @program
@@ -159,11 +163,17 @@ def constrained_parameters() -> Case:
         share = pyro.sample("share", dist.Beta(2.0, 2.0))
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         pyro.sample("x", dist.Normal(weights[0] + share + rate, 1.0), obs=torch.tensor(1.0))
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(3), scale_tril=chol), obs=torch.ones(3))
+        pyro.sample(
+            "y", dist.MultivariateNormal(torch.zeros(3), scale_tril=chol), obs=torch.ones(3)
+        )
 
     def guide() -> None:
-        simplex = pyro.param("simplex", lambda: torch.full((4,), 0.25), constraint=constraints.simplex)
-        inside = pyro.param("inside", lambda: torch.tensor(0.3), constraint=constraints.interval(0.0, 2.0))
+        simplex = pyro.param(
+            "simplex", lambda: torch.full((4,), 0.25), constraint=constraints.simplex
+        )
+        inside = pyro.param(
+            "inside", lambda: torch.tensor(0.3), constraint=constraints.interval(0.0, 2.0)
+        )
         chol = pyro.param("cholesky", lambda: torch.eye(3), constraint=constraints.corr_cholesky)
         pyro.sample("weights", dist.Dirichlet(5 * simplex))
         pyro.sample("share", dist.Beta(1 + inside, 2.0))
@@ -206,7 +216,10 @@ def double_precision() -> Case:
 
 @program
 def distributions_made_before() -> Case:
-    prior, noise = dist.Normal(torch.tensor(0.0), torch.tensor(1.0)), dist.Categorical(probs=torch.tensor([0.2, 0.8]))
+    prior, noise = (
+        dist.Normal(torch.tensor(0.0), torch.tensor(1.0)),
+        dist.Categorical(probs=torch.tensor([0.2, 0.8])),
+    )
 
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", prior)
@@ -239,7 +252,9 @@ PROGRAMS["auto_low_rank"] = autoguided(lambda model: AutoLowRankMultivariateNorm
 PROGRAMS["auto_iaf"] = autoguided(lambda model: AutoIAFNormal(model, hidden_dim=[8]))
 PROGRAMS["auto_gaussian"] = autoguided(AutoGaussian)
 PROGRAMS["auto_structured"] = autoguided(
-    lambda model: AutoStructured(model, conditionals={"scale": "normal", "loc": "mvn"}, dependencies={})
+    lambda model: AutoStructured(
+        model, conditionals={"scale": "normal", "loc": "mvn"}, dependencies={}
+    )
 )
 
 
@@ -293,7 +308,9 @@ def subsampling_by_arguments() -> Case:
     def guide(features: Tensor, y: Tensor, index: Tensor) -> None:
         weights_guide()
         with pyro.plate("data", 40, subsample=index):
-            pyro.sample("z", dist.Normal(pyro.param("z_loc", lambda: torch.zeros(40), event_dim=0), 1.0))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("z_loc", lambda: torch.zeros(40), event_dim=0), 1.0)
+            )
 
     index = torch.arange(10) * 3
     return Case(model, guide, Trace_ELBO(), (FEATURES[index], RESPONSES[index], index))
@@ -326,8 +343,12 @@ class Autoencoder:
 
     def __init__(self, *inner: nn.Module) -> None:
         self.encoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
-        normed = any(isinstance(module, nn.BatchNorm1d) for module in inner)  # then a bias would have no gradient
-        self.decoder = nn.Sequential(nn.Linear(2, 5, bias=not normed), *inner, nn.Tanh(), nn.Linear(5, 6))
+        normed = any(
+            isinstance(module, nn.BatchNorm1d) for module in inner
+        )  # then a bias would have no gradient
+        self.decoder = nn.Sequential(
+            nn.Linear(2, 5, bias=not normed), *inner, nn.Tanh(), nn.Linear(5, 6)
+        )
 
     def model(self, x: Tensor) -> None:
         pyro.module("decoder", self.decoder)
@@ -342,7 +363,9 @@ class Autoencoder:
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
     def case(self, loss: ELBO | None = None, train: bool = True) -> Case:
-        return Case(self.model, self.guide, loss or Trace_ELBO(), ((torch.rand(7, 6) < 0.5).float(),), train)
+        return Case(
+            self.model, self.guide, loss or Trace_ELBO(), ((torch.rand(7, 6) < 0.5).float(),), train
+        )
 
 
 @program
@@ -372,7 +395,9 @@ def batch_norm_in_evaluation() -> Case:
 
 @program
 def convolution_and_layer_norm() -> Case:
-    net = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 6))
+    net = nn.Sequential(
+        nn.Conv1d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 6)
+    )
 
     def model(x: Tensor) -> None:
         pyro.module("net", net)
@@ -430,7 +455,9 @@ def mixture_enumerated() -> Case:
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
 
-    return Case(model, AutoNormal(poutine.block(model, hide=["z"])), enumerating(), (torch.randn(20),))
+    return Case(
+        model, AutoNormal(poutine.block(model, hide=["z"])), enumerating(), (torch.randn(20),)
+    )
 
 
 @program
@@ -441,7 +468,9 @@ def hidden_markov() -> Case:
         with pyro.plate("data", x.shape[1], dim=-1):
             z: Any = 0
             for t in pyro.markov(range(x.shape[0])):
-                z = pyro.sample(f"z_{t}", dist.Categorical(rows[z]), infer={"enumerate": "parallel"})
+                z = pyro.sample(
+                    f"z_{t}", dist.Categorical(rows[z]), infer={"enumerate": "parallel"}
+                )
                 pyro.sample(f"x_{t}", dist.Normal(locs[z], 1.0), obs=x[t])
 
     guide = AutoDelta(poutine.block(model, expose=["rows", "locs"]))
@@ -466,12 +495,16 @@ def labels_guide(infer: dict[str, Any]) -> Callable[[Tensor], None]:
 
 @program
 def guide_enumerated() -> Case:
-    return Case(labels_model, labels_guide({"enumerate": "parallel"}), enumerating(), (torch.randn(6),))
+    return Case(
+        labels_model, labels_guide({"enumerate": "parallel"}), enumerating(), (torch.randn(6),)
+    )
 
 
 @program
 def guide_enumerated_in_sequence() -> Case:
-    return Case(labels_model, labels_guide({"enumerate": "sequential"}), enumerating(), (torch.randn(1),))
+    return Case(
+        labels_model, labels_guide({"enumerate": "sequential"}), enumerating(), (torch.randn(1),)
+    )
 
 
 @program
@@ -497,7 +530,9 @@ def reinforce_with_baseline() -> Case:
 def relaxed_labels() -> Case:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.RelaxedOneHotCategorical(torch.tensor(0.7), torch.ones(3) / 3))
+            z = pyro.sample(
+                "z", dist.RelaxedOneHotCategorical(torch.tensor(0.7), torch.ones(3) / 3)
+            )
             pyro.sample("x", dist.Normal(z @ torch.arange(3.0), 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -511,7 +546,9 @@ def relaxed_labels() -> Case:
 # ---- flows ---------------------------------------------------------------------------------------------------------
 
 
-def flow(make: Callable[[], Any], bijector: Callable[[Any], Any] = lambda transform: transform) -> Callable[[], Case]:
+def flow(
+    make: Callable[[], Any], bijector: Callable[[Any], Any] = lambda transform: transform
+) -> Callable[[], Case]:
     def construct() -> Case:
         transform = make()
 
@@ -532,7 +569,8 @@ PROGRAMS["flow_affine_autoregressive"] = flow(
 )
 PROGRAMS["flow_spline"] = flow(lambda: T.Spline(4, count_bins=4))
 PROGRAMS["flow_spline_autoregressive"] = flow(
-    lambda: T.spline_autoregressive(4, hidden_dims=[8], count_bins=4), lambda transform: transform.inv
+    lambda: T.spline_autoregressive(4, hidden_dims=[8], count_bins=4),
+    lambda transform: transform.inv,
 )
 PROGRAMS["flow_householder"] = flow(lambda: T.householder(4))
 PROGRAMS["flow_matrix_exponential"] = flow(lambda: T.matrix_exponential(4))

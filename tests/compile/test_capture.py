@@ -69,7 +69,9 @@ def test_batch_norm_statistics_follow_without_being_declared() -> None:
 
 def test_gradients_are_taken_inside() -> None:
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
-    captured = capture(lambda x: torch.autograd.grad((weight**3 * x).sum(), weight)[0], (torch.ones(2),))
+    captured = capture(
+        lambda x: torch.autograd.grad((weight**3 * x).sum(), weight)[0], (torch.ones(2),)
+    )
     torch.testing.assert_close(captured(torch.ones(2)), 3 * weight.detach() ** 2)
 
 
@@ -149,20 +151,30 @@ def test_the_mode_of_modules_is_remembered() -> None:
 
 
 def test_pyro_is_as_it_was_after_capture_and_after_failure() -> None:
-    methods = [torch.distributions.Distribution._validate_sample, torch.distributions.Transform.__call__]
+    methods = [
+        torch.distributions.Distribution._validate_sample,
+        torch.distributions.Transform.__call__,
+    ]
     capture(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), ())
     with pytest.raises(CaptureError):
         capture(lambda: torch.ones(3)[torch.randn(3) > 0], ())
-    assert methods == [torch.distributions.Distribution._validate_sample, torch.distributions.Transform.__call__]
+    assert methods == [
+        torch.distributions.Distribution._validate_sample,
+        torch.distributions.Transform.__call__,
+    ]
     with pytest.raises(ValueError, match="within the support"):
-        poutine.trace(lambda: pyro.sample("z", dist.Beta(1.0, 1.0), obs=torch.tensor(2.0))).get_trace().log_prob_sum()
+        poutine.trace(
+            lambda: pyro.sample("z", dist.Beta(1.0, 1.0), obs=torch.tensor(2.0))
+        ).get_trace().log_prob_sum()
 
 
 def test_the_compiled_function_equals_the_original() -> None:
     noise = torch.randn(40, 3)
 
     def energy(x: Tensor) -> Tensor:
-        return torch.logsumexp(-((x[:, None] - noise) ** 2).sum(-1) + 0.1 * torch.randn(x.shape[0], 40), -1)
+        return torch.logsumexp(
+            -((x[:, None] - noise) ** 2).sum(-1) + 0.1 * torch.randn(x.shape[0], 40), -1
+        )
 
     x = torch.randn(20, 3)
     compiled = compile_function(energy, (x,))

@@ -29,7 +29,9 @@ def test_inputs_outputs_and_lifted_tensors() -> None:
 
 
 def test_noise_is_fresh_at_every_replay() -> None:
-    compiled = compile_function(lambda x: x + torch.randn(1000, device="cuda"), (torch.zeros(1000, device="cuda"),))
+    compiled = compile_function(
+        lambda x: x + torch.randn(1000, device="cuda"), (torch.zeros(1000, device="cuda"),)
+    )
     draws = torch.stack([compiled(torch.zeros(1000, device="cuda")) for _ in range(4)])
     assert draws.unique(dim=0).shape[0] == 4
     assert draws.mean().abs() < 4 / 4000**0.5
@@ -52,7 +54,11 @@ def test_training_without_noise_is_torchs() -> None:
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).cuda()
     twin = copy.deepcopy(net)
     x, y = torch.randn(20, 5, device="cuda"), torch.randn(20, 1, device="cuda")
-    step = TrainStep(lambda x, y: ((net(x) - y) ** 2).mean(), torch.optim.Adam(net.parameters(), lr=0.01), guard=True)
+    step = TrainStep(
+        lambda x, y: ((net(x) - y) ** 2).mean(),
+        torch.optim.Adam(net.parameters(), lr=0.01),
+        guard=True,
+    )
     optimizer = torch.optim.Adam(twin.parameters(), lr=0.01)
     for _ in range(10):
         loss = step(x, y)
@@ -73,12 +79,16 @@ def test_a_program_finds_its_posterior() -> None:
 
     def guide(x: Tensor) -> None:
         log_scale = pyro.param("log_scale", lambda: x.new_zeros(()))
-        pyro.sample("loc", dist.Normal(pyro.param("loc_loc", lambda: x.new_zeros(())), log_scale.exp()))
+        pyro.sample(
+            "loc", dist.Normal(pyro.param("loc_loc", lambda: x.new_zeros(())), log_scale.exp())
+        )
 
     x = torch.full((9,), 2.0, device="cuda")
     program, objective = Program(model, guide).initialise(x), ELBO(num_particles=20)
     optimizer = torch.optim.Adam(program.parameters(), lr=0.02)
-    step = TrainStep(lambda x: objective.differentiable_loss(program.model, program.guide, x), optimizer)
+    step = TrainStep(
+        lambda x: objective.differentiable_loss(program.model, program.guide, x), optimizer
+    )
     for _ in range(1500):
         step(x)
     named = dict(program.named_parameters())
@@ -88,7 +98,9 @@ def test_a_program_finds_its_posterior() -> None:
 
 def test_densities_and_loops() -> None:
     points = torch.randn(64, 3, device="cuda")
-    value, gradient = compile_density(lambda z: -0.5 * (z**2).sum(-1), torch.zeros(64, 3, device="cuda"))(points)
+    value, gradient = compile_density(
+        lambda z: -0.5 * (z**2).sum(-1), torch.zeros(64, 3, device="cuda")
+    )(points)
     torch.testing.assert_close((value, gradient), (-0.5 * (points**2).sum(-1), -points))
 
     def add(state: Tensor, x: Tensor, _: Any) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,9 @@ def test_a_program_over_chains(backend: Backend) -> None:
 
 def test_leading_dimensions_keep_to_themselves() -> None:
     target = torch.randn(5)
-    density = compile_density(lambda z: -((z - target) ** 4).sum(-1), torch.zeros(3, 4, 5), backend="eager")
+    density = compile_density(
+        lambda z: -((z - target) ** 4).sum(-1), torch.zeros(3, 4, 5), backend="eager"
+    )
     points = torch.randn(3, 4, 5)
     value, gradient = density(points)
     assert value.shape == (3, 4)
@@ -58,7 +60,9 @@ def test_leapfrog_steps_in_a_compiled_loop() -> None:
     """A harmonic oscillator: the leapfrog map with step e has the exact angle 2 asin(e / 2) per step."""
     energy = value_and_gradient(lambda z: -0.5 * (z**2).sum(-1))
 
-    def leapfrog(state: tuple[Tensor, Tensor], size: Tensor, _: object) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def leapfrog(
+        state: tuple[Tensor, Tensor], size: Tensor, _: object
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         point, momentum = state
         momentum = momentum + 0.5 * size * energy(point)[1]
         point = point + size * momentum

@@ -46,7 +46,12 @@ DISTRIBUTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "GammaPoisson": (dist.GammaPoisson, (POSITIVE, POSITIVE + 1)),
     "GaussianHMM": (
         lambda scale: dist.GaussianHMM(
-            unit_normal(2), torch.eye(2) * scale[0], unit_normal(2), torch.eye(2), unit_normal(2), duration=2
+            unit_normal(2),
+            torch.eye(2) * scale[0],
+            unit_normal(2),
+            torch.eye(2),
+            unit_normal(2),
+            duration=2,
         ),
         (POSITIVE,),
     ),
@@ -59,12 +64,17 @@ DISTRIBUTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "LKJCholesky": (lambda c: dist.LKJCholesky(3, c), (torch.tensor(1.5),)),
     "Laplace": (dist.Laplace, (REAL, POSITIVE)),
     "LogNormal": (dist.LogNormal, (REAL, POSITIVE)),
-    "LogNormalNegativeBinomial": (lambda logits: dist.LogNormalNegativeBinomial(FIVE, logits, FEW), (REAL,)),
+    "LogNormalNegativeBinomial": (
+        lambda logits: dist.LogNormalNegativeBinomial(FIVE, logits, FEW),
+        (REAL,),
+    ),
     "Logistic": (dist.Logistic, (REAL, POSITIVE)),
     "LogisticNormal": (dist.LogisticNormal, (REAL, POSITIVE)),
     "LowRankMultivariateNormal": (dist.LowRankMultivariateNormal, (REAL, FACTOR, POSITIVE)),
     "MaskedMixture": (
-        lambda a, b: dist.MaskedMixture(torch.tensor([True, False, True]), dist.Normal(a, 1.0), dist.Normal(b, 2.0)),
+        lambda a, b: dist.MaskedMixture(
+            torch.tensor([True, False, True]), dist.Normal(a, 1.0), dist.Normal(b, 2.0)
+        ),
         (REAL, REAL + 1),
     ),
     "MixtureSameFamily": (
@@ -72,19 +82,34 @@ DISTRIBUTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         (SIMPLEX, REAL),
     ),
     "Multinomial": (lambda probs: dist.Multinomial(10, probs), (SIMPLEX,)),
-    "MultivariateNormal": (lambda loc, chol: dist.MultivariateNormal(loc, scale_tril=chol), (REAL, CHOLESKY)),
+    "MultivariateNormal": (
+        lambda loc, chol: dist.MultivariateNormal(loc, scale_tril=chol),
+        (REAL, CHOLESKY),
+    ),
     "MultivariateNormalCovariance": (dist.MultivariateNormal, (REAL, COVARIANCE)),
-    "MultivariateStudentT": (lambda loc, chol: dist.MultivariateStudentT(FIVE, loc, chol), (REAL, CHOLESKY)),
+    "MultivariateStudentT": (
+        lambda loc, chol: dist.MultivariateStudentT(FIVE, loc, chol),
+        (REAL, CHOLESKY),
+    ),
     "NegativeBinomial": (lambda probs: dist.NegativeBinomial(FIVE, probs), (UNIT,)),
     "Normal": (dist.Normal, (REAL, POSITIVE)),
     "OneHotCategorical": (dist.OneHotCategorical, (SIMPLEX,)),
     "OneHotCategoricalLogits": (lambda logits: dist.OneHotCategorical(logits=logits), (REAL,)),
-    "OrderedLogistic": (lambda eta: dist.OrderedLogistic(eta, torch.tensor([-1.0, 0.0, 1.0])), (REAL,)),
+    "OrderedLogistic": (
+        lambda eta: dist.OrderedLogistic(eta, torch.tensor([-1.0, 0.0, 1.0])),
+        (REAL,),
+    ),
     "Pareto": (dist.Pareto, (POSITIVE, POSITIVE + 1)),
     "Poisson": (dist.Poisson, (POSITIVE,)),
     "RelaxedBernoulli": (lambda probs: dist.RelaxedBernoulli(FEW, probs), (UNIT,)),
-    "RelaxedBernoulliStraightThrough": (lambda probs: dist.RelaxedBernoulliStraightThrough(FEW, probs), (UNIT,)),
-    "RelaxedOneHotCategorical": (lambda probs: dist.RelaxedOneHotCategorical(FEW, probs), (SIMPLEX,)),
+    "RelaxedBernoulliStraightThrough": (
+        lambda probs: dist.RelaxedBernoulliStraightThrough(FEW, probs),
+        (UNIT,),
+    ),
+    "RelaxedOneHotCategorical": (
+        lambda probs: dist.RelaxedOneHotCategorical(FEW, probs),
+        (SIMPLEX,),
+    ),
     "RelaxedOneHotStraightThrough": (
         lambda probs: dist.RelaxedOneHotCategoricalStraightThrough(FEW, probs),
         (SIMPLEX,),
@@ -122,8 +147,16 @@ def run(name: str, *parameters: Tensor) -> list[Tensor]:
         drawn = DENSITY_ONLY[name] if name in DENSITY_ONLY else distribution()
         log_prob = distribution.log_prob(drawn).sum()
         target = log_prob + 0.1 * drawn.float().sum()
-        found = torch.autograd.grad(target, parameters, allow_unused=True) if target.requires_grad else ()
-    return [drawn.detach(), log_prob.detach(), *(gradient for gradient in found if gradient is not None)]
+        found = (
+            torch.autograd.grad(target, parameters, allow_unused=True)
+            if target.requires_grad
+            else ()
+        )
+    return [
+        drawn.detach(),
+        log_prob.detach(),
+        *(gradient for gradient in found if gradient is not None),
+    ]
 
 
 def check(name: str, backend: Backend) -> None:
@@ -131,13 +164,17 @@ def check(name: str, backend: Backend) -> None:
     seed = zlib.crc32(name.encode())
     torch.manual_seed(seed)
     expected = run(name, *parameters)
-    compiled = compile_captured(capture(lambda *values: run(name, *values), parameters), backend=backend)
+    compiled = compile_captured(
+        capture(lambda *values: run(name, *values), parameters), backend=backend
+    )
     torch.manual_seed(seed)
     first = [output.clone() for output in compiled(*parameters)]
     torch.testing.assert_close(first, expected, rtol=2e-4, atol=2e-5)
     if expected[0].is_floating_point() and name not in {"Delta", *DENSITY_ONLY}:
         repeated = [compiled(*parameters)[0].clone() for _ in range(8)]
-        assert any(not torch.equal(first[0], again) for again in repeated), "the same draw at every call"
+        assert any(not torch.equal(first[0], again) for again in repeated), (
+            "the same draw at every call"
+        )
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)

@@ -26,14 +26,25 @@ class Prepared:
     program: Program
 
     def loss(self, *args: Any) -> torch.Tensor:
-        args = tuple(arg.clone() for arg in args)  # Pyro's transforms cache by identity, even across gradient steps
+        args = tuple(
+            arg.clone() for arg in args
+        )  # Pyro's transforms cache by identity, even across gradient steps
         return differentiable_loss(self.case.loss, self.program.model, self.program.guide, *args)
 
     def sites(self, *args: Any) -> list[torch.Tensor]:
         guide = poutine.trace(self.program.guide).get_trace(*args)
         model = poutine.trace(poutine.replay(self.program.model, trace=guide)).get_trace(*args)
-        nodes = [site for trace in (guide, model) for site in trace.nodes.values() if site["type"] == "sample"]
-        return [site["value"] for site in nodes if not site["is_observed"] and "_Subsample" not in str(site["fn"])]
+        nodes = [
+            site
+            for trace in (guide, model)
+            for site in trace.nodes.values()
+            if site["type"] == "sample"
+        ]
+        return [
+            site["value"]
+            for site in nodes
+            if not site["is_observed"] and "_Subsample" not in str(site["fn"])
+        ]
 
     def parameters(self) -> list[torch.Tensor]:
         return list(self.program.parameters())
@@ -44,7 +55,9 @@ def prepare(name: str) -> Prepared:
     case = PROGRAMS[name]()
     program = Program(case.model, case.guide)
     prepared = Prepared(case, program)
-    prepared.loss(*case.args)  # creates the parameters; Pyro's losses guess plate nestings on their first run
+    prepared.loss(
+        *case.args
+    )  # creates the parameters; Pyro's losses guess plate nestings on their first run
     program.train(case.train)
     return prepared
 
@@ -56,7 +69,9 @@ def seeded(fn: Callable[..., Any], *args: Any) -> Any:
 
 def assert_equal(name: str, ours: Any, theirs: Any, tolerance: float) -> None:
     for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine, other, rtol=tolerance, atol=tolerance, msg=lambda text: f"{name}: {text}"
+        )
 
 
 def check_loss_and_gradient(name: str, prepared: Prepared, backend: Backend) -> None:
@@ -87,7 +102,9 @@ def check_training(name: str, prepared: Prepared, backend: Backend, steps: int) 
     theirs = seeded(lambda: [eager() for _ in range(steps)])
     expected = copy.deepcopy(program.state_dict())
     program.load_state_dict(state)
-    step = TrainStep(prepared.loss, torch.optim.Adam(prepared.parameters(), lr=1e-2), backend=backend)
+    step = TrainStep(
+        prepared.loss, torch.optim.Adam(prepared.parameters(), lr=1e-2), backend=backend
+    )
     ours = seeded(lambda: [step(*args) for _ in range(steps)])
     assert_equal(name, ours, theirs, 1e-3)
     assert_equal(name, program.state_dict().values(), expected.values(), 1e-3)

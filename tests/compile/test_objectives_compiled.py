@@ -69,7 +69,9 @@ def test_an_annealed_weight_reaches_the_graph() -> None:
     case = CASES["bernoulli vae"]
     program, data, objective = case.make(), case.data(), ELBO(kl_weight=linear_warmup(10))
     program.initialise(*data)
-    captured = capture(lambda x: objective.differentiable_loss(program.model, program.guide, x), data)
+    captured = capture(
+        lambda x: objective.differentiable_loss(program.model, program.guide, x), data
+    )
     values = []
     for step in (0, 5, 10):
         objective.set_step(step)

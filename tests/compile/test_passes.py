@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_dgm.compile import capture, passes, repeat, rewriting
-from ppl_dgm.compile.hoisting import hoist_expands
-from ppl_dgm.compile.nodes import finish
+from ppl_dgm.compile import capture, repeat
+from ppl_dgm.compile.graph import functionalise as passes
+from ppl_dgm.compile.graph import passes as rewriting
+from ppl_dgm.compile.graph.hoist_expand import hoist_expands
+from ppl_dgm.compile.graph.nodes import finish
 
 aten = torch.ops.aten
 
@@ -58,7 +60,9 @@ def test_functional_graphs_write_their_inputs_at_the_end() -> None:
         x[0] = 7.0
         return x + y
 
-    graph = passes.functionalise(graph_of(step, torch.ones(2), torch.ones(2)), [torch.ones(2), torch.ones(2)])
+    graph = passes.functionalise(
+        graph_of(step, torch.ones(2), torch.ones(2)), [torch.ones(2), torch.ones(2)]
+    )
     assert targets(graph)[-1] is aten.copy_.default
     assert not [t for t in targets(graph)[:-1] if t._schema.is_mutable]
     x = torch.ones(2)
@@ -69,7 +73,11 @@ def test_functional_graphs_write_their_inputs_at_the_end() -> None:
 def test_views_stay_views_in_the_bodies_of_loops() -> None:
     def doubled(x: Tensor, n: Tensor) -> Tensor:
         return repeat(
-            n, lambda carry, _: torch.cat([carry[2:], 2 * carry[:2]]).view(2, 2).sum(0).expand(2, 2).reshape(4), x
+            n,
+            lambda carry, _: (
+                torch.cat([carry[2:], 2 * carry[:2]]).view(2, 2).sum(0).expand(2, 2).reshape(4)
+            ),
+            x,
         )
 
     x, n = torch.arange(4.0), torch.tensor(2)
@@ -100,8 +108,12 @@ def test_a_loop_may_be_given_what_it_also_reads_by_reference() -> None:
     torch.testing.assert_close(graph(x, n, *captured.lifted)[0], 6 * x)
 
 
-@pytest.mark.parametrize("turned", [lambda a, b: (a @ b.t()).t(), lambda a, b: (a @ b.T).transpose(0, 1).exp()])
-def test_transposed_products_are_computed_as_such(turned: Callable[[Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    "turned", [lambda a, b: (a @ b.t()).t(), lambda a, b: (a @ b.T).transpose(0, 1).exp()]
+)
+def test_transposed_products_are_computed_as_such(
+    turned: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     left, right = torch.arange(192.0).reshape(64, 3) / 128, torch.arange(12.0).reshape(4, 3) / 8
     graph = passes.functionalise(graph_of(turned, left, right), [left, right])
     assert applied(rewriting.transpose_products, graph) == 1
@@ -114,7 +126,12 @@ def test_products_that_are_read_both_ways_stay() -> None:
         product = left @ right
         return [product.t(), product.sum(0)]
 
-    assert applied(rewriting.transpose_products, graph_of(both_ways, torch.ones(64, 3), torch.ones(3, 4))) == 0
+    assert (
+        applied(
+            rewriting.transpose_products, graph_of(both_ways, torch.ones(64, 3), torch.ones(3, 4))
+        )
+        == 0
+    )
 
 
 def test_products_about_square_stay() -> None:
@@ -127,22 +144,30 @@ def test_writes_become_outputs() -> None:
         x.add_(1.0)
         return [2 * x]
 
-    graph, written = passes.split_writes(passes.functionalise(graph_of(step, torch.ones(2)), [torch.ones(2)]))
+    graph, written = passes.split_writes(
+        passes.functionalise(graph_of(step, torch.ones(2)), [torch.ones(2)])
+    )
     x = torch.ones(2)
     result, new = graph(x)
     assert written == (0,)
-    torch.testing.assert_close((result, new, x), (torch.full((2,), 4.0), torch.full((2,), 2.0), torch.ones(2)))
+    torch.testing.assert_close(
+        (result, new, x), (torch.full((2,), 4.0), torch.full((2,), 2.0), torch.ones(2))
+    )
 
 
 def test_detached_values_are_the_values() -> None:
-    graph = passes.functionalise(graph_of(lambda x: x.detach() + x.detach().detach(), torch.ones(2)), [torch.ones(2)])
+    graph = passes.functionalise(
+        graph_of(lambda x: x.detach() + x.detach().detach(), torch.ones(2)), [torch.ones(2)]
+    )
     assert applied(rewriting.drop_copies, graph) == 3
     assert targets(graph) == [aten.add.Tensor]
 
 
 def test_views_of_the_same_shape_are_dropped() -> None:
     x = torch.randn(2, 3)
-    graph = passes.functionalise(graph_of(lambda x: x.expand(2, 3).view(2, 3).view(3, 2) + 1.0, x), [x])
+    graph = passes.functionalise(
+        graph_of(lambda x: x.expand(2, 3).view(2, 3).view(3, 2) + 1.0, x), [x]
+    )
     applied(rewriting.drop_copies, graph)
     assert targets(graph) == [aten.view.default, aten.add.Tensor]
     torch.testing.assert_close(graph(x), x.view(3, 2) + 1.0)
@@ -216,7 +241,9 @@ def test_equal_operations_of_numbers_of_other_types_are_not_the_same() -> None:
     torch.testing.assert_close(graph(x), typed(x))
 
 
-@pytest.mark.parametrize("draw", [torch.rand_like, torch.bernoulli, lambda p: torch.empty_like(p).exponential_()])
+@pytest.mark.parametrize(
+    "draw", [torch.rand_like, torch.bernoulli, lambda p: torch.empty_like(p).exponential_()]
+)
 def test_equal_draws_stay_apart(draw: Callable[[Tensor], Tensor]) -> None:
     p = torch.full((50,), 0.5)
     graph = passes.functionalise(graph_of(lambda p: draw(p) - draw(p), p), [p])
@@ -248,10 +275,17 @@ def test_standard_normals_are_the_same_numbers(size: tuple[int, ...]) -> None:
 def test_merged_draws_are_the_same_numbers(dtype: torch.dtype) -> None:
     def draws() -> list[Tensor]:
         small = [torch.randn(size, dtype=dtype) for size in [(), (2, 3), (8,), (5,)]]
-        return [*small, torch.rand(2, dtype=dtype), torch.randn(3, dtype=dtype), torch.randn(40, dtype=dtype)]
+        return [
+            *small,
+            torch.rand(2, dtype=dtype),
+            torch.randn(3, dtype=dtype),
+            torch.randn(40, dtype=dtype),
+        ]
 
     graph = graph_of(draws)
-    assert applied(rewriting.merge_draws, graph) == 3  # 1 + 6 + 8 fit below 16; 5 do not, and `rand` ends the group
+    assert (
+        applied(rewriting.merge_draws, graph) == 3
+    )  # 1 + 6 + 8 fit below 16; 5 do not, and `rand` ends the group
     torch.manual_seed(1)
     expected = draws()
     torch.manual_seed(1)
@@ -283,7 +317,9 @@ def test_tiny_products_of_a_batch_are_sums() -> None:
     left, right, wide = torch.randn(50, 1, 3), torch.randn(50, 3, 2), torch.randn(50, 3, 40)
     graph = graph_of(lambda a, b, c: (torch.bmm(a, b), torch.bmm(a, c)), left, right, wide)
     assert applied(rewriting.multiply_small_batches, graph) == 1
-    torch.testing.assert_close(graph(left, right, wide), (torch.bmm(left, right), torch.bmm(left, wide)))
+    torch.testing.assert_close(
+        graph(left, right, wide), (torch.bmm(left, right), torch.bmm(left, wide))
+    )
 
 
 def test_reductions_and_views_of_what_is_broadcast() -> None:
@@ -292,13 +328,20 @@ def test_reductions_and_views_of_what_is_broadcast() -> None:
     def evidence(logits: Tensor, x: Tensor) -> Tensor:
         wide = logits[None].expand(100, 3)[:, None].reshape(1, 100, 3).permute(0, 2, 1)
         top = wide.max(1, keepdim=True)[0]
-        total = (wide - top).exp().sum(1).log() + top.squeeze(1) + torch.full_like(top, 2.0).squeeze(1)
+        total = (
+            (wide - top).exp().sum(1).log() + top.squeeze(1) + torch.full_like(top, 2.0).squeeze(1)
+        )
         return total.squeeze(0) + wide.amax(1)[0] - x
 
     logits, x = torch.randn(3), torch.randn(100)
     graph = passes.functionalise(graph_of(evidence, logits, x), [logits, x])
     applied(hoist_expands, graph)
-    for operation in (aten.exp.default, aten.log.default, aten.amax.default, aten.full_like.default):
+    for operation in (
+        aten.exp.default,
+        aten.log.default,
+        aten.amax.default,
+        aten.full_like.default,
+    ):
         assert all(torch.Size(shape).numel() <= 3 for shape in shapes(graph, operation))
     torch.testing.assert_close(graph(logits, x), evidence(logits, x))
 
@@ -315,7 +358,12 @@ def test_reductions_over_what_is_broadcast_count_it() -> None:
 
 def test_expansion_over_one_of_two_dimensions() -> None:
     def outer(x: Tensor, y: Tensor) -> Tensor:
-        return (x[:, None].expand(3, 4).exp() * y[None].expand(3, 4).sin()).permute(1, 0).transpose(0, 1).cos()
+        return (
+            (x[:, None].expand(3, 4).exp() * y[None].expand(3, 4).sin())
+            .permute(1, 0)
+            .transpose(0, 1)
+            .cos()
+        )
 
     x, y = torch.randn(3), torch.randn(4)
     graph = passes.functionalise(graph_of(outer, x, y), [x, y])
@@ -362,7 +410,11 @@ def test_random_numbers_are_not_shared_by_expansion() -> None:
 
 def test_all_passes_together() -> None:
     def step(weight: Tensor, x: Tensor) -> Tensor:
-        loss = torch.mv(x, weight).sigmoid().log() - torch.tensor(2.0).expand(5).log() + torch.empty(5).normal_()
+        loss = (
+            torch.mv(x, weight).sigmoid().log()
+            - torch.tensor(2.0).expand(5).log()
+            + torch.empty(5).normal_()
+        )
         weight.add_(loss.sum())
         return loss
 

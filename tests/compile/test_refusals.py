@@ -72,7 +72,16 @@ def subsamples_in_sequence() -> Any:
     return sum(X[i] for i in pyro.plate("data", 3, subsample_size=2))
 
 
-READS = [branches, reads_item, reads_numpy, reads_list, counts, formats_a_float, compares, validates]
+READS = [
+    branches,
+    reads_item,
+    reads_numpy,
+    reads_list,
+    counts,
+    formats_a_float,
+    compares,
+    validates,
+]
 SHAPES = [selects, selects_and_computes, finds_nonzero]
 
 
@@ -82,7 +91,9 @@ def message(fn: Callable[..., Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("fn", [*READS, *SHAPES, replaces_storage, subsamples_in_sequence], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize(
+    "fn", [*READS, *SHAPES, replaces_storage, subsamples_in_sequence], ids=lambda fn: fn.__name__
+)
 def test_the_message_names_the_line(fn: Callable[..., Any]) -> None:
     lines, first = inspect.getsourcelines(fn)
     named = [f"{Path(__file__).name}:{first + i} `{line.strip()}`" for i, line in enumerate(lines)]
@@ -162,11 +173,17 @@ def test_decaying_baselines_live_in_the_store() -> None:
 
     def guide() -> None:
         baseline = {"use_decaying_avg_baseline": True}
-        pyro.sample("z", dist.Bernoulli(pyro.param("p", lambda: torch.tensor(0.5))), infer={"baseline": baseline})
+        pyro.sample(
+            "z",
+            dist.Bernoulli(pyro.param("p", lambda: torch.tensor(0.5))),
+            infer={"baseline": baseline},
+        )
 
     with pyro.get_param_store().scope():
         differentiable_loss(TraceGraph_ELBO(), model, guide)
-        assert "parameter store" in message(lambda: differentiable_loss(TraceGraph_ELBO(), model, guide))
+        assert "parameter store" in message(
+            lambda: differentiable_loss(TraceGraph_ELBO(), model, guide)
+        )
 
 
 def test_buffers_replaced_instead_of_written() -> None:
@@ -196,7 +213,10 @@ def test_failures_of_the_program_itself() -> None:
 
 def test_other_optimisers() -> None:
     weight = nn.Parameter(torch.zeros(1))
-    with pytest.raises(CaptureError, match="RMSprop cannot be part of a compiled step. Use one of torch.optim's Adam"):
+    with pytest.raises(
+        CaptureError,
+        match="RMSprop cannot be part of a compiled step. Use one of torch.optim's Adam",
+    ):
         TrainStep(weight.sum, torch.optim.RMSprop([weight]))
 
 
@@ -209,7 +229,10 @@ def test_losses_without_a_differentiable_form() -> None:
     with pytest.raises(CaptureError, match="ReweightedWakeSleep has no differentiable loss"):
         differentiable_loss(ReweightedWakeSleep(), lambda: None, lambda: None)
     assert (
-        differentiable_loss(Trace_ELBO(), lambda: pyro.sample("x", dist.Normal(0.0, 1.0), obs=X[0]), lambda: None) > 0
+        differentiable_loss(
+            Trace_ELBO(), lambda: pyro.sample("x", dist.Normal(0.0, 1.0), obs=X[0]), lambda: None
+        )
+        > 0
     )
 
 

@@ -55,7 +55,9 @@ def test_a_switch_follows_modules_that_are_set_differently(change: Callable[[Any
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda fn: fn.__name__)
-def test_a_compiled_function_refuses_modules_that_are_set_differently(change: Callable[[Any], None]) -> None:
+def test_a_compiled_function_refuses_modules_that_are_set_differently(
+    change: Callable[[Any], None],
+) -> None:
     scale = Scale()
     compiled = compile_function(scale, (X,), backend="eager")
     compiled(X)
@@ -112,7 +114,9 @@ NUMBERS = [counts, draws_by_numpy, draws_by_python, draws_in_a_longer_first_run]
 
 @pytest.mark.parametrize("fn", NUMBERS, ids=lambda fn: fn.__name__)
 def test_numbers_that_python_draws_or_counts_are_refused(fn: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(CaptureError, match=r"a number that changes from run to run .*test_staleness\.py:\d+"):
+    with pytest.raises(
+        CaptureError, match=r"a number that changes from run to run .*test_staleness\.py:\d+"
+    ):
         capture(fn, (X,))
 
 
@@ -139,8 +143,12 @@ def decides_by_numpy(x: Tensor) -> Tensor:
     return x if NUMPYS.rand() < 2.0 else -x
 
 
-@pytest.mark.parametrize(("fn", "name"), [(decides_by_python, "random"), (decides_by_numpy, r"numpy\.random")])
-def test_draws_of_other_generators_are_refused_and_taken_back(fn: Callable[[Tensor], Tensor], name: str) -> None:
+@pytest.mark.parametrize(
+    ("fn", "name"), [(decides_by_python, "random"), (decides_by_numpy, r"numpy\.random")]
+)
+def test_draws_of_other_generators_are_refused_and_taken_back(
+    fn: Callable[[Tensor], Tensor], name: str
+) -> None:
     before = random.getstate(), NUMPYS.get_state()[2]
     with pytest.raises(CaptureError, match=f"draws from {name}, .* draw with torch"):
         capture(fn, (X,))
@@ -198,7 +206,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("kept", "step", "said"), REFUSED)
-def test_state_that_modules_keep_in_python_is_refused_and_taken_back(kept: Any, step: Any, said: str) -> None:
+def test_state_that_modules_keep_in_python_is_refused_and_taken_back(
+    kept: Any, step: Any, said: str
+) -> None:
     module = Keeper(kept, step)
     with pytest.raises(CaptureError, match=said):
         capture(module, (X,))
@@ -257,10 +267,14 @@ def test_recurrent_layers(cell: Callable[..., nn.Module]) -> None:
     torch.testing.assert_close(capture(lambda x: layer(x)[0], (X,))(X), layer(X)[0].detach())
 
 
-@pytest.mark.parametrize("other", [X.T.contiguous().T, X[:1].expand(2, 3), torch.ones(2, 6)[:, ::2]])
+@pytest.mark.parametrize(
+    "other", [X.T.contiguous().T, X[:1].expand(2, 3), torch.ones(2, 6)[:, ::2]]
+)
 @pytest.mark.parametrize("first", [X, X[:, :1].expand(2, 3)])
 def test_inputs_may_lie_otherwise_in_memory(first: Tensor, other: Tensor) -> None:
-    compiled = compile_function(lambda x: x.reshape(-1) * torch.arange(6.0), (first,), backend="eager")
+    compiled = compile_function(
+        lambda x: x.reshape(-1) * torch.arange(6.0), (first,), backend="eager"
+    )
     torch.testing.assert_close(compiled(other), other.reshape(-1) * torch.arange(6.0))
 
 
@@ -281,9 +295,12 @@ def weighted(x: Tensor) -> Tensor:
 
 
 def test_inputs_of_another_kind_are_an_error() -> None:
-    compiled = compile_function(lambda x, power: x["a"] ** power / x["b"], ({"a": X, "b": X + 1}, 2), backend="eager")
+    compiled = compile_function(
+        lambda x, power: x["a"] ** power / x["b"], ({"a": X, "b": X + 1}, 2), backend="eager"
+    )
     with pytest.raises(
-        ValueError, match=r"expected a tensor \[2, 3\] of torch.float32 .* got \[2, 3\] of torch.float64"
+        ValueError,
+        match=r"expected a tensor \[2, 3\] of torch.float32 .* got \[2, 3\] of torch.float64",
     ):
         compiled({"a": X, "b": X.double()}, 2)
     with pytest.raises(ValueError, match=r"got \[1, 3\]"):
@@ -331,7 +348,9 @@ def trained(make: Callable[..., Any], **options: Any) -> list[Tensor]:
     return [one.detach(), two.detach()]
 
 
-def plain_step(loss: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+def plain_step(
+    loss: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[[Tensor], None]:
     def step(x: Tensor) -> None:
         optimizer.zero_grad()
         loss(x).backward()

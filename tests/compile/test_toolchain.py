@@ -5,8 +5,8 @@ from torch._inductor import config, cpu_vec_isa
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.lowering import lowerings
 
-from ppl_dgm.compile import shortcuts
-from ppl_dgm.compile.shortcuts import headers_meanwhile, rules_once, vectors_by_flags
+from ppl_dgm.compile.inductor import startup_patches as shortcuts
+from ppl_dgm.compile.inductor.startup_patches import headers_meanwhile, rules_once, vectors_by_flags
 
 
 def test_vectors_by_flags_are_those_that_test_programs_find() -> None:

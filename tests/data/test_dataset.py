@@ -17,7 +17,9 @@ from ppl_dgm.data import (
 @pytest.fixture
 def grey():
     """Six rows of three values among four levels, with labels."""
-    x = torch.tensor([[0, 1, 2], [3, 2, 1], [0, 0, 0], [3, 3, 3], [1, 2, 3], [2, 2, 2]], dtype=torch.float32)
+    x = torch.tensor(
+        [[0, 1, 2], [3, 2, 1], [0, 0, 0], [3, 3, 3], [1, 2, 3], [2, 2, 2]], dtype=torch.float32
+    )
     return Dataset(x, support=4, labels=torch.arange(6), image_shape=(1, 1, 3), name="grey")
 
 
@@ -38,7 +40,9 @@ def test_splits_partition_the_rows(grey):
     assert split.split_sizes == (3, 1, 2)
     labels = torch.cat([split.train.labels, split.valid.labels, split.test.labels])
     assert labels.sort().values.tolist() == list(range(6))
-    torch.testing.assert_close(torch.cat([split.train.x, split.valid.x, split.test.x]), grey.x[labels])
+    torch.testing.assert_close(
+        torch.cat([split.train.x, split.valid.x, split.test.x]), grey.x[labels]
+    )
     assert split.train.support is split.support
 
 
@@ -63,7 +67,12 @@ def test_digest_depends_on_content_alone(grey):
     assert grey.digest == Dataset(grey.x.T.contiguous().T).digest
     changed = grey.x.clone()
     changed[5, 2] = 1.0
-    others = [Dataset(changed), Dataset(grey.x.flatten()), Dataset({"x": grey.x}), grey.select(slice(0, 5))]
+    others = [
+        Dataset(changed),
+        Dataset(grey.x.flatten()),
+        Dataset({"x": grey.x}),
+        grey.select(slice(0, 5)),
+    ]
     assert len({grey.digest, *(other.digest for other in others)}) == 5
 
 
@@ -77,7 +86,12 @@ def test_to_changes_floating_tensors_alone():
     data = Dataset({"x": torch.zeros(2, 3), "index": torch.tensor([0, 1])}).to(dtype=torch.float64)
     assert data.x.dtype == torch.float64
     assert data.kwargs["index"].dtype == torch.int64
-    assert Dataset(torch.zeros(2), labels=torch.zeros(2, dtype=torch.long)).to("meta").labels.device.type == "meta"
+    assert (
+        Dataset(torch.zeros(2), labels=torch.zeros(2, dtype=torch.long))
+        .to("meta")
+        .labels.device.type
+        == "meta"
+    )
 
 
 def test_select_takes_slices_indices_and_masks(grey):
@@ -92,7 +106,9 @@ def test_support_gives_levels():
     assert Dataset(torch.tensor([0.0, 1.0]), support=constraints.boolean).levels == 2
     assert Dataset(torch.tensor([0.0, 16.0]), support=17).levels == 17
     assert Dataset(torch.tensor([0.0, 5.0]), support=constraints.nonnegative_integer).levels is None
-    assert Dataset(torch.tensor([1.0, 5.0]), support=constraints.integer_interval(1, 5)).levels is None
+    assert (
+        Dataset(torch.tensor([1.0, 5.0]), support=constraints.integer_interval(1, 5)).levels is None
+    )
     assert Dataset(torch.tensor([0.0, 5.0])).levels is None
 
 
@@ -132,7 +148,9 @@ def test_largest_noise_does_not_round_into_the_next_level(monkeypatch):
 
 
 def test_dequantisation_bound_is_tight_for_a_piecewise_constant_density(grey):
-    log_share = torch.log_softmax(torch.randn(4, dtype=torch.float64), 0)  # P(level), independent dimensions
+    log_share = torch.log_softmax(
+        torch.randn(4, dtype=torch.float64), 0
+    )  # P(level), independent dimensions
     exact = log_share[grey.x.long()].sum(-1)
     data = grey.dequantise(seed=3)
     density = (log_share + math.log(4))[(data.x.double() * 4).long()].sum(-1)
@@ -145,7 +163,9 @@ def test_dequantisation_bounds_from_below_on_average(grey):
     edges = torch.arange(5, dtype=torch.float64) / 4
     exact = normal.cdf(edges).diff().log()[grey.x.long()].sum(-1)
     drawn = [grey.dequantise(seed) for seed in range(200)]
-    bounds = torch.stack([normal.log_prob(data.x.double()).sum(-1) + data.log_offset for data in drawn])
+    bounds = torch.stack(
+        [normal.log_prob(data.x.double()).sum(-1) + data.log_offset for data in drawn]
+    )
     error = bounds.std(0) / math.sqrt(len(bounds))
     assert (bounds.mean(0) < exact + 3 * error).all()
     assert (bounds.mean(0) < exact - 3 * error).any()
@@ -183,7 +203,9 @@ def test_logit_is_finite_at_the_ends():
 
 def test_uniform_model_costs_log2_levels_bits(grey):
     log_prob = torch.full((6,), -3 * math.log(4))
-    torch.testing.assert_close(grey.bits_per_dim(log_prob), torch.full((6,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        grey.bits_per_dim(log_prob), torch.full((6,), 2.0, dtype=torch.float64)
+    )
     particles = grey.bits_per_dim(log_prob.expand(5, 6))
     assert particles.shape == (5, 6)
 
@@ -202,28 +224,84 @@ def test_stochastic_binarisation_has_the_right_means():
     [
         (lambda: Dataset([[1.0, 2.0]]), TypeError, "expected tensors, got list for 0"),
         (lambda: Dataset(np.zeros(3)), TypeError, "tuple or dict of Tensors, got ndarray"),
-        (lambda: Dataset({"x": np.zeros(3)}), TypeError, "got ndarray for x; convert it by torch.as_tensor"),
+        (
+            lambda: Dataset({"x": np.zeros(3)}),
+            TypeError,
+            "got ndarray for x; convert it by torch.as_tensor",
+        ),
         (lambda: Dataset(()), ValueError, "at least one tensor"),
         (lambda: Dataset(torch.tensor(1.0)), ValueError, "first dimension counts the data"),
-        (lambda: Dataset((torch.zeros(3), torch.zeros(4))), ValueError, "must be the same for all tensors"),
-        (lambda: Dataset(torch.zeros(3), labels=torch.zeros(2)), ValueError, "must be the same for all tensors"),
-        (lambda: Dataset(torch.zeros(3), log_offset=torch.zeros(2)), ValueError, "must be the same for all tensors"),
+        (
+            lambda: Dataset((torch.zeros(3), torch.zeros(4))),
+            ValueError,
+            "must be the same for all tensors",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3), labels=torch.zeros(2)),
+            ValueError,
+            "must be the same for all tensors",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3), log_offset=torch.zeros(2)),
+            ValueError,
+            "must be the same for all tensors",
+        ),
         (lambda: Dataset(torch.zeros(0, 3)), ValueError, "has no rows"),
         (lambda: Dataset(torch.zeros(3), split_sizes=(1, 1, 2)), ValueError, "adding up to 3 rows"),
         (lambda: Dataset(torch.zeros(3), support=1), ValueError, "number of levels of at least 2"),
-        (lambda: Dataset(torch.tensor([0.0, 2.0, math.nan]), support=2), ValueError, "2 values .* 1 of them NaN"),
-        (lambda: Dataset(torch.zeros(3)).train, ValueError, r"no train split; make one with .split"),
-        (lambda: Dataset(torch.zeros(3)).split((0.5, 0.5)), ValueError, "three non-negative fractions"),
-        (lambda: Dataset(torch.zeros(3)).split((0.5, 0.6, -0.1)), ValueError, "three non-negative fractions"),
-        (lambda: Dataset(torch.zeros(3)).split((0.5, 0.1, 0.1)), ValueError, "three non-negative fractions"),
+        (
+            lambda: Dataset(torch.tensor([0.0, 2.0, math.nan]), support=2),
+            ValueError,
+            "2 values .* 1 of them NaN",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3)).train,
+            ValueError,
+            r"no train split; make one with .split",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3)).split((0.5, 0.5)),
+            ValueError,
+            "three non-negative fractions",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3)).split((0.5, 0.6, -0.1)),
+            ValueError,
+            "three non-negative fractions",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3)).split((0.5, 0.1, 0.1)),
+            ValueError,
+            "three non-negative fractions",
+        ),
         (lambda: Dataset(torch.zeros(3)).labelled(), ValueError, "has no labels"),
         (lambda: Dataset(torch.zeros(3, 4)).as_images(), ValueError, "with 4 pixels"),
-        (lambda: Dataset(torch.zeros(3, 4), image_shape=(1, 3, 3)).as_images(), ValueError, "with 4 pixels"),
-        (lambda: Dataset(torch.zeros(3)).dequantise(), ValueError, "cannot dequantise .* give support=L"),
+        (
+            lambda: Dataset(torch.zeros(3, 4), image_shape=(1, 3, 3)).as_images(),
+            ValueError,
+            "with 4 pixels",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3)).dequantise(),
+            ValueError,
+            "cannot dequantise .* give support=L",
+        ),
         (lambda: Dataset(torch.zeros(3)).binarise(), ValueError, "cannot binarise"),
-        (lambda: Dataset(torch.zeros(3), support=2).logit(), ValueError, "dequantise discrete data first"),
-        (lambda: Dataset(torch.zeros(3), support=2).dequantise().logit(0.5), ValueError, "between 0 and 1/2"),
-        (lambda: Dataset(torch.zeros(3)).bits_per_dim(torch.zeros(2)), ValueError, "for each of 3 data"),
+        (
+            lambda: Dataset(torch.zeros(3), support=2).logit(),
+            ValueError,
+            "dequantise discrete data first",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3), support=2).dequantise().logit(0.5),
+            ValueError,
+            "between 0 and 1/2",
+        ),
+        (
+            lambda: Dataset(torch.zeros(3)).bits_per_dim(torch.zeros(2)),
+            ValueError,
+            "for each of 3 data",
+        ),
     ],
 )
 def test_bad_arguments_say_what_was_expected(make, error, message):

@@ -34,7 +34,9 @@ def test_densities_integrate_to_one_and_their_samplers_follow_them(name):
 
     def statistics(points):
         a, b = points.unbind(-1)
-        return torch.stack([a, b, a * a, b * b, a * b, (3 * a).sin(), (3 * b).cos(), (a + 2 * b > 0.3).double()])
+        return torch.stack(
+            [a, b, a * a, b * b, a * b, (3 * a).sin(), (3 * b).cos(), (a + 2 * b > 0.3).double()]
+        )
 
     expected = statistics(x) @ density
     observed = statistics(draws)
@@ -44,7 +46,9 @@ def test_densities_integrate_to_one_and_their_samplers_follow_them(name):
 
 def test_funnel_is_its_formula():
     x = torch.randn(7, 3)
-    expected = Normal(0.0, 2.0).log_prob(x[:, 0]) + Normal(0.0, (x[:, :1] / 2).exp()).log_prob(x[:, 1:]).sum(-1)
+    expected = Normal(0.0, 2.0).log_prob(x[:, 0]) + Normal(0.0, (x[:, :1] / 2).exp()).log_prob(
+        x[:, 1:]
+    ).sum(-1)
     torch.testing.assert_close(funnel(2.0, 3).log_prob(x), expected)
     draws = load_density("funnel", 20_000).x
     scaled = draws[:, 1] * (-draws[:, 0] / 2).exp()
@@ -73,7 +77,9 @@ def test_transforms_invert_and_know_their_jacobian(transform):
     x = transform(z)
     torch.testing.assert_close(transform.inv(x), z)
     jacobians = torch.stack([torch.autograd.functional.jacobian(transform, row) for row in z])
-    torch.testing.assert_close(transform.log_abs_det_jacobian(z, x), torch.linalg.slogdet(jacobians).logabsdet)
+    torch.testing.assert_close(
+        transform.log_abs_det_jacobian(z, x), torch.linalg.slogdet(jacobians).logabsdet
+    )
 
 
 def test_draws_repeat_by_seed_and_leave_the_global_generator_alone():

@@ -24,7 +24,9 @@ from ppl_dgm.data import (
 def test_digits_are_those_of_scikit_learn():
     images, labels = sklearn_datasets.load_digits(return_X_y=True)
     digits = load_digits(levels=17)
-    assert sorted(map(tuple, digits.x.long().tolist())) == sorted(map(tuple, images.astype(int).tolist()))
+    assert sorted(map(tuple, digits.x.long().tolist())) == sorted(
+        map(tuple, images.astype(int).tolist())
+    )
     assert digits.labels.bincount().tolist() == np.bincount(labels).tolist()
     first = next(i for i, row in enumerate(digits.x) if np.array_equal(row, images[0]))
     assert digits.labels[first] == labels[0]
@@ -40,7 +42,10 @@ def test_binary_digits_are_thresholded_grey_ones():
 
 
 def test_standard_split_of_the_digits_is_fixed():
-    assert load_digits().test.digest == "b25d2e2301ff4b759e7aa069f34235c7df06829a806ea84db286bf7e5e4a969e"
+    assert (
+        load_digits().test.digest
+        == "b25d2e2301ff4b759e7aa069f34235c7df06829a806ea84db286bf7e5e4a969e"
+    )
 
 
 def test_arrays_come_back_as_they_were_saved(tmp_path):
@@ -61,7 +66,9 @@ def test_a_table_of_one_column_is_read_without_a_warning(tmp_path):
 
 
 def test_several_arrays_are_named_arguments(tmp_path):
-    np.savez(tmp_path / "many.npz", sigma=np.ones(4), x=np.arange(4), group=np.arange(4, dtype=np.uint8))
+    np.savez(
+        tmp_path / "many.npz", sigma=np.ones(4), x=np.arange(4), group=np.arange(4, dtype=np.uint8)
+    )
     data = load_array(tmp_path / "many.npz", support=4)
     assert {name: value.dtype for name, value in data.kwargs.items()} == {
         "sigma": torch.float32,
@@ -117,7 +124,8 @@ def tiny_binary(monkeypatch):
     """A tiny stand-in for binarised MNIST, with its checksums in place of the published ones."""
     rng = np.random.default_rng(0)
     parts = {
-        name: rng.integers(0, 2, (n, 784), dtype=np.uint8) for name, n in (("train", 5), ("valid", 2), ("test", 3))
+        name: rng.integers(0, 2, (n, 784), dtype=np.uint8)
+        for name, n in (("train", 5), ("valid", 2), ("test", 3))
     }
     digests = {name: hashlib.sha256(bits.tobytes()).hexdigest() for name, bits in parts.items()}
     monkeypatch.setattr(loaders, "BINARIZED_MNIST_SHA256", digests)
@@ -172,8 +180,13 @@ CLOSED = "http://127.0.0.1:9/"
 
 
 def serve_binary(monkeypatch, folder, mirrors):
-    checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.amat"))}
-    monkeypatch.setattr(loaders, "BINARIZED_MNIST", files.Source("binarized_mnist", mirrors, checksums))
+    checksums = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.amat"))
+    }
+    monkeypatch.setattr(
+        loaders, "BINARIZED_MNIST", files.Source("binarized_mnist", mirrors, checksums)
+    )
 
 
 def check_binary(data, parts):
@@ -201,7 +214,9 @@ def test_download_goes_to_the_cache_once(monkeypatch, server, cache, tiny_binary
     for path in folder.glob("*.amat"):
         path.unlink()
     check_binary(load_binarized_mnist(download=False), tiny_binary)
-    assert sorted(path.name for path in (cache / "binarized_mnist").iterdir()) == sorted(loaders.BINARIZED_MNIST.sha256)
+    assert sorted(path.name for path in (cache / "binarized_mnist").iterdir()) == sorted(
+        loaders.BINARIZED_MNIST.sha256
+    )
 
 
 def test_damaged_cache_is_fetched_again(monkeypatch, server, cache, tiny_binary):
@@ -247,7 +262,9 @@ def test_other_pixels_than_the_published_are_refused(tmp_path, tiny_binary):
 def test_mnist_from_idx_files(tiny_mnist):
     folder, arrays = tiny_mnist
     data = load_mnist(folder)
-    images = np.concatenate([arrays["train-images-idx3-ubyte.gz"], arrays["t10k-images-idx3-ubyte.gz"]])
+    images = np.concatenate(
+        [arrays["train-images-idx3-ubyte.gz"], arrays["t10k-images-idx3-ubyte.gz"]]
+    )
     assert torch.equal(data.as_images().x[:, 0], torch.as_tensor(images).float())
     assert data.test.labels.tolist() == arrays["t10k-labels-idx1-ubyte.gz"].tolist()
     assert data.train.labels.tolist() == arrays["train-labels-idx1-ubyte.gz"][:4].tolist()

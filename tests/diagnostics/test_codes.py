@@ -98,7 +98,9 @@ def test_without_latents_the_whole_length_is_the_datums():
 
 def test_chunks_of_particles_and_data_change_nothing_but_the_draws():
     program = Program(model, guide)
-    whole, chunked = (code_length(program, X, num_particles=3000, memory=memory) for memory in (2**28, 5000))
+    whole, chunked = (
+        code_length(program, X, num_particles=3000, memory=memory) for memory in (2**28, 5000)
+    )
     error = (whole.std_error.square() + chunked.std_error.square()).sqrt()
     assert chunked.total.shape == (3,)
     assert bool(((whole.total - chunked.total).abs() < 4.5 * error).all())

@@ -20,13 +20,17 @@ def model(x=None):
 
 def guide(x=None):
     with pyro.plate("data", 1 if x is None else len(x)):
-        pyro.sample("z", dist.Normal(x.unsqueeze(-1) * SLOPES, torch.tensor([0.3, 0.9, 1.0])).to_event(1))
+        pyro.sample(
+            "z", dist.Normal(x.unsqueeze(-1) * SLOPES, torch.tensor([0.3, 0.9, 1.0])).to_event(1)
+        )
 
 
 def test_signal_and_noise_match_closed_forms():
     use = latent_use(Program(model, guide), X, num_particles=400)
     assert use.names == ("z[0]", "z[1]", "z[2]")
-    assert torch.allclose(use.noise, torch.tensor([0.09, 0.81, 1.0], dtype=torch.float64), rtol=0.03)
+    assert torch.allclose(
+        use.noise, torch.tensor([0.09, 0.81, 1.0], dtype=torch.float64), rtol=0.03
+    )
     assert torch.allclose(use.signal, (SLOPES.square() * X.var()).double(), atol=0.02)
     assert use.active.tolist() == [True, False, False]
     assert (use.num_active, use.collapsed) == (1, ("z[1]", "z[2]"))
@@ -35,7 +39,9 @@ def test_signal_and_noise_match_closed_forms():
 
 def test_monte_carlo_noise_does_not_make_a_unit_active():
     """Two draws only: the variance of the mean is half the noise, which is taken out again."""
-    signals = torch.stack([latent_use(Program(model, guide), X, num_particles=2, seed=s).signal for s in range(40)])
+    signals = torch.stack(
+        [latent_use(Program(model, guide), X, num_particles=2, seed=s).signal for s in range(40)]
+    )
     error = signals.std(0) / 40**0.5
     assert bool(((signals.mean(0) - (SLOPES.square() * X.var()).double()).abs() < 4 * error).all())
 

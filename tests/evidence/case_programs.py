@@ -45,12 +45,16 @@ def tensor(values: object) -> Tensor:
 
 def uniform(low: float, high: float, dims: int) -> dist.Distribution:
     """Uniform prior over a box, in double precision."""
-    return dist.Uniform(torch.full((dims,), low, dtype=FLOAT), torch.full((dims,), high, dtype=FLOAT)).to_event(1)
+    return dist.Uniform(
+        torch.full((dims,), low, dtype=FLOAT), torch.full((dims,), high, dtype=FLOAT)
+    ).to_event(1)
 
 
 def normal(loc: float, scale: float, dims: int) -> dist.Distribution:
     """Normal prior over a vector, in double precision."""
-    return dist.Normal(torch.full((dims,), loc, dtype=FLOAT), torch.full((dims,), scale, dtype=FLOAT)).to_event(1)
+    return dist.Normal(
+        torch.full((dims,), loc, dtype=FLOAT), torch.full((dims,), scale, dtype=FLOAT)
+    ).to_event(1)
 
 
 # ---- conjugate models of coins and lines -------------------------------------------------------------------------
@@ -79,7 +83,9 @@ def radiata(x: Tensor, covariate: Tensor) -> None:
     alpha = pyro.sample("alpha", dist.Normal(tensor(3000.0), (0.06 * tau).rsqrt()))
     beta = pyro.sample("beta", dist.Normal(tensor(185.0), (6 * tau).rsqrt()))
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(alpha + beta * (covariate - covariate.mean()), tau.rsqrt()), obs=x)
+        pyro.sample(
+            "x", dist.Normal(alpha + beta * (covariate - covariate.mean()), tau.rsqrt()), obs=x
+        )
 
 
 # ---- hierarchies and regressions -----------------------------------------------------------------------------------
@@ -89,7 +95,11 @@ def hierarchy(mean_is_zero: bool) -> Callable:
     """Normal means with an unknown variance, and a mean that is zero (H0) or unknown (H1)."""
 
     def model(x: Tensor) -> None:
-        mean = tensor(0.0) if mean_is_zero else pyro.sample("mu", dist.Normal(tensor(0.0), tensor(1.0)))
+        mean = (
+            tensor(0.0)
+            if mean_is_zero
+            else pyro.sample("mu", dist.Normal(tensor(0.0), tensor(1.0)))
+        )
         variance = pyro.sample("tau2", dist.InverseGamma(tensor(1.0), tensor(1.0)))
         with pyro.plate("data", len(x)):
             theta = pyro.sample("theta", dist.Normal(mean, variance.sqrt()))
@@ -103,7 +113,11 @@ def sleep(with_effect: bool) -> Callable:
 
     def model(x: Tensor) -> None:
         scale = pyro.sample("precision", dist.Gamma(tensor(1e-4), tensor(1e-4))).rsqrt()
-        effect = pyro.sample("delta", dist.Cauchy(tensor(0.0), tensor(0.5).sqrt())) if with_effect else tensor(0.0)
+        effect = (
+            pyro.sample("delta", dist.Cauchy(tensor(0.0), tensor(0.5).sqrt()))
+            if with_effect
+            else tensor(0.0)
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(effect * scale, scale), obs=x)
 
@@ -141,7 +155,9 @@ def exchange_rates(x: Tensor) -> None:
     """Two-factor model of six exchange rates, identified up to a sign that no prior forbids (Lopes and West 2004)."""
     diagonal = pyro.sample("diagonal", dist.HalfNormal(torch.ones(2, dtype=FLOAT)).to_event(1))
     below = pyro.sample("below", normal(0.0, 1.0, 9))
-    variances = pyro.sample("sigma2", dist.InverseGamma(torch.full((6,), 1.1, dtype=FLOAT), tensor(0.05)).to_event(1))
+    variances = pyro.sample(
+        "sigma2", dist.InverseGamma(torch.full((6,), 1.1, dtype=FLOAT), tensor(0.05)).to_event(1)
+    )
     zero = torch.zeros_like(below[..., :1])
     first = torch.cat([diagonal[..., :1], below[..., :5]], -1)
     second = torch.cat([zero, diagonal[..., 1:], below[..., 5:]], -1)
@@ -181,7 +197,9 @@ def correlated_normal() -> None:
 def shells() -> None:
     """Two thin Gaussian shells in a box."""
     x = pyro.sample("point", uniform(-6.0, 6.0, 2))
-    radii = torch.stack([(x - tensor([centre, 0.0])).square().sum(-1).sqrt() for centre in (-3.5, 3.5)])
+    radii = torch.stack(
+        [(x - tensor([centre, 0.0])).square().sum(-1).sqrt() for centre in (-3.5, 3.5)]
+    )
     pyro.factor("likelihood", dist.Normal(tensor(2.0), tensor(0.1)).log_prob(radii).logsumexp(0))
 
 
@@ -203,10 +221,34 @@ def log_gamma() -> None:
 
 HIERARCHY_X = tensor(
     [
-        *(1.193653322232857, 1.9574533144792623, -0.7216175442484425, -1.873808331834139, -1.169282388035706),
-        *(0.5196085261489647, -0.03610040541835946, 0.42508814763773334, 0.4111922107682586, -0.812369798961578),
-        *(0.7296735663842985, 3.4818672159827697, 2.311263813519679, 2.0002942243024204, -0.2764350699960085),
-        *(1.0688236953477657, -0.9508359925638927, -1.896511006196506, 2.560197366630067, 0.23703060210084223),
+        *(
+            1.193653322232857,
+            1.9574533144792623,
+            -0.7216175442484425,
+            -1.873808331834139,
+            -1.169282388035706,
+        ),
+        *(
+            0.5196085261489647,
+            -0.03610040541835946,
+            0.42508814763773334,
+            0.4111922107682586,
+            -0.812369798961578,
+        ),
+        *(
+            0.7296735663842985,
+            3.4818672159827697,
+            2.311263813519679,
+            2.0002942243024204,
+            -0.2764350699960085,
+        ),
+        *(
+            1.0688236953477657,
+            -0.9508359925638927,
+            -1.896511006196506,
+            2.560197366630067,
+            0.23703060210084223,
+        ),
     ]
 )
 SLEEP_X = tensor([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
@@ -265,7 +307,8 @@ def reference_folder() -> Path:
 
 CASES = {
     found.name: found
-    for found in small_cases() + (shared_cases(reference_folder()) if reference_folder().is_dir() else [])
+    for found in small_cases()
+    + (shared_cases(reference_folder()) if reference_folder().is_dir() else [])
 }
 
 

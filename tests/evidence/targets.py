@@ -56,10 +56,15 @@ def log_normal(z: Tensor, loc: float, scale: float) -> Tensor:
 
 def convolved(loc: float, scale: float, dims: int) -> float:
     """log of the integral of N(z | 0, 1) N(z | loc, scale) over dims dimensions."""
-    return dims * dist.Normal(0.0, math.sqrt(1 + scale**2)).log_prob(torch.tensor(loc, dtype=FLOAT)).item()
+    return (
+        dims
+        * dist.Normal(0.0, math.sqrt(1 + scale**2)).log_prob(torch.tensor(loc, dtype=FLOAT)).item()
+    )
 
 
-GAUSSIAN = LocalTarget("gaussian", standard(3), lambda z: log_normal(z, 1.0, 0.4), convolved(1.0, 0.4, 3))
+GAUSSIAN = LocalTarget(
+    "gaussian", standard(3), lambda z: log_normal(z, 1.0, 0.4), convolved(1.0, 0.4, 3)
+)
 
 # Gamma(1.5, 1) prior, 10 counts of Poisson(g): Z = Gamma(11.5) / (Gamma(1.5) 2^11.5 10!)
 SKEWED = LocalTarget(
@@ -89,7 +94,8 @@ CUT = LocalTarget(
     "cut",
     standard(2),
     lambda z: log_normal(z, 1.0, 0.4) + torch.where(z[..., 0] > 1, 0.0, -torch.inf),
-    convolved(1.0, 0.4, 2) + math.log(0.5 * math.erfc((1 - 1 / 1.16) / (0.4 / math.sqrt(1.16)) / math.sqrt(2))),
+    convolved(1.0, 0.4, 2)
+    + math.log(0.5 * math.erfc((1 - 1 / 1.16) / (0.4 / math.sqrt(1.16)) / math.sqrt(2))),
 )
 
 
@@ -99,7 +105,9 @@ def coverage(result: Evidence, truth: float) -> float:
     return float(((low <= truth) & (truth <= high)).double().mean())
 
 
-def linear_gaussian(num_data: int, noise: float = 0.5, dims: int = 3) -> tuple[Callable, Callable, Tensor, Tensor]:
+def linear_gaussian(
+    num_data: int, noise: float = 0.5, dims: int = 3
+) -> tuple[Callable, Callable, Tensor, Tensor]:
     """A linear-Gaussian VAE: model, a guide that is not quite its posterior, data, and their exact log densities."""
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(dims, 2, generator=generator, dtype=FLOAT)
@@ -111,11 +119,18 @@ def linear_gaussian(num_data: int, noise: float = 0.5, dims: int = 3) -> tuple[C
     def model(x: Tensor | None = None) -> None:
         with pyro.plate("data", 1 if x is None else len(x)):
             z = pyro.sample("z", standard(2))
-            pyro.sample("x", dist.Normal((z.unsqueeze(-2) * weight).sum(-1), noise).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal((z.unsqueeze(-2) * weight).sum(-1), noise).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x @ posterior.T, scales).to_event(1))
 
     covariance = weight @ weight.T + noise**2 * torch.eye(dims, dtype=FLOAT)
-    return model, guide, x, dist.MultivariateNormal(torch.zeros(dims, dtype=FLOAT), covariance).log_prob(x)
+    return (
+        model,
+        guide,
+        x,
+        dist.MultivariateNormal(torch.zeros(dims, dtype=FLOAT), covariance).log_prob(x),
+    )

@@ -12,9 +12,10 @@ from evidence.targets import CAUCHY, GAUSSIAN, LocalTarget, coverage, linear_gau
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import AIS, checkpoint
-from ppl_dgm.evidence.paths import linear_temperatures, sigmoid_temperatures
-from ppl_dgm.kernels import HMC, MALA, ULA, Kernel, RandomWalk
+from ppl_dgm.evidence import AIS
+from ppl_dgm.sampling import checkpoint
+from ppl_dgm.sampling.kernels import HMC, MALA, ULA, Kernel, RandomWalk
+from ppl_dgm.sampling.smc.paths import linear_temperatures, sigmoid_temperatures
 
 
 @pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
@@ -37,7 +38,9 @@ def test_a_latent_shared_by_all_data() -> None:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
     x = torch.linspace(-1, 4, 9, dtype=torch.float64)
-    exact = dist.MultivariateNormal(torch.zeros(9).double(), torch.eye(9).double() + 4.0).log_prob(x)
+    exact = dist.MultivariateNormal(torch.zeros(9).double(), torch.eye(9).double() + 4.0).log_prob(
+        x
+    )
     result = AIS(num_temperatures=200)(Program(model), x)
     assert (result.target, result.log_z.shape) == ("dataset", ())
     assert (result.log_z - exact).abs() < 4 * result.std_error < 0.5
@@ -48,12 +51,19 @@ def test_discrete_latents_are_summed_out() -> None:
 
     def model(x: Tensor | None = None) -> None:
         with pyro.plate("data", 1 if x is None else len(x)):
-            c = pyro.sample("c", dist.Categorical(torch.tensor([0.3, 0.7]).double()), infer={"enumerate": "parallel"})
+            c = pyro.sample(
+                "c",
+                dist.Categorical(torch.tensor([0.3, 0.7]).double()),
+                infer={"enumerate": "parallel"},
+            )
             z = pyro.sample("z", dist.Normal(means.new_zeros(()), 1.0))
             pyro.sample("x", dist.Normal(z + means[c], 0.5), obs=x)
 
     x = torch.linspace(-3, 3, 12, dtype=torch.float64)
-    parts = dist.Normal(means, math.sqrt(1.25)).log_prob(x.unsqueeze(-1)) + torch.tensor([0.3, 0.7]).double().log()
+    parts = (
+        dist.Normal(means, math.sqrt(1.25)).log_prob(x.unsqueeze(-1))
+        + torch.tensor([0.3, 0.7]).double().log()
+    )
     result = AIS(num_temperatures=60)(Program(model), x)
     assert ((result.log_z - parts.logsumexp(-1)) / result.std_error).abs().max() < 4
 
@@ -83,9 +93,15 @@ def replicate_log_z(target: LocalTarget, estimator: AIS, count: int) -> Tensor:
 
 @pytest.mark.slow
 def test_the_variance_of_log_weights_falls_as_one_over_the_temperatures() -> None:
-    few, many = (AIS(num_temperatures=t)(GAUSSIAN.program(), *GAUSSIAN.data(150)) for t in (40, 160))
-    variance = [result.diagnostics["log_weight_std"].square().mean().log2() for result in (few, many)]
-    assert 1.5 < variance[0] - variance[1] < 2.6  # 4 times as many: 2^2, and a little for what chains forget
+    few, many = (
+        AIS(num_temperatures=t)(GAUSSIAN.program(), *GAUSSIAN.data(150)) for t in (40, 160)
+    )
+    variance = [
+        result.diagnostics["log_weight_std"].square().mean().log2() for result in (few, many)
+    ]
+    assert (
+        1.5 < variance[0] - variance[1] < 2.6
+    )  # 4 times as many: 2^2, and a little for what chains forget
     assert (few.log_z - GAUSSIAN.log_z).mean() < (many.log_z - GAUSSIAN.log_z).mean() < 0.02
 
 
@@ -93,14 +109,18 @@ def test_diagnostics_have_an_entry_for_each_datum_and_temperature() -> None:
     model, guide, x, _ = linear_gaussian(num_data=5)
     found = AIS(num_temperatures=20, num_chains=100)(Program(model, guide), x).diagnostics
     assert found["acceptance"].shape == found["ess"].shape == found["pareto_k"].shape == (5,)
-    assert found["acceptance_by_temperature"].shape == found["overlap_by_temperature"].shape == (20,)
+    assert (
+        found["acceptance_by_temperature"].shape == found["overlap_by_temperature"].shape == (20,)
+    )
     assert bool((found["overlap_by_temperature"] > 0.5).all())
     assert bool(((found["acceptance"] > 0.5) & (found["acceptance"] < 0.98)).all())
 
 
 def test_a_result_is_its_seeds() -> None:
     model, guide, x, _ = linear_gaussian(num_data=3)
-    runs = [AIS(num_temperatures=10)(Program(model, guide), x, seed=seed).log_z for seed in (1, 1, 2)]
+    runs = [
+        AIS(num_temperatures=10)(Program(model, guide), x, seed=seed).log_z for seed in (1, 1, 2)
+    ]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -113,7 +133,9 @@ def test_memory_is_bounded_and_divides_data_and_chains() -> None:
         rows.append(1 if x is None else len(x))
         model(x)
 
-    result = AIS(num_temperatures=20, num_chains=6, num_pilots=8, memory=2_500)(Program(watched, guide), x)
+    result = AIS(num_temperatures=20, num_chains=6, num_pilots=8, memory=2_500)(
+        Program(watched, guide), x
+    )
     assert max(rows[len(rows) // 2 : -5]) < 6  # the last runs look at the prior once more
     assert ((result.log_z - truth) / result.std_error).abs().max() < 4.5
 
@@ -135,7 +157,9 @@ def counting(model: Callable, calls: list[int], limit: float = math.inf) -> Call
 
 
 @pytest.mark.parametrize("share", [0.6, 0.75, 0.95])
-def test_a_run_continues_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+def test_a_run_continues_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     model, guide, x, _ = linear_gaussian(num_data=4)
     settings: dict = {"num_temperatures": 30, "kernel": HMC(num_leapfrog=2)}
@@ -149,7 +173,10 @@ def test_a_run_continues_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again_calls: list[int] = []
     again = resumed(Program(counting(model, again_calls), guide), x)
     assert torch.equal(again.log_z, whole.log_z)
-    assert torch.equal(again.diagnostics["acceptance_by_temperature"], whole.diagnostics["acceptance_by_temperature"])
+    assert torch.equal(
+        again.diagnostics["acceptance_by_temperature"],
+        whole.diagnostics["acceptance_by_temperature"],
+    )
     assert len(again_calls) < len(calls)
 
 
@@ -216,7 +243,10 @@ def test_an_improper_prior_is_refused() -> None:
 def test_a_likelihood_that_is_zero_everywhere_is_refused() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.factor("inside", torch.where(pyro.sample("z", dist.Normal(0.0, 1.0)) > 100, 0.0, -torch.inf))
+            pyro.factor(
+                "inside",
+                torch.where(pyro.sample("z", dist.Normal(0.0, 1.0)) > 100, 0.0, -torch.inf),
+            )
 
     with pytest.raises(ValueError, match="the likelihood is zero at all"):
         AIS(num_temperatures=2)(Program(model), torch.zeros(2))
@@ -224,7 +254,9 @@ def test_a_likelihood_that_is_zero_everywhere_is_refused() -> None:
 
 def test_a_prior_beyond_floating_point_is_reported() -> None:
     def model(x: Tensor) -> None:
-        precision = pyro.sample("precision", dist.Gamma(torch.tensor(1e-4).double(), torch.tensor(1e-4).double()))
+        precision = pyro.sample(
+            "precision", dist.Gamma(torch.tensor(1e-4).double(), torch.tensor(1e-4).double())
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, precision.rsqrt()), obs=x)
 

@@ -65,7 +65,9 @@ def test_exact_where_there_is_a_closed_form():
     assert torch.allclose(found.log_z, torch.stack(parts).logsumexp(0).double(), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bs_betabinomial_tutorial", "tfp_ais_loggamma", "pymc_beta_bernoulli_20"])
+@pytest.mark.parametrize(
+    "name", ["bs_betabinomial_tutorial", "tfp_ais_loggamma", "pymc_beta_bernoulli_20"]
+)
 def test_two_kinds_agree_on_the_cases(name):
     known = case(name)
     found = auto(known.program(), *known.args)
@@ -109,7 +111,9 @@ def test_latents_that_cannot_be_summed_out_are_sampled():
 
 def test_same_seed_same_number():
     known = case("bs_betabinomial_tutorial")
-    first, second = (auto(known.program(), *known.args, budget=100_000, seed=3).log_z for _ in range(2))
+    first, second = (
+        auto(known.program(), *known.args, budget=100_000, seed=3).log_z for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 

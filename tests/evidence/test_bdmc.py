@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_dgm import Program
 from ppl_dgm.evidence import AIS, BDMC, Evidence, Sandwich
 from ppl_dgm.evidence.bdmc import simulate
-from ppl_dgm.kernels import HMC, ULA
+from ppl_dgm.sampling.kernels import HMC, ULA
 
 NUM_DATA = 1000
 
@@ -20,7 +20,11 @@ NUM_DATA = 1000
 def exact_density(program: Program, x: Tensor) -> Tensor:
     """Log densities of a linear-Gaussian program at other data, from its draws' covariance in closed form."""
     model, _, _, _ = linear_gaussian(num_data=1)
-    weight = next(cell.cell_contents for cell in model.__closure__ if getattr(cell.cell_contents, "ndim", 0) == 2)  # type: ignore
+    weight = next(
+        cell.cell_contents
+        for cell in model.__closure__
+        if getattr(cell.cell_contents, "ndim", 0) == 2
+    )  # type: ignore
     covariance = weight @ weight.T + 0.25 * torch.eye(3, dtype=x.dtype)
     return dist.MultivariateNormal(x.new_zeros(3), covariance).log_prob(x)
 
@@ -83,7 +87,9 @@ def test_a_program_with_a_shared_latent_has_one_pair_of_bounds() -> None:
     for seed in range(2):
         result = certificate(program, x, seed=seed)
         covariance = torch.eye(6, dtype=torch.float64) + 4.0
-        truth = dist.MultivariateNormal(x, covariance).log_prob(observed_by(certificate, program, x, seed))
+        truth = dist.MultivariateNormal(x, covariance).log_prob(
+            observed_by(certificate, program, x, seed)
+        )
         assert result.lower.log_z < truth + 4 * result.lower.std_error
         assert result.upper.log_z > truth - 0.3
         assert abs(result.mean_gap) < 0.5

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import CUBO, ELBO, JVI, SUMO, ImportanceSampling
-from ppl_dgm.evidence.bounds import jackknife, leave_one_out, leave_two_out, reach, roulette, stopping_times
-from ppl_dgm.weights import log_mean_exp
+from ppl_dgm.evidence.bounds import (
+    jackknife,
+    leave_one_out,
+    leave_two_out,
+    reach,
+    roulette,
+    stopping_times,
+)
+from ppl_dgm.sampling.importance import log_mean_exp
 
 FLOAT = torch.float64
 X = torch.full((200,), 1.3, dtype=FLOAT)  # one datum two hundred times: two hundred seeds at once
@@ -52,8 +59,14 @@ def test_cubo_is_above_in_expectation_at_any_number_of_draws(num_particles):
 def test_cubo_approaches_its_closed_form():
     # E_q w^2 by quadrature
     z = torch.linspace(-12, 12, 40001, dtype=FLOAT)
-    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(X[0]) - dist.Normal(0.52, 1.0).log_prob(z)
-    cubo = 0.5 * float((2 * log_w + dist.Normal(0.52, 1.0).log_prob(z)).logsumexp(0) + math.log(24 / 40000))
+    log_w = (
+        dist.Normal(0.0, 1.0).log_prob(z)
+        + dist.Normal(z, 1.0).log_prob(X[0])
+        - dist.Normal(0.52, 1.0).log_prob(z)
+    )
+    cubo = 0.5 * float(
+        (2 * log_w + dist.Normal(0.52, 1.0).log_prob(z)).logsumexp(0) + math.log(24 / 40000)
+    )
     result = CUBO(num_particles=20000)(guided(1.0), X[:20])
     mean, error = mean_and_error(result.log_z)
     assert abs(mean - cubo) < 4 * error + 1e-3
@@ -84,7 +97,10 @@ def test_a_guide_narrower_than_the_posterior_is_flagged():
 def test_leaving_out_is_what_it_says():
     log_w = torch.randn(7, 3, dtype=FLOAT)
     one = [log_mean_exp(log_w[[j for j in range(7) if j != i]]) for i in range(7)]
-    two = [log_mean_exp(log_w[[j for j in range(7) if j not in pair]]) for pair in combinations(range(7), 2)]
+    two = [
+        log_mean_exp(log_w[[j for j in range(7) if j not in pair]])
+        for pair in combinations(range(7), 2)
+    ]
     assert torch.allclose(leave_one_out(log_w), torch.stack(one).mean(0))
     assert torch.allclose(leave_two_out(log_w), torch.stack(two).mean(0))
 
@@ -126,7 +142,9 @@ def test_roulette_that_never_stops_is_weighted_by_reach():
 def test_sumo_is_unbiased_where_the_bound_is_not():
     result = SUMO(num_particles=2, num_replicates=100)(guided(1.0), X)
     mean, error = mean_and_error(result.log_z)
-    bound, bound_error = mean_and_error(ImportanceSampling(num_particles=2)(guided(1.0), X.repeat(20)).log_z)
+    bound, bound_error = mean_and_error(
+        ImportanceSampling(num_particles=2)(guided(1.0), X.repeat(20)).log_z
+    )
     assert abs(mean - TRUTH) < 4 * error
     assert TRUTH - bound > 4 * bound_error
 

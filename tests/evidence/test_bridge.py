@@ -13,12 +13,18 @@ from torch import Tensor
 from ppl_dgm import Program
 from ppl_dgm.evidence import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.bridge import symmetrised
-from ppl_dgm.evidence.chains import chain_ess
-from ppl_dgm.evidence.mirrors import try_mirrors
-from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.sampling.convergence import chain_ess
+from ppl_dgm.sampling.symmetries import try_mirrors
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 UNIT = torch.tensor(
-    [[0.1, 0.2, 0.3, 0.4], [0.02, 0.09, 0.1, 0.15], [0.05, 0.18, 0.22, 0.28], [0.01, 0.07, 0.11, 0.12]], dtype=FLOAT
+    [
+        [0.1, 0.2, 0.3, 0.4],
+        [0.02, 0.09, 0.1, 0.15],
+        [0.05, 0.18, 0.22, 0.28],
+        [0.01, 0.07, 0.11, 0.12],
+    ],
+    dtype=FLOAT,
 )
 
 
@@ -39,7 +45,9 @@ def mirrored(x: Tensor | None = None) -> None:
 def mirrored_truth(x: Tensor) -> float:
     """log evidence of `mirrored`, by quadrature."""
     z = torch.linspace(-12, 12, 20001, dtype=FLOAT)
-    log_joint = dist.Normal(0.0, 2.0).log_prob(z) + dist.Normal(z.square()[:, None], 0.5).log_prob(x).sum(-1)
+    log_joint = dist.Normal(0.0, 2.0).log_prob(z) + dist.Normal(z.square()[:, None], 0.5).log_prob(
+        x
+    ).sum(-1)
     return float(log_joint.logsumexp(0) + math.log(24 / 20000))
 
 
@@ -86,14 +94,21 @@ def normal_bridge(posterior: Tensor, num_chains: int | None) -> tuple[Tensor, Te
     second = q.sample(posterior.shape)
     ess = None if num_chains is None else chain_ess(posterior.unflatten(0, (num_chains, -1)))
     found = bridge_iteration(
-        p.log_prob(posterior), q.log_prob(posterior), p.log_prob(second), q.log_prob(second), ess, num_chains
+        p.log_prob(posterior),
+        q.log_prob(posterior),
+        p.log_prob(second),
+        q.log_prob(second),
+        ess,
+        num_chains,
     )
     return found.log_z, found.std_error
 
 
 def test_error_of_independent_draws_is_the_spread_of_replicates():
     log_z, error = normal_bridge(torch.randn(500, 400, dtype=FLOAT), None)
-    assert abs(float(error.square().mean().sqrt() / log_z.square().mean().sqrt()) - 1) < 4 / math.sqrt(2 * 400)
+    assert abs(
+        float(error.square().mean().sqrt() / log_z.square().mean().sqrt()) - 1
+    ) < 4 / math.sqrt(2 * 400)
 
 
 def test_error_of_correlated_chains_is_the_spread_of_replicates():
@@ -123,7 +138,8 @@ def test_every_proposal_finds_the_beta_binomial(proposal):
 
 
 @pytest.mark.parametrize(
-    "name", ["bs_cmdstan_bernoulli", "bs_std_normal_2d_off_centre", "tfp_ais_loggamma", "dynesty_gauss3d"]
+    "name",
+    ["bs_cmdstan_bernoulli", "bs_std_normal_2d_off_centre", "tfp_ais_loggamma", "dynesty_gauss3d"],
 )
 def test_chains_find_the_cases(name):
     known = case(name)
@@ -149,7 +165,9 @@ def test_every_datum_has_its_own_bridge():
 
 def test_many_data_are_taken_in_parts():
     x = torch.linspace(-3, 3, 7, dtype=FLOAT)
-    result = BridgeSampling(num_chains=32, num_draws=40, num_warmup=40, memory=32 * 8 * 400)(Program(local), x)
+    result = BridgeSampling(num_chains=32, num_draws=40, num_warmup=40, memory=32 * 8 * 400)(
+        Program(local), x
+    )
     truth = dist.Normal(torch.tensor(0.0, dtype=FLOAT), math.sqrt(2)).log_prob(x)
     assert result.diagnostics["r_hat"].shape == (7,)
     assert bool(((result.log_z - truth).abs() < 4.5 * result.std_error).all())
@@ -212,7 +230,8 @@ def test_labels_are_swapped():
     known = case("galaxy_k2_eq")
     target = Unconstrained(known.program().bind(*known.args))
     values = {
-        "weights": torch.tensor([0.1, 0.9], dtype=FLOAT) + 0.01 * torch.randn(200, 1) * torch.tensor([1.0, -1.0]),
+        "weights": torch.tensor([0.1, 0.9], dtype=FLOAT)
+        + 0.01 * torch.randn(200, 1) * torch.tensor([1.0, -1.0]),
         "mu": torch.tensor([10.0, 21.0], dtype=FLOAT) + 0.3 * torch.randn(200, 2),
         "sigma2": 5 + 0.2 * torch.randn(200, dtype=FLOAT),
     }
@@ -224,7 +243,10 @@ def test_labels_are_swapped():
 @pytest.mark.slow
 def test_exchange_rates_have_a_mirrored_mode():
     known = case("bs_ier_k2")
-    mixing = {"num_warmup": 400, "num_leapfrog": 10}  # with fewer moves the chains disagree, and R-hat tells
+    mixing = {
+        "num_warmup": 400,
+        "num_leapfrog": 10,
+    }  # with fewer moves the chains disagree, and R-hat tells
     result = BridgeSampling(num_draws=200, **mixing)(known.program(), *known.args)
     assert any(name.startswith("-below") for name in result.diagnostics["mirrored"])
     assert abs(float(result.log_z) - known.log_z) < 4 * float(result.std_error) < 0.2
@@ -243,29 +265,39 @@ def test_a_number_that_did_not_converge_is_withheld():
 
     posterior = {"z": 1e-8 * torch.randn(1, 100, dtype=FLOAT)}
     program = Program(far, guide)
-    result = BridgeSampling(posterior=posterior, proposal="guide", mirror=False)(program, torch.zeros((), dtype=FLOAT))
+    result = BridgeSampling(posterior=posterior, proposal="guide", mirror=False)(
+        program, torch.zeros((), dtype=FLOAT)
+    )
     assert math.isnan(float(result.log_z))
     assert any(warning.startswith("withheld") for warning in result.warnings)
 
 
 def test_chains_that_disagree_raise_an_alarm():
     known = case("bs_std_normal_2d")
-    chains = torch.randn(2, 200, 2, dtype=FLOAT) * 0.1 + torch.tensor([[[2.0, 0]], [[-2.0, 0]]], dtype=FLOAT)
-    result = BridgeSampling(posterior={"point": chains}, mirror=False, num_refresh=0)(known.program())
+    chains = torch.randn(2, 200, 2, dtype=FLOAT) * 0.1 + torch.tensor(
+        [[[2.0, 0]], [[-2.0, 0]]], dtype=FLOAT
+    )
+    result = BridgeSampling(posterior={"point": chains}, mirror=False, num_refresh=0)(
+        known.program()
+    )
     assert any("R-hat" in warning for warning in result.warnings)
 
 
 def test_a_lost_mode_is_told_by_importance_sampling():
     def two(x: Tensor | None = None) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=FLOAT), 10.0))
-        modes = dist.Normal(torch.tensor([-3.0, 5.0], dtype=FLOAT), torch.tensor([3.0, 1.0], dtype=FLOAT))
+        modes = dist.Normal(
+            torch.tensor([-3.0, 5.0], dtype=FLOAT), torch.tensor([3.0, 1.0], dtype=FLOAT)
+        )
         pyro.factor("modes", modes.log_prob(z[..., None]).logsumexp(-1))
 
     def guide(x: Tensor | None = None) -> None:
         pyro.sample("z", dist.Normal(torch.ones((), dtype=FLOAT), 6.0))
 
     posterior = {"z": 5 + torch.randn(4, 1000, dtype=FLOAT)}
-    result = BridgeSampling(posterior=posterior, proposal="guide", mirror=False, num_refresh=0)(Program(two, guide))
+    result = BridgeSampling(posterior=posterior, proposal="guide", mirror=False, num_refresh=0)(
+        Program(two, guide)
+    )
     assert any("miss a mode" in warning for warning in result.warnings)
 
 
@@ -287,7 +319,13 @@ def test_bad_draws_are_refused(draws, message):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"posterior": "gibbs"}, {"proposal": "cauchy"}, {"num_draws": 4}, {"num_chains": 0}, {"num_components": 0}],
+    [
+        {"posterior": "gibbs"},
+        {"proposal": "cauchy"},
+        {"num_draws": 4},
+        {"num_chains": 0},
+        {"num_components": 0},
+    ],
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="expected"):

@@ -9,9 +9,9 @@ import torch
 
 from ppl_dgm import Program, evidence
 from ppl_dgm.compile import CaptureError, Switch, compile_function, repeat
-from ppl_dgm.compile.capture import tensor_leaves
-from ppl_dgm.kernels import HMC, MALA, ULA, RandomWalk, Target
-from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.compile.capture.capture import tensor_leaves
+from ppl_dgm.sampling.kernels import HMC, MALA, ULA, RandomWalk, Target
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 X = torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 0.1]], dtype=torch.float64)
 
@@ -45,12 +45,16 @@ ESTIMATORS = {
     "AIS, random walk": lambda **kw: evidence.AIS(
         num_temperatures=12, num_chains=6, kernel=RandomWalk(), **QUICK, **kw
     ),
-    "AIS, unadjusted": lambda **kw: evidence.AIS(num_temperatures=12, num_chains=6, kernel=ULA(), **QUICK, **kw),
+    "AIS, unadjusted": lambda **kw: evidence.AIS(
+        num_temperatures=12, num_chains=6, kernel=ULA(), **QUICK, **kw
+    ),
     "SMC": lambda **kw: evidence.SMC(num_particles=20, num_groups=2, kernel=MALA(), **kw),
     "ThermodynamicIntegration": lambda **kw: evidence.ThermodynamicIntegration(
         num_temperatures=4, num_draws=10, num_warmup=5, **QUICK, **kw
     ),
-    "BridgeSampling": lambda **kw: evidence.BridgeSampling(num_chains=8, num_draws=10, num_warmup=8, **kw),
+    "BridgeSampling": lambda **kw: evidence.BridgeSampling(
+        num_chains=8, num_draws=10, num_warmup=8, **kw
+    ),
     "ImportanceSampling": lambda **kw: evidence.ImportanceSampling(50, **kw),
     "CUBO": lambda **kw: evidence.CUBO(num_particles=50, **kw),
 }
@@ -67,7 +71,9 @@ def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("graphs_alone")
 def test_captured_moves_give_the_same_evidence(name, model):
     program = Program(model)
-    written, captured = (ESTIMATORS[name](compile=mode)(program, X, seed=3) for mode in (False, True))
+    written, captured = (
+        ESTIMATORS[name](compile=mode)(program, X, seed=3) for mode in (False, True)
+    )
     torch.testing.assert_close(captured.log_z, written.log_z, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(captured.std_error, written.std_error, rtol=1e-6, atol=1e-9)
 
@@ -77,7 +83,9 @@ def test_captured_moves_give_the_same_evidence(name, model):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_machine_code_gives_the_same_evidence(name, model):
     program = Program(model)
-    written, compiled = (ESTIMATORS[name](compile=mode)(program, X, seed=3) for mode in (False, True))
+    written, compiled = (
+        ESTIMATORS[name](compile=mode)(program, X, seed=3) for mode in (False, True)
+    )
     torch.testing.assert_close(compiled.log_z, written.log_z, rtol=1e-7, atol=1e-7)
 
 
@@ -87,19 +95,28 @@ def test_machine_code_gives_the_same_evidence_on_a_gpu(name):
     def model(x: torch.Tensor | None = None) -> None:
         with pyro.plate("data", 1 if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, device="cuda"), 1.0).to_event(1))
-            pyro.sample("x", dist.StudentT(5.0, z, torch.ones((), device="cuda")).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.StudentT(5.0, z, torch.ones((), device="cuda")).to_event(1), obs=x
+            )
 
     x = X.float().cuda()
-    written, compiled = (ESTIMATORS[name](compile=mode)(Program(model), x, seed=3) for mode in (False, True))
+    written, compiled = (
+        ESTIMATORS[name](compile=mode)(Program(model), x, seed=3) for mode in (False, True)
+    )
     torch.testing.assert_close(compiled.log_z, written.log_z, rtol=1e-3, atol=1e-3)
     assert compiled.log_z.is_cuda
 
 
 @pytest.mark.usefixtures("graphs_alone")
 def test_bidirectional_bounds_are_the_same():
-    method = [evidence.AIS(num_temperatures=8, num_chains=4, num_pilots=8, compile=mode) for mode in (False, True)]
+    method = [
+        evidence.AIS(num_temperatures=8, num_chains=4, num_pilots=8, compile=mode)
+        for mode in (False, True)
+    ]
     for particles in (1, 3):
-        written, captured = (evidence.BDMC(m, num_particles=particles)(Program(local), X, seed=0) for m in method)
+        written, captured = (
+            evidence.BDMC(m, num_particles=particles)(Program(local), X, seed=0) for m in method
+        )
         torch.testing.assert_close(captured.log_z, written.log_z, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(captured.upper.log_z, written.upper.log_z, rtol=1e-9, atol=1e-9)
 
@@ -123,7 +140,12 @@ def test_a_loop_in_a_graph_takes_any_number_of_turns(count):
 
     def power(vector: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         total = vector.sum() / 2  # computed before the loop and read inside
-        return repeat(count, lambda carry, half: matrix @ carry + half + total, vector, vector.sum() / 2) * 2
+        return (
+            repeat(
+                count, lambda carry, half: matrix @ carry + half + total, vector, vector.sum() / 2
+            )
+            * 2
+        )
 
     start = torch.tensor([1.0, 3.0])
     expected = start
@@ -145,15 +167,25 @@ def test_parts_of_the_data_share_compiled_code(monkeypatch):
         compiled.append(inputs)
         return compile_function(fn, inputs, **kwargs)
 
-    monkeypatch.setattr("ppl_dgm.compile.switch.compile_function", counting)
+    monkeypatch.setattr("ppl_dgm.compile.jit.compile_function", counting)
     x = torch.cat([X, X + 0.1, X - 0.2, 2 * X])
     method = {"num_temperatures": 5, "num_chains": 4, "num_pilots": 8}
     in_parts = evidence.AIS(**method, memory=60_000, compile=True)(Program(local), x, seed=1)
     written = evidence.AIS(**method, memory=60_000, compile=False)(Program(local), x, seed=1)
     torch.testing.assert_close(in_parts.log_z, written.log_z, rtol=1e-9, atol=1e-9)
     shapes = {tuple(leaf.shape for leaf in tensor_leaves(inputs)) for inputs in compiled}
-    assert len(compiled) == len(shapes) <= 4  # moves of the pilot and temperatures, for parts of two sizes
-    assert max(leaf.shape[1] for inputs in compiled for leaf in tensor_leaves(inputs) if leaf.dim() == 3) < len(x) / 2
+    assert (
+        len(compiled) == len(shapes) <= 4
+    )  # moves of the pilot and temperatures, for parts of two sizes
+    assert (
+        max(
+            leaf.shape[1]
+            for inputs in compiled
+            for leaf in tensor_leaves(inputs)
+            if leaf.dim() == 3
+        )
+        < len(x) / 2
+    )
 
 
 def test_a_loop_that_writes_in_place_is_refused():
@@ -170,33 +202,39 @@ def test_true_raises_and_auto_stays_eager_where_a_program_cannot_be_captured(mon
     program = Program(stubborn)
     with pytest.raises(CaptureError, match="float"):
         evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=True)(program, X)
-    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 0.0)
     with caplog.at_level(logging.WARNING, "ppl_dgm.compile"):
         found = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8)(program, X)
-    written = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=False)(program, X)
+    written = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=False)(
+        program, X
+    )
     assert torch.equal(found.log_z, written.log_z)
     assert "not compiled" in caplog.text
 
 
 def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
-    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 12.0)
+    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 12.0)
     switch = Switch("auto", backend="eager")
     clock = iter(range(100))
     monkeypatch.setattr(
-        "ppl_dgm.compile.switch.time.perf_counter", lambda: float(next(clock))
+        "ppl_dgm.compile.jit.time.perf_counter", lambda: float(next(clock))
     )  # a second for each call
     for calls in range(1, 40):
         switch(torch.neg, torch.ones(2))
-        assert bool(switch._compiled) == (calls > 25)  # a gain of 12.5 s on as much as has been done
+        assert bool(switch._compiled) == (
+            calls > 25
+        )  # a gain of 12.5 s on as much as has been done
 
 
 def test_auto_does_not_compile_for_the_little_that_is_left(monkeypatch):
-    monkeypatch.setattr("ppl_dgm.compile.switch.COMPILE_SECONDS", 12.0)
+    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 12.0)
     clock = iter(range(100))
-    monkeypatch.setattr("ppl_dgm.compile.switch.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("ppl_dgm.compile.jit.time.perf_counter", lambda: float(next(clock)))
     few, many = Switch("auto", backend="eager"), Switch("auto", backend="eager")
     for step in range(25):
-        few(torch.neg, torch.ones(2), left=25 - step)  # of 22 s that are left when three calls are timed, 11 s to gain
+        few(
+            torch.neg, torch.ones(2), left=25 - step
+        )  # of 22 s that are left when three calls are timed, 11 s to gain
     for step in range(4):
         many(torch.neg, torch.ones(2), left=60 - step)
     assert many._compiled

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import JVI, SUMO, BridgeSampling, Estimator, ImportanceSampling, Laplace, LearnedHarmonicMean
+from ppl_dgm.evidence import (
+    JVI,
+    SUMO,
+    BridgeSampling,
+    Estimator,
+    ImportanceSampling,
+    Laplace,
+    LearnedHarmonicMean,
+)
 
 FLOAT = torch.float64
 SEEDS = 200
@@ -37,7 +45,10 @@ def heavy(z: Tensor) -> Tensor:
 
 
 def bimodal(z: Tensor) -> Tensor:
-    left, right = dist.Normal(zero() - 2.5, 0.7).log_prob(z), dist.Normal(zero() + 2.5, 1.0).log_prob(z)
+    left, right = (
+        dist.Normal(zero() - 2.5, 0.7).log_prob(z),
+        dist.Normal(zero() + 2.5, 1.0).log_prob(z),
+    )
     return torch.logaddexp(left + math.log(0.4), right + math.log(0.6))
 
 
@@ -81,6 +92,8 @@ def test_intervals_cover(name, target):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_error_bars_are_the_spread(target):
-    result = BridgeSampling(num_chains=32, num_draws=60)(program(TARGETS[target]), torch.zeros(SEEDS, dtype=FLOAT))
+    result = BridgeSampling(num_chains=32, num_draws=60)(
+        program(TARGETS[target]), torch.zeros(SEEDS, dtype=FLOAT)
+    )
     ratio = float(result.log_z.std() / result.std_error.square().mean().sqrt())
     assert 0.75 < ratio < 1.3

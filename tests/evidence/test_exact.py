@@ -36,7 +36,9 @@ def test_finite_latents_are_summed_out_marked_or_not(marked):
         for b in (0.0, 1.0):
             weight = torch.tensor(p) * (0.3 + 0.4 * k if b else 0.7 - 0.4 * k)
             terms.append(weight.log() + dist.Normal(2 * k - b, 1.0).log_prob(x))
-    assert torch.allclose(Exact()(Program(model), x).log_z, torch.stack(terms).logsumexp(0).double(), atol=1e-5)
+    assert torch.allclose(
+        Exact()(Program(model), x).log_z, torch.stack(terms).logsumexp(0).double(), atol=1e-5
+    )
 
 
 def test_linear_regression_with_global_latents():
@@ -51,7 +53,9 @@ def test_linear_regression_with_global_latents():
 
     result = Exact()(Program(model), design, y)
     eye = torch.eye(12, dtype=torch.float64)
-    marginal = dist.MultivariateNormal(torch.zeros(12).double(), 4 * design @ design.T + 1 + 0.25 * eye)
+    marginal = dist.MultivariateNormal(
+        torch.zeros(12).double(), 4 * design @ design.T + 1 + 0.25 * eye
+    )
     assert result.target == "dataset"
     assert result.log_z.item() == pytest.approx(marginal.log_prob(y).item(), abs=1e-8)
 

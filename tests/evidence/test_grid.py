@@ -45,7 +45,9 @@ def test_global_latents_have_one_grid():
     x = torch.tensor([0.5, 1.0])
     result = GridSampling(num_particles=20000)(Program(model), x)
     count = torch.arange(4.0)
-    log_joint = dist.Binomial(3, 0.4).log_prob(count) + dist.Normal(count[:, None], 1.0).log_prob(x).sum(-1)
+    log_joint = dist.Binomial(3, 0.4).log_prob(count) + dist.Normal(count[:, None], 1.0).log_prob(
+        x
+    ).sum(-1)
     assert abs(float(result.log_z - log_joint.logsumexp(0))) < 4 * float(result.std_error) < 0.1
 
 
@@ -62,7 +64,11 @@ def test_what_has_no_grid_is_refused():
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     x = torch.zeros(())
-    for model, message in ((continuous, "continuous"), (infinite, "cannot be enumerated"), (none, "Exact")):
+    for model, message in (
+        (continuous, "continuous"),
+        (infinite, "cannot be enumerated"),
+        (none, "Exact"),
+    ):
         with pytest.raises(ValueError, match=message):
             GridSampling()(Program(model), x)
     with pytest.raises(ValueError, match="num_particles"):

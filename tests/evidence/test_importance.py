@@ -36,7 +36,11 @@ def make_guide(width):
 
 
 X = torch.tensor([[0.5, -1.0, 0.9], [2.0, 0.3, -1.1]])
-TRUTH = dist.MultivariateNormal(torch.zeros(3), WEIGHTS.T @ WEIGHTS + NOISE**2 * torch.eye(3)).log_prob(X).double()
+TRUTH = (
+    dist.MultivariateNormal(torch.zeros(3), WEIGHTS.T @ WEIGHTS + NOISE**2 * torch.eye(3))
+    .log_prob(X)
+    .double()
+)
 
 
 def replicated(row, count):
@@ -56,7 +60,9 @@ def test_exact_importance_sampling_and_elbo_agree():
         assert result.bound == "estimate"
         assert result.log_z.dtype == torch.float64
     elbo = ELBO(4000)(program, X)
-    gap = 0.5 * (2 * 1.3**2 - 2 - 2 * math.log(1.3**2))  # KL of a Gaussian 1.3 times too wide, in two dimensions
+    gap = 0.5 * (
+        2 * 1.3**2 - 2 - 2 * math.log(1.3**2)
+    )  # KL of a Gaussian 1.3 times too wide, in two dimensions
     assert bool(((elbo.log_z - (TRUTH - gap)).abs() < 4.5 * elbo.std_error).all())
     assert elbo.bound == "lower"
 
@@ -72,13 +78,18 @@ def test_intervals_cover(estimator):
     low, high = result.interval(0.95)
     covered = ((low < truth) & (truth < high)).double().mean()
     assert 0.90 < covered < 0.98
-    assert result.total_std_error.item() == pytest.approx(result.log_z.std().item() * math.sqrt(count), rel=0.1)
+    assert result.total_std_error.item() == pytest.approx(
+        result.log_z.std().item() * math.sqrt(count), rel=0.1
+    )
 
 
 def test_error_falls_as_the_square_root_of_the_number_of_particles():
     program, data = Program(model, make_guide(1.3)), replicated(0, 800)
     counts = torch.tensor([50.0, 200.0, 800.0, 3200.0])
-    errors = [ImportanceSampling(int(k))(program, data).log_z.sub(TRUTH[0]).square().mean().sqrt() for k in counts]
+    errors = [
+        ImportanceSampling(int(k))(program, data).log_z.sub(TRUTH[0]).square().mean().sqrt()
+        for k in counts
+    ]
     slope = torch.tensor(errors).log().diff().sum() / counts.log().diff().sum()
     assert slope == pytest.approx(-0.5, abs=0.1)
 
@@ -109,7 +120,10 @@ def test_a_prior_with_an_exponent_is_refused(estimator, everything):
         with poutine.scale(scale=0.5 if everything else 1.0), pyro.plate("data", 2):
             pyro.sample("x", dist.Normal(loc, 1.0).expand([3]).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match=r"priors of the latents \['loc'\] have a scale.*scale observed sites alone"):
+    with pytest.raises(
+        ValueError,
+        match=r"priors of the latents \['loc'\] have a scale.*scale observed sites alone",
+    ):
         estimator(Program(annealed), X)
 
 
@@ -120,8 +134,14 @@ def test_a_likelihood_with_an_exponent_is_integrated():
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     # N(x | z, 1)^0.5 = N(x | z, 2) (2 pi)^0.25 2^0.5
-    truth = dist.Normal(0.0, 3**0.5).log_prob(torch.tensor(0.7)) + 0.25 * math.log(2 * math.pi) + 0.5 * math.log(2)
-    assert Exact()(Program(tempered), torch.tensor(0.7)).log_z.item() == pytest.approx(truth.item(), abs=1e-5)
+    truth = (
+        dist.Normal(0.0, 3**0.5).log_prob(torch.tensor(0.7))
+        + 0.25 * math.log(2 * math.pi)
+        + 0.5 * math.log(2)
+    )
+    assert Exact()(Program(tempered), torch.tensor(0.7)).log_z.item() == pytest.approx(
+        truth.item(), abs=1e-5
+    )
 
 
 def test_seed_repeats_and_leaves_torchs_generator_alone():
@@ -167,7 +187,13 @@ def test_conjugate_regression_by_importance_sampling():
     y, c = problem.args[0], problem.args[1] - problem.args[1].mean()
     n, squares = len(y), c.square().sum()
     alpha, beta = (y.sum() + 0.06 * 3000) / (n + 0.06), ((c * y).sum() + 6 * 185) / (squares + 6)
-    fixed = y.square().sum() + 0.06 * 3000**2 + 6 * 185**2 - (n + 0.06) * alpha**2 - (squares + 6) * beta**2
+    fixed = (
+        y.square().sum()
+        + 0.06 * 3000**2
+        + 6 * 185**2
+        - (n + 0.06) * alpha**2
+        - (squares + 6) * beta**2
+    )
 
     def guide(*_):
         tau = pyro.sample("tau", dist.Gamma(0.9 * (3 + n / 2), 0.9 * (2 * 300**2 + fixed / 2)))
@@ -181,7 +207,12 @@ def test_conjugate_regression_by_importance_sampling():
 
 @pytest.mark.parametrize(
     "name",
-    ["bs_betabinomial_tutorial", "pymc_beta_bernoulli_1", "pymc_beta_bernoulli_20", "eight_schools_posteriordb"],
+    [
+        "bs_betabinomial_tutorial",
+        "pymc_beta_bernoulli_1",
+        "pymc_beta_bernoulli_20",
+        "eight_schools_posteriordb",
+    ],
 )
 def test_known_evidence_by_prior_sampling(name):
     problem = case(name)

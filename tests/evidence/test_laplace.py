@@ -58,7 +58,13 @@ def test_all_modes_are_counted():
 
 @pytest.mark.parametrize(
     "name",
-    ["bs_betabinomial_tutorial", "pymc_beta_bernoulli_20", "bs_sleep_jss_H1", "tfp_ais_loggamma", "radiata_x_density"],
+    [
+        "bs_betabinomial_tutorial",
+        "pymc_beta_bernoulli_20",
+        "bs_sleep_jss_H1",
+        "tfp_ais_loggamma",
+        "radiata_x_density",
+    ],
 )
 def test_importance_correction_finds_the_cases(name):
     known = case(name)
@@ -99,7 +105,10 @@ def test_hessian_is_that_of_autodiff():
 @pytest.mark.slow
 def test_intervals_cover():
     z = torch.stack(
-        [(r.log_z / r.std_error) for r in (Laplace(num_particles=400)(Program(two_modes), seed=s) for s in range(100))]
+        [
+            (r.log_z / r.std_error)
+            for r in (Laplace(num_particles=400)(Program(two_modes), seed=s) for s in range(100))
+        ]
     )
     assert 0.90 <= float((z.abs() < 1.96).double().mean()) <= 0.99
 
@@ -118,7 +127,9 @@ def test_modes_found_by_one_start_each_raise_an_alarm():
 
 def test_two_samples_of_fixed_sizes_have_a_stratified_error() -> None:
     """Against the spread of the estimate over many repetitions of both samples."""
-    log_weights = torch.cat([torch.randn(300, 4000) * 0.3, torch.randn(100, 4000) * 0.5 + 1.0]).double()
+    log_weights = torch.cat(
+        [torch.randn(300, 4000) * 0.3, torch.randn(100, 4000) * 0.5 + 1.0]
+    ).double()
     errors = stratified_std_error(log_weights, 100)
     spread = (log_weights.logsumexp(0) - math.log(400)).std()
     assert errors.mean().item() == pytest.approx(spread.item(), rel=0.05)

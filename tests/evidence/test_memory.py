@@ -28,5 +28,7 @@ print(peak() - start)
 
 @pytest.mark.slow
 def test_five_thousand_particles_for_all_digits_in_less_than_a_gibibyte():
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=600)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=600
+    )
     assert float(ran.stdout) < 1.0

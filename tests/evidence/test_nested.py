@@ -17,7 +17,10 @@ dynesty = pytest.importorskip("dynesty")
 PRIORS = {
     "normal": (dist.Normal(torch.tensor(1.0, dtype=FLOAT), 2.0), stats.norm(1, 2)),
     "gamma": (dist.Gamma(torch.tensor(2.0, dtype=FLOAT), 3.0), stats.gamma(2, scale=1 / 3)),
-    "inverse gamma": (dist.InverseGamma(torch.tensor(2.0, dtype=FLOAT), 3.0), stats.invgamma(2, scale=3)),
+    "inverse gamma": (
+        dist.InverseGamma(torch.tensor(2.0, dtype=FLOAT), 3.0),
+        stats.invgamma(2, scale=3),
+    ),
     "beta": (dist.Beta(torch.tensor(2.0, dtype=FLOAT), 3.0), stats.beta(2, 3)),
     "half cauchy": (dist.HalfCauchy(torch.tensor(2.0, dtype=FLOAT)), stats.halfcauchy(scale=2)),
     "log normal": (

@@ -9,7 +9,15 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import AIS, SMC, BridgeSampling, Exact, ImportanceSampling, Laplace, ThermodynamicIntegration
+from ppl_dgm.evidence import (
+    AIS,
+    SMC,
+    BridgeSampling,
+    Exact,
+    ImportanceSampling,
+    Laplace,
+    ThermodynamicIntegration,
+)
 from ppl_dgm.objectives import ELBO
 
 LENGTHS = torch.tensor([3, 1, 2, 3])

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import BridgeSampling, HarmonicMean, LearnedHarmonicMean, savage_dickey
-from ppl_dgm.evidence.chains import chain_ess, hmc_draws, split_r_hat
-from ppl_dgm.unconstrained import Unconstrained
+from ppl_dgm.sampling.chains import hmc_draws
+from ppl_dgm.sampling.convergence import chain_ess, split_r_hat
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 X = torch.linspace(-1, 2, 5, dtype=FLOAT)
 
@@ -85,7 +86,9 @@ def test_learned_harmonic_mean_finds_the_evidence():
 def test_learned_harmonic_mean_covers():
     program, truth = Program(shared_mean), shared_mean_truth()
     results = [
-        LearnedHarmonicMean(posterior=exact_posterior(2, 500), mirror=False, num_components=1)(program, X)
+        LearnedHarmonicMean(posterior=exact_posterior(2, 500), mirror=False, num_components=1)(
+            program, X
+        )
         for _ in range(60)
     ]
     z = torch.stack([(r.log_z - truth) / r.std_error for r in results])
@@ -107,13 +110,16 @@ def test_harmonic_mean_is_never_reliable():
     assert any("infinite variance" in warning for warning in result.warnings)
     assert float(result.log_z) == pytest.approx(
         -float(
-            (-dist.Normal(exact_posterior(1, 200000)["mu"].T, 1.0).log_prob(X).sum(-1)).logsumexp(0) - math.log(200000)
+            (-dist.Normal(exact_posterior(1, 200000)["mu"].T, 1.0).log_prob(X).sum(-1)).logsumexp(0)
+            - math.log(200000)
         ),
         abs=0.5,
     )
 
 
-@pytest.mark.parametrize("settings", [{"shrink": 0.0}, {"shrink": 1.5}, {"num_components": 0}, {"posterior": "gibbs"}])
+@pytest.mark.parametrize(
+    "settings", [{"shrink": 0.0}, {"shrink": 1.5}, {"num_components": 0}, {"posterior": "gibbs"}]
+)
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="expected"):
         LearnedHarmonicMean(**settings)
@@ -135,7 +141,9 @@ def test_savage_dickey_in_a_conjugate_model():
     sampler = BridgeSampling(posterior=exact_posterior(4, 2000))
     found = savage_dickey(Program(shared_mean), X, site="mu", value=0.5, sampler=sampler)
     half = torch.full((), 0.5, dtype=FLOAT)
-    truth = dist.Normal(X.sum() / 6, 1 / math.sqrt(6)).log_prob(half) - dist.Normal(0.0, 1.0).log_prob(half)
+    truth = dist.Normal(X.sum() / 6, 1 / math.sqrt(6)).log_prob(half) - dist.Normal(
+        0.0, 1.0
+    ).log_prob(half)
     assert abs(float(found.log_bayes_factor - truth)) < 4 * float(found.std_error) < 0.1
 
 

@@ -13,22 +13,40 @@ from evidence.targets import CUT, GAUSSIAN, LocalTarget, coverage, linear_gaussi
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import SMC, Estimator, Evidence, SteppingStone, ThermodynamicIntegration, check_moves, checkpoint
-from ppl_dgm.evidence.smc import mean_exp_std_error
+from ppl_dgm.evidence import (
+    SMC,
+    Estimator,
+    Evidence,
+    SteppingStone,
+    ThermodynamicIntegration,
+    check_moves,
+)
 from ppl_dgm.evidence.thermodynamic import corrected_trapezoid
-from ppl_dgm.kernels import ULA, RandomWalk
-from ppl_dgm.resampling import SCHEMES
+from ppl_dgm.sampling import checkpoint
+from ppl_dgm.sampling.convergence import mean_exp_std_error
+from ppl_dgm.sampling.kernels import ULA, RandomWalk
+from ppl_dgm.sampling.smc.resampling import SCHEMES
 
 CHAINS = {"num_temperatures": 10, "num_draws": 80, "num_warmup": 40}
-ESTIMATORS: list[Estimator] = [SMC(num_particles=120), ThermodynamicIntegration(**CHAINS), SteppingStone(**CHAINS)]
-BY_NAME = pytest.mark.parametrize("estimator", ESTIMATORS, ids=[estimator.name for estimator in ESTIMATORS])
+ESTIMATORS: list[Estimator] = [
+    SMC(num_particles=120),
+    ThermodynamicIntegration(**CHAINS),
+    SteppingStone(**CHAINS),
+]
+BY_NAME = pytest.mark.parametrize(
+    "estimator", ESTIMATORS, ids=[estimator.name for estimator in ESTIMATORS]
+)
 
 
 @BY_NAME
 def test_data_with_latents_of_their_own(estimator: Estimator) -> None:
     model, guide, x, truth = linear_gaussian(num_data=20)
     result = estimator(Program(model, guide), x)
-    assert (result.target, result.log_z.shape, result.log_z.dtype) == ("datum", (20,), torch.float64)
+    assert (result.target, result.log_z.shape, result.log_z.dtype) == (
+        "datum",
+        (20,),
+        torch.float64,
+    )
     z = (result.log_z - truth) / result.std_error
     assert z.abs().max() < 4.5
     assert z.mean().abs() < 4 / math.sqrt(20)
@@ -44,7 +62,9 @@ def test_a_latent_shared_by_all_data(estimator: Estimator) -> None:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
     x = torch.linspace(-1, 4, 9, dtype=torch.float64)
-    exact = dist.MultivariateNormal(torch.zeros(9).double(), torch.eye(9).double() + 4.0).log_prob(x)
+    exact = dist.MultivariateNormal(torch.zeros(9).double(), torch.eye(9).double() + 4.0).log_prob(
+        x
+    )
     result = estimator(Program(model), x)
     assert (result.target, result.log_z.shape) == ("dataset", ())
     assert (result.log_z - exact).abs() < 4 * result.std_error < 0.5
@@ -64,7 +84,9 @@ def test_data_that_rule_out_most_of_the_prior(estimator: Estimator) -> None:
 def test_diagnostics_are_there_for_each_datum(estimator: Estimator) -> None:
     model, guide, x, _ = linear_gaussian(num_data=3)
     found = estimator(Program(model, guide), x).diagnostics
-    names = {"SMC": ("group_std", "overlap", "num_temperatures")}.get(estimator.name, ("r_hat", "swaps"))
+    names = {"SMC": ("group_std", "overlap", "num_temperatures")}.get(
+        estimator.name, ("r_hat", "swaps")
+    )
     for name in ("ess", "acceptance", *names):
         assert found[name].shape == (3,), name
     assert bool((found["ess"] > 10).all())
@@ -75,7 +97,9 @@ def test_diagnostics_are_there_for_each_datum(estimator: Estimator) -> None:
     [SMC(num_particles=20), SteppingStone(num_temperatures=4, num_draws=20, num_warmup=10)],
     ids=["smc", "rungs"],
 )
-def test_a_run_continues_bit_by_bit(estimator: Estimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_bit_by_bit(
+    estimator: Estimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     model, guide, x, _ = linear_gaussian(num_data=2)
     whole = estimator(Program(model, guide), x)
@@ -95,7 +119,8 @@ def test_a_run_continues_bit_by_bit(estimator: Estimator, tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     "settings",
-    [{"resampling": scheme} for scheme in SCHEMES] + [{"kernel": ULA()}, {"kernel": RandomWalk()}, {"start": "guide"}],
+    [{"resampling": scheme} for scheme in SCHEMES]
+    + [{"kernel": ULA()}, {"kernel": RandomWalk()}, {"start": "guide"}],
     ids=str,
 )
 def test_variants_of_smc(settings: dict) -> None:
@@ -139,8 +164,13 @@ def test_published_cases(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_error_of_smc_falls_as_the_square_root_of_particles() -> None:
-    few, many = (SMC(num_particles=n, num_groups=8)(GAUSSIAN.program(), *GAUSSIAN.data(40)) for n in (40, 320))
-    errors = [(result.log_z - GAUSSIAN.log_z).square().mean().sqrt().log2() for result in (few, many)]
+    few, many = (
+        SMC(num_particles=n, num_groups=8)(GAUSSIAN.program(), *GAUSSIAN.data(40))
+        for n in (40, 320)
+    )
+    errors = [
+        (result.log_z - GAUSSIAN.log_z).square().mean().sqrt().log2() for result in (few, many)
+    ]
     assert 1.0 < errors[0] - errors[1] < 2.1  # 8 times as many: 2^1.5
 
 
@@ -169,9 +199,15 @@ class Creeping:
     def with_twice_the_moves(self) -> "Creeping":
         return Creeping(self.slope, self.value + self.slope)
 
-    def __call__(self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any) -> Evidence:
-        noise = 0.1 * torch.randn(args[0], generator=torch.Generator().manual_seed(seed or 0), dtype=torch.float64)
-        return Evidence(self.value + noise, torch.full_like(noise, 0.1), "estimate", "datum", "creeping", 1, "")
+    def __call__(
+        self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
+    ) -> Evidence:
+        noise = 0.1 * torch.randn(
+            args[0], generator=torch.Generator().manual_seed(seed or 0), dtype=torch.float64
+        )
+        return Evidence(
+            self.value + noise, torch.full_like(noise, 0.1), "estimate", "datum", "creeping", 1, ""
+        )
 
 
 @pytest.mark.parametrize("kind", [ThermodynamicIntegration, SteppingStone])
@@ -185,7 +221,9 @@ def test_chains_that_do_not_pass_between_two_phases_are_reported(kind: type) -> 
 
     estimator, x = kind(num_draws=200, num_warmup=50), torch.full((6,), 1000.0, dtype=torch.float64)
     far, near = estimator(Program(model), x), estimator(Program(model), x / 1000)
-    truth = torch.distributions.Cauchy(0.0, 1.0).log_prob(x)  # the noise is nothing beside the prior there
+    truth = torch.distributions.Cauchy(0.0, 1.0).log_prob(
+        x
+    )  # the noise is nothing beside the prior there
     assert ((far.log_z - truth).abs() > 4 * far.std_error).any()
     assert any("at some temperature disagree" in warning for warning in far.warnings)
     assert near.reliable, near.warnings
@@ -211,7 +249,9 @@ def test_the_error_of_few_weights() -> None:
 
 def test_the_error_of_weights_that_may_be_zero() -> None:
     zero = -math.inf
-    log_w = torch.tensor([[zero] * 3 + [0.0] * 1, [zero] * 4, [0.0] * 4, [zero, 0.0, 0.0, 0.0]]).T.repeat(4, 1)
+    log_w = torch.tensor(
+        [[zero] * 3 + [0.0] * 1, [zero] * 4, [0.0] * 4, [zero, 0.0, 0.0, 0.0]]
+    ).T.repeat(4, 1)
     error = mean_exp_std_error(log_w)
     assert error[1:3].tolist() == [math.inf, 0.0]
     student = 2.1314 / 1.95996

@@ -18,7 +18,7 @@ from ppl_dgm.evidence import Exact, ImportanceSampling
 from ppl_dgm.families import IndependentBernoulli, bayesnet
 from ppl_dgm.families.bayesnet import BayesNet, Function, LinearGaussian, Logistic, Neural, Table
 from ppl_dgm.families.bayesnet.graph import ancestors, d_separated, reachable, topological_order
-from ppl_dgm.weights import allocated_bytes
+from ppl_dgm.sampling.memory import allocated_bytes
 
 
 def random_table(shape: list[int], parents: list[str]) -> Table:
@@ -46,7 +46,9 @@ def joint_table(net: BayesNet) -> Tensor:
     for states in product(*map(range, sizes)):
         value = dict(zip(net.nodes, map(torch.tensor, states), strict=True))
         terms = [
-            node(*(value[parent].double() for parent in node.parents)).log_prob(value[name].double())
+            node(*(value[parent].double() for parent in node.parents)).log_prob(
+                value[name].double()
+            )
             for name, node in net.nodes.items()
         ]
         table[states] = sum(term.item() for term in terms)
@@ -58,7 +60,12 @@ def test_queries_agree_with_the_full_table() -> None:
     table = joint_table(net)
     assert table.sum().item() == pytest.approx(1.0, abs=1e-12)
     axes = {name: i for i, name in enumerate(net.nodes)}
-    for query, evidence in [(["b"], {"e": 2}), (["d", "a"], {}), (["a", "c"], {"e": 0, "d": 1}), (["e"], {"b": 1})]:
+    for query, evidence in [
+        (["b"], {"e": 2}),
+        (["d", "a"], {}),
+        (["a", "c"], {"e": 0, "d": 1}),
+        (["e"], {"b": 1}),
+    ]:
         part = table
         for name, value in evidence.items():
             part = part.index_select(axes[name], torch.tensor([value]))
@@ -66,7 +73,9 @@ def test_queries_agree_with_the_full_table() -> None:
         order = [axes[n] for n in query] + [axes[n] for n in axes if n not in query]
         expected = (kept / kept.sum()).permute(order).flatten(len(query) - 1).squeeze(-1)
         assert torch.allclose(
-            net.query(query, evidence), expected.reshape(net.query(query, evidence).shape), atol=1e-12
+            net.query(query, evidence),
+            expected.reshape(net.query(query, evidence).shape),
+            atol=1e-12,
         )
 
 
@@ -74,10 +83,17 @@ def test_queries_with_columns_of_evidence_are_row_by_row() -> None:
     net = random_net()
     rows = {"e": torch.tensor([0, 1, 2, 1]), "a": torch.tensor([1, 0, 1, 1])}
     together = net.query(["b", "d"], rows)
-    alone = [net.query(["b", "d"], {name: int(column[i]) for name, column in rows.items()}) for i in range(4)]
+    alone = [
+        net.query(["b", "d"], {name: int(column[i]) for name, column in rows.items()})
+        for i in range(4)
+    ]
     assert together.shape == (4, 3, 2)
     assert torch.allclose(together, torch.stack(alone), atol=1e-12)
-    assert torch.allclose(net.query(["b"], {"e": rows["e"], "a": 1})[1], net.query(["b"], {"e": 1, "a": 1}), atol=1e-12)
+    assert torch.allclose(
+        net.query(["b"], {"e": rows["e"], "a": 1})[1],
+        net.query(["b"], {"e": 1, "a": 1}),
+        atol=1e-12,
+    )
 
 
 def test_evidence_of_partly_observed_data_three_ways() -> None:
@@ -113,7 +129,9 @@ PEER = json.loads(Path(__file__).with_name("pgmpy_marginals.json").read_text())
 PEER_CASES = [(name, case) for name in ("asia", "alarm") for case in range(2)]
 
 
-def assert_marginals(net: BayesNet, evidence: dict[str, str], marginals: dict[str, dict[str, float]]) -> None:
+def assert_marginals(
+    net: BayesNet, evidence: dict[str, str], marginals: dict[str, dict[str, float]]
+) -> None:
     """Every marginal agrees to 1e-6, state by state."""
     assert marginals.keys() == net.nodes.keys() - evidence.keys()
     for name, expected in marginals.items():
@@ -127,7 +145,9 @@ def test_marginals_agree_with_those_that_pgmpy_gave(name: str, case: int) -> Non
 
 
 @pytest.mark.parametrize(("name", "case"), PEER_CASES)
-def test_marginals_agree_with_pgmpy_on_the_written_file(name: str, case: int, tmp_path: Path) -> None:
+def test_marginals_agree_with_pgmpy_on_the_written_file(
+    name: str, case: int, tmp_path: Path
+) -> None:
     net, evidence = getattr(bayesnet, name)(), PEER[name][case]["evidence"]
     text = bayesnet.write_bif(net, tmp_path / "net.bif").read_text()
     with warnings.catch_warnings():
@@ -138,7 +158,9 @@ def test_marginals_agree_with_pgmpy_on_the_written_file(name: str, case: int, tm
         marginals = {}
         for variable in net.nodes.keys() - evidence.keys():
             factor = elimination.query([variable], evidence=evidence, show_progress=False)
-            marginals[variable] = dict(zip(factor.state_names[variable], factor.values.tolist(), strict=True))
+            marginals[variable] = dict(
+                zip(factor.state_names[variable], factor.values.tolist(), strict=True)
+            )
     assert_marginals(net, evidence, marginals)
 
 
@@ -155,10 +177,23 @@ def test_alarm_queries_agree_with_enumeration_of_the_ancestors() -> None:
     evidence = {"CVP": "HIGH", "PCWP": "NORMAL", "STROKEVOLUME": "LOW"}
     family = ancestors(net.parents, ["HISTORY", *evidence])
     part = BayesNet({name: node for name, node in net.nodes.items() if name in family})
-    assert set(part.nodes) == {"HISTORY", "CVP", "PCWP", "HYPOVOLEMIA", "LVEDVOLUME", "LVFAILURE", "STROKEVOLUME"}
-    index = tuple(net.states[name].index(evidence[name]) if name in evidence else slice(None) for name in part.nodes)
+    assert set(part.nodes) == {
+        "HISTORY",
+        "CVP",
+        "PCWP",
+        "HYPOVOLEMIA",
+        "LVEDVOLUME",
+        "LVFAILURE",
+        "STROKEVOLUME",
+    }
+    index = tuple(
+        net.states[name].index(evidence[name]) if name in evidence else slice(None)
+        for name in part.nodes
+    )
     joint = joint_table(part)[index]  # [HISTORY, HYPOVOLEMIA, LVEDVOLUME, LVFAILURE]
-    assert torch.allclose(net.query(["HISTORY"], evidence), joint.sum((1, 2, 3)) / joint.sum(), atol=1e-12)
+    assert torch.allclose(
+        net.query(["HISTORY"], evidence), joint.sum((1, 2, 3)) / joint.sum(), atol=1e-12
+    )
     expected = joint.sum((0, 2)) / joint.sum()
     assert torch.allclose(net.query(["HYPOVOLEMIA", "LVFAILURE"], evidence), expected, atol=1e-12)
 
@@ -213,7 +248,9 @@ def test_hidden_chain_is_summed_out_by_the_program_too() -> None:
 def test_numbers_of_free_parameters() -> None:
     n = 6
     names = [f"v{i}" for i in range(n)]
-    full = BayesNet.from_edges(dict.fromkeys(names, 2), [(a, b) for i, b in enumerate(names) for a in names[:i]])
+    full = BayesNet.from_edges(
+        dict.fromkeys(names, 2), [(a, b) for i, b in enumerate(names) for a in names[:i]]
+    )
     assert full.num_free_parameters == 2**n - 1
     assert bayesnet.markov_chain(n).num_free_parameters == 2 * n - 1
     assert bayesnet.naive_bayes(3, 5).num_free_parameters == 2 + 3 * 5
@@ -225,23 +262,33 @@ def test_counting_gives_frequencies_and_recovers_the_truth() -> None:
     net = random_net()
     x = torch.tensor([[0, 0, 0], [0, 1, 2], [1, 1, 2], [1, 1, 0]], dtype=torch.float64)
     small = BayesNet.from_edges({"a": 2, "b": 2, "c": 3}, [("a", "b"), ("b", "c")]).double()
-    assert torch.allclose(small.fit_counts(x, 0.0).nodes["b"].probs, torch.tensor([[0.5, 0.5], [0.0, 1.0]]).double())
+    assert torch.allclose(
+        small.fit_counts(x, 0.0).nodes["b"].probs, torch.tensor([[0.5, 0.5], [0.0, 1.0]]).double()
+    )
     expected = torch.tensor([[2.0, 1.0, 1.0], [2.0, 1.0, 3.0]]).double()
-    assert torch.allclose(small.fit_counts(x).nodes["c"].probs, expected / expected.sum(-1, keepdim=True))
+    assert torch.allclose(
+        small.fit_counts(x).nodes["c"].probs, expected / expected.sum(-1, keepdim=True)
+    )
     del net
     source = bayesnet.burglary()
     with torch.no_grad():
         source.nodes["burglary"].logits.copy_(torch.tensor([0.4, 0.6]).log())
         source.nodes["earthquake"].logits.copy_(torch.tensor([0.3, 0.7]).log())
     edges = [(parent, name) for name, parents in source.parents.items() for parent in parents]
-    fitted = BayesNet.from_edges(dict.fromkeys(source.nodes, 2), edges).fit_counts(source.sample(40_000), 0.0)
+    fitted = BayesNet.from_edges(dict.fromkeys(source.nodes, 2), edges).fit_counts(
+        source.sample(40_000), 0.0
+    )
     for name, node in source.nodes.items():
         assert torch.allclose(fitted.nodes[name].probs, node.probs, atol=0.025)
 
 
 def test_the_maximum_likelihood_fit_is_a_stationary_point() -> None:
-    net = BayesNet.from_edges({"a": 2, "b": 2, "c": 3}, [("a", "b"), ("a", "c"), ("b", "c")]).double()
-    x = torch.stack([torch.randint(2, (60,)), torch.randint(2, (60,)), torch.randint(3, (60,))], -1).double()
+    net = BayesNet.from_edges(
+        {"a": 2, "b": 2, "c": 3}, [("a", "b"), ("a", "c"), ("b", "c")]
+    ).double()
+    x = torch.stack(
+        [torch.randint(2, (60,)), torch.randint(2, (60,)), torch.randint(3, (60,))], -1
+    ).double()
     net.fit_counts(x, 0.0)
     (-net.bind(x).log_joint({}).likelihood.sum()).backward()
     assert all(parameter.grad.abs().max() < 1e-8 for parameter in net.parameters())
@@ -287,14 +334,21 @@ def test_a_hidden_continuous_variable_is_estimated() -> None:
          "sign": Logistic(["level"], [1.5])}
     )  # fmt: skip
     grid = torch.linspace(-9, 11, 20_001, dtype=torch.float64)
-    density = 0.3 * dist.Normal(0.0, 1.0).log_prob(grid).exp() + 0.7 * dist.Normal(2.0, 1.0).log_prob(grid).exp()
+    density = (
+        0.3 * dist.Normal(0.0, 1.0).log_prob(grid).exp()
+        + 0.7 * dist.Normal(2.0, 1.0).log_prob(grid).exp()
+    )
     truth = ((density * (1.5 * grid).sigmoid()).sum() * (grid[1] - grid[0])).log()
     with pytest.raises(ValueError, match=r"\['level'\] are continuous"):
         net.query(["cause"], {"sign": 1})
     evidence = ImportanceSampling(num_particles=20_000)(net, {"sign": torch.tensor([1.0])})
     assert abs(evidence.log_z.item() - truth.item()) < 4 * evidence.std_error.item()
-    expected = 0.7 * math.exp(-0.5) / (0.7 * math.exp(-0.5) + 0.3 * math.exp(-0.5))  # halfway between both means
-    assert net.query(["cause"], {"level": 1.0, "sign": 1})[1].item() == pytest.approx(expected, abs=1e-6)
+    expected = (
+        0.7 * math.exp(-0.5) / (0.7 * math.exp(-0.5) + 0.3 * math.exp(-0.5))
+    )  # halfway between both means
+    assert net.query(["cause"], {"level": 1.0, "sign": 1})[1].item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_d_separation_holds_exactly_where_the_full_table_factorises() -> None:
@@ -315,7 +369,11 @@ def test_d_separation_holds_exactly_where_the_full_table_factorises() -> None:
 
 def independent(net: BayesNet, x: str, y: str, z: list[str]) -> bool:
     joint = net.query([x, y, *z])
-    px, py, pz = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True), joint.sum((0, 1), keepdim=True)
+    px, py, pz = (
+        joint.sum(1, keepdim=True),
+        joint.sum(0, keepdim=True),
+        joint.sum((0, 1), keepdim=True),
+    )
     return bool(torch.allclose(joint * pz, px * py, atol=1e-10))
 
 
@@ -340,13 +398,18 @@ def test_bif_round_trip_and_whole_tables(tmp_path: Any) -> None:
 
 def test_bif_takes_names_in_quotes_properties_and_defaults(tmp_path: Any) -> None:
     states = {"light on": ("very low", "5,6", "{z} // (x); |"), "b": ("table", "<5%")}
-    nodes = {"light on": Table([0.2, 0.3, 0.5]), "b": Table([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]], ["light on"])}
+    nodes = {
+        "light on": Table([0.2, 0.3, 0.5]),
+        "b": Table([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]], ["light on"]),
+    }
     path = bayesnet.write_bif(BayesNet(nodes, states), tmp_path / "quoted.bif")
     again = bayesnet.read_bif(path)
     assert again.states == states
     assert again.query(["b"], {"light on": "5,6"}).tolist() == pytest.approx([0.2, 0.8])
     text = path.read_text().replace("{\n", '{ property "position = (73, 165); 8" ;\n')
-    path.write_text(text.replace('("5,6")', 'property "p (1)"; default').replace('("very low")', "//"))
+    path.write_text(
+        text.replace('("5,6")', 'property "p (1)"; default').replace('("very low")', "//")
+    )
     defaulted = bayesnet.read_bif(path).nodes["b"].probs
     assert torch.allclose(defaulted, torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.7, 0.3]]))
     with pytest.raises(ValueError, match="has a quote"):
@@ -357,7 +420,9 @@ def test_evidence_of_nothing_is_one_and_of_columns_of_booleans_their_own() -> No
     net = bayesnet.asia()
     assert net.log_evidence({}).item() == net.log_query([], {"smoke": 1}).item() == 0.0
     smoke = torch.tensor([True, False, True])
-    assert torch.equal(net.log_evidence({"smoke": smoke}), net.log_evidence({"smoke": smoke.float()}))
+    assert torch.equal(
+        net.log_evidence({"smoke": smoke}), net.log_evidence({"smoke": smoke.float()})
+    )
     flags = BayesNet({"a": Table([0.5, 0.5])}).fit_counts(smoke.unsqueeze(-1), smoothing=0.0)
     assert flags.nodes["a"].probs.tolist() == pytest.approx([1 / 3, 2 / 3])
 
@@ -375,7 +440,11 @@ def test_drawing_puts_every_edge_downwards() -> None:
     figure.canvas.draw()
     height = {text.get_text(): text.get_position()[1] for text in axes.texts if text.get_text()}
     assert len(height) == 11
-    assert all(height[parent] > height[name] for name, ps in bayesnet.sachs_graph().parents.items() for parent in ps)
+    assert all(
+        height[parent] > height[name]
+        for name, ps in bayesnet.sachs_graph().parents.items()
+        for parent in ps
+    )
     assert len([text for text in axes.texts if not text.get_text()]) == 17
     plt.close(figure)
 
@@ -453,9 +522,15 @@ def test_wrong_types_are_refused() -> None:
 
 BAD_FILES = {
     "empty": ("nothing", "declares no variables"),
-    "undeclared": ("variable a { type discrete [ 2 ] { x, y }; } probability ( b ) { table 1; }", "undeclared"),
+    "undeclared": (
+        "variable a { type discrete [ 2 ] { x, y }; } probability ( b ) { table 1; }",
+        "undeclared",
+    ),
     "missing": ("variable a { type discrete [ 2 ] { x, y }; }", "gives no probabilities"),
-    "size": ("variable a { type discrete [ 2 ] { x, y }; } probability ( a ) { table 1; }", "expected 2 probabilities"),
+    "size": (
+        "variable a { type discrete [ 2 ] { x, y }; } probability ( a ) { table 1; }",
+        "expected 2 probabilities",
+    ),
     "row": (
         "variable a { type discrete [ 1 ] { x }; } variable b { type discrete [ 1 ] { x }; } probability ( b | a ) { }",
         "lack rows",

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ppl_dgm import fit
+from ppl_dgm.conditionals.guides import FlowPosterior
 from ppl_dgm.evidence import ImportanceSampling
 from ppl_dgm.families import VAE, SemiSupervisedVAE, priors
-from ppl_dgm.guides import FlowPosterior
 
 pytestmark = pytest.mark.slow
 ADAM = partial(torch.optim.Adam, lr=2e-3)
@@ -23,11 +23,16 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and labels, test images and labels."""
     bunch = load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-    x, y = torch.as_tensor(bunch.data > 7.5).float()[order], torch.as_tensor(bunch.target).long()[order]
+    x, y = (
+        torch.as_tensor(bunch.data > 7.5).float()[order],
+        torch.as_tensor(bunch.target).long()[order],
+    )
     return x[:1437], y[:1437], x[1437:], y[1437:]
 
 
-def test_a_hundred_labels_and_the_rest_without_beat_a_classifier_on_the_labels(digits: tuple) -> None:
+def test_a_hundred_labels_and_the_rest_without_beat_a_classifier_on_the_labels(
+    digits: tuple,
+) -> None:
     x, y, test_x, test_y = digits
     chosen = torch.cat([(y == c).nonzero()[:10, 0] for c in range(10)])
     labels = torch.full_like(y, -1)
@@ -48,12 +53,16 @@ def test_clusters_of_a_mixture_prior_are_digits(digits: tuple) -> None:
     torch.manual_seed(0)
     plain = VAE(64, 8, [100])
     fit(plain, x, steps=600, batch_size=100, optimizer=ADAM, progress=False)
-    prior = priors.GaussianMixturePrior(8, 20).start_from_kmeans(plain.guide.fn.distribution(x).mean.detach())
+    prior = priors.GaussianMixturePrior(8, 20).start_from_kmeans(
+        plain.guide.fn.distribution(x).mean.detach()
+    )
     vae = VAE(64, 8, prior=prior, guide=plain.guide.fn, decoder=plain.model.fn.decoder)
     fit(vae, x, steps=1000, batch_size=100, optimizer=ADAM, progress=False)
     found = prior.responsibilities(vae.guide.fn.distribution(x).mean).argmax(-1)
     names = torch.stack([y[found == k].bincount(minlength=10).argmax() for k in range(20)])
-    accuracy = names[prior.responsibilities(vae.guide.fn.distribution(test_x).mean).argmax(-1)] == test_y
+    accuracy = (
+        names[prior.responsibilities(vae.guide.fn.distribution(test_x).mean).argmax(-1)] == test_y
+    )
     assert accuracy.float().mean() > 0.75
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_dgm import Program, log_weights
 from ppl_dgm.compile import compile_function
 from ppl_dgm.objectives import ELBO
-from ppl_dgm.weights import WeightSummary
+from ppl_dgm.sampling.importance import WeightSummary
 
 NUM_PARTICLES = 4000
 
@@ -46,7 +46,9 @@ def estimate(program: Program, data: tuple) -> WeightSummary:
 
 def loss(program: Program, data: tuple) -> Tensor:
     """Negative ELBO per datum."""
-    return ELBO(num_particles=20).differentiable_loss(program.model, program.guide, *data) / len(data[0])
+    return ELBO(num_particles=20).differentiable_loss(program.model, program.guide, *data) / len(
+        data[0]
+    )
 
 
 def train(program: Program, data: tuple) -> list[float]:
@@ -71,7 +73,9 @@ def test_evidence_agrees_with_the_mathematics(case: Case) -> None:
         truth = case.truth(program, *data)
     assert found.log_mean_exp.shape == truth.shape == data[0].shape[:1]
     std_error = found.std_error if found.count > 1 else 0.0
-    assert bool(((found.log_mean_exp - truth).abs() < 4.5 * std_error + 1e-6 * (1 + truth.abs())).all())
+    assert bool(
+        ((found.log_mean_exp - truth).abs() < 4.5 * std_error + 1e-6 * (1 + truth.abs())).all()
+    )
 
 
 def test_draws_follow_the_density(case: Case) -> None:
@@ -96,7 +100,11 @@ def test_draws_have_the_shape_and_support_of_data(case: Case) -> None:
     draws = program.sample(5, **case.given)
     assert draws.shape == (5, *data[0].shape[1:])
     assert draws.dtype == data[0].dtype
-    assert bool(torch.isfinite(log_weights(program, draws, **repeated(case.given, 5), num_particles=2)).all())
+    assert bool(
+        torch.isfinite(
+            log_weights(program, draws, **repeated(case.given, 5), num_particles=2)
+        ).all()
+    )
 
 
 def test_training_lowers_the_loss(case: Case) -> None:
@@ -157,7 +165,11 @@ def test_double_precision_changes_nothing_but_the_digits(case: Case) -> None:
     values = bound.draw(3).values
     single = bound.log_joint(values).total
     program.double()
-    double = program.bind(*doubled(data)).log_joint(dict(zip(values, doubled(values.values()), strict=True))).total
+    double = (
+        program.bind(*doubled(data))
+        .log_joint(dict(zip(values, doubled(values.values()), strict=True)))
+        .total
+    )
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
     assert double.shape == (3 if program.structure.latents else 1, len(data[0]))
     assert torch.allclose(single.double(), double, rtol=1e-4, atol=1e-4)
@@ -175,4 +187,6 @@ def test_programs_move_to_a_device(case: Case) -> None:
     given = {name: value.cuda() for name, value in case.given.items()}
     assert found.log_mean_exp.device.type == program.sample(2, **given).device.type == "cuda"
     std_error = found.std_error if found.count > 1 else 0.0
-    assert bool(((found.log_mean_exp - truth).abs() < 4.5 * std_error + 1e-3 * (1 + truth.abs())).all())
+    assert bool(
+        ((found.log_mean_exp - truth).abs() < 4.5 * std_error + 1e-3 * (1 + truth.abs())).all()
+    )

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ppl_dgm import evidence as estimators
 from ppl_dgm import fit
-from ppl_dgm.distributions import OrderStatistics
+from ppl_dgm.conditionals.components import Components
+from ppl_dgm.distributions.discretised import OrderStatistics
 from ppl_dgm.evidence import SMC, Exact, Laplace, PriorSampling
 from ppl_dgm.families import BayesianMixture, Mixture, NormalInverseWishart
-from ppl_dgm.families.components import Components
 from ppl_dgm.objectives import ELBO
 
 SCIKIT = {"diagonal": "diag", "full": "full", "tied": "tied"}
@@ -29,13 +29,17 @@ SCIKIT = {"diagonal": "diag", "full": "full", "tied": "tied"}
 def blobs(num_data: int = 300, num_dims: int = 3) -> Tensor:
     torch.manual_seed(0)
     centres = 3 * torch.randn(4, num_dims, dtype=torch.float64)
-    return centres[torch.randint(4, (num_data,))] + torch.randn(num_data, num_dims, dtype=torch.float64)
+    return centres[torch.randint(4, (num_data,))] + torch.randn(
+        num_data, num_dims, dtype=torch.float64
+    )
 
 
 def precisions(mixture: Mixture) -> np.ndarray:
     """Inverse covariances in the shape that scikit-learn has them."""
     components = mixture.parts.components
-    covariance = components(torch.arange(4)).variance if components.covariance == "diagonal" else None
+    covariance = (
+        components(torch.arange(4)).variance if components.covariance == "diagonal" else None
+    )
     if covariance is not None:
         return (1 / covariance).detach().numpy()
     inverse = torch.linalg.inv(components(torch.arange(4)).covariance_matrix).detach().numpy()
@@ -53,9 +57,15 @@ def test_em_agrees_with_scikit_learn_from_one_start(covariance: str) -> None:
     ).fit(x.numpy())  # fmt: skip
     steps = mixture.fit_em(x, num_steps=500, tolerance=1e-12, seed=None)
     assert steps.converged
-    assert Exact()(mixture, x).log_z.mean().item() == pytest.approx(scikit.score(x.numpy()), abs=1e-5)
-    assert np.allclose(Exact()(mixture, x).log_z.numpy(), scikit.score_samples(x.numpy()), atol=1e-4)
-    assert np.allclose(mixture.responsibilities(x).detach().numpy(), scikit.predict_proba(x.numpy()), atol=1e-4)
+    assert Exact()(mixture, x).log_z.mean().item() == pytest.approx(
+        scikit.score(x.numpy()), abs=1e-5
+    )
+    assert np.allclose(
+        Exact()(mixture, x).log_z.numpy(), scikit.score_samples(x.numpy()), atol=1e-4
+    )
+    assert np.allclose(
+        mixture.responsibilities(x).detach().numpy(), scikit.predict_proba(x.numpy()), atol=1e-4
+    )
     assert (mixture.cluster(x).numpy() == scikit.predict(x.numpy())).mean() > 0.99
 
 
@@ -80,7 +90,9 @@ def test_the_first_step_is_the_weighted_maximum_likelihood() -> None:
     mixture.parts.maximise(x, weights, 0.0)
     component = mixture.parts.components(torch.tensor(0))
     loc = weights[:, 0] @ x / 2
-    covariance = sum(w * torch.outer(v - loc, v - loc) for w, v in zip(weights[:, 0], x, strict=True)) / 2
+    covariance = (
+        sum(w * torch.outer(v - loc, v - loc) for w, v in zip(weights[:, 0], x, strict=True)) / 2
+    )
     assert torch.allclose(component.loc, loc)
     assert torch.allclose(component.covariance_matrix, covariance, atol=1e-7)
     assert torch.allclose(mixture.parts.logits.softmax(-1), torch.tensor([0.5, 0.5]).double())
@@ -93,7 +105,9 @@ def test_em_far_from_zero_finds_what_it_finds_near(covariance: str) -> None:
     x = torch.randn(400, 2).round(decimals=2) + 6.0 * (torch.arange(400) % 2).unsqueeze(-1)
     near = Mixture(2, 2, covariance).fit_em(x).log_likelihood[-1]
     for far in (x + 2000, x.double() + 2000):
-        assert Mixture(2, 2, covariance).fit_em(far).log_likelihood[-1] == pytest.approx(near.item(), abs=1e-3)
+        assert Mixture(2, 2, covariance).fit_em(far).log_likelihood[-1] == pytest.approx(
+            near.item(), abs=1e-3
+        )
     assert Mixture(2, 2, covariance).fit_em(x.round().long()).converged
 
 
@@ -126,7 +140,9 @@ class PoissonComponents(Components):
 
 def test_components_of_ones_own() -> None:
     torch.manual_seed(0)
-    x = torch.cat([torch.poisson(torch.full((200, 2), 1.0)), torch.poisson(torch.full((100, 2), 9.0))])
+    x = torch.cat(
+        [torch.poisson(torch.full((200, 2), 1.0)), torch.poisson(torch.full((100, 2), 9.0))]
+    )
     mixture = Mixture(2, 2, PoissonComponents(2, 2))
     mixture.fit_em(x)
     rates = mixture.parts.components.log_rates.exp().mean(-1).sort().values
@@ -140,11 +156,16 @@ def log_marginal_of_one_component(x: Tensor) -> float:
     """log of the integral over mean and scale of prod_n N(x_n; mean, scale), by quadrature."""
     if not len(x):
         return 0.0
-    locs, logs = torch.linspace(-9, 9, 361, dtype=torch.float64), torch.linspace(-5, 5, 401, dtype=torch.float64)
+    locs, logs = (
+        torch.linspace(-9, 9, 361, dtype=torch.float64),
+        torch.linspace(-5, 5, 401, dtype=torch.float64),
+    )
     loc, log_scale = torch.meshgrid(locs, logs, indexing="ij")
     log_joint = dist.Normal(0.0, 2.0).log_prob(loc) + dist.Normal(-0.5, 0.8).log_prob(log_scale)
     log_joint = log_joint + sum(dist.Normal(loc, log_scale.exp()).log_prob(value) for value in x)
-    return (log_joint.logsumexp((0, 1)) + (locs[1] - locs[0]).log() + (logs[1] - logs[0]).log()).item()
+    return (
+        log_joint.logsumexp((0, 1)) + (locs[1] - locs[0]).log() + (logs[1] - logs[0]).log()
+    ).item()
 
 
 def log_evidence_by_assignments(
@@ -157,16 +178,24 @@ def log_evidence_by_assignments(
     terms = []
     for z in product(range(num_components), repeat=len(x)):
         counts = [z.count(k) for k in range(num_components)]
-        log_prior = math.lgamma(num_components * concentration) - math.lgamma(num_components * concentration + len(x))
-        log_prior += sum(math.lgamma(n + concentration) - math.lgamma(concentration) for n in counts)
-        parts = [x[[i for i, k in enumerate(z) if k == component]] for component in range(num_components)]
+        log_prior = math.lgamma(num_components * concentration) - math.lgamma(
+            num_components * concentration + len(x)
+        )
+        log_prior += sum(
+            math.lgamma(n + concentration) - math.lgamma(concentration) for n in counts
+        )
+        parts = [
+            x[[i for i, k in enumerate(z) if k == component]] for component in range(num_components)
+        ]
         terms.append(log_prior + sum(map(log_marginal, parts)))
     return torch.tensor(terms).double().logsumexp(0).item()
 
 
 def test_bayesian_evidence_is_the_sum_over_assignments() -> None:
     x = torch.tensor([[-2.0], [-1.5], [2.2], [1.9]])
-    program = BayesianMixture(1, 2, concentration=1.5, loc_prior=(0.0, 2.0), log_scale_prior=(-0.5, 0.8))
+    program = BayesianMixture(
+        1, 2, concentration=1.5, loc_prior=(0.0, 2.0), log_scale_prior=(-0.5, 0.8)
+    )
     evidence = PriorSampling(num_particles=100_000)(program, x)
     truth = log_evidence_by_assignments(x[:, 0].double(), 2, 1.5)
     assert evidence.target == "dataset"
@@ -177,7 +206,9 @@ def test_bayesian_evidence_is_the_sum_over_assignments() -> None:
 def test_sampling_in_unconstrained_coordinates_finds_the_same_evidence() -> None:
     """The ordered means have their transform and Jacobian; nothing is added for labels that could be exchanged."""
     x = torch.tensor([[-2.0], [-1.5], [2.2], [1.9]])
-    program = BayesianMixture(1, 2, concentration=1.5, loc_prior=(0.0, 2.0), log_scale_prior=(-0.5, 0.8))
+    program = BayesianMixture(
+        1, 2, concentration=1.5, loc_prior=(0.0, 2.0), log_scale_prior=(-0.5, 0.8)
+    )
     evidence = SMC()(program, x)
     truth = log_evidence_by_assignments(x[:, 0].double(), 2, 1.5)
     assert 0 < evidence.std_error < 0.15
@@ -187,7 +218,9 @@ def test_sampling_in_unconstrained_coordinates_finds_the_same_evidence() -> None
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_bayesian_joint_density_term_by_term(covariance: str) -> None:
     x = torch.randn(5, 2)
-    program = BayesianMixture(2, 3, covariance, concentration=0.7, loc_prior=(0.5, 2.0), log_scale_prior=(0.1, 0.3))
+    program = BayesianMixture(
+        2, 3, covariance, concentration=0.7, loc_prior=(0.5, 2.0), log_scale_prior=(0.1, 0.3)
+    )
     bound = program.bind(x)
     values = bound.draw_prior(4).values
     joint = bound.log_joint(values)
@@ -196,7 +229,9 @@ def test_bayesian_joint_density_term_by_term(covariance: str) -> None:
         locs = torch.cat([v["first_locs"].unsqueeze(-1), v["other_locs"]], -1)
         prior = dist.Dirichlet(torch.full((3,), 0.7)).log_prob(v["weights"]) + math.log(6)
         prior = (
-            prior + dist.Normal(0.5, 2.0).log_prob(locs).sum() + dist.LogNormal(0.1, 0.3).log_prob(v["scales"]).sum()
+            prior
+            + dist.Normal(0.5, 2.0).log_prob(locs).sum()
+            + dist.LogNormal(0.1, 0.3).log_prob(v["scales"]).sum()
         )
         trils = torch.diag_embed(v["scales"])
         if covariance == "full":
@@ -219,7 +254,9 @@ def log_conjugate_marginal(x: Tensor, prior: NormalInverseWishart = CONJUGATE) -
     loc, kappa, df, factor = prior.parameters(num_dims)
     loc, psi = loc.double(), (factor @ factor.T).double()
     mean = x.mean(0) if n else loc
-    scatter = (x - mean).T @ (x - mean) + kappa * n / (kappa + n) * torch.outer(mean - loc, mean - loc)
+    scatter = (x - mean).T @ (x - mean) + kappa * n / (kappa + n) * torch.outer(
+        mean - loc, mean - loc
+    )
     log_gammas = multigammaln((df + n) / 2, num_dims) - multigammaln(df / 2, num_dims)
     log_dets = df / 2 * psi.logdet() - (df + n) / 2 * (psi + scatter).logdet()
     return (
@@ -244,14 +281,20 @@ def from_sites(vector: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
 
 def site_names(num_dims: int) -> dict[str, tuple[int, ...]]:
     """Sites of the conjugate model of one component and their shapes."""
-    several = {"below": (1, num_dims * (num_dims - 1) // 2), "other_locs": (1, num_dims - 1)} if num_dims > 1 else {}
+    several = (
+        {"below": (1, num_dims * (num_dims - 1) // 2), "other_locs": (1, num_dims - 1)}
+        if num_dims > 1
+        else {}
+    )
     return {"first_locs": (1,), "squares": (1, num_dims), **several}
 
 
 def conjugate(num_dims: int) -> NormalInverseWishart:
     root = torch.randn(num_dims, num_dims, generator=torch.Generator().manual_seed(5))
     scale = root @ root.T + torch.eye(num_dims)
-    return NormalInverseWishart(loc=[0.3 * i for i in range(num_dims)], kappa=0.4, df=num_dims + 1.5, scale=scale)
+    return NormalInverseWishart(
+        loc=[0.3 * i for i in range(num_dims)], kappa=0.4, df=num_dims + 1.5, scale=scale
+    )
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3])
@@ -273,22 +316,33 @@ def test_conjugate_sites_have_the_normal_inverse_wishart_density(num_dims: int) 
         jacobian = torch.autograd.functional.jacobian(flat, vector)
         mean, covariance = from_sites(vector, num_dims)
         expected = invwishart(df, (factor @ factor.T).double().numpy()).logpdf(covariance.numpy())
-        expected += multivariate_normal(loc.numpy(), covariance.numpy() / kappa).logpdf(mean.numpy())
-        assert (draw.log_prob[i] - jacobian.slogdet()[1]).item() == pytest.approx(expected, abs=1e-5)
+        expected += multivariate_normal(loc.numpy(), covariance.numpy() / kappa).logpdf(
+            mean.numpy()
+        )
+        assert (draw.log_prob[i] - jacobian.slogdet()[1]).item() == pytest.approx(
+            expected, abs=1e-5
+        )
 
 
 def test_conjugate_draws_have_the_moments_of_the_prior() -> None:
     """Over both components, since the numbering leaves the unordered pair as it was."""
     torch.manual_seed(0)
-    sites = BayesianMixture(2, 2, NormalInverseWishart([0.5, -1.0], 0.4, 9.0, PSI)).sample_sites(40_000)
+    sites = BayesianMixture(2, 2, NormalInverseWishart([0.5, -1.0], 0.4, 9.0, PSI)).sample_sites(
+        40_000
+    )
     trils = sites["scale_trils"].flatten(0, 1)
     covariances, locs = trils @ trils.mT, sites["locs"].flatten(0, 1)
     expected = PSI / (9 - 2 - 1)
-    for found, truth in ((covariances, expected), (locs.unsqueeze(-1), torch.tensor([[0.5], [-1.0]]))):
+    for found, truth in (
+        (covariances, expected),
+        (locs.unsqueeze(-1), torch.tensor([[0.5], [-1.0]])),
+    ):
         error = found.std(0) / len(found) ** 0.5
         assert bool(((found.mean(0) - truth).abs() < 4.5 * error).all())
     products = (locs - locs.mean(0)).unsqueeze(-1) * (locs - locs.mean(0)).unsqueeze(-2)
-    assert bool(((products.mean(0) - expected / 0.4).abs() < 4.5 * products.std(0) / len(locs) ** 0.5).all())
+    assert bool(
+        ((products.mean(0) - expected / 0.4).abs() < 4.5 * products.std(0) / len(locs) ** 0.5).all()
+    )
     assert bool((sites["locs"][:, 0, 0] <= sites["locs"][:, 1, 0]).all())
 
 
@@ -299,7 +353,10 @@ FEW = torch.tensor([[-1.2, -1.0], [-0.8, -1.9], [1.6, 0.4], [2.1, -0.3], [1.5, -
 def test_evidence_of_one_conjugate_gaussian(estimator: Any) -> None:
     evidence = estimator(BayesianMixture(2, 1, CONJUGATE), FEW)
     assert 0 < evidence.std_error < 0.1
-    assert abs(evidence.log_z.item() - log_conjugate_marginal(FEW.double())) < 4 * evidence.std_error.item()
+    assert (
+        abs(evidence.log_z.item() - log_conjugate_marginal(FEW.double()))
+        < 4 * evidence.std_error.item()
+    )
 
 
 def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> None:
@@ -308,7 +365,10 @@ def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> N
         program, FEW, ELBO(4), steps=150, progress=False, seed=0, compile=False,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )  # fmt: skip
-    truth, bound = log_conjugate_marginal(FEW.double()), estimators.ELBO(num_particles=4000)(program, FEW)
+    truth, bound = (
+        log_conjugate_marginal(FEW.double()),
+        estimators.ELBO(num_particles=4000)(program, FEW),
+    )
     assert truth - 1.5 < bound.log_z.item() < truth
 
 
@@ -345,7 +405,9 @@ def test_order_statistics_integrate_to_one_and_draw_what_they_score() -> None:
     density = law.log_prob(torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1)).exp()
     assert (density.sum() * (grid[1] - grid[0]) ** 2).item() == pytest.approx(1.0, abs=0.02)
     draws = law.sample((40_000,))
-    assert draws.mean(0).tolist() == pytest.approx([0.5, 1.5], abs=0.02)  # the minimum is Exponential(2)
+    assert draws.mean(0).tolist() == pytest.approx(
+        [0.5, 1.5], abs=0.02
+    )  # the minimum is Exponential(2)
     assert law.log_prob(torch.tensor([2.0, 1.0])).item() == -math.inf
 
 
@@ -354,19 +416,34 @@ BAD = {
     "sizes": (lambda: Mixture(0, 2), "at least 1"),
     "other sizes": (lambda: Mixture(3, 2, PoissonComponents(3, 4)), "expected \\(3, 2\\)"),
     "shape": (lambda: Mixture(3, 2).fit_em(torch.zeros(9, 4)), "expected data"),
-    "few": (lambda: Mixture(3, 5).start_from_kmeans(torch.zeros(4, 3)), "at least num_components = 5"),
+    "few": (
+        lambda: Mixture(3, 5).start_from_kmeans(torch.zeros(4, 3)),
+        "at least num_components = 5",
+    ),
     "singular": (
         lambda: Mixture(2, 1, "full").fit_em(1e4 * torch.arange(9.0).unsqueeze(-1).expand(9, 2)),
         "singular with the regularisation 1e-06",
     ),
     "no steps": (lambda: Mixture(3, 2).fit_em(torch.zeros(9, 3), num_steps=0), "num_steps is 0"),
-    "regularisation": (lambda: Mixture(3, 2).fit_em(torch.zeros(9, 3), regularisation=-1.0), "regularisation -1.0"),
+    "regularisation": (
+        lambda: Mixture(3, 2).fit_em(torch.zeros(9, 3), regularisation=-1.0),
+        "regularisation -1.0",
+    ),
     "columns": (lambda: Mixture(3, 2).bind(torch.zeros(9, 4)), "x"),
-    "support": (lambda: Mixture(3, 2, "bernoulli").bind(torch.full((9, 3), 0.5)), "outside the support"),
+    "support": (
+        lambda: Mixture(3, 2, "bernoulli").bind(torch.full((9, 3), 0.5)),
+        "outside the support",
+    ),
     "covariance": (lambda: BayesianMixture(2, 2, "tied"), "expected 'diagonal' or 'full'"),
     "prior": (lambda: BayesianMixture(2, 2, loc_prior=(0.0, 0.0)), "expected positive"),
-    "two priors": (lambda: BayesianMixture(2, 2, CONJUGATE, correlation=2.0), "belong to 'diagonal' and 'full'"),
-    "degrees": (lambda: BayesianMixture(3, 2, NormalInverseWishart(df=2.0)), "expected above 0 and above D - 1 = 2"),
+    "two priors": (
+        lambda: BayesianMixture(2, 2, CONJUGATE, correlation=2.0),
+        "belong to 'diagonal' and 'full'",
+    ),
+    "degrees": (
+        lambda: BayesianMixture(3, 2, NormalInverseWishart(df=2.0)),
+        "expected above 0 and above D - 1 = 2",
+    ),
     "kappa": (lambda: BayesianMixture(3, 2, NormalInverseWishart(kappa=0.0)), "kappa is 0.0"),
     "psi": (
         lambda: BayesianMixture(2, 2, NormalInverseWishart(scale=[[1.0, 2.0], [2.0, 1.0]])),
@@ -376,9 +453,15 @@ BAD = {
         lambda: BayesianMixture(2, 2, NormalInverseWishart(scale=[[1.0, 0.2], [0.0, 1.0]])),
         "not positive definite",
     ),
-    "psi shape": (lambda: BayesianMixture(3, 2, CONJUGATE), "loc is \\[2\\] and scale \\[2, 2\\]; expected"),
+    "psi shape": (
+        lambda: BayesianMixture(3, 2, CONJUGATE),
+        "loc is \\[2\\] and scale \\[2, 2\\]; expected",
+    ),
     "bayesian sizes": (lambda: BayesianMixture(2, 0), "at least 1"),
-    "order statistics": (lambda: OrderStatistics(dist.Normal(torch.zeros(2), 1.0), 2), "a scalar distribution"),
+    "order statistics": (
+        lambda: OrderStatistics(dist.Normal(torch.zeros(2), 1.0), 2),
+        "a scalar distribution",
+    ),
 }
 
 
@@ -386,7 +469,9 @@ def test_in_one_dimension_full_covariances_are_diagonal_ones() -> None:
     full, diagonal = BayesianMixture(1, 2, "full"), BayesianMixture(1, 2)
     x = torch.randn(3, 1)
     values = full.bind(x).draw(4).values
-    assert torch.equal(full.bind(x).log_joint(values).total, diagonal.bind(x).log_joint(values).total)
+    assert torch.equal(
+        full.bind(x).log_joint(values).total, diagonal.bind(x).log_joint(values).total
+    )
 
 
 @pytest.mark.parametrize("name", BAD)

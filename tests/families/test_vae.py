@@ -21,7 +21,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from ppl_dgm import Program, log_weights
-from ppl_dgm.distributions import Autoregressive, DiscretisedLogisticMixture
+from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, FlowPosterior
+from ppl_dgm.distributions.discretised import Autoregressive, DiscretisedLogisticMixture
 from ppl_dgm.evidence import Exact
 from ppl_dgm.families import (
     MADE,
@@ -33,9 +34,9 @@ from ppl_dgm.families import (
     likelihoods,
     priors,
 )
-from ppl_dgm.families.labelled import with_class
-from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior
-from ppl_dgm.nets import ConvDecoder, ConvEncoder, ResidualMLP
+from ppl_dgm.families.latent.labelled import with_class
+from ppl_dgm.nn.conv import ConvDecoder, ConvEncoder
+from ppl_dgm.nn.mlp import ResidualMLP
 from ppl_dgm.objectives import ELBO
 
 # ---- likelihoods ----------------------------------------------------------------------------------------------------
@@ -63,7 +64,9 @@ def test_discrete_likelihoods_sum_to_one_and_draw_what_they_score(name: str) -> 
     assert draws.dtype == torch.float32
     for level in range(num_levels):
         share = (draws == level).float().mean(0)
-        assert bool(((share - probs[level]).abs() < 4.5 * (probs[level] / 20_000).sqrt() + 1e-4).all())
+        assert bool(
+            ((share - probs[level]).abs() < 4.5 * (probs[level] / 20_000).sqrt() + 1e-4).all()
+        )
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -72,16 +75,24 @@ def test_continuous_likelihoods_integrate_to_one(name: str) -> None:
     law = likelihood(torch.randn(4, likelihood.num_params))
     x = torch.linspace(low, high, 20_001)
     density = law.log_prob(x.unsqueeze(-1)).exp().double()
-    assert torch.allclose(torch.trapezoid(density, x.double(), dim=0), torch.ones(4).double(), atol=1e-4)
+    assert torch.allclose(
+        torch.trapezoid(density, x.double(), dim=0), torch.ones(4).double(), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_continuous_bernoulli_is_normalised_and_draws_what_it_scores_at_any_logit(dtype: torch.dtype) -> None:
-    logits = torch.tensor([-300.0, -50.0, -17.0, -1.0, -0.3, -0.1, 0.0, 1e-3, 0.19, 2.0, 20.0, 100.0], dtype=dtype)
+def test_continuous_bernoulli_is_normalised_and_draws_what_it_scores_at_any_logit(
+    dtype: torch.dtype,
+) -> None:
+    logits = torch.tensor(
+        [-300.0, -50.0, -17.0, -1.0, -0.3, -0.1, 0.0, 1e-3, 0.19, 2.0, 20.0, 100.0], dtype=dtype
+    )
     law = likelihoods.ContinuousBernoulli()(logits.unsqueeze(-1))
     x = torch.linspace(0, 1, 40_001, dtype=torch.float64).unsqueeze(-1)
     density = law.log_prob(x.to(dtype)).double().exp()
-    assert torch.allclose(torch.trapezoid(density, x, dim=0), torch.ones(len(logits)).double(), atol=1e-5)
+    assert torch.allclose(
+        torch.trapezoid(density, x, dim=0), torch.ones(len(logits)).double(), atol=1e-5
+    )
     mean = torch.trapezoid(density * x, x, dim=0)
     assert torch.allclose(law.mean.double(), mean, atol=1e-5)
     variance = torch.trapezoid(density * (x - mean) ** 2, x, dim=0)
@@ -92,7 +103,9 @@ def test_continuous_bernoulli_is_normalised_and_draws_what_it_scores_at_any_logi
 
 
 def test_gradient_of_the_continuous_bernoulli_is_the_datum_less_the_mean() -> None:
-    logits = torch.tensor([-90.0, -1.0, -0.19, 0.0, 1e-9, 0.21, 30.0], dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(
+        [-90.0, -1.0, -0.19, 0.0, 1e-9, 0.21, 30.0], dtype=torch.float64, requires_grad=True
+    )
     law = likelihoods.ContinuousBernoulli()(logits.unsqueeze(-1))
     (gradient,) = torch.autograd.grad(law.log_prob(torch.full((7,), 0.3).double()).sum(), logits)
     assert torch.allclose(gradient, 0.3 - law.mean, atol=1e-9)
@@ -108,9 +121,9 @@ def test_discretised_logistic_is_exact_far_in_the_tails() -> None:
     upper = torch.where(x < 255, edges[1].sigmoid(), 1.0)
     assert torch.allclose(law.log_prob(x), (upper - lower).log(), atol=1e-9)
     scale = torch.tensor([[1e-3]], requires_grad=True)
-    far = DiscretisedLogisticMixture(torch.zeros(1, 1), torch.full((1, 1), 0.9), scale, 256).log_prob(
-        torch.tensor([2.0])
-    )
+    far = DiscretisedLogisticMixture(
+        torch.zeros(1, 1), torch.full((1, 1), 0.9), scale, 256
+    ).log_prob(torch.tensor([2.0]))
     far.backward()
     assert far.item() == pytest.approx(-(0.9 + 1 - 5 / 255) / 1e-3, rel=1e-3)
     assert bool(torch.isfinite(scale.grad).all())
@@ -180,7 +193,9 @@ def test_mixture_prior_starts_at_clusters_far_from_zero_or_fewer_than_components
 FLOWS = {
     "coupling": lambda: affine_coupling(2, [4]),
     "iterated": lambda: iterated(2, affine_coupling, 2, [4]),
-    "composed": lambda: ComposeTransform([affine_coupling(2, [4]), permute(2), affine_coupling(2, [4])]),
+    "composed": lambda: ComposeTransform(
+        [affine_coupling(2, [4]), permute(2), affine_coupling(2, [4])]
+    ),
 }
 
 
@@ -204,7 +219,9 @@ def test_flow_prior_forgets_values_of_old_parameters(name: str) -> None:
 
 def test_convolutional_and_residual_nets_fit_in() -> None:
     x = (torch.rand(3, 64) < 0.5).float()
-    conv = VAE(64, 4, encoder=ConvEncoder((1, 8, 8), [4, 8], 8), decoder=ConvDecoder(4, [8, 4], (1, 8, 8)))
+    conv = VAE(
+        64, 4, encoder=ConvEncoder((1, 8, 8), [4, 8], 8), decoder=ConvDecoder(4, [8, 4], (1, 8, 8))
+    )
     residual = VAE(64, 4, encoder=ResidualMLP(64, 16, 2, 8), decoder=ResidualMLP(4, 16, 2, 64))
     for vae in (conv, residual):
         assert log_weights(vae, x, num_particles=5).shape == (5, 3)
@@ -220,9 +237,13 @@ def test_analytic_divergence_through_pyro_agrees_with_the_sampled_one() -> None:
     divergence = (law.variance + law.mean.square() - 1 - law.variance.log()).sum() / 2
     z = law.sample((4000,))
     expected = divergence - vae.model.fn.distribution(z).log_prob(x).mean(0).sum()
-    analytic = TraceMeanField_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
+    analytic = TraceMeanField_ELBO(
+        num_particles=4000, vectorize_particles=True, max_plate_nesting=1
+    )
     assert analytic.loss(vae.model, vae.guide, x) == pytest.approx(expected.item(), abs=0.05)
-    assert ELBO(num_particles=20_000).loss(vae.model, vae.guide, x) == pytest.approx(expected.item(), abs=0.1)
+    assert ELBO(num_particles=20_000).loss(vae.model, vae.guide, x) == pytest.approx(
+        expected.item(), abs=0.1
+    )
 
 
 def test_learned_scale_is_trained_and_stays_positive() -> None:
@@ -267,7 +288,9 @@ def test_semi_supervised_elbo_is_the_sum_over_classes() -> None:
         bound = vae.bind(x, torch.full((6,), c))
         values, log_guide = bound.draw(2000)[:2]
         elbo = (bound.log_joint(values).total - log_guide).mean(0)
-        total = total + torch.where(y == c, elbo, torch.where(y < 0, log_q[:, c].exp() * (elbo - log_q[:, c]), 0.0))
+        total = total + torch.where(
+            y == c, elbo, torch.where(y < 0, log_q[:, c].exp() * (elbo - log_q[:, c]), 0.0)
+        )
     assert pyros == pytest.approx(total.sum().item(), abs=0.05)
     drawn = -ELBO(num_particles=4000).loss(vae.model, vae.guide, x, y)
     assert drawn == pytest.approx(total.sum().item(), abs=0.1)
@@ -286,7 +309,9 @@ def test_classifier_term_is_there_in_training_only() -> None:
 def test_labels_teach_the_classifier() -> None:
     torch.manual_seed(0)
     classes = torch.arange(120) % 2
-    x = torch.where(classes.unsqueeze(-1) == 1, torch.rand(120, 6) < 0.8, torch.rand(120, 6) < 0.2).float()
+    x = torch.where(
+        classes.unsqueeze(-1) == 1, torch.rand(120, 6) < 0.8, torch.rand(120, 6) < 0.2
+    ).float()
     labels = torch.where(torch.arange(120) < 12, classes, -1)
     vae = SemiSupervisedVAE(6, 1, 2, [8], classifier_weight=5.0).initialise(x, labels)
     objective = TraceEnum_ELBO(max_plate_nesting=1)
@@ -317,7 +342,10 @@ def test_semi_supervised_draws_are_of_the_given_labels(trained: bool) -> None:
     decoding = vae.model.fn.decoding
     z = torch.randn(50_000, 1)
     with torch.no_grad():
-        means = [decoding.pixels(with_class(z, torch.full((50_000,), c), 3)).mean.mean(0) for c in range(3)]
+        means = [
+            decoding.pixels(with_class(z, torch.full((50_000,), c), 3)).mean.mean(0)
+            for c in range(3)
+        ]
     expected = torch.stack([means[2], means[0], torch.stack(means).mean(0)])
     assert not torch.allclose(expected[0], expected[1], atol=0.05)
     assert torch.allclose(draws.mean(0), expected, atol=0.02)
@@ -368,19 +396,27 @@ BAD = {
     "prior size": (lambda: VAE(3, 2, prior=priors.StandardNormal(3)), "the prior has 3 latents"),
     "guide size": (lambda: VAE(3, 2, guide=FlowPosterior(4)), "the guide has 4 latents"),
     "two encoders": (
-        lambda: VAE(3, 2, encoder=nn.Linear(3, 4), guide=AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2))),
+        lambda: VAE(
+            3, 2, encoder=nn.Linear(3, 4), guide=AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2))
+        ),
         "has its own nets",
     ),
     "channels first": (
         lambda: VAE(
-            9, 2, likelihood=likelihoods.Gaussian(learned="net"), decoder=ConvDecoder(2, [4], (2, 3, 3))
+            9,
+            2,
+            likelihood=likelihoods.Gaussian(learned="net"),
+            decoder=ConvDecoder(2, [4], (2, 3, 3)),
         ).sample(1),
         "gives \\[2, 3, 3\\] numbers .* expected \\[9, 2\\]",
     ),
     "dims": (lambda: VAE(0, 2), "at least one"),
     "latents": (lambda: priors.StandardNormal(0), "at least 1"),
     "components": (lambda: priors.GaussianMixturePrior(2, 0), "at least 1"),
-    "few latents": (lambda: priors.GaussianMixturePrior(2, 5).start_from_kmeans(torch.rand(4, 2)), "N >= 5"),
+    "few latents": (
+        lambda: priors.GaussianMixturePrior(2, 5).start_from_kmeans(torch.rand(4, 2)),
+        "N >= 5",
+    ),
     "pseudo-data": (
         lambda: priors.VampPrior(AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2)), torch.rand(3)),
         "pseudo-data",
@@ -390,23 +426,49 @@ BAD = {
     "learned": (lambda: likelihoods.Gaussian(learned="yes"), "expected 'no', 'shared' or 'net'"),
     "levels": (lambda: likelihoods.Categorical(1), "at least 2"),
     "logistics": (lambda: likelihoods.DiscretisedLogistic(256, 0), "at least 1"),
-    "mixture levels": (lambda: DiscretisedLogisticMixture(*torch.zeros(3, 1), levels=1), "at least 2"),
+    "mixture levels": (
+        lambda: DiscretisedLogisticMixture(*torch.zeros(3, 1), levels=1),
+        "at least 2",
+    ),
     "grey pixels": (lambda: VAE(3, 2).bind(torch.full((4, 3), 0.5)), "outside the support"),
     "pixels above": (
-        lambda: VAE(3, 2, likelihood=likelihoods.ContinuousBernoulli()).bind(torch.full((4, 3), 1.5)),
+        lambda: VAE(3, 2, likelihood=likelihoods.ContinuousBernoulli()).bind(
+            torch.full((4, 3), 1.5)
+        ),
         "outside",
     ),
-    "level above": (lambda: VAE(3, 2, likelihood=likelihoods.Categorical(4)).bind(torch.full((4, 3), 4.0)), "outside"),
-    "half level": (lambda: MADE(3, [5], likelihoods.DiscretisedLogistic(4)).bind(torch.full((4, 3), 0.5)), "outside"),
+    "level above": (
+        lambda: VAE(3, 2, likelihood=likelihoods.Categorical(4)).bind(torch.full((4, 3), 4.0)),
+        "outside",
+    ),
+    "half level": (
+        lambda: MADE(3, [5], likelihoods.DiscretisedLogistic(4)).bind(torch.full((4, 3), 0.5)),
+        "outside",
+    ),
     "columns": (lambda: VAE(3, 2).bind(torch.zeros(4, 5)), "failed on its first run"),
     "made order": (lambda: MADE(3, [5], order=[0, 0, 1]), "permutation"),
-    "order": (lambda: Autoregressive(lambda x: x, lambda p: p, torch.zeros(3), [0, 1]), "permutation"),
+    "order": (
+        lambda: Autoregressive(lambda x: x, lambda p: p, torch.zeros(3), [0, 1]),
+        "permutation",
+    ),
     "layers": (lambda: HierarchicalVAE(3, (2, 1), [[5]]), "each of 2 layers"),
     "classes": (lambda: ConditionalVAE(3, 2, 1), "at least 2"),
-    "labels": (lambda: ConditionalVAE(3, 2, 3).bind(torch.ones(4, 3), torch.tensor([0, 1, 2, 3])), "go from 0 to 3"),
-    "half labels": (lambda: ConditionalVAE(3, 2, 3).bind(torch.ones(1, 3), torch.tensor([0.5])), "whole numbers"),
-    "one-hot labels": (lambda: ConditionalVAE(3, 2, 3).sample(1, y=torch.eye(3)), "the number of a class"),
-    "inverse": (lambda: priors.FlowPrior(2, [affine_coupling(2).inv]), "neither learned nor copied"),
+    "labels": (
+        lambda: ConditionalVAE(3, 2, 3).bind(torch.ones(4, 3), torch.tensor([0, 1, 2, 3])),
+        "go from 0 to 3",
+    ),
+    "half labels": (
+        lambda: ConditionalVAE(3, 2, 3).bind(torch.ones(1, 3), torch.tensor([0.5])),
+        "whole numbers",
+    ),
+    "one-hot labels": (
+        lambda: ConditionalVAE(3, 2, 3).sample(1, y=torch.eye(3)),
+        "the number of a class",
+    ),
+    "inverse": (
+        lambda: priors.FlowPrior(2, [affine_coupling(2).inv]),
+        "neither learned nor copied",
+    ),
     "no labels": (lambda: ConditionalVAE(3, 2, 3).sample(4), "the labels are missing"),
     "semi labels": (
         lambda: SemiSupervisedVAE(3, 2, 3).bind(torch.ones(2, 3), torch.tensor([-2, 1])),
@@ -414,8 +476,14 @@ BAD = {
     ),
     "weight": (lambda: SemiSupervisedVAE(3, 2, 3, classifier_weight=-1.0), "at least 0"),
     "count shape": (lambda: IndependentBernoulli(3).fit_counts(torch.ones(4, 2)), "expected data"),
-    "count values": (lambda: IndependentBernoulli(3).fit_counts(torch.full((4, 3), 0.5)), "binarise"),
-    "count smoothing": (lambda: IndependentBernoulli(3).fit_counts(torch.ones(4, 3), -1.0), "at least 0"),
+    "count values": (
+        lambda: IndependentBernoulli(3).fit_counts(torch.full((4, 3), 0.5)),
+        "binarise",
+    ),
+    "count smoothing": (
+        lambda: IndependentBernoulli(3).fit_counts(torch.ones(4, 3), -1.0),
+        "at least 0",
+    ),
     "no dims": (lambda: IndependentBernoulli(0), "at least 1"),
 }
 

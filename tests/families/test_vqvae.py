@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_dgm.evidence import ELBO as Bound  # noqa: N811
 from ppl_dgm.evidence import ImportanceSampling
 from ppl_dgm.families import VQVAE
-from ppl_dgm.families.vqvae import Codebook
+from ppl_dgm.families.latent.vqvae import Codebook
 from ppl_dgm.objectives import ELBO
 
 
@@ -35,7 +35,9 @@ def test_gradient_passes_straight_through_to_the_encoder() -> None:
     codes = vqvae.encode(x)
     vectors = vqvae.model.fn.codebook.vectors[codes].detach().requires_grad_()
     model = vqvae.model.fn
-    (gradient,) = torch.autograd.grad(model.likelihood(model.decoder(vectors)).log_prob(x).sum(), vectors)
+    (gradient,) = torch.autograd.grad(
+        model.likelihood(model.decoder(vectors)).log_prob(x).sum(), vectors
+    )
     outputs = vqvae.guide.fn.encoder(x)
     gradient = gradient - 2 * 0.5 * (outputs - vectors).detach()
     weights = list(vqvae.guide.fn.encoder.parameters())
@@ -71,7 +73,9 @@ def test_evaluation_mode_has_no_training_terms_and_a_bound_below_the_evidence() 
     lower = Bound(num_particles=500)(vqvae, x)
     evidence = ImportanceSampling(num_particles=4000)(vqvae, x)
     assert torch.equal(vqvae.model.fn.codebook.vectors, vectors)
-    assert bool((lower.log_z < evidence.log_z + 4 * (lower.std_error + evidence.std_error) + 1e-6).all())
+    assert bool(
+        (lower.log_z < evidence.log_z + 4 * (lower.std_error + evidence.std_error) + 1e-6).all()
+    )
 
 
 def test_four_clusters_are_told_apart_by_their_codes() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.infer import ReweightedWakeSleep
 
-import ppl_dgm.compile.switch as switch
+import ppl_dgm.compile.jit as switch
 import ppl_dgm.fitting.stepping as stepping
 from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.compile import CaptureError, TrainStep
@@ -41,7 +41,14 @@ def make_program(read_on_host=False):
 def run(compile, objective, program=None, **settings):
     program = program or make_program()
     settings = {"steps": 40, "batch_size": 10, "clip_norm": 1.0, "progress": False} | settings
-    return fit(program, X, objective, optimizer=lambda p: torch.optim.Adam(p, lr=0.02), compile=compile, **settings)
+    return fit(
+        program,
+        X,
+        objective,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
+        compile=compile,
+        **settings,
+    )
 
 
 def test_compiled_equals_eager_with_odd_minibatches_annealing_and_a_schedule():
@@ -68,7 +75,9 @@ def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monk
     sizes = []
     make_step = TrainStep.__call__
     monkeypatch.setattr(
-        TrainStep, "__call__", lambda self, args, rest: sizes.append(len(args[0])) or make_step(self, args, rest)
+        TrainStep,
+        "__call__",
+        lambda self, args, rest: sizes.append(len(args[0])) or make_step(self, args, rest),
     )
     assert run("auto", ELBO()).compile_seconds > 0
     assert sizes == [10] * 15
@@ -101,7 +110,9 @@ def annealed_program():
     def model(x=None):
         pyro.module("decoder", decoder)
         with pyro.plate("data", 1 if x is None else len(x)):
-            pyro.sample("x", dist.Normal(temperature(decoder(torch.ones(1))), 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(temperature(decoder(torch.ones(1))), 1.0).to_event(1), obs=x
+            )
 
     class Anneal:
         def __init__(self, optimizer):
@@ -145,13 +156,19 @@ def test_an_optimiser_goes_on_from_a_compiled_fit():
         optimizers = []
 
         def kept(parameters, optimizers=optimizers):
-            optimizers.append(optimizers[0] if optimizers else torch.optim.Adam(parameters, lr=0.02))
+            optimizers.append(
+                optimizers[0] if optimizers else torch.optim.Adam(parameters, lr=0.02)
+            )
             return optimizers[0]
 
         fit(program, X, steps=15, optimizer=kept, progress=False, compile=compile)
         assert {state["step"].item() for state in optimizers[0].state.values()} == {15.0}
         gc.collect()
-        histories.append(fit(program, X, steps=5, optimizer=kept, progress=False, compile=False).history["objective"])
+        histories.append(
+            fit(program, X, steps=5, optimizer=kept, progress=False, compile=False).history[
+                "objective"
+            ]
+        )
     assert torch.allclose(*histories, atol=1e-4)
 
 
@@ -177,7 +194,8 @@ def test_a_step_to_nan_is_not_made(compile):
 
     program = Program(model)
     with pytest.raises(
-        NonFiniteError, match="at step .*the log density of site 'x' of the model.*norm of the parameters"
+        NonFiniteError,
+        match="at step .*the log density of site 'x' of the model.*norm of the parameters",
     ) as caught:
         fit(
             program, X[:, 0], ELBO(), steps=60, progress=False, compile=compile,
@@ -211,5 +229,7 @@ def test_infinite_gradients_are_named(compile):
                 self.level.data.zero_()
 
     program = Program(model)
-    with pytest.raises(NonFiniteError, match="at step 3 .*gradients of \\['level'\\] are not finite"):
+    with pytest.raises(
+        NonFiniteError, match="at step 3 .*gradients of \\['level'\\] are not finite"
+    ):
         fit(program, torch.ones(4), steps=9, schedule=ToZero, progress=False, compile=compile)

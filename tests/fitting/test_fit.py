@@ -76,7 +76,9 @@ def test_maximum_likelihood() -> None:
     program = Program(normal)
     result = quietly(program, X, steps=400, optimizer=adam())
     assert program.get_parameter("loc").item() == pytest.approx(X.mean().item(), abs=1e-3)
-    assert program.get_parameter("scale").exp().item() == pytest.approx(X.std(correction=0).item(), abs=1e-3)
+    assert program.get_parameter("scale").exp().item() == pytest.approx(
+        X.std(correction=0).item(), abs=1e-3
+    )
     entropy = 0.5 + 0.5 * math.log(2 * math.pi) + X.std(correction=0).log().item()
     assert result.history["objective"][-1].item() == pytest.approx(-entropy, abs=1e-4)
     assert result.steps == 400
@@ -88,7 +90,9 @@ def test_posterior_of_a_shared_latent() -> None:
     program = Program(shared, shared_guide)
     quietly(program, X, ELBO(8, gradient="stl"), steps=300, optimizer=adam())
     precision = 1 + len(X)
-    assert program.get_parameter("loc").item() == pytest.approx(X.sum().item() / precision, abs=0.01)
+    assert program.get_parameter("loc").item() == pytest.approx(
+        X.sum().item() / precision, abs=0.01
+    )
     assert program.get_parameter("scale").exp().item() == pytest.approx(precision**-0.5, rel=0.02)
 
 
@@ -98,13 +102,17 @@ def test_posterior_from_minibatches_of_a_shared_latent() -> None:
     schedule = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.985)
     quietly(program, X, ELBO(8), steps=400, batch_size=3, optimizer=adam(0.1), schedule=schedule)
     precision = 1 + len(X)
-    assert program.get_parameter("loc").item() == pytest.approx(X.sum().item() / precision, abs=0.06)
+    assert program.get_parameter("loc").item() == pytest.approx(
+        X.sum().item() / precision, abs=0.06
+    )
     assert program.get_parameter("scale").exp().item() == pytest.approx(precision**-0.5, rel=0.1)
 
 
 def test_posterior_of_local_latents() -> None:
     program = Program(local, local_guide)
-    result = quietly(program, X, ELBO(4, gradient="stl"), epochs=100, batch_size=4, optimizer=adam())
+    result = quietly(
+        program, X, ELBO(4, gradient="stl"), epochs=100, batch_size=4, optimizer=adam()
+    )
     assert program.get_parameter("slope").item() == pytest.approx(0.5, abs=0.02)
     assert program.get_parameter("scale").exp().item() == pytest.approx(0.5**0.5, rel=0.02)
     assert result.steps == 300
@@ -113,13 +121,17 @@ def test_posterior_of_local_latents() -> None:
 
 
 PYRO = {
-    "Trace_ELBO": pyro.infer.Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+    "Trace_ELBO": pyro.infer.Trace_ELBO(
+        num_particles=4, vectorize_particles=True, max_plate_nesting=1
+    ),
     "TraceMeanField_ELBO": pyro.infer.TraceMeanField_ELBO(),
     "TraceGraph_ELBO": pyro.infer.TraceGraph_ELBO(),
     "ReweightedWakeSleep": pyro.infer.ReweightedWakeSleep(
         num_particles=5, vectorize_particles=True, max_plate_nesting=1
     ),
-    "RenyiELBO": pyro.infer.RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    "RenyiELBO": pyro.infer.RenyiELBO(
+        num_particles=3, vectorize_particles=True, max_plate_nesting=1
+    ),
 }
 
 
@@ -136,7 +148,9 @@ def test_pyros_enumerating_elbo() -> None:
     def mixture(x: Tensor | None = None) -> None:
         locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
         with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])), infer={"enumerate": "parallel"})
+            k = pyro.sample(
+                "k", dist.Categorical(torch.tensor([0.5, 0.5])), infer={"enumerate": "parallel"}
+            )
             pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
 
     def guide(x: Tensor | None = None) -> None:
@@ -155,7 +169,9 @@ def test_pyros_enumerating_elbo() -> None:
 
 def test_the_importance_weighted_bound_is_closer() -> None:
     finals = [
-        quietly(Program(local, local_guide), X, objective, steps=60, optimizer=adam(1e-6)).history["objective"].mean()
+        quietly(Program(local, local_guide), X, objective, steps=60, optimizer=adam(1e-6))
+        .history["objective"]
+        .mean()
         for objective in (ELBO(), IWELBO(20))
     ]
     assert finals[1] > finals[0] + 0.05
@@ -173,7 +189,10 @@ class ClosedForm(pyro.infer.ELBO):
         factor = pyro.poutine.trace(replayed).get_trace(*args).nodes["x"]["scale"]
         loc, scale = (guide_trace.nodes[name]["value"] for name in ("loc", "scale"))
         expected = torch.distributions.Normal(loc, 1.0).log_prob(args[0]) - scale**2 / 2
-        posterior, prior = torch.distributions.Normal(loc, scale), torch.distributions.Normal(0.0, 1.0)
+        posterior, prior = (
+            torch.distributions.Normal(loc, scale),
+            torch.distributions.Normal(0.0, 1.0),
+        )
         return torch.distributions.kl_divergence(posterior, prior) - factor * expected.sum()
 
     def _get_trace(self, *args: object) -> None:
@@ -210,7 +229,9 @@ def test_our_objective_scales_minibatches_likewise() -> None:
         torch.manual_seed(0)
         return loss(len(rows), ((rows,), {})).item()
 
-    assert sum(value(X[i : i + 3]) for i in range(0, 12, 3)) / 4 == pytest.approx(value(X), rel=1e-5)
+    assert sum(value(X[i : i + 3]) for i in range(0, 12, 3)) / 4 == pytest.approx(
+        value(X), rel=1e-5
+    )
 
 
 def test_each_epoch_deals_every_datum_once_in_a_new_order() -> None:
@@ -273,10 +294,14 @@ def test_a_program_that_holds_its_data() -> None:
 @pytest.mark.parametrize(("batch_size", "sizes"), [(None, [12]), (4, [4, 4, 4]), (5, [5, 5, 2])])
 def test_history_is_in_nats_per_datum(batch_size: int | None, sizes: list[int]) -> None:
     program = Program(normal)
-    result = quietly(program, X, epochs=1, batch_size=batch_size, optimizer=partial(torch.optim.SGD, lr=0.0))
+    result = quietly(
+        program, X, epochs=1, batch_size=batch_size, optimizer=partial(torch.optim.SGD, lr=0.0)
+    )
     history = result.history["objective"]
     mean = sum(size * value.item() for size, value in zip(sizes, history, strict=True)) / 12
-    assert mean == pytest.approx(torch.distributions.Normal(0.0, 1.0).log_prob(X).mean().item(), rel=1e-5)
+    assert mean == pytest.approx(
+        torch.distributions.Normal(0.0, 1.0).log_prob(X).mean().item(), rel=1e-5
+    )
     assert history.dtype == torch.float64
     assert result.history["step"].tolist() == list(range(1, len(sizes) + 1))
 
@@ -306,7 +331,9 @@ def test_progress_is_shown_in_nats_per_datum(capsys: pytest.CaptureFixture) -> N
 def test_a_seed_repeats_a_fit_and_leaves_the_generator_alone() -> None:
     runs = [Program(local, local_guide) for _ in range(3)]
     before = torch.get_rng_state()
-    results = [quietly(p, X, steps=10, batch_size=4, seed=s) for p, s in zip(runs, (1, 1, 2), strict=True)]
+    results = [
+        quietly(p, X, steps=10, batch_size=4, seed=s) for p, s in zip(runs, (1, 1, 2), strict=True)
+    ]
     assert torch.equal(torch.get_rng_state(), before)
     assert_equal(parameters(runs[0]), parameters(runs[1]))
     assert torch.equal(results[0].history["objective"], results[1].history["objective"])
@@ -317,7 +344,11 @@ def test_without_a_seed_torchs_generator_decides() -> None:
     histories = []
     for _ in range(2):
         torch.manual_seed(8)
-        histories.append(quietly(Program(local, local_guide), X, steps=5, batch_size=4, seed=None).history["objective"])
+        histories.append(
+            quietly(Program(local, local_guide), X, steps=5, batch_size=4, seed=None).history[
+                "objective"
+            ]
+        )
     assert torch.equal(*histories)
 
 
@@ -339,9 +370,18 @@ def test_schedules_are_stepped() -> None:
     [
         ({"steps": 2.5}, "steps is 2.5; expected a whole number"),
         ({"steps": 2, "batch_size": 12 / 4}, "batch_size is 3.0; expected a whole number"),
-        ({"steps": 2, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer is a SGD; expected a function"),
-        ({"steps": 2, "optimizer": pyro.optim.Adam({"lr": 0.1})}, "optimizer made a NoneType; expected a torch.optim"),
-        ({"steps": 2, "optimizer": torch.optim.LBFGS}, "optimizer is LBFGS, .* expected one that steps once"),
+        (
+            {"steps": 2, "optimizer": torch.optim.SGD([torch.zeros(1)])},
+            "optimizer is a SGD; expected a function",
+        ),
+        (
+            {"steps": 2, "optimizer": pyro.optim.Adam({"lr": 0.1})},
+            "optimizer made a NoneType; expected a torch.optim",
+        ),
+        (
+            {"steps": 2, "optimizer": torch.optim.LBFGS},
+            "optimizer is LBFGS, .* expected one that steps once",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant(settings: dict, message: str) -> None:
@@ -371,7 +411,10 @@ def test_frozen_parameters_stay() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.bias = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()), requires_grad=False)
+            self.weight, self.bias = (
+                nn.Parameter(torch.ones(())),
+                nn.Parameter(torch.ones(()), requires_grad=False),
+            )
 
         def forward(self, x: Tensor | None = None) -> None:
             with pyro.plate("data", 1 if x is None else len(x)):

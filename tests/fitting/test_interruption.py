@@ -55,7 +55,9 @@ def equal_states(first: object, second: object) -> bool:
     if isinstance(first, Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal_states(first[k], second[k]) for k in first)
+        return first.keys() == second.keys() and all(
+            equal_states(first[k], second[k]) for k in first
+        )
     if isinstance(first, list):
         return len(first) == len(second) and all(map(equal_states, first, second))
     return first == second
@@ -68,13 +70,17 @@ def test_early_stopping_restores_the_best() -> None:
     """Training goes through the validation data's mean and on: loc = 5 (1 - 0.98^step)."""
     train, valid = torch.full((8,), 5.0), torch.full((4,), 0.5)
     program = Program(located)
-    result = quietly(program, train, steps=500, optimizer=sgd, valid=valid, valid_every=1, patience=7)
+    result = quietly(
+        program, train, steps=500, optimizer=sgd, valid=valid, valid_every=1, patience=7
+    )
     loc = [5 * (1 - 0.98**step) for step in range(1, 30)]
     best = min(range(len(loc)), key=lambda i: abs(loc[i] - 0.5))
     assert result.stopped == "early"
     assert program.get_parameter("loc").item() == pytest.approx(loc[best], rel=1e-4)
     assert result.steps == best + 1 + 7
-    truth = torch.distributions.Normal(torch.tensor(loc[: result.steps]), 1.0).log_prob(torch.tensor(0.5))
+    truth = torch.distributions.Normal(torch.tensor(loc[: result.steps]), 1.0).log_prob(
+        torch.tensor(0.5)
+    )
     assert torch.allclose(result.history["valid"].float(), truth, atol=1e-5)
     assert result.history["valid_step"].tolist() == list(range(1, result.steps + 1))
 
@@ -83,7 +89,9 @@ def test_a_schedule_on_plateaus_follows_validations() -> None:
     """Training leads away from the validation data: from the third validation, two worse in a row, it stands still."""
     train, valid = torch.full((8,), 5.0), torch.zeros(4)
     stop = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.0, patience=1, eps=0.0)
-    result = quietly(Program(located), train, steps=20, optimizer=sgd, schedule=stop, valid=valid, valid_every=2)
+    result = quietly(
+        Program(located), train, steps=20, optimizer=sgd, schedule=stop, valid=valid, valid_every=2
+    )
     loc = torch.tensor([5 * (1 - 0.98 ** min(step, 6)) for step in range(2, 21, 2)])
     truth = torch.distributions.Normal(loc, 1.0).log_prob(torch.tensor(0.0))
     assert torch.allclose(result.history["valid"].float(), truth, atol=1e-5)
@@ -94,7 +102,12 @@ def test_a_schedule_on_plateaus_follows_validations() -> None:
 def test_the_best_is_restored_without_patience_too() -> None:
     program = Program(located)
     result = quietly(
-        program, torch.full((8,), 5.0), steps=60, optimizer=sgd, valid=torch.full((4,), 0.5), valid_every=1
+        program,
+        torch.full((8,), 5.0),
+        steps=60,
+        optimizer=sgd,
+        valid=torch.full((4,), 0.5),
+        valid_every=1,
     )
     assert result.stopped == "finished"
     assert result.steps == 60
@@ -108,7 +121,12 @@ def test_validation_once_an_epoch_and_at_the_end() -> None:
 
 def test_validations_share_the_last_step_s_weight() -> None:
     """While the weight of the KL grows its own value falls: the same program would look best at the first validation."""
-    settings = {"steps": 4, "optimizer": partial(torch.optim.SGD, lr=0.0), "valid": X, "valid_every": 1}
+    settings = {
+        "steps": 4,
+        "optimizer": partial(torch.optim.SGD, lr=0.0),
+        "valid": X,
+        "valid_every": 1,
+    }
     program = amortised().initialise(X)
     program.get_parameter("slope").data.fill_(1.0)
     annealed = quietly(program, X, ELBO(kl_weight=linear_warmup(4)), **settings).history
@@ -117,7 +135,9 @@ def test_validations_share_the_last_step_s_weight() -> None:
     assert (annealed["objective"] > plain["objective"]).all()
 
 
-@pytest.mark.parametrize("objective", [RenyiELBO(num_particles=2), ReweightedWakeSleep(), TraceGraph_ELBO()])
+@pytest.mark.parametrize(
+    "objective", [RenyiELBO(num_particles=2), ReweightedWakeSleep(), TraceGraph_ELBO()]
+)
 def test_validation_by_objectives_of_pyro_without_a_differentiable_loss(objective: ELBO) -> None:
     """At the posterior, N(x / 2, 1/2), every weight is the evidence, N(x; 0, 2)."""
     program = amortised().initialise(X)
@@ -131,7 +151,9 @@ def test_validation_by_objectives_of_pyro_without_a_differentiable_loss(objectiv
 def test_validations_that_are_not_finite_are_never_the_best() -> None:
     program, other = Program(located), Program(located)
     quietly(other, X, steps=5, optimizer=sgd)
-    result = quietly(program, X, steps=5, optimizer=sgd, valid=torch.full((2,), 1e30), valid_every=1)
+    result = quietly(
+        program, X, steps=5, optimizer=sgd, valid=torch.full((2,), 1e30), valid_every=1
+    )
     assert result.history["valid"].isinf().all()
     assert torch.equal(program.get_parameter("loc"), other.get_parameter("loc"))
     assert State(valid=[math.nan, -1.0]).stale == 0
@@ -139,7 +161,9 @@ def test_validations_that_are_not_finite_are_never_the_best() -> None:
 
 def test_validation_changes_no_draw() -> None:
     first = quietly(amortised(), X, steps=8, batch_size=4).history["objective"]
-    second = quietly(amortised(), X, steps=8, batch_size=4, valid=X, valid_every=2).history["objective"]
+    second = quietly(amortised(), X, steps=8, batch_size=4, valid=X, valid_every=2).history[
+        "objective"
+    ]
     assert torch.equal(first, second)
 
 
@@ -228,9 +252,13 @@ def test_ctrl_c_is_announced(capsys: pytest.CaptureFixture) -> None:
 def test_ctrl_c_restores_the_best() -> None:
     program = Program(located)
     far = torch.full((8,), 5.0)
-    result = quietly(program, far, Interrupted(60), steps=100, optimizer=sgd, valid=torch.zeros(3), valid_every=1)
+    result = quietly(
+        program, far, Interrupted(60), steps=100, optimizer=sgd, valid=torch.zeros(3), valid_every=1
+    )
     assert result.stopped == "interrupted"
-    assert program.get_parameter("loc").item() == pytest.approx(0.1, rel=1e-4)  # after the first step
+    assert program.get_parameter("loc").item() == pytest.approx(
+        0.1, rel=1e-4
+    )  # after the first step
 
 
 def test_ctrl_c_leaves_the_generator_alone() -> None:
@@ -258,15 +286,27 @@ def adam(parameters: object) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("interrupted_at", [1, 4, 7])
 def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int, optimizer: Callable) -> None:
     """Stopped after k steps and resumed, a fit ends with the numbers of one that ran through."""
-    settings = {"batch_size": 5, "optimizer": optimizer, "schedule": halving, "clip_norm": 10.0, "seed": 3}
+    settings = {
+        "batch_size": 5,
+        "optimizer": optimizer,
+        "schedule": halving,
+        "clip_norm": 10.0,
+        "seed": 3,
+    }
     settings |= {"valid": X[:6], "valid_every": 2, "checkpoint_every": 1}
-    expected = quietly(amortised(), X, ELBO(), steps=10, checkpoint=tmp_path / "whole.pt", **settings)
-    quietly(amortised(), X, ELBO(), steps=interrupted_at, checkpoint=tmp_path / "half.pt", **settings)
+    expected = quietly(
+        amortised(), X, ELBO(), steps=10, checkpoint=tmp_path / "whole.pt", **settings
+    )
+    quietly(
+        amortised(), X, ELBO(), steps=interrupted_at, checkpoint=tmp_path / "half.pt", **settings
+    )
     torch.manual_seed(99)
     result = quietly(amortised(), X, ELBO(), steps=10, checkpoint=tmp_path / "half.pt", **settings)
     assert result.steps == 10
     assert torch.equal(result.history["objective"], expected.history["objective"])
-    first, second = (torch.load(tmp_path / f"{run}.pt", weights_only=True) for run in ("whole", "half"))
+    first, second = (
+        torch.load(tmp_path / f"{run}.pt", weights_only=True) for run in ("whole", "half")
+    )
     for kind in ("program", "optimizer", "scheduler", "generator"):
         assert equal_states(first[kind], second[kind]), kind
 
@@ -276,7 +316,9 @@ def test_resuming_an_interrupted_fit_is_bit_exact(tmp_path: Path) -> None:
     settings = {"batch_size": 5, "checkpoint_every": 4}
     reference, program = amortised(), amortised()
     expected = quietly(reference, X, ELBO(), steps=10, **settings)
-    quietly(amortised(), X, Interrupted(7).as_elbo(), steps=10, checkpoint=tmp_path / "c.pt", **settings)
+    quietly(
+        amortised(), X, Interrupted(7).as_elbo(), steps=10, checkpoint=tmp_path / "c.pt", **settings
+    )
     result = quietly(program, X, ELBO(), steps=10, checkpoint=tmp_path / "c.pt", **settings)
     assert torch.equal(result.history["objective"], expected.history["objective"])
     assert equal_states(parameters(program), parameters(reference))
@@ -314,7 +356,13 @@ def test_the_best_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_fit_that_stopped_early_is_not_continued(tmp_path: Path) -> None:
-    settings = {"steps": 500, "optimizer": sgd, "valid": torch.full((4,), 0.5), "valid_every": 1, "patience": 7}
+    settings = {
+        "steps": 500,
+        "optimizer": sgd,
+        "valid": torch.full((4,), 0.5),
+        "valid_every": 1,
+        "patience": 7,
+    }
     settings |= {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 1}
     first = quietly(Program(located), torch.full((8,), 5.0), **settings)
     again = quietly(Program(located), torch.full((8,), 5.0), **settings)
@@ -324,14 +372,23 @@ def test_a_fit_that_stopped_early_is_not_continued(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_of_one_schedule(tmp_path: Path) -> None:
     quietly(amortised(), X, steps=2, checkpoint=tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"of another fit: .*'schedule': None.*'schedule': 'StepLR'"):
+    with pytest.raises(
+        ValueError, match=r"of another fit: .*'schedule': None.*'schedule': 'StepLR'"
+    ):
         quietly(amortised(), X, steps=4, checkpoint=tmp_path / "c.pt", schedule=halving)
 
 
 def test_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
     first = quietly(amortised(), X, steps=6, checkpoint=tmp_path / "c.pt", checkpoint_every=4)
     program = amortised()
-    again = quietly(program, X, Interrupted(0).as_elbo(), steps=6, checkpoint=tmp_path / "c.pt", checkpoint_every=4)
+    again = quietly(
+        program,
+        X,
+        Interrupted(0).as_elbo(),
+        steps=6,
+        checkpoint=tmp_path / "c.pt",
+        checkpoint_every=4,
+    )
     assert again.stopped == "finished"
     assert again.steps == 6
     assert torch.equal(first.history["objective"], again.history["objective"])

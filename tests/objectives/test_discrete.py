@@ -65,7 +65,9 @@ def shared_net(x):
 
 
 def shared_recogniser(x):
-    pyro.sample("z", dist.Bernoulli(logits=start("offset") + 0 * start("encoder").sum(0)).to_event(1))
+    pyro.sample(
+        "z", dist.Bernoulli(logits=start("offset") + 0 * start("encoder").sum(0)).to_event(1)
+    )
 
 
 # ---- enumeration -----------------------------------------------------------------------------------------------------
@@ -85,7 +87,9 @@ def densities(p, x):
 
 
 def shared_densities(p, x):
-    log_joint = bernoulli(p["prior"], STATES) + bernoulli((STATES @ p["weight"] + p["bias"]).unsqueeze(1), x).sum(-1)
+    log_joint = bernoulli(p["prior"], STATES) + bernoulli(
+        (STATES @ p["weight"] + p["bias"]).unsqueeze(1), x
+    ).sum(-1)
     return log_joint, bernoulli(p["offset"], STATES)
 
 
@@ -129,13 +133,18 @@ def gradients(program, objective, x, repeats, divisor=1):
         loss = objective.differentiable_loss(program.model, program.guide, x)
         grads = torch.autograd.grad(-loss, parts, allow_unused=True)
         pairs = zip(grads, parts, strict=True)
-        rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]) / divisor)
+        rows.append(
+            torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+            / divisor
+        )
     return torch.stack(rows)
 
 
 def values(program, objective):
     """Losses of the data: `[40]`, each a mean over copies."""
-    return torch.tensor([objective.loss(program.model, program.guide, many(X)) / COPIES for _ in range(40)])
+    return torch.tensor(
+        [objective.loss(program.model, program.guide, many(X)) / COPIES for _ in range(40)]
+    )
 
 
 def agree(draws, truth, num_errors=4.0):
@@ -187,7 +196,8 @@ def test_gradients_for_a_latent_shared_by_all_data(name):
 
 @pytest.mark.parametrize("scale", [3.0, torch.tensor([1.0, 5.0])])
 @pytest.mark.parametrize(
-    "make", [lambda: REINFORCE(2), lambda: RLOO(2), lambda: VIMCO(2), lambda: ReweightedWakeSleep(2)]
+    "make",
+    [lambda: REINFORCE(2), lambda: RLOO(2), lambda: VIMCO(2), lambda: ReweightedWakeSleep(2)],
 )
 def test_scales_multiply_the_datum(make, scale):
     """A scale multiplies value and gradient of its datum: with equal draws the gradients are equal combinations."""
@@ -199,7 +209,9 @@ def test_scales_multiply_the_datum(make, scale):
 
         torch.manual_seed(3)
         loss = make().differentiable_loss(scaled(program.model), scaled(program.guide), X)
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(program.parameters()))])
+        return torch.cat(
+            [g.reshape(-1) for g in torch.autograd.grad(loss, list(program.parameters()))]
+        )
 
     one_two, two_one = grads(torch.tensor([1.0, 2.0])), grads(torch.tensor([2.0, 1.0]))
     alone = (2 * two_one - one_two) / 3, (2 * one_two - two_one) / 3
@@ -214,7 +226,11 @@ def variance(objective):
 
 
 def test_baselines_lower_the_variance_in_their_order():
-    plain, running, rloo = variance(REINFORCE(4)), variance(REINFORCE(4, baseline=RunningMean())), variance(RLOO(4))
+    plain, running, rloo = (
+        variance(REINFORCE(4)),
+        variance(REINFORCE(4, baseline=RunningMean())),
+        variance(RLOO(4)),
+    )
     assert rloo < 0.5 * plain
     assert running < 0.5 * plain
     assert rloo < 1.2 * running
@@ -250,7 +266,9 @@ def test_running_mean_is_the_weighted_mean_of_the_past():
     for reward in rewards:
         baseline.update(reward.expand(3))
     weights = decay ** torch.arange(3.0, -1.0, -1.0)
-    assert baseline().item() == pytest.approx(((weights * rewards).sum() / weights.sum()).item(), rel=1e-5)
+    assert baseline().item() == pytest.approx(
+        ((weights * rewards).sum() / weights.sum()).item(), rel=1e-5
+    )
 
 
 def test_running_mean_learns_from_training_alone():
@@ -275,7 +293,9 @@ def test_input_dependent_baseline_leaves_the_gradient_and_learns_the_reward():
     p = parameters()
     truth = gradient(expected_bound(*densities(p, X), 1), p)
     own = [name for name, _ in program.named_parameters() if not name.startswith("baseline")]
-    draws = gradients(program, objective, many(X), 60, COPIES)[:, : sum(START[n].numel() for n in own)]
+    draws = gradients(program, objective, many(X), 60, COPIES)[
+        :, : sum(START[n].numel() for n in own)
+    ]
     assert agree(draws, torch.cat([truth[n].reshape(-1) for n in own]))
     optimizer = torch.optim.Adam(program.baseline.parameters(), lr=0.02)
     for _ in range(200):
@@ -323,7 +343,9 @@ def test_svi_trains_an_input_dependent_baseline():
     with pyro.get_param_store().scope():
         net = nn.Linear(DIMS, 1)
         before = net.weight.detach().clone()
-        svi = pyro.infer.SVI(belief_net, recogniser, pyro.optim.Adam({"lr": 0.05}), REINFORCE(baseline=net))
+        svi = pyro.infer.SVI(
+            belief_net, recogniser, pyro.optim.Adam({"lr": 0.05}), REINFORCE(baseline=net)
+        )
         svi.step(X)
         assert not torch.equal(before, net.weight)
 
@@ -423,8 +445,12 @@ def test_dreams_have_the_dtype_of_the_data():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(logits=net(x.unsqueeze(-1)).squeeze(-1)))
 
-    log_q = torch.stack([nn.functional.logsigmoid(sign * net(torch.arange(3.0)[:, None])[:, 0]) for sign in (-1, 1)])
-    truth = torch.autograd.grad((torch.tensor([[0.7], [0.3]]) * probs * log_q).sum(), list(net.parameters()))
+    log_q = torch.stack(
+        [nn.functional.logsigmoid(sign * net(torch.arange(3.0)[:, None])[:, 0]) for sign in (-1, 1)]
+    )
+    truth = torch.autograd.grad(
+        (torch.tensor([[0.7], [0.3]]) * probs * log_q).sum(), list(net.parameters())
+    )
     x = torch.arange(3.0).repeat(500)
     program = Program(model, guide).initialise(x)
     draws = gradients(program, ReweightedWakeSleep(1, sleep=1.0), x, 100, len(x))
@@ -472,34 +498,56 @@ def test_straight_through_one_hot_sees_prior_and_likelihood():
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.OneHotCategorical(logits=pyro.param("prior", torch.tensor([0.0, 0.5, 1.0]))))
+            z = pyro.sample(
+                "z",
+                dist.OneHotCategorical(logits=pyro.param("prior", torch.tensor([0.0, 0.5, 1.0]))),
+            )
             pyro.sample("x", dist.Normal((z * locs).sum(-1), 1.0), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.OneHotCategorical(logits=pyro.param("logits", torch.tensor([0.1, 0.2, 0.0]))))
+            pyro.sample(
+                "z",
+                dist.OneHotCategorical(logits=pyro.param("logits", torch.tensor([0.1, 0.2, 0.0]))),
+            )
 
     x = torch.full((1000,), 0.3)
     program = Program(model, guide).initialise(x)
     objective = StraightThrough(temperature=0.1)
-    q, prior = torch.tensor([0.1, 0.2, 0.0]).softmax(0), torch.tensor([0.0, 0.5, 1.0]).log_softmax(0)
+    q, prior = (
+        torch.tensor([0.1, 0.2, 0.0]).softmax(0),
+        torch.tensor([0.0, 0.5, 1.0]).log_softmax(0),
+    )
     value = (q * (prior + dist.Normal(locs, 1.0).log_prob(torch.tensor(0.3)) - q.log())).sum()
-    losses = torch.tensor([objective.loss(program.model, program.guide, x) for _ in range(50)]) / 1000
+    losses = (
+        torch.tensor([objective.loss(program.model, program.guide, x) for _ in range(50)]) / 1000
+    )
     assert abs(losses.mean() + value) < 4 * losses.std() / math.sqrt(50)
     loss = objective.differentiable_loss(program.model, program.guide, x) / 1000
     grads = dict(
-        zip(dict(program.named_parameters()), torch.autograd.grad(-loss, list(program.parameters())), strict=True)
+        zip(
+            dict(program.named_parameters()),
+            torch.autograd.grad(-loss, list(program.parameters())),
+            strict=True,
+        )
     )
-    assert torch.allclose(grads["prior"], q - prior.exp(), atol=0.08)  # the exact gradient: E z - softmax(prior)
+    assert torch.allclose(
+        grads["prior"], q - prior.exp(), atol=0.08
+    )  # the exact gradient: E z - softmax(prior)
     assert grads["logits"].sum().abs() < 1e-5
     assert grads["logits"].abs().max() > 1e-3
 
 
 def test_straight_through_leaves_masked_what_its_distribution_masks():
-    seen, locs = torch.tensor([[True, False], [True, True], [False, False]]), torch.tensor([-1.0, 0.5, 2.0])
+    seen, locs = (
+        torch.tensor([[True, False], [True, True], [False, False]]),
+        torch.tensor([-1.0, 0.5, 2.0]),
+    )
 
     def draw(logits):
-        return pyro.sample("z", dist.OneHotCategorical(logits=logits).expand([3, 2]).mask(seen).to_event(1))
+        return pyro.sample(
+            "z", dist.OneHotCategorical(logits=logits).expand([3, 2]).mask(seen).to_event(1)
+        )
 
     def model(x):
         with pyro.plate("data", 3):
@@ -529,13 +577,18 @@ def test_relaxed_latents_are_reparameterised_and_match_quadrature():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.RelaxedBernoulli(tau, logits=pyro.param("logit", torch.tensor(0.7))))
+            pyro.sample(
+                "z", dist.RelaxedBernoulli(tau, logits=pyro.param("logit", torch.tensor(0.7)))
+            )
 
     program = Program(model, guide).initialise(x)
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     logit = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     z = ((logit + u.logit()) / tau).sigmoid()
-    q, p = dist.RelaxedBernoulli(tau, logits=logit), dist.RelaxedBernoulli(tau, logits=torch.tensor(0.0).double())
+    q, p = (
+        dist.RelaxedBernoulli(tau, logits=logit),
+        dist.RelaxedBernoulli(tau, logits=torch.tensor(0.0).double()),
+    )
     value = (p.log_prob(z) + dist.Normal(z, 0.5).log_prob(x.double()) - q.log_prob(z)).mean()
     truth = torch.autograd.grad(value, logit)[0]
     draws = gradients(program, ELBO(50), x, 200)
@@ -550,8 +603,14 @@ def mixed_model(x):
     with pyro.plate("data", len(x)):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         z = pyro.sample("z", dist.Bernoulli(logits=a))
-        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
-        pyro.sample("x", dist.Normal(a + 2 * z + pyro.param("locs", torch.tensor([-1.0, 1.0]))[k], 1.0), obs=x)
+        k = pyro.sample(
+            "k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"}
+        )
+        pyro.sample(
+            "x",
+            dist.Normal(a + 2 * z + pyro.param("locs", torch.tensor([-1.0, 1.0]))[k], 1.0),
+            obs=x,
+        )
 
 
 def mixed_guide(x):
@@ -575,10 +634,13 @@ def mixed_truth(count):
         z = torch.tensor(z, dtype=torch.float64)
         means = (a + 2 * z).unsqueeze(-1) + p["locs"]
         fit_ = (
-            torch.tensor([0.3, 0.7]).double().log() + dist.Normal(means, 1.0).log_prob(torch.tensor(0.9))
+            torch.tensor([0.3, 0.7]).double().log()
+            + dist.Normal(means, 1.0).log_prob(torch.tensor(0.9))
         ).logsumexp(-1)
         q = dist.Bernoulli(logits=0.5 * a + p["logit"]).log_prob(z)
-        prior = dist.Normal(torch.zeros_like(a), 1.0).log_prob(a) + dist.Bernoulli(logits=a).log_prob(z)
+        prior = dist.Normal(torch.zeros_like(a), 1.0).log_prob(a) + dist.Bernoulli(
+            logits=a
+        ).log_prob(z)
         log_w.append(prior + fit_ - q - dist.Normal(p["loc"], 0.8).log_prob(a))
         log_q.append(q)
     log_w, probs = torch.cat(log_w), torch.cat([mass * q.exp() for q in log_q])
@@ -587,10 +649,14 @@ def mixed_truth(count):
     else:
         pairs = torch.logaddexp(log_w.unsqueeze(0), log_w.unsqueeze(1)) - math.log(2)
         value = (probs.unsqueeze(0) * probs.unsqueeze(1) * pairs).sum()
-    return {n: g.float() for n, g in zip(p, torch.autograd.grad(value, list(p.values())), strict=True)}
+    return {
+        n: g.float() for n, g in zip(p, torch.autograd.grad(value, list(p.values())), strict=True)
+    }
 
 
-@pytest.mark.parametrize(("make", "count"), [(REINFORCE, 1), (lambda: RLOO(3), 1), (lambda: VIMCO(2), 2)])
+@pytest.mark.parametrize(
+    ("make", "count"), [(REINFORCE, 1), (lambda: RLOO(3), 1), (lambda: VIMCO(2), 2)]
+)
 def test_path_and_score_and_enumeration_together(make, count):
     x = torch.full((1500,), 0.9)
     program = Program(mixed_model, mixed_guide).initialise(x)
@@ -618,12 +684,18 @@ def test_objectives_are_captured(objective):
         torch.manual_seed(5)
         if backend:
             step = TrainStep(
-                lambda x, p=program: objective.differentiable_loss(p.model, p.guide, x), optimizer, backend=backend
+                lambda x, p=program: objective.differentiable_loss(p.model, p.guide, x),
+                optimizer,
+                backend=backend,
             )
             step(X)  # captures
             torch.manual_seed(5)
             program.load_state_dict(build(belief_net, recogniser, X).state_dict())
-        loss = objective.differentiable_loss(program.model, program.guide, X).item() if not backend else step(X).item()
+        loss = (
+            objective.differentiable_loss(program.model, program.guide, X).item()
+            if not backend
+            else step(X).item()
+        )
         losses.append(loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -637,7 +709,9 @@ def test_baselines_learn_inside_the_captured_step(kind):
     state = "weight" if kind == "running mean" else "0.weight"
     optimizer = torch.optim.SGD(program.parameters(), lr=0.05)
     step = TrainStep(
-        lambda x: objective.differentiable_loss(program.model, program.guide, x), optimizer, backend="eager"
+        lambda x: objective.differentiable_loss(program.model, program.guide, x),
+        optimizer,
+        backend="eager",
     )
     seen = []
     for _ in range(3):
@@ -659,7 +733,9 @@ def test_gradients_in_double_precision():
     ):
         loss = objective.differentiable_loss(program.model, program.guide, X.double())
         assert loss.dtype == torch.float64
-        assert all(g.dtype == torch.float64 for g in torch.autograd.grad(loss, list(program.parameters())))
+        assert all(
+            g.dtype == torch.float64 for g in torch.autograd.grad(loss, list(program.parameters()))
+        )
 
 
 @pytest.mark.cuda
@@ -678,13 +754,24 @@ def test_gradients_on_a_cuda_device():
         assert all(g.is_cuda and bool(g.isfinite().all()) for g in grads)
 
 
-@pytest.mark.parametrize("make", [lambda: RLOO(4), lambda: VIMCO(4), lambda: ReweightedWakeSleep(4)])
+@pytest.mark.parametrize(
+    "make", [lambda: RLOO(4), lambda: VIMCO(4), lambda: ReweightedWakeSleep(4)]
+)
 def test_fits_reach_the_evidence(make):
     """Data of one belief net, fitted by another: the bound comes near the entropy of the data."""
     x = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]).repeat(20, 1)
     program = build(belief_net, recogniser, x)
-    fit(program, x, make(), steps=200, progress=False, optimizer=lambda p: torch.optim.Adam(p, lr=0.05))
-    bound = -sum(IWELBOValue().loss(program.model, program.guide, x) for _ in range(20)) / 20 / len(x)
+    fit(
+        program,
+        x,
+        make(),
+        steps=200,
+        progress=False,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.05),
+    )
+    bound = (
+        -sum(IWELBOValue().loss(program.model, program.guide, x) for _ in range(20)) / 20 / len(x)
+    )
     assert bound > -math.log(2) - 0.15  # nats per datum; no model does better than -log 2
 
 

@@ -46,12 +46,17 @@ def wide_guide(x=None):
 def global_model(x=None):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("data", 3):
-        pyro.sample("x", dist.Normal(mu * pyro.param("w", torch.tensor(1.0)), 1.0).expand([3]), obs=x)
+        pyro.sample(
+            "x", dist.Normal(mu * pyro.param("w", torch.tensor(1.0)), 1.0).expand([3]), obs=x
+        )
 
 
 def global_guide(x=None):
     loc = pyro.param("loc", torch.tensor(0.4))
-    pyro.sample("mu", dist.Normal(loc, pyro.param("scale", torch.tensor(0.7), constraint=constraints.positive)))
+    pyro.sample(
+        "mu",
+        dist.Normal(loc, pyro.param("scale", torch.tensor(0.7), constraint=constraints.positive)),
+    )
 
 
 def log_evidence(x):
@@ -89,23 +94,33 @@ def named(program, name):
 @pytest.mark.parametrize("objective", [ELBO(7), ELBO(7, gradient="stl")])
 def test_elbo_and_gradient_match_the_closed_form(objective):
     program = Program(linear_model, wide_guide).initialise(X)
-    slope, raw, w = (named(program, n).detach().clone().requires_grad_() for n in ("slope", "scale", "w"))
+    slope, raw, w = (
+        named(program, n).detach().clone().requires_grad_() for n in ("slope", "scale", "w")
+    )
     exact = elbo_closed_form(X, slope, raw.exp(), w).sum()
-    truth = dict(zip(("slope", "scale", "w"), torch.autograd.grad(-exact, (slope, raw, w)), strict=True))
+    truth = dict(
+        zip(("slope", "scale", "w"), torch.autograd.grad(-exact, (slope, raw, w)), strict=True)
+    )
     losses = torch.tensor([objective.loss(program.model, program.guide, X) for _ in range(300)])
     assert abs(losses.mean() + exact) < 4.5 * losses.std() / math.sqrt(300)
     draws = gradients(program, objective, 600, X)
-    assert agree(draws, torch.cat([truth[name].reshape(-1) for name, _ in program.named_parameters()]))
+    assert agree(
+        draws, torch.cat([truth[name].reshape(-1) for name, _ in program.named_parameters()])
+    )
 
 
-@pytest.mark.parametrize("objective", [ELBO(3), IWELBO(3), IWELBO(3, gradient="dreg"), Renyi(0.3, 3)])
+@pytest.mark.parametrize(
+    "objective", [ELBO(3), IWELBO(3), IWELBO(3, gradient="dreg"), Renyi(0.3, 3)]
+)
 def test_with_the_posterior_as_guide_every_bound_is_the_evidence(objective):
     program = Program(linear_model, posterior_guide).initialise(X)
     loss = objective.loss(program.model, program.guide, X)
     assert loss == pytest.approx(-log_evidence(X).sum().item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("objective", [ELBO(1, gradient="stl"), IWELBO(4, gradient="stl"), IWELBO(4, gradient="dreg")])
+@pytest.mark.parametrize(
+    "objective", [ELBO(1, gradient="stl"), IWELBO(4, gradient="stl"), IWELBO(4, gradient="dreg")]
+)
 def test_path_gradients_vanish_at_the_posterior(objective):
     program = Program(linear_model, posterior_guide).initialise(X)
     draws = gradients(program, objective, 20, X)
@@ -120,13 +135,19 @@ def quadrature_iwelbo(x, kl_weight=1.0):
     nodes, weights = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(80))
     noise = torch.stack([nodes.repeat_interleave(80), nodes.repeat(80)], -1)
     weights = (weights[:, None] * weights).reshape(-1) / (2 * math.pi)
-    slope, raw, w = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, math.log(0.9), 1.0))
+    slope, raw, w = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, math.log(0.9), 1.0)
+    )
     z = x.double() * slope + raw.exp() * noise
-    log_ratio = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(x.double() * slope, raw.exp()).log_prob(z)
+    log_ratio = dist.Normal(0.0, 1.0).log_prob(z) - dist.Normal(
+        x.double() * slope, raw.exp()
+    ).log_prob(z)
     log_w = dist.Normal(w * z, NOISE).log_prob(x.double()) + kl_weight * log_ratio
     bound = (weights * (log_w.logsumexp(-1) - math.log(2))).sum()
     gradient = torch.autograd.grad(-bound, (slope, raw, w))
-    return bound.item(), dict(zip(("slope", "scale", "w"), (g.item() for g in gradient), strict=True))
+    return bound.item(), dict(
+        zip(("slope", "scale", "w"), (g.item() for g in gradient), strict=True)
+    )
 
 
 def scalar_model(x=None):
@@ -147,7 +168,9 @@ def scalar_guide(x=None):
 @pytest.mark.parametrize("gradient", ["reparam", "dreg"])
 def test_iwelbo_gradients_are_unbiased(gradient, kl_weight):
     value, truth = quadrature_iwelbo(X[0, 0], kl_weight)
-    x = X[:1, 0].expand(2000).contiguous()  # many copies of one datum: independent draws of its gradient
+    x = (
+        X[:1, 0].expand(2000).contiguous()
+    )  # many copies of one datum: independent draws of its gradient
     program = Program(scalar_model, scalar_guide).initialise(x)
     objective = IWELBO(2, gradient=gradient, kl_weight=kl_weight)
     assert objective.loss(program.model, program.guide, x) / 2000 == pytest.approx(-value, abs=0.05)
@@ -189,9 +212,13 @@ def test_scales_multiply_the_bound_and_enter_no_exponent(make, scale):
     torch.manual_seed(0)
     plain = make().loss(program.model, program.guide, X)
     torch.manual_seed(0)
-    assert make().loss(scaled(program.model), scaled(program.guide), X) == pytest.approx(10 * plain, rel=1e-3)
+    assert make().loss(scaled(program.model), scaled(program.guide), X) == pytest.approx(
+        10 * plain, rel=1e-3
+    )
     if make().__class__ is IWELBO:  # Pyro's exponentiates the scaled weights
-        pyros = RenyiELBO(alpha=0.0, num_particles=200, vectorize_particles=True, max_plate_nesting=1)
+        pyros = RenyiELBO(
+            alpha=0.0, num_particles=200, vectorize_particles=True, max_plate_nesting=1
+        )
         assert pyros.loss(scaled(program.model), scaled(program.guide), X) < 10 * plain - 1
 
 
@@ -221,7 +248,9 @@ def test_tempered_likelihood_stays_in_the_exponent():
 
     x = torch.tensor([0.7])
     grid = torch.linspace(-12, 12, 20001, dtype=torch.float64)
-    integrand = dist.Normal(0.0, 1.0).log_prob(grid) + 2 * dist.Normal(grid, 1.0).log_prob(x.double())
+    integrand = dist.Normal(0.0, 1.0).log_prob(grid) + 2 * dist.Normal(grid, 1.0).log_prob(
+        x.double()
+    )
     truth = torch.logsumexp(integrand, 0) + math.log(24 / 20000)
     assert IWELBO(200_000).loss(model, guide, x) == pytest.approx(-truth.item(), abs=0.01)
 
@@ -246,19 +275,27 @@ def test_score_function_gradient_matches_enumeration(num_particles):
     logit, raw = (named(program, n).detach().clone().requires_grad_() for n in ("logit", "prob"))
     q, terms = torch.sigmoid(logit), []
     for z in (0.0, 1.0):
-        log_p = dist.Bernoulli(torch.sigmoid(raw)).log_prob(torch.tensor(z)) + dist.Normal(2 * z, 1.0).log_prob(x)
+        log_p = dist.Bernoulli(torch.sigmoid(raw)).log_prob(torch.tensor(z)) + dist.Normal(
+            2 * z, 1.0
+        ).log_prob(x)
         log_q = dist.Bernoulli(logits=logit).log_prob(torch.tensor(z))
         terms.append((q if z else 1 - q) * (log_p - log_q))
-    truth = dict(zip(("logit", "prob"), torch.autograd.grad(-sum(terms).sum(), (logit, raw)), strict=True))
+    truth = dict(
+        zip(("logit", "prob"), torch.autograd.grad(-sum(terms).sum(), (logit, raw)), strict=True)
+    )
     draws = gradients(program, ELBO(num_particles), 1500, x)
-    assert agree(draws, torch.cat([truth[name].reshape(-1) for name, _ in program.named_parameters()]))
+    assert agree(
+        draws, torch.cat([truth[name].reshape(-1) for name, _ in program.named_parameters()])
+    )
 
 
 def test_the_other_particles_are_a_baseline():
     x = X[:, 0]
     program = Program(discrete_model, discrete_guide).initialise(x)
     alone, together = gradients(program, ELBO(1), 800, x), gradients(program, ELBO(8), 800, x)
-    guide = torch.cat([torch.full((p.numel(),), n == "logit") for n, p in program.named_parameters()])
+    guide = torch.cat(
+        [torch.full((p.numel(),), n == "logit") for n, p in program.named_parameters()]
+    )
     better = together.var(0) * 8 < alone.var(0)  # than the mean of 8 independent ones
     assert bool(better[guide].all())
 
@@ -276,7 +313,9 @@ def test_enumerated_elbo_is_the_log_likelihood_and_matches_pyro():
     program = Program(enumerated_model).initialise(x)
     ours = ELBO().differentiable_loss(program.model, program.guide, x)
     mine = torch.autograd.grad(ours, list(program.parameters()))
-    theirs = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(program.model, lambda x: None, x)
+    theirs = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        program.model, lambda x: None, x
+    )
     expected = torch.autograd.grad(theirs, list(program.parameters()))
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, expected, strict=True))
@@ -285,11 +324,15 @@ def test_enumerated_elbo_is_the_log_likelihood_and_matches_pyro():
 def test_a_program_is_initialised_by_its_objective():
     x = X[:, 1]
     fresh, ready = Program(enumerated_model), Program(enumerated_model).initialise(x)
-    assert ELBO().loss(fresh.model, fresh.guide, x) == pytest.approx(ELBO().loss(ready.model, ready.guide, x))
+    assert ELBO().loss(fresh.model, fresh.guide, x) == pytest.approx(
+        ELBO().loss(ready.model, ready.guide, x)
+    )
     with pyro.get_param_store().scope():
         program = Program(linear_model, wide_guide)
         SVI(program.model, program.guide, pyro.optim.SGD({"lr": 0.1}), ELBO()).step(X)
-        assert not torch.allclose(named(program, "w"), torch.tensor([1.0, 0.5]))  # the first step counts
+        assert not torch.allclose(
+            named(program, "w"), torch.tensor([1.0, 0.5])
+        )  # the first step counts
         assert len(pyro.get_param_store()) == 0
 
 
@@ -297,7 +340,12 @@ def test_kl_weight_multiplies_the_kl_term():
     program = Program(linear_model, posterior_guide).initialise(X)
     values = {}
     for weight in (0.0, 1.0, 3.0):
-        values[weight] = sum(ELBO(500, kl_weight=weight).loss(program.model, program.guide, X) for _ in range(10)) / 10
+        values[weight] = (
+            sum(
+                ELBO(500, kl_weight=weight).loss(program.model, program.guide, X) for _ in range(10)
+            )
+            / 10
+        )
     assert values[3.0] - values[0.0] == pytest.approx(3 * (values[1.0] - values[0.0]), rel=0.05)
 
 
@@ -339,7 +387,12 @@ def test_elbo_agrees_with_pyros():
 
 def test_differentiable_loss_reads_nothing_on_the_host(monkeypatch):
     program = Program(linear_model, wide_guide).initialise(X)
-    objectives = [ELBO(2), IWELBO(3, gradient="dreg"), Renyi(0.5, 3), ELBO(kl_weight=linear_warmup(5))]
+    objectives = [
+        ELBO(2),
+        IWELBO(3, gradient="dreg"),
+        Renyi(0.5, 3),
+        ELBO(kl_weight=linear_warmup(5)),
+    ]
     for objective in objectives:
         objective.differentiable_loss(program.model, program.guide, X)
 
@@ -348,7 +401,9 @@ def test_differentiable_loss_reads_nothing_on_the_host(monkeypatch):
 
     for name in ("item", "__bool__", "__float__", "__int__", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    losses = [objective.differentiable_loss(program.model, program.guide, X) for objective in objectives]
+    losses = [
+        objective.differentiable_loss(program.model, program.guide, X) for objective in objectives
+    ]
     monkeypatch.undo()
     assert all(math.isfinite(loss.item()) for loss in losses)
 
@@ -356,12 +411,15 @@ def test_differentiable_loss_reads_nothing_on_the_host(monkeypatch):
 def test_renyi_orders_the_bounds():
     program = Program(linear_model, wide_guide).initialise(X)
     values = [
-        -sum(Renyi(a, 50).loss(program.model, program.guide, X) for _ in range(40)) for a in (-1.0, 0.0, 0.5, 2.0)
+        -sum(Renyi(a, 50).loss(program.model, program.guide, X) for _ in range(40))
+        for a in (-1.0, 0.0, 0.5, 2.0)
     ]
     assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.parametrize("make", [lambda: ELBO(2.5), lambda: IWELBO(math.nan), lambda: Renyi(math.nan)])
+@pytest.mark.parametrize(
+    "make", [lambda: ELBO(2.5), lambda: IWELBO(math.nan), lambda: Renyi(math.nan)]
+)
 def test_settings_that_cannot_be_meant(make):
     with pytest.raises(ValueError, match="expected"):
         make()

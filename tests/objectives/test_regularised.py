@@ -52,7 +52,9 @@ def loss(objective, pair, x=X, seed=0):
 def gradients(objective, pair, repeats=300, x=X):
     names = dict(pair.named_parameters())
     rows = [
-        torch.autograd.grad(objective.differentiable_loss(pair.model, pair.guide, x), list(names.values()))
+        torch.autograd.grad(
+            objective.differentiable_loss(pair.model, pair.guide, x), list(names.values())
+        )
         for _ in range(repeats)
     ]
     return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(names)}
@@ -75,9 +77,13 @@ def test_each_dimension_costs_at_least_its_free_nats(nats):
 def test_sites_share_their_free_nats():
     total = kl().mean(0).sum().item()
     for nats in (0.5 * total, 2 * total):
-        extra = loss(FreeBits(nats, per="site"), program()) - loss(FreeBits(0.0, per="site"), program())
+        extra = loss(FreeBits(nats, per="site"), program()) - loss(
+            FreeBits(0.0, per="site"), program()
+        )
         assert extra == pytest.approx(4 * max(0.0, nats - total), abs=1e-5)
-    assert loss(FreeBits(0.0, per="site"), program()) == pytest.approx(loss(FreeBits(0.0), program()), abs=1e-5)
+    assert loss(FreeBits(0.0, per="site"), program()) == pytest.approx(
+        loss(FreeBits(0.0), program()), abs=1e-5
+    )
 
 
 def test_the_site_of_a_scalar_latent_is_its_one_dimension():
@@ -102,7 +108,9 @@ def test_a_floored_dimension_feels_no_divergence():
     value = likelihood(slope=slope, scale=scale).sum() - 4 * kl(slope=slope, scale=scale).mean(0)[0]
     truth = dict(zip(("slope", "scale"), torch.autograd.grad(-value, (slope, scale)), strict=True))
     for name, draws in gradients(FreeBits(0.3), program()).items():
-        assert bool(((draws.mean(0) - truth[name]).abs() < 4.5 * draws.std(0) / math.sqrt(300)).all())
+        assert bool(
+            ((draws.mean(0) - truth[name]).abs() < 4.5 * draws.std(0) / math.sqrt(300)).all()
+        )
 
 
 def test_divergences_without_closed_form_are_estimated():
@@ -119,8 +127,12 @@ def test_divergences_without_closed_form_are_estimated():
 
     x = X[:, 0]
     pair = Program(mixture_model, simple_guide).initialise(x)
-    for seed in range(5):  # at no floor it is the ELBO's own estimate, draw by draw, unless that mean is negative
-        divergence = loss(FreeBits(0.0), pair, x, seed) - loss(FreeBits(0.0, kl_weight=0.0), pair, x, seed)
+    for seed in range(
+        5
+    ):  # at no floor it is the ELBO's own estimate, draw by draw, unless that mean is negative
+        divergence = loss(FreeBits(0.0), pair, x, seed) - loss(
+            FreeBits(0.0, kl_weight=0.0), pair, x, seed
+        )
         elbo = loss(ELBO(), pair, x, seed) - loss(ELBO(kl_weight=0.0), pair, x, seed)
         assert divergence == pytest.approx(max(elbo, 0.0), abs=1e-4)
 
@@ -157,7 +169,9 @@ def brute_force(z):
         q = torch.stack([dist.Normal(x * SLOPE, SCALE).log_prob(z[i]).exp() for x in X])  # [4, 2]
         aggregate, marginals = q.prod(-1).mean().log(), q.mean(0).log().sum()
         prior = dist.Normal(0.0, 1.0).log_prob(z[i]).sum()
-        parts.append(torch.stack([q[i].log().sum() - aggregate, aggregate - marginals, marginals - prior]))
+        parts.append(
+            torch.stack([q[i].log().sum() - aggregate, aggregate - marginals, marginals - prior])
+        )
     return torch.stack(parts).sum(0)
 
 
@@ -166,11 +180,19 @@ def test_parts_of_the_divergence_match_brute_force_on_all_data():
     z = dist.Normal(X * SLOPE, SCALE).sample()
     information, correlation, dimensions = brute_force(z)
     plain = loss(BetaTC(4, 1.0), program())
-    assert loss(BetaTC(4, 3.0), program()) - plain == pytest.approx(2 * correlation.item(), abs=1e-4)
-    assert loss(BetaTC(4, 1.0, alpha=0.0), program()) - plain == pytest.approx(-information.item(), abs=1e-4)
-    assert loss(BetaTC(4, 1.0, gamma=2.0), program()) - plain == pytest.approx(dimensions.item(), abs=1e-4)
+    assert loss(BetaTC(4, 3.0), program()) - plain == pytest.approx(
+        2 * correlation.item(), abs=1e-4
+    )
+    assert loss(BetaTC(4, 1.0, alpha=0.0), program()) - plain == pytest.approx(
+        -information.item(), abs=1e-4
+    )
+    assert loss(BetaTC(4, 1.0, gamma=2.0), program()) - plain == pytest.approx(
+        dimensions.item(), abs=1e-4
+    )
     halved = loss(BetaTC(4, 1.0, kl_weight=0.5), program())
-    assert plain - halved == pytest.approx(0.5 * (information + correlation + dimensions).item(), abs=1e-4)
+    assert plain - halved == pytest.approx(
+        0.5 * (information + correlation + dimensions).item(), abs=1e-4
+    )
 
 
 def test_minibatches_stand_for_the_aggregate_posterior_without_bias():
@@ -182,7 +204,9 @@ def test_minibatches_stand_for_the_aggregate_posterior_without_bias():
             rows = [0, *others]
             weights = BetaTC(6).log_mixing(torch.zeros(size, size, 1, dtype=torch.float64))[0].exp()
             estimates.append((weights * density[rows]).sum())
-        assert torch.stack(estimates).mean().item() == pytest.approx(density.mean().item(), rel=1e-10)
+        assert torch.stack(estimates).mean().item() == pytest.approx(
+            density.mean().item(), rel=1e-10
+        )
 
 
 def test_total_correlation_is_zero_where_dimensions_are_independent():
@@ -197,7 +221,9 @@ def test_total_correlation_is_zero_where_dimensions_are_independent():
 
 
 def test_a_last_minibatch_of_one_is_the_elbo():
-    assert loss(BetaTC(5), program(), X[:1]) == pytest.approx(loss(ELBO(), program(), X[:1]), abs=1e-5)
+    assert loss(BetaTC(5), program(), X[:1]) == pytest.approx(
+        loss(ELBO(), program(), X[:1]), abs=1e-5
+    )
 
 
 # ---- MIWAE, CIWAE ----------------------------------------------------------------------------------------------------
@@ -215,13 +241,16 @@ def test_a_last_minibatch_of_one_is_the_elbo():
 )
 def test_combined_bounds_at_their_ends(combined, parts):
     pair = program()
-    assert loss(combined, pair) == pytest.approx(sum(loss(part, pair) for part in parts) / len(parts), abs=1e-4)
+    assert loss(combined, pair) == pytest.approx(
+        sum(loss(part, pair) for part in parts) / len(parts), abs=1e-4
+    )
 
 
 def test_miwae_is_the_mean_of_smaller_bounds():
     pair = program()
     many, small = (
-        torch.tensor([loss(objective, pair, seed=i) for i in range(400)]) for objective in (MIWAE(3, 2), IWELBO(2))
+        torch.tensor([loss(objective, pair, seed=i) for i in range(400)])
+        for objective in (MIWAE(3, 2), IWELBO(2))
     )
     assert abs(many.mean() - small.mean()) < 4 * (many.var() / 400 + small.var() / 400).sqrt()
     assert many.var() < 0.6 * small.var()
@@ -238,11 +267,15 @@ def test_scales_multiply_each_datum(objective):
 
     def at(factor):
         torch.manual_seed(0)
-        return type(objective).loss(objective, poutine.scale(pair.model, factor), poutine.scale(pair.guide, factor), X)
+        return type(objective).loss(
+            objective, poutine.scale(pair.model, factor), poutine.scale(pair.guide, factor), X
+        )
 
     assert at(10.0) == pytest.approx(10 * loss(objective, pair), rel=1e-4)
     ones = torch.ones(4)
-    assert at(ones + torch.eye(4)[0]) + at(2 * ones - torch.eye(4)[0]) == pytest.approx(3 * at(1.0), rel=1e-4)
+    assert at(ones + torch.eye(4)[0]) + at(2 * ones - torch.eye(4)[0]) == pytest.approx(
+        3 * at(1.0), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)

@@ -16,16 +16,24 @@ X = torch.tensor([0.3, -0.5, 1.0]).double()
 PARALLEL = {"enumerate": "parallel"}
 
 
-def assert_gradient(program: Program, objective: Callable, args: tuple, expected: Tensor, num_draws: int = 400) -> None:
+def assert_gradient(
+    program: Program, objective: Callable, args: tuple, expected: Tensor, num_draws: int = 400
+) -> None:
     """Compare the mean gradient of the bound with the true one."""
     names, parameters = zip(*program.named_parameters(), strict=True)
     draws = []
     for _ in range(num_draws):
         loss = objective.differentiable_loss(program.model, program.guide, *args)
-        draws.append(torch.cat([-part.reshape(-1) for part in torch.autograd.grad(loss, parameters)]))
+        draws.append(
+            torch.cat([-part.reshape(-1) for part in torch.autograd.grad(loss, parameters)])
+        )
     gradient = torch.stack(draws)
     error = gradient.std(0) / num_draws**0.5
-    assert bool(((gradient.mean(0) - expected).abs() < 4.5 * error + 1e-9).all()), (names, gradient.mean(0), expected)
+    assert bool(((gradient.mean(0) - expected).abs() < 4.5 * error + 1e-9).all()), (
+        names,
+        gradient.mean(0),
+        expected,
+    )
     assert bool((error < 0.25 * expected.abs().max()).all())
 
 
@@ -50,7 +58,9 @@ def bernoulli_program(weight: float, counted: Tensor, seen: Tensor) -> Program:
     return Program(model, guide)
 
 
-@pytest.mark.parametrize("objective", [ELBO(1), RLOO(4), REINFORCE(2)], ids=lambda objective: type(objective).__name__)
+@pytest.mark.parametrize(
+    "objective", [ELBO(1), RLOO(4), REINFORCE(2)], ids=lambda objective: type(objective).__name__
+)
 @pytest.mark.parametrize(
     ("weight", "counted", "seen"),
     [(0.2, [1, 1, 1], [1, 1, 1]), (1.0, [1, 0, 1], [1, 1, 1]), (1.0, [1, 0, 1], [1, 0, 0])],
@@ -60,9 +70,16 @@ def test_scores_are_those_of_the_draws(objective, weight, counted, seen) -> None
     logits = torch.tensor([0.1, -0.4, 0.2], requires_grad=True, dtype=torch.float64)
     posterior, bound = dist.Bernoulli(logits=logits), 0.0
     for value in (torch.zeros(3).double(), torch.ones(3).double()):
-        ratio = dist.Bernoulli(torch.tensor(0.3).double()).log_prob(value) - posterior.log_prob(value)
+        ratio = dist.Bernoulli(torch.tensor(0.3).double()).log_prob(value) - posterior.log_prob(
+            value
+        )
         likelihood = dist.Normal(2 * value, torch.tensor(1.0).double()).log_prob(X)
-        bound = bound + (posterior.log_prob(value).exp() * (weight * counted * ratio + seen * likelihood)).sum()
+        bound = (
+            bound
+            + (
+                posterior.log_prob(value).exp() * (weight * counted * ratio + seen * likelihood)
+            ).sum()
+        )
     torch.manual_seed(0)
     program = bernoulli_program(weight, counted, seen).initialise(X)
     assert_gradient(program, objective, (X,), torch.autograd.grad(bound, logits)[0])
@@ -81,24 +98,35 @@ def test_scores_of_minibatches_beside_a_shared_latent() -> None:
     def guide(x: Tensor) -> None:
         pyro.sample("g", dist.Bernoulli(logits=pyro.param("shared", x.new_tensor(0.2))))
         with pyro.plate("data", 6, subsample=torch.arange(2)):
-            pyro.sample("z", dist.Bernoulli(logits=pyro.param("local", torch.tensor([0.1, -0.4]).double())))
+            pyro.sample(
+                "z", dist.Bernoulli(logits=pyro.param("local", torch.tensor([0.1, -0.4]).double()))
+            )
 
     shared = torch.tensor(0.2, requires_grad=True, dtype=torch.float64)
     local = torch.tensor([0.1, -0.4], requires_grad=True, dtype=torch.float64)
     q_g, q_z, bound = dist.Bernoulli(logits=shared), dist.Bernoulli(logits=local), 0.0
     for g in torch.tensor([0.0, 1.0]).double():
         chance = q_g.log_prob(g).exp()
-        bound = bound + chance * (dist.Bernoulli(torch.tensor(0.4).double()).log_prob(g) - q_g.log_prob(g))
+        bound = bound + chance * (
+            dist.Bernoulli(torch.tensor(0.4).double()).log_prob(g) - q_g.log_prob(g)
+        )
         for z in (torch.zeros(2).double(), torch.ones(2).double()):
             ratio = dist.Bernoulli(0.3 + 0.3 * g).log_prob(z) - q_z.log_prob(z)
             bound = (
-                bound + share * chance * (q_z.log_prob(z).exp() * (ratio + dist.Normal(z - g, 1.0).log_prob(x))).sum()
+                bound
+                + share
+                * chance
+                * (q_z.log_prob(z).exp() * (ratio + dist.Normal(z - g, 1.0).log_prob(x))).sum()
             )
     torch.manual_seed(0)
     program = Program(model, guide).initialise(x)
-    by_name = dict(zip(("shared", "local"), torch.autograd.grad(bound, (shared, local)), strict=True))
+    by_name = dict(
+        zip(("shared", "local"), torch.autograd.grad(bound, (shared, local)), strict=True)
+    )
     order = [name.split(".")[-1] for name, _ in program.named_parameters()]
-    assert_gradient(program, RLOO(4), (x,), torch.cat([by_name[name].reshape(-1) for name in order]), 1500)
+    assert_gradient(
+        program, RLOO(4), (x,), torch.cat([by_name[name].reshape(-1) for name in order]), 1500
+    )
 
 
 def test_priors_with_summed_out_parents_are_scored() -> None:
@@ -139,7 +167,9 @@ def scaled_guide(x: Tensor, weight: float | Tensor = 1.0) -> None:
 
 
 def test_scales_that_part_after_the_first_run_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"scales are .*'z': 0.1.* all alike when the program was first run"):
+    with pytest.raises(
+        ValueError, match=r"scales are .*'z': 0.1.* all alike when the program was first run"
+    ):
         ELBO().loss(*_pair(Program(scaled, scaled_guide).initialise(X)), X, 0.1)
 
 
@@ -167,7 +197,9 @@ def test_annealed_scales(first: float | Tensor, then: float | Tensor) -> None:
     program = Program(scaled, scaled_guide).initialise(X, first)
     torch.manual_seed(0)
     loss = ELBO(20_000).loss(*_pair(program), X, then)
-    kl = torch.distributions.kl_divergence(dist.Normal(0.5 * X, 0.7), dist.Normal(torch.zeros(3).double(), 1.0))
+    kl = torch.distributions.kl_divergence(
+        dist.Normal(0.5 * X, 0.7), dist.Normal(torch.zeros(3).double(), 1.0)
+    )
     likelihood = dist.Normal(0.5 * X, 1.0).log_prob(X) - 0.5 * 0.49
     assert loss == pytest.approx(float((0.1 * kl - likelihood).sum()), abs=0.05)
 
@@ -219,17 +251,24 @@ def test_free_bits_refuse_a_guide_in_another_order() -> None:
         FreeBits(0.1).loss(model, guide, X.float())
 
 
-@pytest.mark.parametrize("objective", [FreeBits(0.1), BetaTC(num_data=3)], ids=["FreeBits", "BetaTC"])
+@pytest.mark.parametrize(
+    "objective", [FreeBits(0.1), BetaTC(num_data=3)], ids=["FreeBits", "BetaTC"]
+)
 def test_divergences_refuse_masks_of_distributions(objective) -> None:
     def half(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1)
+            )
             pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample(
-                "z", dist.Normal(x.unsqueeze(-1).expand(-1, 2), 1.0).mask(torch.tensor([True, False])).to_event(1)
+                "z",
+                dist.Normal(x.unsqueeze(-1).expand(-1, 2), 1.0)
+                .mask(torch.tensor([True, False]))
+                .to_event(1),
             )
 
     with pytest.raises(ValueError, match="is masked"):

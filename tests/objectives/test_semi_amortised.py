@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm import Program, fit
+from ppl_dgm.conditionals.guides import (
+    AmortisedGuide,
+    DiagonalNormal,
+    FlowPosterior,
+    FullRankNormal,
+    Posterior,
+)
 from ppl_dgm.families import PPCA, VAE
-from ppl_dgm.guides import AmortisedGuide, DiagonalNormal, FlowPosterior, FullRankNormal, Posterior
 from ppl_dgm.objectives import ELBO, SemiAmortised
 
 
@@ -36,7 +42,9 @@ POSTERIORS: dict[str, Callable[[], Posterior]] = {
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize(("num_steps", "clip_norm"), [(1, 100.0), (3, 100.0), (3, 0.5)])
-def test_gradients_through_the_steps_match_finite_differences(posterior: str, num_steps: int, clip_norm: float) -> None:
+def test_gradients_through_the_steps_match_finite_differences(
+    posterior: str, num_steps: int, clip_norm: float
+) -> None:
     """Along a random direction of all parameters, and for the encoder's alone: the second derivatives count."""
     program, x = small_vae(POSTERIORS[posterior]())
     objective = SemiAmortised(num_steps, 0.3, num_particles=2, clip_norm=clip_norm)
@@ -74,12 +82,19 @@ def linear_gaussian(num_data: int = 20) -> tuple[Program, Tensor, Tensor]:
     with torch.no_grad():
         exact.model.fn.weight.copy_(torch.tensor([[1.0, 0.5], [0.5, 1.0], [0.0, 0.7]]))
     encoder = nn.Linear(3, 5).double()
-    return Program(exact.model.fn, AmortisedGuide(encoder, FullRankNormal(2).double())), x, exact.marginal().log_prob(x)
+    return (
+        Program(exact.model.fn, AmortisedGuide(encoder, FullRankNormal(2).double())),
+        x,
+        exact.marginal().log_prob(x),
+    )
 
 
 def test_many_steps_reach_the_evidence_and_few_lie_between() -> None:
     program, x, truth = linear_gaussian()
-    losses = [SemiAmortised(k, 0.03, num_particles=32).loss(program.model, program.guide, x) for k in (1, 10, 150)]
+    losses = [
+        SemiAmortised(k, 0.03, num_particles=32).loss(program.model, program.guide, x)
+        for k in (1, 10, 150)
+    ]
     start = ELBO(32).loss(program.model, program.guide, x)
     assert start > losses[0] > losses[1] > losses[2]
     assert -truth.sum() - 0.5 < losses[2] < -truth.sum() + 0.5
@@ -107,12 +122,18 @@ def test_a_fit_trains_the_encoder_to_give_good_starts() -> None:
     for parameter in program.guide.fn.parameters():
         parameter.requires_grad_(True)
     objective = SemiAmortised(2, 0.1, num_particles=4)
-    before = [ELBO(200).loss(program.model, program.guide, x), objective.loss(program.model, program.guide, x)]
+    before = [
+        ELBO(200).loss(program.model, program.guide, x),
+        objective.loss(program.model, program.guide, x),
+    ]
     fit(
         program, x, objective, steps=150, seed=0, progress=False, compile=False,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )  # fmt: skip
-    after = [ELBO(200).loss(program.model, program.guide, x), objective.loss(program.model, program.guide, x)]
+    after = [
+        ELBO(200).loss(program.model, program.guide, x),
+        objective.loss(program.model, program.guide, x),
+    ]
     assert after[0] < before[0]
     assert -truth.sum() - 1 < after[1] < before[1]
 
@@ -134,5 +155,8 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="learning_rate 0"):
         SemiAmortised(1, 0.0)
     ppca = PPCA(3, 2)
-    with pytest.raises(ValueError, match="the guide is a LinearGaussianPosterior; give the program an AmortisedGuide"):
+    with pytest.raises(
+        ValueError,
+        match="the guide is a LinearGaussianPosterior; give the program an AmortisedGuide",
+    ):
         SemiAmortised(1, 0.1).loss(ppca.model, ppca.guide, torch.zeros(4, 3))

@@ -79,7 +79,9 @@ def hidden_markov_truth(series: Tensor, noise: float = 1.0) -> Tensor:
     total = torch.zeros(len(series), dtype=torch.float64)
     for path in itertools.product(range(2), repeat=series.shape[1]):
         prior = math.prod(TRANSITIONS[a, b].item() for a, b in itertools.pairwise((0, *path)))
-        total += prior * Normal(EMISSIONS[list(path)], noise).log_prob(series).sum(-1).double().exp()
+        total += (
+            prior * Normal(EMISSIONS[list(path)], noise).log_prob(series).sum(-1).double().exp()
+        )
     return total.log().float()
 
 
@@ -106,7 +108,9 @@ def test_hidden_markov_model_under_a_drawn_parameter(way: str) -> None:
     bound = program.bind(SERIES)
     assert bound.structure.model_runs == way
     values = bound.draw(3).values
-    truth = torch.stack([hidden_markov_truth(SERIES, noise.item()).sum() for noise in values["noise"]])
+    truth = torch.stack(
+        [hidden_markov_truth(SERIES, noise.item()).sum() for noise in values["noise"]]
+    )
     assert torch.allclose(bound.log_joint(values).likelihood, truth, atol=1e-3)
 
 
@@ -174,7 +178,9 @@ def test_continuous_latent_downstream_of_a_discrete_one() -> None:
     """The prior proposal's density is the mixture sum_k pi_k N(z | m_k, 0.5), so log w = log p(x | z)."""
     bound = Program(downstream).bind(X)
     draw = bound.draw(4)
-    marginal = (WEIGHTS.log() + Normal(LOCS, 0.5).log_prob(draw.values["z"].unsqueeze(-1))).logsumexp(-1)
+    marginal = (
+        WEIGHTS.log() + Normal(LOCS, 0.5).log_prob(draw.values["z"].unsqueeze(-1))
+    ).logsumexp(-1)
     joint = bound.log_joint(draw.values)
     assert torch.allclose(joint.prior, marginal, atol=1e-5)
     assert torch.allclose(draw.log_prob, marginal, atol=1e-5)
@@ -193,7 +199,9 @@ def test_its_prior_draws_follow_the_mixture() -> None:
 def test_its_evidence_by_importance_sampling() -> None:
     truth = (WEIGHTS.log() + Normal(LOCS, math.sqrt(1.25)).log_prob(X.unsqueeze(-1))).logsumexp(-1)
     for seed, guide in ((1, None), (2, wide_guide)):
-        ratio = (log_weights(Program(downstream, guide), X, num_particles=5000, seed=seed) - truth).exp()
+        ratio = (
+            log_weights(Program(downstream, guide), X, num_particles=5000, seed=seed) - truth
+        ).exp()
         error = ratio.std(0) / 5000**0.5
         assert bool(((ratio.mean(0) - 1).abs() < 4.5 * error).all())
 
@@ -212,7 +220,9 @@ def test_unmarked_discrete_latents_are_drawn_unless_asked_for() -> None:
     program = Program(model)
     bound = program.bind(X)
     values = bound.draw(50).values
-    assert torch.allclose(bound.log_joint(values).likelihood, Normal(LOCS[values["k"]], 1.0).log_prob(X), atol=1e-5)
+    assert torch.allclose(
+        bound.log_joint(values).likelihood, Normal(LOCS[values["k"]], 1.0).log_prob(X), atol=1e-5
+    )
     summed = program.bind(X, sum_out=True)
     assert summed.structure.enumerated == ("k",)
     assert torch.allclose(summed.log_joint({}).total[0], mixture_truth(X), atol=1e-5)
@@ -257,7 +267,9 @@ def test_padded_series_have_the_evidence_of_the_series(wrapped: bool) -> None:
                 with poutine.mask(mask=True if wrapped else t < lengths):
                     hidden = chances.mask(t < lengths) if wrapped else chances
                     state = pyro.sample(f"z{t}", hidden, infer=PARALLEL)
-                    pyro.sample(f"x{t}", dist.Categorical(emit[state]).mask(t < lengths), obs=x[:, t])
+                    pyro.sample(
+                        f"x{t}", dist.Categorical(emit[state]).mask(t < lengths), obs=x[:, t]
+                    )
 
     def forward(series: Tensor) -> Tensor:
         alpha = start * emit[:, series[0]]
@@ -265,7 +277,9 @@ def test_padded_series_have_the_evidence_of_the_series(wrapped: bool) -> None:
             alpha = (alpha @ move) * emit[:, entry]
         return alpha.sum().log()
 
-    truth = torch.stack([forward(series[:length]) for series, length in zip(x, lengths, strict=True)])
+    truth = torch.stack(
+        [forward(series[:length]) for series, length in zip(x, lengths, strict=True)]
+    )
     assert torch.allclose(log_weights(Program(model), x)[0], truth, atol=1e-5)
 
 
@@ -291,7 +305,9 @@ def test_prior_and_likelihood_part_at_the_drawn_latents() -> None:
     assert torch.allclose(parts.likelihood, each.logsumexp(-1).sum(-1), atol=1e-4)
     parts = Program(above).bind(X).log_joint({"loc": loc})
     assert torch.allclose(parts.prior, mixture_truth(loc), atol=1e-5)
-    assert torch.allclose(parts.likelihood, dist.Normal(loc[:, None], 1.0).log_prob(X).sum(-1), atol=1e-4)
+    assert torch.allclose(
+        parts.likelihood, dist.Normal(loc[:, None], 1.0).log_prob(X).sum(-1), atol=1e-4
+    )
 
 
 def test_masked_observations_of_summed_latents_vanish() -> None:
@@ -350,7 +366,9 @@ def test_turns_of_a_sequential_data_plate_are_summed_out_each() -> None:
     values = bound.draw(3).values
     shifts = torch.stack([values[f"shift{i}"] for i in range(5)], -1).reshape(3, 5)
     log_prob = 2 * Normal(LOCS + shifts[..., None], 1.0).log_prob(X[:, None])
-    assert torch.allclose(bound.log_joint(values).likelihood, (WEIGHTS.log() + log_prob).logsumexp(-1), atol=1e-4)
+    assert torch.allclose(
+        bound.log_joint(values).likelihood, (WEIGHTS.log() + log_prob).logsumexp(-1), atol=1e-4
+    )
 
 
 def test_turns_that_share_a_sum_have_no_evidence_each() -> None:
@@ -360,7 +378,9 @@ def test_turns_that_share_a_sum_have_no_evidence_each() -> None:
             z = pyro.sample(f"z{i}", dist.Categorical(TRANSITIONS[z]), infer=PARALLEL)
             pyro.sample(f"x{i}", dist.Normal(EMISSIONS[z], 1.0), obs=x[i])
 
-    with pytest.raises(ValueError, match=r"sequential data plate 'data' share .*\['z0', 'x0'.*pyro.markov"):
+    with pytest.raises(
+        ValueError, match=r"sequential data plate 'data' share .*\['z0', 'x0'.*pyro.markov"
+    ):
         log_weights(Program(model), X)
 
 
@@ -410,7 +430,14 @@ def test_pyros_own_loss_sums_out_a_chain() -> None:
     x = torch.randn(4, 3)
     density = Normal(LOCS[:2], 1.0).log_prob(x.unsqueeze(-1)).exp()  # [data, time, values]
     truth = sum(
-        (moves[0, a] * moves[a, b] * moves[b, c] * density[:, 0, a] * density[:, 1, b] * density[:, 2, c])
+        (
+            moves[0, a]
+            * moves[a, b]
+            * moves[b, c]
+            * density[:, 0, a]
+            * density[:, 1, b]
+            * density[:, 2, c]
+        )
         for a, b, c in itertools.product(range(2), repeat=3)
     )
     program = Program(chain).initialise(x)

@@ -38,7 +38,9 @@ def local_pair(wrap_model: Callable = lambda f: f, wrap_guide: Callable = lambda
     return Program(wrap_model(model), wrap_guide(guide))
 
 
-def assert_parts(program: Program, prior: Callable, likelihood: Callable, guide: Callable, *data: Tensor) -> Tensor:
+def assert_parts(
+    program: Program, prior: Callable, likelihood: Callable, guide: Callable, *data: Tensor
+) -> Tensor:
     """Compare the three log densities of draws with functions of the draws; return the scale."""
     bound = program.bind(*data)
     draw = bound.draw(P)
@@ -78,7 +80,9 @@ def several_latents() -> Program:
 
 def test_several_latents() -> None:
     def prior(v: dict) -> Tensor:
-        return normal(v["a"], 0.0).sum(-1) + torch.distributions.LogNormal(v["a"].sum(-1), 1.0).log_prob(v["b"])
+        return normal(v["a"], 0.0).sum(-1) + torch.distributions.LogNormal(
+            v["a"].sum(-1), 1.0
+        ).log_prob(v["b"])
 
     program = several_latents()
     assert_parts(program, prior, lambda v: Normal(v["a"][..., 0], v["b"]).log_prob(X), prior, X)
@@ -100,7 +104,10 @@ def test_global_and_local_latents() -> None:
     program = Program(model)
     assert_parts(program, prior, lambda v: normal(X, v["z"]).sum(-1), prior, X)
     assert program.structure.target == "dataset"
-    assert {latent.name: latent.local for latent in program.structure.latents} == {"mu": False, "z": True}
+    assert {latent.name: latent.local for latent in program.structure.latents} == {
+        "mu": False,
+        "z": True,
+    }
 
 
 def test_nested_plates() -> None:
@@ -136,7 +143,9 @@ def test_a_plate_beside_the_data() -> None:
         return normal(v["loc"], 0.0).flatten(1).sum(-1)
 
     program = Program(model)
-    assert_parts(program, prior, lambda v: normal(X, v["loc"].sum((-1, -2))[:, None]).sum(-1), prior, X)
+    assert_parts(
+        program, prior, lambda v: normal(X, v["loc"].sum((-1, -2))[:, None]).sum(-1), prior, X
+    )
 
 
 def test_sequential_inner_plate() -> None:
@@ -222,7 +231,8 @@ def test_auxiliary_latents_that_no_density_accounts_for_are_refused() -> None:
         pyro.sample("z", dist.Normal(a, 1.0))
 
     with pytest.raises(
-        ValueError, match=r"auxiliary variables \['a'\] are 1 numbers.*dist.Delta are 0.*in the model too"
+        ValueError,
+        match=r"auxiliary variables \['a'\] are 1 numbers.*dist.Delta are 0.*in the model too",
     ):
         Program(model, guide).bind(X)
 
@@ -234,7 +244,9 @@ def test_loops_over_a_random_part_of_the_data_hold_no_latents(infer: dict) -> No
             z = pyro.sample(f"z{i}", dist.Bernoulli(0.3), infer=infer)
             pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
 
-    with pytest.raises(ValueError, match="in a Python loop over a random part of the plate 'data'.*subsample_size"):
+    with pytest.raises(
+        ValueError, match="in a Python loop over a random part of the plate 'data'.*subsample_size"
+    ):
         Program(model).bind(X)
 
 
@@ -254,7 +266,9 @@ def test_a_joint_guide_of_local_latents_has_one_weight_for_all_data(num_particle
     draw = bound.draw(num_particles)
     z = draw.values["z"]
     joint = (normal(z, 0.0) + normal(X, z)).sum(-1)
-    density = dist.MultivariateNormal(guide.loc, scale_tril=guide.scale[:, None] * guide.scale_tril).log_prob(z)
+    density = dist.MultivariateNormal(
+        guide.loc, scale_tril=guide.scale[:, None] * guide.scale_tril
+    ).log_prob(z)
     assert torch.allclose(bound.log_joint(draw.values).total, joint, atol=1e-4)
     assert torch.allclose(draw.log_prob, density, atol=1e-4)
 
@@ -405,7 +419,9 @@ def test_missing_entries_of_a_vector() -> None:
     def model(x: Tensor, seen: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(3)).mask(seen).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z.unsqueeze(-1), torch.ones(3)).mask(seen).to_event(1), obs=x
+            )
 
     prior = lambda v: normal(v["z"], 0.0)  # noqa: E731
     likelihood = lambda v: (normal(y, v["z"].unsqueeze(-1)) * seen).sum(-1)  # noqa: E731
@@ -482,7 +498,9 @@ def test_scales_beside_global_latents_stay() -> None:
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     prior = lambda v: normal(v["z"], 0.0)  # noqa: E731
-    scale = assert_parts(Program(model), prior, lambda v: 10 * normal(X, v["z"][:, None]).sum(-1), prior, X)
+    scale = assert_parts(
+        Program(model), prior, lambda v: 10 * normal(X, v["z"][:, None]).sum(-1), prior, X
+    )
     assert scale == 1
 
 
@@ -530,14 +548,19 @@ def test_subsampled_data_of_a_global_latent() -> None:
     draw = bound.draw(P)
     seen = X[draw.values["data"]]
     joint = bound.log_joint(draw.values)
-    assert torch.allclose(joint.likelihood, 3 * normal(seen, draw.values["z"][:, None]).sum(-1), atol=1e-4)
+    assert torch.allclose(
+        joint.likelihood, 3 * normal(seen, draw.values["z"][:, None]).sum(-1), atol=1e-4
+    )
     assert torch.allclose(joint.prior, normal(draw.values["z"], 0.0), atol=1e-5)
 
 
 def test_subsampling_is_unbiased_over_indices() -> None:
     bound = subsampled(False).bind(X)
     z = torch.zeros(1)
-    values = [bound.log_joint({"z": z, "data": bound.draw(1).values["data"]}).likelihood for _ in range(600)]
+    values = [
+        bound.log_joint({"z": z, "data": bound.draw(1).values["data"]}).likelihood
+        for _ in range(600)
+    ]
     found = torch.cat(values)
     truth = normal(X, 0.0).sum()
     assert abs(found.mean() - truth) < 4 * found.std() / math.sqrt(600)
@@ -568,4 +591,6 @@ def test_any_number_of_particles(num_particles: int) -> None:
     bound = local_pair().bind(X)
     draw = bound.draw(num_particles)
     assert draw.values["z"].shape == (num_particles, 6)
-    assert torch.allclose(bound.log_joint(draw.values).likelihood, normal(X, draw.values["z"]), atol=1e-5)
+    assert torch.allclose(
+        bound.log_joint(draw.values).likelihood, normal(X, draw.values["z"]), atol=1e-5
+    )

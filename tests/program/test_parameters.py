@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_dgm import Program, log_weights
+from ppl_dgm.conditionals.guides import FlowPosterior
 from ppl_dgm.families import VAE
-from ppl_dgm.guides import FlowPosterior
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, 1.1])
 
@@ -117,7 +117,9 @@ def test_pyro_module_parameters_and_buffers() -> None:
     net = Net()
     program = Program(module_model(net)).initialise(X)
     assert names(program) == {f"decoder.{name}" for name, _ in net.named_parameters()}
-    assert {f"decoder.{name}" for name, _ in net.named_buffers()} == {name for name, _ in program.named_buffers()}
+    assert {f"decoder.{name}" for name, _ in net.named_buffers()} == {
+        name for name, _ in program.named_buffers()
+    }
     assert program.get_parameter("decoder.linear.weight") is net.linear.weight
     assert store_is_empty()
 
@@ -178,7 +180,9 @@ def test_autoguides_fit_and_propose(kind: str) -> None:
     before = {name: value.detach().clone() for name, value in program.named_parameters()}
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     svi.step(X)
-    moved = {name for name, value in program.named_parameters() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in program.named_parameters() if not torch.equal(value, before[name])
+    }
     assert moved
     assert store_is_empty()
 
@@ -208,8 +212,12 @@ def test_state_dict_round_trip_without_pickle(tmp_path) -> None:
     program.save(tmp_path / "program.pt")
     other = Program(module_model(Net())).initialise(X).load(tmp_path / "program.pt")
     assert other.state_dict().keys() == program.state_dict().keys()
-    assert all(torch.equal(other.state_dict()[name], value) for name, value in program.state_dict().items())
-    assert torch.load(tmp_path / "program.pt", weights_only=True).keys() == program.state_dict().keys()
+    assert all(
+        torch.equal(other.state_dict()[name], value) for name, value in program.state_dict().items()
+    )
+    assert (
+        torch.load(tmp_path / "program.pt", weights_only=True).keys() == program.state_dict().keys()
+    )
 
 
 def test_load_keeps_constraints(tmp_path) -> None:
@@ -243,7 +251,9 @@ def test_double_moves_parameters_and_results() -> None:
     assert {p.dtype for p in program.parameters()} == {torch.float64}
     weights = log_weights(program, X.double(), num_particles=1)
     assert weights.dtype == torch.float64
-    truth = torch.distributions.Normal(torch.tensor(0.5).double(), torch.tensor(2.0).double()).log_prob(X.double())
+    truth = torch.distributions.Normal(
+        torch.tensor(0.5).double(), torch.tensor(2.0).double()
+    ).log_prob(X.double())
     assert torch.allclose(weights[0], truth, atol=1e-6)
 
 
@@ -255,7 +265,8 @@ def test_moving_to_a_device_moves_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Program(normal_model), lambda: Program(PlainModel()), lambda: Program(PyroModel())]
+    "make",
+    [lambda: Program(normal_model), lambda: Program(PlainModel()), lambda: Program(PyroModel())],
 )
 def test_deepcopy_is_independent(make: Callable) -> None:
     program = make().initialise(X)
@@ -294,10 +305,13 @@ class FlowModel(nn.Module):
 
 
 FLOWS = {
-    "AutoIAFNormal": lambda: flow_guide_program(lambda model: autoguide.AutoIAFNormal(model, num_transforms=2)),
+    "AutoIAFNormal": lambda: flow_guide_program(
+        lambda model: autoguide.AutoIAFNormal(model, num_transforms=2)
+    ),
     "AutoNormalizingFlow": lambda: flow_guide_program(
         lambda model: autoguide.AutoNormalizingFlow(
-            model, lambda size: transforms.ComposeTransformModule([transforms.affine_coupling(size, [4])])
+            model,
+            lambda size: transforms.ComposeTransformModule([transforms.affine_coupling(size, [4])]),
         )
     ),
     "likelihood": lambda: Program(FlowModel()),
@@ -346,7 +360,9 @@ def test_gradients_reach_the_parameters() -> None:
     program = Program(normal_model).initialise(X)
     program.bind(X).log_joint({}).total.sum().backward()
     loc, scale = 0.5, 2.0
-    assert program.get_parameter("loc").grad.item() == pytest.approx(float((X - loc).sum()) / scale**2, rel=1e-5)
+    assert program.get_parameter("loc").grad.item() == pytest.approx(
+        float((X - loc).sum()) / scale**2, rel=1e-5
+    )
     expected = float(((X - loc) ** 2).sum()) / scale**2 - len(X)  # d/d log(scale)
     assert program.get_parameter("noise.scale").grad.item() == pytest.approx(expected, rel=1e-5)
 
@@ -476,7 +492,9 @@ def test_svi_fits_the_halves() -> None:
     for _ in range(250):
         svi.step(X)
     precision = 1 + len(X)
-    assert program.get_parameter("loc").item() == pytest.approx(X.sum().item() / precision, abs=0.03)
+    assert program.get_parameter("loc").item() == pytest.approx(
+        X.sum().item() / precision, abs=0.03
+    )
     assert program.get_parameter("scale").exp().item() == pytest.approx(precision**-0.5, rel=0.05)
     assert store_is_empty()
 
@@ -506,7 +524,9 @@ def test_nuts_takes_the_model() -> None:
     mcmc.run(X)
     draws = mcmc.get_samples()["mean"]
     precision = 1 + len(X)
-    assert draws.mean().item() == pytest.approx(X.sum().item() / precision, abs=5 * (precision * 60) ** -0.5)
+    assert draws.mean().item() == pytest.approx(
+        X.sum().item() / precision, abs=5 * (precision * 60) ** -0.5
+    )
 
 
 def test_predictive_takes_both_halves() -> None:
@@ -523,7 +543,9 @@ def test_handlers_apply_to_the_halves() -> None:
     program = Program(*latent_pair()).initialise(X)
     held = poutine.condition(program.model, data={"mean": torch.tensor(2.0)})
     trace = poutine.trace(held).get_trace(X)
-    truth = dist.Normal(0.0, 1.0).log_prob(torch.tensor(2.0)) + dist.Normal(2.0, 1.0).log_prob(X).sum()
+    truth = (
+        dist.Normal(0.0, 1.0).log_prob(torch.tensor(2.0)) + dist.Normal(2.0, 1.0).log_prob(X).sum()
+    )
     assert trace.log_prob_sum().item() == pytest.approx(truth.item(), rel=1e-6)
     replayed = poutine.replay(program.model, trace=poutine.trace(program.guide).get_trace(X))
     assert poutine.trace(replayed).get_trace(X).nodes["x"]["is_observed"]

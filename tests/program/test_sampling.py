@@ -32,7 +32,9 @@ def shared(x: Tensor | None = None) -> None:
 
 def discrete(x: Tensor | None = None) -> None:
     with pyro.plate("data", 1 if x is None else len(x)):
-        k = pyro.sample("k", dist.Categorical(torch.tensor([0.25, 0.75])), infer={"enumerate": "parallel"})
+        k = pyro.sample(
+            "k", dist.Categorical(torch.tensor([0.25, 0.75])), infer={"enumerate": "parallel"}
+        )
         pyro.sample("x", dist.Normal(torch.tensor([-5.0, 5.0])[k], 0.1), obs=x)
 
 
@@ -138,7 +140,10 @@ def test_enumerated_latents_are_drawn() -> None:
 
 def test_all_sites_jointly() -> None:
     sites = Program(latent).sample_sites(6)
-    assert {name: tuple(value.shape) for name, value in sites.items()} == {"z": (6, 1), "x": (6, 1, 2)}
+    assert {name: tuple(value.shape) for name, value in sites.items()} == {
+        "z": (6, 1),
+        "x": (6, 1, 2),
+    }
     assert bool(((sites["x"][..., 0] - sites["z"]).abs() < 3).all())
 
 
@@ -213,7 +218,9 @@ def test_another_name_for_the_data() -> None:
     program = Program(model, site="y", plate="rows")
     assert program.sample(4).shape == (4,)
     assert program.initialise(torch.ones(3)).structure.target == "datum"
-    assert Program(model, plate="rows").initialise(torch.ones(3)).sample(4).shape == (4,)  # the only observed site
+    assert Program(model, plate="rows").initialise(torch.ones(3)).sample(4).shape == (
+        4,
+    )  # the only observed site
 
 
 # ---- kinds of densities ----------------------------------------------------------------------------------------------
@@ -242,5 +249,10 @@ def test_unnormalised_programs_refuse_ancestral_draws(model: Callable) -> None:
 
 
 def test_density_does_not_depend_on_data() -> None:
-    for model, data in ((exact, X), (latent, X), (shared, torch.ones(4)), (discrete, torch.ones(3))):
+    for model, data in (
+        (exact, X),
+        (latent, X),
+        (shared, torch.ones(4)),
+        (discrete, torch.ones(3)),
+    ):
         assert Program(model).density == Program(model).initialise(data).density

@@ -23,10 +23,18 @@ def number(value: float) -> Tensor:
     ("fn", "value", "expected"),
     [
         (dist.Normal(torch.zeros(2), 1.0), torch.zeros(2), None),
-        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)).expand([3]), torch.zeros(3, 2), None),
+        (
+            dist.MultivariateNormal(torch.zeros(2), torch.eye(2)).expand([3]),
+            torch.zeros(3, 2),
+            None,
+        ),
         (dist.Bernoulli(torch.ones(2)), torch.zeros(2), None),
         (dist.Exponential(torch.ones(2)), torch.tensor([-1.0, 1.0]), [False, True]),
-        (dist.Exponential(torch.ones(2, 2)).to_event(1), torch.tensor([[-1.0, 1.0], [1.0, 2.0]]), [False, True]),
+        (
+            dist.Exponential(torch.ones(2, 2)).to_event(1),
+            torch.tensor([[-1.0, 1.0], [1.0, 2.0]]),
+            [False, True],
+        ),
         (dist.Uniform(torch.tensor([0.0, 2.0]), 3.0), torch.ones(2), [True, False]),
         (dist.Pareto(torch.tensor([0.5, 2.0]), 1.0), torch.ones(2), [True, False]),
         (dist.Weibull(1.0, torch.tensor([2.0, 2.0])), torch.tensor([-1.0, 1.0]), [False, True]),
@@ -38,16 +46,24 @@ def number(value: float) -> Tensor:
             [True, False],
         ),
         (
-            dist.TransformedDistribution(dist.Gamma(torch.ones(2, 3), 1.0).to_event(1), [AffineTransform(1.0, 2.0)]),
+            dist.TransformedDistribution(
+                dist.Gamma(torch.ones(2, 3), 1.0).to_event(1), [AffineTransform(1.0, 2.0)]
+            ),
             torch.tensor([[2.0, 2.0, 0.5], [2.0, 2.0, 2.0]]),
             [False, True],
         ),
         (
-            dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [AffineTransform(1.0, 2.0)]),
+            dist.TransformedDistribution(
+                dist.Normal(torch.zeros(2), 1.0), [AffineTransform(1.0, 2.0)]
+            ),
             torch.zeros(2),
             None,
         ),
-        (dist.Dirichlet(torch.ones(2, 3)), torch.tensor([[0.5, 0.25, 0.25], [1.5, -0.25, -0.25]]), [True, False]),
+        (
+            dist.Dirichlet(torch.ones(2, 3)),
+            torch.tensor([[0.5, 0.25, 0.25], [1.5, -0.25, -0.25]]),
+            [True, False],
+        ),
     ],
 )
 def test_supports_are_read_through_wrappers_and_transforms(fn, value, expected):
@@ -58,7 +74,11 @@ def test_supports_are_read_through_wrappers_and_transforms(fn, value, expected):
 def shifted(x: Tensor) -> None:
     """x = z + Exponential(1), z normal: an exponentially modified Gaussian."""
     z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
-    pyro.sample("x", dist.TransformedDistribution(dist.Exponential(number(1.0)), [AffineTransform(z, 1.0)]), obs=x)
+    pyro.sample(
+        "x",
+        dist.TransformedDistribution(dist.Exponential(number(1.0)), [AffineTransform(z, 1.0)]),
+        obs=x,
+    )
 
 
 def subtracted(x: Tensor) -> None:
@@ -81,14 +101,18 @@ def pareto_marginal(x: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("model", "truth"), [(shifted, modified_gaussian), (subtracted, modified_gaussian), (pareto, pareto_marginal)]
+    ("model", "truth"),
+    [(shifted, modified_gaussian), (subtracted, modified_gaussian), (pareto, pareto_marginal)],
 )
 def test_evidence_of_data_that_latents_may_rule_out(model, truth):
     for x in (0.8, 1.7):
         for estimator in (evidence.PriorSampling(20_000), evidence.SMC(num_particles=500)):
             for seed in range(3):  # whatever is drawn first, the program is taken
                 result = estimator(Program(model), number(x), seed=seed)
-                assert (result.log_z - truth(x)).abs() < 4.5 * result.std_error, (estimator.name, result)
+                assert (result.log_z - truth(x)).abs() < 4.5 * result.std_error, (
+                    estimator.name,
+                    result,
+                )
                 assert result.std_error < 0.1
 
 
@@ -99,11 +123,15 @@ def test_masked_data_are_ruled_out_by_nothing(by_handler):
 
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Uniform(number(0.0), 1.0))
-        fn = dist.TransformedDistribution(dist.Exponential(torch.ones_like(x)), [AffineTransform(z, 1.0)])
+        fn = dist.TransformedDistribution(
+            dist.Exponential(torch.ones_like(x)), [AffineTransform(z, 1.0)]
+        )
         with pyro.plate("data", 3), pyro.poutine.mask(mask=seen if by_handler else True):
             pyro.sample("x", fn if by_handler else fn.mask(seen), obs=x)
 
-    result = evidence.PriorSampling(20_000)(Program(model), torch.tensor([2.0, 3.0, -5.0]).double(), seed=0)
+    result = evidence.PriorSampling(20_000)(
+        Program(model), torch.tensor([2.0, 3.0, -5.0]).double(), seed=0
+    )
     assert (result.log_z - math.log((math.exp(2) - 1) / 2) + 5).abs() < 4.5 * result.std_error
     assert result.std_error < 0.01
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppl_dgm import Program, log_weights
 from ppl_dgm.program import unvalidated
-from ppl_dgm.program.vmapping import vmap_runs
+from ppl_dgm.program.vmap_patches import vmap_runs
 
 X = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(9, generator=torch.Generator().manual_seed(2))
@@ -61,7 +61,9 @@ def assert_one_by_one(program: Program, *data: Tensor) -> None:
     values = bound.draw(5).values
     together = bound.log_joint(values).total
     for i in range(5):
-        held = poutine.condition(program.model, data={name: value[i] for name, value in values.items()})
+        held = poutine.condition(
+            program.model, data={name: value[i] for name, value in values.items()}
+        )
         alone = poutine.trace(held).get_trace(*data)
         alone.compute_log_prob()
         total = sum(s["log_prob"].sum() for s in alone.nodes.values() if s["type"] == "sample")
@@ -72,24 +74,32 @@ def test_broadcasting_programs_run_in_a_plate() -> None:
     program = Program(regression(lambda x, w: (x * w).sum(-1)))
     assert runs(program, Y, X) == ("plate", "plate")
     values = program.bind(Y, X).draw(6).values
-    assert torch.allclose(program.bind(Y, X).log_joint(values).likelihood, regression_truth(values["w"]), atol=1e-4)
+    assert torch.allclose(
+        program.bind(Y, X).log_joint(values).likelihood, regression_truth(values["w"]), atol=1e-4
+    )
 
 
 def test_programs_that_do_not_broadcast_are_mapped() -> None:
     program = Program(regression(lambda x, w: x @ w))
     assert runs(program, Y, X)[1] == "vmap"
     values = program.bind(Y, X).draw(6).values
-    assert torch.allclose(program.bind(Y, X).log_joint(values).likelihood, regression_truth(values["w"]), atol=1e-4)
+    assert torch.allclose(
+        program.bind(Y, X).log_joint(values).likelihood, regression_truth(values["w"]), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("num_particles", [1, 3, 9])
 def test_coinciding_shapes_do_not_deceive(num_particles: int) -> None:
     """`x @ w` with as many features as particles runs without an error in a plate, and is wrong: the proof sees it."""
-    model = regression(lambda x, w: (x @ w).reshape(-1)[: len(x)] if w.dim() == 1 else (x @ w[:, 0].mT).mean(-1))
+    model = regression(
+        lambda x, w: (x @ w).reshape(-1)[: len(x)] if w.dim() == 1 else (x @ w[:, 0].mT).mean(-1)
+    )
     program = Program(model)
     assert runs(program, Y, X)[1] == "vmap"
     values = program.bind(Y, X).draw(num_particles).values
-    assert torch.allclose(program.bind(Y, X).log_joint(values).likelihood, regression_truth(values["w"]), atol=1e-4)
+    assert torch.allclose(
+        program.bind(Y, X).log_joint(values).likelihood, regression_truth(values["w"]), atol=1e-4
+    )
 
 
 def test_a_reduction_over_all_dimensions_is_mapped() -> None:
@@ -109,8 +119,12 @@ def test_a_reduction_over_all_dimensions_is_mapped() -> None:
 
 def test_a_guide_may_be_mapped_where_the_model_is_not() -> None:
     def guide(y: Tensor | None, x: Tensor) -> None:
-        noise = pyro.sample("noise", dist.Normal(0.0, 1.0).expand([3]).to_event(1), infer={"is_auxiliary": True})
-        pyro.sample("w", dist.Delta(2 * noise.reshape(3), log_density=-3 * math.log(2), event_dim=1))
+        noise = pyro.sample(
+            "noise", dist.Normal(0.0, 1.0).expand([3]).to_event(1), infer={"is_auxiliary": True}
+        )
+        pyro.sample(
+            "w", dist.Delta(2 * noise.reshape(3), log_density=-3 * math.log(2), event_dim=1)
+        )
 
     program = Program(regression(lambda x, w: (x * w).sum(-1)), guide)
     assert runs(program, Y, X)[0] == "vmap"
@@ -124,7 +138,9 @@ def test_bayesian_net_with_sampled_weights() -> None:
     assert runs(program, Y, X)[1] == "vmap"
     values = program.bind(Y, X).draw(7).values
     assert values["linear.weight"].shape == (7, 2, 3)
-    hidden = torch.einsum("nd,phd->pnh", X, values["linear.weight"]) + values["linear.bias"][:, None]
+    hidden = (
+        torch.einsum("nd,phd->pnh", X, values["linear.weight"]) + values["linear.bias"][:, None]
+    )
     truth = torch.distributions.Normal(hidden.tanh().sum(-1), 0.5).log_prob(Y).sum(-1)
     joint = program.bind(Y, X).log_joint(values)
     assert torch.allclose(joint.likelihood, truth, atol=1e-4)
@@ -145,7 +161,10 @@ def constrained(latent: Callable, mean: Callable) -> Callable:
 
 
 LATENTS = {
-    "Dirichlet": (lambda: dist.Dirichlet(torch.tensor([0.5, 2.0, 3.0])), lambda z: torch.tensor([1.0, 2.0, 3.0]) @ z),
+    "Dirichlet": (
+        lambda: dist.Dirichlet(torch.tensor([0.5, 2.0, 3.0])),
+        lambda z: torch.tensor([1.0, 2.0, 3.0]) @ z,
+    ),
     "Beta": (lambda: dist.Beta(2.0, 3.0), lambda z: z.reshape(()).expand(9)),
     "LKJCholesky": (lambda: dist.LKJCholesky(3, 1.5), lambda z: (z @ z.t())[0, 1].reshape(())),
     "Gamma": (lambda: dist.Gamma(2.0, 1.0), lambda z: z.reshape(()).expand(9)),
@@ -237,13 +256,17 @@ def test_discrete_draws_under_vmap_differ() -> None:
     draws = program.bind(Y).draw(3000).values["z"]
     frequencies = draws.bincount(minlength=3) / 3000
     expected = torch.tensor([0.2, 0.3, 0.5])
-    assert bool(((frequencies - expected).abs() < 5 * (expected * (1 - expected) / 3000).sqrt()).all())
+    assert bool(
+        ((frequencies - expected).abs() < 5 * (expected * (1 - expected) / 3000).sqrt()).all()
+    )
 
 
 def test_the_way_of_running_does_not_change_the_distribution() -> None:
     """log Z by importance sampling of the same regression, both ways, against the Gaussian integral."""
     covariance = X.double() @ X.double().T + 0.25 * torch.eye(9, dtype=torch.float64)
-    truth = torch.distributions.MultivariateNormal(torch.zeros(9, dtype=torch.float64), covariance).log_prob(Y.double())
+    truth = torch.distributions.MultivariateNormal(
+        torch.zeros(9, dtype=torch.float64), covariance
+    ).log_prob(Y.double())
     precision = torch.eye(3) + X.T @ X / 0.25
     mean = torch.linalg.solve(precision, X.T @ Y / 0.25)
 
@@ -251,7 +274,9 @@ def test_the_way_of_running_does_not_change_the_distribution() -> None:
         pyro.sample("w", dist.MultivariateNormal(mean, precision_matrix=precision / 1.2))
 
     for predict in (lambda x, w: x @ w, lambda x, w: (x * w).sum(-1)):
-        weights = log_weights(Program(regression(predict), guide), Y, X, num_particles=4000, seed=3).double()
+        weights = log_weights(
+            Program(regression(predict), guide), Y, X, num_particles=4000, seed=3
+        ).double()
         ratio = (weights - truth).exp()
         assert abs(ratio.mean().item() - 1) < 4 * (ratio.std() / 4000**0.5).item()
 
@@ -282,7 +307,9 @@ def test_a_latent_that_gains_a_dimension_among_particles_is_run_by_vmap(dim):
 
 
 def test_one_particle_trains_a_decoder_with_batch_normalisation() -> None:
-    decoder = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3)).double()
+    decoder = torch.nn.Sequential(
+        torch.nn.Linear(2, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3)
+    ).double()
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:

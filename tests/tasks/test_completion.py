@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ppl_dgm import Program
+from ppl_dgm.conditionals.guides import FlowPosterior
 from ppl_dgm.families import MADE, VAE, Mixture
-from ppl_dgm.guides import FlowPosterior
 from ppl_dgm.tasks import complete
 from ppl_dgm.tasks.completion import shown
 
@@ -43,13 +43,22 @@ def conditional(x, seen):
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_gaussian_completions_have_the_conditional_moments(guide, rounds):
     found = complete(
-        Program(factors, guide), X, SEEN, num_particles=20_000, num_draws=4000, rounds=rounds, seed=1, memory=2**26
+        Program(factors, guide),
+        X,
+        SEEN,
+        num_particles=20_000,
+        num_draws=4000,
+        rounds=rounds,
+        seed=1,
+        memory=2**26,
     )
     assert not found.warnings
     for i in range(2):
         mean, covariance = conditional(X[i], SEEN[i])
         draws = found.draws[:, i, ~SEEN[i]]
-        assert torch.allclose(draws.mean(0), mean, atol=4.5 * (covariance.max() / 1500).sqrt().item())
+        assert torch.allclose(
+            draws.mean(0), mean, atol=4.5 * (covariance.max() / 1500).sqrt().item()
+        )
         assert torch.allclose(draws.var(0), covariance.diagonal(), rtol=0.12)
     assert torch.equal(found.draws[:, SEEN], X[SEEN].expand(4000, -1))
     assert torch.allclose(found.mean[SEEN], X[SEEN])
@@ -58,7 +67,8 @@ def test_gaussian_completions_have_the_conditional_moments(guide, rounds):
 def test_placeholders_do_not_matter_to_the_result():
     other = torch.where(SEEN, X, torch.tensor(2.0))
     results = [
-        complete(Program(factors, loose_guide), x, SEEN, num_particles=8000, num_draws=2000).mean for x in (X, other)
+        complete(Program(factors, loose_guide), x, SEEN, num_particles=8000, num_draws=2000).mean
+        for x in (X, other)
     ]
     assert torch.allclose(*results, atol=0.08)
 
@@ -69,32 +79,50 @@ def gaussian(weight, noise):
     def model(x=None):
         with pyro.plate("data", 1 if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(weight.new_zeros(weight.shape[0]), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal((z.unsqueeze(-1) * weight).sum(-2), noise).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal((z.unsqueeze(-1) * weight).sum(-2), noise).to_event(1), obs=x
+            )
 
-    return Program(model), weight.T @ weight + noise**2 * torch.eye(weight.shape[1], dtype=weight.dtype)
+    return Program(model), weight.T @ weight + noise**2 * torch.eye(
+        weight.shape[1], dtype=weight.dtype
+    )
 
 
 def scores(draws, seen, x, covariance):
     """Errors of the means and covariances of independent draws of missing entries, in standard errors."""
     hidden = ~seen
     gain = torch.linalg.solve(covariance[seen][:, seen], covariance[seen][:, hidden]).T
-    mean, inside = gain @ x[seen], covariance[hidden][:, hidden] - gain @ covariance[seen][:, hidden]
+    mean, inside = (
+        gain @ x[seen],
+        covariance[hidden][:, hidden] - gain @ covariance[seen][:, hidden],
+    )
     found, n, variances = draws[:, hidden], len(draws), inside.diagonal()
     spread = (inside.square() + variances.outer(variances)) / n
     centred = found - mean
-    return (found.mean(0) - mean) / (variances / n).sqrt(), (centred.T @ centred / n - inside) / spread.sqrt()
+    return (found.mean(0) - mean) / (variances / n).sqrt(), (
+        centred.T @ centred / n - inside
+    ) / spread.sqrt()
 
 
 @pytest.mark.parametrize("guide", [None, loose_guide])
 def test_chains_have_the_conditional_moments(guide):
     found = complete(
-        Program(factors, guide), X, SEEN, num_particles=500, num_draws=4000, method="hmc", seed=2, memory=2**24
+        Program(factors, guide),
+        X,
+        SEEN,
+        num_particles=500,
+        num_draws=4000,
+        method="hmc",
+        seed=2,
+        memory=2**24,
     )
     assert not found.warnings
     assert bool((found.diagnostics["acceptance"] > 0.6).all())
     covariance = WEIGHT.T @ WEIGHT + NOISE**2 * torch.eye(3)
     for i in range(2):
-        assert all(part.abs().max() < 4 for part in scores(found.draws[:, i], SEEN[i], X[i], covariance))
+        assert all(
+            part.abs().max() < 4 for part in scores(found.draws[:, i], SEEN[i], X[i], covariance)
+        )
     assert torch.equal(found.draws[:, SEEN], X[SEEN].expand(4000, -1))
     assert found.posterior.draws["z"].shape == (4000, 2, 2)
 
@@ -106,14 +134,17 @@ def test_chains_find_the_posterior_that_prior_draws_miss():
     x = torch.linalg.cholesky(covariance) @ torch.randn(16, 3, dtype=torch.float64)
     x, seen = x.T, torch.arange(16) % 4 != torch.tensor([[0], [1], [3]])
     poor, right = (
-        complete(program, x, seen, num_draws=1000, method=method, seed=1) for method in ("resampling", "hmc")
+        complete(program, x, seen, num_draws=1000, method=method, seed=1)
+        for method in ("resampling", "hmc")
     )
     assert bool((poor.posterior.ess < 3).all())
     assert poor.warnings
     assert not right.warnings
     for i in range(3):
         assert scores(poor.draws[:, i], seen[i], x[i], covariance)[0].abs().max() > 20
-        assert all(part.abs().max() < 4 for part in scores(right.draws[:, i], seen[i], x[i], covariance))
+        assert all(
+            part.abs().max() < 4 for part in scores(right.draws[:, i], seen[i], x[i], covariance)
+        )
 
 
 def positive(x=None):
@@ -125,22 +156,30 @@ def positive(x=None):
 
 def test_chains_in_constrained_latents_follow_the_conjugate_posterior():
     counts = torch.tensor([[3.0, 0.0], [0.0, 9.0], [5.0, 1.0]])
-    found = complete(Program(positive), counts, torch.tensor([True, False]), num_draws=4000, method="hmc")
+    found = complete(
+        Program(positive), counts, torch.tensor([True, False]), num_draws=4000, method="hmc"
+    )
     shape = 2 + counts[:, 0]  # the rate is Gamma(shape, 2), the missing count negative binomial
     rates, missing = found.posterior.draws["rate"], found.draws[..., 1]
     assert bool(((rates.mean(0) - shape / 2).abs() < 4 * (shape / 4 / 4000).sqrt()).all())
     assert bool(((missing.mean(0) - shape / 2).abs() < 4 * (0.75 * shape / 4000).sqrt()).all())
-    assert torch.allclose(rates.var(0), shape / 4, rtol=4 * (2 / 4000 * (1 + 3 / shape.min())).sqrt().item())
+    assert torch.allclose(
+        rates.var(0), shape / 4, rtol=4 * (2 / 4000 * (1 + 3 / shape.min())).sqrt().item()
+    )
 
 
 def test_chains_of_few_draws_and_of_data_in_parts():
     x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
-    found = complete(Program(factors), x, seen, num_draws=5, method="hmc", num_moves=40, memory=2**20)
+    found = complete(
+        Program(factors), x, seen, num_draws=5, method="hmc", num_moves=40, memory=2**20
+    )
     assert found.draws.shape == (5, 40, 3)
     assert found.diagnostics["acceptance"].shape == found.diagnostics["r_hat"].shape == (40,)
     mean, covariance = conditional(X[0], SEEN[0])
     assert abs(found.mean[::2, 2].mean() - mean).item() < 4 * (covariance.item() / 100) ** 0.5
-    again = complete(Program(factors), x, seen, num_draws=5, method="hmc", num_moves=40, memory=2**20)
+    again = complete(
+        Program(factors), x, seen, num_draws=5, method="hmc", num_moves=40, memory=2**20
+    )
     assert torch.equal(found.draws, again.draws)
 
 
@@ -150,9 +189,13 @@ def test_chains_that_have_not_met_raise_an_alarm():
     def modes(x=None):
         with pyro.plate("data", 1 if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 3.0))
-            pyro.sample("x", dist.Normal(z.abs().unsqueeze(-1).expand(*z.shape, 2), 0.1).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z.abs().unsqueeze(-1).expand(*z.shape, 2), 0.1).to_event(1), obs=x
+            )
 
-    found = complete(Program(modes), torch.tensor([[4.0, 0.0]]), torch.tensor([True, False]), method="hmc")
+    found = complete(
+        Program(modes), torch.tensor([[4.0, 0.0]]), torch.tensor([True, False]), method="hmc"
+    )
     assert found.diagnostics["r_hat"].item() > 1.5
     assert "disagree" in found.warnings[0]
 
@@ -166,7 +209,9 @@ def narrow_guide(x=None):
 
 def test_later_rounds_bring_a_narrow_proposal_to_the_posterior():
     far = torch.where(SEEN, X, torch.tensor(4.0))
-    once, later = (complete(Program(factors, narrow_guide), far, SEEN, rounds=rounds) for rounds in (1, 4))
+    once, later = (
+        complete(Program(factors, narrow_guide), far, SEEN, rounds=rounds) for rounds in (1, 4)
+    )
     assert bool((later.posterior.ess > 5 * once.posterior.ess).all())
     assert once.warnings
     assert not later.warnings
@@ -185,7 +230,9 @@ def test_guides_that_transform_auxiliary_noise():
         with pyro.plate("data", len(x)):
             posterior.draw("z", encoder(x))
 
-    found = complete(Program(factors, flow_guide), X, SEEN, num_particles=20_000, num_draws=4000, seed=1)
+    found = complete(
+        Program(factors, flow_guide), X, SEEN, num_particles=20_000, num_draws=4000, seed=1
+    )
     assert not found.warnings
     for i in range(2):
         mean, covariance = conditional(X[i], SEEN[i])
@@ -224,8 +271,14 @@ def test_binary_completions_match_enumeration():
         third = torch.stack([1 - probs[2], probs[2]])
         joint = joint + prior * probs[0] * second[:, None] * third
     truth = joint / joint.sum()
-    draws = complete(Program(belief_net), x, seen, num_particles=20_000, num_draws=8000).draws[:, 0].long()
-    counts = torch.zeros(2, 2).index_put((draws[:, 1], draws[:, 2]), torch.ones(8000), accumulate=True)
+    draws = (
+        complete(Program(belief_net), x, seen, num_particles=20_000, num_draws=8000)
+        .draws[:, 0]
+        .long()
+    )
+    counts = torch.zeros(2, 2).index_put(
+        (draws[:, 1], draws[:, 2]), torch.ones(8000), accumulate=True
+    )
     assert torch.allclose(counts / 8000, truth, atol=0.025)
 
 
@@ -233,7 +286,9 @@ def test_completions_are_repeatable_and_leave_the_generator_alone():
     vae = VAE(6, 2, hidden=[8])
     x, seen = torch.ones(3, 6), torch.tensor([True, True, True, False, False, False])
     state = torch.get_rng_state()
-    first, second = (complete(vae, x, seen, num_particles=50, num_draws=5, seed=4) for _ in range(2))
+    first, second = (
+        complete(vae, x, seen, num_particles=50, num_draws=5, seed=4) for _ in range(2)
+    )
     assert torch.equal(first.draws, second.draws)
     assert torch.equal(state, torch.get_rng_state())
     assert first.draws.shape == (5, 3, 6)
@@ -244,17 +299,23 @@ def test_completions_are_repeatable_and_leave_the_generator_alone():
 @pytest.mark.parametrize("method", ["resampling", "hmc"])
 def test_completions_on_a_cuda_device(method):
     vae, seen = VAE(6, 2, hidden=[8]).to("cuda"), torch.arange(6, device="cuda") < 3
-    found = complete(vae, torch.ones(3, 6, device="cuda"), seen, num_particles=50, num_draws=5, method=method)
+    found = complete(
+        vae, torch.ones(3, 6, device="cuda"), seen, num_particles=50, num_draws=5, method=method
+    )
     assert found.draws.is_cuda
     assert found.draws.shape == (5, 3, 6)
 
 
 def test_more_data_than_fit_into_memory_at_once():
     x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
-    found = complete(Program(factors, loose_guide), x, seen, num_particles=2000, num_draws=500, memory=2**22)
+    found = complete(
+        Program(factors, loose_guide), x, seen, num_particles=2000, num_draws=500, memory=2**22
+    )
     assert found.draws.shape == (500, 40, 3)
     mean, covariance = conditional(X[0], SEEN[0])
-    assert torch.allclose(found.mean[::2, 2].mean(), mean, atol=4.5 * (covariance.max() / 4000).sqrt().item())
+    assert torch.allclose(
+        found.mean[::2, 2].mean(), mean, atol=4.5 * (covariance.max() / 4000).sqrt().item()
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,10 +323,26 @@ def test_more_data_than_fit_into_memory_at_once():
     [
         (lambda: complete(Program(factors), X, SEEN.float()), TypeError, "torch.bool"),
         (lambda: complete(Program(factors), X, SEEN[:, :2]), ValueError, r"observed is \[2, 2\]"),
-        (lambda: complete(Program(factors), X, SEEN, rounds=0), ValueError, "rounds is 0; expected at least 1"),
-        (lambda: complete(Program(factors), X, SEEN, method="gibbs"), ValueError, "method is 'gibbs'; expected one of"),
-        (lambda: complete(Program(factors), X, SEEN, method="hmc", num_moves=3), ValueError, "num_moves is 3"),
-        (lambda: complete(Program(belief_net), (X > 0).float(), SEEN, method="hmc"), ValueError, "discrete"),
+        (
+            lambda: complete(Program(factors), X, SEEN, rounds=0),
+            ValueError,
+            "rounds is 0; expected at least 1",
+        ),
+        (
+            lambda: complete(Program(factors), X, SEEN, method="gibbs"),
+            ValueError,
+            "method is 'gibbs'; expected one of",
+        ),
+        (
+            lambda: complete(Program(factors), X, SEEN, method="hmc", num_moves=3),
+            ValueError,
+            "num_moves is 3",
+        ),
+        (
+            lambda: complete(Program(belief_net), (X > 0).float(), SEEN, method="hmc"),
+            ValueError,
+            "discrete",
+        ),
         (lambda: complete(MADE(3, [8]), (X > 0).float(), SEEN), ValueError, "no latents to draw"),
         (lambda: complete(Mixture(3, 2, "diagonal"), X, SEEN), ValueError, "summed out"),
     ],

@@ -35,7 +35,9 @@ def test_reconstructions_decode_draws_of_the_guide():
     assert rebuilt.shape == (4000, 2, 3)
     mean, std = mean_code(X) @ WEIGHT, (0.01 * WEIGHT.T @ WEIGHT).diagonal().sqrt()
     assert bool(((rebuilt.mean(0) - mean).abs() < 4.5 * std / math.sqrt(4000)).all())
-    assert torch.allclose(rebuilt.std(0), std.expand(2, 3), rtol=0.06)  # of z alone: the noise of x is not in it
+    assert torch.allclose(
+        rebuilt.std(0), std.expand(2, 3), rtol=0.06
+    )  # of z alone: the noise of x is not in it
 
 
 def test_interpolations_of_a_linear_decoder_are_lines_between_reconstructions():
@@ -48,7 +50,10 @@ def test_interpolations_of_a_linear_decoder_are_lines_between_reconstructions():
 
 
 def test_spherical_paths_keep_norm_and_speed():
-    first, last = torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [2.0, 2.0, 0.0]])
+    first, last = (
+        torch.tensor([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
+        torch.tensor([[0.0, 2.0, 0.0], [2.0, 2.0, 0.0]]),
+    )
     points = spherical(first, last, torch.linspace(0, 1, 7).reshape(7, 1, 1))
     assert torch.allclose(points[:, 0].norm(dim=-1), torch.full((7,), 2.0))
     steps = points[:, 0].diff(dim=0).norm(dim=-1)
@@ -62,7 +67,10 @@ def test_spherical_paths_keep_norm_and_speed():
 
 def test_spherical_interpolation_has_the_same_ends():
     program = Program(model, guide)
-    line, arc = (interpolate(program, X, X.flip(0), path=path, num_steps=3) for path in ("linear", "spherical"))
+    line, arc = (
+        interpolate(program, X, X.flip(0), path=path, num_steps=3)
+        for path in ("linear", "spherical")
+    )
     assert torch.allclose(line[[0, 2]], arc[[0, 2]], atol=1e-5)
     assert (line[1] - arc[1]).abs().max() > 0.01
 

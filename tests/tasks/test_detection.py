@@ -19,7 +19,13 @@ def standard(x=None):
 
 
 def result(log_z, **changes):
-    settings = {"bound": "exact", "target": "datum", "estimator": "Exact", "num_dims": log_z.numel(), "digest": ""}
+    settings = {
+        "bound": "exact",
+        "target": "datum",
+        "estimator": "Exact",
+        "num_dims": log_z.numel(),
+        "digest": "",
+    }
     return Evidence(log_z.double(), torch.zeros_like(log_z).double(), **{**settings, **changes})
 
 
@@ -45,7 +51,9 @@ def test_standard_error_matches_simulation():
         usual, foreign = torch.randn(50), torch.randn(40) + 1
         areas.append((foreign.unsqueeze(1) > usual).double().mean())
     areas = torch.stack(areas)
-    assert auroc_std_error(areas.mean().item(), 40, 50) == pytest.approx(areas.std().item(), rel=0.15)
+    assert auroc_std_error(areas.mean().item(), 40, 50) == pytest.approx(
+        areas.std().item(), rel=0.15
+    )
 
 
 def test_perfect_separation_has_no_error():

@@ -6,9 +6,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_dgm.distributions import Autoregressive
-from ppl_dgm.families.likelihoods import Likelihood, named_likelihood
-from ppl_dgm.nets import Activation, MADENet
+from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
+from ppl_dgm.distributions.discretised import Autoregressive
+from ppl_dgm.nn.masked import MADENet
+from ppl_dgm.nn.mlp import Activation
 from ppl_dgm.program import Program
 
 
@@ -55,7 +56,11 @@ class AutoregressiveModel(nn.Module):
     start: Tensor
 
     def __init__(
-        self, net: nn.Module, likelihood: Likelihood, num_dims: int, order: Sequence[int] | None = None
+        self,
+        net: nn.Module,
+        likelihood: Likelihood,
+        num_dims: int,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.net, self.likelihood = net, likelihood

@@ -1,7 +1,14 @@
 """Bayes nets: graphs, conditional distributions, exact inference, files, classic nets."""
 
+from ppl_dgm.conditionals.tables import (
+    Conditional,
+    Function,
+    LinearGaussian,
+    Logistic,
+    Neural,
+    Table,
+)
 from ppl_dgm.families.bayesnet.bif import read_bif, write_bif
-from ppl_dgm.families.bayesnet.conditionals import Conditional, Function, LinearGaussian, Logistic, Neural, Table
 from ppl_dgm.families.bayesnet.drawing import draw_graph
 from ppl_dgm.families.bayesnet.independent import IndependentBernoulli
 from ppl_dgm.families.bayesnet.net import BayesNet, markov_chain, naive_bayes

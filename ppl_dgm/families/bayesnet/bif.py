@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppl_dgm.families.bayesnet.conditionals import Table
+from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
 
 QUOTED_OR_COMMENT = re.compile(r'"([^"]*)"|//[^\n]*|/\*.*?\*/', re.S)
 PROPERTY = re.compile(r"(?<=[{};])\s*property\b[^;]*;")
-VARIABLE = re.compile(r"variable\s+([^\s{]+)\s*\{\s*type\s+discrete\s*\[\s*(\d+)\s*\]\s*\{([^}]*)\}")
+VARIABLE = re.compile(
+    r"variable\s+([^\s{]+)\s*\{\s*type\s+discrete\s*\[\s*(\d+)\s*\]\s*\{([^}]*)\}"
+)
 PROBABILITY = re.compile(r"probability\s*\(([^)]*)\)\s*\{([^}]*)\}")
 ROW = re.compile(r"\(([^)]*)\)([^;]*);")
 TABLE = re.compile(r"^\s*table\b([^;]*);")
@@ -40,7 +42,9 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
     text = PROPERTY.sub(" ", QUOTED_OR_COMMENT.sub(hidden, Path(path).read_text(encoding="utf-8")))
     states = {words(name)[0]: words(names) for name, _, names in VARIABLE.findall(text)}
     if not states:
-        raise ValueError(f"{path} declares no variables; expected a file in the Bayesian interchange format (BIF)")
+        raise ValueError(
+            f"{path} declares no variables; expected a file in the Bayesian interchange format (BIF)"
+        )
     tables = {}
     for header, body in PROBABILITY.findall(text):
         name, *parents = words(header.replace("|", " "))
@@ -54,7 +58,9 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
     return BayesNet({name: tables[name] for name in states}, states)
 
 
-def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str, tuple[str, ...]]) -> Tensor:
+def read_table(
+    name: str, parents: tuple[str, ...], body: str, states: dict[str, tuple[str, ...]]
+) -> Tensor:
     """The table `[*parent_states, K]` of one probability block: rows by parents' states and a default for the others, or
     all numbers at once."""
     shape = [len(states[variable]) for variable in (*parents, name)]
@@ -62,7 +68,9 @@ def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str,
     if whole:
         flat = numbers(whole.group(1))
         check_size(name, flat, torch.Size(shape).numel())
-        return flat.reshape(shape[-1], *shape[:-1]).movedim(0, -1)  # the variable's own states vary slowest
+        return flat.reshape(shape[-1], *shape[:-1]).movedim(
+            0, -1
+        )  # the variable's own states vary slowest
     rows = {words(key): numbers(values) for key, values in ROW.findall(body)}
     default = DEFAULT.search(ROW.sub(" ", body))
     keys = list(product(*(states[parent] for parent in parents)))
@@ -70,7 +78,9 @@ def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str,
     if default:
         rows |= dict.fromkeys(missing, numbers(default.group(1)))
     elif missing:
-        raise ValueError(f"the probabilities of {name!r} lack rows for the parents' states {missing[:3]}")
+        raise ValueError(
+            f"the probabilities of {name!r} lack rows for the parents' states {missing[:3]}"
+        )
     for key in keys:
         check_size(name, rows[key], shape[-1])
     return torch.stack([rows[key] for key in keys]).reshape(shape)
@@ -79,7 +89,9 @@ def read_table(name: str, parents: tuple[str, ...], body: str, states: dict[str,
 def check_size(name: str, values: Tensor, expected: int) -> None:
     """Refuse too many or too few numbers."""
     if len(values) != expected:
-        raise ValueError(f"expected {expected} probabilities of {name!r} in one place, got {len(values)}")
+        raise ValueError(
+            f"expected {expected} probabilities of {name!r} in one place, got {len(values)}"
+        )
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -135,7 +147,11 @@ def probability_block(net: BayesNet, name: str) -> str:
     keys = product(*(net.states[parent] for parent in node.parents))
     rows = zip(keys, probs.flatten(0, -2), strict=True)
     lines = [f"  ({', '.join(map(quoted, key))}) {row_text(row)};" for key, row in rows]
-    return f"probability ( {quoted(name)} | {', '.join(map(quoted, node.parents))} ) {{\n" + "\n".join(lines) + "\n}"
+    return (
+        f"probability ( {quoted(name)} | {', '.join(map(quoted, node.parents))} ) {{\n"
+        + "\n".join(lines)
+        + "\n}"
+    )
 
 
 def row_text(row: Tensor) -> str:

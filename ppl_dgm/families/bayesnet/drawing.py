@@ -33,7 +33,9 @@ def draw_graph(net: BayesNet, axes: Any = None) -> Any:
         axes.text(x, y, name, ha="center", va="center", bbox=box).set_in_layout(False)
     axes.set_axis_off()
     axes.margins(0.15)
-    axes.plot(*zip(*places.values(), strict=True), linestyle="none")  # so that the axes' limits hold all nodes
+    axes.plot(
+        *zip(*places.values(), strict=True), linestyle="none"
+    )  # so that the axes' limits hold all nodes
     return axes
 
 
@@ -41,7 +43,10 @@ def positions(parents: Parents) -> dict[str, tuple[float, float]]:
     """A place for each node: its layer decides the height, the mean of its parents' places the order within it."""
     places: dict[str, tuple[float, float]] = {}
     for level, nodes in enumerate(layers(parents)):
-        wished = {n: sum(places[p][0] for p in parents[n]) / len(parents[n]) if parents[n] else 0.5 for n in nodes}
+        wished = {
+            n: sum(places[p][0] for p in parents[n]) / len(parents[n]) if parents[n] else 0.5
+            for n in nodes
+        }
         ordered = sorted(nodes, key=lambda node: wished[node])
         for i, node in enumerate(ordered):
             places[node] = ((i + 0.5) / len(nodes), -float(level))

@@ -7,7 +7,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from ppl_dgm.families.bayesnet.conditionals import Conditional
+from ppl_dgm.conditionals.tables import Conditional
 from ppl_dgm.families.bayesnet.graph import ancestors
 
 LOG_SPACE: Any = "pyro.ops.einsum.torch_log"  # sums of products of exponentials, in log space
@@ -20,7 +20,9 @@ class Factor(NamedTuple):
     log_prob: Tensor
 
 
-def log_marginal(nodes: Mapping[str, Conditional], query: Sequence[str], evidence: Mapping[str, Tensor]) -> Tensor:
+def log_marginal(
+    nodes: Mapping[str, Conditional], query: Sequence[str], evidence: Mapping[str, Tensor]
+) -> Tensor:
     """log p(query, evidence) with all other variables summed out, in the order that opt_einsum finds cheapest.
 
     Nodes that are neither in query nor evidence nor ancestors of these sum to one and are left out (Shachter 1986).
@@ -47,17 +49,23 @@ def log_marginal(nodes: Mapping[str, Conditional], query: Sequence[str], evidenc
         batch = [0] * (factor.log_prob.dim() - len(factor.scope))
         operands += [factor.log_prob, [*batch, *(number[name] for name in factor.scope)]]
     batch = [0] if any(0 in dims for dims in operands[1::2]) else []
-    joint = opt_einsum.contract(*operands, [*batch, *(number[name] for name in query)], backend=LOG_SPACE)
+    joint = opt_einsum.contract(
+        *operands, [*batch, *(number[name] for name in query)], backend=LOG_SPACE
+    )
     return joint if batch else joint.unsqueeze(0)
 
 
-def factor_of(nodes: Mapping[str, Conditional], name: str, evidence: Mapping[str, Tensor]) -> Factor:
+def factor_of(
+    nodes: Mapping[str, Conditional], name: str, evidence: Mapping[str, Tensor]
+) -> Factor:
     """One node's log probabilities, its observed variables at their values, the others on their grid of states."""
     names = (*nodes[name].parents, name)
     scope = tuple(variable for variable in names if variable not in evidence)
     check_discrete(nodes, scope)
     values = {variable: on_grid(nodes, variable, scope, evidence) for variable in names}
-    log_prob = nodes[name](*(values[parent] for parent in nodes[name].parents)).log_prob(values[name])
+    log_prob = nodes[name](*(values[parent] for parent in nodes[name].parents)).log_prob(
+        values[name]
+    )
     shape = torch.broadcast_shapes(log_prob.shape, *(value.shape for value in values.values()))
     log_prob = log_prob.expand(shape)
     return Factor(scope, log_prob.squeeze(0) if shape[0] == 1 else log_prob)
@@ -90,4 +98,6 @@ def on_grid(
 
 def prototype(nodes: Mapping[str, Conditional]) -> Tensor:
     """A tensor with the dtype and device of the net's parameters."""
-    return next((parameter for node in nodes.values() for parameter in node.parameters()), torch.empty(0))
+    return next(
+        (parameter for node in nodes.values() for parameter in node.parameters()), torch.empty(0)
+    )

@@ -21,7 +21,9 @@ def topological_order(parents: Parents) -> tuple[str, ...]:
         ready = [n for n in parents if n not in placed and all(p in placed for p in parents[n])]
         if not ready:
             cycle = sorted(n for n in parents if n not in placed)
-            raise ValueError(f"the graph has a directed cycle among {cycle}; a Bayes net needs an acyclic graph")
+            raise ValueError(
+                f"the graph has a directed cycle among {cycle}; a Bayes net needs an acyclic graph"
+            )
         placed[ready[0]] = None
     return tuple(placed)
 
@@ -31,7 +33,9 @@ def check_parents(parents: Parents) -> None:
     for node, given in parents.items():
         unknown = [parent for parent in given if parent not in parents]
         if unknown:
-            raise ValueError(f"node {node!r} has the unknown parents {unknown}; the nodes are {list(parents)}")
+            raise ValueError(
+                f"node {node!r} has the unknown parents {unknown}; the nodes are {list(parents)}"
+            )
         if len(set(given)) < len(given):
             raise ValueError(f"node {node!r} names a parent twice: {list(given)}")
 
@@ -57,7 +61,9 @@ def children_of(parents: Parents) -> dict[str, list[str]]:
     return {node: [child for child in parents if node in parents[child]] for node in parents}
 
 
-def d_separated(parents: Parents, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()) -> bool:
+def d_separated(
+    parents: Parents, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()
+) -> bool:
     """Whether no path is active between two sets of nodes given a third (Pearl 1988, definition 3.3.1).
 
     Then they are independent given the third set in every distribution that factorises along the graph. The active
@@ -82,7 +88,9 @@ def reachable(parents: Parents, sources: set[str], given: set[str]) -> set[str]:
     """Nodes with an active path from the sources given some nodes."""
     children, above = children_of(parents), ancestors(parents, given)
     visited: set[tuple[str, bool]] = set()
-    waiting = [(node, True) for node in sources]  # True: arrived from a child, that is, travelling up
+    waiting = [
+        (node, True) for node in sources
+    ]  # True: arrived from a child, that is, travelling up
     while waiting:
         node, upwards = waiting.pop()
         if (node, upwards) in visited:
@@ -105,4 +113,7 @@ def layers(parents: Parents) -> list[list[str]]:
     depth: dict[str, int] = {}
     for node in topological_order(parents):
         depth[node] = 1 + max((depth[parent] for parent in parents[node]), default=-1)
-    return [[n for n in parents if depth[n] == level] for level in range(1 + max(depth.values(), default=-1))]
+    return [
+        [n for n in parents if depth[n] == level]
+        for level in range(1 + max(depth.values(), default=-1))
+    ]

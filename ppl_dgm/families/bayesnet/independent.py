@@ -50,7 +50,9 @@ class IndependentBernoulli(Program):
             raise ValueError("the data have values other than 0 and 1; binarise them first")
         if smoothing < 0:
             raise ValueError(f"smoothing is {smoothing}; expected a pseudo-count of at least 0")
-        least = torch.finfo(logits.dtype).tiny  # keeps the logits finite where a dimension has one value only
+        least = torch.finfo(
+            logits.dtype
+        ).tiny  # keeps the logits finite where a dimension has one value only
         ones = x.to(logits).sum(0)
         with torch.no_grad():
             odds = [(count + smoothing).clamp_min(least).log() for count in (ones, len(x) - ones)]

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_dgm.families.bayesnet.conditionals import Conditional, Table
+from ppl_dgm.conditionals.tables import Conditional, Table
 from ppl_dgm.families.bayesnet.elimination import log_marginal, prototype
 from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.program import Program
@@ -40,7 +40,9 @@ class BayesNet(Program):
         (3, torch.Size([3, 2]), 'exact')
     """
 
-    def __init__(self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         model = BayesNetModel(nodes)
         super().__init__(model)
         self.states = named_states(nodes, states or {})
@@ -48,7 +50,9 @@ class BayesNet(Program):
             self.initialise(dict(model().items()))
 
     @classmethod
-    def from_edges(cls, num_states: Mapping[str, int], edges: Iterable[tuple[str, str]]) -> "BayesNet":
+    def from_edges(
+        cls, num_states: Mapping[str, int], edges: Iterable[tuple[str, str]]
+    ) -> "BayesNet":
         """A net of uniform tables, to be fitted, from numbers of states and edges (parent, child).
 
         Example:
@@ -58,10 +62,17 @@ class BayesNet(Program):
         edges = list(edges)
         unknown = {node for edge in edges for node in edge} - num_states.keys()
         if unknown:
-            raise ValueError(f"the edges name {sorted(unknown)}, whose numbers of states are not given")
-        parents = {name: [parent for parent, child in edges if child == name] for name in num_states}
+            raise ValueError(
+                f"the edges name {sorted(unknown)}, whose numbers of states are not given"
+            )
+        parents = {
+            name: [parent for parent, child in edges if child == name] for name in num_states
+        }
         return cls(
-            {n: Table.uniform(k, {parent: num_states[parent] for parent in parents[n]}) for n, k in num_states.items()}
+            {
+                n: Table.uniform(k, {parent: num_states[parent] for parent in parents[n]})
+                for n, k in num_states.items()
+            }
         )
 
     @property
@@ -85,7 +96,9 @@ class BayesNet(Program):
         columns = [draws[name].reshape(num_samples) for name in self.nodes]
         return torch.stack([column.to(prototype(self.nodes).dtype) for column in columns], -1)
 
-    def d_separated(self, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()) -> bool:
+    def d_separated(
+        self, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()
+    ) -> bool:
         """Whether two sets of nodes are independent given a third in every net with this graph."""
         return d_separated(self.parents, first, second, given)
 
@@ -156,11 +169,15 @@ class BayesNet(Program):
         """
         others = [name for name, node in self.nodes.items() if not isinstance(node, Table)]
         if others or not smoothing > 0:
-            raise ValueError(f"expected tables only and a positive smoothing; got others at {others}, {smoothing}")
+            raise ValueError(
+                f"expected tables only and a positive smoothing; got others at {others}, {smoothing}"
+            )
         columns, total = self._complete(x), 0.0
         for name, node in self.nodes.items():
             if isinstance(node, Table):
-                counts = node.counts(columns[name], [columns[parent] for parent in node.parents]).double()
+                counts = node.counts(
+                    columns[name], [columns[parent] for parent in node.parents]
+                ).double()
                 total = total + dirichlet_multinomial(counts, smoothing)
         return torch.as_tensor(total)
 
@@ -177,7 +194,9 @@ class BayesNet(Program):
     def _evidence(self, query: Sequence[str], evidence: Mapping[str, Any]) -> dict[str, Tensor]:
         """Evidence as tensors on the net's device, checked together with the query."""
         if isinstance(query, str):
-            raise ValueError(f"query is the string {query!r}; expected a list of names, [{query!r}]")
+            raise ValueError(
+                f"query is the string {query!r}; expected a list of names, [{query!r}]"
+            )
         names = [*query, *evidence]
         unknown = [name for name in names if name not in self.nodes]
         if unknown or len(set(names)) < len(names):
@@ -191,7 +210,9 @@ class BayesNet(Program):
     def _value(self, name: str, value: Any) -> Tensor:
         if isinstance(value, str):
             if value not in self.states[name]:
-                raise ValueError(f"{name!r} has no state {value!r}; its states are {list(self.states[name])}")
+                raise ValueError(
+                    f"{name!r} has no state {value!r}; its states are {list(self.states[name])}"
+                )
             value = self.states[name].index(value)
         like = prototype(self.nodes)
         return torch.as_tensor(value, dtype=like.dtype, device=like.device)
@@ -204,7 +225,9 @@ class BayesNetModel(nn.Module):
         super().__init__()
         others = [name for name, node in nodes.items() if not isinstance(node, Conditional)]
         if others or not nodes:
-            raise TypeError(f"expected a Conditional (Table, Logistic, ...) for every node; got others for {others}")
+            raise TypeError(
+                f"expected a Conditional (Table, Logistic, ...) for every node; got others for {others}"
+            )
         self.order = topological_order({name: node.parents for name, node in nodes.items()})
         num_states = {name: node.num_states for name, node in nodes.items()}
         for node in nodes.values():
@@ -233,11 +256,15 @@ def columns_of(nodes: Mapping[str, Any], x: Data) -> dict[str, Tensor]:
     """Columns `[N]` by name of a tensor `[N, number of nodes]` or a mapping."""
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.shape[1] != len(nodes):
-            raise ValueError(f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape {list(x.shape)}")
+            raise ValueError(
+                f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape {list(x.shape)}"
+            )
         return dict(zip(nodes, x.unbind(-1), strict=True))
     unknown = [name for name in x if name not in nodes]
     if unknown:
-        raise ValueError(f"the data name the unknown variables {unknown}; the nodes are {list(nodes)}")
+        raise ValueError(
+            f"the data name the unknown variables {unknown}; the nodes are {list(nodes)}"
+        )
     check_lengths(x)
     return dict(x)
 
@@ -246,16 +273,26 @@ def check_lengths(columns: Mapping[str, Tensor]) -> None:
     """Refuse columns of different lengths."""
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"the columns have different lengths {lengths}; expected one value of each variable per datum")
+        raise ValueError(
+            f"the columns have different lengths {lengths}; expected one value of each variable per datum"
+        )
 
 
-def named_states(nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def named_states(
+    nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
     """Names of the states of every discrete variable, their numbers by default."""
     named = {name: tuple(map(str, range(node.num_states or 0))) for name, node in nodes.items()}
     for name, given in states.items():
-        if name not in nodes or len(given) != nodes[name].num_states or len(set(given)) < len(given):
+        if (
+            name not in nodes
+            or len(given) != nodes[name].num_states
+            or len(set(given)) < len(given)
+        ):
             size = nodes[name].num_states if name in nodes else None
-            raise ValueError(f"expected {size} different state names for {name!r}, got {list(given)}")
+            raise ValueError(
+                f"expected {size} different state names for {name!r}, got {list(given)}"
+            )
         named[name] = tuple(given)
     return named
 
@@ -298,4 +335,6 @@ def naive_bayes(num_classes: int, num_features: int, num_states: int = 2) -> Bay
         649
     """
     names = [f"x{i + 1}" for i in range(num_features)]
-    return BayesNet.from_edges({"y": num_classes, **dict.fromkeys(names, num_states)}, [("y", name) for name in names])
+    return BayesNet.from_edges(
+        {"y": num_classes, **dict.fromkeys(names, num_states)}, [("y", name) for name in names]
+    )

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.bif import read_bif
-from ppl_dgm.families.bayesnet.conditionals import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
 
 YES_NO = ("yes", "no")

@@ -1,0 +1,1 @@
+"""Trace Pyro programs to graphs."""

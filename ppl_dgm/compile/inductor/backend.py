@@ -1,0 +1,257 @@
+"""The seam to the compiler: a captured graph in, a callable on flat tensors out."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch._inductor as inductor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule
+
+from ppl_dgm.compile.capture.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
+from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.graph.nodes import graphs_of
+from ppl_dgm.compile.graph.passes import Rewriting, prepare
+from ppl_dgm.compile.inductor.loop_codegen import edition, standing_buffers
+from ppl_dgm.compile.inductor.startup_patches import shortcuts
+
+Backend = Literal["inductor", "eager"]
+Flat = Callable[..., Sequence[torch.Tensor]]
+
+_LOG = logging.getLogger("ppl_dgm.compile")
+_KEPT = 256  # compiled graphs
+_THREADED = 8192  # elements; a second thread costs more than it saves on tensors smaller than this
+_COMPILED: dict[Any, Flat] = {}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function: call it like the original, with tensors of the example's shapes, dtypes and devices.
+
+    Attributes:
+        captured: the graph and the tensors it reads by reference.
+        run: the machine code, from flat inputs and lifted tensors to flat outputs.
+        seconds: how long the compiler took (0 when it had compiled the same graph before).
+    """
+
+    captured: Captured
+    run: Flat
+    seconds: float
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run on new inputs and the lifted tensors' present values; outputs carry no gradient.
+
+        Raises:
+            ValueError: inputs of another kind than the examples, or modules that were set differently at capture.
+        """
+        return self.captured.rebuild(self.run(*self.captured.fitted(inputs), *self.captured.lifted))
+
+
+def compile_function(
+    fn: Callable[..., Any], inputs: Sequence[Any], *, backend: Backend = "inductor"
+) -> Compiled:
+    """Capture `fn(*inputs)` and compile the graph.
+
+    Random numbers come from torch's generator in the order of the program, so that the compiled function equals the
+    original at equal seeds, to rounding.
+
+    Args:
+        fn: function of tensors, as in `capture`.
+        inputs: example arguments.
+        backend: `"inductor"` for machine code, on a CPU or a CUDA device; `"eager"` runs the graph as it is, which
+            takes no time to compile and shows in a debugger what is computed.
+
+    Raises:
+        CaptureError: the function cannot be captured, or the compiler fails on its graph.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import compile_function
+        >>> double = compile_function(lambda x: 2 * x, (torch.ones(2),), backend="eager")
+        >>> double(torch.tensor([1.0, 3.0]))
+        tensor([2., 6.])
+    """
+    return compile_captured(capture(fn, inputs), backend=backend)
+
+
+def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Compiled:
+    """Compile a captured graph, or take the code of an equal graph compiled before in this process.
+
+    Args:
+        captured: what `capture` returned.
+        backend: as in `compile_function`.
+
+    Raises:
+        CaptureError: the compiler fails on the graph.
+    """
+    if backend not in ("inductor", "eager"):
+        raise ValueError(f"backend must be 'inductor' or 'eager', got {backend!r}")
+    flat = [tensor.detach() for tensor in (*captured.examples, *captured.lifted)]
+    if backend == "eager":
+        return Compiled(captured, without_gradients(captured.graph), 0.0)
+    try:
+        with ONE_AT_A_TIME, unmoved_generators():
+            prepare(captured.graph, flat)
+            return _compile(captured, flat)
+    except CaptureError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:300]
+        raise CaptureError(
+            f"the compiler failed on the captured graph: {type(error).__name__}: {message}. Run with compile=False."
+        ) from error
+
+
+def without_gradients(run: Callable[..., Any]) -> Flat:
+    """Return `run` with autograd switched off around it."""
+
+    def quiet(*flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        with torch.no_grad():
+            return run(*flat)
+
+    return quiet
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps compiled code between runs, and tell the compiler of it.
+
+    It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the user's cache folder.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if (
+        folder is None or folder == default_cache_dir()
+    ):  # torch writes its default to the variable by itself
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "ppl_dgm" / "inductor")
+    return Path(folder)
+
+
+def _compile(captured: Captured, flat: list[torch.Tensor]) -> Compiled:
+    graph = captured.graph
+    code = tuple(module.code for module in graphs_of(graph))
+    key = (
+        code,
+        *map(_signature, flat),
+        _aliases(flat),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+    )
+    seconds = 0.0
+    if key not in _COMPILED:
+        size = sum(node.op == "call_function" for node in graph.graph.nodes)
+        _LOG.info(
+            "compiling a graph of %d operations; the code is kept in %s", size, cache_folder()
+        )
+        start = time.perf_counter()
+        _COMPILED[key] = _machine_code(graph, flat)
+        seconds = time.perf_counter() - start
+        _LOG.info("compiled in %.1f s", seconds)
+    run = _COMPILED[key] = _COMPILED.pop(key)
+    if len(_COMPILED) > _KEPT:
+        _COMPILED.pop(next(iter(_COMPILED)))
+    return Compiled(captured, _replayed(run, captured, flat), seconds)
+
+
+def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
+    on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
+    threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
+    options: dict[str, Any] = {
+        "fallback_random": True,
+        "cpp_wrapper": on_cpu,
+        "cpp.threads": threads,
+    }
+    options["joint_custom_pre_pass"] = Rewriting()
+    options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
+    with ExitStack() as stack:
+        for context in (torch.no_grad(), _quiet(), shortcuts(on_cpu)):
+            stack.enter_context(context)
+        if on_cpu and _loops(graph):
+            stack.enter_context(standing_buffers())
+        code: Any = inductor.compile(graph, list(flat), options=options)
+        return code
+
+
+def _largest(graph: GraphModule) -> int:
+    values = [node.meta.get("val") for module in graphs_of(graph) for node in module.graph.nodes]
+    return max((value.numel() for value in values if isinstance(value, torch.Tensor)), default=0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own deprecations and notes on missing fast paths from the caller, who can do nothing about them."""
+    noisy = logging.getLogger("torch._inductor.ir")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)
+
+
+def _replayed(run: Flat, captured: Captured, flat: list[torch.Tensor]) -> Flat:
+    on_cuda = {tensor.device.type for tensor in flat} == {"cuda"}
+    return (
+        CudaReplay(run, captured) if on_cuda and not _loops(captured.graph) else run
+    )  # loops ask the host
+
+
+def _loops(graph: GraphModule) -> bool:
+    return any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes)
+
+
+def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _aliases(flat: list[torch.Tensor]) -> tuple[int, ...]:
+    first: dict[int, int] = {}
+    return tuple(
+        first.setdefault(tensor.untyped_storage().data_ptr(), i) for i, tensor in enumerate(flat)
+    )
+
+
+class CudaReplay:
+    """Inductor's kernels recorded once as a CUDA graph on static buffers, and launched by one call.
+
+    Inputs are copied to the buffers, lifted tensors are used where they are, outputs are copied out. Random numbers are
+    fresh at every launch: torch moves its generator's offset between replays.
+    """
+
+    def __init__(self, run: Flat, captured: Captured) -> None:
+        self._inputs = [tensor.detach().clone() for tensor in captured.examples]
+        self._graph = torch.cuda.CUDAGraph()
+        static = [*self._inputs, *captured.lifted]
+        before = [tensor.detach().clone() for tensor in captured.lifted]
+        with torch.no_grad():
+            self._warm_up(run, static)
+            with torch.cuda.graph(self._graph):
+                self._outputs = list(run(*static))
+            for tensor, value in zip(captured.lifted, before, strict=True):
+                tensor.copy_(value)
+
+    def _warm_up(self, run: Flat, static: list[torch.Tensor]) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def __call__(self, *flat: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            for buffer, value in zip(
+                self._inputs, flat, strict=False
+            ):  # the lifted tensors follow, used in place
+                buffer.copy_(value, non_blocking=True)
+            self._graph.replay()
+            return [output.clone() for output in self._outputs]

@@ -1,0 +1,104 @@
+"""One switch between running as written and running compiled."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from ppl_dgm.compile.capture.pytrees import leaves_and_rest, looks
+from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
+from ppl_dgm.compile.specialisations import Versions
+
+CompileMode = Literal["auto"] | bool
+COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost
+SPEEDUP = 2.0  # what it is reckoned to gain, at least
+TRIALS = 3  # calls that are timed before deciding
+
+_LOG = logging.getLogger("ppl_dgm.compile")
+
+
+def check_compile(mode: Any) -> None:
+    """Raise ValueError for an unknown compile mode."""
+    if not (isinstance(mode, bool) or (isinstance(mode, str) and mode == "auto")):
+        raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")
+
+
+def pays(seconds: float) -> bool:
+    """Whether to compile what would take so many seconds as it stands."""
+    return seconds * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
+
+
+class Switch:
+    """Calls functions of tensors, eagerly or compiled; the results are the same to rounding.
+
+    With `"auto"` a function runs as written until it is seen that compiling pays for what is left to do, which is taken
+    to be as much as has been done where nobody says. What cannot be compiled stays as written, with a line in the log.
+    With True everything is compiled at once, and an error is raised where that fails.
+
+    Args:
+        mode: `"auto"`, True or False.
+        backend: as in `compile_function`.
+
+    Raises:
+        ValueError: for another mode.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import Switch
+        >>> Switch("auto")(torch.add, torch.ones(2), torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, mode: CompileMode, backend: Backend = "inductor") -> None:
+        check_compile(mode)
+        self.mode = mode
+        self.backend: Backend = backend
+        self._compiled = Versions[Compiled](lambda compiled: compiled.captured)
+        self._taken: dict[Any, tuple[float, int]] = {}
+        self._refused: set[Any] = set()
+
+    def __call__(self, fn: Callable[..., Any], *inputs: Any, left: int | None = None) -> Any:
+        """Return `fn(*inputs)`: nested tensors, and other leaves, which are held fixed.
+
+        Functions and leaves are told apart as Python compares them: hand the same function, or the same method of the
+        same object, from call to call.
+
+        Args:
+            fn: the function.
+            *inputs: its arguments.
+            left: how many such calls are still to come, where that is known.
+
+        Raises:
+            CaptureError: in mode True, for what cannot be compiled, or would be compiled for ever because a module that
+                runs is set differently from call to call.
+        """
+        if self.mode is False:
+            return fn(*inputs)
+        leaves, rest = leaves_and_rest(inputs)
+        key = (fn, looks(leaves), rest)
+        compiled = self._compiled.find(key)
+        return self._first(fn, inputs, key, left) if compiled is None else compiled(*inputs)
+
+    def _first(
+        self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...], left: int | None
+    ) -> Any:
+        if self.mode is True or (key not in self._refused and self._pays(key, left)):
+            try:
+                make = partial(compile_function, fn, inputs, backend=self.backend)
+                return self._compiled.add(key, make)(*inputs)
+            except CaptureError as error:
+                if self.mode is True:
+                    raise
+                _LOG.warning("not compiled: %s", str(error).splitlines()[0])
+                self._refused.add(key)
+        start = time.perf_counter()
+        result = fn(*inputs)
+        seconds, calls = self._taken.get(key, (0.0, 0))
+        self._taken[key] = seconds + time.perf_counter() - start, calls + 1
+        return result
+
+    def _pays(self, key: tuple[Any, ...], left: int | None) -> bool:
+        seconds, calls = self._taken.get(key, (0.0, 0))
+        return calls >= TRIALS and pays(seconds if left is None else left * seconds / calls)

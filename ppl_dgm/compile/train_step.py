@@ -1,0 +1,226 @@
+"""A whole training step - program, loss, gradient, clipping, optimiser - as one compiled call."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from ppl_dgm.compile.capture.capture import capture
+from ppl_dgm.compile.capture.pytrees import Rest, laid_out, leaves_and_rest, looks
+from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_captured
+from ppl_dgm.compile.optimisers import GraphOptimiser
+from ppl_dgm.compile.scan import Loop, compile_loop
+from ppl_dgm.compile.specialisations import Versions
+
+Gradients = dict[torch.Tensor, torch.Tensor]
+
+_SMALL = (
+    4096  # parameters; above, a step takes long enough for the way through Python not to matter
+)
+_CHUNK = 256  # steps of one compiled loop
+
+
+class TrainStep:
+    r"""One step of stochastic optimisation, $\theta \leftarrow U(\theta, \nabla_\theta L(\theta, x))$, in one call.
+
+    The first call for each shape of batch captures and compiles (seconds); later ones run machine code. Parameters,
+    buffers and optimiser state are changed in place: they are the module's and the optimiser's own tensors, so that
+    compiled steps, eager steps and checkpoints mix freely. Learning rates and all other numbers are read from the
+    optimiser at every step, so schedules work as they are. Where one of these numbers becomes zero or ceases to be, an
+    option of the optimiser is switched, parameters are frozen, thawed or added to it, or a module's mode, numbers or
+    tensors are replaced, the next call captures anew.
+
+    Args:
+        loss: function of the batch that returns a differentiable scalar (nats, for the objectives here). It is run
+            under Pyro's handlers at capture only, so it must not read values on the host.
+        optimizer: `Adam`, `AdamW` or `SGD` of `torch.optim`, holding the parameters to train.
+        clip_norm: scale gradients so that their joint norm is at most this.
+        clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
+        guard: where the loss or a gradient is not finite, move nothing and return NaN as the loss.
+        backend: as in `compile_function`.
+
+    Attributes:
+        seconds: how long capture and compilation took so far.
+
+    Raises:
+        CaptureError: at once for another optimiser; at the first call for a loss that cannot be captured or compiled;
+            where a module keeps being set to what it has not been set to before.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.compile import TrainStep
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+        >>> step = TrainStep(lambda x: ((weight - x) ** 2).sum(), optimizer, backend="eager")
+        >>> step(torch.ones(2))
+        tensor(2.)
+        >>> weight.data
+        tensor([1., 1.])
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., torch.Tensor],
+        optimizer: Optimizer,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        guard: bool = False,
+        backend: Backend = "inductor",
+    ) -> None:
+        self._loss, self._guard = loss, guard
+        self._backend: Backend = backend
+        self._clip_norm, self._clip_value = (
+            _positive("clip_norm", clip_norm),
+            _positive("clip_value", clip_value),
+        )
+        self._optimiser = GraphOptimiser(optimizer)
+        self.seconds = 0.0
+        self._compiled = Versions[Compiled](lambda compiled: compiled.captured)
+        self._loops = Versions[Loop](lambda loop: loop.compiled.captured)
+        self._device = self._optimiser.parameters[0].device
+        self._rates = torch.empty(0, dtype=torch.float64)
+        self._numbers = self._rates.numpy()
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def _key(self, leaves: list[torch.Tensor], rest: Rest) -> Any:
+        kind = self._optimiser.parameters[0].dtype  # a module can be converted between two steps
+        return looks(leaves), rest, kind, self._optimiser.arrangement
+
+    def __call__(self, *batch: Any) -> torch.Tensor:
+        """Make one step on a batch and return its loss `[]`, detached."""
+        self._follow()
+        leaves, rest = leaves_and_rest(batch)
+        compiled = self._compiled.find(self._key(leaves, rest)) or self.prepare(*batch)
+        captured = compiled.captured
+        return compiled.run(
+            *laid_out(leaves, captured.examples), self._next_rates(), *captured.lifted
+        )[0]
+
+    def repeat(self, count: int, *batch: Any) -> torch.Tensor:
+        """Make `count` steps on one batch and return their losses `[count]`.
+
+        Programs with few parameters run in a compiled loop that does not return to Python between steps; learning rates
+        are then read once, at the start.
+        """
+        self._follow()
+        if self._optimiser.size > _SMALL or self._device.type != "cpu":
+            return torch.stack([self(*batch) for _ in range(count)])
+        key = self._key(*leaves_and_rest(batch))
+        loop = self._loops.find(key) or self._loops.add(key, lambda: self._make_loop(batch))
+        chunks = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
+        return torch.cat([self._run_loop(loop, batch, steps) for steps in chunks])
+
+    def _make_loop(self, batch: Sequence[Any]) -> Loop:
+        rows = self._example_rates().repeat(_CHUNK, 1)
+        with self._clock():
+            return compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
+
+    def _loop_step(
+        self, state: tuple[()], rates: torch.Tensor, batch: Sequence[Any]
+    ) -> tuple[Any, torch.Tensor]:
+        return state, self._step(batch, rates)
+
+    def _run_loop(self, loop: Loop, batch: Sequence[Any], steps: int) -> torch.Tensor:
+        numbers = self._optimiser.table(steps)
+        table = torch.zeros(loop.length, numbers.shape[1], dtype=torch.float64)
+        table[:steps] = torch.from_numpy(numbers)
+        return loop((), table, batch, steps)[1][:steps]
+
+    def prepare(self, *batch: Any) -> Compiled:
+        """Compile for a batch of this shape, without making a step, unless that has been done before."""
+        self._follow()
+        key = self._key(*leaves_and_rest(batch))
+        return self._compiled.find(key) or self._compiled.add(key, lambda: self._make(batch))
+
+    def _make(self, batch: Sequence[Any]) -> Compiled:
+        with self._clock():
+            captured = capture(self._step, (batch, self._example_rates()))
+            return compile_captured(captured, backend=self._backend)
+
+    def knows(self, *batch: Any) -> bool:
+        """Whether a batch of this shape runs without compiling."""
+        return self._compiled.find(self._key(*leaves_and_rest(batch))) is not None
+
+    def eager(self, *batch: Any) -> torch.Tensor:
+        """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""
+        self._follow()
+        return self._step(batch, self._next_rates())
+
+    def _follow(self) -> None:
+        """Follow the optimiser, whose parameters and options may change between two steps."""
+        if not self._optimiser.is_current():
+            self._optimiser.flush()
+            self._optimiser = GraphOptimiser(self._optimiser.optimizer)
+            self._compiled.clear()
+            self._loops.clear()
+
+    def _next_rates(self) -> torch.Tensor:
+        numbers = self._optimiser.rates()
+        if len(numbers) != len(self._numbers):  # a checkpoint may split or join the cohorts
+            self._rates = torch.empty(len(numbers), dtype=torch.float64)
+            self._numbers = self._rates.numpy()
+        self._numbers[:] = numbers
+        return self._rates if self._device.type == "cpu" else self._rates.to(self._device)
+
+    def _example_rates(self) -> torch.Tensor:
+        count = sum(
+            len(self._optimiser.rule.rates(cohort.group, 1)) for cohort in self._optimiser.cohorts
+        )
+        return torch.ones(count, dtype=torch.float64, device=self._device)
+
+    def _step(self, batch: Sequence[Any], rates: torch.Tensor) -> torch.Tensor:
+        parameters = self._optimiser.parameters
+        with torch.enable_grad():
+            loss = self._loss(*batch)
+            if loss.dim() != 0:
+                raise CaptureError(f"the loss must be a scalar, got shape {tuple(loss.shape)}")
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            gradients = {
+                p: gradient
+                for p, gradient in zip(parameters, found, strict=True)
+                if gradient is not None
+            }
+            if not self._guard and self._clip_norm is None:
+                self._optimiser.move(self._clamped(gradients), rates)
+                return loss.detach()
+            norm = _joint_norm(gradients)
+            sound = torch.isfinite(norm) & torch.isfinite(loss) if self._guard else None
+            self._optimiser.move(self._clamped(self._scaled(gradients, norm)), rates, sound)
+            return loss.detach() if sound is None else torch.where(sound, loss.detach(), torch.nan)
+
+    def _scaled(self, gradients: Gradients, norm: torch.Tensor) -> Gradients:
+        if self._clip_norm is None:
+            return gradients
+        factor = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        return {parameter: gradient * factor for parameter, gradient in gradients.items()}
+
+    def _clamped(self, gradients: Gradients) -> Gradients:
+        if self._clip_value is None:
+            return gradients
+        return {
+            p: gradient.clamp(-self._clip_value, self._clip_value)
+            for p, gradient in gradients.items()
+        }
+
+
+def _joint_norm(gradients: Gradients) -> torch.Tensor:
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
+    )
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}; leave it out for no clipping")
+    return value

@@ -1,0 +1,1 @@
+"""Modules from a context to a distribution: likelihoods, priors, guides, components, tables."""

@@ -1,0 +1,159 @@
+"""Components of mixtures: K distributions of one kind, with their closed-form M-steps.
+
+To add a kind, subclass `Components`: `forward(z)` gives the distribution of data from component z, `maximise` sets the
+parameters that maximise the weighted likelihood. Without `maximise` a kind is still fitted by gradients.
+"""
+
+from abc import ABC, abstractmethod
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.ops.indexing import Vindex
+from torch import Tensor, nn
+
+
+class Components(nn.Module, ABC):
+    """K distributions of data `[D]`, indexed by an integer tensor of any shape.
+
+    `regularisation` is what `maximise` adds where none is given: it keeps a component from falling on a single datum.
+    """
+
+    regularisation: float = 0.0
+
+    def __init__(self, num_dims: int, num_components: int) -> None:
+        super().__init__()
+        if num_dims < 1 or num_components < 1:
+            raise ValueError(
+                f"expected num_dims and num_components of at least 1, got {num_dims} and {num_components}"
+            )
+        self.num_dims, self.num_components = num_dims, num_components
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> TorchDistribution:
+        """Distributions of component numbers `[...]`: batch `[...]`, event `[D]`."""
+
+    @abstractmethod
+    def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
+        """Set the maximum likelihood parameters for data `[N, D]` weighted by `[N, K]`."""
+
+
+class BernoulliComponents(Components):
+    """Binary vectors with independent dimensions within a component.
+
+    Its regularisation is a pseudo-count of each of 0 and 1.
+
+    Example:
+        >>> BernoulliComponents(3, 2)(torch.tensor([0, 1])).log_prob(torch.ones(2, 3)).shape
+        torch.Size([2])
+    """
+
+    regularisation = 0.5
+
+    def __init__(self, num_dims: int, num_components: int) -> None:
+        super().__init__(num_dims, num_components)
+        self.logits = nn.Parameter(torch.randn(num_components, num_dims))
+
+    def forward(self, z: Tensor) -> TorchDistribution:
+        """Bernoulli vectors of component numbers `[...]`."""
+        return dist.Bernoulli(logits=Vindex(self.logits)[z]).to_event(1)
+
+    def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
+        """Weighted frequencies; `regularisation` is a pseudo-count for each of 0 and 1."""
+        least = torch.finfo(
+            x.dtype
+        ).tiny  # keeps the logits finite where a component has seen one value only
+        ones = (responsibilities.T @ x + regularisation).clamp_min(least)
+        zeros = (responsibilities.T @ (1 - x) + regularisation).clamp_min(least)
+        self.logits.copy_(ones.log() - zeros.log())
+
+
+class GaussianComponents(Components):
+    """Normal distributions whose covariance is `"diagonal"`, `"full"`, or `"tied"` (full and common to all components).
+
+    The covariance is L L^T with L lower triangular, the logarithm of its diagonal a parameter. The regularisation is
+    added to all variances.
+
+    Example:
+        >>> GaussianComponents(3, 2, "full")(torch.tensor([0, 1])).covariance_matrix.shape
+        torch.Size([2, 3, 3])
+    """
+
+    regularisation = 1e-6
+
+    def __init__(self, num_dims: int, num_components: int, covariance: str = "diagonal") -> None:
+        super().__init__(num_dims, num_components)
+        if covariance not in ("diagonal", "full", "tied"):
+            raise ValueError(f"covariance is {covariance!r}; expected 'diagonal', 'full' or 'tied'")
+        self.covariance = covariance
+        self.locs = nn.Parameter(torch.randn(num_components, num_dims))
+        copies = 1 if covariance == "tied" else num_components
+        self.log_scales = nn.Parameter(torch.zeros(copies, num_dims))
+        if covariance != "diagonal":
+            self.lower = nn.Parameter(torch.zeros(copies, num_dims, num_dims))
+
+    def forward(self, z: Tensor) -> TorchDistribution:
+        """Normal vectors of component numbers `[...]`."""
+        loc = Vindex(self.locs)[z]
+        if self.covariance == "diagonal":
+            return dist.Normal(loc, Vindex(self.log_scales)[z].exp()).to_event(1)
+        scale_tril = self.lower.tril(-1) + torch.diag_embed(self.log_scales.exp())
+        which = torch.zeros_like(z) if self.covariance == "tied" else z
+        return dist.MultivariateNormal(loc, scale_tril=Vindex(scale_tril)[which])
+
+    def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
+        """Weighted means and covariances; `regularisation` is added to all variances."""
+        counts = responsibilities.sum(0).clamp_min(torch.finfo(x.dtype).tiny)
+        locs = responsibilities.T @ x / counts.unsqueeze(-1)
+        self.locs.copy_(locs)
+        centred = x - locs.unsqueeze(1)
+        if self.covariance == "diagonal":
+            variance = torch.einsum(
+                "nk,knd->kd", responsibilities, centred.square()
+            ) / counts.unsqueeze(-1)
+            self.log_scales.copy_((variance + regularisation).log() / 2)
+        else:
+            self._set_covariance(self._scatter(centred, responsibilities, counts), regularisation)
+
+    def _scatter(self, centred: Tensor, responsibilities: Tensor, counts: Tensor) -> Tensor:
+        """Weighted covariances `[K or 1, D, D]`."""
+        scatter = torch.einsum("nk,kni,knj->kij", responsibilities, centred, centred)
+        if self.covariance == "tied":
+            return (scatter.sum(0) / counts.sum()).unsqueeze(0)
+        return scatter / counts[:, None, None]
+
+    def _set_covariance(self, covariance: Tensor, regularisation: float) -> None:
+        ridge = torch.diag_embed(torch.full_like(covariance[..., 0], regularisation))
+        tril, failed = torch.linalg.cholesky_ex(covariance + ridge)
+        if bool(failed.any()):
+            raise ValueError(
+                f"the covariances of {int(failed.ne(0).sum())} components are singular with the regularisation "
+                f"{regularisation:g}; expected it to be large enough beside the data's variances: raise it, scale the data, "
+                "or leave out constant and repeated columns"
+            )
+        self.lower.copy_(tril.tril(-1))
+        self.log_scales.copy_(tril.diagonal(dim1=-2, dim2=-1).log())
+
+
+def named_components(
+    components: str | Components, num_dims: int, num_components: int
+) -> Components:
+    """Components, or new ones of that kind: `"bernoulli"`, `"diagonal"`, `"full"`, `"tied"`.
+
+    Raises:
+        ValueError: for another kind, or components of other sizes.
+    """
+    if isinstance(components, Components):
+        sizes = (components.num_dims, components.num_components)
+        if sizes != (num_dims, num_components):
+            raise ValueError(
+                f"the components have num_dims, num_components = {sizes}; expected {num_dims, num_components}"
+            )
+        return components
+    if components == "bernoulli":
+        return BernoulliComponents(num_dims, num_components)
+    if components in ("diagonal", "full", "tied"):
+        return GaussianComponents(num_dims, num_components, components)
+    raise ValueError(
+        f"there are no components {components!r}; expected 'bernoulli', 'diagonal', 'full', 'tied' or Components"
+    )

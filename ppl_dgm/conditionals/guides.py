@@ -1,0 +1,258 @@
+"""Guides: approximate posteriors of a latent vector for each datum.
+
+An amortised guide is an encoder followed by a posterior family: a module that turns the encoder's outputs into a
+distribution. To add a family, subclass `Posterior`: `num_params` numbers in, a distribution of event shape `[L]` out.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import torch
+from torch import Tensor, nn
+
+
+class Posterior(nn.Module, ABC):
+    """A family of distributions of a latent vector `[L]`, indexed by `num_params` numbers."""
+
+    def __init__(self, num_latents: int, num_params: int) -> None:
+        super().__init__()
+        if num_latents < 1:
+            raise ValueError(f"num_latents is {num_latents}; expected at least 1")
+        self.num_latents, self.num_params = num_latents, num_params
+
+    @abstractmethod
+    def forward(self, params: Tensor) -> Any:
+        """The distribution, batch `[...]`, event `[L]`, of parameters `[..., num_params]`."""
+
+    def draw(self, name: str, params: Tensor) -> Tensor:
+        """Draw the latent of that name, a Pyro site."""
+        return pyro.sample(name, self(params))
+
+
+class DiagonalNormal(Posterior):
+    """N(loc, diag(scale^2)), parameters loc and log scale.
+
+    Example:
+        >>> DiagonalNormal(3)(torch.zeros(5, 6)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents, 2 * num_latents)
+
+    def forward(self, params: Tensor) -> Any:
+        """Normal distributions of parameters `[..., 2 L]`."""
+        loc, log_scale = params.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class BernoulliPosterior(Posterior):
+    """Independent binary latents, the parameters their logits: for sigmoid belief nets.
+
+    Example:
+        >>> BernoulliPosterior(3)(torch.zeros(5, 3)).sample().shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents, num_latents)
+
+    def forward(self, params: Tensor) -> Any:
+        """Bernoulli distributions of logits `[..., L]`."""
+        return dist.Bernoulli(logits=params).to_event(1)
+
+
+class FullRankNormal(Posterior):
+    """N(loc, T T^T) with T lower triangular: parameters loc, log of T's diagonal, and T below it.
+
+    Example:
+        >>> FullRankNormal(3)(torch.zeros(5, 9)).covariance_matrix.shape
+        torch.Size([5, 3, 3])
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents, 2 * num_latents + num_latents * (num_latents - 1) // 2)
+        rows, columns = torch.tril_indices(num_latents, num_latents, -1)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, params: Tensor) -> Any:
+        """Normal distributions of parameters `[..., 2 L + L (L - 1) / 2]`."""
+        loc, log_diagonal, below = params.split(
+            [self.num_latents, self.num_latents, len(self.rows)], -1
+        )
+        flat = below.new_zeros(*below.shape[:-1], self.num_latents**2)
+        index = (self.rows * self.num_latents + self.columns).expand(below.shape)
+        lower = flat.scatter(-1, index, below).unflatten(-1, (self.num_latents, self.num_latents))
+        return dist.MultivariateNormal(loc, scale_tril=lower + torch.diag_embed(log_diagonal.exp()))
+
+
+class FlowPosterior(Posterior):
+    r"""A diagonal normal passed through transforms that the encoder's outputs condition (Rezende and Mohamed 2015).
+
+    $e \sim N(\mu, \mathrm{diag}(\sigma^2))$, $z = t_n(\dots t_1(e; h) \dots; h)$ with $\mu, \sigma, h$ given by the
+    encoder. The noise e is an auxiliary site and z its image, so that no transform needs an inverse.
+
+    Args:
+        num_latents: size L.
+        flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"spline"`, autoregressive rational
+            splines (Dolatabadi et al. 2020); or conditional transforms of Pyro with a context of size `num_context`.
+        num_transforms: how many of them.
+        num_context: size of h.
+
+    Raises:
+        ValueError: for another flow or sizes below one.
+
+    Example:
+        >>> posterior = FlowPosterior(3, "planar", num_context=4)
+        >>> posterior.draw("z", torch.zeros(5, posterior.num_params)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        flow: str | Sequence[nn.Module] = "iaf",
+        num_transforms: int = 2,
+        num_context: int = 16,
+    ) -> None:
+        super().__init__(num_latents, 2 * num_latents + num_context)
+        if min(num_transforms, num_context) < 1:
+            raise ValueError(
+                f"expected at least one transform and context, got {num_transforms} and {num_context}"
+            )
+        transforms = (
+            named_flow(flow, num_latents, num_transforms, num_context)
+            if isinstance(flow, str)
+            else flow
+        )
+        self.transforms = nn.ModuleList(transforms)  # type: ignore[arg-type]
+
+    def _conditioned(self, params: Tensor) -> tuple[Any, list[Any]]:
+        """The base distribution and the conditioned transforms."""
+        loc, log_scale, context = params.tensor_split([self.num_latents, 2 * self.num_latents], -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1), [
+            t.condition(context) for t in self.transforms
+        ]  # type: ignore[operator]
+
+    def forward(self, params: Tensor) -> Any:
+        """The transformed distribution of parameters `[..., 2 L + num_context]`."""
+        base, transforms = self._conditioned(params)
+        return dist.TransformedDistribution(base, transforms)
+
+    def draw(self, name: str, params: Tensor) -> Tensor:
+        """Draw the noise, an auxiliary site, and its image, the latent of that name."""
+        base, transforms = self._conditioned(params)
+        value = pyro.sample(f"{name}_noise", base, infer={"is_auxiliary": True})
+        log_density: Any = 0.0
+        for transform in transforms:
+            image = transform(value)
+            log_det = transform.log_abs_det_jacobian(value, image)
+            log_density = log_density - (
+                log_det.sum(-1) if transform.domain.event_dim == 0 else log_det
+            )
+            value = image
+        image_law = dist.Delta(value, log_density=log_density, event_dim=1)
+        return pyro.sample(name, image_law, infer={"transported": True})  # type: ignore[arg-type]
+
+
+FLOWS: dict[str, Callable[[int, int], nn.Module]] = {
+    "planar": T.conditional_planar,
+    "iaf": lambda size, context: T.conditional_affine_autoregressive(
+        size, context, hidden_dims=[2 * size + context]
+    ),
+    "spline": lambda size, context: T.conditional_spline_autoregressive(
+        size, context, hidden_dims=[2 * size + context]
+    ),
+}
+
+
+def named_flow(
+    name: str, num_latents: int, num_transforms: int, num_context: int
+) -> list[nn.Module]:
+    """New conditional transforms of that name."""
+    if name not in FLOWS:
+        raise ValueError(
+            f"there is no flow {name!r}; expected one of {sorted(FLOWS)} or a list of conditional transforms"
+        )
+    return [FLOWS[name](num_latents, num_context) for _ in range(num_transforms)]
+
+
+class AmortisedGuide(nn.Module):
+    """q(z | x) = posterior(encoder(x)), one latent vector for each datum.
+
+    Args:
+        encoder: maps data `[..., *event]` to `[..., posterior.num_params]`.
+        posterior: makes the distribution of its outputs.
+
+    Example:
+        >>> guide = AmortisedGuide(nn.Linear(4, 6), DiagonalNormal(3))
+        >>> guide(torch.zeros(7, 4)).shape
+        torch.Size([7, 3])
+    """
+
+    def __init__(self, encoder: nn.Module, posterior: Posterior) -> None:
+        super().__init__()
+        self.encoder, self.posterior = encoder, posterior
+
+    def distribution(self, x: Tensor) -> Any:
+        """q(z | x) of data `[..., *event]`: batch `[...]`, event `[L]`."""
+        return self.posterior(self.encoder(x))
+
+    def params(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """The posterior's parameters `[data, num_params]` of data `[data, *event]`, of which the observed part is seen."""
+        return self.encoder(x if observed is None else torch.where(observed, x, 0.0))
+
+    def draw(self, params: Tensor) -> Tensor:
+        """Draw latents `[data, L]` from the posterior with parameters `[data, num_params]`."""
+        with pyro.plate("data", len(params), dim=-1):
+            return self.posterior.draw("z", params)
+
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Draw latents `[data, L]` of data `[data, *event]`, of which only the observed part is seen."""
+        return self.draw(self.params(x, observed))
+
+
+class LocalGuide(nn.Module):
+    """q(z | x_i) with parameters of its own for each datum: variational inference without an encoder.
+
+    It belongs to one data set, in its order, and is called with all of it.
+
+    Args:
+        posterior: the family of q.
+        start: the parameters to start from, `[N, posterior.num_params]`: an encoder's outputs, or zeros.
+
+    Raises:
+        ValueError: parameters of another shape; when called, another number of data.
+
+    Example:
+        >>> guide = LocalGuide(DiagonalNormal(3), torch.zeros(7, 6))
+        >>> guide(torch.zeros(7, 4)).shape
+        torch.Size([7, 3])
+    """
+
+    def __init__(self, posterior: Posterior, start: Tensor) -> None:
+        super().__init__()
+        if start.dim() != 2 or start.shape[1] != posterior.num_params:
+            raise ValueError(
+                f"expected parameters [N, {posterior.num_params}] to start from, got {list(start.shape)}"
+            )
+        self.posterior = posterior
+        self.params = nn.Parameter(start.detach().clone())
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Draw latents `[N, L]` of all data `[N, *event]`."""
+        if len(x) != len(self.params):
+            raise ValueError(
+                f"the guide has parameters for {len(self.params)} data, but was called with {len(x)}; give it all of them, "
+                "or use an AmortisedGuide, which serves any data"
+            )
+        with pyro.plate("data", len(x), dim=-1):
+            return self.posterior.draw("z", self.params)

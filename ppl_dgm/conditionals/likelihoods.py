@@ -1,0 +1,207 @@
+"""Likelihoods: what a net's outputs mean as a distribution of each dimension of the data.
+
+A likelihood is a module that turns parameters `[..., D, num_params]` into a distribution with batch shape `[..., D]`.
+VAEs and autoregressive nets take any of them. To add one, subclass `Likelihood`, set `num_params`, write `forward`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ppl_dgm.distributions import discretised as distributions
+from ppl_dgm.distributions.discretised import DiscretisedLogisticMixture
+
+MIN_SCALE = 1e-4
+
+
+class Likelihood(nn.Module, ABC):
+    """Turns `num_params` numbers per dimension into a distribution of that dimension."""
+
+    num_params: int = 1
+
+    @abstractmethod
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """The distribution, batch shape `[..., D]`, of parameters `[..., D, num_params]`."""
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """The data as a net should see them, of order one: `[..., D]` to `[..., D]`."""
+        return x
+
+
+class Bernoulli(Likelihood):
+    """Pixels in {0, 1}; the parameter is the logit.
+
+    Example:
+        >>> Bernoulli()(torch.zeros(3, 1)).log_prob(torch.ones(3))
+        tensor([-0.6931, -0.6931, -0.6931])
+    """
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
+        return dist.Bernoulli(logits=params.squeeze(-1))
+
+
+class Gaussian(Likelihood):
+    r"""Real numbers, $x_d \sim N(\mu_d, \sigma_d^2)$.
+
+    Args:
+        scale: the standard deviation: a number fixes it (the start, where it is learned).
+        learned: `"no"`; `"shared"`, one parameter; `"net"`, an output of the net for every dimension.
+
+    Raises:
+        ValueError: a scale that is not positive, or another word for `learned`.
+
+    Example:
+        >>> Gaussian(2.0)(torch.zeros(3, 1)).scale
+        tensor([2., 2., 2.])
+        >>> Gaussian(learned="net")(torch.zeros(3, 2)).batch_shape
+        torch.Size([3])
+    """
+
+    log_scale: Tensor
+
+    def __init__(self, scale: float = 1.0, learned: str = "no") -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale is {scale}; expected a positive standard deviation")
+        if learned not in ("no", "shared", "net"):
+            raise ValueError(f"learned is {learned!r}; expected 'no', 'shared' or 'net'")
+        self.num_params = 2 if learned == "net" else 1
+        start = torch.tensor(math.log(scale))
+        if learned == "shared":
+            self.log_scale = nn.Parameter(start)
+        else:
+            self.register_buffer("log_scale", start)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Normal distributions `[..., D]` of means, and offsets of log-scales, `[..., D, 1 or 2]`."""
+        log_scale = self.log_scale + (params[..., 1] if self.num_params == 2 else 0.0)
+        scale = torch.as_tensor(log_scale).exp() + (MIN_SCALE if self.num_params == 2 else 0.0)
+        return dist.Normal(params[..., 0], scale)
+
+
+class Levels(dist.Categorical):
+    """A categorical distribution that draws its levels as real numbers, as the data are."""
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Levels `[*sample_shape, *batch]`."""
+        return super().sample(sample_shape).to(self.logits.dtype)
+
+
+class Categorical(Likelihood):
+    """Grey levels 0, ..., levels - 1 without an order; the parameters are their logits.
+
+    Args:
+        levels: number of levels.
+
+    Raises:
+        ValueError: fewer than two levels.
+
+    Example:
+        >>> Categorical(4)(torch.zeros(3, 4)).log_prob(torch.tensor([0.0, 1.0, 3.0])).exp()
+        tensor([0.2500, 0.2500, 0.2500])
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.num_params = check_levels(levels)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Categorical distributions `[..., D]` of logits `[..., D, levels]`."""
+        return Levels(logits=params)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Levels scaled to [-1, 1]."""
+        return scaled_levels(x, self.num_params)
+
+
+class ContinuousBernoulli(Likelihood):
+    """Pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019); the parameter is the logit.
+
+    The density is normalised, which that of a Bernoulli at grey values is not.
+
+    Example:
+        >>> ContinuousBernoulli()(torch.zeros(3, 1)).log_prob(torch.tensor([0.0, 0.3, 1.0])).abs().max() < 1e-6
+        tensor(True)
+    """
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Continuous Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
+        return distributions.ContinuousBernoulli(params.squeeze(-1))
+
+
+class DiscretisedLogistic(Likelihood):
+    """Grey levels 0, ..., levels - 1 in their order: a discretised mixture of logistics for each dimension.
+
+    The parameters are, for each component, the logit of its weight, its mean in [-1, 1] and the log of its scale, less
+    that of 1 / sqrt(levels).
+
+    Args:
+        levels: number of levels.
+        num_components: number of logistics.
+
+    Raises:
+        ValueError: fewer than two levels or one component.
+
+    Example:
+        >>> DiscretisedLogistic(256, 5)(torch.zeros(3, 15)).log_prob(torch.zeros(3)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, levels: int = 256, num_components: int = 5) -> None:
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; expected at least 1")
+        self.levels, self.num_params = check_levels(levels), 3 * num_components
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Distributions `[..., D]` of parameters `[..., D, 3 * num_components]`."""
+        logits, loc, log_scale = params.chunk(3, -1)
+        scale = log_scale.exp() / self.levels**0.5 + MIN_SCALE
+        return DiscretisedLogisticMixture(logits, loc, scale, self.levels)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Levels scaled to [-1, 1]."""
+        return scaled_levels(x, self.levels)
+
+
+def check_levels(levels: int) -> int:
+    """Refuse fewer than two levels."""
+    if levels < 2:
+        raise ValueError(f"levels is {levels}; expected at least 2, e.g. 256 for bytes")
+    return levels
+
+
+def scaled_levels(x: Tensor, levels: int) -> Tensor:
+    """Levels 0, ..., levels - 1 scaled to [-1, 1]."""
+    return 2 * x / (levels - 1) - 1
+
+
+NAMED = {"bernoulli": Bernoulli, "gaussian": Gaussian}
+
+
+def named_likelihood(likelihood: "str | Likelihood") -> Likelihood:
+    """A likelihood, or a new one of that name.
+
+    Raises:
+        ValueError: for another name; TypeError: for anything else than a likelihood or a name.
+
+    Example:
+        >>> named_likelihood("bernoulli")
+        Bernoulli()
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if not isinstance(likelihood, str):
+        raise TypeError(
+            f"likelihood is a {type(likelihood).__name__}; expected a Likelihood or one of {sorted(NAMED)}"
+        )
+    if likelihood not in NAMED:
+        raise ValueError(
+            f"there is no likelihood {likelihood!r}; expected a Likelihood or one of {sorted(NAMED)}"
+        )
+    return NAMED[likelihood]()

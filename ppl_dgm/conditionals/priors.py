@@ -1,0 +1,247 @@
+"""Priors of a latent vector: modules that return a distribution of event shape `[L]`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from ppl_dgm.conditionals.guides import AmortisedGuide
+
+
+class LatentPrior(nn.Module, ABC):
+    """A distribution of a latent vector `[L]`, with or without parameters."""
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__()
+        if num_latents < 1:
+            raise ValueError(f"num_latents is {num_latents}; expected at least 1")
+        self.num_latents = num_latents
+
+    @abstractmethod
+    def forward(self) -> Any:
+        """The distribution: batch `[]`, event `[L]`."""
+
+
+class StandardNormal(LatentPrior):
+    """z ~ N(0, I).
+
+    Example:
+        >>> StandardNormal(3)().event_shape
+        torch.Size([3])
+    """
+
+    zeros: Tensor
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents)
+        self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
+
+    def forward(self) -> Any:
+        """The standard normal distribution."""
+        return dist.Normal(self.zeros, 1.0).to_event(1)
+
+
+class BernoulliPrior(LatentPrior):
+    """Binary latents, independent with learned probabilities: the top of a sigmoid belief net (Neal 1992).
+
+    `VAE(D, L, hidden=[], prior=BernoulliPrior(L), guide=BernoulliPosterior(L))` is the net with one layer.
+
+    Example:
+        >>> BernoulliPrior(3)().log_prob(torch.ones(3)).exp()
+        tensor(0.1250, grad_fn=...)
+    """
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents)
+        self.logits = nn.Parameter(torch.zeros(num_latents))
+
+    def forward(self) -> Any:
+        """Independent Bernoulli variables."""
+        return dist.Bernoulli(logits=self.logits).to_event(1)
+
+
+class GaussianMixturePrior(LatentPrior):
+    r"""$z \sim \sum_k \pi_k N(\mu_k, \mathrm{diag}(\sigma_k^2))$, means and scales learned: the prior of a GMVAE.
+
+    Args:
+        num_latents: size L.
+        num_components: K.
+        learned_weights: whether the weights are learned too; uniform otherwise.
+
+    Raises:
+        ValueError: sizes below one.
+
+    Example:
+        >>> GaussianMixturePrior(3, 10)().log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self, num_latents: int, num_components: int, learned_weights: bool = False
+    ) -> None:
+        super().__init__(num_latents)
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; expected at least 1")
+        self.locs = nn.Parameter(torch.randn(num_components, num_latents))
+        self.log_scales = nn.Parameter(torch.zeros(num_components, num_latents))
+        start = torch.zeros(num_components)
+        if learned_weights:
+            self.logits = nn.Parameter(start)
+        else:
+            self.register_buffer("logits", start)
+
+    def forward(self) -> Any:
+        """The mixture, its component summed out."""
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), self._components())
+
+    @torch.no_grad()
+    def start_from_kmeans(self, z: Tensor, seed: int = 0) -> "GaussianMixturePrior":
+        """Put the components at k-means clusters of latents `[N, L]`, e.g. the guide's means after some training with
+        another prior; returns itself.
+
+        Raises:
+            ValueError: for latents of another size or fewer than components.
+        """
+        size = len(self.locs)
+        if z.dim() != 2 or z.shape[1] != self.num_latents or len(z) < size:
+            raise ValueError(
+                f"expected latents [N, {self.num_latents}] with N >= {size}, got shape {list(z.shape)}"
+            )
+        clusters = KMeans(size, n_init=10, random_state=seed).fit(z.double().cpu().numpy())  # type: ignore[arg-type]
+        labels = torch.as_tensor(clusters.labels_).long().to(z.device)
+        centres = torch.as_tensor(clusters.cluster_centers_).to(z)
+        member = nn.functional.one_hot(labels, size).to(z)
+        variance = (
+            member.T @ (z - centres[labels]).square() / member.sum(0).clamp_min(1).unsqueeze(-1)
+        )
+        self.locs.copy_(centres)
+        self.log_scales.copy_(variance.clamp_min(1e-4).log() / 2)
+        return self
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """Posterior p(k | z) of each component for latents `[..., L]`: `[..., K]`, the clustering of a GMVAE."""
+        return (self.logits.log_softmax(-1) + self._components().log_prob(z.unsqueeze(-2))).softmax(
+            -1
+        )
+
+    def _components(self) -> Any:
+        return dist.Normal(self.locs, self.log_scales.exp()).to_event(1)
+
+
+class VampPrior(LatentPrior):
+    r"""$z \sim \frac{1}{K} \sum_k q(z \mid u_k)$: the guide at K learned pseudo-data u (Tomczak and Welling 2018).
+
+    Args:
+        guide: the amortised guide of the same VAE, which is given to it too: `VAE(..., prior=VampPrior(guide, x[:50]),
+            guide=guide)`.
+        start: the pseudo-data at the start, e.g. some of the data, `[K, D]`.
+
+    Raises:
+        ValueError: pseudo-data that are not a matrix.
+
+    Example:
+        >>> from ppl_dgm.conditionals.guides import DiagonalNormal
+        >>> guide = AmortisedGuide(nn.Linear(4, 6), DiagonalNormal(3))
+        >>> VampPrior(guide, torch.rand(7, 4))().log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, guide: AmortisedGuide, start: Tensor) -> None:
+        super().__init__(guide.posterior.num_latents)
+        if start.dim() != 2:
+            raise ValueError(
+                f"expected pseudo-data [K, D] to start from, got shape {list(start.shape)}"
+            )
+        self.pseudo_data = nn.Parameter(start.detach().clone())
+        self._guide = (guide,)  # in a tuple: its parameters are the guide's
+
+    def forward(self) -> Any:
+        """The mixture of the guide's distributions at the pseudo-data."""
+        weights = dist.Categorical(logits=torch.zeros_like(self.pseudo_data[:, 0]))
+        return dist.MixtureSameFamily(weights, self._guide[0].distribution(self.pseudo_data))
+
+
+class FlowPrior(LatentPrior):
+    """Standard normal noise passed through transforms: z = t_n(... t_1(e) ...).
+
+    Args:
+        num_latents: size L.
+        transforms: Pyro transforms with an inverse; the modules among them and their parts are learned. For a density
+            in one pass, as objectives want it, the inverse must be as fast as the transform: coupling layers, say.
+
+    Raises:
+        ValueError: for a transform without an inverse, or one that is the inverse of a module.
+
+    Example:
+        >>> from pyro.distributions.transforms import affine_coupling
+        >>> FlowPrior(4, [affine_coupling(4), affine_coupling(4)])().log_prob(torch.zeros(5, 4)).shape
+        torch.Size([5])
+    """
+
+    zeros: Tensor
+
+    def __init__(self, num_latents: int, transforms: Sequence[Any]) -> None:
+        super().__init__(num_latents)
+        self.transforms = tuple(transforms)
+        self.learned = nn.ModuleList(module for t in self.transforms for module in modules_of(t))
+        self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
+        check_invertible(self(), self.zeros)
+
+    def __getstate__(self) -> Any:
+        for transform in self.transforms:
+            forget(transform)
+        return self.__dict__
+
+    def forward(self) -> Any:
+        """The transformed distribution, without values cached under earlier parameters."""
+        for transform in self.transforms:
+            forget(transform)
+        return dist.TransformedDistribution(
+            dist.Normal(self.zeros, 1.0).to_event(1), list(self.transforms)
+        )
+
+
+def forget(transform: Any) -> None:
+    """Drop the values that a transform keeps from its last call: they are of old parameters, and cannot be copied."""
+    for name in [name for name in vars(transform) if name.startswith("_cached_")]:
+        setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
+    for part in parts_of(transform):
+        forget(part)
+
+
+def modules_of(transform: Any) -> list[nn.Module]:
+    """The transform if it is a module, otherwise the modules that it is composed of.
+
+    Raises:
+        ValueError: for the inverse of a module.
+    """
+    if isinstance(transform, nn.Module):
+        return [transform]
+    if not parts_of(transform) and isinstance(transform.inv, nn.Module):
+        raise ValueError(
+            f"the parameters of {transform} can be neither learned nor copied; expected a transform that is a module, not "
+            "its .inv: write a TransformModule with _call and _inverse exchanged"
+        )
+    return [module for part in parts_of(transform) for module in modules_of(part)]
+
+
+def parts_of(transform: Any) -> list[Any]:
+    """The transforms that a composed one is made of."""
+    return [*getattr(transform, "parts", ())]
+
+
+def check_invertible(flow: Any, value: Tensor) -> None:
+    """Refuse transforms that only draw."""
+    try:
+        flow.log_prob(value)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"a prior needs transforms with an inverse: {error}. Use affine_coupling, spline or spline_coupling; "
+            "planar, radial and Sylvester flows are for guides"
+        ) from error

@@ -1,0 +1,1 @@
+"""Latent-variable families: VAEs and probabilistic PCA."""

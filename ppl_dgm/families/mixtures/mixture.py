@@ -1,0 +1,160 @@
+"""Mixtures: the component of each datum is summed out exactly."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from ppl_dgm.conditionals.components import Components, named_components
+from ppl_dgm.program import Program
+
+
+class Mixture(Program):
+    r"""Finite mixture, $p(x) = \sum_k \pi_k\, p(x \mid \theta_k)$, the component z enumerated: an exact density.
+
+    Args:
+        num_dims: number D of dimensions.
+        num_components: number K of components.
+        components: `"bernoulli"`, `"diagonal"`, `"full"` or `"tied"` (Gaussians), or `Components` of one's own.
+
+    Raises:
+        ValueError: sizes below one, or unknown components.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0]])
+        >>> mixture = Mixture(2, 2, "diagonal")
+        >>> steps = mixture.fit_em(x)
+        >>> mixture.cluster(x)[0] == mixture.cluster(x)[1], mixture.cluster(x)[0] == mixture.cluster(x)[2]
+        (tensor(True), tensor(False))
+    """
+
+    def __init__(
+        self, num_dims: int, num_components: int, components: str | Components = "diagonal"
+    ) -> None:
+        super().__init__(MixtureModel(named_components(components, num_dims, num_components)))
+
+    @property
+    def parts(self) -> "MixtureModel":
+        """The module behind the model: `logits` of the weights and `components`."""
+        return self.model.fn  # type: ignore[return-value]
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Posterior p(z = k | x) of each component for data `[N, D]`: `[N, K]`."""
+        return self.parts.log_joint(x).softmax(-1)
+
+    def cluster(self, x: Tensor) -> Tensor:
+        """Most probable component of each datum `[N, D]`: `[N]`."""
+        return self.parts.log_joint(x).argmax(-1)
+
+    def start_from_kmeans(
+        self, x: Tensor, seed: int = 0, regularisation: float | None = None
+    ) -> "Mixture":
+        """Set all parameters from a k-means clustering (scikit-learn's, k-means++) of data `[N, D]`; returns itself.
+
+        Raises:
+            ValueError: for data of another shape or fewer than components.
+        """
+        x = self._checked(x)
+        clusters = KMeans(self.parts.components.num_components, n_init=10, random_state=seed)  # type: ignore[arg-type]
+        labels = torch.as_tensor(
+            clusters.fit_predict(x.detach().double().cpu().numpy()), dtype=torch.long
+        )
+        one_hot = nn.functional.one_hot(labels.to(x.device), self.parts.components.num_components)
+        self.parts.maximise(x, one_hot.to(x), regularisation)
+        return self
+
+    def fit_em(
+        self,
+        x: Tensor,
+        num_steps: int = 200,
+        tolerance: float = 1e-7,
+        regularisation: float | None = None,
+        seed: int | None = 0,
+    ) -> "EMFit":
+        r"""Fit by expectation maximisation, in place (Dempster, Laird and Rubin 1977).
+
+        E: $r_{nk} = p(z_n = k \mid x_n)$; M: each component's weighted maximum likelihood, $\pi_k = \sum_n r_{nk} / N$.
+        No step lowers the likelihood (with a regularisation of 0).
+
+        Args:
+            x: data `[N, D]`.
+            num_steps: at most so many.
+            tolerance: stops when the mean log-likelihood rises by less, in nats per datum.
+            regularisation: added to variances (1e-6 by default); for Bernoullis, the pseudo-count of each of 0 and 1
+                (0.5 by default).
+            seed: of the k-means start; None starts from the parameters as they are.
+
+        Raises:
+            ValueError: for data of another shape or fewer than components, no steps, a negative regularisation, or
+                covariances that it leaves singular.
+        """
+        x = self._checked(x)
+        if num_steps < 1 or (regularisation is not None and regularisation < 0):
+            raise ValueError(
+                f"num_steps is {num_steps} and regularisation {regularisation}; expected at least 1 and 0 (or None)"
+            )
+        if seed is not None:
+            self.start_from_kmeans(x, seed, regularisation)
+        history: list[Tensor] = []
+        for _ in range(num_steps):
+            log_joint = self.parts.log_joint(x).detach()
+            history.append(log_joint.double().logsumexp(-1).mean())
+            if len(history) > 1 and history[-1] - history[-2] < tolerance:
+                return EMFit(torch.stack(history), True)
+            self.parts.maximise(x, log_joint.softmax(-1), regularisation)
+        return EMFit(torch.stack(history), False)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """Data in the parameters' dtype."""
+        components = self.parts.components
+        if x.dim() != 2 or x.shape[1] != components.num_dims or len(x) < components.num_components:
+            raise ValueError(
+                f"expected data [N, {components.num_dims}] with N of at least num_components = "
+                f"{components.num_components}, got shape {list(x.shape)}"
+            )
+        return x.to(self.parts.logits.dtype)
+
+
+@dataclass(frozen=True)
+class EMFit:
+    """Mean log-likelihood before each step in nats per datum, float64 `[steps]`, and whether it stopped rising."""
+
+    log_likelihood: Tensor
+    converged: bool
+
+
+class MixtureModel(nn.Module):
+    """z ~ Categorical(pi), x ~ components(z)."""
+
+    def __init__(self, components: Components) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(components.num_components))
+        self.components = components
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """log p(z = k) + log p(x | z = k) for data `[N, D]`: `[N, K]`."""
+        each = torch.arange(self.components.num_components, device=x.device).unsqueeze(-1)
+        return self.logits.log_softmax(-1) + self.components(each).log_prob(x).T
+
+    @torch.no_grad()
+    def maximise(
+        self, x: Tensor, responsibilities: Tensor, regularisation: float | None = None
+    ) -> None:
+        """M-step: weights and components of data `[N, D]` with responsibilities `[N, K]`."""
+        if regularisation is None:
+            regularisation = self.components.regularisation
+        share = responsibilities.mean(0).clamp_min(torch.finfo(x.dtype).tiny)
+        self.logits.copy_(share.log())
+        self.components.maximise(x, responsibilities, regularisation)
+
+    def forward(self, x: Tensor | None = None) -> Any:
+        """Score data `[data, D]`, or draw one datum."""
+        with pyro.plate("data", 1 if x is None else len(x), dim=-1):
+            z = pyro.sample(
+                "z", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"}
+            )
+            return pyro.sample("x", self.components(z), obs=x)

@@ -1,0 +1,301 @@
+"""A program bound to data: its log densities over a leading dimension of particles."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_dgm.program.arguments import tensors_of
+from ppl_dgm.program.enumeration import entangled, split_enumerated
+from ppl_dgm.program.log_densities import Layout, check_one_scale, sum_scores, sum_sites, unmask
+from ppl_dgm.program.pyro_patches import forgiving_factors, unvalidated
+from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
+from ppl_dgm.program.structure import Latent, Structure
+from ppl_dgm.program.vmap_patches import vmap_runs
+
+PARTICLE_PLATE = "_particles"
+Values = dict[str, Tensor]
+
+
+class LogJoint(NamedTuple):
+    """log p(z) and log p(x | z), each `[particles, data]` (per datum) or `[particles]` (data set).
+
+    `scale` is the factor by which each datum counts, a number or `[data]`: 10 for a minibatch of a tenth of the data.
+    """
+
+    prior: Any
+    likelihood: Any
+    scale: Any = 1.0
+
+    @property
+    def total(self) -> Tensor:
+        """log p(x, z)."""
+        return self.prior + self.likelihood
+
+
+class Draw(NamedTuple):
+    """Latent values `[particles, *shape]` by site name and their log density under the distribution that drew them.
+
+    `score` is the log density of the sites drawn without a path gradient, without scales and masks.
+    """
+
+    values: Values
+    log_prob: Any
+    score: Any = 0.0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A model and guide with their data, seen as functions of particles of latent values.
+
+    Every method takes and returns tensors whose first dimension is particles; latent values are `[particles, *shape]`
+    with the shape that one run of the program gives them. Log densities are in nats, `[particles, data]` where the
+    structure is per datum and `[particles]` otherwise. A scale common to all sites of a datum (minibatch scaling,
+    `poutine.scale` around model and guide) is not in them but in `LogJoint.scale`; other scales are exponents and stay.
+    `num_data` counts the data in the data plate, `num_dims` the observed numbers, which `digest` identifies.
+    """
+
+    model: Callable
+    guide: Callable
+    structure: Structure
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    num_data: int | None = None
+    num_dims: int = 0
+    digest: str = ""
+
+    def draw(self, num_particles: int) -> Draw:
+        """Draw latents from the guide (the prior, where there is none)."""
+        if not self.structure.latents:
+            return Draw(self._subsample_indices(), 0.0)
+        draw = self._draw_many(num_particles)
+        if self._guide_is_tractable:
+            return draw
+        if all(latent.reparameterised for latent in self.structure.latents):
+            return draw._replace(log_prob=self.log_joint(draw.values).prior)
+        values = {name: value.detach() for name, value in draw.values.items()}
+        prior = self.log_joint(values).prior
+        return Draw(values, prior, prior)
+
+    def draw_prior(self, num_particles: int) -> Draw:
+        """Draw latents from the model's prior."""
+        latents, runs = self.structure.model_latents, self.structure.model_runs
+        structure = replace(self.structure, has_guide=False, latents=latents, guide_runs=runs)
+        return replace(self, structure=structure).draw(num_particles)
+
+    def log_guide(self, values: Values) -> Tensor:
+        """log q(z | x) of given latents; point masses of the guide are recomputed from what they depend on."""
+        if not self._guide_is_tractable:
+            return self.log_joint(values).prior
+        return self._map(self._guide_once, values, self.structure.guide_runs)
+
+    def log_joint(self, values: Values) -> LogJoint:
+        """log p(z) and log p(x | z) of given latents, enumerated ones summed out."""
+        scale: list[Any] = []
+
+        def once(given: Values, particles: int | None) -> tuple[Any, Any]:
+            return self._model_once(given, particles, scale)
+
+        if self.structure.latents:
+            prior, likelihood = self._map(once, values, self.structure.model_runs)
+            return LogJoint(prior, likelihood, scale[0])
+        prior, likelihood = self._evaluate(lambda: once(values, None))
+        return LogJoint(prior, likelihood.unsqueeze(0), scale[0])
+
+    def proper(self) -> "Bound":
+        """The same with no latent masked: a density of all latents that integrates to the evidence."""
+        unmasked = tuple(latent.name for latent in self.structure.latents)
+        return replace(self, structure=replace(self.structure, unmasked=unmasked))
+
+    def log_densities_of_one(self, values: Values) -> tuple[Tensor, Tensor]:
+        """log p(x, z) and log q(z | x) of one particle, run without any vectorisation: what the others must equal."""
+
+        def evaluate() -> tuple[Tensor, Tensor]:
+            prior, likelihood = self._model_once(values, None, [])
+            tractable = self._guide_is_tractable
+            return prior + likelihood, self._guide_once(values, None) if tractable else prior
+
+        return self._evaluate(evaluate)
+
+    def is_entangled(self) -> bool:
+        """Whether drawn latents depend on summed-out ones, so that a draw from their prior is no path to its density."""
+
+        def evaluate() -> bool:
+            trace = self._trace(self.model, self._draw_once(None).values, None, enumerate_=True)
+            return entangled(trace, list(self._sites(trace).values()))
+
+        return bool(self.structure.latents and self.structure.enumerated) and self._evaluate(
+            evaluate
+        )
+
+    def model_trace(self) -> Any:
+        """One unvectorised trace of the model at the data, latents drawn by the guide."""
+        return self._evaluate(
+            lambda: self._trace(
+                self.model, self._draw_once(None).values if self.structure.latents else {}, None
+            )
+        )
+
+    # ---- one run, with `particles` as an outer plate or without --------------------------------------------------
+
+    def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
+        trace = self._trace(self._proposal, shared or {}, particles)
+        sites = self._sites(trace)
+        wanted = {latent.name for latent in self.structure.latents} | (
+            set() if shared else set(self.structure.subsampled)
+        )
+        values = {name: site["value"] for name, site in trace.nodes.items() if name in wanted}
+        layout = self._layout(particles)
+        log_prob = sum_sites(list(sites.values()), layout)
+        return Draw(
+            values,
+            log_prob,
+            sum_scores([s for s in sites.values() if not s["fn"].has_rsample], layout),
+        )
+
+    def _guide_once(self, values: Values, particles: int | None) -> Any:
+        trace = self._trace(self._proposal, values, particles)
+        return sum_sites(list(self._sites(trace).values()), self._layout(particles))
+
+    def _model_once(
+        self, values: Values, particles: int | None, scale: list[Any]
+    ) -> tuple[Any, Any]:
+        trace = self._trace(self.model, values, particles, enumerate_=True)
+        sites = list(self._sites(trace).values())
+        latents = [site for site in sites if not site["is_observed"]]
+        observed = [site for site in sites if site["is_observed"]]
+        layout = self._layout(particles)
+        scale.append(next(map(layout.datum_scale, observed), 1.0))
+        if self.structure.enumerated:
+            return split_enumerated(trace, sites, layout)
+        return sum_sites(latents, layout), sum_sites(observed, layout)
+
+    def _sites(self, trace: Any) -> dict[str, Site]:
+        sites = dict(random_sites(trace))
+        unmask(site for name, site in sites.items() if name in self.structure.unmasked)
+        if self.structure.per_datum and self.structure.common_scale:
+            check_one_scale(sites)
+        return sites
+
+    @property
+    def _proposal(self) -> Callable:
+        """What draws: the guide, or the prior with what is summed out in sight, so that plates of particles reach it."""
+        return self.guide if self.structure.has_guide else Prior(self.model)
+
+    @property
+    def _guide_is_tractable(self) -> bool:
+        """Whether the density of a draw is that of its sites: not so for a prior with summed-out variables."""
+        return self.structure.has_guide or not self.structure.enumerated
+
+    def _trace(
+        self, fn: Callable, values: Values, particles: int | None, enumerate_: bool = False
+    ) -> Any:
+        nesting = self.structure.nesting
+        with ExitStack() as stack:
+            if self.structure.enumerated and enumerate_:
+                fn = poutine.enum(self._marked(fn), first_available_dim=-2 - nesting)
+            if particles is not None:
+                stack.enter_context(pyro.plate(PARTICLE_PLATE, particles, dim=-1 - nesting))
+            stack.enter_context(Substitute(values))
+            return poutine.trace(fn).get_trace(*self.args, **self.kwargs)
+
+    def _marked(self, fn: Callable) -> Callable:
+        return poutine.infer_config(fn, self._enumerate_if_listed)
+
+    def _enumerate_if_listed(self, site: Any) -> Any:
+        listed = site["name"] in self.structure.enumerated
+        return {"enumerate": "parallel" if listed else None}
+
+    # ---- many particles ------------------------------------------------------------------------------------------
+
+    def _draw_many(self, num_particles: int) -> Draw:
+        if self.structure.guide_runs == "vmap":
+            shared = self._subsample_indices()
+
+            def once(_: Any) -> Draw:
+                draw = self._draw_once(None, shared)
+                return draw._replace(score=torch.zeros_like(draw.log_prob) + draw.score)
+
+            draw = Draw(*self._evaluate(lambda: vmap_runs(once, num_particles, self.device)))
+            return draw._replace(values=draw.values | shared)
+        draw = self._evaluate(lambda: self._draw_once(num_particles))
+        return draw._replace(values={name: self._strip(name, v) for name, v in draw.values.items()})
+
+    def _map(self, once: Callable, values: Values, way: str) -> Any:
+        if way == "vmap":
+            mapped = {name: value for name, value in values.items() if self.structure.find(name)}
+            run = lambda given: once({**values, **given}, None)  # noqa: E731
+            return self._evaluate(lambda: vmap_runs(run, self.count(values), self.device, mapped))
+        padded = {name: self._pad(name, value) for name, value in values.items()}
+        return self._evaluate(lambda: once(padded, self.count(values)))
+
+    def _evaluate(self, run: Callable) -> Any:
+        with unvalidated(), forgiving_factors():
+            return run()
+
+    def _layout(self, particles: int | None) -> Layout:
+        return self.structure.layout(particles is not None)
+
+    def _strip(self, name: str, value: Tensor) -> Tensor:
+        """Plate layout -> `[particles, *shape]`: drop the singleton dimensions of plates the site is not in."""
+        latent: Latent | None = self.structure.find(name)
+        if latent is None:
+            return value
+        return value.reshape(
+            value.shape[:1] + value.shape[1 + self.structure.nesting - latent.batch_dim :]
+        )
+
+    def _pad(self, name: str, value: Tensor) -> Tensor:
+        """`[particles, *shape]` -> plate layout."""
+        latent: Latent | None = self.structure.find(name)
+        return value if latent is None else latent.pad(value, self.structure.nesting)
+
+    def _subsample_indices(self) -> Values:
+        if not self.structure.subsampled:
+            return {}
+        trace = self._evaluate(
+            lambda: poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        )
+        return {
+            n: s["value"]
+            for n, s in trace.nodes.items()
+            if s["type"] == "sample" and is_random_subsample(s)
+        }
+
+    def count(self, values: Values) -> int:
+        """Number of particles that the latent values hold."""
+        return values[self.structure.latents[0].name].shape[0]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Device of the data, or None where the program takes none."""
+        return next((tensor.device for tensor in tensors_of(self.args, self.kwargs)), None)
+
+
+class Prior:
+    """The model's prior as a guide: all its latents, with the data and the factors hidden.
+
+    As the guide of Pyro's own losses it must hide the latents that are summed out too: they are none of the guide's.
+    """
+
+    def __init__(self, model: Callable, hide: Callable[[Any], bool] | None = None) -> None:
+        self.model = model
+        self.hide = hide or is_given
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        poutine.block(self.model, hide_fn=self.hide)(*args, **kwargs)
+
+
+def is_given(site: Any) -> bool:
+    """Whether a site is data or a factor, not something to be drawn."""
+    return site["type"] == "sample" and site["is_observed"]
+
+
+def is_given_or_summed_out(site: Any) -> bool:
+    """Whether a site is not drawn or is enumerated."""
+    return is_given(site) or (site["type"] == "sample" and is_enumerated(site))

@@ -1,0 +1,131 @@
+"""Sum the log densities of a trace's sites."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from ppl_dgm.program.sites import Site, is_factor
+from ppl_dgm.program.supports import possible
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the dimensions of a log density are: `[particles, ..., data]` when both are present."""
+
+    particles: bool
+    nesting: int
+    plate: str
+    per_datum: bool
+    common_scale: bool
+
+    def data_frame(self, site: Site) -> Any:
+        """The frame of the data plate around a site, or None."""
+        return next((f for f in site["cond_indep_stack"] if f.name == self.plate), None)
+
+    def datum_scale(self, site: Site) -> Any:
+        """The factor by which every datum counts: what must be taken out of a log weight and put back after."""
+        frame = self.data_frame(site)
+        if not self.per_datum or frame is None:
+            return 1.0
+        return site["scale"] if self.common_scale else frame.full_size / frame.size
+
+    def relative_scale(self, site: Site) -> Any:
+        """What is left of a site's scale: an exponent of its density."""
+        if self.per_datum and self.common_scale:
+            return 1.0
+        return site["scale"] / self.datum_scale(site)
+
+    def collapse(self, log_prob: Tensor, keep_data: bool) -> Tensor:
+        """Sum out every plate but the particles' and, if kept, the data's: `[particles, data]`."""
+        lead = int(self.particles)
+        missing = self.nesting + lead - log_prob.dim()
+        if any(size > 1 for size in log_prob.shape[: max(0, -missing)]):
+            raise ValueError(
+                f"a log density has shape {tuple(log_prob.shape)}, with dimensions to the left of all its plates; expected "
+                f"at most {self.nesting + lead}. Let the site's distribution broadcast as its plates say"
+            )
+        shape = (1,) * max(0, missing) + log_prob.shape[max(0, -missing) :]
+        log_prob = log_prob.reshape(shape)
+        dims = tuple(range(lead, log_prob.dim() - int(keep_data)))
+        return log_prob.sum(dims) if dims else log_prob
+
+
+@dataclass
+class Tally:
+    """Running total of log densities, per datum or over all data; one column per turn of a sequential data plate."""
+
+    layout: Layout
+    total: Any = 0.0
+    columns: dict[int, Any] = field(default_factory=dict)
+
+    def add(self, log_prob: Tensor, site: Site) -> None:
+        """Add one site's log density."""
+        frame = self.layout.data_frame(site) if self.layout.per_datum else None
+        vectorised = frame is not None and frame.dim is not None
+        value = self.layout.collapse(log_prob, keep_data=vectorised)
+        if frame is not None and not vectorised:
+            self.columns[frame.counter] = self.columns.get(frame.counter, 0.0) + value
+        else:
+            self.total = self.total + value
+
+    @property
+    def value(self) -> Any:
+        """The total, `[particles, data]`, `[data]`, `[particles]` or `[]`."""
+        if not self.columns:
+            return self.total
+        return self.total + torch.stack([self.columns[i] for i in sorted(self.columns)], -1)
+
+
+def log_prob_of(site: Site, scale: Any) -> Tensor:
+    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
+    fn, mask = part_mask(site)
+    log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    inside = possible(fn, site["value"]) if site["is_observed"] and not is_factor(site) else None
+    log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
+    return scale_and_mask(log_prob, scale, mask)
+
+
+def part_mask(site: Site) -> tuple[Any, Any]:
+    """A site's distribution without `.mask(...)`, and that and the handlers' masks in one; None where there are none."""
+    fn, mask = site["fn"], site["mask"]
+    while isinstance(fn, dist.MaskedDistribution):
+        mask = fn._mask if mask is None else mask & fn._mask
+        fn = fn.base_dist
+    return fn, mask
+
+
+def sum_sites(sites: list[Site], layout: Layout, scale: Callable[[Site], Any] | None = None) -> Any:
+    """Sum the log densities of sites that involve no enumeration, each with its relative scale or the one that is given."""
+    tally, scale = Tally(layout), scale or layout.relative_scale
+    for site in sites:
+        tally.add(log_prob_of(site, scale(site)), site)
+    return tally.value
+
+
+def sum_scores(sites: list[Site], layout: Layout) -> Any:
+    """Sum the log densities with which sites were drawn: scales and masks say what counts, not what is drawn."""
+    unmask(sites)
+    return sum_sites(sites, layout, lambda site: 1.0)
+
+
+def unmask(sites: Iterable[Site]) -> None:
+    """Leave masked latents their densities, which integrate (or sum) to one; without they have none to integrate."""
+    for site in sites:
+        site["fn"], site["mask"] = part_mask(site)[0], None
+
+
+def check_one_scale(sites: Mapping[str, Site]) -> None:
+    """Refuse scales that differ where the structure, read at an earlier run, has one for all."""
+    scales = {
+        name: site["scale"] for name, site in sites.items() if not isinstance(site["scale"], Tensor)
+    }
+    if len(set(scales.values())) > 1:
+        raise ValueError(
+            f"the sites' scales are {scales}, but they were all alike when the program was first run, so that they count as "
+            "one. Initialise it with scales that differ (a weight of 0.5, not of 1), or leave them out and use kl_weight"
+        )

@@ -1,0 +1,219 @@
+"""Parameters of a program: a private parameter store whose entries are ordinary torch parameters."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pyro
+from pyro.nn import PyroModule
+from pyro.params import param_with_module_name
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter names
+
+
+def resolve_parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Walk (and create) the containers of a dotted name; return the last container and the leaf's name."""
+    *containers, leaf = path.split(".")
+    for name in containers:
+        if name not in root._modules:
+            root._modules[name] = nn.Module()
+        root = root._modules[name]  # type: ignore[assignment]
+    return root, leaf
+
+
+def calling_module() -> tuple[str, nn.Module] | None:
+    """Return name and module of the `pyro.module` statement being executed, if any.
+
+    `pyro.module` is not an effect: the module it was given (with its buffers) is only to be seen in its frame.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is pyro.module.__code__:
+            return frame.f_locals["name"], frame.f_locals["nn_module"]
+        frame = frame.f_back
+    return None
+
+
+class ModuleRecorder(Messenger):
+    """Notes every module that a program registers with `pyro.module`, unless its parameters are known already."""
+
+    def __init__(self, known: dict[str, int]) -> None:
+        super().__init__()
+        self.known = known
+        self.modules: dict[str, nn.Module] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = msg["name"]
+        if MODULE_DIVIDER not in name or len(msg["args"]) < 2:
+            return
+        if self.known.setdefault(name, id(msg["args"][1])) != id(msg["args"][1]):
+            raise ValueError(
+                f"the name {name.split(MODULE_DIVIDER)[0]!r} of a pyro.module statement stands for two different "
+                "modules in one program; give each module its own name"
+            )
+        found = calling_module()
+        if found is not None:
+            self.modules[found[0]] = found[1]
+
+
+@contextmanager
+def store_contents(params: dict[str, Any], constraints: dict[str, Any]) -> Iterator[None]:
+    """Exchange the contents of Pyro's parameter store; what the block creates lands in the given dictionaries.
+
+    `ParamStoreDict.scope` copies all parameters on each call and strips them of what `pyro.infer.SVI` looks for.
+    """
+    store = pyro.get_param_store()
+    outer = store._params, store._constraints, store._param_to_name
+    names = {parameter: name for name, parameter in params.items()}
+    store._params, store._constraints, store._param_to_name = params, constraints, names
+    try:
+        yield
+    finally:
+        store._params, store._constraints, store._param_to_name = outer
+
+
+class CopyValues(TorchFunctionMode):
+    """Inside it, `copy.deepcopy` takes of a tensor in an autograd graph its value; torch refuses to copy such tensors.
+
+    Modules hold them as what they remember of their last run, as Pyro's transforms do of their last input and output.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+class ParameterScope(nn.Module):
+    """Owns the parameters of one program and lends them to Pyro's parameter store while the program runs.
+
+    Names are those of the program: `pyro.param("loc")` is the parameter `loc`, `pyro.module("decoder", net)` the
+    submodule `decoder`. Values are unconstrained; constraints are kept beside them. Outside a call of the program
+    Pyro's global store is untouched, and the program never sees what the global store holds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constraints: dict[str, Any] = {}
+        self._known_modules: dict[str, int] = {}
+        self._borrowed: list[str] = []  # modules that functions close over
+        self._sealed = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
+        if self._borrowed:
+            raise ValueError(
+                f"the program's functions hold the modules {self._borrowed} themselves, so that a copy of the program would "
+                "go on using them; write the model or guide as a torch.nn.Module that owns them, or build a second program "
+                "(initialise it on data) and load_state_dict"
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with CopyValues():
+            twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def adopt(self, name: str, module: nn.Module) -> bool:
+        """Register a module, with its parameters and buffers, under a name; false if it is known by another."""
+        if any(module is own for own in self.modules()):
+            return False
+        parent, leaf = resolve_parent(self, name)
+        parent._modules[leaf] = module
+        return True
+
+    @property
+    def site_parameters(self) -> dict[str, nn.Parameter]:
+        """Unconstrained values of the `pyro.param` statements by name."""
+        named = {}
+        for name in self._constraints:
+            parent, leaf = resolve_parent(self, name)
+            named[name] = parent._parameters[leaf]
+        return named
+
+    @property
+    def initialised(self) -> bool:
+        """Whether the parameters exist, all of them: the program has run on data and been checked."""
+        return self._sealed
+
+    def forget(self, keep: set[str]) -> None:
+        """Drop the parameters of `pyro.param` statements that are not in `keep`: those of a run that failed."""
+        for name in self._constraints.keys() - keep:
+            parent, leaf = resolve_parent(self, name)
+            del parent._parameters[leaf], self._constraints[name]
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Run a block with this scope as Pyro's parameter store; adopt what it creates."""
+        params, constraints = dict(self.site_parameters), dict(self._constraints)
+        recorder = ModuleRecorder(self._known_modules)
+        watched = nullcontext() if self._sealed else recorder
+        with (
+            store_contents(params, constraints),
+            pyro.settings.context(module_local_params=False),
+            watched,
+        ):
+            yield
+        self._borrowed += [
+            name for name, module in recorder.modules.items() if self.adopt(name, module)
+        ]
+        self._adopt_new(params, constraints)
+
+    def _adopt_new(self, params: dict[str, Any], constraints: dict[str, Any]) -> None:
+        if params.keys() <= self._constraints.keys():
+            return
+        owned = {id(p) for p in self.parameters()}
+        for name, value in params.items():
+            if name in self._constraints or MODULE_DIVIDER in name or id(value) in owned:
+                continue
+            if self._sealed:
+                raise ValueError(
+                    f"the program created parameter {name!r} on a later call; parameters must all be created on the "
+                    "first call, because optimisers and checkpoints already hold the others. Create it unconditionally"
+                )
+            self._register(name, value, constraints[name])
+
+    def _register(self, name: str, value: Tensor, constraint: Any) -> None:
+        parent, leaf = resolve_parent(self, name)
+        parameter = (
+            value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
+        )
+        parent._parameters[leaf] = parameter
+        self._constraints[name] = constraint
+
+
+class ScopedCallable(nn.Module):
+    """A model or guide as a plain Pyro callable that finds its parameters in its program's scope.
+
+    It owns the scope, so that `.parameters()` of a model or guide is never empty; a plain `torch.nn.Module` announces
+    its parameters to Pyro, so that `pyro.infer.SVI` sees them.
+    """
+
+    def __init__(self, name: str, fn: Callable, scope: ParameterScope) -> None:
+        super().__init__()
+        self.role = name
+        self.scope = scope
+        self._fn = (fn,)  # in a tuple: a module is registered once, in the scope
+        if isinstance(fn, nn.Module):
+            scope.adopt(name, fn)
+
+    @property
+    def fn(self) -> Callable:
+        """The callable as its author wrote it."""
+        return self._fn[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self.scope.lent():
+            if isinstance(self.fn, nn.Module) and not isinstance(self.fn, PyroModule):
+                announce(self.role, self.fn)
+            return self.fn(*args, **kwargs)
+
+
+def announce(name: str, module: nn.Module) -> None:
+    """Tell Pyro of a module's trainable parameters; unlike `pyro.module` without a word about frozen ones."""
+    for own, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            pyro.param(param_with_module_name(name, own), parameter)

@@ -1,0 +1,115 @@
+"""Random draws under `torch.func.vmap`, where torch's in-place samplers and Dirichlet draws are not to be had."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.ops.special as special
+import torch
+import torch.distributions.dirichlet as dirichlet
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+IN_PLACE_SAMPLERS = {
+    "normal_",
+    "uniform_",
+    "exponential_",
+    "cauchy_",
+    "log_normal_",
+    "geometric_",
+    "random_",
+    "bernoulli_",
+}
+
+
+READ_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+
+
+class MappedRun(TorchFunctionMode):
+    """Lets a Pyro program run inside vmap.
+
+    The tensor that an in-place sampler fills is made to vary with the mapped index, as are those that torch's binomial
+    and multinomial draws start from; `clamp_` (in Gamma draws), which cannot be mapped, copies; asking a parameter that
+    requires a gradient to require one (Pyro's parameter store does so on each call) changes nothing and is let pass;
+    `.data` (Pyro's enumeration looks at `.data.shape`) is `.detach()`.
+    """
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.zero = index * 0
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.requires_grad_ and args[0].requires_grad:
+            return args[0]
+        if func == READ_DATA:
+            return args[0].detach()
+        if func is Tensor.clamp_:
+            return args[0].copy_(args[0].clamp(*args[1:], **(kwargs or {})))
+        if func is Tensor.new:
+            return self.vary(func(*args, **(kwargs or {})))
+        if func is torch.binomial:
+            args = (self.vary(args[0]), self.vary(args[1]))
+        if getattr(func, "__name__", "") in IN_PLACE_SAMPLERS:
+            args = (self.vary(args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+    def vary(self, value: Tensor) -> Tensor:
+        """The same tensor, varying with the mapped index."""
+        return value + self.zero.to(value)
+
+
+class GammaDirichlet:
+    """Dirichlet draws as normalised Gamma draws, with the same implicit reparameterisation gradient."""
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        gamma = torch._standard_gamma(concentration)  # type: ignore[attr-defined]
+        gamma = gamma.clamp_min(
+            torch.finfo(concentration.dtype).tiny
+        )  # all zero for small concentrations
+        return gamma / gamma.sum(-1, keepdim=True)
+
+
+class FlooredLog:
+    """log(x), minus infinity at 0, with a finite gradient."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        info = torch.finfo(x.dtype)
+        return torch.where(x > 0, x.clamp_min(info.tiny).log(), torch.full_like(x, -torch.inf))
+
+
+@contextmanager
+def mappable_functions() -> Iterator[None]:
+    """Stand in for the custom autograd functions of torch and Pyro that vmap refuses."""
+    originals = dirichlet._Dirichlet, special._SafeLog
+    dirichlet._Dirichlet, special._SafeLog = GammaDirichlet, FlooredLog  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        dirichlet._Dirichlet, special._SafeLog = originals  # type: ignore[misc]
+
+
+def vmap_runs(
+    once: Callable[[Any], Any], num: int, device: torch.device | None, given: Any = None
+) -> Any:
+    """Run `once(given)` `num` times at once with independent noise; outputs gain a leading dimension.
+
+    Tensors in `given` are `[num, ...]`, one slice for each run. A single run is not mapped, so that modules that update
+    statistics of their inputs, as batch normalisation does, can be trained with one particle.
+    """
+    given = given or {}
+    if num == 1:
+        return tree_map(lambda part: part.unsqueeze(0), once(tree_map(lambda part: part[0], given)))
+
+    def mapped(index: Tensor, values: Any) -> Any:
+        with MappedRun(index):
+            return once(values)
+
+    with mappable_functions():
+        return torch.func.vmap(mapped, randomness="different")(
+            torch.arange(num, device=device), given
+        )

@@ -1,0 +1,218 @@
+"""To ArviZ, 0.x and 1.x: programs with their posterior as InferenceData or DataTree, evidences as stacking weights.
+
+What differs between the two generations of ArviZ is in `build_tree` and `as_elpd`; nothing else asks which one it is.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppl_dgm.program import draw_sites, log_likelihoods, undisturbed
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.program.sites import is_subsample
+from ppl_dgm.sampling.posterior import Posterior
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x on every import
+    import arviz
+
+az: Any = arviz  # its two generations have different types
+IS_ARVIZ_0 = hasattr(az, "InferenceData")
+Group = dict[str, NDArray[Any]]
+
+
+def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
+    """A posterior with prior, predictive draws, pointwise log-likelihood and data, for all of ArviZ's functions.
+
+    Groups: `posterior` and `prior` (latents and deterministic sites), `posterior_predictive` and `prior_predictive`
+    (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for each observed site, summed over event
+    dimensions but not over plates: `az.loo` leaves out one entry of all plates) and `observed_data`. Dimensions are
+    `chain` (one), `draw`, then the names of the plates. Programs with factors have no predictive
+    groups: ancestral draws do not follow their density.
+
+    Args:
+        posterior: of `ppl_dgm.sampling.posterior`, or `Posterior(program.bind(*data), draws)` around draws of another sampler.
+        seed: of the prior and predictive draws, as many as the posterior has; torch's generator is left as it was.
+
+    Returns:
+        `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with 1.x.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from ppl_dgm import Program
+        >>> from ppl_dgm.sampling.posterior import posterior
+        >>> def model(x=None):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> draws = posterior(Program(model), torch.randn(20), num_particles=2000, num_draws=500)
+        >>> tree = to_arviz(draws)
+        >>> tree.log_likelihood["x"].shape
+        (1, 500, 20)
+    """
+    bound, structure = posterior.bound, posterior.bound.structure
+    names = [latent.name for latent in structure.model_latents]
+    drawn = predictive_draws(posterior, seed)
+    kept = [name for name in drawn if name not in structure.observed and name not in names]
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "posterior": {**posterior.draws, **{name: drawn[name] for name in kept}},
+        "posterior_predictive": {name: drawn[name] for name in structure.observed if name in drawn},
+        "log_likelihood": log_likelihoods(bound, posterior.draws),
+        "observed_data": {
+            name: bound.model_trace().nodes[name]["value"] for name in structure.observed
+        },
+    }
+    if not structure.factors:
+        prior = prior_draws(posterior, seed)
+        groups["prior"] = {
+            name: value for name, value in prior.items() if name not in structure.observed
+        }
+        groups["prior_predictive"] = {
+            name: prior[name] for name in structure.observed if name in prior
+        }
+    return build_tree(
+        {group: as_arrays(values, group) for group, values in groups.items() if values},
+        plates(posterior),
+    )
+
+
+def predictive_draws(posterior: Posterior, seed: int) -> Mapping[str, Tensor]:
+    """All sites given the posterior draws; none for a program with factors."""
+    return {} if posterior.bound.structure.factors else posterior.predict(seed)
+
+
+def prior_draws(posterior: Posterior, seed: int) -> dict[str, Tensor]:
+    """All sites drawn ancestrally, as many times as the posterior has draws."""
+    bound = posterior.bound
+    with undisturbed(bound.model), seeded(seed, bound.device):
+        return draw_sites(
+            bound.model, bound.structure, posterior.num_draws, bound.args, bound.kwargs
+        )
+
+
+def as_arrays(values: Mapping[str, Tensor], group: str) -> Group:
+    """Tensors as arrays, with a leading chain but for data."""
+    arrays = {name: value.detach().cpu().numpy() for name, value in values.items()}
+    return (
+        arrays if "data" in group else {name: array[np.newaxis] for name, array in arrays.items()}
+    )
+
+
+def plates(posterior: Posterior) -> dict[str, list[str]]:
+    """Names of the dimensions of every site: its plates from left to right, then numbered event dimensions."""
+    nodes = posterior.bound.model_trace().nodes
+    sites = {
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample" and not is_subsample(site)
+    }
+    return {
+        name: dimension_names(name, site)
+        for name, site in sites.items()
+        if torch.is_tensor(site["value"])
+    }
+
+
+def dimension_names(name: str, site: Mapping[str, Any]) -> list[str]:
+    """Dimensions of one site; a plate has no other site's name, since it is a site itself."""
+    frames = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
+    batch_dim = max((-dim for dim in frames), default=0)
+    event_dim = site["value"].dim() - batch_dim
+    return [frames.get(dim, f"{name}_batch_{-dim}") for dim in range(-batch_dim, 0)] + [
+        f"{name}_dim_{i}" for i in range(event_dim)
+    ]
+
+
+def build_tree(groups: Mapping[str, Group], dims: Mapping[str, list[str]]) -> Any:
+    """ArviZ's container: keyword groups in 0.x, one nested dictionary in 1.x."""
+    if IS_ARVIZ_0:
+        return az.from_dict(**groups, dims=dict(dims), save_warmup=False)
+    return az.from_dict(dict(groups), dims=dict(dims))
+
+
+def write_netcdf(tree: Any, path: str | os.PathLike) -> None:
+    """Write InferenceData, a DataTree or a Dataset to a netCDF file, read back by `arviz.from_netcdf`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_netcdf(xr.Dataset({"log_z": ("datum", [-1.0, -2.0])}), f"{folder}/evidence.nc")
+        ...     xr.load_dataset(f"{folder}/evidence.nc", engine="h5netcdf").log_z.values
+        array([-1., -2.])
+    """
+    tree.to_netcdf(str(path), engine="h5netcdf")
+
+
+def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
+    r"""Weights of the mixture of programs that predicts the data best, by ArviZ.
+
+    $\max_w \sum_i \log \sum_m w_m\, p_m(x_i)$ over the simplex. Yao, Vehtari, Simpson and Gelman (2018), "Using stacking
+    to average Bayesian predictive distributions", eq. 4. The data should be held out: their log density is then the
+    predictive score that leave-one-out approximates.
+
+    Args:
+        log_p: log p_m(x_i) in nats by program, each `[data]`.
+
+    Returns:
+        Weights by program, adding up to one; NaN where some datum has a finite density under no program.
+
+    Example:
+        >>> weights = stacking_weights({"a": torch.tensor([-1.0, -5.0]), "b": torch.tensor([-5.0, -1.0])})
+        >>> {name: round(weight, 2) for name, weight in weights.items()}
+        {'a': 0.5, 'b': 0.5}
+    """
+    if len(log_p) == 1:
+        return dict.fromkeys(log_p, 1.0)
+    rows = torch.stack([value.double().cpu() for value in log_p.values()])
+    best = rows.max(0).values
+    if not bool(torch.isfinite(best).all()):
+        return dict.fromkeys(log_p, float("nan"))
+    centred = (
+        rows - best
+    ).numpy()  # a shift by datum changes no weight, and keeps exp(log p) from underflowing
+    elpds = {name: as_elpd(row) for name, row in zip(log_p, centred, strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pandas, in ArviZ 0.23
+        table = az.compare(elpds, method="stacking")
+    return {name: float(table["weight"][name]) for name in log_p}
+
+
+def as_elpd(log_p: NDArray[np.float64]) -> Any:
+    """Held-out log densities `[data]` in the class in which ArviZ keeps leave-one-out results.
+
+    In 0.x it is a table of fields, in 1.x a class whose arguments depend on the release: there a result of `loo` is
+    given other figures.
+    """
+    total, error = float(log_p.sum()), float(np.sqrt(len(log_p) * log_p.var()))
+    pointwise = xr.DataArray(log_p, dims=["datum"])
+    if IS_ARVIZ_0:
+        fields = {
+            "elpd_loo": total,
+            "se": error,
+            "p_loo": 0.0,
+            "n_samples": 1,
+            "n_data_points": len(log_p),
+        }
+        fields |= {"warning": False, "loo_i": pointwise, "scale": "log"}
+        return az.stats.ELPDData(data=list(fields.values()), index=list(fields))
+    noise = np.random.default_rng(0).normal(size=(1, 100, 2))
+    pattern = az.loo(
+        build_tree({"posterior": {"z": noise}, "log_likelihood": {"x": noise}}, {}), pointwise=True
+    )
+    return replace(
+        pattern,
+        elpd=total,
+        se=error,
+        p=0.0,
+        n_data_points=len(log_p),
+        warning=False,
+        elpd_i=pointwise,
+    )

@@ -1,0 +1,1 @@
+"""Draws, log weights and chains that objectives and evidence share."""

@@ -1,0 +1,263 @@
+"""Posterior draws in unconstrained space: from Markov chains, from the guide, or the user's own."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from ppl_dgm.compile import Switch
+from ppl_dgm.sampling.importance import pareto_k
+from ppl_dgm.sampling.kernels import (
+    HMC,
+    DualAveraging,
+    Target,
+    nudge_step_size,
+    power,
+    robust_scale,
+)
+from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
+from ppl_dgm.sampling.proposals import moments
+from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle
+from ppl_dgm.sampling.unconstrained import Unconstrained, possible
+
+LEAST_DRAWS = 8
+POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the draws kept
+WARMUP_ROUNDS = (0.4, 0.6)
+MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
+MAX_TEMPERATURES, MOVES_PER_TEMPERATURE = 200, 3
+KEPT = 0.5  # share of the draws that is effective after a step in temperature
+EAGER = Switch(False)
+
+
+class PosteriorDraws(NamedTuple):
+    """Points `[chains, draws, *batch, dim]`; where they were resampled, how many independent ones they are worth.
+
+    `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated instead.
+    """
+
+    points: Tensor
+    ess: Tensor | None = None
+    pareto_k: Tensor | None = None
+
+    @property
+    def flat(self) -> Tensor:
+        """All draws: `[chains * draws, *batch, dim]`."""
+        return self.points.flatten(0, 1)
+
+
+def evaluate(
+    log_density: Callable[[Tensor], Tensor], points: Tensor, memory: int = MEMORY
+) -> Tensor:
+    """A log density at points `[n, *batch, dim]`, a bounded number at a time: `[n, *batch]` in float64."""
+    size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
+    with torch.no_grad():
+        return possible(torch.cat([log_density(part) for part in points.split(size)]).double())
+
+
+# ---- how many independent draws -----------------------------------------------------------------------------------
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """Coordinates in which a cloud of points has mean zero and unit covariance: y = mean + L z."""
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def fitted(cls, points: Tensor) -> "Frame":
+        """From the moments of points `[n, *batch, dim]`."""
+        mean, covariance = moments(points)
+        return cls(mean, torch.linalg.cholesky(covariance))
+
+    def outward(self, point: Tensor) -> Tensor:
+        """z -> y."""
+        return self.mean + (self.factor @ point.unsqueeze(-1)).squeeze(-1)
+
+    def inward(self, point: Tensor) -> Tensor:
+        """y -> z."""
+        return torch.linalg.solve_triangular(
+            self.factor, (point - self.mean).unsqueeze(-1), upper=False
+        ).squeeze(-1)
+
+
+def hmc_draws(
+    target: Unconstrained,
+    num_chains: int,
+    num_draws: int,
+    num_warmup: int,
+    num_leapfrog: int,
+    switch: Switch = EAGER,
+) -> PosteriorDraws:
+    """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
+
+    The chains start at tempered draws from the prior; the covariance and the step size of each datum are learned in two
+    rounds of warm-up.
+    """
+    kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
+    points = tempered_points(kernel, target, num_chains, switch)
+    visited = adapted_chains(
+        kernel, target, Frame.fitted(points), points, num_warmup, num_draws, switch
+    )
+    return PosteriorDraws(visited.transpose(0, 1))
+
+
+def adapted_chains(
+    kernel: HMC,
+    target: Unconstrained,
+    frame: Frame,
+    points: Tensor,
+    num_warmup: int,
+    num_draws: int,
+    switch: Switch = EAGER,
+) -> Tensor:
+    """Chains from points `[chains, *batch, dim]`, after warm-up rounds: `[draws, chains, *batch, dim]`."""
+    step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
+    for share in WARMUP_ROUNDS:
+        num_moves = max(4, int(share * num_warmup))
+        visited, step_size = run_chains(
+            kernel, target, frame, points, step_size, num_moves, True, switch
+        )
+        points = visited[-1]
+        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
+        step_size = step_size.mean(0, keepdim=True).expand_as(step_size)
+    return run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)[0]
+
+
+def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:
+    r"""Bring prior draws to the posterior through $p(z) p(x \mid z)^\beta$: `[num_chains, *batch, dim]`.
+
+    $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and moved (Del Moral,
+    Doucet and Jasra 2006). Modes are so represented in about the right proportion.
+    """
+    tempered = Target(target.raw_split)
+    state = tempered.evaluate(target.sample_prior(max(num_chains, MIN_TEMPERED)))
+    beta = state.base.new_zeros(state.base.shape[1:])
+    step_size = state.base.new_full(state.base.shape, kernel.first_step_size(target.dim))
+    for _ in range(MAX_TEMPERATURES):
+        increment = next_increment(torch.zeros_like(state.tilt), state.tilt, 1 - beta, KEPT)
+        beta = (beta + increment).clamp_max(1.0)
+        state = state.gather(resample(power(state.tilt, increment)))
+        scale = robust_scale(state.point)
+        for _ in range(MOVES_PER_TEMPERATURE):
+            move = switch(kernel.move, tempered, state, beta, step_size, scale)
+            state = move.state
+            step_size = nudge_step_size(
+                step_size, move.acceptance.mean(0).expand_as(step_size), 0.7
+            )
+        if bool((beta >= 1).all()):
+            break
+    return state.point[torch.randperm(len(state.point), device=target.device)[:num_chains]]
+
+
+def run_chains(
+    kernel: HMC,
+    target: Unconstrained,
+    frame: Frame,
+    points: Tensor,
+    step_size: Tensor,
+    num_moves: int,
+    adapt: bool,
+    switch: Switch = EAGER,
+) -> tuple[Tensor, Tensor]:
+    """Move all chains: points after each move `[moves, chains, *batch, dim]`, and the step sizes learned."""
+
+    def density(z: Tensor) -> tuple[Tensor, Tensor]:
+        log_joint = target.raw_split(frame.outward(z)).total
+        return log_joint, torch.zeros_like(log_joint).detach()
+
+    whitened = Target(density)
+    one = points.new_ones(())
+    state, steps, visited = (
+        whitened.evaluate(frame.inward(points)),
+        DualAveraging.start(step_size),
+        [],
+    )
+    for _ in range(num_moves):
+        move = switch(
+            kernel.move, whitened, state, one, steps.step_size if adapt else step_size, one
+        )
+        state = move.state
+        steps = steps.update(move.acceptance, kernel.target_acceptance) if adapt else steps
+        visited.append(frame.outward(state.point))
+    return torch.stack(visited), steps.final if adapt else step_size
+
+
+def nuts_draws(
+    target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int
+) -> PosteriorDraws:
+    """Draws by Pyro's No-U-Turn sampler, chain by chain, all data in one chain."""
+
+    def potential(state: Mapping[str, Tensor]) -> Tensor:
+        return -target.log_joint(state["point"].unsqueeze(0)).sum()
+
+    chains = []
+    for start in target.sample_guide(num_chains)[0]:
+        mcmc = MCMC(
+            NUTS(potential_fn=potential),
+            num_draws,
+            warmup_steps=num_warmup,
+            initial_params={"point": start},
+            disable_progbar=True,
+        )
+        with torch.enable_grad():
+            mcmc.run()
+        chains.append(mcmc.get_samples()["point"])
+    return PosteriorDraws(torch.stack(chains))
+
+
+def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:
+    """Draws from the guide, resampled by their importance weights (Rubin 1988): one row of independent draws."""
+    points, log_q = target.sample_guide(num_draws)
+    log_weights = evaluate(target.log_joint, points) - log_q.double()
+    chosen = shuffle(resample(log_weights)).unsqueeze(-1).expand(points.shape)
+    ess = 1 / (1 / effective_size(log_weights) + 1 / num_draws)
+    return PosteriorDraws(points.gather(0, chosen).unsqueeze(0), ess, pareto_k(log_weights))
+
+
+def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> PosteriorDraws:
+    """The user's draws, `[chains, draws, *site]` or `[draws, *site]` by site.
+
+    Raises:
+        ValueError: if a latent is missing or has another shape, or values are outside its support.
+    """
+    example = target.constrain(target.sample_prior(1))
+    missing = [slot.latent.name for slot in target.slots if slot.latent.name not in draws]
+    if missing:
+        raise ValueError(
+            f"the posterior draws lack the latents {missing}; they have {sorted(draws)}"
+        )
+    values = {}
+    for slot in target.slots:
+        name = slot.latent.name
+        value = with_chains(
+            name, draws[name].detach().to(target.device, target.dtype), example[name].shape[1:]
+        )
+        inside = slot.latent.support.check(value)
+        if not bool(inside.all()) or not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"posterior draws of {name!r} lie outside its support {slot.latent.support}; give them in the space of "
+                "the model's site, untransformed"
+            )
+        values[name] = value
+    sizes = {name: tuple(value.shape[:2]) for name, value in values.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the posterior draws have different numbers of chains and draws: {sizes}")
+    chains, draws_each = next(iter(sizes.values()))
+    points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
+    return PosteriorDraws(points.unflatten(0, (chains, draws_each)))
+
+
+def with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """Draws of one site as `[chains, draws, *site]`."""
+    extra = value.dim() - len(shape)
+    if extra not in (1, 2) or value.shape[extra:] != shape:
+        raise ValueError(
+            f"posterior draws of {name!r} have shape {tuple(value.shape)}; expected [chains, draws, *{list(shape)}] or "
+            f"[draws, *{list(shape)}]"
+        )
+    return value.unsqueeze(0) if extra == 1 else value

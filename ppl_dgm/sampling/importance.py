@@ -1,0 +1,230 @@
+"""Log importance weights, the central quantity: many particles in bounded memory, and what their sums tell.
+
+log w = log p(x, z) - log q(z | x) with z drawn from q. Their mean is the ELBO, their log-mean-exp the
+importance-weighted bound, and their tail says when to believe neither.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+from ppl_dgm.compile import CompileMode, Switch
+from ppl_dgm.program import Bound, Program, evaluating, require_program
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan
+
+Proposal = Literal["guide", "prior"]
+
+
+def log_weights(
+    program: Program,
+    *args: Any,
+    num_particles: int = 1,
+    proposal: Proposal = "guide",
+    memory: int = MEMORY,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    r"""Draw log importance weights of a program at its data.
+
+    $\log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} \mid x_i)$ with $z_{ki} \sim q$, discrete latents that are
+    enumerated summed out exactly. Modules are in evaluation mode and gradients are not kept; objectives are for that.
+
+    Args:
+        program: the program.
+        *args: its data, as its model takes them.
+        num_particles: number of weights for each datum (or for the data set).
+        proposal: `"guide"` or `"prior"`.
+        memory: bytes that one chunk of particles may allocate.
+        seed: makes the draw repeatable and leaves torch's generator as it was; None draws from torch's generator.
+        **kwargs: further data.
+
+    Returns:
+        Nats: `[num_particles, data]` where every latent is inside the data plate, else `[num_particles]`.
+
+    Raises:
+        ValueError: if the program does not fit itself or the data, or `num_particles` is less than 1.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from ppl_dgm import Program, log_weights
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> log_weights(Program(model), torch.zeros(3), num_particles=5, seed=0).shape
+        torch.Size([5, 3])
+    """
+    require_program(program, "log_weights")
+    with evaluating(program), torch.no_grad():
+        bound = program.bind(*args, **kwargs)
+        with seeded(seed, bound.device):
+            chunks = list(weight_chunks(bound, num_particles, proposal, memory))
+    rows: dict[int, list[Tensor]] = {}
+    for chunk in chunks:
+        rows.setdefault(chunk.start, []).append(chunk.log_weights)
+    return torch.cat([torch.cat(row, 0) for row in rows.values()], -1)
+
+
+class WeightChunk(NamedTuple):
+    """Log weights `[particles, data]` of the data from `start` on, or `[particles]` of the data set."""
+
+    start: int
+    log_weights: Tensor
+
+
+def weight_chunks(
+    bound: Bound,
+    num_particles: int,
+    proposal: Proposal = "guide",
+    memory: int = MEMORY,
+    compile: CompileMode = False,
+) -> Iterator[WeightChunk]:
+    """Draw log weights a bounded number of particles and data at a time, data by data in order."""
+    if num_particles < 1:
+        raise ValueError(f"num_particles is {num_particles}; expected at least 1")
+    draw = draw_weights_prior if proposal == "prior" else draw_weights
+    switch = Switch(compile)
+
+    def weights(args: Any, kwargs: Any, num_data: int | None, count: int) -> Tensor:
+        return draw(replace(bound, args=args, kwargs=kwargs, num_data=num_data), count)
+
+    for start, part, particles in chunk_plan(bound, num_particles, memory, lambda b: draw(b, 1)):
+        done = 0
+        while done < num_particles:
+            count = min(particles, num_particles - done)
+            yield WeightChunk(
+                start, switch(weights, part.args, dict(part.kwargs), part.num_data, count)
+            )
+            done += count
+
+
+def draw_weights(bound: Bound, num_particles: int) -> Tensor:
+    """Log weights with the guide as proposal."""
+    values, log_q = bound.draw(num_particles)[:2]
+    return expand_particles(bound.log_joint(values).total - log_q, num_particles)
+
+
+def draw_weights_prior(bound: Bound, num_particles: int) -> Tensor:
+    """Log weights with the prior as proposal: log likelihoods of prior draws."""
+    return expand_particles(
+        bound.log_joint(bound.draw_prior(num_particles).values).likelihood, num_particles
+    )
+
+
+def expand_particles(log_weights: Tensor, num_particles: int) -> Tensor:
+    """Repeat the one weight of a program without drawn latents."""
+    return log_weights.expand(num_particles, *log_weights.shape[1:])
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """log(mean(exp(values))) along a dimension, without overflow."""
+    return values.logsumexp(dim) - math.log(values.shape[dim])
+
+
+@dataclass
+class WeightSummary:
+    r"""Streaming sums of log weights in float64: mean, log-mean-exp, their standard errors, ESS and Pareto k.
+
+    Feed it `[particles, ...]` chunks with `add`; it keeps a constant number of numbers for each datum, and the
+    largest weights for the tail. $\widehat{\mathrm{se}}(\log \hat Z) = \sqrt{(K \sum w^2 / (\sum w)^2 - 1) / K}$ (delta
+    method) and $\mathrm{ESS} = (\sum w)^2 / \sum w^2$.
+    """
+
+    num_particles: int
+    count: int = 0
+    log_sum: Any = -math.inf
+    log_square_sum: Any = -math.inf
+    mean: Any = 0.0
+    squares: Any = 0.0
+    tail: Any = None
+
+    def add(self, log_weights: Tensor) -> None:
+        """Add a chunk of log weights `[particles, ...]`."""
+        log_w = log_weights.detach().double()
+        self.log_sum = torch.logaddexp(torch.as_tensor(self.log_sum).to(log_w), log_w.logsumexp(0))
+        self.log_square_sum = torch.logaddexp(
+            torch.as_tensor(self.log_square_sum).to(log_w), (2 * log_w).logsumexp(0)
+        )
+        self._add_moments(log_w)
+        tail = log_w if self.tail is None else torch.cat([self.tail, log_w])
+        self.tail = tail.topk(min(self.tail_size + 1, tail.shape[0]), 0).values
+
+    def _add_moments(self, log_w: Tensor) -> None:
+        """Chan et al. (1979): combine means and sums of squares of two samples."""
+        n, m = self.count, log_w.shape[0]
+        mean = log_w.mean(0)
+        delta = mean - self.mean
+        self.squares = (
+            self.squares + (log_w - mean).square().sum(0) + delta.square() * (n * m / (n + m))
+        )
+        self.mean = self.mean * (n / (n + m)) + mean * (m / (n + m))  # -inf once a weight is zero
+        self.count = n + m
+
+    @property
+    def tail_size(self) -> int:
+        """Number of the largest weights to which the Pareto tail is fitted: min(K / 5, 3 sqrt(K))."""
+        return math.ceil(min(self.num_particles / 5, 3 * math.sqrt(self.num_particles)))
+
+    @property
+    def log_mean_exp(self) -> Tensor:
+        """log of the mean weight: the importance sampling estimate of log Z, in nats."""
+        return self.log_sum - math.log(self.count)
+
+    @property
+    def std_error(self) -> Tensor:
+        """Standard error of `log_mean_exp`, by the delta method."""
+        relative_variance = (self.log_square_sum - 2 * self.log_sum).exp() * self.count - 1
+        return (relative_variance.clamp_min(0) / max(self.count - 1, 1)).sqrt()
+
+    @property
+    def mean_std_error(self) -> Tensor:
+        """Standard error of `mean`."""
+        return (self.squares / (max(self.count - 1, 1) * self.count)).sqrt()
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective sample size, between 1 and the number of particles (Kong 1992)."""
+        return (2 * self.log_sum - self.log_square_sum).exp()
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """Shape of the generalised Pareto tail; above 0.7 the estimate is unreliable (Vehtari et al. 2024)."""
+        shape = self.tail.shape[1:]
+        flat = self.tail.reshape(self.tail.shape[0], -1).T.cpu()
+        ks = [tail_shape(row) for row in flat]
+        return torch.tensor(ks, dtype=torch.float64, device=self.tail.device).reshape(shape)
+
+
+def tail_shape(largest: Tensor) -> float:
+    """Pareto shape of the weights above the smallest of `largest` (log weights, sorted downwards); -inf if constant."""
+    log_w = largest - largest[0]
+    excess = (log_w[:-1].exp() - log_w[-1].exp()).flip(0)
+    excess = excess[excess > 0]
+    if bool(log_w[-1] > -1e-9):
+        return -math.inf  # all weights equal: no tail
+    if len(excess) <= 4:
+        return math.inf
+    if len(excess.unique()) <= 4:
+        return -math.inf  # a few atoms, as discrete latents make them: bounded
+    return float(fit_generalized_pareto(excess)[0])
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """Pareto shape of log weights `[particles, ...]` along the first dimension; see `WeightSummary.pareto_k`.
+
+    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling". The fit is Pyro's.
+
+    Example:
+        >>> import torch
+        >>> bool(pareto_k(torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.1) < 0.5)
+        True
+    """
+    summary = WeightSummary(log_weights.shape[0])
+    summary.add(log_weights)
+    return summary.pareto_k

@@ -1,0 +1,30 @@
+"""Markov transitions vectorised over chains and data, and the adaptation of their settings."""
+
+from ppl_dgm.sampling.kernels.adaptation import (
+    DualAveraging,
+    nudge_step_size,
+    robust_scale,
+    weighted_scale,
+)
+from ppl_dgm.sampling.kernels.gibbs import Gibbs
+from ppl_dgm.sampling.kernels.metropolis import HMC, MALA, ULA, Kernel, Move, RandomWalk, leapfrog
+from ppl_dgm.sampling.kernels.targets import Density, State, Target, power
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "ULA",
+    "Density",
+    "DualAveraging",
+    "Gibbs",
+    "Kernel",
+    "Move",
+    "RandomWalk",
+    "State",
+    "Target",
+    "leapfrog",
+    "nudge_step_size",
+    "power",
+    "robust_scale",
+    "weighted_scale",
+]

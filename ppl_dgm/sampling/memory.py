@@ -1,0 +1,79 @@
+"""Divide work so that it fits a budget of memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_dgm.program import Bound, select_data
+
+# Bytes that one chunk of particles may allocate, all intermediate results counted.
+MEMORY = 256 * 2**20
+
+
+def join(parts: list[Tensor], groups: bool = False) -> Tensor:
+    """Put results of parts of the data together: along the data, after a dimension of groups if there is one."""
+    return parts[0] if parts[0].dim() == int(groups) else torch.cat(parts, int(groups))
+
+
+def chunk_plan(
+    bound: Bound, num_particles: int, memory: int, work: Callable[[Bound], Any]
+) -> Iterator[tuple[int, Bound, int]]:
+    """Divide data, then particles, so that `work` on one chunk allocates about `memory` bytes.
+
+    Yields (first datum, the program bound to that part of the data, particles at a time).
+    """
+    structure, num_data = bound.structure, bound.num_data or 1
+    divisible = structure.divisible and structure.per_datum
+    probe = part_of(bound, 0, min(num_data, 64)) if divisible else bound
+    probed = min(num_data, 64) if divisible else 1
+    rows = max(1, int(memory / (allocated_bytes(lambda: work(probe)) / probed + 1)))
+    data = min(num_data, rows) if divisible else num_data
+    particles = max(1, min(num_particles, rows // data if divisible else rows))
+    for start in range(0, num_data, data) if divisible else (0,):
+        yield start, part_of(bound, start, start + data) if divisible else bound, particles
+
+
+def part_of(bound: Bound, start: int, stop: int) -> Bound:
+    """The program bound to data `start` to `stop`."""
+    args, kwargs = select_data(bound.args, bound.kwargs, bound.num_data, slice(start, stop))
+    return replace(
+        bound, args=args, kwargs=kwargs, num_data=min(stop, bound.num_data or stop) - start
+    )
+
+
+def spans(bound: Bound, num_points: int, memory: int) -> list[tuple[int, int]]:
+    """Start and stop of parts of the data so small that densities at `num_points` points of each datum fit into memory."""
+    num_data = bound.num_data or 1
+    if not (bound.structure.per_datum and bound.structure.divisible):
+        return [(0, num_data)]
+    few = min(num_data, 16)
+    probe = part_of(bound, 0, few)
+    row = allocated_bytes(lambda: probe.log_joint(probe.draw(1).values)) / few
+    rows = max(1, int(memory / (row * num_points + 1)))
+    return [(start, min(start + rows, num_data)) for start in range(0, num_data, rows)]
+
+
+class AllocationCounter(TorchDispatchMode):
+    """Adds up the bytes of all tensors that operations create."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(leaf, Tensor) and not func.is_view:
+                self.bytes += leaf.numel() * leaf.element_size()
+        return out
+
+
+def allocated_bytes(run: Callable[[], Any]) -> int:
+    """Bytes that one run allocates, freed ones counted too: an upper bound of its peak."""
+    with torch.no_grad(), torch.random.fork_rng([]), AllocationCounter() as counter:
+        run()
+    return counter.bytes

@@ -1,0 +1,304 @@
+"""Posterior draws by importance resampling, with the diagnostics that say whether to believe them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.program import Bound, Program, draw_sites, require_program, undisturbed
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.convergence import tail_warnings
+from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
+from ppl_dgm.sampling.smc.resampling import resample, shuffle
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Draws of a program's latents given its data, on their own (constrained) scale, equally weighted.
+
+    `Posterior(program.bind(*data), draws)` holds the draws of another sampler, e.g. those of Pyro's NUTS.
+
+    Attributes:
+        bound: the program at its data.
+        draws: `[draws, *shape]` by latent site; latents in the data plate are resampled for each datum on its own.
+        mean: weighted means over all particles, `[*shape]` by site; those of the draws where not given.
+        std: weighted standard deviations over all particles, likewise.
+        ess: effective sample size of the weights, `[data]` or `[]`; None for draws of another sampler.
+        pareto_k: shape of the weights' tail, `[data]` or `[]`; above 0.7 the draws do not represent the posterior.
+        num_particles: particles for each datum (or data set) that were weighted.
+        warnings: why the draws should not be believed; empty if nothing speaks against them.
+    """
+
+    bound: Bound
+    draws: Values
+    mean: Values = field(default_factory=dict)
+    std: Values = field(default_factory=dict)
+    ess: Tensor | None = None
+    pareto_k: Tensor | None = None
+    num_particles: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_draws(self.bound, self.draws)
+        object.__setattr__(
+            self,
+            "mean",
+            self.mean or {name: draw.double().mean(0) for name, draw in self.draws.items()},
+        )
+        object.__setattr__(
+            self,
+            "std",
+            self.std or {name: draw.double().std(0) for name, draw in self.draws.items()},
+        )
+
+    @property
+    def num_draws(self) -> int:
+        """Number of draws."""
+        return next(iter(self.draws.values())).shape[0]
+
+    @property
+    def reliable(self) -> bool:
+        """Whether no alarm was raised."""
+        return not self.warnings
+
+    def predict(self, seed: int = 0) -> Values:
+        """Draw every site of the model given each posterior draw: latents, deterministic sites, and new data.
+
+        Args:
+            seed: makes the draws repeatable; torch's generator is left as it was.
+
+        Returns:
+            `{site: [draws, *shape]}`, latents as they are.
+
+        Raises:
+            ValueError: for a program with factors, whose density ancestral draws do not follow.
+        """
+        bound = self.bound
+        if bound.structure.factors:
+            raise ValueError(
+                f"the program has factors {list(bound.structure.factors)}, so that ancestral draws do not follow its "
+                "density; draw new data by Markov chain Monte Carlo"
+            )
+        with undisturbed(bound.model), seeded(seed, bound.device):
+            return draw_sites(
+                bound.model, bound.structure, self.num_draws, bound.args, bound.kwargs, self.draws
+            )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}{list(draw.shape[1:])}" for name, draw in self.draws.items())
+        ess = (
+            ""
+            if self.ess is None
+            else f", ESS {self.ess.double().mean():.0f} of {self.num_particles}"
+        )
+        mark = "" if self.reliable else f" UNRELIABLE: {'; '.join(self.warnings)}"
+        return f"Posterior({self.num_draws} draws of {shapes}{ess}){mark}"
+
+
+def posterior(
+    program: Program,
+    *args: Any,
+    num_particles: int = 1000,
+    num_draws: int = 1000,
+    seed: int = 0,
+    memory: int = MEMORY,
+    **kwargs: Any,
+) -> Posterior:
+    r"""Draw from the posterior of a program's latents by importance resampling.
+
+    Particles $z_k \sim q(z \mid x)$ get weights $w_k = p(x, z_k) / q(z_k \mid x)$; draws are resampled from them
+    systematically, for each datum on its own where all latents are inside the data plate. The guide (the prior, where
+    there is none) need only cover the posterior: the weights correct the rest, and `ess` and `pareto_k` say how well.
+    Discrete latents that are summed out have no draws here.
+
+    Rubin (1988), "Using the SIR algorithm to simulate posterior distributions"; Kitagawa (1996) for the systematic
+    scheme; Vehtari et al. (2024) for Pareto k.
+
+    Args:
+        program: the program, with its parameters as they are.
+        *args: data, as its model takes them.
+        num_particles: weighted particles for each datum (or for the data set).
+        num_draws: draws to return.
+        seed: makes the draws repeatable; torch's generator is left as it was.
+        memory: bytes that one chunk of particles may allocate.
+        **kwargs: further data.
+
+    Raises:
+        ValueError: for a program without latents to draw, fewer than 2 particles or 1 draw, or weights that are all zero.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from ppl_dgm import Program
+        >>> def model(x=None):
+        ...     with pyro.plate("data", 1 if x is None else len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> draws = posterior(Program(model), torch.tensor([-1.0, 0.0, 1.0]), num_particles=4000)
+        >>> draws.draws["z"].shape, [round(mean, 1) for mean in draws.mean["z"].tolist()]
+        (torch.Size([1000, 3]), [-0.5, 0.0, 0.5])
+    """
+    if num_particles < 2 or num_draws < 1:
+        raise ValueError(
+            f"num_particles is {num_particles} and num_draws {num_draws}; expected at least 2 particles and 1 draw"
+        )
+    require_program(program, "posterior")
+    bound = program.bind(*args, **kwargs)
+    check_latents(bound)
+    with undisturbed(program), seeded(seed, bound.device):
+        parts = [
+            resample_part(part, num_particles, num_draws, memory)
+            for part in storable_parts(bound, num_particles, memory)
+        ]
+    return join(bound, parts)
+
+
+def check_latents(bound: Bound) -> None:
+    """Refuse programs without latents to draw, or whose data are not a dimension of their latents."""
+    structure = bound.structure
+    if not structure.model_latents:
+        how = (
+            f"{list(structure.enumerated)} are summed out"
+            if structure.enumerated
+            else "the program has none"
+        )
+        raise ValueError(
+            f"there are no latents to draw: {how}; its density is exact, ask for evidence.Exact()"
+        )
+    if structure.per_datum and any(latent.batch_dim == 0 for latent in structure.model_latents):
+        raise ValueError(
+            f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with pyro.plate(...):` to draw "
+            "for all data at once"
+        )
+
+
+def check_draws(bound: Bound, draws: Values) -> None:
+    """Refuse draws that lack a latent, have dimensions it has not, or disagree in number."""
+    expected = {latent.name for latent in bound.structure.model_latents}
+    if draws.keys() != expected:
+        raise ValueError(
+            f"the draws are of {sorted(draws)}; expected the program's latents {sorted(expected)}"
+        )
+    for latent in bound.structure.model_latents:
+        shape, num_dims = list(draws[latent.name].shape), 1 + latent.batch_dim + latent.event_dim
+        if len(shape) != num_dims:
+            raise ValueError(
+                f"the draws of {latent.name!r} are {shape}; expected [draws, *shape of the latent], in dimensions {num_dims}; "
+                "chains that are a dimension of their own are joined by draws.flatten(0, 1)"
+            )
+    counts = {name: draw.shape[0] for name, draw in draws.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(
+            f"the sites have unequal numbers of draws {counts}; expected one leading dimension for all"
+        )
+
+
+def storable_parts(bound: Bound, num_particles: int, memory: int) -> list[Bound]:
+    """The data in parts, such that the latents of all particles of one part fit into memory."""
+    structure, num_data = bound.structure, bound.num_data or 1
+    if not (structure.divisible and structure.per_datum):
+        return [bound]
+    few = min(num_data, 8)
+    values = part_of(bound, 0, few).draw(1).values
+    stored = sum(value.numel() * value.element_size() for value in values.values()) / few
+    size = max(1, int(memory / (stored * num_particles + 1)))
+    return [part_of(bound, start, start + size) for start in range(0, num_data, size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """Draws, moments and diagnostics of one part of the data."""
+
+    draws: Values
+    mean: Values
+    std: Values
+    summary: WeightSummary
+
+
+def resample_part(bound: Bound, num_particles: int, num_draws: int, memory: int) -> list[Resampled]:
+    """Weight particles a bounded number at a time, then resample them: one result for each part of the data."""
+    results = []
+    for _, part, size in chunk_plan(bound, num_particles, memory, lambda b: weigh(b, 1)):
+        sizes = [min(size, num_particles - done) for done in range(0, num_particles, size)]
+        chunks = [weigh(part, count) for count in sizes]
+        log_w = torch.cat([chunk[1] for chunk in chunks]).double()
+        values = {name: torch.cat([chunk[0][name] for chunk in chunks]) for name in chunks[0][0]}
+        results.append(resample_values(part, values, log_w, num_draws))
+    return results
+
+
+def weigh(bound: Bound, num_particles: int) -> tuple[Values, Tensor]:
+    """Latents of the model drawn from the guide, and their log weights `[particles, data]` or `[particles]`."""
+    draw = bound.draw(num_particles)
+    names = [latent.name for latent in bound.structure.model_latents]
+    return {name: draw.values[name] for name in names}, bound.log_joint(
+        draw.values
+    ).total - draw.log_prob
+
+
+def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int) -> Resampled:
+    """Resample weighted latents, and summarise the weights."""
+    summary = WeightSummary(log_w.shape[0])
+    summary.add(log_w)
+    weights = log_w.softmax(0)
+    if not bool(torch.isfinite(weights).all()):
+        raise ValueError(
+            "all weights are zero or one is not a number: the proposal misses the posterior, or the program gives the "
+            "data no density; give the program a guide that covers the posterior, or check the data"
+        )
+    index = shuffle(resample(log_w, num_draws))
+    dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}
+    mean, std = {}, {}
+    for name, value in values.items():
+        w = beside_data(weights, value, dims[name])
+        mean[name] = (w * value).sum(0)
+        std[name] = (w * (value - mean[name]).square()).sum(0).sqrt()
+    draws = {name: take(value, index, dims[name]) for name, value in values.items()}
+    return Resampled(draws, mean, std, summary)
+
+
+def beside_data(tensor: Tensor, value: Tensor, batch_dim: int) -> Tensor:
+    """Shape `[n, data]` or `[n]` so that it broadcasts with latent values `[particles, ..., data, *event]`."""
+    if tensor.dim() == 1:
+        return tensor.reshape(-1, *(1,) * (value.dim() - 1))
+    return tensor.reshape(
+        tensor.shape[0], *(1,) * (batch_dim - 1), -1, *(1,) * (value.dim() - 1 - batch_dim)
+    )
+
+
+def take(value: Tensor, index: Tensor, batch_dim: int) -> Tensor:
+    """Select particles of latent values `[particles, *shape]` by `[draws, data]` or `[draws]`: `[draws, *shape]`."""
+    if index.dim() == 1:
+        return value[index]
+    return value.gather(
+        0, beside_data(index, value, batch_dim).expand(index.shape[0], *value.shape[1:])
+    )
+
+
+def join(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
+    """Put the parts of the data together again."""
+    results = [result for part in parts for result in part]
+    dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}
+    ess, pareto_k = (
+        torch.cat([torch.atleast_1d(getattr(result.summary, name)) for result in results])
+        if bound.structure.per_datum
+        else getattr(results[0].summary, name)
+        for name in ("ess", "pareto_k")
+    )
+    return Posterior(
+        bound=bound,
+        draws={name: joined([r.draws[name] for r in results], dims[name]) for name in dims},
+        mean={name: joined([r.mean[name] for r in results], dims[name] - 1) for name in dims},
+        std={name: joined([r.std[name] for r in results], dims[name] - 1) for name in dims},
+        ess=ess,
+        pareto_k=pareto_k,
+        num_particles=results[0].summary.num_particles,
+        warnings=tail_warnings(pareto_k),
+    )
+
+
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Concatenate parts of the data; a single part stays as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -1,0 +1,1 @@
+"""Parts of sequential Monte Carlo and annealing."""

@@ -1,0 +1,128 @@
+"""Chains at a ladder of temperatures that exchange states."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.sampling.checkpoint import Checkpoint
+from ppl_dgm.sampling.kernels import DualAveraging, Kernel, Move, State
+from ppl_dgm.sampling.smc.paths import Path
+from ppl_dgm.sampling.smc.population import Plan, fold
+
+
+class Ladders(NamedTuple):
+    """Chains at every temperature: states `[chains * rungs, *batch, ...]`, chains first; scales `[rungs, *batch, dim]`.
+
+    `tilts` are log f_1 - log f_0 so far, `[draws, chains, rungs, *batch]` in float64; `acceptance` and `swaps` are sums
+    over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`.
+    """
+
+    step: int
+    state: State
+    steps: DualAveraging
+    scale: Tensor
+    tilts: Tensor
+    acceptance: Tensor
+    swaps: Tensor
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Markov chains at fixed temperatures, all at once, neighbours exchanging their points, the lowest drawn exactly.
+
+    Args:
+        path: the path of densities.
+        kernel: how chains move.
+        plan: scales, and step sizes to begin with.
+        beta: inverse temperatures, `[rungs, *batch]`.
+        num_chains: independent sets of chains.
+        num_warmup: moves that adapt step sizes, not kept.
+        num_draws: moves kept.
+    """
+
+    path: Path
+    kernel: Kernel
+    plan: Plan
+    beta: Tensor
+    num_chains: int
+    num_warmup: int
+    num_draws: int
+
+    def run(self, checkpoint: Checkpoint, name: str, start: Tensor) -> Ladders:
+        """Run all chains from points `[chains * rungs, *batch, dim]`."""
+        total = self.num_warmup + self.num_draws
+        return checkpoint.loop(
+            name, self._begin(start), self._advance, lambda ladders: ladders.step == total
+        )
+
+    def _begin(self, start: Tensor) -> Ladders:
+        state = self.path.target.evaluate(start, self.kernel.uses_gradient)
+        tilts = self.beta.new_zeros((self.num_draws, self.num_chains, *self.beta.shape))
+        step_size, scale = (
+            torch.stack(part) for part in zip(*map(self.plan.at, self.beta), strict=True)
+        )
+        zero = torch.zeros_like(self.beta)
+        return Ladders(0, state, DualAveraging.start(step_size), scale, tilts, zero, zero[1:])
+
+    def _advance(self, ladders: Ladders) -> Ladders:
+        warm = ladders.step >= self.num_warmup
+        step_size = ladders.steps.final if warm else ladders.steps.step_size
+        given = self.kernel, self.num_chains, ladders.state, self.beta, step_size, ladders.scale
+        total = self.num_warmup + self.num_draws
+        move = self.path.run(move_ladders, *given, step=ladders.step, last=total)
+        acceptance = self._unfold(move.acceptance.double()).mean(0)
+        state, swapped = self._swap(move.state, ladders.step % 2)
+        state = self._refresh(state)
+        if not warm:
+            steps = ladders.steps.update(acceptance, self.kernel.target_acceptance)
+            return ladders._replace(step=ladders.step + 1, state=state, steps=steps)
+        ladders.tilts[ladders.step - self.num_warmup] = self._unfold(state.tilt.double())
+        return ladders._replace(
+            step=ladders.step + 1,
+            state=state,
+            acceptance=ladders.acceptance + acceptance,
+            swaps=ladders.swaps + swapped,
+        )
+
+    def _refresh(self, state: State) -> State:
+        """Draw the lowest rung afresh, exactly: what the others forget slowly comes in from there."""
+        fresh = self.path.target.evaluate(
+            self.path.draw(self.num_chains), self.kernel.uses_gradient
+        )
+        for part, new in zip(state, fresh, strict=True):
+            if part is not None and new is not None:
+                self._unfold(part)[:, 0] = new
+        return state
+
+    def _unfold(self, values: Tensor) -> Tensor:
+        return values.unflatten(0, (self.num_chains, len(self.beta)))
+
+    def _swap(self, state: State, parity: int) -> tuple[State, Tensor]:
+        r"""Exchange neighbours with probability $\min(1, e^{(\beta_i - \beta_j)(t_j - t_i)})$; even or odd pairs in turn.
+
+        Geyer (1991), "Markov chain Monte Carlo maximum likelihood".
+        """
+        tilt = self._unfold(state.tilt.double())
+        log_ratio = (self.beta[1:] - self.beta[:-1]) * (tilt[:, :-1] - tilt[:, 1:])
+        chosen = torch.arange(len(self.beta) - 1, device=tilt.device) % 2 == parity
+        chosen = chosen.reshape(-1, *(1,) * (tilt.dim() - 2))
+        accepted = chosen & (
+            torch.rand_like(log_ratio).log() < log_ratio.nan_to_num(nan=-torch.inf)
+        )
+        none = torch.zeros_like(accepted[:, :1])
+        shift = torch.cat([accepted, none], 1).long() - torch.cat([none, accepted], 1).long()
+        rung = torch.arange(len(shift) * shift.shape[1], device=tilt.device).reshape(
+            *shift.shape[:2], *chosen.shape[1:]
+        )
+        return state.gather((rung + shift).flatten(0, 1)), accepted.double().mean(0)
+
+
+def move_ladders(
+    path: Path, kernel: Kernel, num_chains: int, state: State, *settings: Tensor
+) -> Move:
+    """Move all chains by inverse temperatures, step sizes and scales `[rungs, *batch]`."""
+    return kernel.move(
+        path.target, state, *(fold(part, num_chains, state.point.dtype) for part in settings)
+    )

@@ -1,0 +1,270 @@
+"""A program's continuous latents as one real vector: what Markov chains, Laplace and bridge sampling work on."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import Transform
+
+from ppl_dgm.program import Bound, Latent, undisturbed
+from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.supports import innermost
+
+ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)
+NUM_PROBES = 64  # prior draws on which supports are checked
+
+
+class Slot(NamedTuple):
+    """Where one latent is in the flat vector: its transform, its unconstrained shape without data, its entries."""
+
+    latent: Latent
+    transform: Transform
+    shape: torch.Size
+    start: int
+    stop: int
+
+
+class SplitDensity(NamedTuple):
+    """log prior (with the Jacobian) and log likelihood, each `[chains, *batch]`."""
+
+    prior: Tensor
+    likelihood: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """log joint density in unconstrained coordinates."""
+        return self.prior + self.likelihood
+
+
+class Unconstrained:
+    r"""Log densities of a bound program as functions of unconstrained vectors.
+
+    A point is `[chains, *batch, dim]`: `batch` is `[data]` where each datum has its own latents and evidence, `[]`
+    where the data set has one. Each latent goes through Pyro's `biject_to` of its support,
+    $\log p(y) = \log p(v(y)) + \log |\mathrm{d}v / \mathrm{d}y|$, so that integrals over the vector are those over the
+    latents. Densities are differentiable in the point and in nats.
+
+    Args:
+        bound: the program with its data.
+
+    Raises:
+        ValueError: for discrete latents that are not summed out, no latents, or a support that depends on others.
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        check_continuous(bound)
+        self.bound = bound.proper()
+        with torch.no_grad():
+            values = bound.draw_prior(NUM_PROBES).values
+            self.slots = self._lay_out(values)
+            example = self.unconstrain(values)
+        self.dim: int = example.shape[-1]
+        self.batch: torch.Size = example.shape[1:-1]
+        self.dtype, self.device = example.dtype, example.device
+
+    def _lay_out(self, values: Values) -> tuple[Slot, ...]:
+        slots: list[Slot] = []
+        for latent in bounded_angles(self.bound):
+            check_support(latent, values[latent.name])
+            transform = biject_to(latent.support)
+            shape = self._data_first(latent, inverse(transform, values[latent.name])).shape[
+                1 + self._local :
+            ]
+            start = slots[-1].stop if slots else 0
+            slots.append(Slot(latent, transform, shape, start, start + shape.numel()))
+        return tuple(slots)
+
+    @property
+    def _local(self) -> int:
+        return int(self.bound.structure.per_datum)
+
+    def _data_first(self, latent: Latent, value: Tensor) -> Tensor:
+        """`[chains, ..., data, *event]` -> `[chains, data, ..., *event]` where data have latents of their own."""
+        return value.movedim(latent.batch_dim, 1) if self._local else value
+
+    def rebind(self, bound: Bound) -> "Unconstrained":
+        """The same view of another part of the data, without drawing from its prior again."""
+        view = copy.copy(self)
+        view.bound = bound.proper()
+        view.batch = torch.Size([bound.num_data or 1]) if self._local else torch.Size([])
+        return view
+
+    def origin(self, num_chains: int) -> Tensor:
+        """Points with all coordinates zero: `[num_chains, *batch, dim]`."""
+        return torch.zeros(
+            (num_chains, *self.batch, self.dim), dtype=self.dtype, device=self.device
+        )
+
+    def unconstrain(self, values: Values) -> Tensor:
+        """Latent values `[chains, *shape]` by name -> points `[chains, *batch, dim]`."""
+        parts = []
+        for slot in self.slots:
+            y = self._data_first(slot.latent, inverse(slot.transform, values[slot.latent.name]))
+            parts.append(y.reshape((*y.shape[: 1 + self._local], -1)))
+        return torch.cat(parts, -1)
+
+    def constrain(self, point: Tensor) -> Values:
+        """Points `[chains, *batch, dim]` -> latent values `[chains, *shape]` by name."""
+        return self._transformed(point)[0]
+
+    def _transformed(self, point: Tensor) -> tuple[Values, Tensor]:
+        """Latent values and log |Jacobian| `[chains, *batch]` of points."""
+        values, jacobian = {}, point.new_zeros(point.shape[:-1])
+        for slot in self.slots:
+            y = self._slice(point, slot)
+            value = slot.transform(y)
+            log_det = slot.transform.log_abs_det_jacobian(y, value)
+            log_det = log_det.movedim(slot.latent.batch_dim, 1) if self._local else log_det
+            jacobian = jacobian + log_det.reshape((*point.shape[:-1], -1)).sum(-1)
+            values[slot.latent.name] = value
+        return values, jacobian
+
+    def _slice(self, point: Tensor, slot: Slot) -> Tensor:
+        """Entries of one latent, in the shape its site has before the transform."""
+        y = point[..., slot.start : slot.stop].reshape(point.shape[:-1] + slot.shape)
+        return y.movedim(1, slot.latent.batch_dim) if self._local else y
+
+    def split(self, point: Tensor) -> SplitDensity:
+        """log prior (with the Jacobian) and log likelihood at points `[chains, *batch, dim]`."""
+        return SplitDensity(*map(possible, self.raw_split(point)))
+
+    def raw_split(self, point: Tensor) -> SplitDensity:
+        """`split` with NaN and plus infinity where numbers overflow: its gradients need no values."""
+        values, jacobian = self._transformed(point)
+        joint = self.bound.log_joint(values)
+        return SplitDensity(joint.prior + jacobian, joint.likelihood)
+
+    def log_joint(self, point: Tensor) -> Tensor:
+        """log p(x, y) at points `[chains, *batch, dim]`: `[chains, *batch]`."""
+        return self.split(point).total
+
+    def sample_prior(self, num_chains: int) -> Tensor:
+        """Draw points from the prior: `[num_chains, *batch, dim]`."""
+        return self.unconstrain(self.bound.draw_prior(num_chains).values)
+
+    def sample_guide(self, num_chains: int) -> tuple[Tensor, Tensor]:
+        """Draw points from the guide (the prior where there is none) and their log density: points, `[chains, *batch]`."""
+        values, log_q = self.bound.draw(num_chains)[:2]
+        point = self.unconstrain(values)
+        return point, log_q + self._transformed(point)[1]
+
+    def log_guide(self, point: Tensor) -> Tensor:
+        """log q(y | x) of points `[chains, *batch, dim]`.
+
+        Raises:
+            ValueError: if the guide's density at a given point is not to be had (auxiliary variables that are not the
+                unconstrained latents).
+        """
+        values, jacobian = self._transformed(point)
+        return self.bound.log_guide(values | self._auxiliary(point)) + jacobian
+
+    def _auxiliary(self, point: Tensor) -> Values:
+        """Auxiliary variables of the guide at a point, which must be the unconstrained latents."""
+        if not self._auxiliary_names:
+            return {}
+        if not self._auxiliary_known:
+            raise ValueError(
+                f"the guide's auxiliary variables {list(self._auxiliary_names)} are not its unconstrained latents, so that "
+                "its density at a given point is unknown; use a guide that samples the model's latents, AutoNormal or "
+                "AutoMultivariateNormal"
+            )
+        return self._as_auxiliary(point)
+
+    @property
+    def _auxiliary_names(self) -> tuple[str, ...]:
+        return tuple(latent.name for latent in self.bound.structure.latents if latent.auxiliary)
+
+    def _as_auxiliary(self, point: Tensor) -> Values:
+        """What Pyro's autoguides hold in auxiliary variables: unconstrained latents by site, or all in one vector."""
+        by_site = {
+            f"{slot.latent.name}_unconstrained": self._slice(point, slot) for slot in self.slots
+        }
+        return {name: by_site.get(name, point) for name in self._auxiliary_names}
+
+    @cached_property
+    def _auxiliary_known(self) -> bool:
+        """Whether draws of the guide bear that out."""
+        with torch.no_grad():
+            values = self.bound.draw(2).values
+            expected = self._as_auxiliary(self.unconstrain(values))
+        return all(
+            values[name].shape == expected[name].shape
+            and torch.allclose(values[name], expected[name], 1e-3, 1e-3)
+            for name in self._auxiliary_names
+        )
+
+
+@biject_to.register(constraints.MixtureSameFamilyConstraint)  # type: ignore[attr-defined]
+def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Transform:  # type: ignore[name-defined]
+    """The transform to what all components of a mixture have as their support.
+
+    Raises:
+        ValueError: for components on bounds that are tensors, which may differ.
+    """
+    innermost: Any = support.base_constraint
+    while hasattr(innermost, "base_constraint"):
+        innermost = innermost.base_constraint
+    bounds = [
+        name for name, value in vars(innermost).items() if isinstance(value, Tensor) and value.dim()
+    ]
+    if bounds:
+        raise ValueError(
+            f"each component of a mixture that is a latent has a {' and '.join(bounds)} of its own, so that no one transform "
+            "unconstrains it; mix standardised components, e.g. Beta in place of Uniform, and scale the draw"
+        )
+    return biject_to(support.base_constraint)
+
+
+def bounded_angles(bound: Bound) -> Iterator[Latent]:
+    """The model's latents, angles on one turn: on what Pyro calls their support, all real numbers, no density integrates."""
+    with undisturbed(bound.model):
+        sites = bound.model_trace().nodes
+    for latent in bound.structure.model_latents:
+        angle = isinstance(innermost(sites[latent.name]["fn"]), ANGLES)
+        yield replace(latent, support=ONE_TURN) if angle else latent
+
+
+def inverse(transform: Transform, value: Tensor) -> Tensor:
+    """The unconstrained point of a latent value."""
+    return transform.inv(value)  # type: ignore[misc]
+
+
+def possible(log_density: Tensor) -> Tensor:
+    """Zero density where overflow far out gives NaN or plus infinity, which would trap chains and rule sums."""
+    return torch.where(log_density.isnan() | log_density.isposinf(), -torch.inf, log_density)
+
+
+def check_continuous(bound: Bound) -> None:
+    """Refuse programs whose latents cannot be one real vector."""
+    structure = bound.structure
+    discrete = [latent.name for latent in structure.model_latents if latent.discrete]
+    if discrete:
+        raise ValueError(
+            f"the latents {discrete} are discrete, but gradients and Markov chains here need continuous ones; mark finite "
+            "ones infer={'enumerate': 'parallel'} and leave them out of the guide to sum them out, or use "
+            "ImportanceSampling"
+        )
+    if not structure.model_latents:
+        raise ValueError("the program has no latents to integrate over; its evidence is Exact()")
+    if structure.per_datum and any(latent.batch_dim == 0 for latent in structure.model_latents):
+        raise ValueError(
+            f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with pyro.plate(...):` to run "
+            "chains for all data at once"
+        )
+
+
+def check_support(latent: Latent, draws: Tensor) -> None:
+    """Refuse a support that changes with other latents: it was read from one draw."""
+    if not bool(latent.support.check(draws).all()):
+        raise ValueError(
+            f"the support {latent.support} of latent {latent.name!r} depends on other latents, so that no fixed transform "
+            "unconstrains it; sample a standardised variable and scale it with pyro.deterministic"
+        )

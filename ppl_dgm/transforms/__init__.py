@@ -1,0 +1,1 @@
+"""Invertible maps that Pyro lacks."""

@@ -1,0 +1,164 @@
+"""Export to ArviZ: groups, dimensions, leave-one-out against its closed form, both generations."""
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_dgm import Posterior, Program, posterior, to_arviz
+from ppl_dgm.reporting import arviz as export
+from ppl_dgm.reporting.arviz import build_tree, write_netcdf
+
+X = torch.randn(25, generator=torch.Generator().manual_seed(3)) + 0.5
+
+
+def shared(scale=1.0):
+    """loc ~ N(0, 1), x_i ~ N(loc, scale)."""
+
+    def model(x=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.deterministic("double", 2 * loc)
+        with pyro.plate("data", 25):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    return Program(model)
+
+
+def local(x=None):
+    with pyro.plate("data", 3 if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample(
+            "x",
+            dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 4), 1.0).to_event(1),
+            obs=x,
+        )
+
+
+def conjugate_draws(x, scale, num_draws=4000):
+    """Draws of loc | x, from its closed form."""
+    precision = 1 + len(x) / scale**2
+    loc = x.sum() / scale**2 / precision
+    return loc + torch.randn(num_draws, generator=torch.Generator().manual_seed(1)) / precision**0.5
+
+
+def exact_loo(x, scale):
+    """log p(x_i | the others) of the model `shared`."""
+    terms = []
+    for i in range(len(x)):
+        others = torch.cat([x[:i], x[i + 1 :]])
+        precision = 1 + len(others) / scale**2
+        loc = others.sum() / scale**2 / precision
+        terms.append(dist.Normal(loc, (scale**2 + 1 / precision) ** 0.5).log_prob(x[i]))
+    return torch.stack(terms)
+
+
+def groups_of(tree):
+    """Names of the groups, of InferenceData and DataTree alike."""
+    names = tree.groups() if callable(tree.groups) else tree.groups
+    return {name.strip("/") for name in names} - {""}
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return to_arviz(posterior(shared(), X, num_particles=4000, num_draws=500))
+
+
+def test_groups_and_dimensions(tree):
+    groups = {
+        "posterior",
+        "prior",
+        "posterior_predictive",
+        "prior_predictive",
+        "log_likelihood",
+        "observed_data",
+    }
+    assert groups <= groups_of(tree)
+    assert tree.posterior["loc"].dims == ("chain", "draw")
+    assert tree.posterior_predictive["x"].dims == ("chain", "draw", "data")
+    assert tree.log_likelihood["x"].dims == ("chain", "draw", "data")
+    assert tree.prior["loc"].shape == (1, 500)
+    assert set(tree.prior.data_vars) == {"loc", "double"}
+    assert np.allclose(tree.posterior["double"], 2 * tree.posterior["loc"])
+    assert np.allclose(tree.observed_data["x"], X)
+
+
+def test_log_likelihood_belongs_to_the_posterior_draws(tree):
+    loc = torch.tensor(tree.posterior["loc"].values[0]).unsqueeze(1)
+    assert np.allclose(tree.log_likelihood["x"][0], dist.Normal(loc, 1.0).log_prob(X), atol=1e-5)
+
+
+def test_event_dimensions_follow_the_plates():
+    tree = to_arviz(posterior(Program(local), torch.zeros(3, 4), num_particles=200, num_draws=20))
+    assert tree.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0")
+    assert tree.posterior_predictive["x"].dims == ("chain", "draw", "data", "x_dim_0")
+    assert tree.log_likelihood["x"].dims == ("chain", "draw", "data")
+    assert tree.observed_data["x"].dims == ("data", "x_dim_0")
+
+
+def test_leave_one_out_is_the_closed_form():
+    draws = Posterior(shared().bind(X), {"loc": conjugate_draws(X, 1.0)})
+    loo = az.loo(to_arviz(draws), pointwise=True)
+    each, total = (loo.loo_i, loo.elpd_loo) if export.IS_ARVIZ_0 else (loo.elpd_i, loo.elpd)
+    assert np.allclose(each.values, exact_loo(X, 1.0), atol=0.02)
+    assert total == pytest.approx(float(exact_loo(X, 1.0).sum()), abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, in ArviZ 0.23
+def test_arviz_compares_the_exports():
+    trees = {
+        str(scale): to_arviz(
+            Posterior(shared(scale).bind(X), {"loc": conjugate_draws(X, scale, 1000)})
+        )
+        for scale in (1.0, 3.0)
+    }
+    table = az.compare(trees)
+    difference = float((exact_loo(X, 1.0) - exact_loo(X, 3.0)).sum())
+    assert list(table.index) == ["1.0", "3.0"]
+    assert abs(table.loc["3.0", "elpd_diff"]) == pytest.approx(difference, abs=0.2)
+
+
+def test_arviz_summarises_the_exports(tree):
+    summary = az.summary(tree, kind="stats")
+    assert summary.loc["loc", "mean"] == pytest.approx(float(X.sum() / 26), abs=0.05)
+
+
+def test_netcdf_round_trip(tree, tmp_path):
+    write_netcdf(tree, tmp_path / "tree.nc")
+    back = az.from_netcdf(tmp_path / "tree.nc")
+    assert np.array_equal(back.posterior["loc"], tree.posterior["loc"])
+    assert groups_of(back) == groups_of(tree)
+
+
+def test_plates_name_the_dimensions():
+    def model(x=None):
+        with pyro.plate("data", 2), pyro.plate("inner", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    tree = to_arviz(posterior(Program(model), torch.zeros(3, 2), num_particles=50, num_draws=5))
+    assert (
+        tree.posterior["z"].dims
+        == tree.log_likelihood["x"].dims
+        == ("chain", "draw", "inner", "data")
+    )
+
+
+def test_factors_have_no_predictive_groups():
+    def model(x=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("energy", -0.5 * (x - z) ** 2)
+
+    tree = to_arviz(posterior(Program(model), torch.ones(2), num_particles=100, num_draws=10))
+    assert groups_of(tree) == {"posterior"}
+
+
+def test_the_second_generation_gets_one_nested_dictionary(monkeypatch):
+    calls = []
+    monkeypatch.setattr(export, "IS_ARVIZ_0", False)
+    monkeypatch.setattr(export.az, "from_dict", lambda data, dims: calls.append((data, dims)))
+    build_tree({"posterior": {"loc": np.zeros((1, 2))}}, {"loc": []})
+    assert calls[0][0]["posterior"]["loc"].shape == (1, 2)
+    assert calls[0][1] == {"loc": []}
