@@ -138,9 +138,8 @@ class FlowPosterior(Posterior):
     def _conditioned(self, params: Tensor) -> tuple[Any, list[Any]]:
         """The base distribution and the conditioned transforms."""
         loc, log_scale, context = params.tensor_split([self.num_latents, 2 * self.num_latents], -1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1), [
-            t.condition(context) for t in self.transforms
-        ]  # type: ignore[operator]
+        flows: Any = self.transforms
+        return dist.Normal(loc, log_scale.exp()).to_event(1), [f.condition(context) for f in flows]
 
     def forward(self, params: Tensor) -> Any:
         """The transformed distribution of parameters `[..., 2 L + num_context]`."""

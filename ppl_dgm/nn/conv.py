@@ -23,6 +23,7 @@ class ConvEncoder(nn.Module):
         ValueError: a size below one, no layers; images of another shape.
 
     Example:
+        >>> import torch
         >>> encoder = ConvEncoder((1, 28, 28), [16, 32], 10)
         >>> encoder(torch.zeros(3, 5, 784)).shape, encoder(torch.zeros(1, 28, 28)).shape
         (torch.Size([3, 5, 10]), torch.Size([10]))
@@ -69,6 +70,7 @@ class ConvDecoder(nn.Module):
         ValueError: a size below one, or no layers.
 
     Example:
+        >>> import torch
         >>> ConvDecoder(10, [32, 16], (1, 7, 9))(torch.zeros(3, 5, 10)).shape
         torch.Size([3, 5, 1, 7, 9])
     """
@@ -101,7 +103,8 @@ def over_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a map of image batches `[batch, ...]` to images `[..., channels, height, width]`.
 
     Example:
-        >>> over_images(nn.Conv2d(1, 4, 3), torch.zeros(2, 5, 1, 8, 8)).shape
+        >>> import torch
+        >>> over_images(torch.nn.Conv2d(1, 4, 3), torch.zeros(2, 5, 1, 8, 8)).shape
         torch.Size([2, 5, 4, 6, 6])
     """
     out = function(x.reshape(-1, *x.shape[-3:]))
@@ -115,6 +118,7 @@ def unflatten_images(x: Tensor, image_shape: ImageShape | tuple[int, ...]) -> Te
         ValueError: neither the last three dimensions nor the last one fit.
 
     Example:
+        >>> import torch
         >>> unflatten_images(torch.zeros(5, 64), (1, 8, 8)).shape
         torch.Size([5, 1, 8, 8])
     """

@@ -29,7 +29,8 @@ class MLP(nn.Sequential):
         ValueError: a size below one.
 
     Example:
-        >>> MLP(3, [8, 8], 2, nn.Tanh)(torch.zeros(5, 4, 3)).shape
+        >>> import torch
+        >>> MLP(3, [8, 8], 2, torch.nn.Tanh)(torch.zeros(5, 4, 3)).shape
         torch.Size([5, 4, 2])
     """
 
@@ -66,6 +67,7 @@ class ResidualMLP(nn.Module):
         ValueError: a size below one.
 
     Example:
+        >>> import torch
         >>> ResidualMLP(3, 16, 2, 5)(torch.zeros(7, 3)).shape
         torch.Size([7, 5])
     """

@@ -31,7 +31,7 @@ _ONES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, ate
 _SERIAL = 16  # from here on torch draws normals in blocks
 _TINY = 64  # multiplications in one product of a batch
 _WIDE = 16  # columns for each row
-_TEXTS = ("rewriting", "hoisting", "passes", "nodes")
+_TEXTS = ("passes", "hoist_expand", "functionalise", "nodes")
 
 
 def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
