@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.kernels import HMC, Kernel
@@ -108,7 +108,7 @@ class AIS(Estimator):
         return replace(self, num_temperatures=2 * self.num_temperatures)
 
     def estimate(self, bound: Bound) -> Estimate:
-        checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
+        checkpoint = checkpoint_of(self, bound)
         walks = []
         rows = max(self.num_chains, self.num_pilots)
         for first, path in divide(

@@ -14,7 +14,7 @@ from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence,
 from ppl_dgm.program import Bound, Program, draw_sites
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
-from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.memory import join
@@ -202,9 +202,7 @@ class BDMC:
 
     def _bounds(self, bound: Bound, values: Values) -> tuple[Estimate, Estimate]:
         method, ways = self.method, []
-        checkpoint = Checkpoint(
-            method.checkpoint, f"{self.num_particles} {fingerprint(method, bound)}", bound.device
-        )
+        checkpoint = checkpoint_of(method, bound, num_simulations=self.num_particles)
         rows = max(method.num_chains * self.num_particles, method.num_pilots)
         for first, path in divide(
             bound, method.start, rows, method.memory, method.kernel, switch_of(method)

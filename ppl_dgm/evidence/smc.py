@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.checkpoint import checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, Kernel
@@ -112,7 +112,7 @@ class SMC(Estimator):
         return replace(self, num_moves=2 * self.num_moves)
 
     def estimate(self, bound: Bound) -> Estimate:
-        checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
+        checkpoint = checkpoint_of(self, bound)
         total = self.num_particles * self.num_groups
         parts = []
         for first, path in divide(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.sampling.checkpoint import Checkpoint, fingerprint, switch_of
+from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_alarm, series_ess, series_std_error
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join
@@ -96,7 +96,7 @@ class TemperedChains(Estimator):
         """
 
     def estimate(self, bound: Bound) -> Estimate:
-        checkpoint = Checkpoint(self.checkpoint, fingerprint(self, bound), bound.device)
+        checkpoint = checkpoint_of(self, bound)
         rows = max(self.num_pilots, self.num_chains * (self.num_temperatures + 1))
         parts = [
             self._part(path, checkpoint, first)

@@ -17,7 +17,7 @@ from ppl_dgm.fitting.batches import Batch, Batches
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
 from ppl_dgm.fitting.stepping import Stepper
-from ppl_dgm.program import evaluating, read_written, write_atomically
+from ppl_dgm.program import evaluating, read_state, write_state
 from ppl_dgm.program.seeding import seeded
 
 
@@ -186,12 +186,12 @@ class Training:
             "generator": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        write_atomically(self.checkpoint, content)  # type: ignore[arg-type]
+        write_state(self.checkpoint, content)  # type: ignore[arg-type]
 
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        content = read_written(self.checkpoint, device_of(self.loss.program))
+        content = read_state(self.checkpoint, device_of(self.loss.program))
         if content.get("identity") != self._identity():
             raise ValueError(
                 f"the checkpoint {self.checkpoint} is of another fit: it has {content.get('identity')}, this one has "

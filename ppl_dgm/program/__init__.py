@@ -2,13 +2,20 @@
 
 from ppl_dgm.program.arguments import move_data, select_data, tensors_of, unpack_data
 from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior
+from ppl_dgm.program.identity import difference, identify
 from ppl_dgm.program.inspection import data_size, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.log_likelihoods import log_likelihoods
 from ppl_dgm.program.program import Program, require_program
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sampling import draw_sites
-from ppl_dgm.program.storage import read_written, write_atomically
+from ppl_dgm.program.storage import (
+    check_target,
+    read_state,
+    remove_leftovers,
+    write_bytes,
+    write_state,
+)
 from ppl_dgm.program.structure import Density, Latent, Structure
 
 __all__ = [
@@ -20,18 +27,23 @@ __all__ = [
     "Prior",
     "Program",
     "Structure",
+    "check_target",
     "data_size",
+    "difference",
     "draw_sites",
     "evaluating",
+    "identify",
     "inspect",
     "log_likelihoods",
     "move_data",
-    "read_written",
+    "read_state",
+    "remove_leftovers",
     "require_program",
     "select_data",
     "tensors_of",
     "undisturbed",
     "unpack_data",
     "unvalidated",
-    "write_atomically",
+    "write_bytes",
+    "write_state",
 ]

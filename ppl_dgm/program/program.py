@@ -16,7 +16,7 @@ from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import random_sites
-from ppl_dgm.program.storage import read_written, write_atomically
+from ppl_dgm.program.storage import read_state, write_state
 from ppl_dgm.program.structure import Density, Structure
 
 
@@ -225,7 +225,7 @@ class Program(ParameterScope):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the parameters and buffers to a file, atomically; `load` reads them."""
-        write_atomically(path, self.state_dict())
+        write_state(path, self.state_dict())
 
     def load(self, path: str | os.PathLike) -> "Program":
         """Read parameters and buffers written by `save` into this program, without unpickling code. Returns itself.
@@ -233,7 +233,7 @@ class Program(ParameterScope):
         Raises:
             ValueError: if the file's names or shapes are not this program's, or the program has not been initialised.
         """
-        state = read_written(path, next((p.device for p in self.parameters()), None))
+        state = read_state(path, next((p.device for p in self.parameters()), None))
         try:
             self.load_state_dict(state)
         except (RuntimeError, TypeError) as error:

@@ -1,39 +1,101 @@
-"""Read and write files of tensors safely."""
+"""Read and write files so that none is ever half written, taken for another, or run as code."""
 
+import io
 import os
-import tempfile
+import re
+import secrets
+import stat
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ppl_dgm.program.identity import digest
 
-def read_written(path: str | os.PathLike, device: torch.device | None) -> Any:
-    """Read what `write_atomically` wrote, its tensors onto a device, without unpickling code."""
+_CURE = "Give one that Program.save or a checkpoint wrote"
+
+
+def write_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
+    """Write a tree of tensors and numbers with a checksum, atomically; `read_state` reads it.
+
+    Raises:
+        ValueError: if the folder does not exist or the path is no regular file.
+        OSError: if the disk is full; an older file stays as it was.
+    """
+    content = io.BytesIO()  # in memory first: an interruption inside torch.save leaves no half file
+    checked: Any = OrderedDict(state)
+    checked.checksum = digest(dict(state))  # an attribute: to torch.load the file is a plain dict
+    torch.save(checked, content)
+    write_bytes(path, content.getbuffer())
+
+
+def read_state(path: str | os.PathLike, device: torch.device | None) -> dict[str, Any]:
+    """Read what `write_state` wrote, its tensors onto a device, without unpickling code.
+
+    Raises:
+        ValueError: for a file that is empty, cut short, changed, or of another kind.
+        OSError: if the file cannot be opened.
+    """
+    if not os.path.getsize(path):
+        raise ValueError(f"{path} is empty. Delete it, or name another file")
     try:
-        return torch.load(path, weights_only=True, map_location=device)
+        state = torch.load(path, weights_only=True, map_location=device)
     except OSError:
         raise
     except Exception as error:  # whatever the bytes of another file lead torch to
         raise ValueError(
-            f"{path} is no file of parameters: {error}. Give one that Program.save or a fit's checkpoint wrote"
+            f"{path} is no file of parameters or progress, or was cut short or changed since it "
+            f"was written. {_CURE}"
         ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not named tensors. {_CURE}")
+    if getattr(state, "checksum", digest(dict(state))) != digest(dict(state)):
+        raise ValueError(
+            f"{path} was changed since it was written. Delete it, or name another file"
+        )
+    return state
 
 
-def write_atomically(path: str | os.PathLike, state: Any) -> None:
-    """Write a state with `torch.save` to a temporary file beside `path`, then rename: never half a file."""
-    target = Path(path)
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
+    """Write a file beside its place, then rename it: never half a file.
+
+    A link is followed, the mode of an existing file kept; devices and pipes are refused.
+    """
+    target = check_target(path)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if target.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def check_target(path: str | os.PathLike) -> Path:
+    """Return the file that a path leads to, checked to be one that can be written."""
+    target = Path(path).resolve()
     if not target.parent.is_dir():
         raise ValueError(
             f"the folder {target.parent} of {target.name!r} does not exist; create it first"
         )
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{path} is no regular file; name a file to be written")
+    if not os.access(target.parent, os.W_OK):
+        raise ValueError(f"the folder {target.parent} cannot be written; name another one")
+    return target
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary files that a killed process left beside a file."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
+    for other in target.parent.iterdir():
+        if pattern.fullmatch(other.name):
+            other.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """Long computations that continue from a file where they were interrupted, bit by bit the same."""
 
-import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_dgm.compile import Switch
-from ppl_dgm.program import Bound, write_atomically
+from ppl_dgm.program import (
+    Bound,
+    check_target,
+    difference,
+    identify,
+    read_state,
+    remove_leftovers,
+    write_state,
+)
+from ppl_dgm.program.identity import Identity
 
 Progress = TypeVar("Progress")
 SAVE_SECONDS = 20.0  # between two writes of a checkpoint
@@ -26,7 +34,7 @@ class Checkpoint:
 
     Args:
         path: the file, or None to keep nothing.
-        fingerprint: what the computation is; a file of another one is refused.
+        identity: what the computation is, in named parts; a file of another one is refused.
         device: whose random numbers are drawn, beside the CPU's.
 
     Raises:
@@ -35,31 +43,35 @@ class Checkpoint:
     Example:
         >>> import tempfile, os
         >>> path = os.path.join(tempfile.mkdtemp(), "count.pt")
-        >>> Checkpoint(path, "counting").loop("count", 0, lambda n: n + 1, lambda n: n == 5)
+        >>> Checkpoint(path, {"task": "counting"}).loop("count", 0, lambda n: n + 1, lambda n: n == 5)
         5
-        >>> Checkpoint(path, "counting").loop("count", 0, lambda n: n / 0, lambda n: n == 5)  # done before
+        >>> again = Checkpoint(path, {"task": "counting"})  # done before
+        >>> again.loop("count", 0, lambda n: n / 0, lambda n: n == 5)
         5
     """
 
     def __init__(
-        self, path: str | PathLike | None, fingerprint: str, device: torch.device | None = None
+        self, path: str | PathLike | None, identity: Identity, device: torch.device | None = None
     ) -> None:
         self.path = path
         self.device = device if device is not None and device.type == "cuda" else None
         self.contents: dict[str, Any] = {
-            "fingerprint": fingerprint,
+            "identity": identity,
             "loops": {},
             "start": self._generators(),
         }
-        if path is not None and Path(path).exists():
-            self._read(path, fingerprint)
+        if path is not None:
+            remove_leftovers(check_target(path))
+            if Path(path).exists():
+                self._read(path, identity)
 
-    def _read(self, path: str | PathLike, fingerprint: str) -> None:
-        contents = torch.load(path, weights_only=True, map_location=self.device or "cpu")
-        if not isinstance(contents, dict) or contents.get("fingerprint") != fingerprint:
+    def _read(self, path: str | PathLike, identity: Identity) -> None:
+        contents = read_state(path, self.device or torch.device("cpu"))
+        found = difference(contents.get("identity"), identity)
+        if found:
             raise ValueError(
-                f"{path} is not a checkpoint of this computation: its settings, data, seed or parameters differ. Delete "
-                "it, or name another file"
+                f"{path} is not a checkpoint of this computation: {found}. Delete it, or name another "
+                "file"
             )
         self.contents = contents
         self._set_generators(contents["start"])
@@ -96,7 +108,7 @@ class Checkpoint:
             for leaf in tree_flatten(progress)[0]
         ]
         self.contents["loops"][name] = {"leaves": leaves, "generators": self._generators()}
-        write_atomically(str(self.path), self.contents)
+        write_state(str(self.path), self.contents)
 
     def _generators(self) -> list[Tensor]:
         cuda = [torch.cuda.get_rng_state(self.device)] if self.device else []
@@ -117,28 +129,36 @@ def switch_of(estimator: Any) -> Switch:
     )
 
 
-def fingerprint(estimator: Any, bound: Bound) -> str:
-    """Identify a computation: the estimator's settings, the program's parameters, the data and the seed."""
-    digest = hashlib.blake2b(digest_size=16)
-    settings = repr(replace(estimator, checkpoint=None))
-    structure = bound.structure
-    for part in (
-        settings,
-        bound.digest,
-        repr(structure.latents),
-        repr(structure.observed),
-        torch.initial_seed(),
-    ):
-        digest.update(repr(part).encode())
+def checkpoint_of(estimator: Any, bound: Bound, **settings: Any) -> Checkpoint:
+    """The checkpoint of an estimator, with further settings by name, at a bound program."""
+    path = estimator.checkpoint
+    identity = {} if path is None else identity_of(estimator, bound) | identify(settings)
+    return Checkpoint(path, identity, bound.device)
+
+
+def identity_of(estimator: Any, bound: Bound) -> Identity:
+    """Identify an estimate: settings, program, parameters, buffers, every argument and the seed."""
+    settings = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
+    for how in ("checkpoint", "compile", "memory"):
+        settings.pop(how, None)
+    named = {f"argument {place}": value for place, value in enumerate(bound.args)}
+    roles = {
+        role: getattr(fn, "fn", fn) for role, fn in (("model", bound.model), ("guide", bound.guide))
+    }
+    return identify(
+        {"estimator": type(estimator).__name__, **settings, "seed": torch.initial_seed()}
+        | named
+        | {f"argument {name}": value for name, value in bound.kwargs.items()}
+        | _tensors(bound)
+        | roles
+    )
+
+
+def _tensors(bound: Bound) -> dict[str, Tensor]:
+    """Parameters and buffers of model and guide by name."""
+    found: dict[str, Tensor] = {}
     for role in (bound.model, bound.guide):
-        for parameter in role.parameters() if isinstance(role, torch.nn.Module) else ():
-            digest.update(
-                parameter.detach()
-                .cpu()
-                .contiguous()
-                .reshape(-1)
-                .view(torch.uint8)
-                .numpy()
-                .tobytes()
-            )
-    return digest.hexdigest()
+        if isinstance(role, torch.nn.Module):
+            found |= {f"parameter {name}": value for name, value in role.named_parameters()}
+            found |= {f"buffer {name}": value for name, value in role.named_buffers()}
+    return found

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence.targets import CAUCHY, GAUSSIAN, LocalTarget, coverage, linear_gaussian
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AIS
@@ -144,16 +144,21 @@ class StoppedError(Exception):
     """What stops a run in its middle."""
 
 
-def counting(model: Callable, calls: list[int], limit: float = math.inf) -> Callable:
-    """The model, counting its runs, stopped when it has run so often."""
+class Counted:
+    """A model that counts its runs, stopped when it has run so often; not part of what it computes."""
 
-    def counted(x: Tensor | None = None) -> None:
-        calls.append(1)
-        if len(calls) > limit:
+    def __init__(self, model: Callable, limit: float = math.inf) -> None:
+        self.model, self._limit, self._calls = model, limit, 0
+
+    def __call__(self, x: Tensor | None = None) -> None:
+        self._calls += 1
+        if self._calls > self._limit:
             raise StoppedError
-        model(x)
+        self.model(x)
 
-    return counted
+    @property
+    def calls(self) -> int:
+        return self._calls
 
 
 @pytest.mark.parametrize("share", [0.6, 0.75, 0.95])
@@ -163,21 +168,21 @@ def test_a_run_continues_bit_by_bit(
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     model, guide, x, _ = linear_gaussian(num_data=4)
     settings: dict = {"num_temperatures": 30, "kernel": HMC(num_leapfrog=2)}
-    calls: list[int] = []
-    whole = AIS(**settings)(Program(counting(model, calls), guide), x)
+    counted = Counted(model)
+    whole = AIS(**settings)(Program(counted, guide), x)
     resumed = AIS(**settings, checkpoint=tmp_path / "ais.pt")
     with pytest.raises(StoppedError):
-        resumed(Program(counting(model, [], share * len(calls)), guide), x)
+        resumed(Program(Counted(model, share * counted.calls), guide), x)
     assert (tmp_path / "ais.pt").exists()
     torch.manual_seed(123)
-    again_calls: list[int] = []
-    again = resumed(Program(counting(model, again_calls), guide), x)
+    once_more = Counted(model)
+    again = resumed(Program(once_more, guide), x)
     assert torch.equal(again.log_z, whole.log_z)
     assert torch.equal(
         again.diagnostics["acceptance_by_temperature"],
         whole.diagnostics["acceptance_by_temperature"],
     )
-    assert len(again_calls) < len(calls)
+    assert once_more.calls < counted.calls
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -187,6 +192,30 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     for other, data, seed in ((4, x, 0), (3, x + 1, 0), (3, x, 1)):
         with pytest.raises(ValueError, match="not a checkpoint of this computation"):
             AIS(num_temperatures=other, checkpoint=path)(Program(model, guide), data, seed=seed)
+
+
+class Regression(nn.Module):
+    """x ~ N(slope covariate, 1), the slope's prior scale in a buffer."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x: Tensor, covariate: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, self.scale))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(slope * covariate, 1.0), obs=x)
+
+
+def test_a_checkpoint_knows_covariates_and_buffers(tmp_path: Path) -> None:
+    x, first, second = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 0.0])
+    run = AIS(num_temperatures=3, checkpoint=tmp_path / "ais.pt")
+    run(Program(Regression()), x, first)
+    with pytest.raises(ValueError, match="argument 1 differs"):
+        run(Program(Regression()), x, second)
+    with pytest.raises(ValueError, match=r"buffer .*scale differs"):
+        run(Program(Regression(2.0)), x, first)
+    run(Program(Regression()), x, first)  # its own file is taken
 
 
 def test_schedules_begin_at_zero_end_at_one_and_rise() -> None:

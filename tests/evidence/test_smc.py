@@ -103,14 +103,14 @@ def test_a_run_continues_bit_by_bit(
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     model, guide, x, _ = linear_gaussian(num_data=2)
     whole = estimator(Program(model, guide), x)
-    saves, write = [], checkpoint.write_atomically
+    saves, write = [], checkpoint.write_state
 
     def stop(path: str, contents: dict) -> None:
         saves.append(write(path, contents))
         if len(saves) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write_atomically", stop)
+    monkeypatch.setattr(checkpoint, "write_state", stop)
     resumed = type(estimator)(**{**vars(estimator), "checkpoint": tmp_path / "run.pt"})
     with pytest.raises(KeyboardInterrupt):
         resumed(Program(model, guide), x)
