@@ -1,7 +1,14 @@
-"""Validation of the settings of estimators."""
+"""Validation of settings, covariances and the precision in which parameters are kept."""
 
+import warnings
 from collections.abc import Collection
 from typing import Any
+
+import torch
+from torch import Tensor
+
+ROUNDING = 10 * torch.finfo(torch.float64).eps  # what sums of doubles may be off by, relatively
+LOST = 1e-3  # nats a datum that rounded parameters may cost without a word
 
 
 def check_least(settings: Any, **least: int) -> None:
@@ -21,3 +28,30 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """Refuse a count that is too small."""
     if value < least:
         raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def is_singular(matrix: Tensor) -> Tensor:
+    """Tell which symmetric matrices `[..., D, D]` are not positive definite, to rounding in float64: `[...]`.
+
+    The rows and columns are scaled to a unit diagonal first, so that units do not count; whether a float32 Cholesky
+    factorisation fails would depend on the processor.
+
+    Example:
+        >>> is_singular(torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1e-9, 0.0], [0.0, 1e9]]]))
+        tensor([ True, False])
+    """
+    matrix = matrix.double()
+    scale = matrix.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    unit = matrix / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    least = torch.linalg.eigvalsh(unit.nan_to_num(0.0, 0.0, 0.0))[..., 0]
+    return ~(least > ROUNDING * matrix.shape[-1])
+
+
+def warn_of_rounding(lost: float, dtype: torch.dtype) -> None:
+    """Warn where parameters that were found in float64 lose likelihood in the dtype that keeps them."""
+    if not lost <= LOST:
+        warnings.warn(
+            f"kept in {dtype}, the fitted parameters lose {lost:.3g} nats a datum: they are large beside the spread of the "
+            "data. Centre the data, or call program.double() before",
+            stacklevel=3,
+        )

@@ -12,6 +12,8 @@ from pyro.distributions import TorchDistribution
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
+from ppl_dgm.validation import ROUNDING, is_singular
+
 
 class Components(nn.Module, ABC):
     """K distributions of data `[D]`, indexed by an integer tensor of any shape.
@@ -107,11 +109,12 @@ class GaussianComponents(Components):
         locs = responsibilities.T @ x / counts.unsqueeze(-1)
         self.locs.copy_(locs)
         centred = x - locs.unsqueeze(1)
+        weighted = torch.einsum("nk,knd->kd", responsibilities, centred.square())
+        variance = weighted / counts.unsqueeze(-1) + regularisation
+        flat = variance <= (ROUNDING * locs).square()
+        check_regular(flat.all(0) if self.covariance == "tied" else flat.any(-1), regularisation)
         if self.covariance == "diagonal":
-            variance = torch.einsum(
-                "nk,knd->kd", responsibilities, centred.square()
-            ) / counts.unsqueeze(-1)
-            self.log_scales.copy_((variance + regularisation).log() / 2)
+            self.log_scales.copy_(variance.log() / 2)
         else:
             self._set_covariance(self._scatter(centred, responsibilities, counts), regularisation)
 
@@ -123,16 +126,22 @@ class GaussianComponents(Components):
         return scatter / counts[:, None, None]
 
     def _set_covariance(self, covariance: Tensor, regularisation: float) -> None:
-        ridge = torch.diag_embed(torch.full_like(covariance[..., 0], regularisation))
-        tril, failed = torch.linalg.cholesky_ex(covariance + ridge)
-        if bool(failed.any()):
-            raise ValueError(
-                f"the covariances of {int(failed.ne(0).sum())} components are singular with the regularisation "
-                f"{regularisation:g}; expected it to be large enough beside the data's variances: raise it, scale the data, "
-                "or leave out constant and repeated columns"
-            )
+        covariance = covariance.double()
+        covariance.diagonal(dim1=-2, dim2=-1).add_(regularisation)
+        check_regular(is_singular(covariance), regularisation)
+        tril = torch.linalg.cholesky(covariance)
         self.lower.copy_(tril.tril(-1))
         self.log_scales.copy_(tril.diagonal(dim1=-2, dim2=-1).log())
+
+
+def check_regular(singular: Tensor, regularisation: float) -> None:
+    """Refuse components without a density."""
+    if bool(singular.any()):
+        raise ValueError(
+            f"the covariances of {int(singular.sum())} components are singular with the regularisation "
+            f"{regularisation:g}; expected it to be large enough beside the data's variances: raise it, scale the data, "
+            "or leave out constant and repeated columns"
+        )
 
 
 def named_components(

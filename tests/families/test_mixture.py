@@ -111,6 +111,47 @@ def test_em_far_from_zero_finds_what_it_finds_near(covariance: str) -> None:
     assert Mixture(2, 2, covariance).fit_em(x.round().long()).converged
 
 
+@pytest.mark.parametrize("offset", [1e6, 1.7e9])
+def test_em_on_doubles_far_from_zero_agrees_with_scikit_learn(offset: float) -> None:
+    """Unix times, say: rounded to float32 they lose their clusters, so that the parameters become doubles too."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(100, 2)) + 6]) + offset
+    mixture = Mixture(2, 2, "full")
+    steps = mixture.fit_em(torch.tensor(x))
+    truth = GaussianMixture(2, covariance_type="full", tol=1e-9, max_iter=1000).fit(x).score(x)
+    assert steps.log_likelihood[-1].item() == pytest.approx(truth, abs=1e-4)
+    assert Exact()(mixture, torch.tensor(x)).log_z.mean().item() == pytest.approx(truth, abs=1e-4)
+    assert mixture.parts.logits.dtype == torch.float64
+    assert mixture.cluster(torch.tensor(x)).bincount().tolist() in ([200, 100], [100, 200])
+
+
+def test_parameters_that_lose_likelihood_in_their_dtype_are_told() -> None:
+    x = torch.randint(0, 9, (50, 1)) + 100_000_000
+    with pytest.warns(UserWarning, match="torch.float32, the fitted parameters lose"):
+        Mixture(1, 1).fit_em(x)
+    mixture = Mixture(1, 1).double()
+    found = mixture.fit_em(x).log_likelihood[-1].item()
+    spread = x.double().var(correction=0).item()
+    assert found == pytest.approx(-0.5 * (math.log(2 * math.pi * spread) + 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diagonal"])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_singularity_does_not_depend_on_units_or_rounding(kind: str, scale: float) -> None:
+    """Equal columns have no density, nor has a constant one; nearly equal ones in other units have."""
+    line = torch.randn(9, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    flat = 0 * line + 0.1 if kind == "diagonal" else line
+    with pytest.raises(ValueError, match="singular"):
+        Mixture(2, 1, kind).fit_em(scale * torch.cat([line, flat], 1), regularisation=0.0)
+    x = scale * (line + 1e-4 * noise) * torch.tensor([1.0, 1e6])
+    found = Mixture(2, 1, kind).fit_em(x, regularisation=0.0).log_likelihood[-1].item()
+    variances = torch.cov(x.T, correction=0)
+    log_det = variances.diagonal().log().sum() if kind == "diagonal" else variances.logdet()
+    truth = -math.log(2 * math.pi) - log_det.item() / 2 - 1
+    assert found == pytest.approx(truth, abs=1e-6)
+
+
 def test_clusters_of_separated_blobs_are_found() -> None:
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(40)
@@ -447,6 +488,12 @@ BAD = {
     "kappa": (lambda: BayesianMixture(3, 2, NormalInverseWishart(kappa=0.0)), "kappa is 0.0"),
     "psi": (
         lambda: BayesianMixture(2, 2, NormalInverseWishart(scale=[[1.0, 2.0], [2.0, 1.0]])),
+        "not positive definite",
+    ),
+    "nearly singular psi": (
+        lambda: BayesianMixture(
+            2, 2, NormalInverseWishart(scale=[[1.0, 1.0 - 1e-16], [1.0 - 1e-16, 1.0]])
+        ),
         "not positive definite",
     ),
     "skew": (

@@ -30,6 +30,31 @@ def test_closed_form_fit_agrees_with_scikit_learn() -> None:
     assert torch.allclose(program.marginal().loc, x.mean(0))
 
 
+@pytest.mark.parametrize("offset", [1e6, 1.7e9])
+def test_closed_form_fit_of_doubles_far_from_zero(offset: float) -> None:
+    x = correlated()[:, :2]
+    far = PPCA(2, 1).fit_closed_form(x + offset)
+    truth = PPCA(2, 1).double().fit_closed_form(x).marginal().log_prob(x).mean()
+    found = far.marginal().log_prob(x + offset).mean()
+    assert found.item() == pytest.approx(truth.item(), abs=1e-5)
+
+
+def test_parameters_that_lose_likelihood_in_their_dtype_are_told() -> None:
+    with pytest.warns(UserWarning, match="torch.float32, the fitted parameters lose"):
+        PPCA(2, 1).fit_closed_form(torch.randint(0, 9, (50, 2)) + 100_000_000)
+
+
+def test_noise_is_told_from_rounding_in_double_precision() -> None:
+    """Noise of 1e-5 of the signal has a density, repeated columns in float32 have none."""
+    x = torch.randn(90, 1, dtype=torch.float64).expand(90, 3)
+    noisy = x + 1e-5 * torch.randn(90, 3, dtype=torch.float64)
+    values = torch.linalg.eigvalsh(torch.cov(noisy.T, correction=0))
+    program = PPCA(3, 1).fit_closed_form(noisy)
+    assert program.marginal().variance.mean().item() == pytest.approx(values.mean().item())
+    with pytest.raises(ValueError, match="no variance outside"):
+        PPCA(3, 1).fit_closed_form(torch.randn(9, 1) * torch.tensor([1.0, 0.1, 0.3]))
+
+
 def test_closed_form_fit_is_the_maximum() -> None:
     x = correlated()
     program = PPCA(5, 2).double().fit_closed_form(x).initialise(x)

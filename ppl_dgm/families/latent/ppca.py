@@ -1,5 +1,6 @@
 """Latent linear families: probabilistic PCA."""
 
+import math
 from typing import Any
 
 import pyro
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.program import Program
+from ppl_dgm.validation import ROUNDING, warn_of_rounding
 
 
 class PPCA(Program):
@@ -47,7 +49,9 @@ class PPCA(Program):
         r"""Maximise the likelihood of data `[N, D]` in closed form; returns itself.
 
         $\mu = \bar x$, $\sigma^2$ the mean of the D - L smallest eigenvalues of the covariance, and
-        $W = U_L (\Lambda_L - \sigma^2 I)^{1/2}$ (Tipping and Bishop 1999, equations 14 and 15, with R = I).
+        $W = U_L (\Lambda_L - \sigma^2 I)^{1/2}$ (Tipping and Bishop 1999, equations 14 and 15, with R = I). All is computed
+        in float64; data in float64 raise the parameters to it, which otherwise keep their dtype, with a warning where it
+        costs likelihood.
 
         Raises:
             ValueError: for data of another shape, fewer than two, or without noise outside the L directions.
@@ -58,18 +62,24 @@ class PPCA(Program):
             raise ValueError(
                 f"expected at least two data [N, {num_dims}], got shape {list(x.shape)}"
             )
-        values, vectors = torch.linalg.eigh(torch.cov(x.T.double(), correction=0))
-        variance = values[: num_dims - num_latents].mean()
-        if not variance > torch.finfo(x.dtype).eps * values[-1]:
+        self.to(torch.promote_types(model.loc.dtype, x.dtype))
+        x = x.detach().double()
+        values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+        variance, loc = values[: num_dims - num_latents].mean(), x.mean(0)
+        rounding = ROUNDING * num_dims * values[-1] + (ROUNDING * loc).square().sum()
+        if not variance > rounding:
             raise ValueError(
                 f"the data have no variance outside {num_latents} directions, so that the likelihood has no maximum; "
                 "use fewer latents, or leave out constant and repeated columns"
             )
         signal = (values[-num_latents:] - variance).clamp_min(0).sqrt()
+        kept = torch.cat([values[-num_latents:], variance.expand(num_dims - num_latents)])
+        best = -0.5 * (math.log(2 * math.pi) + 1 + kept.log()).sum()
         with torch.no_grad():
-            model.loc.copy_(x.mean(0))
+            model.loc.copy_(loc)
             model.weight.copy_((vectors[:, -num_latents:] * signal).flip(-1))
             model.log_scale.copy_(variance.log() / 2)
+            warn_of_rounding((best - model.marginal().log_prob(x).mean()).item(), model.loc.dtype)
         return self
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.distributions.discretised import OrderStatistics
 from ppl_dgm.program import Program
+from ppl_dgm.validation import is_singular
 
 LOC_PRIOR, LOG_SCALE_PRIOR, CORRELATION = (0.0, 3.0), (0.0, 1.0), 1.0
 
@@ -47,10 +48,8 @@ class NormalInverseWishart:
             ValueError: for parameters of other shapes or out of range.
         """
         df = num_dims + 2.0 if self.df is None else self.df
-        loc, scale = (
-            torch.as_tensor(value, dtype=torch.get_default_dtype())
-            for value in (self.loc, self.scale)
-        )
+        loc = torch.as_tensor(self.loc, dtype=torch.get_default_dtype())
+        scale = torch.as_tensor(self.scale, dtype=torch.float64)
         scale = scale * torch.eye(num_dims).to(scale) if scale.dim() == 0 else scale
         if self.kappa <= 0 or df <= num_dims - 1:
             raise ValueError(
@@ -61,12 +60,11 @@ class NormalInverseWishart:
                 f"loc is {list(loc.shape)} and scale {list(scale.shape)}; expected numbers, or [{num_dims}] and "
                 f"[{num_dims}, {num_dims}]"
             )
-        factor, failed = torch.linalg.cholesky_ex(scale)
-        if bool(failed) or not torch.allclose(scale, scale.T):
+        if bool(is_singular(scale)) or not torch.allclose(scale, scale.T):
             raise ValueError(
                 "scale is not positive definite; expected a symmetric matrix with positive eigenvalues"
             )
-        return loc.expand(num_dims), self.kappa, df, factor
+        return loc.expand(num_dims), self.kappa, df, torch.linalg.cholesky(scale).to(loc)
 
 
 class BayesianMixture(Program):

@@ -1,5 +1,6 @@
 """Mixtures: the component of each datum is summed out exactly."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.conditionals.components import Components, named_components
 from ppl_dgm.program import Program
+from ppl_dgm.validation import warn_of_rounding
 
 
 class Mixture(Program):
@@ -43,12 +45,12 @@ class Mixture(Program):
         return self.model.fn  # type: ignore[return-value]
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """Posterior p(z = k | x) of each component for data `[N, D]`: `[N, K]`."""
-        return self.parts.log_joint(x).softmax(-1)
+        """Posterior p(z = k | x) of each component for data `[N, D]`, found in float64: `[N, K]`."""
+        return in_double(self.parts).log_joint(x.double()).softmax(-1).to(self.parts.logits)
 
     def cluster(self, x: Tensor) -> Tensor:
         """Most probable component of each datum `[N, D]`: `[N]`."""
-        return self.parts.log_joint(x).argmax(-1)
+        return in_double(self.parts).log_joint(x.double()).argmax(-1)
 
     def start_from_kmeans(
         self, x: Tensor, seed: int = 0, regularisation: float | None = None
@@ -58,14 +60,9 @@ class Mixture(Program):
         Raises:
             ValueError: for data of another shape or fewer than components.
         """
-        x = self._checked(x)
-        clusters = KMeans(self.parts.components.num_components, n_init=10, random_state=seed)  # type: ignore[arg-type]
-        labels = torch.as_tensor(
-            clusters.fit_predict(x.detach().double().cpu().numpy()), dtype=torch.long
-        )
-        one_hot = nn.functional.one_hot(labels.to(x.device), self.parts.components.num_components)
-        self.parts.maximise(x, one_hot.to(x), regularisation)
-        return self
+        x, parts = self._raised(x)
+        parts.maximise(x, kmeans(x, parts.components.num_components, seed), regularisation)
+        return self._keep(parts, x)
 
     def fit_em(
         self,
@@ -78,7 +75,8 @@ class Mixture(Program):
         r"""Fit by expectation maximisation, in place (Dempster, Laird and Rubin 1977).
 
         E: $r_{nk} = p(z_n = k \mid x_n)$; M: each component's weighted maximum likelihood, $\pi_k = \sum_n r_{nk} / N$.
-        No step lowers the likelihood (with a regularisation of 0).
+        No step lowers the likelihood (with a regularisation of 0). All is computed in float64; data in float64 raise the
+        parameters to it, which otherwise keep their dtype, with a warning where it costs likelihood.
 
         Args:
             x: data `[N, D]`.
@@ -92,31 +90,61 @@ class Mixture(Program):
             ValueError: for data of another shape or fewer than components, no steps, a negative regularisation, or
                 covariances that it leaves singular.
         """
-        x = self._checked(x)
         if num_steps < 1 or (regularisation is not None and regularisation < 0):
             raise ValueError(
                 f"num_steps is {num_steps} and regularisation {regularisation}; expected at least 1 and 0 (or None)"
             )
+        x, parts = self._raised(x)
         if seed is not None:
-            self.start_from_kmeans(x, seed, regularisation)
-        history: list[Tensor] = []
-        for _ in range(num_steps):
-            log_joint = self.parts.log_joint(x).detach()
-            history.append(log_joint.double().logsumexp(-1).mean())
-            if len(history) > 1 and history[-1] - history[-2] < tolerance:
-                return EMFit(torch.stack(history), True)
-            self.parts.maximise(x, log_joint.softmax(-1), regularisation)
-        return EMFit(torch.stack(history), False)
+            start = kmeans(x, parts.components.num_components, seed)
+            parts.maximise(x, start, regularisation)
+        result = maximise_likelihood(parts, x, num_steps, tolerance, regularisation)
+        self._keep(parts, x)
+        return result
 
-    def _checked(self, x: Tensor) -> Tensor:
-        """Data in the parameters' dtype."""
+    def _raised(self, x: Tensor) -> tuple[Tensor, "MixtureModel"]:
+        """Data and a copy of the parts in float64; the parameters follow the dtype of data that have a finer one."""
         components = self.parts.components
         if x.dim() != 2 or x.shape[1] != components.num_dims or len(x) < components.num_components:
             raise ValueError(
                 f"expected data [N, {components.num_dims}] with N of at least num_components = "
                 f"{components.num_components}, got shape {list(x.shape)}"
             )
-        return x.to(self.parts.logits.dtype)
+        self.to(torch.promote_types(self.parts.logits.dtype, x.dtype))
+        return x.detach().double(), in_double(self.parts)
+
+    def _keep(self, parts: "MixtureModel", x: Tensor) -> "Mixture":
+        """Take over parameters found in float64."""
+        self.parts.load_state_dict(parts.state_dict())
+        lost = parts.log_likelihood(x) - in_double(self.parts).log_likelihood(x)
+        warn_of_rounding(lost.item(), self.parts.logits.dtype)
+        return self
+
+
+def in_double(parts: "MixtureModel") -> "MixtureModel":
+    """Copy a mixture's parts in float64, without gradients."""
+    return copy.deepcopy(parts).double().requires_grad_(False)
+
+
+def kmeans(x: Tensor, num_components: int, seed: int) -> Tensor:
+    """Memberships of data `[N, D]` in k-means clusters: `[N, K]`, zero or one."""
+    clusters = KMeans(num_components, n_init=10, random_state=seed)  # type: ignore[arg-type]
+    labels = torch.as_tensor(clusters.fit_predict(x.cpu().numpy()), dtype=torch.long)
+    return nn.functional.one_hot(labels.to(x.device), num_components).to(x)
+
+
+def maximise_likelihood(
+    parts: "MixtureModel", x: Tensor, num_steps: int, tolerance: float, regularisation: float | None
+) -> "EMFit":
+    """Alternate E- and M-steps, in place."""
+    history: list[Tensor] = []
+    for _ in range(num_steps):
+        log_joint = parts.log_joint(x)
+        history.append(log_joint.logsumexp(-1).mean())
+        if len(history) > 1 and history[-1] - history[-2] < tolerance:
+            return EMFit(torch.stack(history), True)
+        parts.maximise(x, log_joint.softmax(-1), regularisation)
+    return EMFit(torch.stack(history), False)
 
 
 @dataclass(frozen=True)
@@ -139,6 +167,10 @@ class MixtureModel(nn.Module):
         """log p(z = k) + log p(x | z = k) for data `[N, D]`: `[N, K]`."""
         each = torch.arange(self.components.num_components, device=x.device).unsqueeze(-1)
         return self.logits.log_softmax(-1) + self.components(each).log_prob(x).T
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """Mean of log p(x) over data `[N, D]`, in nats: `[]`."""
+        return self.log_joint(x).logsumexp(-1).mean()
 
     @torch.no_grad()
     def maximise(
