@@ -1,27 +1,38 @@
-"""Changes to torch that Pyro programs need to be vectorised."""
+"""Changes to torch and Pyro that programs need to be vectorised, seen by the thread that runs them alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
-import pyro
 import torch
+from pyro.poutine import (
+    lift_messenger,
+    scale_messenger,
+    subsample_messenger,
+    substitute_messenger,
+    trace_struct,
+)
 from torch import Tensor
+from torch.distributions import Distribution
+
+from ppl_dgm.context_patches import ContextPatches, Patch
+
+_INITIALISE = Distribution.__init__
+_HANDLERS = (
+    lift_messenger,
+    scale_messenger,
+    subsample_messenger,
+    substitute_messenger,
+    trace_struct,
+)
 
 
-@contextmanager
-def unvalidated() -> Iterator[None]:
-    """Run without argument checks, also for distributions made while checks were on.
+def _initialise_unvalidated(
+    self: Distribution, *shapes: torch.Size, validate_args: bool | None = None, **named: torch.Size
+) -> None:
+    _INITIALISE(self, *shapes[:2], validate_args=False, **named)
 
-    The checks read tensors on the host, which neither `torch.func.vmap` nor a captured graph allows.
-    """
-    distribution = torch.distributions.Distribution
-    validate_sample = distribution._validate_sample
-    distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign,assignment]
-    try:
-        with pyro.validation_enabled(False):
-            yield
-    finally:
-        distribution._validate_sample = validate_sample  # type: ignore[method-assign]
+
+def _accept_value(self: Distribution, value: Any) -> None:
+    pass
 
 
 def forgiving_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
@@ -30,12 +41,13 @@ def forgiving_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
-@contextmanager
-def forgiving_factors() -> Iterator[None]:
-    """Let one particle's singular covariance make its own density NaN, not stop all the others with an error."""
-    strict = torch.linalg.cholesky
-    torch.linalg.cholesky = forgiving_cholesky  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.linalg.cholesky = strict
+# Argument checks read tensors on the host, which neither `torch.func.vmap` nor a captured graph allows. Distributions
+# made while checks were on keep their flag, so that the check of values is left out too.
+unvalidated = ContextPatches(
+    Patch(Distribution, "__init__", _initialise_unvalidated),
+    Patch(Distribution, "_validate_sample", _accept_value),
+    *(Patch(handlers, "is_validation_enabled", lambda: False) for handlers in _HANDLERS),
+)
+
+# One particle's singular covariance makes its own density NaN, and does not stop all the others with an error.
+forgiving_factors = ContextPatches(Patch(torch.linalg, "cholesky", forgiving_cholesky))

@@ -1,7 +1,6 @@
 """Random draws under `torch.func.vmap`, where torch's in-place samplers and Dirichlet draws are not to be had."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pyro.ops.special as special
@@ -10,6 +9,8 @@ import torch.distributions.dirichlet as dirichlet
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+from ppl_dgm.context_patches import ContextPatches, Patch
 
 IN_PLACE_SAMPLERS = {
     "normal_",
@@ -61,36 +62,25 @@ class MappedRun(TorchFunctionMode):
         return value + self.zero.to(value)
 
 
-class GammaDirichlet:
+def gamma_dirichlet(concentration: Tensor) -> Tensor:
     """Dirichlet draws as normalised Gamma draws, with the same implicit reparameterisation gradient."""
-
-    @staticmethod
-    def apply(concentration: Tensor) -> Tensor:
-        gamma = torch._standard_gamma(concentration)  # type: ignore[attr-defined]
-        gamma = gamma.clamp_min(
-            torch.finfo(concentration.dtype).tiny
-        )  # all zero for small concentrations
-        return gamma / gamma.sum(-1, keepdim=True)
+    gamma = torch._standard_gamma(concentration)  # type: ignore[attr-defined]
+    tiny = torch.finfo(concentration.dtype).tiny  # all zero for small concentrations
+    gamma = gamma.clamp_min(tiny)
+    return gamma / gamma.sum(-1, keepdim=True)
 
 
-class FlooredLog:
+def floored_log(x: Tensor) -> Tensor:
     """log(x), minus infinity at 0, with a finite gradient."""
-
-    @staticmethod
-    def apply(x: Tensor) -> Tensor:
-        info = torch.finfo(x.dtype)
-        return torch.where(x > 0, x.clamp_min(info.tiny).log(), torch.full_like(x, -torch.inf))
+    info = torch.finfo(x.dtype)
+    return torch.where(x > 0, x.clamp_min(info.tiny).log(), torch.full_like(x, -torch.inf))
 
 
-@contextmanager
-def mappable_functions() -> Iterator[None]:
-    """Stand in for the custom autograd functions of torch and Pyro that vmap refuses."""
-    originals = dirichlet._Dirichlet, special._SafeLog
-    dirichlet._Dirichlet, special._SafeLog = GammaDirichlet, FlooredLog  # type: ignore[misc,assignment]
-    try:
-        yield
-    finally:
-        dirichlet._Dirichlet, special._SafeLog = originals  # type: ignore[misc]
+# vmap refuses the custom autograd functions of torch and Pyro.
+mappable_functions = ContextPatches(
+    Patch(dirichlet._Dirichlet, "apply", gamma_dirichlet),
+    Patch(special._SafeLog, "apply", floored_log),
+)
 
 
 def vmap_runs(
