@@ -8,15 +8,14 @@ from typing import Any
 
 import pyro.infer
 import torch
-from torch.optim import LBFGS, Adam, Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Adam, Optimizer
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.data import Dataset
 from ppl_dgm.fitting.batches import Batches
+from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
-from ppl_dgm.fitting.stepping import make_stepper
 from ppl_dgm.fitting.training import Training, checkpoint_path
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program, move_data, require_program, unpack_data
@@ -52,18 +51,22 @@ def fit(
     ELBO stays unbiased. Objectives with a logarithm of a mean (`IWELBO`, `Renyi`) are then too high, and no bounds: give
     them all data at once. All figures are in nats per datum. Ctrl-C ends the fit and returns what was learned.
 
+    Where the objective has several players (`objectives.Game`), a step is a round of all of them. It deals as many
+    minibatches as the busiest player makes steps; each player's k-th step is on the k-th of them.
+
     Args:
         program: the program; its parameters are changed in place.
         data: a Tensor, a tuple or dict of Tensors (positional or named arguments of the program), or a Dataset; nothing
             for a program that holds its data.
         objective: one of `ppl_dgm.objectives`, or of Pyro's ELBOs; default `ELBO()`.
-        steps: number of optimisation steps; or else
+        steps: number of optimisation steps (rounds, of a game); or else
         epochs: passes over the data.
         batch_size: data in a minibatch; default all.
-        optimizer: makes a torch optimiser of the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`.
+        optimizer: makes a torch optimiser of the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`; of each
+            player's that brings none of its own.
         schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step, but
             `ReduceLROnPlateau` after every validation, with the loss.
-        clip_norm: largest joint norm of the gradient of the loss per datum.
+        clip_norm: largest joint norm of the gradient of the loss per datum, of each player.
         seed: of shuffles and draws; torch's generator is left as it was. None draws from torch's generator.
         device: where to train; the program and the data are moved there.
         valid: validation data, as `data`; judged by the objective as it is at the last step, annealed weights included.
@@ -106,26 +109,34 @@ def fit(
     args, kwargs = move_data(unpack_data(data), device)
     with seeded(seed, torch.device(device) if device is not None else None):
         bound = program.bind(*args, **kwargs)
-        parameters = trainable(program)
+        objective = objective if objective is not None else ELBO(plate=program.plate)
+        players = players_of(objective, program, device)
         num_data = bound.num_data or 1
         batches = Batches(args, kwargs, num_data, batch_length(bound, batch_size), draw_seed(seed))
-        loss = BatchLoss(
-            program, objective if objective is not None else ELBO(plate=program.plate), num_data
+        width = max(player.num_steps for player in players)
+        num_rounds = steps if steps is not None else -(-(epochs or 1) * batches.per_epoch // width)
+        rounds_per_epoch = -(-batches.per_epoch // width)
+        make_learner = Maker(
+            program=program,
+            num_data=num_data,
+            batch_size=batches.batch_size,
+            num_rounds=num_rounds,
+            optimizer=optimizer,
+            schedule=schedule,
+            clip_norm=clip_norm,
+            compile=compile,
+            valid=valid,
         )
-        opt = make_optimizer(optimizer, parameters)
-        num_steps = steps if steps is not None else (epochs or 1) * batches.per_epoch
         training = Training(
-            loss=loss,
+            loss=BatchLoss(program, objective, num_data),
             batches=batches,
-            stepper=make_stepper(loss, opt, clip_norm, compile, batches.batch_size, num_steps),
-            optimizer=opt,
-            scheduler=make_scheduler(schedule, opt, valid),
-            num_steps=num_steps,
+            learners=tuple(map(make_learner, players)),
+            num_steps=num_rounds,
             valid=validation_batches(program, valid, device, batches.batch_size),
-            valid_every=valid_every or batches.per_epoch,
+            valid_every=valid_every or rounds_per_epoch,
             patience=patience,
             checkpoint=checkpoint_path(checkpoint),
-            checkpoint_every=checkpoint_every or batches.per_epoch,
+            checkpoint_every=checkpoint_every or rounds_per_epoch,
             progress=progress,
         )
         return training.run()
@@ -186,47 +197,6 @@ def check_objective(objective: Any) -> None:
     raise TypeError(
         f"objective is {given}; expected an instance such as ELBO() or IWELBO(num_particles=10)"
     )
-
-
-def trainable(program: Program) -> list[torch.nn.Parameter]:
-    """Parameters that require gradients."""
-    parameters = [p for p in program.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(
-            "the program has no parameters to fit; use pyro.param, pyro.module or torch modules in it, or go straight to "
-            "evidence or posterior sampling"
-        )
-    return parameters
-
-
-def make_optimizer(
-    make: Callable[[Any], Optimizer], parameters: list[torch.nn.Parameter]
-) -> Optimizer:
-    """The optimiser, checked to be one of torch's."""
-    optimizer = make(parameters)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer made a {type(optimizer).__name__}; expected a torch.optim.Optimizer of the parameters it was given, "
-            "e.g. optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
-        )
-    if isinstance(optimizer, LBFGS):
-        raise ValueError(
-            "optimizer is LBFGS, which evaluates the objective several times in a step; expected one that steps once for "
-            "each gradient, e.g. optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
-        )
-    return optimizer
-
-
-def make_scheduler(
-    schedule: Callable[[Optimizer], Any] | None, optimizer: Optimizer, valid: Any
-) -> Any:
-    """The scheduler, checked to have what it follows."""
-    scheduler = schedule(optimizer) if schedule else None
-    if isinstance(scheduler, ReduceLROnPlateau) and valid is None:
-        raise ValueError(
-            "ReduceLROnPlateau follows the loss on validation data, but valid is None; pass valid=..."
-        )
-    return scheduler
 
 
 def batch_length(bound: Any, batch_size: int | None) -> int:

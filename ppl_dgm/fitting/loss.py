@@ -1,6 +1,6 @@
 """The loss of a minibatch in nats per datum, and the search for the site that made it NaN."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro.infer
@@ -65,10 +65,13 @@ class BatchLoss:
         return self._pairs[factor]
 
 
-def explain_nonfinite(program: Program, batch: Batch) -> str:
-    """Name the first site of guide or model that is NaN or infinite, or else the parameters or gradients that are."""
+def explain_nonfinite(
+    program: Program, batch: Batch, parameters: Iterable[tuple[str, torch.nn.Parameter]]
+) -> str:
+    """Name the first parameter, site of guide or model, or gradient that is NaN or infinite."""
     args, kwargs = batch
-    for name, parameter in program.named_parameters():
+    named = list(parameters)
+    for name, parameter in named:
         if not bool(parameter.isfinite().all()):
             return f"parameter {name!r} is not finite"
     with torch.no_grad(), unvalidated():
@@ -80,11 +83,7 @@ def explain_nonfinite(program: Program, batch: Batch) -> str:
             fault = first_nonfinite(trace)
             if fault:
                 return f"{fault} of the {role}"
-    gradients = [
-        n
-        for n, p in program.named_parameters()
-        if p.grad is not None and not bool(p.grad.isfinite().all())
-    ]
+    gradients = [n for n, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
     return (
         f"the gradients of {gradients} are not finite"
         if gradients

@@ -19,7 +19,8 @@ class Fit:
     Attributes:
         program: the program that was given, its parameters as learned (the best seen, where validated).
         history: `step` and `objective` (nats per datum, higher is better), both `[steps]`; with validation data also
-            `valid_step` and `valid`, `[validations]`.
+            `valid_step` and `valid`, `[validations]`. Of a game, `objective` is the first player's, and each
+            player's own is there too, by its name.
         steps: optimisation steps made in all, resumed ones included.
         stopped: `"finished"`, `"early"` (validation stopped improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
         seconds: wall-clock time of this call.

@@ -26,7 +26,7 @@ class Stepper:
     def __call__(self, size: int, batch: Batch) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         value = self._gradients(size, batch)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(norm) & torch.isfinite(value)):
             return float("nan")
@@ -39,8 +39,12 @@ class Stepper:
         if not self.loss.differentiable:
             return self.loss.backward(size, batch)
         value = self.loss(size, batch)
-        value.backward()
+        value.backward(inputs=[p for p in self._parameters if p.requires_grad])
         return value.detach()
+
+    @property
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def compile_seconds(self) -> float:

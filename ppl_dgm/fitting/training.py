@@ -3,20 +3,20 @@
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from ppl_dgm.fitting.batches import Batch, Batches
+from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
-from ppl_dgm.fitting.stepping import Stepper
 from ppl_dgm.program import evaluating, read_state, write_state
 from ppl_dgm.program.seeding import seeded
 
@@ -29,7 +29,8 @@ class State:
     objective: list[float] = field(default_factory=list)
     valid_step: list[int] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
-    best: dict[str, Tensor] | None = None
+    players: dict[str, list[float]] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
 
     @property
     def stale(self) -> int:
@@ -44,9 +45,7 @@ class Training:
 
     loss: BatchLoss
     batches: Batches
-    stepper: Stepper
-    optimizer: Optimizer
-    scheduler: Any
+    learners: tuple[Learner, ...]
     num_steps: int
     valid: Batches | None
     valid_every: int
@@ -63,8 +62,8 @@ class Training:
         with tqdm(
             total=self.num_steps, initial=self.state.step, disable=not self.progress, unit="step"
         ) as bar:
-            if self.progress:
-                self.stepper.announce = bar.write
+            for learner in self.learners if self.progress else ():
+                learner.stepper.announce = bar.write
             try:
                 stopped = self._loop(bar)
             except KeyboardInterrupt:
@@ -75,12 +74,11 @@ class Training:
         return self._finish(stopped, start)
 
     def _loop(self, bar: tqdm) -> Stopped:
-        dealt = self.batches.from_step(self.state.step)
+        dealt = self.batches.from_step(self.state.step * self._width)
         while self.patience is None or self.state.stale < self.patience:
             if self.state.step >= self.num_steps:
                 return "finished"
-            size, batch = next(dealt)
-            self._step(size, batch)
+            self._round([next(dealt) for _ in range(self._width)])
             bar.update(1)
             self._show(bar)
             if self.valid and (
@@ -98,24 +96,52 @@ class Training:
         if hasattr(self.loss.objective, "set_step"):
             self.loss.objective.set_step(step)  # type: ignore[attr-defined]
 
-    def _step(self, size: int, batch: Batch) -> None:
-        self._anneal(self.state.step)
-        value = self.stepper(size, batch)
-        if not math.isfinite(value):
-            self._stop_nonfinite(value, batch)
-        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step()
-        self.state.step += 1
-        self.state.objective.append(-value)
+    @property
+    def _width(self) -> int:
+        """Minibatches in a round."""
+        return max(learner.num_steps for learner in self.learners)
 
-    def _stop_nonfinite(self, value: float, batch: Batch) -> None:
-        norm = torch.nn.utils.get_total_norm(list(self.loss.program.parameters()))
-        reason = explain_nonfinite(self.loss.program, batch)
+    def _round(self, dealt: list[tuple[int, Batch]]) -> None:
+        """Let each learner make its steps, the last one first."""
+        self._anneal(self.state.step)
+        values = {
+            learner.name: [self._step(learner, *part) for part in dealt[: learner.num_steps]]
+            for learner in reversed(self.learners)
+        }
+        means = {name: -sum(steps) / len(steps) for name, steps in values.items()}
+        self.state.objective.append(means[self.learners[0].name])
+        if len(self.learners) > 1:
+            for name, mean in means.items():
+                self.state.players.setdefault(name, []).append(mean)
+        self.state.step += 1
+
+    def _step(self, learner: Learner, size: int, batch: Batch) -> float:
+        value = learner.step(size, batch)
+        if not math.isfinite(value):
+            self._stop_nonfinite(learner, value, batch)
+        return value
+
+    def _stop_nonfinite(self, learner: Learner, value: float, batch: Batch) -> None:
+        parameters = self._named_parameters()
+        norm = torch.nn.utils.get_total_norm(list(parameters.values()))
+        reason = explain_nonfinite(self.loss.program, batch, parameters.items())
+        whose = f" of the player {learner.name!r}" if len(self.learners) > 1 else ""
         raise NonFiniteError(
-            f"the objective or its gradient is not finite at step {self.state.step} ({-value} nats per datum): {reason}; "
-            f"the norm of the parameters is {norm:.6g}. Lower the learning rate, clip gradients with clip_norm, or bound "
-            "the scale at that site; what was learned before is in the error's .fit"
+            f"the objective{whose} or its gradient is not finite at step {self.state.step} ({-value} nats per datum): "
+            f"{reason}; the norm of the parameters is {norm:.6g}. Lower the learning rate, clip gradients with clip_norm, or "
+            "bound the scale at that site; what was learned before is in the error's .fit"
         )
+
+    def _named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """All parameters, those outside the program under their player's name."""
+        program = self.loss.program
+        own, known = dict(program.named_parameters()), {id(p) for p in program.parameters()}
+        return own | {
+            f"{learner.name}.{name}": parameter
+            for learner in self.learners
+            for name, parameter in learner.module.named_parameters()
+            if id(parameter) not in known
+        }
 
     def _show(self, bar: tqdm) -> None:
         if self.state.step % max(1, self.num_steps // 200) == 0:
@@ -131,37 +157,61 @@ class Training:
         self._anneal(
             self.num_steps
         )  # one weight for all validations: with less of the KL early ones would look best
-        with evaluating(program), torch.no_grad(), seeded(0, device_of(program)):
+        modules = [learner.module for learner in self.learners]
+        with evaluating(program, *modules), torch.no_grad(), seeded(0, device_of(program)):
             total = sum(loss.number(size, batch) * size for size, batch in valid.in_order())
         self.state.valid_step.append(self.state.step)
         self.state.valid.append(-total / valid.num_data)
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(total / valid.num_data)
+        for learner in self.learners:
+            learner.validated(total / valid.num_data)
         if self.state.stale == 0 and math.isfinite(self.state.valid[-1]):
-            self.state.best = {
-                name: value.detach().clone() for name, value in program.state_dict().items()
-            }
+            self.state.best = tree_map(torch.clone, self._weights())
+
+    @property
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """All modules whose tensors are learned: the program first, players' own, and averages."""
+        program = self.loss.program
+        own = {one.name: one.module for one in self.learners if one.module is not program}
+        averages = {one.name: one.average for one in self.learners if one.average is not None}
+        return (
+            {"program": program}
+            | {f"player {name}": module for name, module in own.items()}
+            | {f"average of {name}": module for name, module in averages.items()}
+        )
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        return {name: module.state_dict() for name, module in self._modules.items()}
+
+    def _load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, module in self._modules.items():
+            module.load_state_dict(weights[name])
 
     def _finish(self, stopped: Any, start: float) -> Fit:
-        self.optimizer.state_dict()  # its counts of steps are brought up to the compiled ones
+        for learner in self.learners:
+            learner.optimizer.state_dict()  # its counts of steps are brought up to the compiled ones
         if self.state.best is not None:
-            self.loss.program.load_state_dict(self.state.best)
-        history = {
-            "step": torch.arange(1, len(self.state.objective) + 1),
-            "objective": torch.tensor(self.state.objective, dtype=torch.float64),
-        }
-        if self.valid:
-            history["valid_step"] = torch.tensor(self.state.valid_step, dtype=torch.long)
-            history["valid"] = torch.tensor(self.state.valid, dtype=torch.float64)
+            self._load_weights(self.state.best)
         return Fit(
             program=self.loss.program,
-            history=history,
+            history=self._history(),
             steps=self.state.step,
             stopped=stopped,
             seconds=time.perf_counter() - start,
-            compile_seconds=self.stepper.compile_seconds,
-            notes=tuple(self.stepper.notes),
+            compile_seconds=sum(learner.stepper.compile_seconds for learner in self.learners),
+            notes=tuple(dict.fromkeys(n for one in self.learners for n in one.stepper.notes)),
         )
+
+    def _history(self) -> dict[str, Tensor]:
+        state = self.state
+        figures = {"objective": state.objective, **state.players}
+        history = {"step": torch.arange(1, state.step + 1)}
+        history |= {
+            name: torch.tensor(values, dtype=torch.float64) for name, values in figures.items()
+        }
+        if self.valid:
+            history["valid_step"] = torch.tensor(state.valid_step, dtype=torch.long)
+            history["valid"] = torch.tensor(state.valid, dtype=torch.float64)
+        return history
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -172,16 +222,18 @@ class Training:
             "batch_size": self.batches.batch_size,
             "seed": self.batches.seed,
             "objective": type(self.loss.objective).__name__,
-            "optimizer": type(self.optimizer).__name__,
-            "schedule": type(self.scheduler).__name__ if self.scheduler is not None else None,
+            "learners": {learner.name: learner.identity for learner in self.learners},
         }
 
     def _save(self) -> None:
-        content = {
+        content = self._weights() | {
             "identity": self._identity(),
-            "program": self.loss.program.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "optimizer": {one.name: one.optimizer.state_dict() for one in self.learners},
+            "scheduler": {
+                one.name: one.scheduler.state_dict()
+                for one in self.learners
+                if one.scheduler is not None
+            },
             "state": vars(self.state),
             "generator": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -198,15 +250,16 @@ class Training:
                 f"{self._identity()}. Use the same settings, or another file"
             )
         try:
-            self.loss.program.load_state_dict(content["program"])
+            self._load_weights(content)
         except RuntimeError as error:
             raise ValueError(
                 f"the checkpoint {self.checkpoint} is of another program: {error}. Build the program as it was, or use "
                 "another file"
             ) from error
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(content["scheduler"])
+        for learner in self.learners:
+            learner.optimizer.load_state_dict(content["optimizer"][learner.name])
+            if learner.scheduler is not None:
+                learner.scheduler.load_state_dict(content["scheduler"][learner.name])
         self.state = State(**content["state"])
         torch.set_rng_state(content["generator"].cpu())
         if content["cuda"]:

@@ -20,6 +20,7 @@ from ppl_dgm.objectives.combined import CIWAE, MIWAE
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
 from ppl_dgm.objectives.objective import Objective, linear_warmup
+from ppl_dgm.objectives.players import Game, Goal, Player
 from ppl_dgm.objectives.regularised import BetaTC, FreeBits
 from ppl_dgm.objectives.relaxation import StraightThrough
 from ppl_dgm.objectives.semi_amortised import SemiAmortised
@@ -34,7 +35,10 @@ __all__ = [
     "VIMCO",
     "BetaTC",
     "FreeBits",
+    "Game",
+    "Goal",
     "Objective",
+    "Player",
     "Renyi",
     "ReweightedWakeSleep",
     "RunningMean",

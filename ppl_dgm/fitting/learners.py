@@ -1,0 +1,182 @@
+"""What a fit moves: parts of the parameters, each with a loss, an optimiser and a schedule."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
+
+from ppl_dgm.compile import CompileMode
+from ppl_dgm.fitting.batches import Batch
+from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.stepping import Stepper, make_stepper
+from ppl_dgm.objectives.objective import check_count
+from ppl_dgm.objectives.players import Game, Player, trainable
+from ppl_dgm.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """One part of the parameters and what moves it."""
+
+    name: str
+    module: nn.Module
+    stepper: Stepper
+    scheduler: Any
+    num_steps: int = 1
+    average: AveragedModel | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimiser of its parameters."""
+        return self.stepper.optimizer
+
+    def step(self, size: int, batch: Batch) -> float:
+        """Make one step and return its loss in nats per datum; where that is NaN nothing moves."""
+        value = self.stepper(size, batch)
+        if math.isfinite(value):
+            if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step()
+            if self.average is not None:
+                self.average.update_parameters(self.module)
+        return value
+
+    def validated(self, loss: float) -> None:
+        """Tell a scheduler that follows it the loss on validation data."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(loss)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be this learner's."""
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "schedule": type(self.scheduler).__name__ if self.scheduler is not None else None,
+            "num_steps": self.num_steps,
+        }
+
+
+def players_of(objective: Any, program: Program, device: Any = None) -> tuple[Player, ...]:
+    """The players of a game, moved to a device; of another objective, the program alone.
+
+    Raises:
+        ValueError: players that share parameters or a name.
+    """
+    if not isinstance(objective, Game):
+        return (Player("program", program, objective),)
+    players = tuple(objective.players(program))
+    for player in players:
+        check_count(f"num_steps of the player {player.name!r}", player.num_steps)
+        if device is not None and player.module is not None:
+            player.module.to(device)
+    check_apart(players)
+    return players
+
+
+def check_apart(players: Sequence[Player]) -> None:
+    """Raise ValueError for players with parameters, or a name, in common."""
+    owners: dict[int, str] = {}
+    if len({player.name for player in players}) < len(players):
+        raise ValueError(
+            f"the players are named {[player.name for player in players]}; give each a name of "
+            "its own"
+        )
+    for player in players:
+        for parameter in trainable(player.module) if player.module else ():
+            other = owners.setdefault(id(parameter), player.name)
+            if other != player.name:
+                raise ValueError(
+                    f"the players {other!r} and {player.name!r} share a parameter of shape "
+                    f"{tuple(parameter.shape)}; expected each to have its own. Give one of them a "
+                    "copy of the module (copy.deepcopy), or freeze what they share "
+                    "(requires_grad_(False))"
+                )
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes learners of players: what all players of a fit have in common.
+
+    Args:
+        program: the program.
+        num_data: size of the data plate.
+        batch_size: data in a minibatch.
+        num_rounds: rounds to make.
+        optimizer, schedule: for players without their own.
+        clip_norm: largest joint norm of one player's gradient.
+        compile: the compile mode.
+        valid: validation data, or None.
+    """
+
+    program: Program
+    num_data: int
+    batch_size: int
+    num_rounds: int
+    optimizer: Callable[[Any], Optimizer]
+    schedule: Callable[[Optimizer], Any] | None
+    clip_norm: float | None
+    compile: CompileMode
+    valid: Any
+
+    def __call__(self, player: Player) -> Learner:
+        module = self.program if player.module is None else player.module
+        owner = "the program" if module is self.program else f"the player {player.name!r}"
+        optimizer = make_optimizer(player.optimizer or self.optimizer, learnable(module, owner))
+        loss = BatchLoss(self.program, player.objective, self.num_data)
+        steps = self.num_rounds * player.num_steps
+        return Learner(
+            name=player.name,
+            module=module,
+            stepper=make_stepper(
+                loss, optimizer, self.clip_norm, self.compile, self.batch_size, steps
+            ),
+            scheduler=make_scheduler(player.schedule or self.schedule, optimizer, self.valid),
+            num_steps=player.num_steps,
+            average=player.average,
+        )
+
+
+def learnable(module: nn.Module, owner: str) -> list[nn.Parameter]:
+    """Parameters that require gradients, at least one."""
+    parameters = trainable(module)
+    if not parameters:
+        raise ValueError(
+            f"{owner} has no parameters to fit; use pyro.param, pyro.module or torch modules in "
+            "it, or go straight to evidence or posterior sampling"
+        )
+    return parameters
+
+
+def make_optimizer(make: Callable[[Any], Optimizer], parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimiser, checked to be one of torch's."""
+    optimizer = make(parameters)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer made a {type(optimizer).__name__}; expected a torch.optim.Optimizer of the "
+            "parameters it was given, e.g. "
+            "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "optimizer is LBFGS, which evaluates the objective several times in a step; expected "
+            "one that steps once for each gradient, e.g. "
+            "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    return optimizer
+
+
+def make_scheduler(
+    schedule: Callable[[Optimizer], Any] | None, optimizer: Optimizer, valid: Any
+) -> Any:
+    """The scheduler, checked to have what it follows."""
+    scheduler = schedule(optimizer) if schedule else None
+    if isinstance(scheduler, ReduceLROnPlateau) and valid is None:
+        raise ValueError(
+            "ReduceLROnPlateau follows the loss on validation data, but valid is None; pass "
+            "valid=..."
+        )
+    return scheduler
