@@ -570,7 +570,7 @@ FITS = [
     Bad(
         "no folder for the checkpoint",
         lambda tmp: quietly(Program(learned), X, steps=1, checkpoint=tmp / "none" / "c.pt"),
-        "the folder .*none for the checkpoint does not exist; create it first",
+        "the folder .*none of 'c.pt' does not exist; create it first",
     ),
     Bad(
         "a checkpoint of another fit",

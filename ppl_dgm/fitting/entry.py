@@ -16,10 +16,11 @@ from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
-from ppl_dgm.fitting.training import Training, checkpoint_path
+from ppl_dgm.fitting.training import Training
 from ppl_dgm.objectives import ELBO
-from ppl_dgm.program import Program, move_data, require_program, unpack_data
+from ppl_dgm.program import Program, check_target, move_data, require_program, unpack_data
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.pyro_state import pyro_in_turn
 
 ADAM = partial(Adam, lr=1e-3)
 
@@ -104,10 +105,12 @@ def fit(
     check_positive(clip_norm=clip_norm)
     check_counts(steps=steps, epochs=epochs, batch_size=batch_size, patience=patience)
     check_counts(valid_every=valid_every, checkpoint_every=checkpoint_every)
+    if checkpoint is not None:
+        check_target(checkpoint)
     if device is not None:
         program.to(device)
     args, kwargs = move_data(unpack_data(data), device)
-    with seeded(seed, torch.device(device) if device is not None else None):
+    with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
         bound = program.bind(*args, **kwargs)
         objective = objective if objective is not None else ELBO(plate=program.plate)
         players = players_of(objective, program, device)
@@ -135,10 +138,10 @@ def fit(
             valid=validation_batches(program, valid, device, batches.batch_size),
             valid_every=valid_every or rounds_per_epoch,
             patience=patience,
-            checkpoint=checkpoint_path(checkpoint),
-            checkpoint_every=checkpoint_every or rounds_per_epoch,
             progress=progress,
         )
+        if checkpoint is not None:
+            training.keep_in(checkpoint, checkpoint_every or rounds_per_epoch)
         return training.run()
 
 

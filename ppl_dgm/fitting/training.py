@@ -1,10 +1,11 @@
 """The training loop: steps, validation, checkpoints, interruption."""
 
 import math
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from ppl_dgm.fitting.batches import Batch, Batches
+from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
-from ppl_dgm.program import evaluating, read_state, write_state
+from ppl_dgm.program import evaluating
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.pyro_state import deferred_interrupts
 
 
 @dataclass
@@ -50,14 +53,15 @@ class Training:
     valid: Batches | None
     valid_every: int
     patience: int | None
-    checkpoint: Path | None
-    checkpoint_every: int
     progress: bool
+    file: CheckpointFile | None = None
     state: State = field(default_factory=State)
+    notes: list[str] = field(default_factory=list)
 
     def run(self) -> Fit:
         """Train to the end, early stopping or Ctrl-C, and return what was learned."""
-        self._resume()
+        if self.file:
+            self._resume(self.file)
         start, stopped = time.perf_counter(), "interrupted"
         with tqdm(
             total=self.num_steps, initial=self.state.step, disable=not self.progress, unit="step"
@@ -65,15 +69,16 @@ class Training:
             for learner in self.learners if self.progress else ():
                 learner.stepper.announce = bar.write
             try:
-                stopped = self._loop(bar)
-            except KeyboardInterrupt:
+                with deferred_interrupts() as interrupted:
+                    stopped = self._loop(bar, interrupted)
+            except KeyboardInterrupt:  # a second one, or one that a program raised
                 bar.write(f"interrupted at step {self.state.step}; returning what was learned")
             except NonFiniteError as error:
                 error.fit = self._finish("nonfinite", start)
                 raise
         return self._finish(stopped, start)
 
-    def _loop(self, bar: tqdm) -> Stopped:
+    def _loop(self, bar: tqdm, interrupted: Callable[[], bool]) -> Stopped:
         dealt = self.batches.from_step(self.state.step * self._width)
         while self.patience is None or self.state.stale < self.patience:
             if self.state.step >= self.num_steps:
@@ -85,11 +90,24 @@ class Training:
                 self.state.step % self.valid_every == 0 or self.state.step == self.num_steps
             ):
                 self._validate(self.valid)
-            if self.checkpoint and (
-                self.state.step % self.checkpoint_every == 0 or self.state.step == self.num_steps
+            if self.file and (
+                self.state.step % self.file.every == 0 or self.state.step == self.num_steps
             ):
-                self._save()
+                self._save(self.file)
+            if interrupted():
+                self._stop(bar)
+                return "interrupted"
         return "early"
+
+    def _stop(self, bar: tqdm) -> None:
+        if self.file:
+            self._save(self.file)
+        bar.write(f"interrupted at step {self.state.step}; returning what was learned")
+
+    def _note(self, message: str) -> None:
+        if message not in self.notes:
+            self.notes.append(message)
+            tqdm.write(message)
 
     def _anneal(self, step: int) -> None:
         """Tell an objective with an annealed weight the step."""
@@ -198,7 +216,9 @@ class Training:
             stopped=stopped,
             seconds=time.perf_counter() - start,
             compile_seconds=sum(learner.stepper.compile_seconds for learner in self.learners),
-            notes=tuple(dict.fromkeys(n for one in self.learners for n in one.stepper.notes)),
+            notes=tuple(
+                dict.fromkeys(chain(self.notes, *(s.stepper.notes for s in self.learners)))
+            ),
         )
 
     def _history(self) -> dict[str, Tensor]:
@@ -213,21 +233,28 @@ class Training:
             history["valid"] = torch.tensor(state.valid, dtype=torch.float64)
         return history
 
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
+    # ---- checkpoints ---------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be this fit's."""
-        return {
-            "num_data": self.batches.num_data,
-            "batch_size": self.batches.batch_size,
-            "seed": self.batches.seed,
-            "objective": type(self.loss.objective).__name__,
-            "learners": {learner.name: learner.identity for learner in self.learners},
-        }
+    def keep_in(self, path: str | PathLike, every: int) -> None:
+        """Keep the progress in a file, written every so many steps."""
+        identity = identity_of_fit(
+            self.loss.objective,
+            self.batches,
+            self.valid,
+            self.learners,
+            valid_every=self.valid_every,
+            patience=self.patience,
+        )
+        self.file = CheckpointFile(Path(path), every, identity, self._modules)
 
-    def _save(self) -> None:
-        content = self._weights() | {
-            "identity": self._identity(),
+    def _save(self, file: CheckpointFile) -> None:
+        try:
+            file.write(self._progress())
+        except OSError as error:  # a full disk: the older file is as it was, and the fit goes on
+            self._note(f"the checkpoint {file.path} could not be written: {error}")
+
+    def _progress(self) -> dict[str, Any]:
+        return self._weights() | {
             "optimizer": {one.name: one.optimizer.state_dict() for one in self.learners},
             "scheduler": {
                 one.name: one.scheduler.state_dict()
@@ -238,23 +265,17 @@ class Training:
             "generator": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        write_state(self.checkpoint, content)  # type: ignore[arg-type]
 
-    def _resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
+    def _resume(self, file: CheckpointFile) -> None:
+        content = file.read(device_of(self.loss.program))
+        if content is None:
             return
-        content = read_state(self.checkpoint, device_of(self.loss.program))
-        if content.get("identity") != self._identity():
-            raise ValueError(
-                f"the checkpoint {self.checkpoint} is of another fit: it has {content.get('identity')}, this one has "
-                f"{self._identity()}. Use the same settings, or another file"
-            )
         try:
             self._load_weights(content)
         except RuntimeError as error:
             raise ValueError(
-                f"the checkpoint {self.checkpoint} is of another program: {error}. Build the program as it was, or use "
-                "another file"
+                f"the checkpoint {file.path} is of another program: {error}. Build the program as "
+                "it was, or use another file"
             ) from error
         for learner in self.learners:
             learner.optimizer.load_state_dict(content["optimizer"][learner.name])
@@ -269,15 +290,3 @@ class Training:
 def device_of(program: torch.nn.Module) -> torch.device | None:
     """Device of the parameters."""
     return next((parameter.device for parameter in program.parameters()), None)
-
-
-def checkpoint_path(path: str | os.PathLike | None) -> Path | None:
-    """The checkpoint file, its folder checked before any work."""
-    if path is None:
-        return None
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise ValueError(
-            f"the folder {target.parent} for the checkpoint does not exist; create it first"
-        )
-    return target

@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from ppl_dgm.program.parameters import MODULE_DIVIDER, calling_module
+from ppl_dgm.pyro_state import pyro_in_turn
 
 
 class EvaluationMode(Messenger):
@@ -50,7 +51,7 @@ class EvaluationMode(Messenger):
 @contextmanager
 def evaluating(*callables: Any) -> Iterator[None]:
     """Put torch modules in evaluation mode (dropout off, batch norm fixed) and back, with those that others register."""
-    with EvaluationMode(*(fn for fn in callables if isinstance(fn, nn.Module))):
+    with pyro_in_turn(), EvaluationMode(*(fn for fn in callables if isinstance(fn, nn.Module))):
         yield
 
 

@@ -13,6 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ppl_dgm.pyro_state import pyro_in_turn
+
 MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter names
 
 
@@ -206,7 +208,7 @@ class ScopedCallable(nn.Module):
         return self._fn[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.scope.lent():
+        with pyro_in_turn(), self.scope.lent():
             if isinstance(self.fn, nn.Module) and not isinstance(self.fn, PyroModule):
                 announce(self.role, self.fn)
             return self.fn(*args, **kwargs)

@@ -22,6 +22,7 @@ from ppl_dgm.program import (
     write_state,
 )
 from ppl_dgm.program.identity import Identity
+from ppl_dgm.pyro_state import deferred_interrupts
 
 Progress = TypeVar("Progress")
 SAVE_SECONDS = 20.0  # between two writes of a checkpoint
@@ -83,16 +84,23 @@ class Checkpoint:
         step: Callable[[Progress], Progress],
         finished: Callable[[Progress], bool],
     ) -> Progress:
-        """Repeat `step` until `finished`, from where the file left off; `Progress` is any tree of tensors and numbers."""
+        """Repeat `step` until `finished`, from where the file left off.
+
+        `Progress` is any tree of tensors and numbers. Ctrl-C stops between two steps, keeps what
+        was done in the file and raises KeyboardInterrupt.
+        """
         progress = self._saved(name, start)
         saved_at = time.monotonic()
-        while not finished(progress):
-            progress = step(progress)
-            if self.path is not None and time.monotonic() - saved_at >= SAVE_SECONDS:
-                self._save(name, progress)
-                saved_at = time.monotonic()
+        with deferred_interrupts() as interrupted:
+            while not finished(progress) and not interrupted():
+                progress = step(progress)
+                if self.path is not None and time.monotonic() - saved_at >= SAVE_SECONDS:
+                    self._save(name, progress)
+                    saved_at = time.monotonic()
         if self.path is not None:
             self._save(name, progress)
+        if interrupted():
+            raise KeyboardInterrupt
         return progress
 
     def _saved(self, name: str, start: Progress) -> Progress:

@@ -220,7 +220,7 @@ class Interrupted(ELBO):
 
     def __init__(self, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         super().__init__()
-        self.after, self.calls, self.error = after, 0, error
+        self._after, self._calls, self._error = after, 0, error
 
     def as_elbo(self) -> ELBO:
         """Under the name by which a checkpoint knows its objective."""
@@ -228,9 +228,9 @@ class Interrupted(ELBO):
         return self
 
     def value(self, bound: Bound) -> Tensor:
-        self.calls += 1
-        if self.calls > self.after:
-            raise self.error
+        self._calls += 1
+        if self._calls > self._after:
+            raise self._error
         return super().value(bound)
 
 
@@ -372,9 +372,7 @@ def test_a_fit_that_stopped_early_is_not_continued(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_of_one_schedule(tmp_path: Path) -> None:
     quietly(amortised(), X, steps=2, checkpoint=tmp_path / "c.pt")
-    with pytest.raises(
-        ValueError, match=r"of another fit: .*'schedule': None.*'schedule': 'StepLR'"
-    ):
+    with pytest.raises(ValueError, match="of another fit: .*schedule is 'StepLR', not None"):
         quietly(amortised(), X, steps=4, checkpoint=tmp_path / "c.pt", schedule=halving)
 
 

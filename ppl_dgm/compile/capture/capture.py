@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -35,11 +34,12 @@ from ppl_dgm.compile.graph.functionalise import (
     split_writes,
 )
 from ppl_dgm.compile.graph.nodes import finish
+from ppl_dgm.pyro_state import PYRO_LOCK
 
 aten = torch.ops.aten
-ONE_AT_A_TIME = (
-    RLock()
-)  # Pyro's handlers and the patches of modules and Inductor are those of the whole process
+# Captures run Pyro's handlers, and their patches of modules and Inductor are the whole process's:
+# the same lock as for runs of programs, since each of the two may come inside the other.
+ONE_AT_A_TIME = PYRO_LOCK
 
 
 @dataclass(frozen=True)
