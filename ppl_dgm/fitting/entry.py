@@ -12,13 +12,14 @@ from torch.optim import Adam, Optimizer
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.data import Dataset
+from ppl_dgm.data.conversion import as_arguments
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.training import Training
 from ppl_dgm.objectives import ELBO
-from ppl_dgm.program import Program, check_target, move_data, require_program, unpack_data
+from ppl_dgm.program import Program, check_target, move_data, require_program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
 
@@ -57,8 +58,9 @@ def fit(
 
     Args:
         program: the program; its parameters are changed in place.
-        data: a Tensor, a tuple or dict of Tensors (positional or named arguments of the program), or a Dataset; nothing
-            for a program that holds its data.
+        data: a Tensor or array, a tuple or dict of them (positional or named arguments of the program), a
+            DataFrame (a named argument for each column), a Dataset, a torch Dataset or DataLoader; nothing for a
+            program that holds its data.
         objective: one of `ppl_dgm.objectives`, or of Pyro's ELBOs; default `ELBO()`.
         steps: number of optimisation steps (rounds, of a game); or else
         epochs: passes over the data.
@@ -109,7 +111,7 @@ def fit(
         check_target(checkpoint)
     if device is not None:
         program.to(device)
-    args, kwargs = move_data(unpack_data(data), device)
+    args, kwargs = move_data(as_arguments(data), device)
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
         bound = program.bind(*args, **kwargs)
         objective = objective if objective is not None else ELBO(plate=program.plate)
@@ -230,7 +232,7 @@ def validation_batches(
         raise ValueError(
             "the validation data are empty; pass a split with data, or leave valid out"
         )
-    args, kwargs = move_data(unpack_data(valid), device)
+    args, kwargs = move_data(as_arguments(valid), device)
     bound = program.bind(*args, **kwargs)
     size = batch_size if bound.structure.divisible else bound.num_data or 1
     return Batches(args, kwargs, bound.num_data or 1, size, 0)

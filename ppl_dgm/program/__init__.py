@@ -1,6 +1,6 @@
 """Programs: Pyro model/guide pairs as torch modules, checked, and evaluated over many particles at once."""
 
-from ppl_dgm.program.arguments import move_data, select_data, tensors_of, unpack_data
+from ppl_dgm.program.arguments import move_data, select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior
 from ppl_dgm.program.identity import difference, identify
 from ppl_dgm.program.inspection import data_size, inspect
@@ -42,7 +42,6 @@ __all__ = [
     "select_data",
     "tensors_of",
     "undisturbed",
-    "unpack_data",
     "unvalidated",
     "write_bytes",
     "write_state",

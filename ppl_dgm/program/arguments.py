@@ -7,28 +7,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ppl_dgm.data import Dataset
-
-Arguments = tuple[tuple, dict[str, Any]]
-
-
-def unpack_data(data: Any) -> Arguments:
-    """A Tensor, a tuple, list or dict of Tensors, or a Dataset -> positional and named arguments of a program."""
-    if isinstance(data, Dataset):
-        return data.args, data.kwargs
-    if isinstance(data, Mapping):
-        return (), dict(data)
-    return (tuple(data), {}) if isinstance(data, (tuple, list)) else ((data,), {})
+from ppl_dgm.data.conversion import Arguments, as_argument, as_arguments, is_collection
 
 
 def unpack_arguments(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
-    """Arguments as called, with a Dataset among the positional ones unpacked."""
+    """Arguments as called, with data sets and tables among the positional ones unpacked."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
     for arg in args:
-        positional.extend(arg.args if isinstance(arg, Dataset) else (arg,))
-        named |= arg.kwargs if isinstance(arg, Dataset) else {}
-    return tuple(positional), {**named, **kwargs}
+        own = as_arguments(arg) if is_collection(arg) else ((as_argument(arg),), {})
+        positional.extend(own[0])
+        named |= own[1]
+    given = {name: as_argument(value) for name, value in kwargs.items()}
+    return tuple(positional), {**named, **given}
 
 
 def move_data(arguments: Arguments, device: torch.device | str | None) -> Arguments:

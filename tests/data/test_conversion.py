@@ -1,0 +1,152 @@
+"""Data as people have them become the arguments that a program takes, or are refused with the cure."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.sparse
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from ppl_dgm import Dataset, Program, evidence, fit
+from ppl_dgm.data.conversion import as_argument, as_arguments
+
+X = torch.tensor([1.0, -0.5, 2.0, 0.25])
+Y = torch.tensor([0.0, 1.0, 1.0, 2.0])
+
+
+def regression(x: Tensor | None = None, y: Tensor | None = None) -> None:
+    slope = pyro.param("slope", torch.tensor(0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+class Pairs(TorchDataset):
+    """A map-style data set of named items."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        if place >= len(X):
+            raise IndexError
+        return {"x": X[place], "y": Y[place]}
+
+
+class Stream(IterableDataset):
+    """An iterable data set of pairs."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(zip(X, Y, strict=True))
+
+
+class Table:
+    """What a Hugging Face data set shows of itself."""
+
+    column_names = ("x", "y")
+
+    def __getitem__(self, name: str) -> list[float]:
+        return {"x": X.tolist(), "y": Y.tolist()}[name]
+
+
+FORMS: dict[str, object] = {
+    "a tuple of tensors": (X, Y),
+    "a list of tensors": [X, Y],
+    "a dict of tensors": {"x": X, "y": Y},
+    "NumPy arrays": (X.numpy(), Y.numpy()),
+    "a DataFrame": pd.DataFrame({"x": X.numpy(), "y": Y.numpy()}),
+    "Series": (pd.Series(X.numpy()), pd.Series(Y.numpy())),
+    "a Dataset": Dataset((X, Y)),
+    "a torch TensorDataset": TensorDataset(X, Y),
+    "a map-style data set": Pairs(),
+    "an iterable data set": Stream(),
+    "a DataLoader": DataLoader(TensorDataset(X, Y), batch_size=3),
+    "lists of numbers": {"x": X.tolist(), "y": Y.tolist()},
+    "a table": Table(),
+    "another byte order": (X.numpy().astype(">f4"), Y.numpy()),
+    "a reversed view": (X.numpy()[::-1].copy()[::-1], Y.numpy()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_the_same_data(form: str) -> None:
+    """The evidence of N(y; x / 2, 1), whatever the data came in; estimators and fits alike."""
+    truth = torch.distributions.Normal(0.5 * X, 1.0).log_prob(Y)
+    args, kwargs = as_arguments(FORMS[form])
+    found = evidence.Exact()(Program(regression), *args, **kwargs).log_z
+    torch.testing.assert_close(found.float(), truth)
+    first = fit(Program(regression), FORMS[form], steps=1, progress=False).history["objective"]
+    assert first.item() == pytest.approx(truth.mean().item(), rel=1e-5)
+
+
+def test_estimators_take_tables_and_arrays_as_they_are() -> None:
+    truth = torch.distributions.Normal(0.5 * X, 1.0).log_prob(Y)
+    for data in (FORMS["a DataFrame"], FORMS["a DataLoader"], FORMS["a map-style data set"]):
+        found = evidence.Exact()(Program(regression), data).log_z
+        torch.testing.assert_close(found.float(), truth)
+    found = evidence.Exact()(Program(regression), X.numpy(), y=pd.Series(Y.numpy())).log_z
+    torch.testing.assert_close(found.float(), truth)
+
+
+def test_matrices_of_cells_and_sparse_ones() -> None:
+    dense = np.array([[0.0, 1.0], [2.0, 0.0]])
+    cells = SimpleNamespace(X=scipy.sparse.csr_matrix(dense), obs=None, var=None)
+    (x,), named = as_arguments(cells)
+    assert torch.equal(x, torch.tensor(dense))
+    assert not named
+
+
+def test_memory_maps_and_read_only_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert torch.equal(as_argument(mapped), X)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float64", torch.float64),
+        ("float32", torch.float32),
+        ("int64", torch.int64),
+        ("uint8", torch.uint8),
+        ("uint16", torch.int64),
+        ("uint32", torch.int64),
+        ("bool", torch.bool),
+    ],
+)
+def test_kinds_of_numbers_are_kept(dtype: str, expected: torch.dtype) -> None:
+    assert as_argument(np.ones(3, dtype=dtype)).dtype == expected
+
+
+def test_what_is_no_array_is_handed_on() -> None:
+    for value in (3, 2.5, None, "option", (1, 2), [X, Y], {"a": X}):
+        assert as_argument(value) is value
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("text", "the data are a str; expected a Tensor, a NumPy array"),
+        ({1.0, 2.0}, "the data are a set"),
+        (iter([1.0]), "the data are a list_iterator"),
+        (3.0, "the data are a float"),
+        (None, "the data are a NoneType"),
+        (len, "the data are a builtin_function"),
+        (np.array(["a", "b"]), "the ndarray holds .*not numbers; turn categories into codes"),
+        (pd.DataFrame({"x": ["a", "b"]}), "the Series holds .*not numbers"),
+        (np.ones(2) * 1j, "the ndarray is complex"),
+        (torch.ones(2) * 1j, "the data are complex"),
+        (torch.eye(2).to_sparse(), "sparse tensor; expected a dense one"),
+        (DataLoader(TensorDataset(torch.ones(0))), "the loader gave no batch"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(data: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fit(Program(regression), data, steps=1, progress=False)
