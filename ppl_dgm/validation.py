@@ -24,12 +24,6 @@ def check_choice(settings: Any, name: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {getattr(settings, name)!r}; expected one of {tuple(choices)}")
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse a count that is too small."""
-    if value < least:
-        raise ValueError(f"{name} is {value}; expected at least {least}")
-
-
 def is_singular(matrix: Tensor) -> Tensor:
     """Tell which symmetric matrices `[..., D, D]` are not positive definite, to rounding in float64: `[...]`.
 

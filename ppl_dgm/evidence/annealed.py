@@ -27,7 +27,7 @@ from ppl_dgm.sampling.smc.paths import (
 )
 from ppl_dgm.sampling.smc.population import Plan, Tempering
 from ppl_dgm.sampling.smc.resampling import effective_size
-from ppl_dgm.validation import check_at_least
+from ppl_dgm.validation import check_choice, check_least
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
 SCHEDULES = ("adaptive", "sigmoid", "linear")
@@ -89,15 +89,8 @@ class AIS(Estimator):
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_temperatures", 1),
-            ("num_chains", 2),
-            ("num_pilots", 8),
-            ("memory", 1),
-        ):
-            check_at_least(name, getattr(self, name), least)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; expected one of {SCHEDULES}")
+        check_least(self, num_temperatures=1, num_chains=2, num_pilots=8, memory=1)
+        check_choice(self, "schedule", SCHEDULES)
         check_compile(self.compile)
 
     def check(self, bound: Bound) -> None:

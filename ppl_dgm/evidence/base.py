@@ -214,4 +214,7 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
             "log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)"
         )
     k = estimate.diagnostics.get("pareto_k")
-    return tuple(found) + (tail_warnings(k) if k is not None else ())
+    if k is None:
+        return tuple(found)
+    particles = estimate.diagnostics.get("num_particles", 1000)
+    return tuple(found) + tail_warnings(k, estimate.std_error, particles)

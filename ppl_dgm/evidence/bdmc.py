@@ -22,7 +22,7 @@ from ppl_dgm.sampling.smc.annealing import Annealing
 from ppl_dgm.sampling.smc.particle_filter import ParticleFilter
 from ppl_dgm.sampling.smc.paths import divide
 from ppl_dgm.sampling.smc.resampling import effective_size
-from ppl_dgm.validation import check_at_least
+from ppl_dgm.validation import check_least
 
 WIDE_GAP = 1.0  # nats per datum
 
@@ -162,7 +162,7 @@ class BDMC:
     num_particles: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least("num_particles", self.num_particles, 1)
+        check_least(self, num_particles=1)
         if self.num_particles > 1 and not self.method.kernel.adjusted:
             raise ValueError(
                 f"{type(self.method.kernel).__name__} is not reversible, as particle filters in both directions need; use "

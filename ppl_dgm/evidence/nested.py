@@ -29,7 +29,6 @@ dynesty: Any = _dynesty
 
 SAMPLES = ("auto", "unif", "rwalk", "slice", "rslice")
 EDGE = 1e-15  # of the unit cube, kept away from
-IMPOSSIBLE = -1e300  # stands in for a likelihood of zero, which dynesty does not take
 
 # quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile, distribution)
 QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
@@ -96,15 +95,19 @@ class NestedSampling(Estimator):
         cube_dim(bound)
 
     def estimate(self, bound: Bound) -> Estimate:
-        dim = cube_dim(bound)
+        likelihood = Likelihood(bound)
+        try:
+            estimate = self._run(likelihood, cube_dim(bound))
+        except RuntimeError:
+            if likelihood.finite:
+                raise
+            estimate = Estimate(torch.tensor(-math.inf), torch.tensor(math.nan))
+        return estimate._replace(warnings=estimate.warnings + likelihood.warnings)
 
-        def log_likelihood(cube: np.ndarray) -> float:
-            value = float(bound.log_joint(from_cube(bound, cube)).likelihood)
-            return value if math.isfinite(value) else IMPOSSIBLE
-
+    def _run(self, likelihood: "Likelihood", dim: int) -> Estimate:
         seed = int(torch.randint(2**31, ()))
         sampler = dynesty.NestedSampler(
-            log_likelihood, lambda cube: cube, dim, nlive=self.num_live, sample=self.sample,
+            likelihood, lambda cube: cube, dim, nlive=self.num_live, sample=self.sample,
             rstate=np.random.default_rng(seed),
         )  # fmt: skip
         with warnings.catch_warnings():
@@ -126,6 +129,28 @@ class NestedSampling(Estimator):
             return ()
         return (
             f"stopped after {calls} evaluations, before the remaining evidence was small; raise max_calls",
+        )
+
+
+class Likelihood:
+    """The log likelihood at points of the unit cube; -inf where it is zero or no number."""
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound, self.finite, self.undefined = bound, 0, 0
+
+    def __call__(self, cube: np.ndarray) -> float:
+        value = float(self.bound.log_joint(from_cube(self.bound, cube)).likelihood)
+        self.finite += math.isfinite(value)
+        self.undefined += math.isnan(value) or value == math.inf
+        return value if math.isfinite(value) else -math.inf
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the values seen speak against."""
+        if not self.undefined:
+            return ()
+        return (
+            f"the likelihood was NaN or infinite at {self.undefined} points, which count as impossible",
         )
 
 

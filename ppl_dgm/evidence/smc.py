@@ -10,19 +10,16 @@ from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.checkpoint import checkpoint_of, switch_of
-from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
+from ppl_dgm.sampling.convergence import acceptance_alarm, dominates, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join
 from ppl_dgm.sampling.smc.paths import Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Population, Tempering
 from ppl_dgm.sampling.smc.resampling import SCHEMES, Scheme, effective_size
-from ppl_dgm.validation import check_at_least
+from ppl_dgm.validation import check_choice, check_least
 
-GROUPS_APART, ALLOWED_SHARE = (
-    1.0,
-    0.05,
-)  # nats between groups, and the share of many data in which they may exceed it
+GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,7 @@ class SMC(Estimator):
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_particles", 2),
-            ("num_groups", 2),
-            ("num_moves", 1),
-            ("memory", 1),
-        ):
-            check_at_least(name, getattr(self, name), least)
+        check_least(self, num_particles=2, num_groups=2, num_moves=1, memory=1)
         if not 0 < self.cess < 1:
             raise ValueError(
                 f"cess is {self.cess}; expected a share strictly between 0 and 1, e.g. 0.8"
@@ -98,10 +89,7 @@ class SMC(Estimator):
             raise ValueError(
                 f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. 0.5"
             )
-        if self.resampling not in SCHEMES:
-            raise ValueError(
-                f"resampling is {self.resampling!r}; expected one of {sorted(SCHEMES)}"
-            )
+        check_choice(self, "resampling", SCHEMES)
         check_compile(self.compile)
 
     def check(self, bound: Bound) -> None:
@@ -164,9 +152,10 @@ def combine(
 
 def smc_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
     """Warnings where moves fail or groups disagree."""
-    apart = float((found["group_log_z"].std(0) > GROUPS_APART).double().mean())
-    if apart <= (0 if found["ess"].dim() == 0 else ALLOWED_SHARE):
+    groups = found["group_log_z"]
+    spread = groups.std(0)
+    if not dominates(spread > GROUPS_APART, mean_exp_std_error(groups)):
         return acceptance_alarm(found["acceptance"])
-    most = float(found["group_log_z"].std(0).max())
+    most = float(spread.max())
     warning = f"independent groups disagree by up to {most:.3g} nats (standard deviation); use more particles or moves"
     return (*acceptance_alarm(found["acceptance"]), warning)

@@ -7,21 +7,26 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
-from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
-from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_alarm, series_ess, series_std_error
+from ppl_dgm.sampling.convergence import (
+    acceptance_alarm,
+    chain_ess,
+    r_hat_warnings,
+    series_std_error,
+    split_r_hat,
+)
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join
 from ppl_dgm.sampling.smc.parallel_tempering import Ladders, Rungs
 from ppl_dgm.sampling.smc.paths import Path, Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Plan, Population, Tempering
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
-from ppl_dgm.validation import check_at_least
+from ppl_dgm.validation import check_least
 
 STUCK_R_HAT = 1.2  # of chains at any temperature, of which there are many
 
@@ -62,16 +67,15 @@ class TemperedChains(Estimator):
     checkpoint: str | PathLike | None = None
 
     def __post_init__(self) -> None:
-        leasts = {
-            "num_temperatures": 2,
-            "num_chains": 2,
-            "num_draws": 8,
-            "num_warmup": 1,
-            "num_pilots": 8,
-            "memory": 1,
-        }
-        for name, least in leasts.items():
-            check_at_least(name, getattr(self, name), least)
+        check_least(
+            self,
+            num_temperatures=2,
+            num_chains=2,
+            num_draws=8,
+            num_warmup=1,
+            num_pilots=8,
+            memory=1,
+        )
         check_compile(self.compile)
         if not self.kernel.adjusted:
             raise ValueError(
@@ -112,8 +116,8 @@ class TemperedChains(Estimator):
             name: join([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics
         }
         warnings = clipping_alarm(bound, self.start) + acceptance_alarm(diagnostics["acceptance"])
-        warnings += r_hat_alarm(diagnostics["r_hat"])
-        warnings += r_hat_alarm(diagnostics["largest_r_hat"], "some temperature", STUCK_R_HAT)
+        warnings += r_hat_warnings(diagnostics["r_hat"])
+        warnings += r_hat_warnings(diagnostics["largest_r_hat"], "some temperature", STUCK_R_HAT)
         return Estimate(log_z, error, diagnostics, warnings)
 
     def _part(self, path: Path, checkpoint: Checkpoint, first: int) -> Part:
@@ -148,13 +152,11 @@ class TemperedChains(Estimator):
         return torch.where(((2 * rung >= rungs) | ruled_out).unsqueeze(-1), posterior, prior)
 
     def _diagnostics(self, ladders: Ladders, series: Tensor) -> dict[str, Tensor]:
-        r_hat = split_gelman_rubin(ladders.tilts[:, :, 1:], chain_dim=1, sample_dim=0).nan_to_num(
-            nan=1.0
-        )
+        r_hat = split_r_hat(ladders.tilts[:, :, 1:].transpose(0, 1))
         return {
             "acceptance": ladders.acceptance.mean(0) / self.num_draws,
             "swaps": 2 * ladders.swaps.amin(0) / self.num_draws,
-            "ess": series_ess(series),
+            "ess": chain_ess(series),
             "r_hat": r_hat[-1],
             "largest_r_hat": r_hat.amax(0),
         }

@@ -1,4 +1,4 @@
-"""Convergence diagnostics: ESS, R-hat, tails, acceptance."""
+"""Convergence diagnostics: ESS, R-hat, tails, acceptance, and the alarms that follow."""
 
 import math
 
@@ -8,20 +8,21 @@ from scipy import stats
 from torch import Tensor
 
 MAX_R_HAT = 1.05
+R_HAT_CHANCE = 0.05  # by which the largest R-hat grows for each tenfold of data
 CONSTANT = 1e-12  # relative variance below which a series does not move
+LOW_ACCEPTANCE = 0.1
+UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
+ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
 
 
-def r_hat_warnings(r_hat: Tensor) -> tuple[str, ...]:
-    """Warn of chains that disagree."""
-    if not bool((r_hat > MAX_R_HAT).any()):
-        return ()
-    return (f"split R-hat is up to {r_hat.max().item():.3f} > {MAX_R_HAT}: the chains disagree",)
+# ---- chains ----------------------------------------------------------------------------------
 
 
 def chain_ess(series: Tensor) -> Tensor:
     """Effective sample size of series `[chains, draws, ...]`, autocorrelation and differences of chains counted.
 
-    Vehtari et al. (2021), eq. 10, by Pyro; at most the number of draws, and all of them where nothing varies.
+    Vehtari et al. (2021), eq. 10, by Pyro; at most the number of draws, and all of them where nothing varies
+    or draws are antithetic.
     """
     chains, draws = series.shape[:2]
     values = series.double()
@@ -35,13 +36,44 @@ def chain_ess(series: Tensor) -> Tensor:
     return torch.where(moves, ess, total)
 
 
+def series_std_error(series: Tensor) -> Tensor:
+    """Standard error of the mean of series `[chains, draws, *batch]`."""
+    return (series.flatten(0, 1).var(0) / chain_ess(series)).sqrt()
+
+
 def split_r_hat(series: Tensor) -> Tensor:
     """Split R-hat of series `[chains, draws, ...]`; 1 where nothing varies."""
     value = split_gelman_rubin(series.double(), chain_dim=0, sample_dim=1)
     return value.nan_to_num(1.0, posinf=float("inf")).clamp_min(1.0)
 
 
-LOW_ACCEPTANCE = 0.1
+def r_hat_warnings(
+    r_hat: Tensor, place: str = "the posterior", limit: float = MAX_R_HAT
+) -> tuple[str, ...]:
+    """Warn where chains disagree: R-hat, `[data]` or `[]`, above what chance makes the largest.
+
+    Example:
+        >>> r_hat_warnings(torch.tensor(1.3))
+        ('chains at the posterior disagree: split R-hat is 1.300 > 1.05; run longer',)
+    """
+    allowed = limit + R_HAT_CHANCE * math.log10(max(r_hat.numel(), 1))
+    high = r_hat > allowed
+    if not bool(high.any()):
+        return ()
+    where = "" if r_hat.dim() == 0 else f" for {int(high.sum())} of {r_hat.numel()} data"
+    size = f"{'up to ' if r_hat.dim() else ''}{r_hat.max().item():.3f} > {limit}{where}"
+    return (f"chains at {place} disagree: split R-hat is {size}; run longer",)
+
+
+def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:
+    """A warning where moves are hardly ever accepted."""
+    lowest = float(acceptance.min())
+    if math.isnan(lowest) or lowest >= LOW_ACCEPTANCE:
+        return ()
+    return (f"only {100 * lowest:.2g} % of the moves are accepted somewhere; chains hardly move",)
+
+
+# ---- weights ---------------------------------------------------------------------------------
 
 
 def mean_exp_std_error(log_values: Tensor) -> Tensor:
@@ -70,57 +102,54 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
 
 
-def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:
-    """A warning where moves are hardly ever accepted."""
-    lowest = float(acceptance.min())
-    if math.isnan(lowest) or lowest >= LOW_ACCEPTANCE:
-        return ()
-    return (f"only {100 * lowest:.2g} % of the moves are accepted somewhere; chains hardly move",)
+def tail_cost(pareto_k: Tensor, std_error: Tensor, num_particles: int) -> Tensor:
+    r"""What a heavy tail can cost log Z, in nats: $\log(1 + \mathrm{se}\, K^{\max(k - 1, 0)})$.
+
+    The mean of K draws with a Pareto tail of shape k > 1 grows as $K^{k - 1}$ for ever.
+    """
+    return (std_error * float(num_particles) ** (pareto_k - 1).clamp(0, 100)).log1p()
 
 
-LARGE_R_HAT = 1.05  # of chains at the posterior
+def dominates(failing: Tensor, cost: Tensor) -> bool:
+    """Whether data that fail make up a large part of the variance of the sum over data.
+
+    Single data exceed any threshold by chance; what counts is what they can cost the sum.
+
+    Args:
+        failing: which data fail, `[data]` or `[]`.
+        cost: error of each datum in nats, same shape; infinite or NaN where it is unknown.
+    """
+    failing, cost = torch.atleast_1d(failing), torch.atleast_1d(cost.double())
+    if not bool(torch.isfinite(cost[failing]).all()):
+        return True
+    squares = cost.nan_to_num(0.0, 0.0, 0.0).square()
+    if not bool(failing.any()):
+        return False
+    part, total = float(squares[failing].sum()), float(squares.sum())
+    share = part / total if total else float(failing.double().mean())
+    return share > ALARMING_SHARE
 
 
-def series_ess(series: Tensor) -> Tensor:
-    """Effective number of draws of series `[chains, draws, *batch]`, autocorrelation and chains counted."""
-    total = float(series.shape[0] * series.shape[1])
-    return (
-        effective_sample_size(series, chain_dim=0, sample_dim=1).nan_to_num(total).clamp(1.0, total)
-    )
-
-
-def series_std_error(series: Tensor) -> Tensor:
-    """Standard error of the mean of series `[chains, draws, *batch]`."""
-    return (series.flatten(0, 1).var(0) / series_ess(series)).sqrt()
-
-
-def r_hat_alarm(
-    r_hat: Tensor, place: str = "the posterior", limit: float = LARGE_R_HAT
+def tail_warnings(
+    pareto_k: Tensor, std_error: Tensor | None = None, num_particles: int = 1000
 ) -> tuple[str, ...]:
-    """A warning where chains at a place of the path disagree."""
-    high = (r_hat > limit).double().mean().item()
-    if high <= (0 if r_hat.dim() == 0 else 0.05):
-        return ()
-    return (f"chains at {place} disagree: R-hat is up to {r_hat.max().item():.3g}; run longer",)
+    """Warnings that follow from Pareto shapes, `[data]` or `[]`, by what the data can cost their sum.
 
-
-UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
-CHANCE_SHARE = 0.02  # share of data whose k may exceed that by chance
-
-
-def tail_warnings(pareto_k: Tensor) -> tuple[str, ...]:
-    """Warnings that follow from Pareto shapes, `[data]` or `[]`: single data exceed the threshold by chance.
+    Args:
+        pareto_k: shapes of the weights' tails.
+        std_error: nats, same shape; equal for all data where not given.
+        num_particles: draws behind each shape.
 
     Example:
         >>> tail_warnings(torch.tensor(0.9))
         ('Pareto k is 0.90 > 0.7',)
     """
-    share = (pareto_k > UNRELIABLE_K).double().mean().item()
-    if share <= (CHANCE_SHARE if pareto_k.dim() else 0.0):
+    error = torch.ones_like(pareto_k) if std_error is None else std_error
+    failing = pareto_k > UNRELIABLE_K
+    if not dominates(failing, tail_cost(pareto_k, error, num_particles)):
         return ()
     worst = f"{pareto_k.max().item():.2f} > {UNRELIABLE_K}"
-    return (
-        f"Pareto k is up to {worst} for {100 * share:.3g} % of the data"
-        if pareto_k.dim()
-        else f"Pareto k is {worst}",
-    )
+    if not pareto_k.dim():
+        return (f"Pareto k is {worst}",)
+    count = f"{int(failing.sum())} of {pareto_k.numel()} data"
+    return (f"Pareto k is up to {worst} for {count}, which make up most of the error of the sum",)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, Switch
@@ -19,6 +18,8 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
 Proposal = Literal["guide", "prior"]
+FEW_ATOMS = 4  # different weights in a tail that make no curve
+ROWS_AT_ONCE = 10_000  # weights whose tails are fitted together
 
 
 def log_weights(
@@ -132,8 +133,7 @@ class WeightSummary:
     r"""Streaming sums of log weights in float64: mean, log-mean-exp, their standard errors, ESS and Pareto k.
 
     Feed it `[particles, ...]` chunks with `add`; it keeps a constant number of numbers for each datum, and the
-    largest weights for the tail. $\widehat{\mathrm{se}}(\log \hat Z) = \sqrt{(K \sum w^2 / (\sum w)^2 - 1) / K}$ (delta
-    method) and $\mathrm{ESS} = (\sum w)^2 / \sum w^2$.
+    largest weights for the tail. $\mathrm{ESS} = (\sum w)^2 / \sum w^2$.
     """
 
     num_particles: int
@@ -178,9 +178,23 @@ class WeightSummary:
 
     @property
     def std_error(self) -> Tensor:
-        """Standard error of `log_mean_exp`, by the delta method."""
-        relative_variance = (self.log_square_sum - 2 * self.log_sum).exp() * self.count - 1
-        return (relative_variance.clamp_min(0) / max(self.count - 1, 1)).sqrt()
+        r"""Standard error of `log_mean_exp`, by the jackknife.
+
+        $\sqrt{\frac{K-1}{K} \sum_k (\ell_k - \bar\ell)^2}$ with $\ell_k = \log(1 - w_k / \sum w)$: that of
+        the delta method where no weight has a large share, and honest where one has. Exact for the
+        largest weights, to second order for the others. Efron and Stein (1981).
+        """
+        even, count = 1 / self.count, self.count
+        if count == 1:
+            return torch.full_like(self.log_sum, math.inf)
+        share = (self.tail - self.log_sum).exp()
+        largest = log_rest(self.tail, self.log_sum) - math.log1p(-even)
+        left, rest = count - len(self.tail), 1 - share.sum(0)
+        squares = (self.log_square_sum - 2 * self.log_sum).exp() - share.square().sum(0)
+        spread = (squares - 2 * even * rest + left * even**2).clamp_min(0) / (1 - even) ** 2
+        mean = largest.sum(0) - (rest - left * even) / (1 - even)
+        variance = largest.square().sum(0) + spread - mean.square() * even
+        return (variance.clamp_min(0) * (1 - even)).sqrt().nan_to_num(torch.inf)
 
     @property
     def mean_std_error(self) -> Tensor:
@@ -196,23 +210,75 @@ class WeightSummary:
     def pareto_k(self) -> Tensor:
         """Shape of the generalised Pareto tail; above 0.7 the estimate is unreliable (Vehtari et al. 2024)."""
         shape = self.tail.shape[1:]
-        flat = self.tail.reshape(self.tail.shape[0], -1).T.cpu()
-        ks = [tail_shape(row) for row in flat]
-        return torch.tensor(ks, dtype=torch.float64, device=self.tail.device).reshape(shape)
+        return tail_shapes(self.tail.reshape(self.tail.shape[0], -1).T).reshape(shape)
 
 
-def tail_shape(largest: Tensor) -> float:
-    """Pareto shape of the weights above the smallest of `largest` (log weights, sorted downwards); -inf if constant."""
-    log_w = largest - largest[0]
-    excess = (log_w[:-1].exp() - log_w[-1].exp()).flip(0)
+def log_rest(largest: Tensor, log_sum: Tensor) -> Tensor:
+    """log(1 - w / sum) of the largest weights `[n, *batch]`, sorted downwards; exact where one is nearly all."""
+    share = (largest - log_sum).exp()
+    rest = torch.log1p(-share.clamp(max=1.0))
+    if len(largest) > 1:
+        rest[0] = torch.maximum(rest[0], largest[1:].logsumexp(0) - log_sum)
+    return rest
+
+
+def tail_shapes(largest: Tensor) -> Tensor:
+    """Pareto shapes of the weights above the smallest, of rows `[rows, n]` of the largest log weights.
+
+    Rows are sorted downwards. -inf where all are equal, inf where fewer than five differ from zero, and the
+    growth of the weights with their rarity where they are a few atoms, as discrete latents make them.
+    """
+    log_w = largest - largest[:, :1]
+    excess = (log_w[:, :-1].exp() - log_w[:, -1:].exp()).flip(1)
+    smooth = (excess > 0).all(1) & (excess.diff(dim=1) > 0).all(1) & (excess.shape[1] > 4)
+    shapes = log_w.new_full(log_w.shape[:1], math.inf)
+    rows = torch.nonzero(smooth).squeeze(1)
+    for part in rows.split(max(1, ROWS_AT_ONCE // max(1, excess.shape[1]))):
+        shapes[part] = generalised_pareto_shape(excess[part])
+    for row in torch.nonzero(~smooth).squeeze(1).tolist():
+        shapes[row] = uneven_shape(log_w[row], excess[row])
+    return shapes
+
+
+def uneven_shape(log_w: Tensor, excess: Tensor) -> float:
+    """Pareto shape of one row of `tail_shapes` in which weights coincide or vanish."""
     excess = excess[excess > 0]
     if bool(log_w[-1] > -1e-9):
         return -math.inf  # all weights equal: no tail
-    if len(excess) <= 4:
-        return math.inf
-    if len(excess.unique()) <= 4:
-        return -math.inf  # a few atoms, as discrete latents make them: bounded
-    return float(fit_generalized_pareto(excess)[0])
+    if len(excess.unique()) <= FEW_ATOMS:
+        return atom_shape(log_w)
+    return float(generalised_pareto_shape(excess.unsqueeze(0)))
+
+
+def atom_shape(log_w: Tensor) -> float:
+    r"""Growth of weights with their rarity, $\max \Delta \log w / \Delta \log n$, from the largest atom down.
+
+    n counts the weights at least as large as an atom: a Pareto tail of shape k has the slope k everywhere.
+    """
+    atoms, counts = torch.unique_consecutive(log_w, return_counts=True)
+    if len(atoms) == len(log_w):
+        return math.inf  # too few to tell
+    rarer = (counts.cumsum(0).double() / counts[0]).log()
+    return float(((atoms[0] - atoms[1:]) / rarer[1:]).max())
+
+
+def generalised_pareto_shape(excess: Tensor) -> Tensor:
+    """Shapes of generalised Pareto distributions, by rows `[rows, n]` of positive excesses sorted upwards.
+
+    Zhang and Stephens (2009), with the prior of Vehtari et al. (2024), appendix C; Pyro's
+    `fit_generalized_pareto`, for many rows at once, and where the scale degenerates too.
+    """
+    count = excess.shape[1]
+    excess = excess.double() / excess[:, -1:]
+    grid = torch.arange(1, 31 + int(math.sqrt(count)), dtype=torch.float64, device=excess.device)
+    quartile = excess[:, int(count / 4 - 0.5), None].clamp_min(torch.finfo(torch.float64).tiny)
+    b = (1 - math.sqrt(len(grid)) / (grid - 0.5).sqrt()) / (3 * quartile) + 1
+    shape = torch.log1p(-b.unsqueeze(-1) * excess.unsqueeze(1)).mean(-1)
+    likelihood = count * ((-b / shape).log() - (shape + 1))
+    weight = likelihood.nan_to_num(nan=-torch.inf, posinf=-torch.inf).softmax(-1)
+    mean = (b * weight).sum(-1, keepdim=True)
+    found = torch.log1p(-mean * excess).mean(-1)
+    return ((found * count + 5) / (count + 10)).nan_to_num(nan=torch.inf)
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:

@@ -287,6 +287,7 @@ def join(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
         else getattr(results[0].summary, name)
         for name in ("ess", "pareto_k")
     )
+    num_particles = results[0].summary.num_particles
     return Posterior(
         bound=bound,
         draws={name: joined([r.draws[name] for r in results], dims[name]) for name in dims},
@@ -294,8 +295,10 @@ def join(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
         std={name: joined([r.std[name] for r in results], dims[name] - 1) for name in dims},
         ess=ess,
         pareto_k=pareto_k,
-        num_particles=results[0].summary.num_particles,
-        warnings=tail_warnings(pareto_k),
+        num_particles=num_particles,
+        warnings=tail_warnings(
+            pareto_k, (1 / ess - 1 / num_particles).clamp_min(0).sqrt(), num_particles
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.sampling.chains import Frame, adapted_chains
-from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_alarm, split_r_hat
+from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_warnings, split_r_hat
 from ppl_dgm.sampling.kernels import HMC, robust_scale
 from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.posterior import Posterior, joined
@@ -65,7 +65,7 @@ def move_draws(
         for name, dim in dims.items()
     }
     moved = Posterior(
-        found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_alarm(r_hat)
+        found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_warnings(r_hat)
     )
     return moved, {"acceptance": acceptance, "r_hat": r_hat}
 

@@ -1,5 +1,8 @@
 """Nested sampling: the prior transform against quantiles, and evidences of cases where dynesty is installed."""
 
+import math
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -74,6 +77,26 @@ def test_finds_a_conjugate_evidence():
 def test_too_few_calls_are_told():
     known = case("bs_std_normal_2d")
     assert not NestedSampling(num_live=20, max_calls=100)(known.program()).reliable
+
+
+def test_impossible_data_have_no_evidence():
+    def model(x: Tensor) -> None:
+        top = pyro.sample("top", dist.Uniform(torch.zeros((), dtype=FLOAT), 1.0))
+        pyro.factor("below", torch.where(x < top, 0.0, -torch.inf))
+
+    def half(x: Tensor) -> None:
+        top = pyro.sample("top", dist.Uniform(torch.zeros((), dtype=FLOAT), 1.0))
+        pyro.factor("below", torch.where(x < top, top, -torch.inf))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        never = NestedSampling(num_live=20)(Program(model), torch.tensor(2.0))
+    assert float(never.log_z) == -math.inf
+    assert not never.reliable
+    assert len(repr(never)) < 250
+    found = NestedSampling(num_live=100, remaining=0.1)(Program(half), torch.tensor(0.5))
+    truth = math.log(math.e - math.exp(0.5))
+    assert abs(float(found.log_z) - truth) < 4 * float(found.std_error) + 0.1
 
 
 @pytest.mark.slow
