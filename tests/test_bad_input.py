@@ -387,11 +387,6 @@ DATA = [
         "model failed on its first run with Tensor\\(4, 5\\) of torch.float32.*Check the shape",
     ),
     Bad(
-        "data as a list",
-        lambda _: Program(listed).initialise([1.0, 2.0]),
-        "observes a list; expected a torch.Tensor|failed on its first run with 1.0",
-    ),
-    Bad(
         "too many arguments",
         lambda _: Program(model).initialise(X, X),
         "failed on its first run with Tensor\\(4,\\)",
