@@ -1,16 +1,20 @@
 """Probabilistic programming for deep generative models: fit Pyro programs, ask for their evidence, compare them."""
 
-from ppl_dgm import data, diagnostics, evidence, families, nn, objectives, tasks
-from ppl_dgm.compare import Comparison, compare
-from ppl_dgm.conditionals import guides
-from ppl_dgm.data import Dataset
-from ppl_dgm.fitting import Fit, NonFiniteError, fit
-from ppl_dgm.program import Program
-from ppl_dgm.reporting import plots
-from ppl_dgm.reporting.arviz import to_arviz
-from ppl_dgm.sampling import kernels
-from ppl_dgm.sampling.importance import log_weights, pareto_k
-from ppl_dgm.sampling.posterior import Posterior, posterior
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_dgm import data, diagnostics, evidence, families, nn, objectives, tasks
+    from ppl_dgm.comparison import Comparison, compare
+    from ppl_dgm.conditionals import guides
+    from ppl_dgm.data import Dataset
+    from ppl_dgm.fitting import Fit, NonFiniteError, fit
+    from ppl_dgm.program import Program
+    from ppl_dgm.reporting import plots
+    from ppl_dgm.reporting.arviz import to_arviz
+    from ppl_dgm.sampling import kernels
+    from ppl_dgm.sampling.importance import log_weights, pareto_k
+    from ppl_dgm.sampling.posterior import Posterior, posterior
 
 __version__ = "0.1.0"
 
@@ -38,3 +42,34 @@ __all__ = [
     "tasks",
     "to_arviz",
 ]
+
+# Names are imported when they are first used (PEP 562): who fits need not wait for plots or tables.
+_HOMES = {
+    "Comparison": "comparison:Comparison",
+    "Dataset": "data:Dataset",
+    "Fit": "fitting:Fit",
+    "NonFiniteError": "fitting:NonFiniteError",
+    "Posterior": "sampling.posterior:Posterior",
+    "Program": "program:Program",
+    "compare": "comparison:compare",
+    "fit": "fitting:fit",
+    "guides": "conditionals.guides",
+    "kernels": "sampling.kernels",
+    "log_weights": "sampling.importance:log_weights",
+    "pareto_k": "sampling.importance:pareto_k",
+    "plots": "reporting.plots",
+    "posterior": "sampling.posterior:posterior",
+    "to_arviz": "reporting.arviz:to_arviz",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ppl_dgm' has no attribute {name!r}")
+    found = resolve_name(f"ppl_dgm.{_HOMES.get(name, name)}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

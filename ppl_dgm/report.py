@@ -18,7 +18,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_dgm.compare import Comparison
+from ppl_dgm.comparison import Comparison
 from ppl_dgm.data import Dataset
 from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program

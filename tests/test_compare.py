@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppl_dgm import Program, compare, evidence
-from ppl_dgm.compare.rows import BayesFactor, make_row, sense_of
+from ppl_dgm.comparison.rows import BayesFactor, make_row, sense_of
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.reporting.arviz import stacking_weights
 from ppl_dgm.reporting.plots import ALARM

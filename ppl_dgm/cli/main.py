@@ -13,7 +13,7 @@ from ppl_dgm import __version__
 from ppl_dgm.cli.estimating import DEFAULT_PARTICLES, ESTIMATORS, estimate
 from ppl_dgm.cli.loading import arguments, load_data, load_program, load_state, program_name
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
-from ppl_dgm.compare import compare
+from ppl_dgm.comparison import compare
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting import NonFiniteError
 from ppl_dgm.report import Section, make_folder, write_report

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch.optim import Adam
 
-from ppl_dgm.compare import compare
+from ppl_dgm.comparison import compare
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.conditionals.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_dgm.data import Dataset, load_digits

@@ -6,9 +6,6 @@ raise `CaptureError`, and nothing else, for what a program does that cannot be c
 it. Progress is logged to `ppl_dgm.compile` at level INFO; compiled code is kept in `cache_folder()` between runs.
 """
 
-from ppl_dgm.compile.capture.capture import Captured, capture
-from ppl_dgm.compile.capture.fori_loop import repeat
-from ppl_dgm.compile.capture.pyro_losses import differentiable_loss
 from ppl_dgm.compile.density import compile_density, value_and_gradient
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inductor.backend import (
@@ -20,6 +17,9 @@ from ppl_dgm.compile.inductor.backend import (
 )
 from ppl_dgm.compile.jit import CompileMode, Switch, check_compile
 from ppl_dgm.compile.scan import Loop, compile_loop
+from ppl_dgm.compile.tracing.capture import Captured, capture
+from ppl_dgm.compile.tracing.fori_loop import repeat
+from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
 from ppl_dgm.compile.train_step import TrainStep
 
 __all__ = [

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from ppl_dgm.compile.capture.pytrees import leaves_and_rest, looks
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
 from ppl_dgm.compile.specialisations import Versions
+from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, looks
 
 CompileMode = Literal["auto"] | bool
 COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost

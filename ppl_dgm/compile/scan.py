@@ -11,10 +11,10 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from ppl_dgm.compile.capture.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
-from ppl_dgm.compile.capture.pytrees import leaves_and_rest, tensor_leaves
 from ppl_dgm.compile.graph.functionalise import functionalise, split_writes
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_captured
+from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
+from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, tensor_leaves
 
 
 @dataclass(frozen=True)

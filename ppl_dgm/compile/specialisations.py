@@ -3,8 +3,8 @@
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from ppl_dgm.compile.capture.capture import Captured
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.tracing.capture import Captured
 
 VERSIONS = 4  # of one kind of call; a setting that takes more values is taken to change for ever
 

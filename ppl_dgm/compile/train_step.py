@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ppl_dgm.compile.capture.capture import capture
-from ppl_dgm.compile.capture.pytrees import Rest, laid_out, leaves_and_rest, looks
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_captured
 from ppl_dgm.compile.optimisers import GraphOptimiser
 from ppl_dgm.compile.scan import Loop, compile_loop
 from ppl_dgm.compile.specialisations import Versions
+from ppl_dgm.compile.tracing.capture import capture
+from ppl_dgm.compile.tracing.pytrees import Rest, laid_out, leaves_and_rest, looks
 
 Gradients = dict[torch.Tensor, torch.Tensor]
 

@@ -9,7 +9,7 @@ import torch
 
 from ppl_dgm import Program, evidence
 from ppl_dgm.compile import CaptureError, Switch, compile_function, repeat
-from ppl_dgm.compile.capture.capture import tensor_leaves
+from ppl_dgm.compile.tracing.capture import tensor_leaves
 from ppl_dgm.sampling.kernels import HMC, MALA, ULA, RandomWalk, Target
 from ppl_dgm.sampling.unconstrained import Unconstrained
 

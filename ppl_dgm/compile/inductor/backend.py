@@ -16,12 +16,12 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule
 
-from ppl_dgm.compile.capture.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.graph.nodes import graphs_of
 from ppl_dgm.compile.graph.passes import Rewriting, prepare
 from ppl_dgm.compile.inductor.loop_codegen import edition, standing_buffers
 from ppl_dgm.compile.inductor.startup_patches import shortcuts
+from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
 
 Backend = Literal["inductor", "eager"]
 Flat = Callable[..., Sequence[torch.Tensor]]

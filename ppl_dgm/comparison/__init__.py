@@ -1,6 +1,6 @@
 """Comparing programs by their evidence: one table, paired differences, Bayes factors, stacking weights."""
 
-from ppl_dgm.compare.comparison import Comparison, compare
-from ppl_dgm.compare.rows import BayesFactor, Row
+from ppl_dgm.comparison.comparison import Comparison, compare
+from ppl_dgm.comparison.rows import BayesFactor, Row
 
 __all__ = ["BayesFactor", "Comparison", "Row", "compare"]

@@ -11,8 +11,8 @@ from torch.fx import GraphModule
 from torch.nn import Module, Parameter
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_dgm.compile.capture.pytrees import tensor_leaves
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError
+from ppl_dgm.compile.tracing.pytrees import tensor_leaves
 
 Setting = tuple[
     dict[str, Any], str, Any, str

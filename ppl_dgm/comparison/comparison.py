@@ -10,8 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_dgm.compare.rendering import cells, html_table, notes, plot_comparison, text_table, title
-from ppl_dgm.compare.rows import NAN, BayesFactor, Row, make_row, probabilities, sense_of, stack
+from ppl_dgm.comparison.rendering import (
+    cells,
+    html_table,
+    notes,
+    plot_comparison,
+    text_table,
+    title,
+)
+from ppl_dgm.comparison.rows import NAN, BayesFactor, Row, make_row, probabilities, sense_of, stack
 from ppl_dgm.evidence import Evidence, auto
 from ppl_dgm.program import Program
 

@@ -14,18 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_dgm.compile.capture.closures import Discovery, Lifting, Replacement, refuse_selections
-from ppl_dgm.compile.capture.fori_loop import Body, emit_loop, outside_of_traces, running_loops
-from ppl_dgm.compile.capture.module_state import Settings, watched_modules
-from ppl_dgm.compile.capture.pyro_patches import SiteTracker, traceable_pyro
-from ppl_dgm.compile.capture.pytrees import (
-    Rest,
-    dense,
-    fitted,
-    leaves_and_rest,
-    tensor_leaves,
-    with_tensors,
-)
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, user_line
 from ppl_dgm.compile.graph.functionalise import (
     fold_literals,
@@ -34,6 +22,18 @@ from ppl_dgm.compile.graph.functionalise import (
     split_writes,
 )
 from ppl_dgm.compile.graph.nodes import finish
+from ppl_dgm.compile.tracing.closures import Discovery, Lifting, Replacement, refuse_selections
+from ppl_dgm.compile.tracing.fori_loop import Body, emit_loop, outside_of_traces, running_loops
+from ppl_dgm.compile.tracing.module_state import Settings, watched_modules
+from ppl_dgm.compile.tracing.pyro_patches import SiteTracker, traceable_pyro
+from ppl_dgm.compile.tracing.pytrees import (
+    Rest,
+    dense,
+    fitted,
+    leaves_and_rest,
+    tensor_leaves,
+    with_tensors,
+)
 from ppl_dgm.pyro_state import PYRO_LOCK
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
 
-from ppl_dgm.compile.capture.provenance import TrackProvenance
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.tracing.provenance import TrackProvenance
 
 
 def differentiable_loss(

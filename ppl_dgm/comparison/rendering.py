@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from ppl_dgm.compare.rows import SENSES, SIGNS, Row
+from ppl_dgm.comparison.rows import SENSES, SIGNS, Row
 from ppl_dgm.reporting.plots import MUTED, ForestRow, add_key, forest_axes, plot_forest
 
 if TYPE_CHECKING:
-    from ppl_dgm.compare.comparison import Comparison
+    from ppl_dgm.comparison.comparison import Comparison
 
 
 def title(comparison: "Comparison") -> str:
