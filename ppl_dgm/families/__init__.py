@@ -12,6 +12,7 @@ Many models of the literature are combinations, of a family with its parts here 
     IWAE, one or two layers         VAE or HierarchicalVAE, fitted with IWELBO(k)
     beta-VAE                        VAE, fitted with ELBO(kl_weight=beta)
     MIWAE for missing data          VAE called with (x, observed), fitted with IWELBO(k)
+    harmonium                       RBM(D, H), fitted with ContrastiveDivergence(k)
     M2                              SemiSupervisedVAE, fitted with pyro.infer.TraceEnum_ELBO
     SVI per datum, semi-amortised   any VAE, through amortisation.refine
 """
@@ -20,6 +21,7 @@ from ppl_dgm.conditionals import components, likelihoods, priors
 from ppl_dgm.families import bayesnet
 from ppl_dgm.families.autoregressive import MADE
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
+from ppl_dgm.families.energy import RBM, Energy
 from ppl_dgm.families.latent.hierarchical import HierarchicalVAE
 from ppl_dgm.families.latent.labelled import ConditionalVAE, SemiSupervisedVAE
 from ppl_dgm.families.latent.ppca import PPCA
@@ -31,11 +33,13 @@ from ppl_dgm.families.mixtures.mixture import Mixture
 __all__ = [
     "MADE",
     "PPCA",
+    "RBM",
     "VAE",
     "VQVAE",
     "BayesNet",
     "BayesianMixture",
     "ConditionalVAE",
+    "Energy",
     "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",

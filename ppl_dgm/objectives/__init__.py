@@ -13,10 +13,16 @@ How to choose, by what the guide draws:
 - many discrete latents: `VIMCO(K)` or `ReweightedWakeSleep(K)` for the importance-weighted bound, `RLOO(K)` for the ELBO;
   `REINFORCE` with a baseline where a second particle costs too much; `StraightThrough` where the program is differentiable
   in them and a bias of the guide's gradient is tolerable.
+- a density that is unnormalised (an RBM, an energy net): `PersistentContrastiveDivergence(k)`, or `ContrastiveDivergence(k)`,
+  which needs fewer moves and has a bias.
 - latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient of those that have one.
 """
 
 from ppl_dgm.objectives.combined import CIWAE, MIWAE
+from ppl_dgm.objectives.contrastive import (
+    ContrastiveDivergence,
+    PersistentContrastiveDivergence,
+)
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
 from ppl_dgm.objectives.objective import Objective, linear_warmup
@@ -34,10 +40,12 @@ __all__ = [
     "RLOO",
     "VIMCO",
     "BetaTC",
+    "ContrastiveDivergence",
     "FreeBits",
     "Game",
     "Goal",
     "Objective",
+    "PersistentContrastiveDivergence",
     "Player",
     "Renyi",
     "ReweightedWakeSleep",

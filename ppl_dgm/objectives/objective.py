@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.infer
 import torch
@@ -33,6 +33,8 @@ class Objective(pyro.infer.ELBO):
             `fit`, or SVI's calls, advance.
         plate: name of the data plate.
     """
+
+    takes_energies: ClassVar[bool] = False
 
     def __init__(
         self, num_particles: int = 1, *, kl_weight: KLWeight = 1.0, plate: str = "data"
@@ -93,6 +95,7 @@ class Objective(pyro.infer.ELBO):
             structure = program_structure(model, guide, args, kwargs) or inspect(
                 model, guide, args, kwargs, self.plate
             )
+            check_energies(self, structure)
             self.check(structure)
             self._structures[key] = structure
         return self._structures[key]
@@ -125,6 +128,16 @@ def program_structure(
     if not scope.initialised:
         scope.initialise(*args, **kwargs)
     return scope.structure
+
+
+def check_energies(objective: Objective, structure: Structure) -> None:
+    """Refuse an unnormalised density where the objective would take it for a normalised one."""
+    if structure.energies and not objective.takes_energies:
+        raise ValueError(
+            f"the factors {list(structure.energies)} depend on the data, so that the program's density is unnormalised and "
+            f"{type(objective).__name__} would rise without end; use ContrastiveDivergence(k), "
+            "PersistentContrastiveDivergence(k), ScoreMatching(), NoiseContrastive(noise) or PseudoLikelihood()"
+        )
 
 
 def check_count(name: str, value: int) -> None:

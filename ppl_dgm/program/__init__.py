@@ -2,9 +2,11 @@
 
 from ppl_dgm.program.arguments import move_data, select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior
+from ppl_dgm.program.data_argument import DataArgument
 from ppl_dgm.program.identity import difference, identify
 from ppl_dgm.program.inspection import data_size, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed
+from ppl_dgm.program.ladder import Ladder, ladder_of
 from ppl_dgm.program.log_likelihoods import log_likelihoods
 from ppl_dgm.program.program import Program, require_program
 from ppl_dgm.program.pyro_patches import unvalidated
@@ -20,8 +22,10 @@ from ppl_dgm.program.structure import Density, Latent, Structure
 
 __all__ = [
     "Bound",
+    "DataArgument",
     "Density",
     "Draw",
+    "Ladder",
     "Latent",
     "LogJoint",
     "Prior",
@@ -34,6 +38,7 @@ __all__ = [
     "evaluating",
     "identify",
     "inspect",
+    "ladder_of",
     "log_likelihoods",
     "move_data",
     "read_state",

@@ -16,6 +16,7 @@ from torch.distributions import TransformedDistribution
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Prior
+from ppl_dgm.program.energies import find_energies
 from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.log_densities import part_mask
 from ppl_dgm.program.parameters import ScopedCallable
@@ -93,7 +94,10 @@ def examine(
             checks.check(found, model_trace, guide_trace if guide else None, again)
             observed.add(found, model_trace)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
-            structures.append(replace(found, divisible=divisible, unmasked=unmasked))
+            energies = find_energies(model, model_trace, piece_args, piece_kwargs)
+            structures.append(
+                replace(found, divisible=divisible, unmasked=unmasked, energies=energies)
+            )
         few = few_data(args, kwargs, size) if divisible else (args, kwargs)
         bound = Bound(model, proposal, structures[0], *few)
         if not guide and bound.is_entangled():

@@ -46,12 +46,13 @@ class Structure:
     """The sites and plates of a program.
 
     `latents` are those that are drawn; `enumerated` are discrete and summed out exactly; `observed` have data,
-    `factors` are unnormalised terms, `deterministic` are functions of the others. `nesting` counts the plate
-    dimensions, `batched` tells whether there is a data plate, `per_datum` whether every random site is inside it, so
-    that each datum has an evidence of its own. `model_runs` and `guide_runs` tell how many particles run at once: inside
-    an outer plate, or by `torch.func.vmap` where the program does not broadcast. `has_guide` is false when the prior
-    proposes; `divisible` tells whether the program takes a part of its data for the whole. A masked latent counts for
-    nothing, in model and guide, unless it is one of the `unmasked`, which keep their densities.
+    `factors` are unnormalised terms, those of them that depend on observed values `energies`; `deterministic` are
+    functions of the others. `nesting` counts the plate dimensions, `batched` tells whether there is a data plate,
+    `per_datum` whether every random site is inside it, so that each datum has an evidence of its own. `model_runs` and
+    `guide_runs` tell how many particles run at once: inside an outer plate, or by `torch.func.vmap` where the program does
+    not broadcast. `has_guide` is false when the prior proposes; `divisible` tells whether the program takes a part of its
+    data for the whole. A masked latent counts for nothing, in model and guide, unless it is one of the `unmasked`, which
+    keep their densities.
     """
 
     latents: tuple[Latent, ...]
@@ -68,6 +69,7 @@ class Structure:
     has_guide: bool
     divisible: bool = False
     unmasked: tuple[str, ...] = ()
+    energies: tuple[str, ...] = ()
     model_runs: Literal["plate", "vmap"] = "plate"
     guide_runs: Literal["plate", "vmap"] = "plate"
 

@@ -1,0 +1,119 @@
+"""Energy-based models: a net's energy tilts a base measure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.program import Program
+from ppl_dgm.validation import check_at_least
+
+BASES = ("normal", "bernoulli")
+
+
+class Energy(Program):
+    r"""Energy-based model, $p(x) = \mathrm{base}(x)\, e^{-E(x)} / Z$ with $Z = \int \mathrm{base}(x)\, e^{-E(x)}\, dx$.
+
+    The energy is any net; the base measure is a normalised density that the energy tilts, so that Z is finite where E
+    is bounded from below, and chains have where to begin. Its density is unnormalised: fit it with
+    `ContrastiveDivergence`, `PersistentContrastiveDivergence`, `ScoreMatching`, `NoiseContrastive` or (binary data)
+    `PseudoLikelihood`.
+
+    LeCun et al. (2006), "A tutorial on energy-based learning".
+
+    Args:
+        net: maps data `[N, *shape]` to energies `[N]`, in nats.
+        num_dims: number of dimensions of the data, or their shape, such as `(1, 28, 28)`.
+        base: `"normal"` (standard), `"bernoulli"` (even odds), or a distribution with the data's event shape.
+
+    Raises:
+        ValueError: for sizes below one, an unknown base, or one of another event shape; on call, for a net whose output
+            is not `[N]`.
+
+    Example:
+        >>> import torch, ppl_dgm
+        >>> model = Energy(lambda x: 0.5 * x.square().sum(-1), 2)  # a normal of variance 1/2
+        >>> result = ppl_dgm.evidence.Exact()(model, torch.zeros(1, 2))
+        >>> torch.allclose(result.log_z.exp(), torch.tensor(1 / torch.pi).double())
+        True
+    """
+
+    def __init__(self, net: Any, num_dims: int | Sequence[int], base: str | Any = "normal") -> None:
+        shape = (num_dims,) if isinstance(num_dims, int) else tuple(num_dims)
+        for size in shape:
+            check_at_least("num_dims", size, 1)
+        if not callable(net):
+            raise TypeError(f"net is a {type(net).__name__}; expected a function or module")
+        check_base(base, shape)
+        super().__init__(EnergyModel(net, BaseMeasure(base, shape), len(shape)))
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Compute the net's energies of data `[..., *shape]`, in nats: `[...]`."""
+        return self.model.fn.energy(x)  # type: ignore[attr-defined]
+
+    def log_ratio(self, x: Tensor, other: Tensor) -> Tensor:
+        r"""Compute $\log p(x) / p(x')$ of data `[N, *shape]` each, which needs no Z: `[N]` in nats."""
+        base = self.model.fn.base.distribution()  # type: ignore[attr-defined]
+        return base.log_prob(x) - base.log_prob(other) - self.energy(x) + self.energy(other)
+
+
+def check_base(base: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a base measure that is unknown or of another event shape."""
+    if isinstance(base, str):
+        if base not in BASES:
+            raise ValueError(f"base is {base!r}; expected one of {BASES}, or a distribution")
+        return
+    if tuple(base.event_shape) != shape or tuple(base.batch_shape):
+        raise ValueError(
+            f"base has batch shape {list(base.batch_shape)} and event shape {list(base.event_shape)}; expected [] and "
+            f"{list(shape)}. Declare event dimensions, base.to_event({len(shape)})"
+        )
+
+
+class BaseMeasure(nn.Module):
+    """A normalised density over data of one shape."""
+
+    zeros: Tensor
+
+    def __init__(self, kind: str | Any, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("zeros", torch.zeros(shape), persistent=False)
+
+    def distribution(self) -> Any:
+        """Return the density, of the data's event shape."""
+        if self.kind == "normal":
+            return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(self.zeros.dim())
+        if self.kind == "bernoulli":
+            return dist.Bernoulli(logits=self.zeros).to_event(self.zeros.dim())
+        return self.kind
+
+
+class EnergyModel(nn.Module):
+    """x ~ base(x), times exp(-E(x))."""
+
+    def __init__(self, net: Any, base: BaseMeasure, event_dim: int) -> None:
+        super().__init__()
+        self.net, self.base, self.event_dim = net, base, event_dim
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Compute energies of data `[..., *shape]`: `[...]`."""
+        batch = x.shape[: x.dim() - self.event_dim]
+        flat = x.reshape(-1, *x.shape[x.dim() - self.event_dim :])
+        energy = self.net(flat)
+        if tuple(energy.shape) != (len(flat),):
+            raise ValueError(
+                f"the energy net returned shape {list(energy.shape)} for {len(flat)} data; expected one energy each, "
+                f"[{len(flat)}]. Sum over what is left, or drop it: net(x).squeeze(-1)"
+            )
+        return energy.reshape(batch)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Score data `[data, *shape]`, or draw from the base measure, weighted by the factor."""
+        with pyro.plate("data", 1 if x is None else len(x), dim=-1):
+            x = pyro.sample("x", self.base.distribution(), obs=x)
+            pyro.factor("energy", -self.energy(x))
+        return x

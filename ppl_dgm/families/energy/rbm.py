@@ -1,0 +1,173 @@
+"""Restricted Boltzmann machines, the hidden units summed out."""
+
+import math
+from typing import Any, Literal
+
+import pyro
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppl_dgm.compile import repeat
+from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
+from ppl_dgm.program import Ladder, Program, evaluating
+from ppl_dgm.validation import check_at_least
+
+MAX_SUMMED = 20  # units of the smaller layer whose 2^n states are summed
+STATES_AT_ONCE = 2**14
+
+
+class RBM(Program):
+    r"""Restricted Boltzmann machine, $p(v) \propto \sum_h e^{-E(v, h)} = e^{-F(v)}$.
+
+    $-E(v, h) = b^\top v + v^\top W h + c^\top h$ with binary hidden units h, which are summed out in the free energy
+    $F(v) = -b^\top v - \sum_j \log(1 + e^{c_j + (v^\top W)_j})$. Real visible units have
+    $-E(v, h) = -\sum_i (v_i - b_i)^2 / 2 \sigma_i^2 + (v / \sigma)^\top W h + c^\top h$. As a program it is a base measure, the
+    data site, times a factor, so that its density is unnormalised: fit it with `ContrastiveDivergence`,
+    `PersistentContrastiveDivergence`, `PseudoLikelihood` (binary) or `ScoreMatching` (real).
+
+    Smolensky (1986); Hinton (2002), "Training products of experts by minimizing contrastive divergence"; the path of
+    densities from base rates is that of Salakhutdinov and Murray (2008), eq. 14.
+
+    Args:
+        num_visible: number D of dimensions of the data.
+        num_hidden: number of hidden units.
+        visible: `"binary"` or `"gaussian"`.
+
+    Raises:
+        ValueError: for sizes below one, or an unknown kind of units.
+
+    Example:
+        >>> import torch, ppl_dgm
+        >>> rbm = RBM(6, 3).start_from(torch.eye(6))
+        >>> rbm.density, rbm.sample(4, num_steps=10).shape
+        ('unnormalised', torch.Size([4, 6]))
+        >>> ppl_dgm.evidence.Exact()(rbm, torch.eye(6)).log_z.exp().sum() < 1
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        num_visible: int,
+        num_hidden: int,
+        visible: Literal["binary", "gaussian"] = "binary",
+    ) -> None:
+        check_at_least("num_visible", num_visible, 1)
+        check_at_least("num_hidden", num_hidden, 1)
+        if visible not in UNITS:
+            raise ValueError(f"visible is {visible!r}; expected one of {sorted(UNITS)}")
+        super().__init__(RBMModel(UNITS[visible](num_visible), num_visible, num_hidden))
+
+    @property
+    def parts(self) -> "RBMModel":
+        """The module behind the model: visible `units`, `weight` and `hidden_bias`."""
+        return self.model.fn  # type: ignore[return-value]
+
+    def start_from(self, x: Tensor) -> "RBM":
+        """Set biases and base measure to independent units fitted to data `[N, D]`; returns itself.
+
+        Raises:
+            ValueError: for data of another shape.
+        """
+        num_visible = len(self.parts.weight)
+        if x.dim() != 2 or x.shape[1] != num_visible or len(x) < 2:
+            raise ValueError(
+                f"expected data [N, {num_visible}] with N of at least 2, got shape {list(x.shape)}"
+            )
+        self.parts.units.fit_base(x)
+        return self
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        """Compute F of data `[..., D]` in nats: `[...]`; differences are log ratios of probabilities."""
+        return self.parts.free_energy(x)
+
+    def sample(  # type: ignore[override]
+        self, num_samples: int, num_steps: int = 1000, start: Tensor | None = None
+    ) -> Tensor:
+        """Draw data by block Gibbs sampling, one chain for each draw.
+
+        The draws are as good as the chains mix: compare those of different `num_steps`.
+
+        Args:
+            num_samples: number of chains.
+            num_steps: sweeps over hidden and visible units.
+            start: where the chains begin, `[num_samples, D]`; by default, draws of the base measure.
+
+        Returns:
+            `[num_samples, D]`.
+
+        Raises:
+            ValueError: for counts below one, or a start of another shape.
+        """
+        check_at_least("num_samples", num_samples, 1)
+        check_at_least("num_steps", num_steps, 1)
+        shape = (num_samples, len(self.parts.weight))
+        if start is not None and tuple(start.shape) != shape:
+            raise ValueError(f"start has shape {list(start.shape)}; expected {list(shape)}")
+        with evaluating(self), torch.no_grad():
+            first = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
+            return repeat(num_steps, lambda x, _: self.parts.move(x), first)
+
+
+class RBMModel(nn.Module, Ladder):
+    r"""v ~ base(v), times exp(-F(v)) / base(v); along the ladder, all but the base measure is to the power of beta.
+
+    $f_\beta(v) = \mathrm{base}(v)^{1-\beta}\, 2^{-(1-\beta) H} \sum_h e^{-\beta E(v, h)}$.
+    """
+
+    def __init__(self, units: Units, num_visible: int, num_hidden: int) -> None:
+        super().__init__()
+        self.units = units
+        self.weight = nn.Parameter(0.01 * torch.randn(num_visible, num_hidden))
+        self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
+
+    def hidden_logits(self, v: Tensor) -> Tensor:
+        """Compute the log odds of each hidden unit given visible ones `[..., D]`: `[..., H]`."""
+        return self.units.signal(v) @ self.weight + self.hidden_bias
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        """Compute F of data `[..., D]`: `[...]`."""
+        return -self.units.score(v) - F.softplus(self.hidden_logits(v)).sum(-1)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Score data `[data, D]`, or draw from the base measure, weighted by the factor."""
+        with pyro.plate("data", 1 if x is None else len(x), dim=-1):
+            base = self.units.base()
+            v = pyro.sample("x", base, obs=x)
+            pyro.factor("energy", -self.free_energy(v) - base.log_prob(v))
+        return v
+
+    # ---- the ladder ----------------------------------------------------------------------------------------------
+
+    def draw(self, num_draws: int) -> Tensor:
+        return self.units.base().sample((num_draws,))
+
+    def log_density(self, x: Tensor, beta: Any) -> Tensor:
+        hidden = F.softplus(beta * self.hidden_logits(x)).sum(-1)
+        base = self.units.base().log_prob(x) - len(self.hidden_bias) * math.log(2)
+        return (1 - beta) * base + beta * self.units.score(x) + hidden
+
+    def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
+        hidden = torch.bernoulli((beta * self.hidden_logits(x)).sigmoid())
+        return self.units.draw(hidden @ self.weight.T, beta)
+
+    def log_partition(self) -> Tensor | None:
+        num_visible, num_hidden = self.weight.shape
+        if num_hidden <= MAX_SUMMED:
+            return sum_states(num_hidden, self.weight, self._log_weight_of_hidden)
+        if isinstance(self.units, BinaryUnits) and num_visible <= MAX_SUMMED:
+            return sum_states(num_visible, self.weight, lambda v: -self.free_energy(v))
+        return None
+
+    def _log_weight_of_hidden(self, h: Tensor) -> Tensor:
+        """Compute the log of the integral of exp(-E) over visible units: `[n]` for hidden states `[n, H]`."""
+        return h @ self.hidden_bias + self.units.log_normaliser(h @ self.weight.T)
+
+
+def sum_states(num_units: int, like: Tensor, log_weight: Any) -> Tensor:
+    """Compute the log of the sum of weights over all states of binary units, in double precision: `[]`."""
+    parts = []
+    for states in torch.arange(2**num_units, device=like.device).split(STATES_AT_ONCE):
+        bits = states.unsqueeze(-1) >> torch.arange(num_units, device=like.device)
+        parts.append(log_weight((bits & 1).to(like.dtype)).double().logsumexp(0))
+    return torch.stack(parts).logsumexp(0)

@@ -1,0 +1,128 @@
+"""Visible units of restricted Boltzmann machines, and the base measures they are annealed from."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Units(nn.Module, ABC):
+    r"""Visible units: a term of the energy, what hidden units see of them, and a base measure.
+
+    $-E(v, h) = u(v) + s(v)^\top W h + c^\top h$; `score` is u, `signal` s. To add a kind, implement the methods below.
+    All are over data `[..., D]`.
+    """
+
+    @abstractmethod
+    def base(self) -> Any:
+        """Return the base measure, a distribution of event shape `[D]`."""
+
+    @abstractmethod
+    def fit_base(self, x: Tensor) -> None:
+        """Set the base measure and the biases to independent units fitted to data `[N, D]`."""
+
+    @abstractmethod
+    def score(self, v: Tensor) -> Tensor:
+        """Compute u, the log of the density of the units by themselves, unnormalised: `[...]`."""
+
+    @abstractmethod
+    def signal(self, v: Tensor) -> Tensor:
+        """Compute s, what is multiplied with the weights: `[..., D]`."""
+
+    @abstractmethod
+    def draw(self, field: Tensor, beta: Any) -> Tensor:
+        r"""Draw units given W h `[..., D]` from $\mathrm{base}^{1-\beta} \exp(\beta (u + s^\top W h))$."""
+
+    @abstractmethod
+    def log_normaliser(self, field: Tensor) -> Tensor:
+        r"""Compute $\log \int \exp(u(v) + s(v)^\top a)\, dv$ for fields a `[..., D]`: `[...]`."""
+
+
+class BinaryUnits(Units):
+    r"""Units in {0, 1}: $u(v) = b^\top v$, $s(v) = v$; independent Bernoullis are the base measure."""
+
+    base_logits: Tensor
+
+    def __init__(self, num_units: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_units))
+        self.register_buffer("base_logits", torch.zeros(num_units))
+
+    def base(self) -> Any:
+        return dist.Bernoulli(logits=self.base_logits).to_event(1)
+
+    @torch.no_grad()
+    def fit_base(self, x: Tensor) -> None:
+        rates = (x.to(self.bias).sum(0) + 0.5) / (len(x) + 1)
+        self.base_logits.copy_(rates.logit())
+        self.bias.copy_(self.base_logits)
+
+    def score(self, v: Tensor) -> Tensor:
+        return v @ self.bias
+
+    def signal(self, v: Tensor) -> Tensor:
+        return v
+
+    def draw(self, field: Tensor, beta: Any) -> Tensor:
+        logits = torch.lerp(self.base_logits, field + self.bias, torch.as_tensor(beta).to(field))
+        return torch.bernoulli(logits.sigmoid())
+
+    def log_normaliser(self, field: Tensor) -> Tensor:
+        return F.softplus(field + self.bias).sum(-1)
+
+
+class GaussianUnits(Units):
+    r"""Real units: $u(v) = -\sum_i (v_i - b_i)^2 / 2\sigma_i^2$, $s(v) = v / \sigma$; normals are the base measure.
+
+    Given hidden units each is normal with mean $b + \sigma W h$ and standard deviation $\sigma$, a parameter. Hinton and
+    Salakhutdinov (2006), "Reducing the dimensionality of data with neural networks".
+    """
+
+    base_loc: Tensor
+    base_scale: Tensor
+
+    def __init__(self, num_units: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_units))
+        self.log_scale = nn.Parameter(torch.zeros(num_units))
+        self.register_buffer("base_loc", torch.zeros(num_units))
+        self.register_buffer("base_scale", torch.ones(num_units))
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of each unit given the hidden ones: `[D]`."""
+        return self.log_scale.exp()
+
+    def base(self) -> Any:
+        return dist.Normal(self.base_loc, self.base_scale).to_event(1)
+
+    @torch.no_grad()
+    def fit_base(self, x: Tensor) -> None:
+        scale, loc = torch.std_mean(x.to(self.bias), 0)
+        self.base_loc.copy_(loc)
+        self.base_scale.copy_(scale.clamp_min(1e-3))
+        self.bias.copy_(self.base_loc)
+        self.log_scale.copy_(self.base_scale.log())
+
+    def score(self, v: Tensor) -> Tensor:
+        return -0.5 * ((v - self.bias) / self.scale).square().sum(-1)
+
+    def signal(self, v: Tensor) -> Tensor:
+        return v / self.scale
+
+    def draw(self, field: Tensor, beta: Any) -> Tensor:
+        own, given = beta * self.scale**-2, (1 - beta) * self.base_scale**-2
+        precision = own + given
+        mean = (own * (self.bias + self.scale * field) + given * self.base_loc) / precision
+        return mean + precision.rsqrt() * torch.randn_like(mean)
+
+    def log_normaliser(self, field: Tensor) -> Tensor:
+        one = 0.5 * field.square() + field * self.bias / self.scale + self.log_scale
+        return (one + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+UNITS = {"binary": BinaryUnits, "gaussian": GaussianUnits}

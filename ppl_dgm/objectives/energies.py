@@ -1,0 +1,117 @@
+"""Objectives of unnormalised programs, on one base; the log density of other data than those observed."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_dgm.objectives.objective import Objective
+from ppl_dgm.program import Bound, DataArgument, Structure
+
+
+class DataDensity:
+    """The log density of a program, unnormalised, as a function of data in place of those it is bound to.
+
+    Args:
+        bound: the program at its data.
+        argument: where its data are.
+
+    Attributes:
+        scale: the factor by which each datum counts, as the latest evaluation had it.
+    """
+
+    def __init__(self, bound: Bound, argument: DataArgument) -> None:
+        self.bound, self.argument = bound, argument
+        self.scale: Any = 1.0
+
+    @property
+    def data(self) -> Tensor:
+        """The data: `[data, *event]`."""
+        return self.argument.value(self.bound)
+
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Compute log f of data `[n, *event]` beside the covariates of data `rows` `[n]`: `[n]` in nats."""
+        joint = self.argument.exchange(self.bound, x, rows).log_joint({})
+        self.scale = joint.scale
+        return joint.total[0]
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """Compute log f of `[copies, data, *event]`, each copy beside the data's own covariates: `[copies, data]`."""
+        rows = torch.arange(x.shape[1], device=x.device).repeat(len(x))
+        return self(x.flatten(0, 1), rows).reshape(x.shape[:2])
+
+
+class EnergyObjective(Objective):
+    """An objective that needs no partition function.
+
+    To add one, implement `contrast(density)`; set `support` to what data it takes. Programs may be normalised too.
+
+    Args:
+        plate: name of the data plate.
+    """
+
+    takes_energies: ClassVar[bool] = True
+    support: ClassVar[str | None] = None  # "real", "binary", or any
+
+    def __init__(self, *, plate: str = "data") -> None:
+        super().__init__(plate=plate)
+        self._arguments: dict[Any, DataArgument] = {}
+
+    @abstractmethod
+    def contrast(self, density: DataDensity) -> Tensor:
+        """Compute the quantity to maximise: `[data]`."""
+
+    def value(self, bound: Bound) -> Tensor:
+        density = self.density(bound)
+        return self.contrast(density) * density.scale
+
+    def density(self, bound: Bound) -> DataDensity:
+        """Return the program as a density of data; the data's argument is found at its first call."""
+        key = (bound.model, bound.guide)
+        if key not in self._arguments:
+            argument = DataArgument.find(bound)
+            self.check_support(argument)
+            self._arguments[key] = argument
+        return DataDensity(bound, self._arguments[key])
+
+    def check(self, structure: Structure) -> None:
+        name = type(self).__name__
+        drawn = [latent.name for latent in structure.latents]
+        if drawn:
+            raise ValueError(
+                f"{name} takes programs whose latents are summed out, but {drawn} are drawn; sum them out "
+                "(a free energy, infer={'enumerate': 'parallel'}), or use ELBO() where the program is normalised"
+            )
+        if not structure.per_datum:
+            raise ValueError(
+                f"{name} takes independent data, but sites are outside the plate {structure.plate!r}; write all of the "
+                f"program in `with pyro.plate({structure.plate!r}, len(x)):`"
+            )
+
+    def check_support(self, argument: DataArgument) -> None:
+        """Raise ValueError for data of a kind that the objective does not take, naming what does."""
+        kind = kind_of(argument.support)
+        if self.support is None or kind == self.support:
+            return
+        raise ValueError(
+            f"{type(self).__name__} takes {self.support} data, but site {argument.site!r} has the support "
+            f"{argument.support}; use {CURES[kind]}"
+        )
+
+
+CURES = {
+    "binary": "PseudoLikelihood(), ContrastiveDivergence() or NoiseContrastive(noise)",
+    "real": "ScoreMatching(), ContrastiveDivergence() or NoiseContrastive(noise)",
+    "other": "NoiseContrastive(noise)",
+}
+
+
+def kind_of(support: Any) -> str:
+    """Return `"real"`, `"binary"` or `"other"`: what values the entries of a support take."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return "binary"
+    return "real" if support is constraints.real else "other"

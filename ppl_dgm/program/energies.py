@@ -1,0 +1,50 @@
+"""Energies: factors that depend on the data, so that the data's density is unnormalised."""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_dgm.program.log_densities import log_prob_of
+from ppl_dgm.program.sites import is_deterministic, is_factor, random_sites
+
+NUM_REDRAWS = 3  # other data, in one of which an energy shows itself
+
+
+class Redraw(Messenger):
+    """Gives observed sites other values: draws, or the data in reverse where no draw is to be had."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] or is_deterministic(msg) or is_factor(msg):
+            return
+        try:
+            msg["value"] = msg["fn"].sample()
+        except NotImplementedError:
+            msg["value"] = msg["value"].flip(0) if msg["value"].dim() else msg["value"]
+
+
+def find_energies(model: Any, trace: Any, args: tuple, kwargs: Any) -> tuple[str, ...]:
+    """Find the factors of a traced model that change with the values of observed sites, latents being what they are."""
+    factors = factor_values(trace)
+    if not factors or all(is_factor(s) or not s["is_observed"] for _, s in random_sites(trace)):
+        return ()
+    moved: set[str] = set()
+    for _ in range(NUM_REDRAWS):
+        with Redraw():
+            again = factor_values(
+                poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
+            )
+        moved |= {name for name, value in factors.items() if differs(value, again.get(name))}
+    return tuple(name for name in factors if name in moved)
+
+
+def factor_values(trace: Any) -> dict[str, Tensor]:
+    """Return the log factors of a trace by name."""
+    return {name: log_prob_of(site, 1.0) for name, site in random_sites(trace) if is_factor(site)}
+
+
+def differs(value: Tensor, other: Tensor | None) -> bool:
+    """Return whether a factor is another one."""
+    return other is None or value.shape != other.shape or not torch.equal(value, other)
