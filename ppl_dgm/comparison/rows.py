@@ -44,7 +44,7 @@ class Row:
         bits_per_dim: -log_z / (observed numbers x log 2); NaN where nothing is observed.
         difference: log_z minus that of the reference; a log Bayes factor where the target is the data set.
         difference_error: its standard error: over paired data where there is one evidence per datum (it contains the
-            Monte Carlo error), else from both Monte Carlo errors.
+            Monte Carlo error, also what all data share of it), else from both Monte Carlo errors.
         difference_sense: how the true difference lies to that number, given both bounds.
         weight: stacking weight (target `"datum"`) or posterior probability of the program (target `"dataset"`).
         weight_error: Monte Carlo standard error of that probability; NaN for stacking weights.
@@ -111,7 +111,8 @@ def make_row(
     is_reference = evidence is reference
     difference = 0.0 if is_reference else float((log_z - other).sum())
     error = math.hypot(float(evidence.total_std_error), float(reference.total_std_error))
-    paired = spread(log_z - other) if len(log_z) > 1 else error
+    shared = len(log_z) * math.hypot(evidence.shared_std_error, reference.shared_std_error)
+    paired = math.hypot(spread(log_z - other), shared) if len(log_z) > 1 else error
     return Row(
         name=name,
         estimator=evidence.estimator,

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
-from ppl_dgm.program import Bound
+from ppl_dgm.evidence.normalising import ladder_to
+from ppl_dgm.program import Bound, Ladder
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join
 from ppl_dgm.sampling.smc.annealing import Annealing, Walk
+from ppl_dgm.sampling.smc.ladder import Pilot, advance, begin
 from ppl_dgm.sampling.smc.paths import (
     Path,
     Start,
@@ -31,6 +33,7 @@ from ppl_dgm.validation import check_choice, check_least
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
 SCHEDULES = ("adaptive", "sigmoid", "linear")
+SPACINGS = {"sigmoid": sigmoid_temperatures, "linear": linear_temperatures}
 CHAINS_FOR_TAIL = 100
 LOW_ESS = 0.1
 
@@ -116,14 +119,40 @@ class AIS(Estimator):
             log_mean_exp(log_weights), mean_exp_std_error(log_weights), diagnostics, warnings
         )
 
+    def partition(self, free: Bound) -> Estimate:
+        ladder = ladder_to(free)
+        if ladder is None:
+            return super().partition(free)
+        checkpoint = checkpoint_of(self, free)
+        beta = self.rungs(ladder)
+        start = begin(ladder.draw(self.num_chains), 1, self.num_temperatures)
+        climb = checkpoint.loop(
+            "ladder",
+            start,
+            lambda climb: advance(ladder, climb, beta),
+            lambda climb: climb.step == self.num_temperatures,
+        )
+        log_weights = climb.log_weights[0]
+        diagnostics = weight_diagnostics(log_weights)
+        diagnostics |= {"overlap_by_temperature": climb.overlap}
+        warnings = weight_alarms(diagnostics, self.num_chains)
+        return Estimate(
+            log_mean_exp(log_weights), mean_exp_std_error(log_weights), diagnostics, warnings
+        )
+
+    def rungs(self, ladder: Ladder) -> Tensor:
+        """Return inverse temperatures on a ladder, `[T + 1]`; adaptive ones are learnt by a pilot."""
+        if self.schedule == "adaptive":
+            return Pilot.walk(ladder, self.num_pilots).temperatures(self.num_temperatures)
+        return SPACINGS[self.schedule](self.num_temperatures)
+
     def annealing(self, path: Path, checkpoint: Checkpoint, name: str) -> Annealing:
         """Temperatures, step sizes and scales for one part of the data, learnt by a pilot population."""
         plan = Plan.learn(Tempering(path, self.kernel, self.num_pilots).run(checkpoint, name))
         if self.schedule == "adaptive":
             beta = plan.temperatures(self.num_temperatures)
         else:
-            spacing = sigmoid_temperatures if self.schedule == "sigmoid" else linear_temperatures
-            beta = spacing(self.num_temperatures).to(plan.beta.device)
+            beta = SPACINGS[self.schedule](self.num_temperatures).to(plan.beta.device)
         return Annealing(path, self.kernel, plan, beta)
 
 
@@ -159,8 +188,13 @@ def chain_alarms(diagnostics: dict[str, Any], num_chains: int) -> tuple[str, ...
         if len(diagnostics["overlap_by_temperature"]) > 1
         else ()
     )
+    return found + weight_alarms(diagnostics, num_chains)
+
+
+def weight_alarms(diagnostics: dict[str, Any], num_chains: int) -> tuple[str, ...]:
+    """Warnings where few chains carry all the weight."""
     uneven = (diagnostics["ess"] < max(2.0, LOW_ESS * num_chains)).double().mean().item()
     if uneven > LOW_ESS / 2:
         where = "" if diagnostics["ess"].dim() == 0 else f" for {100 * uneven:.2g} % of the data"
-        found += (f"few chains carry all the weight{where}; use more temperatures",)
-    return found
+        return (f"few chains carry all the weight{where}; use more temperatures",)
+    return ()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence, evaluating
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.exact import Exact
@@ -21,6 +22,7 @@ BUDGET = 2_000_000
 SMC_COST = 1500  # densities for each particle: about 25 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3
 SMC_GROUPS = 4
 BRIDGE_COST = 4000  # densities for each chain
+PARTITION_CHAINS = 100
 AGREE = 3.0  # standard errors between two estimates that agree
 PRECISE = 0.05  # nats of standard error above which the third kind is run too
 NUM_STARTS = 48
@@ -44,6 +46,8 @@ def auto(
       raise an alarm or leave an error above 0.05 nat;
     - continuous latents of each datum: importance sampling for all data, checked by sequential Monte Carlo on as many
       data as the budget allows; where that is all of them, the better is returned;
+    - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo of the partition
+      function, from the base measure;
     - discrete latents that cannot be summed out: importance sampling from the guide and from the prior.
 
     The most precise estimate without alarm is returned. `estimator` says what was done, `diagnostics["estimates"]` has
@@ -92,6 +96,8 @@ def cross_checked(
     program: Program, bound: Bound, seed: int | None, budget: int, memory: int
 ) -> Evidence:
     """The first kind of estimator on all data, the second on as many as the budget allows, and their verdict."""
+    if bound.structure.energies:
+        return unnormalised(program, bound, seed, budget, memory)
     first, second, third = kinds(bound, budget, memory)
     data = checked_data(bound, second, budget)
     main = first(program, *bound.args, seed=seed, **bound.kwargs)
@@ -103,6 +109,18 @@ def cross_checked(
         return verdict
     args, kwargs = select_data(bound.args, bound.kwargs, bound.num_data, data)
     return check_part(main, second(program, *args, seed=seed, **kwargs), data)
+
+
+def unnormalised(
+    program: Program, bound: Bound, seed: int | None, budget: int, memory: int
+) -> Evidence:
+    """The verdict of two kinds of estimator of a partition function, from the base measure."""
+    temperatures = max(200, min(budget // (8 * PARTITION_CHAINS), 10_000))
+    ais = AIS(num_temperatures=temperatures, num_chains=PARTITION_CHAINS, memory=memory)
+    smc = SMC(num_particles=PARTITION_CHAINS, num_groups=8, memory=memory)
+    return choose(
+        [estimator(program, *bound.args, seed=seed, **bound.kwargs) for estimator in (ais, smc)]
+    )
 
 
 def kinds(bound: Bound, budget: int, memory: int) -> tuple[Estimator, Estimator, Estimator | None]:
@@ -163,7 +181,8 @@ def compare_two(first: Evidence, second: Evidence) -> Agreement:
     """Whether two estimates of the same data agree, in total and in nearly every datum."""
     difference = (first.log_z - second.log_z).nan_to_num(torch.inf)
     error = torch.hypot(first.std_error, second.std_error).nan_to_num(0.0)
-    total, total_error = float(difference.sum()), float(error.square().sum().sqrt())
+    total_error = float(torch.hypot(first.total_std_error, second.total_std_error).nan_to_num(0.0))
+    total = float(difference.sum())
     slack = TOLERANCE * difference.numel()
     apart = (difference.abs() > 5 * error + TOLERANCE).double().mean()
     return Agreement(

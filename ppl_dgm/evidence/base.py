@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.evidence.normalising import score_exactly, squeezed, without_data
 from ppl_dgm.program import Bound, Program, evaluating, require_program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
@@ -39,6 +40,8 @@ class Evidence:
         warnings: why the number should not be believed; empty if nothing speaks against it.
         num_dims: observed numbers in all, for bits per dimension.
         digest: identifies the observed values; `compare` refuses unlike ones.
+        shared_std_error: the part of every datum's standard error that is common to all: that of the log partition function
+            of an unnormalised density. More data do not average it away.
         seconds: time it took.
     """
 
@@ -52,6 +55,7 @@ class Evidence:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    shared_std_error: float = 0.0
 
     @property
     def reliable(self) -> bool:
@@ -65,15 +69,22 @@ class Evidence:
 
     @property
     def total_std_error(self) -> Tensor:
-        """Monte Carlo standard error of `total`; data are estimated independently."""
-        return self.std_error.square().sum().sqrt()
+        """Monte Carlo standard error of `total`: data are estimated independently, but for what they share."""
+        own = (self.std_error.square() - self.shared_std_error**2).clamp_min(0).sum()
+        return (own + (self.std_error.numel() * self.shared_std_error) ** 2).sqrt()
 
     def pooled(self) -> "Evidence":
         """The evidence of all data together, for comparison with programs whose latents are shared by all data.
 
         log p(D) = sum_i log p(x_i), true where nothing about the program was learned from these data.
         """
-        return replace(self, log_z=self.total, std_error=self.total_std_error, target="dataset")
+        return replace(
+            self,
+            log_z=self.total,
+            std_error=self.total_std_error,
+            shared_std_error=0.0,
+            target="dataset",
+        )
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Normal confidence interval of `log_z` at a level between 0 and 1."""
@@ -143,16 +154,42 @@ class Estimator(ABC):
         with evaluating(program), torch.no_grad():
             with seeded(seed, bound.device):
                 check_evidence(program, bound)
-                self.check(bound)
+                if not bound.structure.energies:
+                    self.check(bound)
             start = time.perf_counter()
             with seeded(seed, bound.device):
-                estimate = self.estimate(bound)
-        return self._evidence(bound, estimate, time.perf_counter() - start)
+                if bound.structure.energies:
+                    estimate, kind = self._normalised(program, bound)
+                else:
+                    estimate, kind = self.estimate(bound), self.kind(bound)
+        return replace(self._evidence(bound, estimate, time.perf_counter() - start), bound=kind)
+
+    def partition(self, free: Bound) -> Estimate:
+        """Estimate the log partition function of a program without data; see `ppl_dgm.evidence.normalising`."""
+        self.check(free)
+        return self.estimate(free)
+
+    def _normalised(self, program: Program, bound: Bound) -> tuple[Estimate, BoundKind]:
+        """Estimate log f(x) - log Z, and what that is."""
+        free = without_data(program, bound, self.sum_out)
+        below, kind = self.partition(free), self.kind(free)
+        if not bound.structure.latents:
+            log_f = score_exactly(bound)
+            return divide(Estimate(log_f, torch.zeros_like(log_f)), below), TURNED.get(kind, kind)
+        self.check(bound)
+        if kind in TURNED:
+            raise ValueError(
+                f"{self.name} bounds both the sum over the latents of an unnormalised program and its partition function, "
+                "which gives no bound of their ratio; use AIS or SMC"
+            )
+        return divide(self.estimate(bound), below), kind
 
     def _evidence(self, bound: Bound, estimate: Estimate, seconds: float) -> Evidence:
+        shared = estimate.diagnostics.get("log_partition_std_error", torch.zeros(()))
         return Evidence(
             log_z=estimate.log_z.double(),
             std_error=estimate.std_error.double(),
+            shared_std_error=float(shared) if shared.dim() == 0 else 0.0,
             bound=self.kind(bound),
             target=bound.structure.target,
             estimator=self.name,
@@ -162,6 +199,26 @@ class Estimator(ABC):
             warnings=estimate.warnings + alarms(estimate),
             seconds=seconds,
         )
+
+
+TURNED: dict[str, BoundKind] = {"lower": "upper", "upper": "lower"}  # of log Z, for - log Z
+
+
+def divide(above: Estimate, below: Estimate) -> Estimate:
+    """Return the estimate of a log ratio, `[data]`, from one log partition function for all data or one for each."""
+    alone = below.log_z.numel() == 1
+    log_partition, error = map(squeezed, below[:2]) if alone else below[:2]
+    diagnostics = {
+        **above.diagnostics,
+        **{name: squeezed(v) for name, v in below.diagnostics.items()},
+    }
+    diagnostics |= {"log_partition": log_partition, "log_partition_std_error": error}
+    return Estimate(
+        above.log_z - log_partition,
+        torch.hypot(above.std_error, error.expand_as(above.std_error)),
+        diagnostics,
+        above.warnings + below.warnings,
+    )
 
 
 def check_evidence(program: Program, bound: Bound) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
+
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.program import Program
 
@@ -53,10 +55,11 @@ def check_moves(
     """
     once = estimator(program, *args, seed=seed, **kwargs)
     twice = estimator.with_twice_the_moves()(program, *args, seed=seed + 1, **kwargs)
-    error = (once.std_error.square() + twice.std_error.square()).sqrt()
+    error = torch.hypot(once.std_error, twice.std_error)
+    total_error = float(torch.hypot(once.total_std_error, twice.total_std_error))
     moved = ((twice.log_z - once.log_z) / error.clamp_min(1e-12)).abs()
     change = abs(float(twice.total - once.total))
-    total = change / max(float(error.square().sum().sqrt()), 1e-12)
+    total = change / max(total_error, 1e-12)
     count = moved.numel()
     many = (
         float((moved > 2).sum()) > 0.05 * count + 3 * (0.0475 * count) ** 0.5

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
-from ppl_dgm.program import Bound
-from ppl_dgm.program.sites import random_sites
+from ppl_dgm.evidence.normalising import FlipLadder, is_binary, sum_out
+from ppl_dgm.program import Bound, ladder_of
+from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
+from ppl_dgm.program.sites import is_factor, random_sites
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
 GAUSSIANS = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)
+NUM_LINES = 64  # along which a log density with factors must be quadratic
 NUM_CHECKS = 4  # random points at which a log density must be its own quadratic expansion
 
 
@@ -86,10 +89,47 @@ class Exact(Estimator):
         log_z = parts[0] if parts[0].dim() == 0 else torch.cat(parts)
         return Estimate(log_z, torch.zeros_like(log_z))
 
+    def partition(self, free: Bound) -> Estimate:
+        log_z = exact_partition(free)
+        if log_z is not None:
+            return Estimate(log_z, torch.zeros_like(log_z))
+        if not is_quadratic(free):
+            raise ValueError(
+                "the partition function has no closed form here: the density is not Gaussian, nor are the data binary with at "
+                f"most {MAX_SUMMED} units in the smaller layer; use AIS or SMC"
+            )
+        return self.estimate(free)
 
-def sum_out(bound: Bound) -> Tensor:
-    """log p(x) of a program whose latents are all summed out: `[data]` or `[]`."""
-    return bound.log_joint(bound.draw(1).values).total[0].double()
+
+def exact_partition(free: Bound) -> Tensor | None:
+    """Compute the log partition function of a program without data by a sum, `[]`; None where that would take too long."""
+    own = ladder_of(free.model)
+    if own is not None:
+        return own.log_partition()
+    latents = free.structure.model_latents
+    if not latents:
+        return sum_out(free)
+    if len(latents) > 1 or not is_binary(latents[0].support) or (free.num_data or 1) > 1:
+        return None
+    ladder = FlipLadder(free)
+    example = ladder.draw(1)
+    if example.numel() > MAX_SUMMED:
+        return None
+    shaped = lambda x: ladder.log_density(x.reshape(-1, *example.shape[1:]), 1.0)  # noqa: E731
+    return sum_states(example.numel(), example, shaped)
+
+
+def is_quadratic(free: Bound) -> bool:
+    """Return whether a log density over real numbers has no third differences along random lines."""
+    sites = [site for _, site in random_sites(free.model_trace()) if not is_factor(site)]
+    if not all(isinstance(untransformed(site["fn"]), GAUSSIANS) for site in sites):
+        return False
+    target = Unconstrained(free)
+    start, way = target.sample_prior(NUM_LINES), target.sample_prior(NUM_LINES)
+    values = [target.log_joint(start + i * way).double() for i in (-1, 0, 1, 2)]
+    third = values[3] - 3 * values[2] + 3 * values[1] - values[0]
+    size = torch.stack(values).abs().amax(0).clamp_min(1.0)
+    return bool((third.abs() <= 1e3 * torch.finfo(target.dtype).eps * size).all())
 
 
 def is_gaussian(bound: Bound) -> bool:

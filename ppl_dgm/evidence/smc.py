@@ -8,17 +8,20 @@ from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.normalising import ladder_to
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.checkpoint import checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, dominates, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.smc.ladder import Pilot, advance, begin
 from ppl_dgm.sampling.smc.paths import Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Population, Tempering
 from ppl_dgm.sampling.smc.resampling import SCHEMES, Scheme, effective_size
 from ppl_dgm.validation import check_choice, check_least
 
+LEAST_PILOTS = 48
 GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
 
 
@@ -99,6 +102,30 @@ class SMC(Estimator):
         """The same with twice as many moves at each temperature."""
         return replace(self, num_moves=2 * self.num_moves)
 
+    def partition(self, free: Bound) -> Estimate:
+        ladder = ladder_to(free)
+        if ladder is None:
+            return super().partition(free)
+        pilot = Pilot.walk(ladder, max(self.num_particles, LEAST_PILOTS))
+        beta = pilot.temperatures(pilot.number(self.cess))
+        start = begin(
+            ladder.draw(self.num_particles * self.num_groups), self.num_groups, len(beta) - 1
+        )
+        checkpoint = checkpoint_of(self, free)
+        climb = checkpoint.loop(
+            "ladder",
+            start,
+            lambda climb: advance(ladder, climb, beta, self.num_moves, self.resample_below),
+            lambda climb: climb.step == len(beta) - 1,
+        )
+        found = {
+            "group_log_z": climb.group_log_z,
+            "ess": effective_size(climb.log_weights.T).sum(),
+            "num_temperatures": climb.overlap.new_tensor(len(beta) - 1.0),
+            "overlap": climb.overlap.min(),
+        }
+        return grouped(found, self.num_particles, group_alarms(found))
+
     def estimate(self, bound: Bound) -> Estimate:
         checkpoint = checkpoint_of(self, bound)
         total = self.num_particles * self.num_groups
@@ -140,22 +167,26 @@ def combine(
     joined = {
         name: join([part[name] for part in parts], name == "group_log_z") for name in parts[0]
     }
-    log_z = joined["group_log_z"]
-    diagnostics: dict[str, Any] = joined | {
+    alarms = acceptance_alarm(joined["acceptance"]) + group_alarms(joined)
+    return grouped(joined, num_particles, warnings + alarms)
+
+
+def grouped(found: dict[str, Tensor], num_particles: int, warnings: tuple[str, ...]) -> Estimate:
+    """One estimate from those of independent groups, `group_log_z`."""
+    log_z = found["group_log_z"]
+    diagnostics: dict[str, Any] = found | {
         "num_particles": num_particles,
         "group_std": log_z.std(0),
     }
-    return Estimate(
-        log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings + smc_alarms(joined)
-    )
+    return Estimate(log_mean_exp(log_z), mean_exp_std_error(log_z), diagnostics, warnings)
 
 
-def smc_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
-    """Warnings where moves fail or groups disagree."""
+def group_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
+    """Warnings where groups disagree."""
     groups = found["group_log_z"]
     spread = groups.std(0)
     if not dominates(spread > GROUPS_APART, mean_exp_std_error(groups)):
-        return acceptance_alarm(found["acceptance"])
+        return ()
     most = float(spread.max())
     warning = f"independent groups disagree by up to {most:.3g} nats (standard deviation); use more particles or moves"
-    return (*acceptance_alarm(found["acceptance"]), warning)
+    return (warning,)

@@ -1,9 +1,14 @@
 """Ladder: densities of data between one that can be drawn and a model's own."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+
+MAX_SUMMED = 20  # binary units whose 2^n states are summed
+STATES_AT_ONCE = 2**14
 
 
 class Ladder(ABC):
@@ -35,3 +40,12 @@ def ladder_of(model: Any) -> Ladder | None:
     """Return the ladder that a program's model is, or None."""
     own = getattr(model, "fn", model)
     return own if isinstance(own, Ladder) else None
+
+
+def sum_states(num_units: int, like: Tensor, log_weight: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute the log of the sum of weights over all states of binary units, in double precision: `[]`."""
+    parts = []
+    for states in torch.arange(2**num_units, device=like.device).split(STATES_AT_ONCE):
+        bits = states.unsqueeze(-1) >> torch.arange(num_units, device=like.device)
+        parts.append(log_weight((bits & 1).to(like.dtype)).double().logsumexp(0))
+    return torch.stack(parts).logsumexp(0)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ppl_dgm.program.bound_program import PARTICLE_PLATE, Values
 from ppl_dgm.program.pyro_patches import unvalidated
-from ppl_dgm.program.sites import Site, Substitute, is_deterministic, is_subsample
+from ppl_dgm.program.sites import (
+    Site,
+    Substitute,
+    is_deterministic,
+    is_factor,
+    is_subsample,
+)
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.vmap_patches import vmap_runs
 
@@ -43,10 +49,10 @@ def draw_sites(
 
 
 class Uncondition(UnconditionMessenger):
-    """Draws observed sites anew, and leaves deterministic ones, which Pyro has as observed, what they are."""
+    """Draws observed sites anew, and leaves deterministic ones and factors, which Pyro has as observed, what they are."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not is_deterministic(msg):
+        if not is_deterministic(msg) and not is_factor(msg):
             super()._pyro_sample(msg)
 
 

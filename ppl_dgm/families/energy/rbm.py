@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from ppl_dgm.compile import repeat
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
 from ppl_dgm.program import Ladder, Program, evaluating
+from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
 from ppl_dgm.validation import check_at_least
-
-MAX_SUMMED = 20  # units of the smaller layer whose 2^n states are summed
-STATES_AT_ONCE = 2**14
 
 
 class RBM(Program):
@@ -162,12 +160,3 @@ class RBMModel(nn.Module, Ladder):
     def _log_weight_of_hidden(self, h: Tensor) -> Tensor:
         """Compute the log of the integral of exp(-E) over visible units: `[n]` for hidden states `[n, H]`."""
         return h @ self.hidden_bias + self.units.log_normaliser(h @ self.weight.T)
-
-
-def sum_states(num_units: int, like: Tensor, log_weight: Any) -> Tensor:
-    """Compute the log of the sum of weights over all states of binary units, in double precision: `[]`."""
-    parts = []
-    for states in torch.arange(2**num_units, device=like.device).split(STATES_AT_ONCE):
-        bits = states.unsqueeze(-1) >> torch.arange(num_units, device=like.device)
-        parts.append(log_weight((bits & 1).to(like.dtype)).double().logsumexp(0))
-    return torch.stack(parts).logsumexp(0)

@@ -1,0 +1,121 @@
+r"""Unnormalised densities of data: the program at its data over the same program without data.
+
+Where factors depend on the data, $\log p(x) = \log f(x) - \log Z$ with $Z = \int f(x)\, dx$, which is the evidence of the
+program whose data site is one more latent. Every estimator estimates it so; one $\log Z$ serves all data.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
+from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
+from ppl_dgm.program.inspection import examine
+from ppl_dgm.program.sampling import Uncondition
+from ppl_dgm.sampling.kernels.flips import BitFlips
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan
+
+
+class WithoutData:
+    """A model whose observed sites are drawn; `fn` is the model as its author wrote it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.fn = model, getattr(model, "fn", model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with Uncondition():
+            return self.model(*args, **kwargs)
+
+
+def without_data(program: Program, bound: Bound, sum_out: bool) -> Bound:
+    """Bind the same program without data: one datum that is drawn, or one for each datum's covariates.
+
+    Raises:
+        ValueError: where latents shared by all data would have a partition function for each of their values.
+    """
+    shared = [latent.name for latent in bound.structure.latents if not latent.local]
+    if bound.structure.batched and shared:
+        raise ValueError(
+            f"the factors {list(bound.structure.energies)} depend on the data and the latents {shared} are shared by all of "
+            "them, so that every value of these has a partition function of its own; fit them as parameters"
+        )
+    model = WithoutData(program.model)
+    args, kwargs = (bound.args, dict(bound.kwargs)) if keeps_arguments(bound) else ((), {})
+    found = examine(model, None, args, kwargs, program.plate, sum_out)
+    proposal = Prior(model, is_given_or_summed_out)
+    return Bound(model, proposal, found.structure, args, kwargs, found.num_data)
+
+
+def keeps_arguments(bound: Bound) -> bool:
+    """Whether the partition function depends on arguments: covariates, or data that are not independent."""
+    tensors = tensors_of(bound.args, bound.kwargs)
+    return not bound.structure.per_datum or len(tensors) > len(bound.structure.observed)
+
+
+def score_exactly(bound: Bound, memory: int = MEMORY) -> Tensor:
+    """Compute log p(x) of a program whose latents are all summed out: `[data]` or `[]`."""
+    parts = [sum_out(part) for _, part, _ in chunk_plan(bound, 1, memory, sum_out)]
+    return parts[0] if parts[0].dim() == 0 else torch.cat(parts)
+
+
+def sum_out(bound: Bound) -> Tensor:
+    """Compute log p(x) of a part of the data, all latents summed out: `[data]` or `[]`."""
+    return bound.log_joint(bound.draw(1).values).total[0].double()
+
+
+class FlipLadder(Ladder):
+    r"""The ladder $\mathrm{base}(x)\, e^{\beta\, \mathrm{factors}(x)}$ of binary data, moved bit by bit.
+
+    Args:
+        free: the program without data, which draws one binary site.
+    """
+
+    def __init__(self, free: Bound) -> None:
+        self.free, self.name = free, free.structure.latents[0].name
+
+    def draw(self, num_draws: int) -> Tensor:
+        return self._first(self.free.draw_prior(num_draws).values[self.name])
+
+    def log_density(self, x: Tensor, beta: Any) -> Tensor:
+        value = x.unsqueeze(1) if self.free.structure.per_datum else x
+        joint = self.free.log_joint({self.name: value})
+        return self._first(joint.prior + beta * joint.likelihood)
+
+    def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
+        return BitFlips(lambda x: self.log_density(x, beta)).move(x)
+
+    def _first(self, values: Tensor) -> Tensor:
+        """Drop the dimension of the only datum."""
+        return values[:, 0] if self.free.structure.per_datum else values
+
+
+def ladder_to(free: Bound) -> Ladder | None:
+    """Return the ladder to a program without data: the model's own, or that of binary data; None for real ones.
+
+    Raises:
+        ValueError: for discrete data that are not binary, or not alone.
+    """
+    own = ladder_of(free.model)
+    latents = free.structure.model_latents
+    if own is not None or not any(latent.discrete for latent in latents):
+        return own
+    if len(latents) == 1 and is_binary(latents[0].support) and (free.num_data or 1) == 1:
+        return FlipLadder(free)
+    raise ValueError(
+        f"the sites {[latent.name for latent in latents]} are drawn without data, and are not one binary vector, so that "
+        "no chains move in them; use ImportanceSampling, from the base measure, or give the model a Ladder"
+    )
+
+
+def is_binary(support: Any) -> bool:
+    """Whether every entry is 0 or 1."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is torch.distributions.constraints.boolean
+
+
+def squeezed(value: Any) -> Any:
+    """Return a result for one datum without its dimension of data."""
+    one = isinstance(value, Tensor) and value.dim() and value.shape[-1] == 1
+    return value.squeeze(-1) if one else value

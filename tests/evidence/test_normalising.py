@@ -1,0 +1,268 @@
+"""Evidence of unnormalised densities against sums, closed forms, and its error bars."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from energies import Ising, NormalEnergy, make_rbm, states
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from ppl_dgm import Program, compare
+from ppl_dgm.evidence import (
+    AIS,
+    ELBO,
+    SMC,
+    BridgeSampling,
+    Estimator,
+    Evidence,
+    Exact,
+    ImportanceSampling,
+    Laplace,
+    auto,
+    check_moves,
+)
+from ppl_dgm.families import RBM, Energy
+from ppl_dgm.sampling.smc.ladder import Pilot
+
+PRECISION = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+SHIFT = torch.tensor([1.0, -0.5], dtype=torch.float64)
+
+
+def normal() -> tuple[Energy, Tensor, Tensor]:
+    """An energy that is a normal density, data, and their log density."""
+    torch.manual_seed(2)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    mean = torch.linalg.solve(PRECISION, SHIFT)
+    model = Energy(NormalEnergy(PRECISION, SHIFT), 2).double()
+    return model, x, MultivariateNormal(mean, precision_matrix=PRECISION).log_prob(x)
+
+
+def test_binary_models_are_summed() -> None:
+    every = states(4)
+    for model in (make_rbm(), make_rbm(4, 22)):
+        assert Exact()(model, every).log_z.exp().sum() == pytest.approx(1.0)
+    lattice = Energy(Ising(3, 0.1, 0.3), 9, base="bernoulli").double()
+    result = Exact()(lattice, states(9))
+    torch.testing.assert_close(result.log_z.exp().sum(), torch.ones(()).double())
+    assert (result.bound, result.target) == ("exact", "datum")
+    assert auto(lattice, states(9)[:3]).estimator == "auto: Exact"
+
+
+def test_normal_densities_are_integrated() -> None:
+    model, x, expected = normal()
+    torch.testing.assert_close(Exact()(model, x).log_z, expected)
+    one = Exact()(model, x[:1])
+    torch.testing.assert_close(one.log_z, expected[:1])
+    assert one.log_z.shape == (1,)
+
+
+def test_a_real_rbm_is_a_mixture() -> None:
+    rbm = make_rbm(2, 2, "gaussian")
+    parts, x = rbm.parts, torch.randn(6, 2, dtype=torch.float64)
+    h, scale = states(2), rbm.parts.units.scale
+    field = h @ parts.weight.T
+    mean = parts.units.bias + scale * field
+    log_weight = h @ parts.hidden_bias + (field**2 / 2 + field * parts.units.bias / scale).sum(1)
+    each = dist.Normal(mean, scale).to_event(1).log_prob(x.unsqueeze(1))
+    expected = (log_weight.log_softmax(0) + each).logsumexp(1).detach()
+    torch.testing.assert_close(Exact()(rbm, x).log_z, expected)
+    found = AIS(num_temperatures=300, num_chains=100)(rbm, x)
+    assert bool(((found.log_z - expected).abs() < 4 * found.std_error).all())
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        AIS(num_temperatures=60, num_chains=50),
+        SMC(num_particles=60),
+        ImportanceSampling(4000),
+        Laplace(num_particles=2000),
+        BridgeSampling(num_chains=8, num_draws=100),
+    ],
+    ids=lambda e: e.name,
+)
+def test_every_estimator_estimates_the_partition_function(estimator: Estimator) -> None:
+    model, x, expected = normal()
+    found = estimator(model, x, seed=1)
+    error = found.log_z - expected
+    torch.testing.assert_close(error, error[:1].expand_as(error))  # one for all data
+    assert bool((error.abs() < 4 * found.std_error).all())
+    assert found.shared_std_error == pytest.approx(float(found.std_error[0]))
+    assert found.bound == "estimate"
+    assert float(found.diagnostics["log_partition_std_error"]) == found.shared_std_error
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
+def test_rbms_are_annealed_from_base_rates(schedule: Any) -> None:
+    rbm, every = make_rbm(8, 6), states(8)[::17]
+    exact = Exact()(rbm, every)
+    found = AIS(num_temperatures=400, num_chains=100, schedule=schedule)(rbm, every)
+    assert bool(((found.log_z - exact.log_z).abs() < 4 * found.std_error).all())
+    assert float(found.std_error[0]) < 0.05
+    smc = SMC(num_particles=200)(rbm, every)
+    assert bool(((smc.log_z - exact.log_z).abs() < 4 * smc.std_error).all())
+
+
+def test_a_lower_bound_of_the_partition_function_is_an_upper_one_of_the_density() -> None:
+    model, x, expected = normal()
+    found = ELBO(2000)(model, x)
+    assert found.bound == "upper"
+    assert bool((found.log_z > expected).all())
+
+
+@torch.no_grad()
+def test_base_rates_near_the_data_shorten_the_path() -> None:
+    rbm = make_rbm(8, 6)
+    with torch.no_grad():
+        rbm.parts.units.bias.fill_(-4.0)
+        rbm.parts.units.base_logits.zero_()
+    lengths = []
+    for logit in (0.0, -4.0):
+        rbm.parts.units.base_logits.fill_(logit)
+        lengths.append(float(Pilot.walk(rbm.parts, 200).length[-1]))
+    assert lengths[1] < 0.7 * lengths[0]
+
+
+def test_bit_flips_anneal_binary_energies() -> None:
+    model, every = Energy(Ising(2, 0.2, 0.5), 4, base="bernoulli").double(), states(4)
+    exact = Exact()(model, every)
+    found = AIS(num_temperatures=20, num_chains=60, num_pilots=20)(model, every)
+    assert bool(((found.log_z - exact.log_z).abs() < 4 * found.std_error).all())
+
+
+def test_the_variance_of_ladder_weights_falls_with_temperatures() -> None:
+    rbm = make_rbm(8, 6)
+    spread = []
+    for number in (20, 80, 320):
+        found = AIS(num_temperatures=number, num_chains=400)(rbm, states(8)[:1])
+        spread.append(float(found.diagnostics["log_weight_std"]) ** 2)
+    slope = (math.log(spread[2]) - math.log(spread[0])) / math.log(16)
+    assert -1.35 < slope < -0.65  # as 1 / T
+
+
+def test_a_shared_error_does_not_average_away() -> None:
+    model, x, _ = normal()
+    many = x.repeat(20, 1)
+    found = SMC(num_particles=50)(model, many)
+    assert float(found.total_std_error) == pytest.approx(100 * found.shared_std_error, rel=1e-6)
+    assert float(found.pooled().total_std_error) == pytest.approx(float(found.total_std_error))
+    table = compare({"smc": found, "exact": Exact()(model, many)})
+    row = table["smc"]
+    assert row.std_error == pytest.approx(float(found.total_std_error))
+    # The differences have no spread over the data at all, and yet an error.
+    assert table["exact"].difference_error + row.difference_error == pytest.approx(
+        float(found.total_std_error), rel=1e-3
+    )
+    assert check_moves(SMC(num_particles=50), model, many).reliable
+
+
+def conditional(x: Tensor | None = None, y: Tensor | None = None) -> None:
+    """N(y, 1) as a tilted standard normal: every covariate has its own partition function."""
+    size = len(y) if y is not None else 1
+    with pyro.plate("data", size):
+        value = pyro.sample("x", dist.Normal(torch.zeros(size).double(), 1.0), obs=x)
+        pyro.factor("energy", value * y)
+
+
+def test_covariates_have_partition_functions_of_their_own() -> None:
+    x, y = torch.tensor([0.3, -1.0, 2.0]).double(), torch.tensor([0.5, 0.0, -1.0]).double()
+    expected = dist.Normal(y, 1.0).log_prob(x)
+    torch.testing.assert_close(Exact()(Program(conditional), x, y).log_z, expected)
+    found = SMC(num_particles=100)(Program(conditional), x, y)
+    assert bool(((found.log_z - expected).abs() < 4 * found.std_error + 1e-9).all())
+    assert found.shared_std_error == 0.0
+
+
+def with_latent(x: Tensor | None = None) -> None:
+    """z ~ N(0, 1), x ~ N(0, 1), times exp(x z / 2): jointly normal."""
+    with pyro.plate("data", 1 if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+        x = pyro.sample("x", dist.Normal(torch.zeros(()).double(), 1.0), obs=x)
+        pyro.factor("energy", 0.5 * x * z)
+
+
+def test_latents_are_integrated_out_of_both() -> None:
+    x = torch.tensor([0.3, -1.0, 2.0]).double()
+    expected = dist.Normal(0.0, (1 / 0.75) ** 0.5).log_prob(x)
+    found = SMC(num_particles=200)(Program(with_latent), x)
+    assert bool(((found.log_z - expected).abs() < 4 * found.std_error).all())
+    assert bool((found.std_error > found.shared_std_error).all())
+    with pytest.raises(ValueError, match="no bound of their ratio; use AIS or SMC"):
+        ELBO(100)(Program(with_latent), x)
+
+
+def test_auto_checks_one_kind_by_another() -> None:
+    rbm, x = make_rbm(6, 5), states(6)[:3]
+    exact = Exact()(rbm, x)
+    rbm.parts.log_partition = lambda: None  # type: ignore[method-assign]
+    found = auto(rbm, x, budget=400_000)
+    assert found.estimator == "auto: AIS agrees with SMC"
+    assert bool(((found.log_z - exact.log_z).abs() < 4 * found.std_error).all())
+
+
+def shared(x: Tensor) -> None:
+    """A latent that all data share, in an energy."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        value = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.factor("energy", -scale * value**4)
+
+
+def quartic(x: Tensor | None = None) -> None:
+    with pyro.plate("data", 1 if x is None else len(x)):
+        value = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.factor("energy", -(value**4))
+
+
+def counts(x: Tensor | None = None) -> None:
+    with pyro.plate("data", 1 if x is None else len(x)):
+        value = pyro.sample("x", dist.Poisson(2.0), obs=x)
+        pyro.factor("energy", -0.1 * value**2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SMC()(Program(shared), torch.ones(3)), "'scale'.*shared by all.*fit them"),
+        (lambda: Exact()(Program(quartic), torch.ones(3)), "no closed form.*AIS or SMC"),
+        (lambda: Exact()(RBM(30, 30), torch.ones(3, 30)), "no closed form.*AIS or SMC"),
+        (lambda: AIS()(Program(counts), torch.ones(3)), "not one binary vector.*Importance"),
+    ],
+)
+def test_bad_input(make: Callable[[], Evidence], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_importance_sampling_sums_counts() -> None:
+    found = ImportanceSampling(20_000)(Program(counts), torch.ones(1))
+    n = torch.arange(60.0)
+    log_z = (dist.Poisson(2.0).log_prob(n) - 0.1 * n**2).logsumexp(0)
+    expected = dist.Poisson(2.0).log_prob(torch.tensor(1.0)) - 0.1 - log_z
+    assert float(found.log_z[0]) == pytest.approx(
+        float(expected), abs=4 * float(found.std_error[0])
+    )
+
+
+@pytest.mark.slow
+def test_annealed_error_bars_cover_the_sum() -> None:
+    torch.manual_seed(11)
+    rbm = RBM(64, 20)
+    with torch.no_grad():
+        rbm.parts.weight.normal_(0, 0.3)
+        rbm.parts.units.bias.normal_(-1, 1.0)
+        rbm.parts.hidden_bias.normal_(-1, 1.0)
+    x = torch.bernoulli(torch.full((1, 64), 0.3))
+    exact = float(Exact()(rbm, x).log_z[0])
+    estimator = AIS(num_temperatures=600, num_chains=100)
+    found = [estimator(rbm, x, seed=seed) for seed in range(100)]
+    errors = torch.stack([one.log_z[0] - exact for one in found])
+    bars = torch.stack([one.std_error[0] for one in found])
+    covered = int((errors.abs() < 1.96 * bars).sum())
+    assert 88 <= covered <= 100  # binomial, 95 % of 100
+    assert float(errors.abs().quantile(0.95)) < 0.05
