@@ -7,7 +7,7 @@ program whose data site is one more latent. Every estimator estimates it so; one
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
 from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
@@ -17,13 +17,19 @@ from ppl_dgm.sampling.kernels.flips import BitFlips
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
 
-class WithoutData:
+class WithoutData(nn.Module):
     """A model whose observed sites are drawn; `fn` is the model as its author wrote it."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.fn = model, getattr(model, "fn", model)
+        super().__init__()
+        self.model = model
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def fn(self) -> Any:
+        """The callable within."""
+        return getattr(self.model, "fn", self.model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         with Uncondition():
             return self.model(*args, **kwargs)
 
