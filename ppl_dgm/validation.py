@@ -18,6 +18,13 @@ def check_least(settings: Any, **least: int) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)}; expected at least {value}")
 
 
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes below one, given by name."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+
+
 def check_choice(settings: Any, name: str, choices: Collection[str]) -> None:
     """Refuse a setting that is not one of the choices."""
     if getattr(settings, name) not in choices:

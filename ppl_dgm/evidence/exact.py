@@ -107,15 +107,15 @@ def exact_partition(free: Bound) -> Tensor | None:
     if own is not None:
         return own.log_partition()
     latents = free.structure.model_latents
-    if not latents:
-        return sum_out(free)
-    if len(latents) > 1 or not is_binary(latents[0].support) or (free.num_data or 1) > 1:
+    binary = [is_binary(latent.support) for latent in latents] == [True]
+    if not binary or (free.num_data or 1) > 1:
         return None
     ladder = FlipLadder(free)
     example = ladder.draw(1)
+    shape = tuple(example.shape[1:])
     if example.numel() > MAX_SUMMED:
         return None
-    shaped = lambda x: ladder.log_density(x.reshape(-1, *example.shape[1:]), 1.0)  # noqa: E731
+    shaped = lambda x: ladder.log_density(x.reshape(-1, *shape), 1.0)  # noqa: E731
     return sum_states(example.numel(), example, shaped)
 
 

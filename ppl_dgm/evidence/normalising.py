@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
 from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
@@ -118,7 +119,7 @@ def is_binary(support: Any) -> bool:
     """Whether every entry is 0 or 1."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return support is torch.distributions.constraints.boolean
+    return support is constraints.boolean
 
 
 def squeezed(value: Any) -> Any:

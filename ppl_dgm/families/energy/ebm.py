@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.program import Program
-from ppl_dgm.validation import check_at_least
+from ppl_dgm.validation import check_sizes
 
 BASES = ("normal", "bernoulli")
 
@@ -44,7 +44,7 @@ class Energy(Program):
     def __init__(self, net: Any, num_dims: int | Sequence[int], base: str | Any = "normal") -> None:
         shape = (num_dims,) if isinstance(num_dims, int) else tuple(num_dims)
         for size in shape:
-            check_at_least("num_dims", size, 1)
+            check_sizes(num_dims=size)
         if not callable(net):
             raise TypeError(f"net is a {type(net).__name__}; expected a function or module")
         check_base(base, shape)

@@ -12,7 +12,7 @@ from ppl_dgm.compile import repeat
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
 from ppl_dgm.program import Ladder, Program, evaluating
 from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
-from ppl_dgm.validation import check_at_least
+from ppl_dgm.validation import check_sizes
 
 
 class RBM(Program):
@@ -50,8 +50,7 @@ class RBM(Program):
         num_hidden: int,
         visible: Literal["binary", "gaussian"] = "binary",
     ) -> None:
-        check_at_least("num_visible", num_visible, 1)
-        check_at_least("num_hidden", num_hidden, 1)
+        check_sizes(num_visible=num_visible, num_hidden=num_hidden)
         if visible not in UNITS:
             raise ValueError(f"visible is {visible!r}; expected one of {sorted(UNITS)}")
         super().__init__(RBMModel(UNITS[visible](num_visible), num_visible, num_hidden))
@@ -97,8 +96,7 @@ class RBM(Program):
         Raises:
             ValueError: for counts below one, or a start of another shape.
         """
-        check_at_least("num_samples", num_samples, 1)
-        check_at_least("num_steps", num_steps, 1)
+        check_sizes(num_samples=num_samples, num_steps=num_steps)
         shape = (num_samples, len(self.parts.weight))
         if start is not None and tuple(start.shape) != shape:
             raise ValueError(f"start has shape {list(start.shape)}; expected {list(shape)}")
