@@ -3,13 +3,15 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ppl_dgm.cli import main, studies
+from ppl_dgm.cli import commands, estimating, main, parser, studies
 from ppl_dgm.cli.loading import load_program
 
 SCHOOLS = """
@@ -163,8 +165,11 @@ def test_bad_input_is_one_line_and_status_2(folder, monkeypatch, capsys, program
     ("argv", "message"),
     [
         ([], "required"),
-        (["compare", "--data", "mnist"], "invalid choice: 'mnist'"),
-        (["compare", "--epochs", "0"], "0 is not a positive number"),
+        (["compare", "--seed", "-1"], "-1 is no seed; expected 0 to"),
+        (["compare", "--seed", "1.5"], "invalid seed value: '1.5'"),
+        (["compare", "--threads", "1e9"], "1e9 threads; expected at most"),
+        (["evidence", "a.py:p", "--particles", "1.5"], "1.5 is not a positive whole number"),
+        (["compare", "--epochs", "0"], "0 is not a positive whole number"),
         (["compare", "--epochs", "many"], "invalid positive integer value: 'many'"),
         (["evidence"], "required: PROGRAM"),
     ],
@@ -202,3 +207,136 @@ def test_help(command, capsys):
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: ppl-dgm" in capsys.readouterr().out
+
+
+LINES = """
+from __future__ import annotations
+import pickle
+import sys
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from ppl_dgm import Program
+
+sys.path.append("elsewhere")
+
+
+@dataclass
+class Prior:
+    scale: float = 1.0
+
+
+pickle.loads(pickle.dumps(Prior()))  # a module that pickle finds
+
+
+def line(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, Prior().scale))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def level(y=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def fitted(y=None):
+    mean = pyro.param("mean", torch.tensor(0.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+straight, flat, learned = (Program(model, site="y") for model in (line, level, fitted))
+"""
+X, Y = [0.0, 1.0, 2.0, -1.0], [0.5, 1.0, 2.5, -1.5]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    (tmp_path / "lines.py").write_text(LINES)
+    rows = "".join(f"{x},{y}\n" for x, y in zip(X, Y, strict=True))
+    (tmp_path / "rows.csv").write_text("x,y\n" + rows)
+    return tmp_path
+
+
+def gaussian(covariance):
+    """log N(y; 0, covariance), the evidence of a linear model with a normal prior."""
+    zeros = torch.zeros(len(Y), dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal(zeros, covariance.double())
+    return normal.log_prob(torch.tensor(Y).double()).item()
+
+
+def test_programs_of_a_table_s_columns_are_compared(lines, capsys, monkeypatch):
+    """Each takes the columns that it names; the evidences are those of the closed forms."""
+    before = list(sys.path)
+    programs = [f"{lines}/lines.py:straight", f"{lines}/lines.py:flat"]
+    arguments = ["--data", f"{lines}/rows.csv", "--output", f"{lines}/out"]
+    assert main(["compare", *programs, *arguments]) == 0
+    rows = json.loads((lines / "out" / "results.json").read_text())["rows"]["rows"]
+    found = {row["name"]: row["log_z"] for row in rows}
+    x, ones = torch.tensor(X), torch.ones(len(Y), len(Y))
+    assert found["straight"] == pytest.approx(gaussian(torch.eye(4) + torch.outer(x, x)), abs=1e-4)
+    assert found["flat"] == pytest.approx(gaussian(torch.eye(4) + ones), abs=1e-4)
+    assert "straight" in capsys.readouterr().out
+    assert sys.path == before
+
+
+def test_programs_are_fitted_first_where_asked(lines, capsys):
+    """A thousand steps of Adam bring the mean to that of y, 0.625."""
+    program = f"{lines}/lines.py:learned"
+    assert main(["compare", program, "--data", f"{lines}/rows.csv", "--fit", "1500"]) == 0
+    best = torch.distributions.Normal(0.625, 1.0).log_prob(torch.tensor(Y)).sum().item()
+    out = capsys.readouterr().out
+    assert "1500 steps" in out
+    assert f"{best / 4:.3f}".replace("-", "−") in out.replace("-", "−")
+
+
+def test_an_alarm_is_exit_status_3(lines, capsys):
+    command = ["evidence", f"{lines}/lines.py:straight", "--data", f"{lines}/rows.csv"]
+    assert main([*command, "--estimator", "prior", "--particles", "1e1"]) == 3
+    assert "UNRELIABLE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(7)\n", r"p.py, line 2: exits \(7\)"),
+        ("def program():\n    raise SystemExit\n", r"p.py, line 2: exits \(None\)"),
+        ("def program(:\n", r"p.py, line 1: SyntaxError"),
+        ("import absent_module\n", r"p.py, line 1: ModuleNotFoundError"),
+    ],
+)
+def test_files_that_exit_or_fail_say_so(tmp_path, capsys, text, message):
+    (tmp_path / "p.py").write_text(text)
+    assert main(["evidence", f"{tmp_path}/p.py:program"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+    with pytest.raises(ValueError, match=message):
+        main(["evidence", f"{tmp_path}/p.py:program", "--traceback"])
+
+
+def test_programs_without_data_and_data_without_programs_are_refused(lines, capsys):
+    assert main(["compare", f"{lines}/lines.py:flat"]) == 2
+    assert "--data is missing; name the file" in capsys.readouterr().err
+    assert main(["compare", "--data", f"{lines}/rows.csv"]) == 2
+    assert "name a program too" in capsys.readouterr().err
+
+
+def test_the_parser_names_what_the_commands_know():
+    assert tuple(studies.STUDIES) == parser.STUDIES
+    assert tuple(estimating.ESTIMATORS) == parser.ESTIMATORS
+    assert tuple(commands._COMPILE) == parser.COMPILE
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from ppl_dgm.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "False"

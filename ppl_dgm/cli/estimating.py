@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ppl_dgm.cli.loading import Arguments
 from ppl_dgm.evidence import (
     AIS,
     ELBO,
@@ -16,7 +17,6 @@ from ppl_dgm.evidence import (
     auto,
 )
 
-DEFAULT_PARTICLES = 10_000
 ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
     "auto": lambda particles: auto,
     "exact": lambda particles: Exact(),
@@ -30,8 +30,7 @@ ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
 }
 
 
-def estimate(
-    program: Any, args: tuple, kwargs: dict[str, Any], name: str, particles: int, seed: int
-) -> Evidence:
+def estimate(program: Any, given: Arguments, name: str, particles: int, seed: int) -> Evidence:
     """The evidence of a program at its data, by the estimator of that name."""
-    return ESTIMATORS[name](particles)(program, *args, seed=seed, **kwargs)
+    estimator = ESTIMATORS[name](particles)
+    return estimator(program, *given.args, seed=seed, **given.kwargs)

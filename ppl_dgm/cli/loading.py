@@ -1,41 +1,63 @@
 """Programs and data from the user's files."""
 
-import importlib.util
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from ppl_dgm.data import Dataset, load_array
+from ppl_dgm.data.conversion import as_argument
+from ppl_dgm.data.tables import read_table
 from ppl_dgm.program import Program
+
+Table = dict[str, Tensor]
+
+
+class Arguments(NamedTuple):
+    """What a program is called with."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    @property
+    def data(self) -> Any:
+        """As `fit` takes it: positional or named arguments."""
+        return self.kwargs or self.args
 
 
 def load_program(reference: str) -> Program:
-    """A program from `path/to/file.py:name`, where `name` is a Program or a function without arguments that makes one.
+    """Load a program from `path/to/file.py:name`: a Program or a function that makes one.
 
-    The file is run, as by `python file.py`, with its folder first on the path of imports.
+    The file is run as a module of its own, its folder first on the path of imports.
 
     Raises:
-        ValueError: a reference of another form, no such file or name, or something else under that name.
+        ValueError: a reference of another form, no such file or name, something else under that
+            name, or a file that raises or exits, with the line.
     """
-    path, name = split_reference(reference)
-    module = run_file(path)
+    path, name = _split_reference(reference)
+    module = _run_file(path)
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise ValueError(f"{path} has no {name!r}, only {public}")
     found = getattr(module, name)
-    is_maker = callable(found) and not isinstance(found, Program) and takes_nothing(found)
-    made = run_lines(path, found) if is_maker else found
+    is_maker = callable(found) and not isinstance(found, Program) and _takes_nothing(found)
+    made = _run_lines(path, found) if is_maker else found
     if not isinstance(made, Program):
         raise ValueError(
-            f"{name!r} in {path} is a {type(made).__name__}; expected a Program, or a function without arguments that "
-            "makes one: program = ppl_dgm.Program(model, guide)"
+            f"{name!r} in {path} is a {type(made).__name__}; expected a Program, or a function "
+            "without arguments that makes one: program = ppl_dgm.Program(model, guide)"
         )
     return made
 
 
-def split_reference(reference: str) -> tuple[Path, str]:
-    """File and name."""
+def _split_reference(reference: str) -> tuple[Path, str]:
     path, colon, name = reference.rpartition(":")
     if not colon or not name.isidentifier() or not path.endswith(".py"):
         raise ValueError(f"{reference!r} does not name a program; expected path/to/file.py:name")
@@ -44,27 +66,45 @@ def split_reference(reference: str) -> tuple[Path, str]:
     return Path(path).resolve(), name
 
 
-def run_file(path: Path) -> Any:
-    """Import a file as a module."""
-    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    run_lines(path, lambda: spec.loader.exec_module(module))
+def _run_file(path: Path) -> Any:
+    """Import a file as a module that is known by name, as dataclasses and pickle ask for."""
+    name = f"_program_{path.stem}_{abs(hash(path)):x}"  # no other module's
+    if name in sys.modules:
+        return sys.modules[name]
+    spec: Any = spec_from_file_location(name, path)
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        _run_lines(path, lambda: spec.loader.exec_module(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
-def run_lines(path: Path, run: Callable[[], Any]) -> Any:
-    """Run code of a file, its folder first on the path of imports; what goes wrong in it is told with its line."""
-    sys.path.insert(0, str(path.parent))
+def _run_lines(path: Path, run: Callable[[], Any]) -> Any:
+    """Run code of a file; what goes wrong in it is told with its line."""
     try:
-        return run()
+        with _import_path(path.parent):
+            return run()
+    except SystemExit as error:
+        raise ValueError(f"{path}, line {_last_line(error, path)}: exits ({error.code})") from error
     except Exception as error:
-        line = last_line(error, path)
-        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}, line {_last_line(error, path)}: {told}") from error
+
+
+@contextmanager
+def _import_path(folder: Path) -> Iterator[None]:
+    """Import from a folder first; what the file does to the path is undone."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
     finally:
-        sys.path.remove(str(path.parent))
+        sys.path[:] = before
 
 
-def last_line(error: BaseException, path: Path) -> int | str:
+def _last_line(error: BaseException, path: Path) -> int | str:
     """The last line of the file that an error passed through."""
     lines, frame = [], error.__traceback__
     while frame is not None:
@@ -74,37 +114,60 @@ def last_line(error: BaseException, path: Path) -> int | str:
     return lines[-1] if lines else getattr(error, "lineno", None) or "?"
 
 
-def takes_nothing(function: Any) -> bool:
-    """Whether a function or class can be called without arguments and needs none."""
+def _takes_nothing(function: Any) -> bool:
     code = getattr(function, "__code__", None)
     return code is not None and code.co_argcount + code.co_kwonlyargcount == 0
 
 
-def load_data(path: Path | None) -> Dataset | None:
-    """The data in a file: its test split where it has splits, and all of it otherwise."""
+def load_data(path: Path | None) -> Dataset | Table | None:
+    """The data in a file: a table's columns by name; of arrays in splits the test split."""
     if path is None:
         return None
+    if path.suffix == ".csv" and path.is_file():
+        return {name: _number(column) for name, column in read_table(path).items()}
     data = load_array(path)
     has_test = data.split_sizes is not None and data.split_sizes[2] > 0
     return data.test if has_test else data
 
 
-def load_state(program: Program, path: Path | None, data: Dataset | None) -> None:
+def _number(column: np.ndarray) -> Tensor:
+    """Single precision where that is exact, else double: no digit of a table is lost."""
+    value = as_argument(column)
+    rounded = value.to(torch.get_default_dtype())
+    return rounded if bool((rounded.double() == value.double()).all()) else value.double()
+
+
+def arguments_for(program: Program, data: Dataset | Table | None) -> Arguments:
+    """What a program takes of the data: of a table the columns that its model names, else all."""
+    if data is None:
+        return Arguments((), {})
+    if isinstance(data, Dataset):
+        return Arguments(data.args, dict(data.kwargs))
+    fn: Any = program.model.fn
+    names = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
+    taken = {name: column for name, column in data.items() if name in names}
+    if taken:
+        return Arguments((), taken)
+    return Arguments((torch.stack(list(data.values()), -1),), {})
+
+
+def load_state(program: Program, path: Path | None, given: Arguments) -> None:
     """Give the program its saved parameters."""
     if path is None:
         return
     if not path.is_file():
         raise ValueError(f"there is no file {path} with parameters; write one with program.save")
-    program.initialise(*arguments(data)[0], **arguments(data)[1])
+    program.initialise(*given.args, **given.kwargs)
     program.load(path)
 
 
-def arguments(data: Dataset | None) -> tuple[tuple, dict[str, Any]]:
-    """Positional and named arguments for the program."""
-    return ((), {}) if data is None else (data.args, dict(data.kwargs))
+def program_names(references: Sequence[str]) -> list[str]:
+    """What tables call programs: their names, or where these are alike their references.
 
-
-def program_name(reference: str) -> str:
-    """What tables call the program: its name, or its file where it is just called program."""
-    path, _, name = reference.rpartition(":")
-    return Path(path).stem if name == "program" else name
+    Example:
+        >>> program_names(["a.py:line", "b.py:program"]), program_names(["a.py:line", "b.py:line"])
+        (['line', 'b'], ['a.py:line', 'b.py:line'])
+    """
+    parts = [reference.rpartition(":") for reference in references]
+    short = [Path(path).stem if name == "program" else name for path, _, name in parts]
+    return short if len(set(short)) == len(short) else list(references)

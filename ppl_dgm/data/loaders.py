@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn import datasets as sklearn_datasets
@@ -15,7 +14,9 @@ from torch.distributions import constraints
 
 from ppl_dgm.data.dataset import SPLIT_NAMES, Dataset
 from ppl_dgm.data.files import Source, fetch, missing
+from ppl_dgm.data.tables import read_table
 
+NEGLIGIBLE = 1e-5  # share of a column's spread by which rounding may move a value
 DIGITS_SPLIT_SIZES = (1197, 200, 400)
 MNIST_SPLIT_SIZES = (50_000, 10_000, 10_000)
 
@@ -172,8 +173,9 @@ def load_array(path: str | Path, support: constraints.Constraint | int | None = 
 
     A `.npy` file or a `.npz` file with one array gives that array as `x`; a `.npz` file with several gives them as
     named arguments, except that `train`, `valid`, `test` (the last two may be absent) are splits. A `.csv` file gives
-    `[rows, columns]`, with or without a line of names. Floating values take torch's default dtype; the observed tensor
-    becomes floating too, other integers (labels, indices) stay integers.
+    `[rows, columns]`, with or without a line of names. Floating values take torch's default dtype, or stay in double
+    where rounding would move a value by more than 1e-5 of its column's spread (times, large counts);
+    the observed tensor becomes floating too, other integers (labels, indices) stay integers.
 
     Args:
         path: of the file. Pickled objects are never loaded.
@@ -287,24 +289,10 @@ def _open_numpy(path: Path) -> dict[str, NDArray]:
 
 
 def _open_csv(path: Path) -> dict[str, NDArray]:
-    with path.open() as lines:
-        first = next(lines, "").strip().split(",")
-    try:
-        frame = pd.read_csv(path, header=None if all(map(_is_number, first)) else 0)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a table of comma-separated values: {error}") from error
-    return {"x": frame.to_numpy(copy=True)}  # of a single column it is a view that is not writable
+    return {"x": np.stack(list(read_table(path).values()), -1)}
 
 
 _READERS = {".npz": _open_numpy, ".npy": _open_numpy, ".csv": _open_csv}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_numbers(path: Path, name: str, array: NDArray) -> None:
@@ -331,7 +319,13 @@ def _join_splits(
 
 
 def _as_float(array: NDArray) -> Tensor:
-    return torch.as_tensor(array).to(torch.get_default_dtype())
+    """Numbers in torch's default dtype; in double where that would move them beside their spread."""
+    exact = torch.as_tensor(array).double()
+    rounded = exact.to(torch.get_default_dtype())
+    spread = exact.std(0, correction=0) if len(exact) else exact.new_zeros(())
+    moved = (rounded.double() - exact).abs()
+    lost = (moved > NEGLIGIBLE * torch.where(spread > 0, spread, exact.abs())).any()
+    return exact if bool(lost) else rounded
 
 
 def _as_tensor(array: NDArray) -> Tensor:

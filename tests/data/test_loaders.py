@@ -349,8 +349,8 @@ def test_bad_arguments_say_what_was_expected(make, error, message):
         ("broken.npz", b"PK\x03\x04 no archive", "not a file of plain arrays"),
         ("broken.npy", b"\x93NUMPY", "not a file of plain arrays"),
         ("empty.npy", b"", "not a file of plain arrays"),
-        ("words.csv", b"a,b\n1,two\n", "expected numbers"),
-        ("empty.csv", b"", "not a table of comma-separated values"),
+        ("words.csv", b"a,b\n1,two\n", "words.csv, line 2: expected a number, got 'two'"),
+        ("empty.csv", b"", "empty.csv has no rows"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path, name, content, message):

@@ -1,0 +1,120 @@
+"""What the commands do: load, fit, estimate, print, write."""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppl_dgm.cli.estimating import estimate
+from ppl_dgm.cli.loading import (
+    Arguments,
+    arguments_for,
+    load_data,
+    load_program,
+    load_state,
+    program_names,
+)
+from ppl_dgm.cli.studies import STUDIES, Budget, run_study
+from ppl_dgm.comparison import Comparison, compare
+from ppl_dgm.compile import CompileMode
+from ppl_dgm.fitting import fit
+from ppl_dgm.program import Program
+from ppl_dgm.report import Section, make_folder, write_report
+
+UNRELIABLE = 3  # the exit status where an alarm speaks against a number
+_COMPILE: dict[str, CompileMode] = {"auto": "auto", "always": True, "never": False}
+
+
+def run_compare(args: Namespace) -> int:
+    """Compare the user's programs, or families on digits where there are none."""
+    with _threads(args.threads):
+        return _compare_programs(args) if args.programs else _compare_digits(args)
+
+
+def run_evidence(args: Namespace) -> int:
+    """Estimate the evidence of one program."""
+    with _threads(args.threads):
+        folder = None if args.out is None else make_folder(args.out)
+        data = load_data(args.data)
+        program = load_program(args.program)
+        (name,) = program_names([args.program])
+        given = arguments_for(program, data)
+        load_state(program, args.state, given)
+        result = estimate(program, given, args.estimator, args.particles, args.seed)
+        table = compare({name: result})
+        print(f"{result}\n\n{table}")
+        return _finish(table, folder, name, args.seed)
+
+
+def _compare_digits(args: Namespace) -> int:
+    start = time.perf_counter()
+    if args.data not in ("both", *STUDIES):
+        raise ValueError(
+            f"--data is {args.data!r}; without programs expected one of {('both', *STUDIES)}, and "
+            "for a file of your own name a program too: ppl-dgm compare model.py:program --data ..."
+        )
+    folder = make_folder(args.out or Path("results"))
+    budget = Budget(args.temperatures, args.epochs, _COMPILE[args.compile])
+    budget = budget.quick() if args.quick else budget
+    names = list(STUDIES) if args.data == "both" else [args.data]
+    sections = [run_study(STUDIES[name], budget, args.seed) for name in names]
+    for section in sections:
+        print(f"\n{section.title}: {section.note}\n\n{section.comparison}")
+    heading = "Generative models of handwritten digits"
+    page = write_report(folder, sections, heading=heading, seed=args.seed)
+    print(f"\nreport: {page} ({time.perf_counter() - start:.0f} s)")
+    return _status(*(section.comparison for section in sections))
+
+
+def _compare_programs(args: Namespace) -> int:
+    if args.data in ("both", *STUDIES):
+        raise ValueError("--data is missing; name the file of data for your programs")
+    folder = None if args.out is None else make_folder(args.out)
+    data = load_data(Path(args.data))
+    results = {}
+    for name, reference in zip(program_names(args.programs), args.programs, strict=True):
+        program = load_program(reference)
+        given = arguments_for(program, data)
+        if args.fit:
+            _fit(name, program, given, args)
+        results[name] = estimate(program, given, args.estimator, args.particles, args.seed)
+    table = compare(results)
+    print(table)
+    return _finish(table, folder, Path(args.data).stem, args.seed)
+
+
+def _fit(name: str, program: Program, given: Arguments, args: Namespace) -> None:
+    result = fit(
+        program,
+        given.data,
+        steps=args.fit,
+        seed=args.seed,
+        compile=_COMPILE[args.compile],
+        progress=False,
+    )
+    print(f"{name}: {result}")
+
+
+def _finish(table: Comparison, folder: Path | None, title: str, seed: int) -> int:
+    if folder is not None:
+        print(f"\nreport: {write_report(folder, Section(title, table), seed=seed)}")
+    return _status(table)
+
+
+def _status(*tables: Comparison) -> int:
+    rows = [row for table in tables for row in table.rows]
+    return 0 if all(not row.warnings for row in rows) else UNRELIABLE
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[Any]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
