@@ -96,7 +96,7 @@ def _column(path: Path, rows: list[tuple[int, list[str]]], place: int) -> NDArra
     values = pd.Series(texts).map({"True": True, "False": False})
     if not values.isna().any():
         return values.to_numpy(dtype=bool)
-    numbers = pd.to_numeric(pd.Series(texts), errors="coerce")
+    numbers = pd.Series(pd.to_numeric(pd.Series(texts), errors="coerce"))
     for (line, fields), bad in zip(rows, numbers.isna(), strict=True):
         if bad:
             raise ValueError(
