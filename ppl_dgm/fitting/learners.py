@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting.batches import Batch
@@ -136,8 +136,17 @@ class Maker:
             ),
             scheduler=make_scheduler(player.schedule or self.schedule, optimizer, self.valid),
             num_steps=player.num_steps,
-            average=player.average,
+            average=averaged(module, player.ema),
         )
+
+
+def averaged(module: nn.Module, decay: float | None) -> AveragedModel | None:
+    """A copy of the module that will follow it as an exponential moving average."""
+    if decay is None:
+        return None
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema is {decay}; expected a decay of at least 0 and below 1, e.g. 0.999")
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def learnable(module: nn.Module, owner: str) -> list[nn.Parameter]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_dgm.program import Program
 from ppl_dgm.reporting.plots import plot_curves
@@ -26,6 +26,7 @@ class Fit:
         seconds: wall-clock time of this call.
         compile_seconds: part of `seconds` spent on capture and compilation.
         notes: one line each on what the fit decided, e.g. why it did not compile.
+        averages: running averages of players' modules, by the player's name, where one was asked for.
     """
 
     program: Program
@@ -35,6 +36,7 @@ class Fit:
     seconds: float
     compile_seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    averages: dict[str, nn.Module] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]

@@ -219,6 +219,7 @@ class Training:
             notes=tuple(
                 dict.fromkeys(chain(self.notes, *(s.stepper.notes for s in self.learners)))
             ),
+            averages={one.name: one.average.module for one in self.learners if one.average},
         )
 
     def _history(self) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import pyro.infer
 import pyro.poutine as poutine
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,8 @@ class Player:
         optimizer: makes its optimiser of its parameters; by default as the fit's.
         schedule: makes its learning-rate scheduler of its optimiser; by default as the fit's.
         num_steps: its steps in a round, each on a minibatch of its own.
-        average: a running average of its module, brought up to date after each of its steps.
+        ema: decay of a running average of its module, kept beside it and brought up to date after
+            each of its steps (`torch.optim.swa_utils`); `Fit.averages` has it.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Player:
     optimizer: Callable[[Any], Optimizer] | None = None
     schedule: Callable[[Optimizer], Any] | None = None
     num_steps: int = 1
-    average: AveragedModel | None = None
+    ema: float | None = None
 
 
 class Game(pyro.infer.ELBO):
@@ -71,7 +71,7 @@ class Game(pyro.infer.ELBO):
         """Add each player's gradient to its own parameters; return the first player's loss."""
         losses = []
         for player in self.players(None):
-            if player.average is not None:
+            if player.ema is not None:
                 raise ValueError(
                     "SVI makes its steps out of sight of the objective, which can keep no average "
                     "of the parameters; use ppl_dgm.fit, or leave out ema"

@@ -12,7 +12,6 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.objectives import Game, Goal, Player
@@ -41,16 +40,12 @@ class Chase(Game):
 
     def __init__(self, **leader: Any) -> None:
         super().__init__()
+        self.ema = leader.pop("ema", None)
         self.leader, self.settings = Leader(), leader
-        self.average = leader.pop("average", None)
 
     def players(self, module: nn.Module | None) -> tuple[Player, ...]:
-        ema = (
-            AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5)) if self.average else None
-        )
-        self.averaged = ema
         return (
-            Player("follower", module, Goal(self.follow), average=ema),
+            Player("follower", module, Goal(self.follow), ema=self.ema),
             Player("leader", self.leader, Goal(self.lead), **self.settings),
         )
 
@@ -171,13 +166,14 @@ def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int) -> None:
     halving = partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)
     settings = {"batch_size": 5, "schedule": halving, "checkpoint_every": 1}
     settings |= {"optimizer": partial(torch.optim.Adam, lr=0.05), "valid": X, "valid_every": 2}
-    make = partial(Chase, num_steps=2, average=True)
+    make = partial(Chase, num_steps=2, ema=0.5)
     ends = []
     for name, first in (("whole.pt", 7), ("half.pt", interrupted_at)):
         quietly(Program(located), X, make(), steps=first, checkpoint=tmp_path / name, **settings)
         program, game = Program(located), make()
-        quietly(program, X, game, steps=7, checkpoint=tmp_path / name, **settings)
-        ends.append((*places(program, game), game.averaged.module.get_parameter("loc").item()))
+        result = quietly(program, X, game, steps=7, checkpoint=tmp_path / name, **settings)
+        average = result.averages["follower"].get_parameter("loc").item()
+        ends.append((*places(program, game), average))
     assert ends[0] == ends[1]
 
 
@@ -189,14 +185,14 @@ def test_a_checkpoint_is_of_one_game(tmp_path: Path) -> None:
 
 def test_an_average_is_kept_up_to_date() -> None:
     """Halfway between the old average and the new value, after every step but the first."""
-    program, game = Program(located), Chase(average=True)
-    quietly(program, X, game, steps=4, optimizer=sgd)
+    program, game = Program(located), Chase(ema=0.5)
+    averages = quietly(program, X, game, steps=4, optimizer=sgd).averages
     locs = [recursion(step)[0] for step in (1, 2, 3, 4)]
     expected = locs[0]
     for loc in locs[1:]:
         expected = (expected + loc) / 2
-    assert game.averaged.module.get_parameter("loc").item() == pytest.approx(expected, rel=1e-5)
-    assert game.averaged.module.sample(3).shape == (3,)
+    assert averages["follower"].get_parameter("loc").item() == pytest.approx(expected, rel=1e-5)
+    assert averages["follower"].sample(3).shape == (3,)
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -275,13 +271,12 @@ def test_svi_moves_all_players_at_once(as_program: bool) -> None:
 
 
 def test_svi_keeps_no_average() -> None:
-    class Averaged(Chase):
-        def players(self, module: nn.Module | None) -> tuple[Player, ...]:
-            follower, leader = super().players(module)
-            average = AveragedModel(self.leader)
-            return follower, Player("leader", leader.module, leader.objective, average=average)
-
     with pyro.get_param_store().scope():
-        svi = pyro.infer.SVI(located, lambda x: None, pyro.optim.SGD({"lr": 0.1}), loss=Averaged())
+        svi = pyro.infer.SVI(located, lambda x: None, pyro.optim.SGD({"lr": 0.1}), Chase(ema=0.5))
         with pytest.raises(ValueError, match=r"use ppl_dgm\.fit, or leave out ema"):
             svi.step(X)
+
+
+def test_decays_are_checked() -> None:
+    with pytest.raises(ValueError, match="ema is 1.0; expected a decay"):
+        quietly(Program(located), X, Chase(ema=1.0), steps=2)
