@@ -27,6 +27,7 @@ from ppl_dgm.families import (
     VAE,
     VQVAE,
     ConditionalVAE,
+    Generator,
     HierarchicalVAE,
     IndependentBernoulli,
     Mixture,
@@ -35,6 +36,7 @@ from ppl_dgm.families import (
     priors,
 )
 from ppl_dgm.families.bayesnet import BayesNet
+from ppl_dgm.nn import MLP
 
 
 @dataclass(frozen=True)
@@ -317,6 +319,9 @@ CASES: dict[str, Case] = {
         seeded(lambda: VAE(3, 2, [5], likelihoods.Categorical(3), guide=FullRankNormal(2))),
         levels(3),
         vae_by_quadrature,
+    ),
+    "generator with noise": Case(
+        seeded(lambda: Generator(MLP(1, [5], 3), 1, 3, noise=0.5)), real(), vae_by_quadrature
     ),
     "iaf mixture-prior vae": Case(
         seeded(

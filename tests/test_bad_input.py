@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
-from pyro.infer import SVI, ReweightedWakeSleep
+from pyro.infer import SVI, ReweightedWakeSleep, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -650,7 +650,25 @@ EVIDENCE = [
     Bad(
         "evidence of a deterministic x",
         lambda _: PriorSampling(5)(Program(implicit)),
+        "'x' is deterministic.*observation noise.*with_noise",
+    ),
+    Bad(
+        "posterior of a deterministic x",
+        lambda _: posterior(Program(implicit), num_draws=5),
         "'x' is deterministic.*observation noise",
+    ),
+    *(
+        Bad(
+            f"a fit of a deterministic x by {type(objective).__name__}",
+            lambda _, objective=objective: quietly(Program(implicit), (), objective, steps=1),
+            "'x' is deterministic.*use objectives.GAN",
+        )
+        for objective in (ELBO(), Trace_ELBO())
+    ),
+    Bad(
+        "the ELBO of a deterministic x",
+        lambda _: ELBO().loss(implicit, lambda x=None: implicit(), X),
+        "'x' is deterministic.*use objectives.GAN",
     ),
     Bad(
         "level of an interval",

@@ -79,7 +79,7 @@ def auto(
     start = time.perf_counter()
     with evaluating(program), torch.no_grad():
         bound = program.bind(*args, **kwargs)
-        check_evidence(program, bound)
+        check_evidence(bound)
     found = exact(program, args, kwargs) or cross_checked(program, bound, seed, budget, memory)
     return replace(found, estimator=f"auto: {found.estimator}", seconds=time.perf_counter() - start)
 

@@ -153,7 +153,7 @@ class Estimator(ABC):
         bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
         with evaluating(program), torch.no_grad():
             with seeded(seed, bound.device):
-                check_evidence(program, bound)
+                check_evidence(bound)
                 if not bound.structure.energies:
                     self.check(bound)
             start = time.perf_counter()
@@ -221,18 +221,13 @@ def divide(above: Estimate, below: Estimate) -> Estimate:
     )
 
 
-def check_evidence(program: Program, bound: Bound) -> None:
+def check_evidence(bound: Bound) -> None:
     """Refuse what has no evidence, whatever the method."""
     structure = bound.structure
     if structure.subsampled:
         raise ValueError(
             f"the plates {list(structure.subsampled)} draw a random part of their data, so that the evidence of all of "
             "them is not defined by one run; open them without subsample_size for evidence"
-        )
-    if structure.density(program.site) == "implicit":
-        raise ValueError(
-            f"the data site {program.site!r} is deterministic, so that the program has no density; give it an "
-            "observation noise, e.g. pyro.sample('x', dist.Normal(generator(z), noise).to_event(1), obs=x)"
         )
     if any(latent.point_mass and not latent.auxiliary for latent in structure.latents) and not any(
         latent.auxiliary for latent in structure.latents

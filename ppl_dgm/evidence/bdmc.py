@@ -182,7 +182,7 @@ class BDMC:
         """
         with evaluating(program), torch.no_grad():
             bound = program.bind(*args, **kwargs)
-            check_evidence(program, bound)
+            check_evidence(bound)
             self.method.check(bound)
             start = time.perf_counter()
             with seeded(seed, bound.device):

@@ -14,6 +14,7 @@ Many models of the literature are combinations, of a family with its parts here 
     MIWAE for missing data          VAE called with (x, observed), fitted with IWELBO(k)
     harmonium                       RBM(D, H), fitted with ContrastiveDivergence(k)
     M2                              SemiSupervisedVAE, fitted with pyro.infer.TraceEnum_ELBO
+    GAN                             Generator, fitted with GAN(critic) or FGAN(critic)
     SVI per datum, semi-amortised   any VAE, through amortisation.refine
 """
 
@@ -22,6 +23,7 @@ from ppl_dgm.families import bayesnet
 from ppl_dgm.families.autoregressive import MADE
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.energy import RBM, Energy
+from ppl_dgm.families.implicit import Generator
 from ppl_dgm.families.latent.hierarchical import HierarchicalVAE
 from ppl_dgm.families.latent.labelled import ConditionalVAE, SemiSupervisedVAE
 from ppl_dgm.families.latent.ppca import PPCA
@@ -40,6 +42,7 @@ __all__ = [
     "BayesianMixture",
     "ConditionalVAE",
     "Energy",
+    "Generator",
     "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",

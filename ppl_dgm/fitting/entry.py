@@ -20,6 +20,7 @@ from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.training import Training
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program, check_target, move_data, require_program
+from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
 
@@ -113,11 +114,11 @@ def fit(
         program.to(device)
     args, kwargs = move_data(as_arguments(data), device)
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
-        bound = program.bind(*args, **kwargs)
+        found = program.examine(*args, **kwargs)
         objective = objective if objective is not None else ELBO(plate=program.plate)
         players = players_of(objective, program, device)
-        num_data = bound.num_data or 1
-        batches = Batches(args, kwargs, num_data, batch_length(bound, batch_size), draw_seed(seed))
+        num_data = found.num_data or 1
+        batches = Batches(args, kwargs, num_data, batch_length(found, batch_size), draw_seed(seed))
         width = max(player.num_steps for player in players)
         num_rounds = steps if steps is not None else -(-(epochs or 1) * batches.per_epoch // width)
         rounds_per_epoch = -(-batches.per_epoch // width)
@@ -204,12 +205,12 @@ def check_objective(objective: Any) -> None:
     )
 
 
-def batch_length(bound: Any, batch_size: int | None) -> int:
+def batch_length(found: Examination, batch_size: int | None) -> int:
     """Data in a minibatch, checked against what the program can do."""
-    num_data = bound.num_data or 1
+    num_data = found.num_data or 1
     if batch_size is None or batch_size >= num_data:
         return num_data
-    if not bound.structure.divisible:
+    if not found.structure.divisible:
         raise ValueError(
             f"batch_size is {batch_size} but the program does not take a part of its {num_data} data: its data plate has a "
             "fixed size, or its data are not tensor arguments. Open pyro.plate('data', len(x)), or leave batch_size out"
@@ -233,6 +234,6 @@ def validation_batches(
             "the validation data are empty; pass a split with data, or leave valid out"
         )
     args, kwargs = move_data(as_arguments(valid), device)
-    bound = program.bind(*args, **kwargs)
-    size = batch_size if bound.structure.divisible else bound.num_data or 1
-    return Batches(args, kwargs, bound.num_data or 1, size, 0)
+    found = program.examine(*args, **kwargs)
+    size = batch_size if found.structure.divisible else found.num_data or 1
+    return Batches(args, kwargs, found.num_data or 1, size, 0)

@@ -17,6 +17,7 @@ from ppl_dgm.fitting.stepping import Stepper, make_stepper
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.objectives.players import Game, Player, trainable
 from ppl_dgm.program import Program
+from ppl_dgm.program.checks import refuse_implicit
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +65,11 @@ def players_of(objective: Any, program: Program, device: Any = None) -> tuple[Pl
     """The players of a game, moved to a device; of another objective, the program alone.
 
     Raises:
-        ValueError: players that share parameters or a name.
+        ValueError: players that share parameters or a name; an objective that is no game for a
+            program without a density.
     """
     if not isinstance(objective, Game):
+        refuse_implicit(program.structure, program.site)
         return (Player("program", program, objective),)
     players = tuple(objective.players(program))
     for player in players:

@@ -3,6 +3,7 @@
 from ppl_dgm.nn.conv import ConvDecoder, ConvEncoder, over_images, unflatten_images
 from ppl_dgm.nn.masked import CausalConv2d, MADENet, MaskedLinear, autoregressive_masks
 from ppl_dgm.nn.mlp import MLP, ResidualMLP, hidden_sizes
+from ppl_dgm.nn.spectral import spectral_normalised
 
 __all__ = [
     "MLP",
@@ -15,5 +16,6 @@ __all__ = [
     "autoregressive_masks",
     "hidden_sizes",
     "over_images",
+    "spectral_normalised",
     "unflatten_images",
 ]

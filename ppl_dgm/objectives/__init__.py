@@ -15,15 +15,20 @@ How to choose, by what the guide draws:
   in them and a bias of the guide's gradient is tolerable.
 - a density that is unnormalised (an RBM, an energy net): `PersistentContrastiveDivergence(k)`, or `ContrastiveDivergence(k)`,
   which needs fewer moves and has a bias.
+- nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more than likelihood: a critic.
+  `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does not settle, `pack` where it loses modes; `FGAN` where
+  it should say which divergence it bounds.
 - latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient of those that have one.
 """
 
+from ppl_dgm.objectives.adversarial import FGAN, GAN, AdversarialLoss
 from ppl_dgm.objectives.combined import CIWAE, MIWAE
 from ppl_dgm.objectives.contrastive import (
     ContrastiveDivergence,
     PersistentContrastiveDivergence,
 )
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
+from ppl_dgm.objectives.divergences import Divergence, alpha_divergence, named_divergence
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
 from ppl_dgm.objectives.objective import Objective, linear_warmup
 from ppl_dgm.objectives.players import Game, Goal, Player
@@ -34,13 +39,17 @@ from ppl_dgm.objectives.semi_amortised import SemiAmortised
 __all__ = [
     "CIWAE",
     "ELBO",
+    "FGAN",
+    "GAN",
     "IWELBO",
     "MIWAE",
     "REINFORCE",
     "RLOO",
     "VIMCO",
+    "AdversarialLoss",
     "BetaTC",
     "ContrastiveDivergence",
+    "Divergence",
     "FreeBits",
     "Game",
     "Goal",
@@ -52,5 +61,7 @@ __all__ = [
     "RunningMean",
     "SemiAmortised",
     "StraightThrough",
+    "alpha_divergence",
     "linear_warmup",
+    "named_divergence",
 ]

@@ -12,6 +12,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, inspect
+from ppl_dgm.program.checks import refuse_implicit
 
 KLWeight = float | Callable[[int], float]
 
@@ -96,6 +97,8 @@ class Objective(pyro.infer.ELBO):
                 model, guide, args, kwargs, self.plate
             )
             check_energies(self, structure)
+            for site in structure.deterministic:
+                refuse_implicit(structure, site)
             self.check(structure)
             self._structures[key] = structure
         return self._structures[key]

@@ -66,6 +66,17 @@ def describe(leaf: Any) -> str:
     return repr(leaf)[:40]
 
 
+def refuse_implicit(structure: Structure, site: str) -> None:
+    """Raise ValueError for a program without a density, naming what gives it one and what needs none."""
+    if structure.density(site) == "implicit":
+        raise ValueError(
+            f"the data site {site!r} is deterministic, so that the program has no density: no "
+            "likelihood, no evidence. Give it an observation noise, e.g. generator.with_noise(0.1), or "
+            "pyro.sample('x', dist.Normal(generator(z), noise).to_event(1), obs=x); to fit it without "
+            "one, use objectives.GAN(critic) or FGAN(critic)"
+        )
+
+
 def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
     """Refuse NaN in the data before anything runs."""
     named = [(f"argument {i}", leaf) for i, leaf in enumerate(tree_leaves(args))]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
-from ppl_dgm.program.checks import blame
+from ppl_dgm.program.checks import blame, refuse_implicit
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
@@ -103,12 +103,17 @@ class Program(ParameterScope):
 
     def inspect(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Structure:
         """Check the program at these data and return its structure; see `ppl_dgm.program.inspect`."""
-        return self._examine(*unpack_arguments(args, kwargs), sum_out).structure
+        return self.examine(*args, sum_out=sum_out, **kwargs).structure
 
     def bind(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Bound:
-        """The program at these data, as log densities over particles; checks them first."""
+        """The program at these data, as log densities over particles; checks them first.
+
+        Raises:
+            ValueError: as `initialise`, and for an implicit program, which has no density.
+        """
+        found = self.examine(*args, sum_out=sum_out, **kwargs)
+        refuse_implicit(found.structure, self.site)
         args, kwargs = unpack_arguments(args, kwargs)
-        found = self._examine(args, kwargs, sum_out)
         return Bound(
             self.model,
             self.guide,
@@ -120,7 +125,9 @@ class Program(ParameterScope):
             found.digest,
         )
 
-    def _examine(self, args: tuple, kwargs: Mapping[str, Any], sum_out: bool) -> Examination:
+    def examine(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Examination:
+        """Check the program at these data and return what one look tells: structure, number of data."""
+        args, kwargs = unpack_arguments(args, kwargs)
         guide = self.guide if self._has_guide else None
         known = set(self.site_parameters)
         try:

@@ -1,0 +1,5 @@
+"""Implicit families: programs that draw data without a density of them."""
+
+from ppl_dgm.families.implicit.generator import Generator
+
+__all__ = ["Generator"]

@@ -1,0 +1,346 @@
+"""Adversarial objectives: a program plays against a critic that tells its draws from data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
+
+from ppl_dgm.objectives.divergences import Divergence, named_divergence
+from ppl_dgm.objectives.objective import check_count
+from ppl_dgm.objectives.players import Game, Goal, Player
+from ppl_dgm.program.sampling import Uncondition
+from ppl_dgm.program.sites import is_deterministic
+from ppl_dgm.sampling.discrepancies import energy_distance
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """What critic and generator minimise, as functions of the critic's scores `[...]`, elementwise.
+
+    To add one, make an instance and hand it to `GAN`.
+
+    Args:
+        real: the critic's loss on data.
+        fake: the critic's loss on draws.
+        generator: the generator's loss on its draws.
+        lipschitz: whether the critic must be kept Lipschitz, by a gradient penalty or spectral norm.
+    """
+
+    real: Function
+    fake: Function
+    generator: Function
+    lipschitz: bool = False
+
+
+def negated(scores: Tensor) -> Tensor:
+    """Minus the scores."""
+    return -scores
+
+
+LOSSES = {
+    "minimax": AdversarialLoss(lambda s: softplus(-s), softplus, lambda s: -softplus(s)),
+    "nonsaturating": AdversarialLoss(lambda s: softplus(-s), softplus, lambda s: softplus(-s)),
+    "least_squares": AdversarialLoss(
+        lambda s: (s - 1).square() / 2, lambda s: s.square() / 2, lambda s: (s - 1).square() / 2
+    ),
+    "hinge": AdversarialLoss(lambda s: relu(1 - s), lambda s: relu(1 + s), negated),
+    "wasserstein": AdversarialLoss(negated, lambda s: s, negated, lipschitz=True),
+}
+
+
+def named_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
+    """A loss, or the one of that name.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if isinstance(loss, AdversarialLoss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(
+            f"loss is {loss!r}; expected one of {sorted(LOSSES)}, or an AdversarialLoss of your own. "
+            "f-divergences are FGAN's"
+        )
+    return LOSSES[loss]
+
+
+@dataclass(frozen=True, eq=False)
+class Critic:
+    """A net that scores data and draws, several at a time if it is given packs.
+
+    Args:
+        net: maps `[N, *event]`, and what else the program is given, to scores `[N]` or `[N, 1]`.
+            Packs of m reach it as `[N / m, m * event[0], *event[1:]]`.
+        pack: m, the data in a pack.
+        gradient_penalty: weight of (|gradient| - 1)^2 between data and draws.
+        r1: weight gamma of |gradient|^2 / 2 at data.
+    """
+
+    net: nn.Module
+    pack: int = 1
+    gradient_penalty: float = 0.0
+    r1: float = 0.0
+
+    def scores(self, x: Tensor, rest: Any) -> Tensor:
+        """Scores `[packs]` of packed data and the packed rest of the arguments, `(args, kwargs)`."""
+        args, kwargs = rest
+        scores = self.net(x, *args, **kwargs)
+        if tuple(scores.shape) not in ((len(x),), (len(x), 1)):
+            raise ValueError(
+                f"the critic maps {tuple(x.shape)} to {tuple(scores.shape)}; expected one score for "
+                f"each datum, ({len(x)},) or ({len(x)}, 1): end it in a layer of one output"
+            )
+        return scores.reshape(-1)
+
+    def packed(self, tree: Any) -> Any:
+        """Tensors `[N, *event]` in packs; the last N mod m data are left out."""
+        return tree if self.pack == 1 else tree_map_only(Tensor, self._packed, tree)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        packs = len(x) // self.pack
+        if packs == 0:
+            raise ValueError(
+                f"a minibatch has {len(x)} data, fewer than a pack of {self.pack}; expected "
+                "batch_size to be at least pack"
+            )
+        x = x[: packs * self.pack]
+        return x.reshape(packs, -1, *x.shape[2:])
+
+    def penalty(self, real: Tensor, fake: Tensor, rest: Any) -> Tensor | float:
+        """What keeps the critic smooth, mean over packs."""
+        total: Tensor | float = 0.0
+        if self.gradient_penalty:
+            shape = (len(real),) + (1,) * (real.dim() - 1)
+            share = torch.rand(shape, dtype=real.dtype, device=real.device)
+            between = self._squared_gradients(real + share * (fake - real), rest)
+            norms = (between + 1e-12).sqrt()
+            total = total + self.gradient_penalty * (norms - 1).square().mean()
+        if self.r1:
+            total = total + self.r1 / 2 * self._squared_gradients(real, rest).mean()
+        return total
+
+    def _squared_gradients(self, x: Tensor, rest: Any) -> Tensor:
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.scores(x, rest).sum(), x, create_graph=True)
+        return gradient.flatten(1).square().sum(1)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Data `[N, *event]`, draws of the same shape, and the program's other arguments."""
+
+    real: Tensor
+    fake: Tensor
+    rest: tuple[tuple, dict[str, Any]] = field(default=((), {}))
+
+
+def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Sides:
+    """Draw as many data from a model as it is given, with their path gradient.
+
+    Raises:
+        ValueError: no data, no site of that name, draws of another shape or without a path gradient.
+    """
+    if site in kwargs:
+        real, rest = kwargs[site], (args, {k: v for k, v in kwargs.items() if k != site})
+    elif args:
+        real, rest = args[0], (args[1:], dict(kwargs))
+    else:
+        raise ValueError(
+            f"the program was given no data for {site!r}; pass them as its first argument or by name"
+        )
+    fake = draw(model, site, args, kwargs)
+    if fake.shape != real.shape:
+        raise ValueError(
+            f"the program draws {tuple(fake.shape)} at {site!r} but the data are "
+            f"{tuple(real.shape)}; expected as many draws as data: open pyro.plate('data', len(x))"
+        )
+    return Sides(real.to(fake), fake, rest)
+
+
+def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """Draw a site of a model from its prior, with a path gradient."""
+    nodes = poutine.trace(Uncondition()(model)).get_trace(*args, **kwargs).nodes
+    found = nodes.get(site)
+    if found is None or found["type"] != "sample":
+        names = [name for name, node in nodes.items() if node["type"] == "sample"]
+        raise ValueError(f"the program has no site {site!r}, only {names}; name it: site=...")
+    if not (is_deterministic(found) or found["fn"].has_rsample):
+        raise ValueError(
+            f"the program draws {site!r} from a {type(found['fn']).__name__} without a path gradient, "
+            "so that a critic cannot teach it; use a distribution with rsample, such as Normal or "
+            "RelaxedBernoulli, or pyro.deterministic"
+        )
+    return found["value"]
+
+
+class GAN(Game):
+    r"""A critic c learns to tell data from the program's draws, and the program to deceive it.
+
+    With $D = \mathrm{sigmoid}(c)$ the critic maximises $V = E_p \log D(x) + E_q \log(1 - D(x))$; at its
+    best, $D = p / (p + q)$, $V = 2 \mathrm{JSD}(p, q) - \log 4$ (Goodfellow et al. 2014, prop. 1 and
+    thm. 1). The program, which may draw its data site deterministically or from a distribution with a
+    path gradient, minimises V (`"minimax"`), or $-E_q \log D$ (`"nonsaturating"`). Further losses:
+    `"least_squares"` (Mao et al. 2017), `"hinge"` (Lim and Ye 2017), `"wasserstein"` (Arjovsky et al.
+    2017).
+
+    The players are `"generator"` and `"critic"`. Histories hold minus their losses per datum: for the
+    first two losses that of the critic is V. Validation watches the energy distance between data and
+    draws, which nobody trains on.
+
+    Args:
+        critic: maps data `[N, *event]`, and what else the program is given, to scores `[N]` or `[N, 1]`.
+        loss: one of the names above, or an `AdversarialLoss`.
+        num_steps: steps of the critic in a round.
+        optimizer: makes the critic's optimiser, `schedule` its learning-rate scheduler; by default as
+            the fit's.
+        gradient_penalty: weight of $(|\nabla c| - 1)^2$ on lines between data and draws (Gulrajani et
+            al. 2017); by default 10 for `"wasserstein"`, else 0. Give 0 for a critic that is Lipschitz
+            by itself, as `nn.spectral_normalised` makes it.
+        r1: weight gamma of $|\nabla c|^2 / 2$ at data (Mescheder et al. 2018).
+        smoothing: share of data taken for draws by the critic: label smoothing, one-sided (Salimans
+            et al. 2016); at best $D = (1 - s) p / (p + q)$.
+        pack: data that the critic sees at once, concatenated (Lin et al. 2018): it maps
+            `[N / pack, pack * D]`.
+        ema: decay of a running average of the program, `Fit.averages["generator"]`.
+        site: name of the data site.
+
+    Raises:
+        ValueError: settings that cannot be meant; when run, a critic without one score for a datum,
+            draws of another shape than the data's, or without a path gradient.
+
+    Example:
+        >>> import torch, ppl_dgm
+        >>> from ppl_dgm.families import Generator
+        >>> from ppl_dgm.nn import MLP
+        >>> generator = Generator(torch.nn.Linear(1, 1), 1, 1)
+        >>> data = 3 + torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+        >>> game = GAN(MLP(1, [8], 1), optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+        >>> fit = ppl_dgm.fit(generator, data, game, steps=300, progress=False,
+        ...                   optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+        >>> bool(abs(generator.sample(500).mean() - 3) < 0.5)
+        True
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        loss: str | AdversarialLoss = "nonsaturating",
+        *,
+        num_steps: int = 1,
+        optimizer: Callable[[Any], Optimizer] | None = None,
+        schedule: Callable[[Optimizer], Any] | None = None,
+        gradient_penalty: float | None = None,
+        r1: float = 0.0,
+        smoothing: float = 0.0,
+        pack: int = 1,
+        ema: float | None = None,
+        site: str = "x",
+    ) -> None:
+        super().__init__()
+        if not isinstance(critic, nn.Module):
+            raise TypeError(f"critic is a {type(critic).__name__}; expected a torch.nn.Module")
+        self.adversarial = named_loss(loss)
+        if gradient_penalty is None:
+            gradient_penalty = 10.0 if self.adversarial.lipschitz else 0.0
+        check_weights(gradient_penalty=gradient_penalty, r1=r1)
+        check_count("pack", pack)
+        check_smoothing(smoothing, self.adversarial)
+        self.critic = Critic(critic, pack, gradient_penalty, r1)
+        self.smoothing, self.ema, self.site = smoothing, ema, site
+        self._moves = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
+
+    def players(self, module: nn.Module | None) -> Sequence[Player]:
+        """Name generator and critic."""
+        return (
+            Player("generator", module, Goal(self.generator_loss), ema=self.ema),
+            Player("critic", self.critic.net, Goal(self.critic_loss), **self._moves),
+        )
+
+    def generator_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """What the generator minimises, summed over data."""
+        sides = draw_sides(model, self.site, args, kwargs)
+        scores = self.critic.scores(*self.critic.packed((sides.fake, sides.rest)))
+        return len(sides.real) * self.adversarial.generator(scores).mean()
+
+    def critic_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """What the critic minimises, summed over data."""
+        sides, critic = draw_sides(model, self.site, args, kwargs), self.critic
+        real, fake, rest = critic.packed((sides.real, sides.fake.detach(), sides.rest))
+        on_real, on_fake = critic.scores(real, rest), critic.scores(fake, rest)
+        loss = self._on_real(on_real).mean() + self.adversarial.fake(on_fake).mean()
+        return len(sides.real) * (loss + critic.penalty(real, fake, rest))
+
+    def _on_real(self, scores: Tensor) -> Tensor:
+        loss = self.adversarial.real(scores)
+        if not self.smoothing:
+            return loss
+        return (1 - self.smoothing) * loss + self.smoothing * self.adversarial.fake(scores)
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The energy distance between data and draws, times the number of data."""
+        with torch.no_grad():
+            sides = draw_sides(model, self.site, args, kwargs)
+            return len(sides.real) * energy_distance(sides.real, sides.fake).item()
+
+
+class FGAN(GAN):
+    r"""A critic that bounds an f-divergence, which the program minimises (Nowozin et al. 2016, eq. 4).
+
+    With $T = a(c(x))$ for the critic c and the divergence's activation a, the critic maximises
+    $F = E_p T - E_q f^*(T) \le D_f(p \| q)$, equal at $T = f'(p / q)$; the program minimises F. The
+    history of `"critic"` is F, in nats, where no penalty is set.
+
+    Args:
+        critic: as for `GAN`.
+        divergence: a name (see `named_divergence`) or a `Divergence`.
+        nonsaturating: let the program maximise $E_q T$ in place of $E_q f^*(T)$ (section 3.2).
+        **settings: as for `GAN`; there are no labels to smooth.
+
+    Example:
+        >>> import torch
+        >>> from ppl_dgm.nn import MLP
+        >>> FGAN(MLP(1, [8], 1), "pearson").divergence.name
+        'pearson'
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        divergence: str | Divergence = "kl",
+        *,
+        nonsaturating: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.divergence = found = named_divergence(divergence)
+        loss = AdversarialLoss(
+            real=lambda s: -found.activation(s),
+            fake=found.penalty,
+            generator=lambda s: -(found.activation(s) if nonsaturating else found.penalty(s)),
+        )
+        super().__init__(critic, loss, smoothing=0.0, **settings)
+
+
+def check_weights(**weights: float) -> None:
+    """Raise ValueError for a weight, given by name, below zero."""
+    for name, weight in weights.items():
+        if not weight >= 0:
+            raise ValueError(f"{name} is {weight}; expected a weight of at least 0")
+
+
+def check_smoothing(smoothing: float, loss: AdversarialLoss) -> None:
+    """Raise ValueError for a share that is none, or labels where there are none."""
+    if not 0 <= smoothing < 0.5:
+        raise ValueError(f"smoothing is {smoothing}; expected a share of at least 0 and below 0.5")
+    if smoothing and loss.lipschitz:
+        raise ValueError(
+            f"smoothing is {smoothing}, but the critic of this loss tells no labels; leave it out, or "
+            "use loss='nonsaturating', 'minimax', 'least_squares' or 'hinge'"
+        )

@@ -1,0 +1,38 @@
+r"""Discrepancies between two samples that need no density: energy distance and kernel mean."""
+
+import torch
+from torch import Tensor
+
+
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    r"""The energy distance, $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2013).
+
+    Zero only for equal distributions. Unbiased: pairs of one datum with itself are left out, so that
+    the value may fall below zero.
+
+    Args:
+        x: data `[n, *event]`.
+        y: data `[m, *event]`.
+
+    Returns:
+        A scalar, in the units of the data.
+
+    Example:
+        >>> energy_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [2.0]]))
+        tensor(-2.)
+    """
+    x, y = x.flatten(1), y.flatten(1)
+    return (
+        2 * distances(x, y).mean() - mean_of_pairs(distances(x, x)) - mean_of_pairs(distances(y, y))
+    )
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances `[n, m]` of vectors `[n, D]` and `[m, D]`."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def mean_of_pairs(values: Tensor) -> Tensor:
+    """Mean of a matrix `[n, n]` without its diagonal: over pairs of different data."""
+    n = len(values)
+    return (values.sum() - values.diagonal().sum()) / max(n * (n - 1), 1)
