@@ -73,8 +73,8 @@ def named_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
 
 
 @dataclass(frozen=True, eq=False)
-class Critic:
-    """A net that scores data and draws, several at a time if it is given packs.
+class Judge:
+    """A critic as it is used: scores of packs, and what keeps it smooth.
 
     Args:
         net: maps `[N, *event]`, and what else the program is given, to scores `[N]` or `[N, 1]`.
@@ -253,30 +253,31 @@ class GAN(Game):
         check_weights(gradient_penalty=gradient_penalty, r1=r1)
         check_count("pack", pack)
         check_smoothing(smoothing, self.adversarial)
-        self.critic = Critic(critic, pack, gradient_penalty, r1)
+        self.critic, self.pack, self.gradient_penalty, self.r1 = critic, pack, gradient_penalty, r1
         self.smoothing, self.ema, self.site = smoothing, ema, site
+        self._judge = Judge(critic, pack, gradient_penalty, r1)
         self._moves = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
 
     def players(self, module: nn.Module | None) -> Sequence[Player]:
         """Name generator and critic."""
         return (
             Player("generator", module, Goal(self.generator_loss), ema=self.ema),
-            Player("critic", self.critic.net, Goal(self.critic_loss), **self._moves),
+            Player("critic", self.critic, Goal(self.critic_loss), **self._moves),
         )
 
     def generator_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What the generator minimises, summed over data."""
         sides = draw_sides(model, self.site, args, kwargs)
-        scores = self.critic.scores(*self.critic.packed((sides.fake, sides.rest)))
+        scores = self._judge.scores(*self._judge.packed((sides.fake, sides.rest)))
         return len(sides.real) * self.adversarial.generator(scores).mean()
 
     def critic_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What the critic minimises, summed over data."""
-        sides, critic = draw_sides(model, self.site, args, kwargs), self.critic
-        real, fake, rest = critic.packed((sides.real, sides.fake.detach(), sides.rest))
-        on_real, on_fake = critic.scores(real, rest), critic.scores(fake, rest)
+        sides, judge = draw_sides(model, self.site, args, kwargs), self._judge
+        real, fake, rest = judge.packed((sides.real, sides.fake.detach(), sides.rest))
+        on_real, on_fake = judge.scores(real, rest), judge.scores(fake, rest)
         loss = self._on_real(on_real).mean() + self.adversarial.fake(on_fake).mean()
-        return len(sides.real) * (loss + critic.penalty(real, fake, rest))
+        return len(sides.real) * (loss + judge.penalty(real, fake, rest))
 
     def _on_real(self, scores: Tensor) -> Tensor:
         loss = self.adversarial.real(scores)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.families import MADE, Generator
 from ppl_dgm.nn import MLP, spectral_normalised
 from ppl_dgm.objectives import FGAN, GAN, AdversarialLoss, named_divergence
-from ppl_dgm.objectives.adversarial import LOSSES
+from ppl_dgm.objectives.adversarial import LOSSES, Judge
 
 quietly = partial(fit, progress=False, compile=False)
 adam = partial(torch.optim.Adam, lr=0.02, betas=(0.5, 0.9))
@@ -226,13 +227,13 @@ def test_a_packed_critic_sees_several_data_at_once() -> None:
     assert torch.equal(seen[1], drawn[:6].reshape(2, 6))
     assert loss.item() == pytest.approx(7 * 2 * x[:6].sum().item() / 2)  # the mean of two packs
     with pytest.raises(ValueError, match="has 2 data, fewer than a pack of 3"):
-        game.critic.packed(x[:2])
+        Judge(Watching(), pack=3).packed(x[:2])
 
 
 def test_packs_of_images_are_stacked_by_channel() -> None:
-    critic = GAN(nn.Flatten(), pack=2).critic
+    judge = Judge(nn.Flatten(), pack=2)
     images = torch.arange(4 * 3 * 2 * 2).reshape(4, 3, 2, 2)
-    assert torch.equal(critic.packed(images)[0], torch.cat([images[0], images[1]]))
+    assert torch.equal(judge.packed(images)[0], torch.cat([images[0], images[1]]))
 
 
 def test_labels_reach_the_critic() -> None:
@@ -371,6 +372,23 @@ def test_compiled_rounds_equal_eager_ones(name: str) -> None:
         assert (result.compile_seconds > 0) is compile
     for player in ("generator", "critic"):
         assert torch.allclose(histories[0][player], histories[1][player], atol=1e-4), player
+
+
+def test_a_checkpoint_goes_on_with_its_own_critic(tmp_path: Path) -> None:
+    """Another critic's start is no other game: the file has what was learned."""
+    wasserstein = STABLE["wasserstein"]
+    ends = []
+    for first in (6, 3):
+        for start, steps in enumerate((first, 6)):
+            torch.manual_seed(start)
+            generator, game = Generator(nn.Linear(1, 1), 1, 1), wasserstein()
+            settings = {"checkpoint": tmp_path / f"{first}.pt", "batch_size": 50}
+            quietly(generator, normal_data(100), game, steps=steps, **settings)
+        ends.append([p.tolist() for p in (*generator.parameters(), *game.critic.parameters())])
+    assert ends[0] == ends[1]
+    other = GAN(MLP(1, [16], 1, nn.LeakyReLU), "wasserstein", num_steps=3, r1=1.0, optimizer=adam)
+    with pytest.raises(ValueError, match="of another fit: .*r1 is 1.0, not 0.0"):
+        quietly(generator, normal_data(100), other, steps=7, **settings)
 
 
 def test_svi_takes_it_as_a_loss() -> None:
