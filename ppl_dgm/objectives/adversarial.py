@@ -167,7 +167,8 @@ def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any
 
 def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     """Draw a site of a model from its prior, with a path gradient."""
-    nodes = poutine.trace(Uncondition()(model)).get_trace(*args, **kwargs).nodes
+    trace: Any = poutine.trace(Uncondition()(model)).get_trace(*args, **kwargs)
+    nodes = trace.nodes
     found = nodes.get(site)
     if found is None or found["type"] != "sample":
         names = [name for name, node in nodes.items() if node["type"] == "sample"]
