@@ -1,6 +1,32 @@
-"""What a fitted program does with its latents: code lengths and active units."""
+"""What a fitted program does with its latents, and whether its draws are like data.
+
+Latents: code lengths and active units. Draws: two-sample tests with p-values (`mmd_test` and others).
+"""
 
 from ppl_dgm.diagnostics.codes import CodeLength, code_length
 from ppl_dgm.diagnostics.latent_use import LatentUse, latent_use
+from ppl_dgm.diagnostics.two_sample import (
+    TwoSampleTest,
+    classifier_test,
+    energy_test,
+    ks_test,
+    linear_mmd_test,
+    mean_test,
+    mmd_test,
+    permutation_test,
+)
 
-__all__ = ["CodeLength", "LatentUse", "code_length", "latent_use"]
+__all__ = [
+    "CodeLength",
+    "LatentUse",
+    "TwoSampleTest",
+    "classifier_test",
+    "code_length",
+    "energy_test",
+    "ks_test",
+    "latent_use",
+    "linear_mmd_test",
+    "mean_test",
+    "mmd_test",
+    "permutation_test",
+]
