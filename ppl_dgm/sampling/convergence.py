@@ -119,7 +119,8 @@ def dominates(failing: Tensor, cost: Tensor) -> bool:
         failing: which data fail, `[data]` or `[]`.
         cost: error of each datum in nats, same shape; infinite or NaN where it is unknown.
     """
-    failing, cost = torch.atleast_1d(failing), torch.atleast_1d(cost.double())
+    both = torch.broadcast_tensors(failing, cost.double())
+    failing, cost = map(torch.atleast_1d, both)
     if not bool(torch.isfinite(cost[failing]).all()):
         return True
     squares = cost.nan_to_num(0.0, 0.0, 0.0).square()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import SMC, SteppingStone
-from ppl_dgm.evidence.smc import smc_alarms
+from ppl_dgm.evidence.smc import group_alarms
 from ppl_dgm.sampling.convergence import (
     chain_ess,
     dominates,
@@ -78,9 +78,9 @@ def test_one_datum_whose_groups_disagree_is_told() -> None:
     """One in two hundred is less than any share that was allowed by number."""
     groups = 0.05 * torch.randn(8, 200, dtype=torch.float64)
     found = {"group_log_z": groups, "ess": torch.ones(200), "acceptance": torch.ones(200)}
-    assert smc_alarms(found) == ()
+    assert group_alarms(found) == ()
     groups[:, 5] = 4 * torch.randn(8, dtype=torch.float64)
-    assert "disagree" in smc_alarms(found)[0]
+    assert "disagree" in group_alarms(found)[0]
 
 
 def test_an_outlier_among_many_data_is_told_or_right() -> None:
