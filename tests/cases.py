@@ -22,7 +22,11 @@ from ppl_dgm.conditionals.guides import (
     FullRankNormal,
 )
 from ppl_dgm.families import (
+    IAF,
     MADE,
+    MAF,
+    NICE,
+    NSF,
     PPCA,
     VAE,
     VQVAE,
@@ -31,6 +35,8 @@ from ppl_dgm.families import (
     HierarchicalVAE,
     IndependentBernoulli,
     Mixture,
+    PlanarFlow,
+    RealNVP,
     SemiSupervisedVAE,
     likelihoods,
     priors,
@@ -275,6 +281,20 @@ def bayes_net(program: Any, x: Tensor) -> Tensor:
     return log_probs[0][a] + log_probs[1][a, b] + log_probs[2][a, b, c]
 
 
+def flow(program: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """Density of the noise and Jacobian of the map to it, by autodiff, one datum after the other."""
+    found = []
+    for i in range(len(x)):
+        row = None if context is None else context[i : i + 1]
+
+        def noise(value: Tensor, given: Tensor | None = row) -> Tensor:
+            return program.latents(value.unsqueeze(0), given).squeeze(0)
+
+        log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(noise, x[i]))[1]
+        found.append(Normal(torch.zeros_like(x[i]), 1.0).log_prob(noise(x[i])).sum() + log_det)
+    return torch.stack(found)
+
+
 def flow_prior() -> priors.FlowPrior:
     """Two coupling layers of two latents."""
     return priors.FlowPrior(2, [affine_coupling(2, [4]), householder(2), affine_coupling(2, [4])])
@@ -383,6 +403,18 @@ CASES: dict[str, Case] = {
         codes_by_enumeration,
     ),
     "made": Case(seeded(lambda: MADE(4, [8], order=[2, 0, 3, 1])), binary(), made_by_conditionals),
+    "planar flow": Case(seeded(lambda: PlanarFlow(3, length=3)), real(), flow),
+    "nice": Case(seeded(lambda: NICE(3, 2, [5])), real(), flow),
+    "realnvp": Case(seeded(lambda: RealNVP(3, 2, [5])), real(), flow),
+    "maf": Case(seeded(lambda: MAF(3, 2, [5])), real(), flow),
+    "iaf": Case(seeded(lambda: IAF(3, 2, [5])), real(), flow),
+    "neural spline flow": Case(seeded(lambda: NSF(3, 2, [5], num_bins=4)), real(), flow),
+    "conditional flow": Case(
+        seeded(lambda: RealNVP(3, 2, [5], num_context=2)),
+        lambda: (*real()(), torch.randn(6, 2, generator=generator())),
+        flow,
+        {"context": torch.zeros(1, 2)},
+    ),
     "categorical made": Case(
         seeded(lambda: MADE(3, [8, 8], likelihoods.Categorical(3))), levels(3), made_by_conditionals
     ),

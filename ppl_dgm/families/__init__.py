@@ -23,6 +23,7 @@ from ppl_dgm.families import bayesnet
 from ppl_dgm.families.autoregressive import MADE
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.energy import RBM, Energy
+from ppl_dgm.families.flows import IAF, MAF, NICE, NSF, Flow, PlanarFlow, RealNVP
 from ppl_dgm.families.implicit import Generator
 from ppl_dgm.families.latent.hierarchical import HierarchicalVAE
 from ppl_dgm.families.latent.labelled import ConditionalVAE, SemiSupervisedVAE
@@ -33,7 +34,11 @@ from ppl_dgm.families.mixtures.bayesian import BayesianMixture, NormalInverseWis
 from ppl_dgm.families.mixtures.mixture import Mixture
 
 __all__ = [
+    "IAF",
     "MADE",
+    "MAF",
+    "NICE",
+    "NSF",
     "PPCA",
     "RBM",
     "VAE",
@@ -42,11 +47,14 @@ __all__ = [
     "BayesianMixture",
     "ConditionalVAE",
     "Energy",
+    "Flow",
     "Generator",
     "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",
     "NormalInverseWishart",
+    "PlanarFlow",
+    "RealNVP",
     "SemiSupervisedVAE",
     "bayesnet",
     "components",

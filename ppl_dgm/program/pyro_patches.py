@@ -1,10 +1,12 @@
 """Changes to torch and Pyro that programs need to be vectorised, seen by the thread that runs them alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.poutine import (
     lift_messenger,
+    messenger,
     scale_messenger,
     subsample_messenger,
     substitute_messenger,
@@ -23,6 +25,15 @@ _HANDLERS = (
     substitute_messenger,
     trace_struct,
 )
+
+
+def _entered(context: Any, fn: Callable, /, *args: Any, **kwargs: Any) -> Any:
+    with context:
+        return fn(*args, **kwargs)
+
+
+# Pyro's own takes no argument of a program that is called `context` or `fn`; the same with these names free.
+messenger._context_wrap = _entered  # type: ignore[assignment]
 
 
 def _initialise_unvalidated(

@@ -1,1 +1,57 @@
-"""Invertible maps that Pyro lacks."""
+"""Invertible maps that Pyro lacks, and one way to reach those it has."""
+
+from ppl_dgm.transforms.bijection import (
+    Bijection,
+    Inverse,
+    call_and_log_det,
+    condition_all,
+    inverse_and_log_det,
+    pull,
+    push,
+)
+from ppl_dgm.transforms.distribution import FlowDistribution, Held
+from ppl_dgm.transforms.layers import (
+    Autoregressive,
+    Coupling,
+    Elementwise,
+    ImageCoupling,
+    checkerboard,
+    half_channels,
+)
+from ppl_dgm.transforms.linear import ActNorm, BatchNorm, LULinear, Permutation, starting
+from ppl_dgm.transforms.planar import Planar, Radial, Sylvester
+from ppl_dgm.transforms.scalar import Affine, LogisticMixture, ScalarMap, Shift, Spline
+from ppl_dgm.transforms.solving import solve_increasing, widen
+
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Autoregressive",
+    "BatchNorm",
+    "Bijection",
+    "Coupling",
+    "Elementwise",
+    "FlowDistribution",
+    "Held",
+    "ImageCoupling",
+    "Inverse",
+    "LULinear",
+    "LogisticMixture",
+    "Permutation",
+    "Planar",
+    "Radial",
+    "ScalarMap",
+    "Shift",
+    "Spline",
+    "Sylvester",
+    "call_and_log_det",
+    "checkerboard",
+    "condition_all",
+    "half_channels",
+    "inverse_and_log_det",
+    "pull",
+    "push",
+    "solve_increasing",
+    "starting",
+    "widen",
+]

@@ -173,7 +173,8 @@ def test_double_precision_changes_nothing_but_the_digits(case: Case) -> None:
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
     assert double.shape == (3 if program.structure.latents else 1, len(data[0]))
     assert torch.allclose(single.double(), double, rtol=1e-4, atol=1e-4)
-    assert program.sample(2, **case.given).dtype == torch.float64
+    given = dict(zip(case.given, doubled(case.given.values()), strict=True))
+    assert program.sample(2, **given).dtype == torch.float64
 
 
 @pytest.mark.cuda

@@ -1,0 +1,278 @@
+"""Flows of vectors by name, each a recipe of transforms around a standard normal base.
+
+All end with an `ActNorm` on the side of the data, which takes their location and scale.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ppl_dgm.families.flows.flow import Flow, standard_normal
+from ppl_dgm.nn.mlp import Activation
+from ppl_dgm.transforms import (
+    ActNorm,
+    Autoregressive,
+    Bijection,
+    Coupling,
+    Inverse,
+    LULinear,
+    Planar,
+    ScalarMap,
+    Shift,
+    Spline,
+)
+
+
+class PlanarFlow(Flow):
+    """Planar transforms (Rezende and Mohamed 2015), data to noise, so that data are scored in
+    closed form.
+
+    A draw solves one equation for each transform.
+
+    Args:
+        num_dims: number D of dimensions.
+        length: number of transforms.
+        num_context: size of a context that the density depends on; 0 for none.
+
+    Raises:
+        ValueError: sizes below one.
+
+    Example:
+        >>> PlanarFlow(2, length=4).sample(3).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, num_dims: int, length: int = 16, num_context: int = 0) -> None:
+        steps = repeated(length, lambda _: [Inverse(Planar(num_dims, num_context))])
+        super().__init__(standard_normal(num_dims), [*steps, ActNorm((num_dims,))])
+
+
+class NICE(Flow):
+    """Additive couplings and one rescaling (Dinh, Krueger and Bengio 2015): all but the rescaling
+    keeps volumes.
+
+    Each pair of layers draws a partition of the dimensions; the first moves one part, the second
+    the other.
+
+    Args:
+        num_dims: number D of dimensions, at least 2.
+        length: number of couplings.
+        hidden: sizes of the nets' hidden layers.
+        num_context: size of a context that the density depends on; 0 for none.
+        activation: makes the nets' activation.
+        seed: draws the partitions.
+
+    Raises:
+        ValueError: sizes below one, fewer than two dimensions.
+
+    Example:
+        >>> NICE(3).sample(5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        length: int = 6,
+        hidden: Sequence[int] = (64, 64),
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+        seed: int = 0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        ranks = [torch.randperm(num_dims, generator=generator) for _ in range(length)]
+
+        def layer(step: int) -> list[Any]:
+            mask = (ranks[step // 2] < num_dims // 2) ^ bool(step % 2)
+            parts = Coupling(num_dims, Shift(), mask, False, hidden, num_context, activation)
+            return [parts]
+
+        super().__init__(
+            standard_normal(num_dims), [*repeated(length, layer), ActNorm((num_dims,))]
+        )
+
+
+class RealNVP(Flow):
+    """Affine couplings of halves in turn (Dinh, Sohl-Dickstein and Bengio 2017), each after an
+    `ActNorm`.
+
+    Args:
+        num_dims: number D of dimensions, at least 2.
+        length: number of couplings.
+        hidden: sizes of the nets' hidden layers.
+        num_context: size of a context that the density depends on; 0 for none.
+        activation: makes the nets' activation.
+
+    Raises:
+        ValueError: sizes below one, fewer than two dimensions.
+
+    Example:
+        >>> RealNVP(3).sample(5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        length: int = 6,
+        hidden: Sequence[int] = (64, 64),
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        def layer(step: int) -> list[Any]:
+            flipped = step % 2 == 1
+            coupling = Coupling(num_dims, None, None, flipped, hidden, num_context, activation)
+            return [coupling, ActNorm((num_dims,))]
+
+        super().__init__(standard_normal(num_dims), repeated(length, layer))
+
+
+class MAF(Flow):
+    """Masked autoregressive flow (Papamakarios, Pavlakou and Murray 2017): MADEs with Gaussian
+    conditionals in a row.
+
+    Data are scored in one pass of each net; a draw takes D. Every other net goes through the
+    dimensions backwards.
+
+    Args:
+        num_dims: number D of dimensions.
+        length: number of nets.
+        hidden: sizes of the nets' hidden layers.
+        num_context: size of a context that the density depends on; 0 for none.
+        activation: makes the nets' activation.
+
+    Raises:
+        ValueError: sizes below one.
+
+    Example:
+        >>> MAF(3).sample(5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        length: int = 5,
+        hidden: Sequence[int] = (64, 64),
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        def layer(step: int) -> list[Any]:
+            net = autoregressive(step, num_dims, None, hidden, num_context, activation)
+            return [Inverse(net), ActNorm((num_dims,))]
+
+        super().__init__(standard_normal(num_dims), repeated(length, layer))
+
+
+class IAF(Flow):
+    """Inverse autoregressive flow (Kingma et al. 2016): drawn in one pass of each net, data scored
+    in D.
+
+    As a model it is for distillation (van den Oord et al. 2018); to fit data, use `MAF`.
+
+    Args:
+        num_dims: number D of dimensions.
+        length: number of nets.
+        hidden: sizes of the nets' hidden layers.
+        num_context: size of a context that the density depends on; 0 for none.
+        activation: makes the nets' activation.
+
+    Raises:
+        ValueError: sizes below one.
+
+    Example:
+        >>> IAF(3).sample(5).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        length: int = 5,
+        hidden: Sequence[int] = (64, 64),
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        def layer(step: int) -> list[Any]:
+            return [autoregressive(step, num_dims, None, hidden, num_context, activation)]
+
+        super().__init__(
+            standard_normal(num_dims), [*repeated(length, layer), ActNorm((num_dims,))]
+        )
+
+
+class NSF(Flow):
+    """Neural spline flow (Durkan, Bekasov, Murray and Papamakarios 2019): monotone rational
+    quadratic splines.
+
+    Args:
+        num_dims: number D of dimensions.
+        length: number of spline layers.
+        hidden: sizes of the nets' hidden layers.
+        num_bins: of each spline.
+        bound: of the splines, in standard deviations: outside they are the identity.
+        layers: `"autoregressive"`, scored in one pass and drawn in D; `"coupling"`, one pass each
+            way, after linear maps and for at least two dimensions.
+        num_context: size of a context that the density depends on; 0 for none.
+        activation: makes the nets' activation.
+
+    Raises:
+        ValueError: sizes below one, other layers.
+
+    Example:
+        >>> NSF(3).sample(5).shape, NSF(3, layers="coupling").sample(5).shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        length: int = 3,
+        hidden: Sequence[int] = (64, 64),
+        num_bins: int = 8,
+        bound: float = 5.0,
+        layers: Literal["autoregressive", "coupling"] = "autoregressive",
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        if layers not in ("autoregressive", "coupling"):
+            raise ValueError(f"layers is {layers!r}; expected 'autoregressive' or 'coupling'")
+        spline = Spline(num_bins, bound)
+
+        def layer(step: int) -> list[Any]:
+            norm = ActNorm((num_dims,))
+            if layers == "autoregressive":
+                net = autoregressive(step, num_dims, spline, hidden, num_context, activation)
+                return [Inverse(net), norm]
+            flipped = step % 2 == 1
+            coupling = Coupling(num_dims, spline, None, flipped, hidden, num_context, activation)
+            return [coupling, Inverse(LULinear((num_dims,))), norm]
+
+        super().__init__(standard_normal(num_dims), repeated(length, layer))
+
+
+def autoregressive(
+    step: int,
+    num_dims: int,
+    scalar: ScalarMap | None,
+    hidden: Sequence[int],
+    num_context: int,
+    activation: Activation,
+) -> Bijection:
+    """An autoregressive layer; every other one goes through the dimensions backwards."""
+    order = range(num_dims)[:: 1 if step % 2 == 0 else -1]
+    return Autoregressive(num_dims, scalar, hidden, order, num_context, activation)
+
+
+def repeated(length: int, layer: Callable[[int], list[Any]]) -> list[Any]:
+    """The transforms of so many layers, one after the other.
+
+    Raises:
+        ValueError: fewer layers than one.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; expected at least 1")
+    return list(chain.from_iterable(map(layer, range(length))))

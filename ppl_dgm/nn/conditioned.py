@@ -1,0 +1,119 @@
+"""Nets with a context: the parameters of coupling layers and of flows over time."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ppl_dgm.nn.conv import over_images
+from ppl_dgm.nn.mlp import Activation, _check_sizes, hidden_sizes
+
+
+class ContextMLP(nn.Module):
+    """Perceptron every layer of which also sees a context: h -> a(W h + V c + b).
+
+    The last layer starts small, so that the net starts near zero.
+
+    Args:
+        in_features: size of the input.
+        hidden: sizes of the hidden layers.
+        out_features: size of the output.
+        num_context: size of the context c; 0 for none.
+        activation: makes the activation.
+
+    Shape:
+        `[..., in_features]` and `[..., num_context]`, which broadcast, to `[..., out_features]`.
+
+    Raises:
+        ValueError: a size below one.
+
+    Example:
+        >>> import torch
+        >>> ContextMLP(3, [8], 2, num_context=4)(torch.zeros(7, 5, 3), torch.zeros(5, 4)).shape
+        torch.Size([7, 5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int,
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        sizes = _check_sizes([in_features, *hidden_sizes(hidden), out_features])
+        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+        self.contexts = nn.ModuleList(context_maps(num_context, sizes[1:]))
+        self.activation = activation()
+        start_small(self.layers[-1], *self.contexts[-1:])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        for depth, layer in enumerate(self.layers):
+            x = layer(x if depth == 0 else self.activation(x))
+            x = x if context is None else x + self.contexts[depth](context)
+        return x
+
+
+class ContextConvNet(nn.Module):
+    """Convolutions of 3, 1 and 3 pixels that keep an image's sides (Kingma and Dhariwal 2018, Glow,
+    section 5.1).
+
+    Args:
+        in_channels: of the input.
+        hidden: channels of the two hidden layers.
+        out_channels: of the output.
+        num_context: size of a context vector that all pixels of the hidden layers see; 0 for none.
+        activation: makes the activation.
+
+    Shape:
+        `[..., in_channels, height, width]` and `[..., num_context]` to `[..., out_channels, height,
+        width]`.
+
+    Raises:
+        ValueError: a size below one.
+
+    Example:
+        >>> import torch
+        >>> ContextConvNet(1, 8, 4)(torch.zeros(7, 1, 5, 6)).shape
+        torch.Size([7, 4, 5, 6])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        _check_sizes([in_channels, hidden, out_channels])
+        sizes = (3, 1, 3)
+        channels = (in_channels, hidden, hidden, out_channels)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, size, padding=size // 2)
+            for before, after, size in zip(channels[:-1], channels[1:], sizes, strict=True)
+        )
+        self.contexts = nn.ModuleList(context_maps(num_context, channels[1:]))
+        self.activation = activation()
+        start_small(self.layers[-1], *self.contexts[-1:])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """`[..., in_channels, height, width]` to `[..., out_channels, height, width]`."""
+        for depth, layer in enumerate(self.layers):
+            x = over_images(layer, x if depth == 0 else self.activation(x))
+            x = x if context is None else x + self.contexts[depth](context)[..., None, None]
+        return x
+
+
+def context_maps(num_context: int, sizes: Sequence[int]) -> list[nn.Linear]:
+    """Linear maps of a context to so many sizes; none without a context."""
+    return [nn.Linear(num_context, size, bias=False) for size in sizes if num_context > 0]
+
+
+def start_small(*layers: nn.Module, factor: float = 0.1) -> None:
+    """Shrink the weights and biases that layers start with; gradients still reach those before."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.data.mul_(factor)

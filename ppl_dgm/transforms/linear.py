@@ -1,0 +1,251 @@
+"""Affine bijections: full matrices, normalisation, permutations."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.transforms.bijection import Bijection, Images
+
+
+class LULinear(Bijection):
+    r"""$y = W x + b$ with $W = P L U$, on vectors or on the channels of images (Glow's 1 x 1
+    convolution).
+
+    P is a fixed permutation, L unit lower triangular, U upper triangular with diagonal $\pm e^{d}$,
+    so that the log-determinant is $\sum d$, for each pixel, and W cannot become singular (Kingma
+    and Dhariwal 2018, section 3.2).
+
+    Args:
+        event_shape: (D,) or (channels, height, width).
+        weight: W to start from, `[D, D]`; a random rotation by default.
+
+    Raises:
+        ValueError: a weight of another shape, or a singular one.
+
+    Example:
+        >>> linear = LULinear((2,), torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+        >>> linear.call_and_log_det(torch.tensor([3.0, 4.0]))
+        (tensor([8., 3.], grad_fn=...), tensor(0.6931, grad_fn=...))
+    """
+
+    permutation: Tensor
+    signs: Tensor
+
+    def __init__(self, event_shape: Sequence[int], weight: Tensor | None = None) -> None:
+        super().__init__(event_shape)
+        size = self.event_shape[0]
+        weight = torch.linalg.qr(torch.randn(size, size))[0] if weight is None else weight
+        if weight.shape != (size, size):
+            raise ValueError(f"expected a weight [{size}, {size}], got shape {list(weight.shape)}")
+        permutation, lower, upper = torch.linalg.lu(weight.detach())
+        diagonal = upper.diagonal()
+        if not bool(diagonal.abs().min() > torch.finfo(weight.dtype).eps * weight.abs().max()):
+            raise ValueError("the weight is singular; expected a matrix that has an inverse")
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("signs", diagonal.sign())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_diagonal = nn.Parameter(diagonal.abs().log())
+        self.bias = nn.Parameter(torch.zeros_like(diagonal))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """L and U."""
+        identity = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+        diagonal = torch.diag_embed(self.signs * self.log_diagonal.exp())
+        return self.lower.tril(-1) + identity, self.upper.triu(1) + diagonal
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        pixels = math.prod(self.event_shape[1:])
+        return (pixels * self.log_diagonal.sum()).expand(x.shape[: x.dim() - len(self.event_shape)])
+
+    def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
+        """W x + b."""
+        lower, upper = self._factors()
+        dim = -len(self.event_shape)
+        y = x.movedim(dim, -1) @ (self.permutation @ lower @ upper).mT + self.bias
+        return y.movedim(-1, dim), self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
+        """Two triangular systems."""
+        lower, upper = self._factors()
+        dim = -len(self.event_shape)
+        right = (y.movedim(dim, -1) - self.bias) @ self.permutation
+        rows = right.reshape(-1, right.shape[-1]).mT
+        half = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper, half, upper=True).mT.reshape(right.shape)
+        return x.movedim(-1, dim), -self._log_det(y)
+
+
+class ActNorm(Bijection):
+    """y = s x + b for each dimension or channel, started so that the data's x have mean 0 and sd 1.
+
+    It starts from data when `starting` runs data backwards through it (Kingma and Dhariwal 2018,
+    section 3.1), as a flow does with the first data that it sees; from then on s and b are
+    parameters like others.
+
+    Args:
+        event_shape: (D,) or (channels, height, width).
+
+    Example:
+        >>> norm = ActNorm((1,))
+        >>> with starting(norm):
+        ...     norm.inv(torch.tensor([[90.0], [110.0]]))
+        tensor([[-0.7071],
+                [ 0.7071]], grad_fn=...)
+    """
+
+    started: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape)
+        shape = (self.event_shape[0], *(1,) * (len(self.event_shape) - 1))
+        self.loc = nn.Parameter(torch.zeros(shape))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("started", torch.tensor(False))
+        self.starting = False
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        pixels = math.prod(self.event_shape[1:])
+        return (pixels * self.log_scale.sum()).expand(x.shape[: x.dim() - len(self.event_shape)])
+
+    def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
+        """s x + b."""
+        return x * self.log_scale.exp() + self.loc, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
+        """(y - b) / s."""
+        if self.starting:
+            self._start(y)
+        return (y - self.loc) * (-self.log_scale).exp(), -self._log_det(y)
+
+    @torch.no_grad()
+    def _start(self, y: Tensor) -> None:
+        dims = [d for d in range(y.dim()) if d != y.dim() - len(self.event_shape)]
+        if y.numel() > math.prod(self.event_shape):
+            spread = y.std(dims, keepdim=True).reshape(self.loc.shape)
+            least = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.abs().max())
+            self.log_scale.copy_(torch.where(spread > least, spread, 1.0).log())
+            self.loc.copy_(y.mean(dims).reshape(self.loc.shape))
+            self.started.fill_(True)
+
+
+@contextmanager
+def starting(*modules: nn.Module) -> Iterator[list[ActNorm]]:
+    """Let the `ActNorm`s in modules that have not started yet do so from the data of the block;
+    yields them.
+    """
+    norms = [
+        part
+        for module in modules
+        for part in module.modules()
+        if isinstance(part, ActNorm) and not bool(part.started)
+    ]
+    for norm in norms:
+        norm.starting = True
+    try:
+        yield norms
+    finally:
+        for norm in norms:
+            norm.starting = False
+
+
+class BatchNorm(Bijection):
+    """Normalise data by the batch's moments in training, by running ones in evaluation (Dinh et al.
+    2017, section 3.7).
+
+    Backwards, data to base, it is $x = (y - m) / s \\cdot e^{g} + b$; forwards the inverse with
+    running moments. In training the data of a batch depend on each other; evidence is that of
+    evaluation mode.
+
+    Args:
+        event_shape: (D,) or (channels, height, width).
+        momentum: of the running moments.
+        epsilon: added to variances.
+
+    Example:
+        >>> norm = BatchNorm((1,)).train()
+        >>> norm.inv(torch.tensor([[90.0], [110.0]])).flatten()
+        tensor([-1.,  1.], grad_fn=...)
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(
+        self, event_shape: Sequence[int], momentum: float = 0.1, epsilon: float = 1e-5
+    ) -> None:
+        super().__init__(event_shape)
+        shape = (self.event_shape[0], *(1,) * (len(self.event_shape) - 1))
+        self.loc = nn.Parameter(torch.zeros(shape))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_variance", torch.ones(shape))
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def _moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the batch, noted; or the running ones."""
+        if not self.training:
+            return self.running_mean, self.running_variance
+        dims = [d for d in range(y.dim()) if d != y.dim() - len(self.event_shape)]
+        mean = y.mean(dims).reshape(self.loc.shape)
+        variance = (y - mean).square().mean(dims).reshape(self.loc.shape)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_variance.lerp_(variance, self.momentum)
+        return mean, variance
+
+    def _log_det(self, variance: Tensor, x: Tensor) -> Tensor:
+        pixels = math.prod(self.event_shape[1:])
+        log_det = pixels * ((variance + self.epsilon).log() / 2 - self.log_scale).sum()
+        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
+
+    def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
+        """Back to the data's scale, by the running moments."""
+        spread = (self.running_variance + self.epsilon).sqrt()
+        y = (x - self.loc) * (-self.log_scale).exp() * spread + self.running_mean
+        return y, self._log_det(self.running_variance, x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
+        """Normalised data."""
+        mean, variance = self._moments(y)
+        x = (y - mean) * (variance + self.epsilon).rsqrt() * self.log_scale.exp() + self.loc
+        return x, -self._log_det(variance, y)
+
+
+class Permutation(Bijection):
+    """Dimensions in another order: y_i = x_order(i).
+
+    Args:
+        order: a permutation of 0, ..., D - 1.
+
+    Raises:
+        ValueError: if it is none.
+
+    Example:
+        >>> Permutation([2, 0, 1])(torch.tensor([5.0, 6.0, 7.0]))
+        tensor([7., 5., 6.])
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int] | Tensor) -> None:
+        order = torch.as_tensor(order).long().cpu()
+        super().__init__((len(order),))
+        if not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(
+                f"expected a permutation of 0, ..., {len(order) - 1}, got {order.tolist()}"
+            )
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+
+    def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
+        """In the new order, and zero."""
+        return x.index_select(-1, self.order), torch.zeros_like(x[..., 0])
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
+        """In the old order, and zero."""
+        return y.index_select(-1, self.back), torch.zeros_like(y[..., 0])

@@ -1,0 +1,258 @@
+"""Flows: fits of data of any scale, noise and back, contexts, bases, bad input."""
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import transforms as T
+from torch import Tensor, nn
+
+from ppl_dgm import Program, evidence, fit
+from ppl_dgm.families import IAF, MADE, MAF, NICE, NSF, Flow, PlanarFlow, RealNVP, likelihoods
+from ppl_dgm.transforms import ActNorm, Autoregressive, Coupling, Inverse, Planar
+
+FLOWS: dict[str, Callable[[int], Flow]] = {
+    "planar": lambda size: PlanarFlow(size, length=4),
+    "nice": lambda size: NICE(size, hidden=[16]),
+    "realnvp": lambda size: RealNVP(size, hidden=[16]),
+    "maf": lambda size: MAF(size, 2, hidden=[16]),
+    "iaf": lambda size: IAF(size, 2, hidden=[16]),
+    "nsf": lambda size: NSF(size, 2, hidden=[16]),
+    "coupling nsf": lambda size: NSF(size, 2, hidden=[16], layers="coupling"),
+}
+
+
+def noise(size: int) -> dist.Independent:
+    return dist.Normal(torch.zeros(size), 1.0).to_event(1)
+
+
+def wide(num: int = 300) -> Tensor:
+    """Correlated data of mean 100 and sd 30."""
+    x = torch.randn(num, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 1] += x[:, 0].square() / 2
+    return 100 + 30 * (x - x.mean(0)) / x.std(0)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_wide_data_are_fitted_and_carried_to_noise_and_back(name: str) -> None:
+    torch.manual_seed(0)
+    flow, x = FLOWS[name](3), wide()
+    best_normal = dist.MultivariateNormal(x.mean(0), x.T.cov()).log_prob(x).mean()
+    diagonal = dist.Normal(x.mean(0), x.std(0)).to_event(1).log_prob(x).mean()
+    assert flow.density == "exact"
+    rate = lambda parameters: torch.optim.Adam(parameters, 5e-3)  # noqa: E731
+    fit(flow, x, steps=60, optimizer=rate, seed=0, compile=False, progress=False)
+    found = evidence.auto(flow, x)
+    assert found.bound == "exact"
+    assert found.log_z.mean() > min(diagonal, best_normal) - 0.1
+    z = flow.latents(x)
+    assert z.shape == x.shape
+    assert (flow.from_latents(z) - x).abs().max() < 1e-4 * x.abs().max()
+    density = flow.distribution().log_prob(x)
+    assert torch.allclose(found.log_z.float(), density, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_draws_have_the_moments_of_the_data(name: str) -> None:
+    torch.manual_seed(0)
+    flow, x = FLOWS[name](3), wide()
+    flow.initialise(x)
+    draws = flow.sample(2000)
+    assert (draws.mean(0) - x.mean(0)).abs().max() < 15
+    assert (draws.std(0) / x.std(0)).log().abs().max() < 0.5
+
+
+def test_the_gaussian_autoregressive_net_is_a_masked_autoregressive_flow() -> None:
+    torch.manual_seed(0)
+    likelihood = likelihoods.Gaussian(learned="net")
+    made, x = MADE(3, [8], likelihood).double(), torch.randn(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        law = likelihood(made.model.fn.net(x))  # type: ignore[union-attr]
+        log_scale = -7 * (law.scale.log() / 7).atanh()
+        step = Autoregressive(3, hidden=[8])
+        flow = Flow(noise(3), [Inverse(step)]).double()
+        step.net = Given(torch.stack([-law.loc / law.scale, log_scale], -1))
+        found = flow.distribution().log_prob(x)
+    assert torch.allclose(found, evidence.Exact()(made, x).log_z, atol=1e-10)
+
+
+class Given(nn.Module):
+    """A net whose outputs are known."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.outputs
+
+
+def test_noise_carries_the_divergence() -> None:
+    """KL(data || model) = KL(noise of the data || base), for data from a known density."""
+    torch.manual_seed(0)
+    truth, flow = MAF(2, 2, [16]).double(), RealNVP(2, 2, [16]).double()
+    x = truth.sample(500)
+    flow.start(x)
+    log_truth, log_model = (f.distribution().log_prob(x) for f in (truth, flow))
+    z = flow.latents(x)
+    jacobians = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda v: flow.latents(v.unsqueeze(0))[0], row)
+            for row in x
+        ]
+    )
+    log_noise = log_truth - torch.linalg.slogdet(jacobians)[1]
+    base = dist.Normal(torch.zeros(2).double(), 1.0).to_event(1).log_prob(z)
+    assert torch.allclose(log_truth - log_model, log_noise - base, atol=1e-8)
+
+
+def test_transforms_of_pyro_and_torch_are_welcome() -> None:
+    coupling = T.affine_coupling(2, [8])
+    affine = T.AffineTransform(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    flow = Flow(noise(2), [coupling, T.spline(2), affine]).double()
+    assert {id(p) for p in coupling.parameters()} < {id(p) for p in flow.parameters()}
+    x = torch.randn(5, 2, dtype=torch.float64)
+    before = evidence.Exact()(flow, x).log_z
+    with torch.no_grad():
+        coupling.nn.layers[-1].bias.add_(0.5)
+    after = evidence.Exact()(flow, x).log_z
+    assert (after - before).abs().max() > 1e-3
+    assert torch.allclose(flow.from_latents(flow.latents(x)), x, atol=1e-6)
+    assert flow.sample(3).dtype == torch.float64
+
+
+def test_a_base_is_a_distribution_or_a_module() -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.ones(2))
+
+        def forward(self) -> dist.Independent:
+            return dist.Normal(self.loc, 1.0).to_event(1)
+
+    flow = Flow(Learned(), [Coupling(2)])
+    assert "model.base.loc" in dict(flow.named_parameters())
+    box = Flow(dist.Uniform(torch.zeros(2), torch.ones(2)).to_event(1), [ActNorm((2,))]).double()
+    assert torch.equal(
+        evidence.Exact()(box, torch.full((1, 2), 0.5).double()).log_z, torch.zeros(1)
+    )
+
+
+def test_contexts_bend_the_density_and_travel_in_minibatches() -> None:
+    torch.manual_seed(0)
+    context = torch.randn(400, 1)
+    x = torch.cat([3 * context, -context], -1) + 0.1 * torch.randn(400, 2)
+    flow = RealNVP(2, 4, [32], num_context=1)
+    rate = lambda parameters: torch.optim.Adam(parameters, 1e-2)  # noqa: E731
+    options = {"optimizer": rate, "seed": 0, "compile": False, "progress": False}
+    fit(flow, {"x": x, "context": context}, steps=300, batch_size=100, **options)
+    draws = flow.sample(200, context=torch.tensor([[1.0], [-1.0]]))
+    assert draws.shape == (200, 2, 2)
+    assert (draws.mean(0) - torch.tensor([[3.0, -1.0], [-3.0, 1.0]])).abs().max() < 0.3
+    assert flow.latents(x, context).abs().mean() < 1.2
+    shuffled = flow.distribution(context.flip(0)).log_prob(x).mean()
+    assert flow.distribution(context).log_prob(x).mean() > shuffled + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLOWS)
+def test_compiled_fits_equal_eager_ones(name: str) -> None:
+    compiled_as_eager(FLOWS[name])
+
+
+def test_a_compiled_fit_equals_an_eager_one() -> None:
+    compiled_as_eager(lambda size: RealNVP(size, 2, [8]))
+
+
+def compiled_as_eager(make: Callable[[int], Flow]) -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        options = {"steps": 10, "batch_size": 50, "seed": 0, "progress": False}
+        found = fit(make(3), wide(200), compile=compiled, **options)
+        losses.append(found.history["objective"])
+    assert torch.allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_deep_couplings_stay_finite() -> None:
+    torch.manual_seed(0)
+    flow, x = RealNVP(2, 32, [32]), 5 * torch.randn(500, 2)
+    x[::10] *= 10  # outliers
+    rate = lambda parameters: torch.optim.Adam(parameters, 5e-3)  # noqa: E731
+    options = {"optimizer": rate, "seed": 0, "compile": False, "progress": False}
+    result = fit(flow, x, steps=2000, batch_size=100, **options)
+    assert bool(torch.isfinite(result.history["objective"]).all())
+    assert bool(torch.isfinite(flow.sample(1000)).all())
+    assert bool(torch.isfinite(evidence.Exact()(flow, x).log_z).all())
+
+
+BAD = {
+    "size": (lambda: PlanarFlow(0), ValueError, "at least 1.*got \\[0\\]"),
+    "length": (lambda: MAF(2, length=0), ValueError, "length is 0"),
+    "one dimension": (lambda: RealNVP(1), ValueError, "at least 2 dimensions"),
+    "layers": (lambda: NSF(2, layers="planar"), ValueError, "'autoregressive' or 'coupling'"),  # type: ignore[arg-type]
+    "base": (lambda: Flow(3, []), TypeError, "base is a int"),  # type: ignore[arg-type]
+    "batch": (
+        lambda: Flow(dist.Normal(torch.zeros(2), 1.0), []),
+        ValueError,
+        "write base.to_event\\(1\\)",
+    ),
+    "chain": (
+        lambda: Flow(noise(2), [Coupling(2), Coupling(3)]),
+        ValueError,
+        "transform 1, Coupling, maps events \\[3\\] but is given events \\[2\\]",
+    ),
+    "no inverse": (lambda: Flow(noise(2), [T.planar(2)]), ValueError, "has no inverse"),
+    "inverse of a module": (
+        lambda: Flow(noise(2), [T.affine_autoregressive(2).inv]),
+        ValueError,
+        "transforms.Inverse",
+    ),
+    "data": (
+        lambda: RealNVP(2).initialise(torch.zeros(5, 3)),
+        ValueError,
+        "expected data \\['N', 2\\], got \\[5, 3\\]",
+    ),
+    "noise": (lambda: RealNVP(2).from_latents(torch.zeros(2)), ValueError, "expected noise"),
+    "no context": (
+        lambda: RealNVP(2, num_context=3).initialise(torch.zeros(5, 2)),
+        ValueError,
+        "needs a context \\[..., 3\\], got none",
+    ),
+    "context of another size": (
+        lambda: MAF(2, num_context=3).latents(torch.zeros(5, 2), torch.zeros(5, 4)),
+        ValueError,
+        "got shape \\[5, 4\\]",
+    ),
+    "context of another length": (
+        lambda: MAF(2, num_context=3).initialise(torch.zeros(5, 2), torch.zeros(4, 3)),
+        ValueError,
+        "a context for each of 5 data, got 4",
+    ),
+    "a context too many": (
+        lambda: MAF(2).latents(torch.zeros(5, 2), torch.zeros(5, 3)),
+        ValueError,
+        "made without a context",
+    ),
+    "outside of a bounded base": (
+        lambda: evidence.Exact()(
+            Flow(dist.Uniform(torch.zeros(2), torch.ones(2)).to_event(1), [Planar(2)]),
+            torch.full((2, 2), 50.0),
+        ),
+        ValueError,
+        "support",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name: str) -> None:
+    make, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_flow_is_a_program() -> None:
+    assert isinstance(RealNVP(2), Program)

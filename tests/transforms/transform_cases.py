@@ -1,0 +1,111 @@
+"""One dictionary of all transforms, conditional and not, for the generic tests."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.transforms import (
+    ActNorm,
+    Affine,
+    Autoregressive,
+    BatchNorm,
+    Coupling,
+    Elementwise,
+    ImageCoupling,
+    Inverse,
+    LogisticMixture,
+    LULinear,
+    Permutation,
+    Planar,
+    Radial,
+    Shift,
+    Spline,
+    Sylvester,
+    checkerboard,
+    half_channels,
+)
+
+IMAGE = (2, 4, 4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A transform of events of some shape, whose inverse is analytic or numerical."""
+
+    make: Callable[[], Any]
+    numerical: bool = False
+
+    def build(self, dtype: torch.dtype = torch.float32, moved: float = 0.1) -> Any:
+        """The transform, its parameters moved from where they start, the same on each call."""
+        torch.manual_seed(3)
+        transform = self.make().to(dtype).eval()
+        with torch.no_grad():
+            for parameter in transform.parameters():
+                parameter.add_(moved * torch.randn_like(parameter))
+        return transform
+
+
+def context_of(transform: Any, num_data: int, dtype: torch.dtype) -> Tensor | None:
+    """Contexts `[num_data, num_context]`, where the transform takes any."""
+    if transform.num_context == 0:
+        return None
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(num_data, transform.num_context, generator=generator, dtype=dtype)
+
+
+VECTORS: dict[str, Case] = {
+    "elementwise affine": Case(lambda: Elementwise((2,))),
+    "elementwise spline": Case(lambda: Elementwise((2,), Spline(5, 3.0))),
+    "elementwise logistic mixture": Case(lambda: Elementwise((2,), LogisticMixture(3)), True),
+    "additive coupling": Case(lambda: Coupling(2, Shift())),
+    "affine coupling": Case(lambda: Coupling(2, Affine(2.0))),
+    "flipped coupling": Case(lambda: Coupling(2, flipped=True)),
+    "masked coupling": Case(lambda: Coupling(2, mask=torch.tensor([False, True]))),
+    "spline coupling": Case(lambda: Coupling(2, Spline())),
+    "logistic-mixture coupling": Case(lambda: Coupling(2, LogisticMixture(3)), True),
+    "affine autoregressive": Case(lambda: Autoregressive(2)),
+    "masked autoregressive": Case(lambda: Inverse(Autoregressive(2, order=[1, 0]))),
+    "spline autoregressive": Case(lambda: Autoregressive(2, Spline())),
+    "neural autoregressive": Case(lambda: Autoregressive(2, LogisticMixture(3)), True),
+    "lu linear": Case(lambda: LULinear((2,))),
+    "act norm": Case(lambda: ActNorm((2,))),
+    "batch norm": Case(lambda: BatchNorm((2,))),
+    "permutation": Case(lambda: Permutation([1, 0])),
+    "planar": Case(lambda: Planar(2), True),
+    "inverse planar": Case(lambda: Inverse(Planar(2)), True),
+    "radial": Case(lambda: Radial(2)),
+    "sylvester": Case(lambda: Sylvester(2), True),
+}
+CONDITIONAL: dict[str, Case] = {
+    "conditional elementwise": Case(lambda: Elementwise((2,), num_context=3)),
+    "conditional coupling": Case(lambda: Coupling(2, num_context=3)),
+    "conditional spline coupling": Case(lambda: Coupling(2, Spline(), num_context=3)),
+    "conditional autoregressive": Case(lambda: Autoregressive(2, num_context=3)),
+    "conditional masked autoregressive": Case(
+        lambda: Inverse(Autoregressive(2, Spline(), num_context=3))
+    ),
+    "conditional neural autoregressive": Case(
+        lambda: Autoregressive(2, LogisticMixture(3), num_context=3), True
+    ),
+    "conditional planar": Case(lambda: Planar(2, 3), True),
+    "conditional radial": Case(lambda: Radial(2, 3)),
+    "conditional sylvester": Case(lambda: Sylvester(2, num_context=3), True),
+}
+IMAGES: dict[str, Case] = {
+    "image act norm": Case(lambda: ActNorm(IMAGE)),
+    "image batch norm": Case(lambda: BatchNorm(IMAGE)),
+    "invertible convolution": Case(lambda: LULinear(IMAGE)),
+    "checkerboard coupling": Case(lambda: ImageCoupling(IMAGE, checkerboard(IMAGE), hidden=8)),
+    "channel coupling": Case(lambda: ImageCoupling(IMAGE, half_channels(IMAGE), hidden=8)),
+    "conditional image coupling": Case(
+        lambda: ImageCoupling(IMAGE, half_channels(IMAGE, last=True), hidden=8, num_context=3)
+    ),
+    "image spline coupling": Case(
+        lambda: ImageCoupling(IMAGE, checkerboard(IMAGE, 1), Spline(4), hidden=8)
+    ),
+}
+PLANE = VECTORS | CONDITIONAL
+ALL = PLANE | IMAGES
