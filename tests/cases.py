@@ -22,22 +22,31 @@ from ppl_dgm.conditionals.guides import (
     FullRankNormal,
 )
 from ppl_dgm.families import (
+    FVSBN,
     IAF,
     MADE,
     MAF,
+    NADE,
     NICE,
     NSF,
     PPCA,
     VAE,
     VQVAE,
     ConditionalVAE,
+    GatedPixelCNN,
     Generator,
     HierarchicalVAE,
     IndependentBernoulli,
     Mixture,
+    PixelCNN,
+    PixelCNNPlusPlus,
+    PixelSNAIL,
+    PixelTransformer,
     PlanarFlow,
     RealNVP,
+    RecurrentNet,
     SemiSupervisedVAE,
+    WaveNet,
     likelihoods,
     priors,
 )
@@ -266,10 +275,8 @@ def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
         earlier = torch.zeros_like(x)
         earlier[:, list(order)[:seen]] = x[:, list(order)[:seen]]
         params = model.net(model.likelihood.inputs(earlier))[:, dim]
-        conditional = (
-            Bernoulli(logits=params[:, 0]) if params.shape[-1] == 1 else Categorical(logits=params)
-        )
-        total = total + conditional.log_prob(x[:, dim])
+        conditional = program.model.fn.likelihood(params.unsqueeze(-2))
+        total = total + conditional.log_prob(x[:, dim, None]).squeeze(-1)
     return total
 
 
@@ -417,5 +424,30 @@ CASES: dict[str, Case] = {
     ),
     "categorical made": Case(
         seeded(lambda: MADE(3, [8, 8], likelihoods.Categorical(3))), levels(3), made_by_conditionals
+    ),
+    "fvsbn": Case(seeded(lambda: FVSBN(4)), binary(), made_by_conditionals),
+    "nade": Case(seeded(lambda: NADE(4, 5, order=[2, 0, 3, 1])), binary(), made_by_conditionals),
+    "recurrent net": Case(seeded(lambda: RecurrentNet(4, 4)), binary(), made_by_conditionals),
+    "wavenet": Case(
+        seeded(lambda: WaveNet(4, 4, order=[2, 0, 3, 1])), binary(), made_by_conditionals
+    ),
+    "pixelcnn": Case(seeded(lambda: PixelCNN((1, 2, 2), 4, 1)), binary(), made_by_conditionals),
+    "gated pixelcnn": Case(
+        seeded(lambda: GatedPixelCNN((1, 2, 2), 4)), binary(), made_by_conditionals
+    ),
+    "pixelcnn++": Case(
+        seeded(
+            lambda: PixelCNNPlusPlus(
+                (1, 2, 2), 4, 2, 1, likelihoods.DiscretisedLogistic(2, 2), dropout=0.0
+            )
+        ),
+        binary(),
+        made_by_conditionals,
+    ),
+    "pixel transformer": Case(
+        seeded(lambda: PixelTransformer((1, 2, 2), 4, 1, 2)), binary(), made_by_conditionals
+    ),
+    "pixelsnail": Case(
+        seeded(lambda: PixelSNAIL((1, 2, 2), 4, 1, 1, 1)), binary(), made_by_conditionals
     ),
 }

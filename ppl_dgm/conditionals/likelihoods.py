@@ -1,11 +1,13 @@
 """Likelihoods: what a net's outputs mean as a distribution of each dimension of the data.
 
-A likelihood is a module that turns parameters `[..., D, num_params]` into a distribution with batch shape `[..., D]`.
-VAEs and autoregressive nets take any of them. To add one, subclass `Likelihood`, set `num_params`, write `forward`.
+A likelihood is a module that turns parameters `[..., D, num_params]` into a distribution with batch
+shape `[..., D]`. VAEs and autoregressive nets take any of them. To add one, subclass `Likelihood`,
+set `num_params`, write `forward`.
 """
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -31,6 +33,38 @@ class Likelihood(nn.Module, ABC):
         """The data as a net should see them, of order one: `[..., D]` to `[..., D]`."""
         return x
 
+    def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
+        r"""Temper a distribution: $p(x)^{1 / T}$, normalised.
+
+        Here that of finitely many levels 0, 1, ...
+
+        Raises:
+            ValueError: where the values are not finitely many, and the subclass has no rule of its
+                own.
+        """
+        law = self(params)
+        if not law.has_enumerate_support:
+            raise ValueError(
+                f"{type(self).__name__} has no draws at temperature {temperature}, only at 1; "
+                "write its method `tempered`"
+            )
+        log_probs = law.log_prob(law.enumerate_support())
+        return Levels(logits=log_probs.movedim(0, -1) / temperature)
+
+    def draw(self, params: Tensor, temperature: float = 1.0) -> Tensor:
+        """Draw one dimension `[...]` of parameters `[..., num_params]`."""
+        params = params.unsqueeze(-2)
+        law = self(params) if temperature == 1 else self.tempered(params, temperature)
+        return law.sample().squeeze(-1)
+
+
+class Levels(dist.Categorical):
+    """A categorical distribution that draws its levels as real numbers, as the data are."""
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Levels `[*sample_shape, *batch]`."""
+        return super().sample(sample_shape).to(self.logits.dtype)
+
 
 class Bernoulli(Likelihood):
     """Pixels in {0, 1}; the parameter is the logit.
@@ -50,7 +84,8 @@ class Gaussian(Likelihood):
 
     Args:
         scale: the standard deviation: a number fixes it (the start, where it is learned).
-        learned: `"no"`; `"shared"`, one parameter; `"net"`, an output of the net for every dimension.
+        learned: `"no"`; `"shared"`, one parameter; `"net"`, an output of the net for every
+            dimension.
 
     Raises:
         ValueError: a scale that is not positive, or another word for `learned`.
@@ -83,13 +118,10 @@ class Gaussian(Likelihood):
         scale = torch.as_tensor(log_scale).exp() + (MIN_SCALE if self.num_params == 2 else 0.0)
         return dist.Normal(params[..., 0], scale)
 
-
-class Levels(dist.Categorical):
-    """A categorical distribution that draws its levels as real numbers, as the data are."""
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Levels `[*sample_shape, *batch]`."""
-        return super().sample(sample_shape).to(self.logits.dtype)
+    def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
+        """The variance times the temperature."""
+        law: Any = self(params)
+        return dist.Normal(law.loc, law.scale * temperature**0.5)
 
 
 class Categorical(Likelihood):
@@ -133,12 +165,59 @@ class ContinuousBernoulli(Likelihood):
         """Continuous Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
         return distributions.ContinuousBernoulli(params.squeeze(-1))
 
+    def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
+        """The logit divided by the temperature."""
+        return self(params / temperature)
+
+
+class Mixture(Likelihood):
+    r"""Real numbers from mixtures of Gaussians or logistics.
+
+    $x_d \sim \sum_k \pi_k\, p((x_d - \mu_k) / s_k) / s_k$, p a standard Gaussian or logistic.
+
+    The parameters are, for each component, the logit of its weight, its location and the log of its
+    scale (Uria, Murray and Larochelle 2013, RNADE, equations 9 to 11).
+
+    Args:
+        num_components: K.
+        kind: `"gaussian"` or `"logistic"`.
+
+    Raises:
+        ValueError: fewer than one component, another kind.
+
+    Example:
+        >>> Mixture(3)(torch.zeros(4, 9)).log_prob(torch.zeros(4)).exp()
+        tensor([0.3989, 0.3989, 0.3989, 0.3989])
+    """
+
+    def __init__(self, num_components: int = 10, kind: str = "gaussian") -> None:
+        super().__init__()
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; expected at least 1")
+        if kind not in COMPONENTS:
+            raise ValueError(f"kind is {kind!r}; expected one of {tuple(COMPONENTS)}")
+        self.num_components, self.kind, self.num_params = num_components, kind, 3 * num_components
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Distributions `[..., D]` of parameters `[..., D, 3 K]`."""
+        return self._mixture(params, 1.0)
+
+    def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
+        r"""Temper weights, $\propto \pi_k^{1 / T}$, and scales, $s_k \sqrt T$, each for itself."""
+        return self._mixture(params, temperature)
+
+    def _mixture(self, params: Tensor, temperature: float) -> TorchDistribution:
+        logits, loc, log_scale = params.unflatten(-1, (3, self.num_components)).unbind(-2)
+        scale = (log_scale.exp() + MIN_SCALE) * temperature**0.5
+        components = COMPONENTS[self.kind](loc, scale)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits / temperature), components)
+
 
 class DiscretisedLogistic(Likelihood):
     """Grey levels 0, ..., levels - 1 in their order: a discretised mixture of logistics for each dimension.
 
-    The parameters are, for each component, the logit of its weight, its mean in [-1, 1] and the log of its scale, less
-    that of 1 / sqrt(levels).
+    The parameters are, for each component, the logit of its weight, its mean in [-1, 1] and the log
+    of its scale, less that of 1 / sqrt(levels).
 
     Args:
         levels: number of levels.
@@ -181,6 +260,7 @@ def scaled_levels(x: Tensor, levels: int) -> Tensor:
     return 2 * x / (levels - 1) - 1
 
 
+COMPONENTS = {"gaussian": dist.Normal, "logistic": dist.Logistic}
 NAMED = {"bernoulli": Bernoulli, "gaussian": Gaussian}
 
 

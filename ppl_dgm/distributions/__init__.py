@@ -1,10 +1,16 @@
 """Densities that torch and Pyro lack."""
 
+from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.distributions.discretised import (
-    Autoregressive,
     ContinuousBernoulli,
     DiscretisedLogisticMixture,
     OrderStatistics,
 )
 
-__all__ = ["Autoregressive", "ContinuousBernoulli", "DiscretisedLogisticMixture", "OrderStatistics"]
+__all__ = [
+    "Autoregressive",
+    "ContinuousBernoulli",
+    "DiscretisedLogisticMixture",
+    "EqualMixture",
+    "OrderStatistics",
+]

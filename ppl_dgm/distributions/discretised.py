@@ -1,95 +1,13 @@
 """Distributions that Pyro lacks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.distributions import Categorical, TorchDistribution, constraints
 from torch import Tensor
 from torch.nn import functional as F
-
-
-class Autoregressive(TorchDistribution):
-    r"""A vector whose density is a product of conditionals, each given by a function of the earlier dimensions.
-
-    $\log p(x) = \sum_d \log p(x_d \mid x_{<d})$. The density takes one pass of the net, a draw D of them.
-
-    Args:
-        net: maps `[..., D]` to the parameters `[..., D, P]` of the conditionals; those of dimension d must depend only
-            on the dimensions before it in the order.
-        conditional: makes distributions of batch shape `[..., D]` of parameters `[..., D, P]`.
-        start: zeros `[*batch, D]`, which tell dtype, device and batch shape.
-        order: the dimensions in the order of generation; 0 to D - 1 by default.
-
-    Shape:
-        batch `[*batch]`, event `[D]`.
-
-    Raises:
-        ValueError: if the order is no permutation of the dimensions.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> def first_decides(x):  # the second dimension equals the first
-        ...     logit = torch.stack([torch.zeros_like(x[..., 0]), 200 * x[..., 0] - 100], -1)
-        ...     return logit.unsqueeze(-1)
-        >>> pair = Autoregressive(first_decides, lambda p: dist.Bernoulli(logits=p.squeeze(-1)), torch.zeros(2))
-        >>> draws = pair.sample((50,))
-        >>> bool((draws[:, 0] == draws[:, 1]).all()), pair.log_prob(torch.ones(2))
-        (True, tensor(-0.6931))
-    """
-
-    arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
-
-    def __init__(
-        self,
-        net: Callable[[Tensor], Tensor],
-        conditional: Callable[[Tensor], Any],
-        start: Tensor,
-        order: Sequence[int] | None = None,
-        validate_args: bool | None = None,
-    ) -> None:
-        num_dims = start.shape[-1]
-        self.order = tuple(range(num_dims)) if order is None else tuple(order)
-        if sorted(self.order) != list(range(num_dims)):
-            raise ValueError(
-                f"expected the order to be a permutation of 0, ..., {num_dims - 1}, got {list(self.order)}"
-            )
-        self.net, self.conditional, self.start = net, conditional, start
-        super().__init__(start.shape[:-1], start.shape[-1:], validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self) -> Any:
-        """Support of the conditionals, for every dimension."""
-        return constraints.independent(self.conditional(self.net(self.start)).support, 1)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Autoregressive":
-        """The same distribution with a larger batch shape."""
-        start = self.start.expand(torch.Size(batch_shape) + self.event_shape)
-        return Autoregressive(self.net, self.conditional, start, self.order, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x) in nats of `[..., D]`: `[...]`."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return (
-            self.conditional(self.net(value))
-            .log_prob(value)
-            .sum(-1)
-            .expand(self._result_shape(value))
-        )
-
-    def _result_shape(self, value: Tensor) -> torch.Size:
-        return torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw `[*sample_shape, *batch, D]`, one dimension after the other."""
-        x = self.start.expand(torch.Size(sample_shape) + self.start.shape)
-        dims = torch.arange(self.event_shape[0], device=x.device)
-        with torch.no_grad():
-            for dim in self.order:
-                x = torch.where(dims == dim, self.conditional(self.net(x)).sample().to(x), x)
-        return x
 
 
 class OrderStatistics(TorchDistribution):

@@ -4,7 +4,8 @@ Many models of the literature are combinations, of a family with its parts here 
 
     naive Bayes, Markov chain       bayesnet.naive_bayes(...), bayesnet.markov_chain(...)
     latent class analysis           Mixture(D, K, "bernoulli")
-    FVSBN                           MADE(D, hidden=[])
+    RNADE                           NADE(D, H, likelihoods.Mixture(K))
+    EoNADE                          NADE(D, H, orders=K), or MADE(D, hidden=[H], orders=K)
     sigmoid belief net              VAE(D, L, [], prior=priors.BernoulliPrior(L), guide=guides.BernoulliPosterior(L))
     GMVAE                           VAE(D, L, prior=priors.GaussianMixturePrior(L, K))
     VampPrior VAE                   VAE(D, L, prior=priors.VampPrior(guide, x[:K]), guide=guide)
@@ -20,7 +21,18 @@ Many models of the literature are combinations, of a family with its parts here 
 
 from ppl_dgm.conditionals import components, likelihoods, priors
 from ppl_dgm.families import bayesnet
-from ppl_dgm.families.autoregressive import MADE
+from ppl_dgm.families.autoregressive import (
+    FVSBN,
+    MADE,
+    NADE,
+    GatedPixelCNN,
+    PixelCNN,
+    PixelCNNPlusPlus,
+    PixelSNAIL,
+    PixelTransformer,
+    RecurrentNet,
+    WaveNet,
+)
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.energy import RBM, Energy
 from ppl_dgm.families.flows import IAF, MAF, NICE, NSF, Flow, PlanarFlow, RealNVP
@@ -34,9 +46,11 @@ from ppl_dgm.families.mixtures.bayesian import BayesianMixture, NormalInverseWis
 from ppl_dgm.families.mixtures.mixture import Mixture
 
 __all__ = [
+    "FVSBN",
     "IAF",
     "MADE",
     "MAF",
+    "NADE",
     "NICE",
     "NSF",
     "PPCA",
@@ -48,14 +62,21 @@ __all__ = [
     "ConditionalVAE",
     "Energy",
     "Flow",
+    "GatedPixelCNN",
     "Generator",
     "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",
     "NormalInverseWishart",
+    "PixelCNN",
+    "PixelCNNPlusPlus",
+    "PixelSNAIL",
+    "PixelTransformer",
     "PlanarFlow",
     "RealNVP",
+    "RecurrentNet",
     "SemiSupervisedVAE",
+    "WaveNet",
     "bayesnet",
     "components",
     "likelihoods",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.nn.causal import CausalNet, Order, Step, check_order, pick
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import Activation, _check_sizes, hidden_sizes
 
@@ -15,7 +16,8 @@ class MaskedLinear(nn.Linear):
     """Affine map with a fixed mask on its weights: x -> (M * W) x + b.
 
     Args:
-        mask: M, `[out_features, in_features]`, zero where an output must not see an input.
+        mask: M, `[out_features, in_features]`, zero where an output must not see an input; or
+            several of them, `[K, out_features, in_features]`, of which each call names one.
 
     Shape:
         `[..., in_features]` to `[..., out_features]`.
@@ -24,29 +26,34 @@ class MaskedLinear(nn.Linear):
         ValueError: the mask is not a matrix.
 
     Example:
-        >>> MaskedLinear(torch.zeros(2, 3))(torch.randn(4, 3)).unique(dim=0).shape  # sees nothing: a constant
+        >>> MaskedLinear(torch.zeros(2, 3))(torch.randn(4, 3)).unique(dim=0).shape  # a constant
         torch.Size([1, 2])
     """
 
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
-        if mask.ndim != 2:
+        if mask.ndim not in (2, 3):
             raise ValueError(
                 f"expected a mask [out_features, in_features], got shape {list(mask.shape)}"
             )
-        super().__init__(mask.shape[1], mask.shape[0])
+        super().__init__(mask.shape[-1], mask.shape[-2])
         self.register_buffer("mask", mask.to(self.weight))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
-        return F.linear(x, self.mask * self.weight, self.bias)
+    def masked_weight(self, member: int | Tensor = 0) -> Tensor:
+        """M * W, `[out_features, in_features]`."""
+        return self.weight * (self.mask if self.mask.ndim == 2 else pick(self.mask, member))
+
+    def forward(self, x: Tensor, member: int | Tensor = 0) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`, under the mask of that number."""
+        return F.linear(x, self.masked_weight(member), self.bias)
 
 
-class MADENet(nn.Module):
-    """Masked perceptron: outputs for dimension d depend only on the inputs before d (Germain et al. 2015, section 3).
+class MADENet(CausalNet):
+    """Masked perceptron, autoregressive in an order (Germain et al. 2015, section 3).
 
-    Hidden unit k of layer l has a degree m_l(k); with the rank of an input in the ordering as its degree the masks are
+    Hidden unit k of layer l has a degree m_l(k); with the rank of an input in the ordering as its
+    degree the masks are
 
         M_l[k, j] = 1(m_l(k) >= m_{l-1}(j)),  and strictly (>) for the outputs.
 
@@ -55,11 +62,14 @@ class MADENet(nn.Module):
     Args:
         num_dims: number D of dimensions.
         hidden: sizes of the hidden layers.
-        num_outputs_per_dim: parameters of each conditional, e.g. 1 for a logit, 2 for a mean and a log-scale.
+        num_outputs_per_dim: parameters of each conditional, e.g. 1 for a logit, 2 for a mean and a
+            log-scale.
         order: `[D]`, the dimensions in the order of generation; the natural one by default.
-        seed: draws the hidden degrees uniformly, as in the paper; without one they are spread evenly.
+        seed: draws the hidden degrees uniformly, as in the paper; without one they are spread
+            evenly.
         num_context: size of a context vector that every output may depend on.
         activation: makes the activation.
+        num_orders: number of orders, each with masks of its own; those after the first are drawn.
 
     Shape:
         `[..., D]` and context `[..., num_context]` to `[..., D, num_outputs_per_dim]`.
@@ -69,7 +79,8 @@ class MADENet(nn.Module):
 
     Example:
         >>> net = MADENet(3, [64])
-        >>> torch.autograd.functional.jacobian(lambda x: net(x).squeeze(-1), torch.zeros(3)).ne(0).int()
+        >>> jacobian = torch.autograd.functional.jacobian(net, torch.zeros(3)).squeeze(1)
+        >>> jacobian.ne(0).int()
         tensor([[0, 0, 0],
                 [1, 0, 0],
                 [1, 1, 0]], dtype=torch.int32)
@@ -80,47 +91,81 @@ class MADENet(nn.Module):
         num_dims: int,
         hidden: Sequence[int],
         num_outputs_per_dim: int = 1,
-        order: Tensor | Sequence[int] | None = None,
+        order: Order = None,
         seed: int | None = None,
         num_context: int = 0,
         activation: Activation = nn.ReLU,
+        num_orders: int = 1,
     ) -> None:
-        super().__init__()
         _check_sizes([num_dims, *hidden_sizes(hidden), num_outputs_per_dim])
-        masks = autoregressive_masks(num_dims, hidden, num_outputs_per_dim, order, seed)
-        self.num_outputs_per_dim = num_outputs_per_dim
-        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
+        seeds = [seed if seed is None else seed + k for k in range(num_orders)]
+        self.degrees = [
+            layer_degrees(num_dims, hidden, ranks + 1, member_seed)
+            for ranks, member_seed in zip(self.ranks, seeds, strict=True)
+        ]
+        masks = [masks_of(degrees, num_outputs_per_dim) for degrees in self.degrees]
+        self.layers = nn.ModuleList(
+            MaskedLinear(torch.stack(each) if num_orders > 1 else each[0])
+            for each in zip(*masks, strict=True)
+        )
         self.contexts = nn.ModuleList(
-            nn.Linear(num_context, len(mask), bias=False) for mask in masks if num_context > 0
+            nn.Linear(num_context, layer.out_features, bias=False)
+            for layer in self.layers
+            if num_context > 0
         )
         self.activation = activation()
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, num_outputs_per_dim]`.
 
         Raises:
             ValueError: a context where the net has none, or none where it has one.
         """
-        if (context is None) != (len(self.contexts) == 0):
-            raise ValueError(
-                f"the net was made with num_context {'> 0' if len(self.contexts) else '= 0'} but was called "
-                f"{'without' if context is None else 'with'} a context"
-            )
+        self.check_context(context)
         h = x
         for depth, layer in enumerate(self.layers):
-            h = layer(h if depth == 0 else self.activation(h))
+            h = layer(h if depth == 0 else self.activation(h), member)
             h = h if context is None else h + self.contexts[depth](context)
         return h.unflatten(-1, (-1, self.num_outputs_per_dim))
 
+    def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
+        """Compute each hidden unit once, as soon as its inputs are known."""
+        self.check_context(context)
+        order, degrees = self.sequences[member], self.degrees[member][1:]
+        weights = [layer.masked_weight(member) for layer in self.layers]
+        shifts = [
+            layer.bias if context is None else layer.bias + self.contexts[depth](context)
+            for depth, layer in enumerate(self.layers)
+        ]
+        hidden = [x.new_zeros(*x.shape[:-1], len(each)) for each in degrees]
+
+        def step(t: int, x: Tensor) -> Tensor:
+            below = x
+            for depth, each in enumerate(degrees):
+                units = (each == t).nonzero().squeeze(-1).to(x.device)
+                fresh = F.linear(below, weights[depth][units]) + shifts[depth][..., units]
+                hidden[depth][..., units] = self.activation(fresh)
+                below = hidden[depth]
+            outputs = slice(
+                order[t] * self.num_outputs_per_dim, (order[t] + 1) * self.num_outputs_per_dim
+            )
+            return F.linear(below, weights[-1][outputs]) + shifts[-1][..., outputs]
+
+        return step
+
 
 class CausalConv2d(nn.Conv2d):
-    """Convolution that sees only earlier pixels in raster order (van den Oord et al. 2016, Pixel RNN, section 3.4).
+    """Convolution that sees only earlier pixels in raster order.
+
+    (van den Oord et al. 2016, Pixel RNN, section 3.4.)
 
     Args:
         in_channels: of the input.
         out_channels: of the output.
         kernel_size: odd; the image keeps its size.
-        sees_centre: whether the pixel itself counts as earlier: False (mask A) in a first layer, True (mask B) after.
+        sees_centre: whether the pixel itself counts as earlier: False (mask A) in a first layer,
+            True (mask B) after.
         dilation: spacing of the kernel's points.
 
     Shape:
@@ -166,10 +211,12 @@ def autoregressive_masks(
     num_dims: int,
     hidden: Sequence[int],
     num_outputs_per_dim: int = 1,
-    order: Tensor | Sequence[int] | None = None,
+    order: Order = None,
     seed: int | None = None,
 ) -> list[Tensor]:
-    """The masks of `MADENet`, one `[out, in]` for each layer; their product is strictly triangular in the order.
+    """Make the masks of `MADENet`, one `[out, in]` for each layer.
+
+    Their product is strictly triangular in the order.
 
     Raises:
         ValueError: an order that is no permutation of 0, ..., D - 1.
@@ -181,25 +228,26 @@ def autoregressive_masks(
                 [0, 0, 1],
                 [0, 0, 0]], dtype=torch.int32)
     """
-    ranks = 1 + torch.argsort(_check_order(order, num_dims))
+    ranks = 1 + torch.argsort(check_order(order, num_dims))
+    return masks_of(layer_degrees(num_dims, hidden, ranks, seed), num_outputs_per_dim)
+
+
+def layer_degrees(
+    num_dims: int, hidden: Sequence[int], ranks: Tensor, seed: int | None
+) -> list[Tensor]:
+    """Find degrees: the inputs' ranks from 1 on, then each hidden layer's."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     degrees = [ranks]
     for size in hidden:
         degrees.append(_hidden_degrees(size, int(degrees[-1].min()), num_dims - 1, generator))
+    return degrees
+
+
+def masks_of(degrees: list[Tensor], num_outputs_per_dim: int) -> list[Tensor]:
+    """Make the masks of layers of these degrees, the outputs' last."""
     masks = [after[:, None] >= before for before, after in pairwise(degrees)]
-    last = ranks.repeat_interleave(num_outputs_per_dim)[:, None] > degrees[-1]
+    last = degrees[0].repeat_interleave(num_outputs_per_dim)[:, None] > degrees[-1]
     return [mask.to(torch.get_default_dtype()) for mask in (*masks, last)]
-
-
-def _check_order(order: Tensor | Sequence[int] | None, num_dims: int) -> Tensor:
-    if order is None:
-        return torch.arange(num_dims)
-    order = torch.as_tensor(order).cpu()
-    if order.shape != (num_dims,) or not torch.equal(order.sort().values, torch.arange(num_dims)):
-        raise ValueError(
-            f"expected the order to be a permutation of 0, ..., {num_dims - 1}, got {order.tolist()}"
-        )
-    return order
 
 
 def _hidden_degrees(

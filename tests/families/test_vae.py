@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ppl_dgm import Program, log_weights
 from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, FlowPosterior
-from ppl_dgm.distributions.discretised import Autoregressive, DiscretisedLogisticMixture
+from ppl_dgm.distributions import Autoregressive, DiscretisedLogisticMixture
 from ppl_dgm.evidence import Exact
 from ppl_dgm.families import (
     MADE,

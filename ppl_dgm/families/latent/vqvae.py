@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_dgm.conditionals.likelihoods import Categorical, Likelihood, named_likelihood
-from ppl_dgm.families.autoregressive.made import AutoregressiveModel
+from ppl_dgm.families.autoregressive.model import AutoregressiveModel
 from ppl_dgm.families.latent.vae import ScaledInputs
 from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import MLP, Activation, hidden_sizes
@@ -65,9 +65,7 @@ class VQVAE(Program):
     ) -> None:
         check_settings(codebook_size, commitment, decay, temperature)
         likelihood, levels = named_likelihood(likelihood), Categorical(codebook_size)
-        prior = AutoregressiveModel(
-            MADENet(num_codes, prior_hidden, codebook_size), levels, num_codes
-        )
+        prior = AutoregressiveModel(MADENet(num_codes, prior_hidden, codebook_size), levels)
         encoder = nn.Sequential(
             ScaledInputs(likelihood),
             MLP(num_dims, hidden_sizes(hidden)[::-1], num_codes * code_dim, activation),

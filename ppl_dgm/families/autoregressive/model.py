@@ -1,0 +1,160 @@
+"""What all autoregressive families share.
+
+A causal net, a likelihood for each conditional, a sampler that remembers.
+
+A family is a causal net: its file makes one and hands it to `AutoregressiveProgram`.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.conditionals.likelihoods import Likelihood
+from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
+from ppl_dgm.families.latent.labelled import check_labels
+from ppl_dgm.nn.causal import CausalNet, Step
+from ppl_dgm.program import Program
+
+
+class AutoregressiveProgram(Program):
+    r"""A program of conditionals, each given the earlier dimensions.
+
+    $\log p(x) = \sum_t \log p(x_{d_t} \mid x_{d_1}, \dots, x_{d_{t-1}})$, exact.
+
+    With classes, data are `(x, y)`, `[N, D]` and labels `[N]`, and the density is p(x | y). With
+    several orders it is the mean of the densities under each; in training mode that of one order
+    drawn for all data of the step, whose mean log density is a lower bound (Uria, Murray and
+    Larochelle 2014, equation 8).
+
+    Args:
+        net: gives the parameters of every conditional.
+        likelihood: what they mean.
+        num_classes: number of classes, or None.
+    """
+
+    def __init__(
+        self, net: CausalNet, likelihood: Likelihood, num_classes: int | None = None
+    ) -> None:
+        super().__init__(AutoregressiveModel(net, likelihood, num_classes))
+
+    def sample(
+        self,
+        num_samples: int,
+        *args: Any,
+        temperature: float = 1.0,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        r"""Draw data, one dimension after the other.
+
+        The net remembers what it computed for the earlier ones.
+
+        Args:
+            num_samples: number n of independent draws.
+            *args: as the model takes them.
+            temperature: T; each conditional is drawn from $p(x_d \mid \dots)^{1 / T}$, normalised.
+            progress: show a progress bar over the dimensions.
+            **kwargs: `y`, labels, where the program has classes.
+
+        Returns:
+            Draws `[n, D]`; of labels `y=[m]`, m > 1, `[n, m, D]`.
+
+        Raises:
+            ValueError: a temperature that is not positive, missing labels.
+        """
+        check_temperature(temperature)
+        return super().sample(
+            num_samples, *args, temperature=temperature, progress=progress, **kwargs
+        )
+
+
+class AutoregressiveModel(nn.Module):
+    """Data whose dimensions follow one another: x ~ prod_d p(x_d | x_<d, y)."""
+
+    start: Tensor
+
+    def __init__(
+        self, net: CausalNet, likelihood: Likelihood, num_classes: int | None = None
+    ) -> None:
+        super().__init__()
+        self.net, self.likelihood, self.num_classes = net, likelihood, num_classes
+        self.register_buffer("start", torch.zeros(net.num_dims), persistent=False)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The dimensions in the (first) order of generation."""
+        return tuple(self.net.sequences[0])
+
+    def distribution(
+        self, y: Tensor | None = None, temperature: float = 1.0, progress: bool = False
+    ) -> Autoregressive | EqualMixture:
+        """The density of one datum, event shape `[D]`, or of one for each label."""
+        orders = range(self.net.num_orders)
+        laws = [self._member(member, y, temperature, progress) for member in orders]
+        return laws[0] if len(laws) == 1 else EqualMixture(laws)
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        temperature: float = 1.0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Score data `[data, D]` (and labels), or draw one datum, or one a label."""
+        given = y if x is None else x
+        with pyro.plate("data", 1 if given is None else len(given), dim=-1):
+            if self.training and x is not None and self.net.num_orders > 1:
+                member = torch.randint(self.net.num_orders, (), device=x.device)
+                return pyro.sample("x", self._member(member, y), obs=x)
+            return pyro.sample("x", self.distribution(y, temperature, progress), obs=x)
+
+    def _member(
+        self,
+        member: int | Tensor,
+        y: Tensor | None,
+        temperature: float = 1.0,
+        progress: bool = False,
+    ) -> Autoregressive:
+        """The density under one of the orders; where its number is a tensor, to be scored only."""
+        given: Any = {"context": self._context(y), "member": member}
+        return Autoregressive(
+            lambda x: self.net(self.likelihood.inputs(x), **given),
+            self.likelihood,
+            self.start if y is None else self.start.expand(*y.shape, -1),
+            None if isinstance(member, Tensor) else self.net.sequences[member],
+            stepper=partial(self._stepper, **given),
+            draw=partial(self.likelihood.draw, temperature=temperature),
+            progress=progress,
+        )
+
+    def _stepper(self, start: Tensor, **given: Any) -> Step:
+        """The parameters of one conditional after the other, of data as they are drawn."""
+        step = self.net.stepper(self.likelihood.inputs(start), **given)
+        return lambda t, x: step(t, self.likelihood.inputs(x))
+
+    def _context(self, y: Tensor | None) -> Tensor | None:
+        """One-hot labels, `[data, num_classes]`."""
+        if (y is None) != (self.num_classes is None):
+            raise ValueError(
+                "the labels are missing; a program with classes is called with (x, y) and "
+                "sampled with y=labels"
+                if y is None
+                else "the program got labels but was made without classes; give it num_classes"
+            )
+        if y is None or self.num_classes is None:
+            return None
+        check_labels(y, 0, self.num_classes)
+        classes = torch.arange(self.num_classes, device=y.device)
+        return (y.unsqueeze(-1) == classes).to(self.start.dtype)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse temperatures that are not positive and finite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}; expected a positive number, 1 for the density itself"
+        )

@@ -1,0 +1,99 @@
+"""NADE's net: hidden units that all conditionals share."""
+
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
+from ppl_dgm.nn.mlp import Activation, _check_sizes
+
+
+class NADENet(CausalNet):
+    r"""Neural autoregressive net with tied weights.
+
+    (Larochelle and Murray 2011, equations 10 to 13.)
+
+    $a_1 = c$, $a_{t + 1} = a_t + W_{:, d} x_d$ and $\theta_d = b_d + V_d\, \mathrm{act}(a_t)$ for
+    the t-th dimension d: O(D H) for a draw, and for a density all $a_t$ as one cumulative sum.
+
+    Args:
+        num_dims: number D of dimensions.
+        hidden: number H of hidden units.
+        num_outputs_per_dim: number P of parameters of each conditional.
+        order: `[D]`, the dimensions in the order of generation; the natural one by default.
+        seed: draws the orders after the first.
+        num_context: size of a context vector that moves a_1 and b.
+        activation: makes the activation.
+        num_orders: number of orders.
+
+    Shape:
+        `[..., D]` to `[..., D, P]`.
+
+    Raises:
+        ValueError: a size below one, an order that is no permutation of 0, ..., D - 1.
+
+    Example:
+        >>> NADENet(5, 8)(torch.zeros(3, 5)).shape
+        torch.Size([3, 5, 1])
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        hidden: int,
+        num_outputs_per_dim: int = 1,
+        order: Order = None,
+        seed: int | None = None,
+        num_context: int = 0,
+        activation: Activation = nn.Sigmoid,
+        num_orders: int = 1,
+    ) -> None:
+        super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
+        _check_sizes([hidden])
+        self.columns = nn.Linear(num_dims, hidden)  # W and c
+        self.rows = nn.Parameter(
+            torch.empty(num_dims, num_outputs_per_dim, hidden).uniform_(-1, 1) / hidden**0.5
+        )
+        self.biases = nn.Parameter(torch.zeros(num_dims, num_outputs_per_dim))
+        self.activation = activation()
+        if num_context:
+            self.context = nn.Linear(num_context, hidden, bias=False)
+            self.context_biases = nn.Linear(num_context, num_dims * num_outputs_per_dim, bias=False)
+
+    def starts(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute a_1, `[*, H]`, and b, `[*, D, P]`."""
+        self.check_context(context)
+        if context is None:
+            return self.columns.bias, self.biases
+        shifts = self.context_biases(context).unflatten(-1, self.biases.shape)
+        return self.columns.bias + self.context(context), self.biases + shifts
+
+    def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
+        """`[..., D]` to `[..., D, P]`."""
+        places = pick(self.orders, member)
+        first, biases = self.starts(flat_context(context, x))
+        weights, flat = self.columns.weight.T, x.reshape(-1, self.num_dims)
+        if not self.natural:
+            weights, flat = weights[places], flat[:, places]
+        moves = flat[:, :-1, None] * weights[:-1]
+        sums = torch.cat([first.expand(len(flat), -1).unsqueeze(1), moves], 1).cumsum(1)
+        rows = self.rows if self.natural else self.rows[places]
+        params = torch.einsum("bth,tph->btp", self.activation(sums), rows)
+        if not self.natural:
+            params = params[:, pick(self.ranks, member)]
+        return (params + biases).reshape(*x.shape, -1)
+
+    def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
+        """Add one column of weights a step."""
+        order = self.sequences[member]
+        first, biases = self.starts(context)
+        sums = first.expand(*x.shape[:-1], -1)
+
+        def step(t: int, x: Tensor) -> Tensor:
+            nonlocal sums
+            if t:
+                last = order[t - 1]
+                sums = sums + x[..., last, None] * self.columns.weight[:, last]
+            rows = self.rows[order[t]]
+            return self.activation(sums) @ rows.T + biases[..., order[t], :]
+
+        return step

@@ -1,0 +1,194 @@
+"""PixelCNN++'s net: two causal streams, down-sampled and up-sampled again, with skips between."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppl_dgm.nn.causal import Order
+from ppl_dgm.nn.mlp import ImageShape, _check_sizes
+from ppl_dgm.nn.pixel import FeatureStep, ImageNet, ShiftedConv2d, shift_down, shift_right
+
+Streams = tuple[Tensor, Tensor]
+
+
+class PixelUNet(ImageNet):
+    """PixelCNN++'s net (Salimans, Karpathy, Chen and Kingma 2017, section 2.3 and figure 2).
+
+    One stream sees the rows above, the other the row so far and the first. Each scale has some
+    residual blocks of both on the way down and up, those up fed by skips from those down; strides
+    halve the sides in between.
+
+    Args:
+        shape: (channels, height, width), the sides divisible by 2^(num_scales - 1).
+        width: of each stream.
+        num_scales: S; by default three, or two where the sides can be halved only once.
+        num_blocks: residual blocks of each scale, each way.
+        num_outputs_per_dim: number P of parameters of each conditional.
+        order: `[D]`, the dimensions in the order of generation.
+        dropout: share of the blocks' inner values left out in training.
+        num_context: size of a context vector.
+
+    Raises:
+        ValueError: a side that cannot be halved so often, a size below one, an order that is no
+            permutation.
+
+    Example:
+        >>> PixelUNet((1, 4, 4), 8, 2, 1)(torch.zeros(3, 16)).shape
+        torch.Size([3, 16, 1])
+    """
+
+    def __init__(
+        self,
+        shape: ImageShape,
+        width: int = 32,
+        num_scales: int | None = None,
+        num_blocks: int = 2,
+        num_outputs_per_dim: int = 1,
+        order: Order = None,
+        dropout: float = 0.5,
+        num_context: int = 0,
+    ) -> None:
+        super().__init__(shape, width, num_outputs_per_dim, order, num_context)
+        if num_scales is None:
+            num_scales = 2 if shape[1] % 4 or shape[2] % 4 else 3
+        _check_sizes([width, num_scales, num_blocks])
+        self.stride = 2 ** (num_scales - 1)
+        if shape[1] % self.stride or shape[2] % self.stride:
+            raise ValueError(
+                f"the sides {shape[1]} and {shape[2]} cannot be halved {num_scales - 1} times; "
+                f"pad the images to multiples of {self.stride}, or give fewer num_scales"
+            )
+        settings: Any = (width, dropout, num_context)
+        self.first = FirstLayer(shape[0], width)
+        self.down = nn.ModuleList(
+            nn.ModuleList(TwoStreamBlock(*settings, num_skips=0) for _ in range(num_blocks))
+            for _ in range(num_scales)
+        )
+        self.up = nn.ModuleList(
+            nn.ModuleList(TwoStreamBlock(*settings, num_skips=1) for _ in range(num_blocks + 1))
+            for _ in range(num_scales)
+        )
+        self.halvings = nn.ModuleList(TwoStreamHalving(width) for _ in range(num_scales - 1))
+        self.doublings = nn.ModuleList(TwoStreamDoubling(width) for _ in range(num_scales - 1))
+
+    def features(self, image: Tensor, context: Tensor | None) -> Tensor:
+        """`[B, C, H, W]` to `[B, F, H, W]`."""
+        streams = self.first(image)
+        skips = [streams]
+        for scale, blocks in enumerate(self.down):
+            if scale:
+                streams = self.halvings[scale - 1](streams)
+                skips.append(streams)
+            for block in blocks:
+                streams = block(streams, context)
+                skips.append(streams)
+        for scale, blocks in enumerate(self.up):
+            streams = self.doublings[scale - 1](streams) if scale else streams
+            for block in blocks:
+                streams = block(streams, context, skips.pop())
+        return F.elu(streams[1])
+
+    def feature_stepper(self, context: Tensor | None) -> FeatureStep:
+        """The whole net on the rows so far, as many as can be halved."""
+
+        def step(image: Tensor, row: int, column: int) -> Tensor:
+            rows = (row // self.stride + 1) * self.stride
+            return self.features(image[:, :, :rows], context)[:, :, row, column]
+
+        return step
+
+
+class FirstLayer(nn.Module):
+    """Both streams of the image: what is above, and what is above or to the left."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.above = ShiftedConv2d(channels, width, (2, 3), centred=True)
+        self.around = ShiftedConv2d(channels, width, (1, 3), centred=True)
+        self.left = ShiftedConv2d(channels, width, (2, 1), centred=False)
+
+    def forward(self, image: Tensor) -> Streams:
+        """`[B, C, H, W]` to both streams."""
+        left = shift_down(self.around(image)) + shift_right(self.left(image))
+        return shift_down(self.above(image)), left
+
+
+class TwoStreamBlock(nn.Module):
+    """A residual block of each stream; the second sees the first, both their skips."""
+
+    def __init__(self, width: int, dropout: float, num_context: int, num_skips: int) -> None:
+        super().__init__()
+        self.above = GatedResidual(width, (2, 3), True, num_skips, dropout, num_context)
+        self.left = GatedResidual(width, (2, 2), False, 1 + num_skips, dropout, num_context)
+
+    def forward(
+        self, streams: Streams, context: Tensor | None, skips: Streams | None = None
+    ) -> Streams:
+        """Both streams to both streams."""
+        above = self.above(streams[0], context, [] if skips is None else [skips[0]])
+        beside = [above] if skips is None else [above, skips[1]]
+        return above, self.left(streams[1], context, beside)
+
+
+class GatedResidual(nn.Module):
+    """h + a sigmoid(b), with a and b two convolutions deep in h and what is beside it."""
+
+    def __init__(
+        self,
+        width: int,
+        kernel_size: tuple[int, int],
+        centred: bool,
+        num_beside: int,
+        dropout: float,
+        num_context: int,
+    ) -> None:
+        super().__init__()
+        self.inner = ShiftedConv2d(2 * width, width, kernel_size, centred)
+        self.beside = nn.Conv2d(2 * width * num_beside, width, 1) if num_beside else None
+        self.dropout = nn.Dropout(dropout)
+        self.outer = ShiftedConv2d(2 * width, 2 * width, kernel_size, centred)
+        self.context = nn.Linear(num_context, 2 * width, bias=False) if num_context else None
+
+    def forward(self, h: Tensor, context: Tensor | None, beside: list[Tensor]) -> Tensor:
+        """`[B, width, H, W]` to the same."""
+        inner = self.inner(both_signs(h))
+        if self.beside is not None:
+            inner = inner + self.beside(torch.cat([both_signs(other) for other in beside], 1))
+        outer = self.outer(self.dropout(both_signs(inner)))
+        if self.context is not None:
+            outer = outer + self.context(context)[..., None, None]
+        content, gate = outer.chunk(2, 1)
+        return h + content * gate.sigmoid()
+
+
+class TwoStreamHalving(nn.Module):
+    """Both streams at half the height and width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.above = ShiftedConv2d(width, width, (2, 3), centred=True, stride=2)
+        self.left = ShiftedConv2d(width, width, (2, 2), centred=False, stride=2)
+
+    def forward(self, streams: Streams) -> Streams:
+        """Both streams to both streams."""
+        return self.above(streams[0]), self.left(streams[1])
+
+
+class TwoStreamDoubling(nn.Module):
+    """Both streams at twice the height and width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.above = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.left = nn.ConvTranspose2d(width, width, 2, stride=2)
+
+    def forward(self, streams: Streams) -> Streams:
+        """Both streams to both streams."""
+        return self.above(streams[0]), self.left(streams[1])
+
+
+def both_signs(h: Tensor) -> Tensor:
+    """ELU of h and of -h, along the channels."""
+    return F.elu(torch.cat([h, -h], 1))

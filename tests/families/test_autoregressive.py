@@ -1,0 +1,404 @@
+"""Autoregressive families: who sees whom, total probability, draws, orders, labels, bad input."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro.poutine as poutine
+import pytest
+import torch
+from cases import all_vectors
+from torch import Tensor
+from torch.autograd.functional import jacobian
+
+from ppl_dgm import Program, fit
+from ppl_dgm.evidence import Exact
+from ppl_dgm.families import (
+    FVSBN,
+    MADE,
+    NADE,
+    GatedPixelCNN,
+    PixelCNN,
+    PixelCNNPlusPlus,
+    PixelSNAIL,
+    PixelTransformer,
+    RecurrentNet,
+    WaveNet,
+    likelihoods,
+)
+
+Make = Callable[..., Program]
+WIDE = (1, 2, 4)
+DIMS = 8
+NETS: dict[str, Make] = {
+    "fvsbn": partial(FVSBN, DIMS),
+    "nade": partial(NADE, DIMS, 5),
+    "made": partial(MADE, DIMS, [9, 7]),
+    "made of drawn masks": partial(MADE, DIMS, [30, 30], seed=3),
+    "gru": partial(RecurrentNet, DIMS, 5),
+    "lstm": partial(RecurrentNet, DIMS, 5, cell="lstm", num_layers=2),
+    "wavenet": partial(WaveNet, DIMS, 4),
+    "pixelcnn": partial(PixelCNN, WIDE, 6, 2),
+    "gated pixelcnn": partial(GatedPixelCNN, WIDE, 4),
+    "pixelcnn++": partial(PixelCNNPlusPlus, WIDE, 4, 2, 1, likelihoods.DiscretisedLogistic(2, 2)),
+    "binary pixelcnn++": partial(PixelCNNPlusPlus, WIDE, 4, 2, 1, "bernoulli"),
+    "transformer": partial(PixelTransformer, WIDE, 8, 2, 2),
+    "rotary transformer": partial(PixelTransformer, WIDE, 8, 2, 2, positions="rotary"),
+    "pixelsnail": partial(PixelSNAIL, WIDE, 8, 1, 1, 2),
+}
+SEVERAL: dict[str, Make] = {
+    "fvsbn": partial(FVSBN, DIMS, orders=3),
+    "nade": partial(NADE, DIMS, 5, orders=3),
+    "made": partial(MADE, DIMS, [9, 7], orders=3),
+    "transformer": partial(PixelTransformer, WIDE, 8, 1, 2, orders=3),
+}
+COLOUR: dict[str, Make] = {
+    "pixelcnn": partial(PixelCNN, (3, 2, 2), 6, 2),
+    "gated pixelcnn": partial(GatedPixelCNN, (3, 2, 2), 4),
+    "pixelcnn++": partial(
+        PixelCNNPlusPlus, (3, 2, 2), 4, 2, 1, likelihoods.DiscretisedLogistic(2, 2)
+    ),
+    "transformer": partial(PixelTransformer, (3, 2, 2), 8, 1, 2),
+    "pixelsnail": partial(PixelSNAIL, (3, 2, 2), 8, 1, 1, 2),
+}
+ORDER = [3, 1, 2, 0, 7, 6, 5, 4]
+BINARY = all_vectors(2, DIMS).double()
+
+
+def built(make: Make, **settings: Any) -> Any:
+    """A program with parameters far from their start, in double and evaluation mode."""
+    torch.manual_seed(3)
+    program = make(**settings)
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return program.double().eval()
+
+
+def seen(program: Any, x: Tensor, member: int = 0, **given: Any) -> Tensor:
+    """Which inputs each conditional depends on, `[D, D]`, both in the order of generation."""
+    net, order = program.model.fn.net, program.model.fn.net.sequences[member]
+    inputs = program.model.fn.likelihood.inputs
+    size = jacobian(lambda v: net(inputs(v), member=member, **given), x).abs().sum(-2)
+    return size[order][:, order] > 0
+
+
+def naively(program: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Draws by whole passes of the net."""
+    net = program.model.fn.net
+    remembering, net.stepper = (
+        net.stepper,
+        lambda x, context=None, member=0: net.naive_stepper(context, member),
+    )
+    try:
+        return program.sample(*args, **kwargs)
+    finally:
+        net.stepper = remembering
+
+
+def frequencies_agree(draws: Tensor, probs: Tensor) -> bool:
+    """Whether draws of binary vectors follow probabilities, within 4.5 standard errors."""
+    weights = 2 ** torch.arange(draws.shape[-1] - 1, -1, -1)
+    counts = torch.bincount((draws.long() * weights).sum(-1), minlength=len(probs)).double()
+    std_error = (len(draws) * probs * (1 - probs)).sqrt()
+    return bool(((counts - len(draws) * probs).abs() < 4.5 * std_error + 1).all())
+
+
+@pytest.mark.parametrize("order", [None, ORDER])
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_each_conditional_sees_the_earlier_dimensions_only(make: Make, order: Any) -> None:
+    program = built(make, order=order)
+    assert torch.equal(seen(program, torch.rand(DIMS).double()).triu(), torch.zeros(8, 8).bool())
+
+
+COMPLETE = set(NETS) - {
+    "made",
+    "made of drawn masks",
+    "pixelcnn",
+    "pixelcnn++",
+    "binary pixelcnn++",
+}
+
+
+@pytest.mark.parametrize("name", sorted(COMPLETE))
+def test_all_earlier_dimensions_are_seen(name: str) -> None:
+    program = built(NETS[name])
+    points = torch.rand(5, DIMS).double()
+    found = torch.stack([seen(program, x) for x in points]).any(0)
+    assert torch.equal(found, torch.ones(DIMS, DIMS).tril(-1).bool())
+
+
+@pytest.mark.parametrize("make", COLOUR.values(), ids=COLOUR)
+def test_channels_see_earlier_channels_and_pixels_only(make: Make) -> None:
+    program = built(make)
+    assert program.model.fn.order[:4] == (0, 4, 8, 1)
+    points = torch.rand(4, 12).double()
+    found = torch.stack([seen(program, x) for x in points]).any(0)
+    assert not bool(found.triu().any())
+    assert bool(found[1, 0])
+    assert bool(found[2, :2].all())
+
+
+@pytest.mark.parametrize("order", [None, ORDER])
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_probabilities_sum_to_one(make: Make, order: Any) -> None:
+    program = built(make, order=order).float()
+    assert Exact()(program, BINARY.float()).log_z.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("make", COLOUR.values(), ids=COLOUR)
+def test_probabilities_of_colour_images_sum_to_one(make: Make) -> None:
+    evidence = Exact()(built(make), all_vectors(2, 12).double())
+    assert evidence.log_z.exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_probabilities_given_a_class_sum_to_one_and_differ(make: Make) -> None:
+    program = built(make, num_classes=3)
+    log_probs = [
+        Exact()(program, BINARY, torch.full((256,), label)).log_z.exp() for label in (0, 2)
+    ]
+    assert log_probs[0].sum().item() == pytest.approx(1, abs=1e-6)
+    assert not torch.allclose(*log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", SEVERAL.values(), ids=SEVERAL)
+def test_several_orders_are_averaged_exactly(make: Make) -> None:
+    program = built(make)
+    law = program.model.fn.distribution()
+    each = torch.stack([part.log_prob(BINARY).exp() for part in law.laws])
+    assert torch.allclose(each.sum(-1), torch.ones(3).double())
+    assert not torch.allclose(each[0], each[1], atol=1e-4)
+    assert torch.allclose(Exact()(program, BINARY).log_z.exp(), each.mean(0))
+    for member in range(3):
+        assert not bool(seen(program, torch.rand(DIMS).double(), member).triu().any())
+    draws = program.sample(20_000)
+    assert frequencies_agree(draws, each.mean(0).detach())
+
+
+@pytest.mark.parametrize("make", SEVERAL.values(), ids=SEVERAL)
+def test_training_scores_one_order_at_a_time(make: Make) -> None:
+    program = built(make).train()
+    each = [law.log_prob(BINARY) for law in program.model.fn.distribution().laws]
+    found = set()
+    for _ in range(20):
+        trace = poutine.trace(program.model).get_trace(BINARY)
+        trace.compute_log_prob()
+        scored = trace.nodes["x"]["log_prob"]
+        found |= {k for k, law in enumerate(each) if torch.allclose(scored, law)}
+        assert any(torch.allclose(scored, law) for law in each)
+    assert found == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        pytest.param(make, settings, id=f"{name} {' '.join(settings)}")
+        for name, make in NETS.items()
+        for settings in ({}, {"order": ORDER}, {"num_classes": 2})
+    ],
+)
+def test_remembering_changes_no_draw(make: Make, settings: Any) -> None:
+    program = built(make, **settings)
+    given = {"y": torch.tensor([0, 1])} if "num_classes" in settings else {}
+    torch.manual_seed(0)
+    expected = naively(program, 6, **given)
+    torch.manual_seed(0)
+    assert torch.equal(program.sample(6, **given), expected)
+    assert expected.shape == ((6, 2, DIMS) if given else (6, DIMS))
+    assert expected.unique(dim=0).shape[0] > 1
+
+
+@pytest.mark.parametrize("make", COLOUR.values(), ids=COLOUR)
+def test_remembering_changes_no_draw_of_colour_images(make: Make) -> None:
+    program = built(make)
+    torch.manual_seed(0)
+    expected = naively(program, 6)
+    torch.manual_seed(0)
+    assert torch.equal(program.sample(6), expected)
+
+
+LARGE: dict[str, Make] = {
+    "wavenet": partial(WaveNet, 35, 4),
+    "short wavenet": partial(WaveNet, 35, 4, num_layers=5, cycle=2),
+    "pixelcnn": partial(PixelCNN, (1, 5, 7), 6, 3),
+    "gated pixelcnn": partial(GatedPixelCNN, (1, 5, 7), 4),
+    "pixelcnn++": partial(PixelCNNPlusPlus, (1, 4, 8), 4, 3, 1, "bernoulli"),
+    "pixelsnail": partial(PixelSNAIL, (1, 5, 7), 8, 2, 1, 2),
+}
+
+
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
+def test_remembering_changes_no_draw_of_larger_images(make: Make) -> None:
+    program = built(make)
+    torch.manual_seed(0)
+    expected = naively(program, 4)
+    torch.manual_seed(0)
+    assert torch.equal(program.sample(4), expected)
+    assert not bool(seen(program, torch.rand(expected.shape[1]).double()).triu().any())
+
+
+TEMPERED: dict[str, Make] = {
+    "bernoulli": partial(MADE, 4, [9]),
+    "cached": partial(WaveNet, 4, 4),
+    "logistic": partial(PixelCNNPlusPlus, (1, 2, 2), 4, 2, 1, likelihoods.DiscretisedLogistic(2)),
+}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("make", TEMPERED.values(), ids=TEMPERED)
+def test_temperature_sharpens_each_conditional(make: Make, temperature: float) -> None:
+    program = built(make)
+    model, vectors = program.model.fn, all_vectors(2, 4).double()
+    with torch.no_grad():
+        params = model.net(model.likelihood.inputs(vectors))
+        law = model.likelihood(params)
+        both = torch.stack([law.log_prob(torch.full_like(vectors, v)) for v in (0.0, 1.0)], -1)
+    log_probs = (both / temperature).log_softmax(-1)
+    chosen = log_probs.gather(-1, vectors.long().unsqueeze(-1)).squeeze(-1).sum(-1)
+    draws = program.sample(4000, temperature=temperature)
+    assert frequencies_agree(draws, chosen.exp())
+    assert not frequencies_agree(program.sample(4000), chosen.exp())
+
+
+CONTINUOUS = {
+    "gaussian": likelihoods.Gaussian(0.5),
+    "learned gaussian": likelihoods.Gaussian(learned="net"),
+    "mixture": likelihoods.Mixture(3),
+    "logistics": likelihoods.Mixture(3, "logistic"),
+    "continuous bernoulli": likelihoods.ContinuousBernoulli(),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_conditionals_integrate_to_one(name: str) -> None:
+    program = built(partial(NADE, 2, 5, CONTINUOUS[name]))
+    low, high = (0, 1) if name == "continuous bernoulli" else (-40, 40)
+    axis = torch.linspace(low, high, 601).double()
+    x = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
+    with torch.no_grad():
+        density = program.model.fn.distribution().log_prob(x).exp()
+    assert torch.trapezoid(torch.trapezoid(density, axis), axis).item() == pytest.approx(1, 1e-3)
+    draws = program.sample(4000)
+    mean = (x * density.unsqueeze(-1)).sum((0, 1)) / density.sum()
+    assert bool(((draws.mean(0) - mean).abs() < 5 * draws.std(0) / 4000**0.5 + 1e-3).all())
+    cold = program.sample(4000, temperature=0.05)
+    assert bool((cold.std(0) < draws.std(0)).all())
+
+
+def test_pixelcnn_has_a_blind_spot_and_gated_pixelcnn_none() -> None:
+    """Of the pixel at (4, 2) of 6 x 8: above, to the right, columns past the diagonal are blind."""
+    pixel = 4 * 8 + 2
+    earlier = torch.arange(48) < pixel
+    points = torch.rand(4, 48).double()
+
+    def found(program: Program) -> Tensor:
+        return torch.stack([seen(program, x) for x in points]).any(0)[pixel]
+
+    plain = found(built(partial(PixelCNN, (1, 6, 8), 6, 12)))
+    blind = (earlier & ~plain).nonzero().flatten().tolist()
+    reach = [(row, 2 + 3 + max(0, 4 - row - 3)) for row in range(4)]  # the 7 x 7 mask, then 3 x 3
+    rows = {row: [c for c in range(8) if row * 8 + c in blind] for row, _ in reach}
+    assert rows[3] == [6, 7]  # three columns to the right of the pixel's, and no further
+    assert blind
+    assert torch.equal(found(built(partial(GatedPixelCNN, (1, 6, 8), 4))), earlier)
+
+
+def test_receptive_fields_grow_as_claimed() -> None:
+    """Exponentially with dilation, linearly without."""
+    for layers in (2, 3, 4):
+        for cycle, field in ((None, 2**layers), (1, layers + 1)):
+            program = built(partial(WaveNet, 20, 4, num_layers=layers, cycle=cycle))
+            last = seen(program, torch.rand(20).double())[-1]
+            assert program.model.fn.net.receptive_field == field
+            assert torch.equal(last, (torch.arange(20) >= 19 - field) & (torch.arange(20) < 19))
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_saved_parameters_load_in_their_own_order_alone(make: Make, tmp_path: Path) -> None:
+    program = built(make, order=ORDER)
+    program.save(tmp_path / "net.pt")
+    twin = make(order=ORDER).double().eval().load(tmp_path / "net.pt")
+    x = BINARY[::16]
+    assert torch.equal(Exact()(twin, x).log_z, Exact()(program, x).log_z)
+    with pytest.raises(ValueError, match="another order"):
+        make(order=ORDER[::-1]).double().load(tmp_path / "net.pt")
+
+
+def test_several_orders_learn() -> None:
+    """Twins in a pair: every order must find that the last bit repeats the first."""
+    x = torch.cat([BINARY[:, :7], BINARY[:, :1]], 1).float()
+    program = MADE(DIMS, [30], orders=4, seed=1)
+    fit(program, x, epochs=300, optimizer=partial(torch.optim.Adam, lr=1e-2), progress=False)
+    assert Exact()(program.eval(), x).log_z.mean().item() == pytest.approx(-7 * 0.6931, abs=0.1)
+
+
+BAD = {
+    "order": (lambda: NADE(3, order=[0, 0, 1]), "permutation of 0, ..., 2"),
+    "order of pixels": (lambda: PixelCNN((1, 2, 2), order=[0, 1, 2]), "permutation of 0, ..., 3"),
+    "sides": (lambda: PixelCNNPlusPlus((1, 5, 4)), "5 and 4 cannot be halved 1 times"),
+    "scales": (lambda: PixelCNNPlusPlus((1, 6, 6), num_scales=3), "halved 2 times"),
+    "shape": (lambda: PixelCNN((4, 4)), "expected \\(channels, height, width\\)"),
+    "size": (lambda: PixelCNN((1, 0, 4)), "at least one"),
+    "kernel": (lambda: GatedPixelCNN((1, 4, 4), kernel_size=2), "odd kernel"),
+    "heads": (lambda: PixelTransformer((1, 2, 2), 6, num_heads=4), "multiple of 4"),
+    "rotary": (lambda: PixelTransformer((1, 2, 2), 6, 1, 2, positions="rotary"), "multiple of 4"),
+    "positions": (lambda: PixelTransformer((1, 2, 2), positions="sine"), "'learned' or 'rotary'"),
+    "cell": (lambda: RecurrentNet(3, cell="rnn"), "expected one of"),
+    "orders": (lambda: MADE(3, orders=0), "at least one"),
+    "likelihood": (lambda: WaveNet(3, likelihood="poisson"), "no likelihood 'poisson'"),
+    "mixture": (lambda: likelihoods.Mixture(0), "at least 1"),
+    "mixture kind": (lambda: likelihoods.Mixture(2, "cauchy"), "expected one of"),
+    "grey pixels": (lambda: NADE(3).bind(torch.full((4, 3), 0.5)), "outside the support"),
+    "columns": (lambda: FVSBN(3).bind(torch.ones(4, 5)), "expected \\(4, 3\\)"),
+    "temperature": (lambda: FVSBN(3).sample(2, temperature=0.0), "expected a positive number"),
+    "cold": (lambda: NADE(3).sample(2, temperature=-1.0), "expected a positive number"),
+    "no labels": (lambda: NADE(3, num_classes=2).sample(2), "the labels are missing"),
+    "labels": (
+        lambda: NADE(3, num_classes=2).bind(torch.ones(2, 3), torch.tensor([0, 2])),
+        "go from 0 to 2",
+    ),
+    "no classes": (
+        lambda: NADE(3).bind(torch.ones(2, 3), torch.tensor([0, 1])),
+        "made without classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused(name: str) -> None:
+    make, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_compiled_training_equals_eager() -> None:
+    compare_training(NETS["fvsbn"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NETS) - {"fvsbn"}))
+def test_compiled_training_of_every_net_equals_eager(name: str) -> None:
+    compare_training(NETS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SEVERAL))
+def test_compiled_training_of_several_orders_equals_eager(name: str) -> None:
+    compare_training(SEVERAL[name])
+
+
+def compare_training(make: Make) -> None:
+    """Twelve steps of a compiled and of an eager fit from one start give one result."""
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        program = make()
+        for module in program.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        settings: Any = {"steps": 12, "batch_size": 64, "progress": False, "compile": compiled}
+        fit(program, BINARY.float(), optimizer=partial(torch.optim.Adam, lr=1e-2), **settings)
+        results.append(Exact()(program.eval(), BINARY.float()).log_z)
+    assert torch.allclose(*results, atol=1e-4)
