@@ -22,6 +22,7 @@ Many models of the literature are combinations, of a family with its parts here 
 from ppl_dgm.conditionals import components, likelihoods, priors
 from ppl_dgm.families import bayesnet
 from ppl_dgm.families.autoregressive import (
+    DARN,
     FVSBN,
     MADE,
     NADE,
@@ -46,6 +47,7 @@ from ppl_dgm.families.mixtures.bayesian import BayesianMixture, NormalInverseWis
 from ppl_dgm.families.mixtures.mixture import Mixture
 
 __all__ = [
+    "DARN",
     "FVSBN",
     "IAF",
     "MADE",

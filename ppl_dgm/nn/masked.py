@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,9 @@ class MADENet(CausalNet):
                 [1, 0, 0],
                 [1, 1, 0]], dtype=torch.int32)
     """
+
+    layers: Any
+    contexts: Any
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ channels of its pixel too.
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -274,6 +274,8 @@ class GatedConvNet(ImageNet):
         >>> GatedConvNet((1, 4, 4), 8, 2)(torch.zeros(3, 16)).shape
         torch.Size([3, 16, 1])
     """
+
+    layers: Any
 
     def __init__(
         self,

@@ -39,6 +39,9 @@ class PixelUNet(ImageNet):
         torch.Size([3, 16, 1])
     """
 
+    down: Any
+    up: Any
+
     def __init__(
         self,
         shape: ImageShape,

@@ -1,7 +1,7 @@
 """Causal nets over sequences: recurrent, and dilated convolutions."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,8 @@ class WaveNetNet(SequenceNet):
         >>> net(torch.zeros(3, 20)).shape, net.receptive_field
         (torch.Size([3, 20, 1]), 32)
     """
+
+    layers: Any
 
     def __init__(
         self,

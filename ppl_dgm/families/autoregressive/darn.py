@@ -1,0 +1,91 @@
+"""Deep autoregressive network: binary latents and data, each a net of all that come before."""
+
+from collections.abc import Sequence
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_dgm.conditionals.guides import AmortisedGuide, BernoulliPosterior
+from ppl_dgm.conditionals.likelihoods import Bernoulli, Likelihood, named_likelihood
+from ppl_dgm.distributions.autoregressive import Autoregressive
+from ppl_dgm.families.latent.vae import ScaledInputs
+from ppl_dgm.nn.masked import MADENet
+from ppl_dgm.nn.mlp import MLP
+from ppl_dgm.program import Program
+
+
+class DARN(Program):
+    r"""Deep autoregressive network with one stochastic layer (Gregor et al. 2014).
+
+    $h \sim \prod_j p(h_j \mid h_{<j})$, binary, $x \sim \prod_d p(x_d \mid x_{<d}, h)$, both nets
+    linear as in a sigmoid belief net, and $q(h \mid x)$ independent given x. The latents are summed
+    over by Monte Carlo: fit it by `VIMCO`, `RLOO` or `ReweightedWakeSleep`, and ask
+    `ImportanceSampling` for its evidence.
+
+    Args:
+        num_dims: number D of dimensions.
+        hidden: number H of binary latents.
+        likelihood: what the outputs mean for each dimension: a `Likelihood`, `"bernoulli"` or
+            `"gaussian"`.
+        order: the dimensions in the order of generation; 0 to D - 1 by default.
+        encoder_hidden: sizes of the hidden layers of the guide's net; none makes it linear.
+
+    Raises:
+        ValueError: a size below one, an order that is no permutation, an unknown likelihood.
+
+    Example:
+        >>> import torch
+        >>> darn = DARN(5, hidden=4).initialise(torch.ones(2, 5))
+        >>> darn.density, darn.sample(3).shape
+        ('latent', torch.Size([3, 5]))
+    """
+
+    def __init__(
+        self,
+        num_dims: int,
+        hidden: int = 100,
+        likelihood: str | Likelihood = "bernoulli",
+        order: Sequence[int] | None = None,
+        encoder_hidden: Sequence[int] = (),
+    ) -> None:
+        likelihood = named_likelihood(likelihood)
+        model = DARNModel(num_dims, hidden, likelihood, order)
+        encoder = nn.Sequential(ScaledInputs(likelihood), MLP(num_dims, encoder_hidden, hidden))
+        super().__init__(model, AmortisedGuide(encoder, BernoulliPosterior(hidden)))
+
+
+class DARNModel(nn.Module):
+    """h ~ prod_j p(h_j | h_<j), x ~ prod_d p(x_d | x_<d, h)."""
+
+    latents: Tensor
+    start: Tensor
+
+    def __init__(
+        self, num_dims: int, hidden: int, likelihood: Likelihood, order: Sequence[int] | None
+    ) -> None:
+        super().__init__()
+        self.prior, self.prior_likelihood = MADENet(hidden, []), Bernoulli()
+        self.decoder = MADENet(num_dims, [], likelihood.num_params, order, num_context=hidden)
+        self.likelihood = likelihood
+        self.register_buffer("latents", torch.zeros(hidden), persistent=False)
+        self.register_buffer("start", torch.zeros(num_dims), persistent=False)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Score data `[data, D]`, or draw one datum."""
+        prior = Autoregressive(
+            self.prior, self.prior_likelihood, self.latents, stepper=self.prior.stepper
+        )
+        with pyro.plate("data", 1 if x is None else len(x), dim=-1):
+            h = pyro.sample("z", prior)
+            return pyro.sample("x", self.conditional(h), obs=x)
+
+    def conditional(self, h: Tensor) -> Autoregressive:
+        """p(x | h) of latents `[..., H]`: batch `[...]`, event `[D]`."""
+        inputs = self.likelihood.inputs
+        return Autoregressive(
+            lambda x: self.decoder(inputs(x), h),
+            self.likelihood,
+            self.start.expand(*h.shape[:-1], -1),
+            self.decoder.sequences[0],
+        )
