@@ -33,6 +33,7 @@ errors, and for lower bounds `BDMC` shows the gap. Not one of `HarmonicMean` (in
 R-hat), or a guide narrower than the posterior (`pareto_k` above 0.7).
 """
 
+from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.auto import auto
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
@@ -58,6 +59,7 @@ __all__ = [
     "JVI",
     "SMC",
     "SUMO",
+    "AdaptiveImportanceSampling",
     "BridgeSampling",
     "Estimate",
     "Estimator",

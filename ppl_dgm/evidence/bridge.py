@@ -14,7 +14,8 @@ from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import PosteriorDraws, evaluate
 from ppl_dgm.sampling.convergence import chain_ess, r_hat_warnings, split_r_hat
 from ppl_dgm.sampling.importance import WeightSummary
-from ppl_dgm.sampling.proposals import Fitted, fit_flow, fit_normal, fit_student_mixture
+from ppl_dgm.sampling.proposals import Fitted, fit_flow, fit_normal
+from ppl_dgm.sampling.student_mixtures import fit_student_mixture
 from ppl_dgm.sampling.symmetries import try_mirrors
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_choice, check_least

@@ -12,15 +12,17 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.importance import WeightSummary
-from ppl_dgm.sampling.memory import MEMORY
-from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM, student_mixture
+from ppl_dgm.sampling.defended import defended_weights
+from ppl_dgm.sampling.kernels.targets import take
+from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
+from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM
+from ppl_dgm.sampling.student_mixtures import StudentMixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_least
 
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
-DRAWS_PER_START = 64
+SECOND_DERIVATIVES = 4  # times the memory of a gradient
 FEWEST = 8  # particles of which an error bar can be made
 DEFENCE = 0.25  # share of the particles that come from the prior
 UNSEEN = 0.05  # share of starts with a mode of their own above which modes are likely missed
@@ -51,8 +53,20 @@ def value_and_slope(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tup
     return value.detach().nan_to_num(nan=-torch.inf), slope.nan_to_num(0.0, 0.0, 0.0)
 
 
-def climb(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
-    """Climb to optima by L-BFGS with backtracking, all starts and data at once (Nocedal and Wright 2006, alg. 7.4)."""
+def climb(
+    log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int, at_once: int = 1 << 30
+) -> Tensor:
+    """Climb to optima from starts `[n, *batch, dim]`, `at_once` of them together."""
+    return torch.cat([climb_together(log_joint, part, num_steps) for part in start.split(at_once)])
+
+
+def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
+    """Climb by L-BFGS with backtracking, all starts and data at once.
+
+    A start that no longer rises is left where it is: the others go on without it. Nocedal and Wright
+    (2006), algorithm 7.4.
+    """
+    end, rising = start.clone(), torch.arange(len(start), device=start.device)
     point = start
     value, slope = value_and_slope(log_joint, point)
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -63,11 +77,13 @@ def climb(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) 
         new = backtrack(log_joint, point, value, slope, direction, first=not pairs)
         new_value, new_slope = value_and_slope(log_joint, new)
         pairs = [*pairs, (new - point, slope - new_slope)][-HISTORY:]
-        moved = bool((new_value > value + 1e-10 * (1 + value.abs())).any())
-        point, value, slope = new, new_value, new_slope
-        if not moved:
+        rose = (new_value > value + 1e-10 * (1 + value.abs())).reshape(len(new), -1).any(1)
+        end[rising] = new
+        rising, point, value, slope = rising[rose], new[rose], new_value[rose], new_slope[rose]
+        pairs = [(s[rose], y[rose]) for s, y in pairs]
+        if not len(rising):
             break
-    return point
+    return end
 
 
 def two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -137,10 +153,13 @@ def hessian_of(
     return value.detach(), slope.detach(), torch.stack(rows, -2).detach()
 
 
-def find_modes(target: Unconstrained, starts: Tensor, num_steps: int) -> Modes:
+def find_modes(
+    target: Unconstrained, starts: Tensor, num_steps: int, at_once: int = 1 << 30
+) -> Modes:
     """Climb from the starts and approximate the density by a normal at each optimum."""
-    point = climb(target.log_joint, starts, num_steps)
-    value, slope, hessian = hessian_of(target.log_joint, point)
+    point = climb(target.log_joint, starts, num_steps, at_once)
+    parts = [hessian_of(target.log_joint, part) for part in point.split(at_once)]
+    value, slope, hessian = (torch.cat(part) for part in zip(*parts, strict=True))
     precision = -0.5 * (hessian + hessian.mT).double()
     factor, info = torch.linalg.cholesky_ex(precision.nan_to_num(0.0))
     concave = info == 0
@@ -148,20 +167,13 @@ def find_modes(target: Unconstrained, starts: Tensor, num_steps: int) -> Modes:
     inverse = torch.linalg.solve_triangular(
         factor, torch.eye(target.dim).to(factor).expand_as(factor), upper=False
     )
-    slope_left = (
-        torch.linalg.solve_triangular(factor, slope.double().unsqueeze(-1), upper=False)
-        .square()
-        .sum((-2, -1))
-    )
-    valid = (
-        concave
-        & (slope_left.sqrt() < GRADIENT_TOLERANCE * math.sqrt(target.dim))
-        & torch.isfinite(value)
-    )
+    scaled = torch.linalg.solve_triangular(factor, slope.double().unsqueeze(-1), upper=False)
+    slope_left = scaled.square().sum((-2, -1)).sqrt()
+    flat = slope_left < GRADIENT_TOLERANCE * math.sqrt(target.dim)
+    valid = concave & flat & torch.isfinite(value)
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_z = value.double() + 0.5 * target.dim * math.log(2 * math.pi) - log_det
-    covariance = inverse.mT @ inverse
-    scale_tril = torch.linalg.cholesky_ex(covariance).L
+    scale_tril = torch.linalg.cholesky_ex(inverse.mT @ inverse).L
     return Modes(point, value.double(), scale_tril, valid, torch.where(valid, log_z, -torch.inf))
 
 
@@ -206,9 +218,10 @@ class Laplace(Estimator):
     Tierney and Kadane (1986); MacKay (2003), ch. 27.
 
     Args:
-        num_starts: starts: draws from the guide (the prior, where there is none), half of them each the best of 64.
+        num_starts: starts: draws from the guide (the prior, where there is none), half of them each the best of `screened`.
         num_steps: L-BFGS steps at most.
         num_particles: draws of the importance sampler; 0 for the plain approximation.
+        screened: draws of which each start of the second half is the best.
         memory: bytes that evaluating densities may allocate.
 
     Raises:
@@ -228,10 +241,11 @@ class Laplace(Estimator):
     num_starts: int = 16
     num_steps: int = 200
     num_particles: int = 2000
+    screened: int = 64
     memory: int = field(default=MEMORY, repr=False)
 
     def __post_init__(self) -> None:
-        check_least(self, num_starts=1, num_steps=1, num_particles=0)
+        check_least(self, num_starts=1, num_steps=1, num_particles=0, screened=1, memory=1)
         if 0 < self.num_particles < FEWEST:
             raise ValueError(
                 f"num_particles is {self.num_particles}; expected 0, or at least {FEWEST} for an error bar"
@@ -239,76 +253,55 @@ class Laplace(Estimator):
 
     def estimate(self, bound: Bound) -> Estimate:
         return estimate_in_parts(
-            bound, self.num_starts * DRAWS_PER_START, self.memory, self._estimate_part
+            bound, self.num_starts * self.screened, self.memory, self._estimate_part
         )
 
     def _estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
-        modes = find_modes(target, self._starts(target), self.num_steps)
+        modes = find_modes(target, self._starts(target), self.num_steps, self._at_once(target))
         new = distinct(modes)
         laplace = torch.where(new, modes.log_z, -torch.inf).logsumexp(0)
         diagnostics = {"laplace": laplace, "num_modes": new.sum(0)}
         warnings = mode_warnings(new) + unseen_warnings(unseen_share(modes))
         laplace = torch.where(new.any(0), laplace, torch.nan)
-        if not self.num_particles:
+        if not self.num_particles or not bool(new.any()):
             return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
-        log_weights, num_prior = self._importance(target, modes, new)
-        weights = WeightSummary(self.num_particles)
-        weights.add(log_weights)
-        diagnostics |= {
-            "num_particles": self.num_particles,
-            "ess": weights.ess,
-            "pareto_k": weights.pareto_k,
-        }
-        log_z = torch.where(new.any(0), weights.log_mean_exp, torch.nan)
-        return Estimate(log_z, stratified_std_error(log_weights, num_prior), diagnostics, warnings)
+        proposal = mode_mixture(modes, new)
+        weighted = defended_weights(target, proposal, self.num_particles, DEFENCE, self.memory)
+        log_z, error, found = weighted.summarise()
+        log_z = torch.where(new.any(0), log_z, torch.nan)
+        return Estimate(log_z, error, diagnostics | found, warnings)
+
+    def _at_once(self, target: Unconstrained) -> int:
+        """Starts whose densities with second derivatives fit into memory."""
+        one = target.origin(1)
+        row = allocated_bytes(lambda: value_and_slope(target.log_joint, one))
+        return max(1, int(self.memory / (SECOND_DERIVATIVES * row + 1)))
 
     def _starts(self, target: Unconstrained) -> Tensor:
-        """Half of the starts are plain draws, half the best of many each: `[num_starts, *batch, dim]`."""
-        points = target.sample_guide(self.num_starts * DRAWS_PER_START)[0]
+        """Half of the starts are plain draws, half the best of many: `[num_starts, *batch, dim]`."""
+        points = target.sample_guide(self.num_starts * self.screened)[0]
         log_joint = evaluate(target.log_joint, points, self.memory).nan_to_num(nan=-torch.inf)
-        groups = points.unflatten(0, (DRAWS_PER_START, self.num_starts))
-        best = log_joint.unflatten(0, (DRAWS_PER_START, self.num_starts)).argmax(0)
+        groups = points.unflatten(0, (self.screened, self.num_starts))
+        best = log_joint.unflatten(0, (self.screened, self.num_starts)).argmax(0)
         best[: self.num_starts // 2] = 0
         return groups.gather(0, best.unsqueeze(0).unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
 
-    def _importance(self, target: Unconstrained, modes: Modes, new: Tensor) -> tuple[Tensor, int]:
-        """Log weights of draws around the modes and, after them, of a number from the prior, which see what no mode has."""
-        proposal, num_prior = mode_mixture(modes, new), math.ceil(DEFENCE * self.num_particles)
-        around = proposal.sample(torch.Size((self.num_particles - num_prior,))).to(target.dtype)
-        points = torch.cat([around, target.sample_prior(num_prior)])
-        prior, likelihood = (
-            evaluate(lambda p: torch.stack(target.split(p), -1), points, self.memory)
-            .double()
-            .unbind(-1)
-        )
-        share = num_prior / self.num_particles
-        log_q = torch.logaddexp(
-            proposal.log_prob(points.double()) + math.log1p(-share), prior + math.log(share)
-        )
-        return (prior + likelihood).nan_to_num(nan=-torch.inf) - log_q, num_prior
 
+def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
+    """Mixture of Student t at the distinct modes, weighted by their Laplace evidence.
 
-def stratified_std_error(log_weights: Tensor, num_last: int) -> Tensor:
-    """Standard error of the log of a mean of weights `[n, *batch]`, the last of which are a sample of their own.
-
-    The two samples' sizes are fixed, so that the difference of their means adds nothing: sqrt(n1 s1^2 + n2 s2^2) / n.
+    Where a datum has no mode, its best optimum stands in.
     """
-    weights = (log_weights - log_weights.amax(0)).exp()
-    parts = weights.split([len(weights) - num_last, num_last])
-    spread = sum(len(part) * part.var(0) for part in parts if len(part) > 1)
-    return torch.as_tensor(spread).sqrt() / weights.sum(0)
-
-
-def mode_mixture(modes: Modes, new: Tensor) -> torch.distributions.Distribution:
-    """Mixture of Student t at the modes, weighted by their Laplace evidence; at any optimum where none is a mode."""
     logits = torch.where(new, modes.log_z, -torch.inf)
     logits = torch.where(new.any(0), logits, modes.log_joint.nan_to_num(neginf=-1e300))
+    kept = int(new.sum(0).max())
+    logits, order = logits.topk(kept, 0)
     weight = logits.softmax(0).movedim(0, -1)
-    spread = modes.scale_tril.movedim(0, -3) * math.sqrt(
-        DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1)
-    )
-    return student_mixture(weight, modes.point.double().movedim(0, -2), spread)
+    point = take(modes.point.double(), order).movedim(0, -2)
+    flat = take(modes.scale_tril.flatten(-2), order).unflatten(-1, modes.scale_tril.shape[-2:])
+    widened = math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
+    return StudentMixture(weight, point, widened * flat.movedim(0, -3))
 
 
 def mode_warnings(new: Tensor) -> tuple[str, ...]:

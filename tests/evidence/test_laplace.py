@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import Exact, Laplace
-from ppl_dgm.evidence.laplace import climb, hessian_of, stratified_std_error
+from ppl_dgm.evidence.laplace import climb, hessian_of
+from ppl_dgm.sampling.defended import stratified_std_error
+from ppl_dgm.sampling.memory import AllocationCounter
 
 
 def regression(x: Tensor | None = None) -> None:
@@ -138,3 +140,38 @@ def test_two_samples_of_fixed_sizes_have_a_stratified_error() -> None:
 def test_too_few_particles_for_an_error_bar_are_refused() -> None:
     with pytest.raises(ValueError, match="expected 0, or at least 8"):
         Laplace(num_particles=3)
+
+
+def test_copies_of_a_mode_are_no_components() -> None:
+    """Forty-eight starts at one mode of 30 dimensions: draws of all components took gigabytes."""
+
+    def wide() -> None:
+        reference = dist.Normal(torch.zeros(30, dtype=FLOAT), 2.0).to_event(1)
+        z = pyro.sample("z", reference)
+        pyro.factor("target", dist.Normal(0.5, 1.0).log_prob(z).sum(-1) - reference.log_prob(z))
+
+    with AllocationCounter() as counter:
+        found = Laplace(48, num_particles=5000)(Program(wide))
+    assert int(found.diagnostics["num_modes"]) == 1
+    assert counter.bytes < 2**30
+    assert abs(float(found.log_z)) < 4 * float(found.std_error)
+
+
+def test_no_importance_step_where_there_is_no_mode() -> None:
+    known = case("eight_schools_posteriordb")
+    found = Laplace(num_starts=4, num_steps=40)(known.program(), *known.args)
+    assert "pareto_k" not in found.diagnostics
+
+
+def test_starts_that_have_arrived_cost_nothing() -> None:
+    """One start far off in a valley, the others at the optimum: only the one goes on."""
+    sizes: list[int] = []
+
+    def banana(y: Tensor) -> Tensor:
+        sizes.append(len(y))
+        return -((1 - y[..., 0]).square() + 100 * (y[..., 1] - y[..., 0].square()).square())
+
+    start = torch.tensor([[-1.2, 1.0], *[[1.0, 1.0]] * 9], dtype=FLOAT)
+    end = climb(banana, start, 200)
+    assert torch.allclose(end, torch.ones(10, 2, dtype=FLOAT), atol=1e-4)
+    assert sorted(sizes)[len(sizes) // 2] == 1

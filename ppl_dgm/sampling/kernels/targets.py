@@ -143,5 +143,5 @@ def choose(condition: Tensor, mine: Tensor | None, yours: Tensor | None) -> Tens
 def take(part: Tensor, index: Tensor) -> Tensor:
     """Gather along chains, datum by datum, whatever event dimensions follow."""
     if part.dim() > index.dim():
-        index = index.unsqueeze(-1).expand_as(part)
+        index = index.unsqueeze(-1).expand(*index.shape, part.shape[-1])
     return part.gather(0, index)

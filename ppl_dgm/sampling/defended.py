@@ -1,0 +1,97 @@
+"""Importance sampling from a fitted proposal with the prior as a defence."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.proposals import Fitted
+from ppl_dgm.sampling.unconstrained import Unconstrained
+
+POINT_COPIES = 8  # tensors of the points' size that a chunk of draws holds at once
+
+
+class Weighted(NamedTuple):
+    """Log weights `[n, *batch]` of draws, the last `num_prior` of which are from the prior.
+
+    `points` are the draws `[n, *batch, dim]`, or None where they were not kept.
+    """
+
+    log_weights: Tensor
+    num_prior: int
+    points: Tensor | None = None
+
+    @property
+    def std_error(self) -> Tensor:
+        """Standard error of the log of the mean weight, `[*batch]`, in nats."""
+        return stratified_std_error(self.log_weights, self.num_prior)
+
+    def summarise(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """log Z and its standard error, `[*batch]`, and diagnostics."""
+        summary = WeightSummary(len(self.log_weights))
+        summary.add(self.log_weights)
+        diagnostics = {
+            "num_particles": len(self.log_weights),
+            "ess": summary.ess,
+            "pareto_k": summary.pareto_k,
+        }
+        return summary.log_mean_exp, self.std_error, diagnostics
+
+
+def defended_weights(
+    target: Unconstrained,
+    proposal: Fitted,
+    num: int,
+    share: float,
+    memory: int,
+    keep_points: bool = False,
+) -> Weighted:
+    r"""Weigh draws of a proposal and of the prior by their mixture (Hesterberg 1995).
+
+    $w = p(x, y) / ((1 - s) q(y) + s\, p(y))$ for a fixed number of draws from each: no part of the prior
+    is left out, and weights are at most $p(x \mid y) / s$.
+
+    Args:
+        target: the program's density.
+        proposal: q, in unconstrained space.
+        num: draws from both together.
+        share: s, of the draws that come from the prior.
+        memory: bytes that evaluating densities may allocate.
+        keep_points: whether to return the draws too.
+    """
+    num_prior = math.ceil(share * num)
+    size = max(1, int(memory / (8 * POINT_COPIES * target.dim * math.prod(target.batch))))
+    weights, points = [], []
+    for source, count in ((proposal.sample, num - num_prior), (target.sample_prior, num_prior)):
+        for done in range(0, count, size):
+            point = source(min(size, count - done)).to(target.dtype)
+            weights.append(mixture_weights(target, proposal, point, num_prior / num, memory))
+            points.extend([point] if keep_points else [])
+    return Weighted(torch.cat(weights), num_prior, torch.cat(points) if keep_points else None)
+
+
+def mixture_weights(
+    target: Unconstrained, proposal: Fitted, points: Tensor, share: float, memory: int
+) -> Tensor:
+    """Log weights of points against the mixture of proposal and prior: `[n, *batch]`."""
+    densities = evaluate(lambda part: torch.stack(target.split(part), -1), points, memory)
+    prior, likelihood = densities.unbind(-1)
+    log_q = proposal.log_prob(points.double()).double() + math.log1p(-share)
+    if share > 0:
+        log_q = torch.logaddexp(log_q, prior + math.log(share))
+    return (prior + likelihood - log_q).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+
+
+def stratified_std_error(log_weights: Tensor, num_last: int) -> Tensor:
+    """Standard error of the log of a mean of weights `[n, *batch]`, the last a sample of their own.
+
+    The two samples' sizes are fixed, so that the difference of their means adds nothing:
+    sqrt(n1 s1^2 + n2 s2^2) / n.
+    """
+    weights = (log_weights - log_weights.amax(0)).exp()
+    parts = weights.split([len(weights) - num_last, num_last])
+    spread = sum(len(part) * part.var(0) for part in parts if len(part) > 1)
+    return torch.as_tensor(spread).sqrt() / weights.sum(0)
