@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, without_data
-from ppl_dgm.program import Bound, Program, evaluating, require_program
+from ppl_dgm.program import Bound, Program, evaluating, require_program, select_data
+from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
 
+LARGE_ROUNDING = 1e-3  # nats in all
+RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
+ROUNDED_DATA = 256  # data whose rounding is looked at
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
 
 
@@ -150,7 +154,7 @@ class Estimator(ABC):
             ValueError: if the program does not fit the data or the method, naming what would.
         """
         require_program(program, self.name)
-        bound = program.bind(*args, sum_out=self.sum_out, **kwargs)
+        bound = program.bind(*args, sum_out=self.sum_out, **kwargs).in_double()
         with evaluating(program), torch.no_grad():
             with seeded(seed, bound.device):
                 check_evidence(bound)
@@ -171,7 +175,7 @@ class Estimator(ABC):
 
     def _normalised(self, program: Program, bound: Bound) -> tuple[Estimate, BoundKind]:
         """Estimate log f(x) - log Z, and what that is."""
-        free = without_data(program, bound, self.sum_out)
+        free = without_data(program, bound, self.sum_out).in_double()
         below, kind = self.partition(free), self.kind(free)
         if not bound.structure.latents:
             log_f = score_exactly(bound)
@@ -186,6 +190,8 @@ class Estimator(ABC):
 
     def _evidence(self, bound: Bound, estimate: Estimate, seconds: float) -> Evidence:
         shared = estimate.diagnostics.get("log_partition_std_error", torch.zeros(()))
+        diagnostics = dict(estimate.diagnostics)
+        diagnostics.setdefault("rounding", rounding_of(bound))
         return Evidence(
             log_z=estimate.log_z.double(),
             std_error=estimate.std_error.double(),
@@ -195,8 +201,8 @@ class Estimator(ABC):
             estimator=self.name,
             num_dims=bound.num_dims,
             digest=bound.digest,
-            diagnostics=dict(estimate.diagnostics),
-            warnings=estimate.warnings + alarms(estimate),
+            diagnostics=diagnostics,
+            warnings=estimate.warnings + alarms(estimate._replace(diagnostics=diagnostics)),
             seconds=seconds,
         )
 
@@ -265,8 +271,36 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
         found.append(
             "log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)"
         )
+    rounding = estimate.diagnostics.get("rounding", 0.0)
+    if not rounding <= LARGE_ROUNDING:
+        found.append(
+            f"rounding moves the log density by {rounding:.2g} nats: the program computes with too few digits, or takes large "
+            "numbers from each other"
+        )
     k = estimate.diagnostics.get("pareto_k")
     if k is None:
         return tuple(found)
     particles = estimate.diagnostics.get("num_particles", 1000)
     return tuple(found) + tail_warnings(k, estimate.std_error, particles)
+
+
+def rounding_of(bound: Bound) -> float:
+    """Find by how many nats rounding moves the log density of all data at a draw of the latents, about."""
+    share = 1.0
+    if bound.structure.divisible and bound.structure.per_datum and bound.num_data:
+        few = min(bound.num_data, ROUNDED_DATA)
+        index = torch.linspace(0, bound.num_data - 1, few, device=bound.device).round().long()
+        args, kwargs = select_data(bound.args, bound.kwargs, bound.num_data, index)
+        share, bound = few / bound.num_data, replace(bound, args=args, kwargs=kwargs, num_data=few)
+    with torch.no_grad(), seeded(0, bound.device):
+        values = bound.draw(1).values
+        plain = bound.log_joint(values).total
+        with Shaking():
+            shaken = bound.log_joint(values).total
+    return (rounding_between(plain, shaken).square().sum() / share).sqrt().item()
+
+
+def rounding_between(plain: Tensor, shaken: Tensor) -> Tensor:
+    """Tell the rounding error from two runs, one of them shaken; zero where the digits that are right suffice."""
+    error = torch.where(plain == shaken, 0.0, (plain - shaken).abs())
+    return torch.where(error <= RELATIVE_ROUNDING * plain.abs(), 0.0, error)

@@ -1,7 +1,7 @@
 """A program bound to data: its log densities over a leading dimension of particles."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -9,10 +9,12 @@ import pyro
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.enumeration import entangled, split_enumerated
 from ppl_dgm.program.log_densities import Layout, check_one_scale, sum_scores, sum_sites, unmask
+from ppl_dgm.program.precision import in_float64, widen
 from ppl_dgm.program.pyro_patches import forgiving_factors, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
@@ -57,7 +59,8 @@ class Bound:
     with the shape that one run of the program gives them. Log densities are in nats, `[particles, data]` where the
     structure is per datum and `[particles]` otherwise. A scale common to all sites of a datum (minibatch scaling,
     `poutine.scale` around model and guide) is not in them but in `LogJoint.scale`; other scales are exponents and stay.
-    `num_data` counts the data in the data plate, `num_dims` the observed numbers, which `digest` identifies.
+    `num_data` counts the data in the data plate, `num_dims` the observed numbers, which `digest` identifies. With `double`
+    the program computes in float64, whatever it is written in.
     """
 
     model: Callable
@@ -68,6 +71,12 @@ class Bound:
     num_data: int | None = None
     num_dims: int = 0
     digest: str = ""
+    double: bool = False
+
+    def in_double(self) -> "Bound":
+        """The same in float64: data raised, and parameters, constants and literals as the program uses them."""
+        args, kwargs = tree_map(widen, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs, double=True)
 
     def draw(self, num_particles: int) -> Draw:
         """Draw latents from the guide (the prior, where there is none)."""
@@ -235,7 +244,7 @@ class Bound:
         return self._evaluate(lambda: once(padded, self.count(values)))
 
     def _evaluate(self, run: Callable) -> Any:
-        with unvalidated(), forgiving_factors():
+        with unvalidated(), forgiving_factors(), in_float64() if self.double else nullcontext():
             return run()
 
     def _layout(self, particles: int | None) -> Layout:

@@ -1,0 +1,146 @@
+"""Running a program in float64, whatever it is written in, and telling how far rounding moves what it computes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from ppl_dgm.context_patches import ContextPatches, Patch
+
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+_CASTS = {
+    Tensor.float: Tensor.double,
+    Tensor.half: Tensor.double,
+    Tensor.bfloat16: Tensor.double,
+    Tensor.cfloat: Tensor.cdouble,
+    Tensor.chalf: Tensor.cdouble,
+}
+_UNTOUCHED = {"__deepcopy__", "__len__", "__repr__", "__reduce_ex__", "dim", "numel", "size"}
+_IN_PLACE = {"__setitem__", "__set__", "backward", "register_hook", "retain_grad"}
+_READ_DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
+_FACTORIES = _device_constructors()
+_WIDE_DEFAULT = ContextPatches(Patch(torch, "get_default_dtype", lambda: torch.float64))
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Let the programs that this thread runs compute in float64: see `Widening`."""
+    with _WIDE_DEFAULT(), Widening():
+        yield
+
+
+def map_leaves(value: Any, change: Any) -> Any:
+    """Change the leaves of nested plain tuples, lists and dicts."""
+    if type(value) in (tuple, list):
+        return type(value)([map_leaves(part, change) for part in value])
+    if type(value) is dict:
+        return {key: map_leaves(part, change) for key, part in value.items()}
+    return change(value)
+
+
+def widen(leaf: Any) -> Any:
+    """Raise a tensor, or a dtype, to float64 or complex128; anything else stays."""
+    if isinstance(leaf, Tensor):
+        return leaf.to(WIDE[leaf.dtype]) if leaf.dtype in WIDE else leaf
+    return WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
+
+
+class Widening(TorchFunctionMode):
+    """Hands every torch function its arguments in float64, and has it make tensors of no fewer digits.
+
+    Parameters, buffers, closures and literals are raised as they are used and stay what they are. What a program writes
+    in place to a tensor from outside is rounded to that tensor's dtype.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raised: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "__get__":
+            found = func(*args)
+            return WIDE.get(found, found) if func == _READ_DTYPE else found
+        if name in _UNTOUCHED:
+            return func(*args, **kwargs)
+        if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+            return self._write(func, args, kwargs)
+        args, kwargs = map_leaves(args, self._widen), map_leaves(kwargs, self._widen)
+        result = _CASTS.get(func, func)(*args, **kwargs)
+        if isinstance(result, Tensor) and result.dtype in WIDE:
+            return self._made_anew(func, args, kwargs, result)
+        return result
+
+    def _widen(self, leaf: Any) -> Any:
+        """Raise a parameter once, anything else at each use."""
+        if not isinstance(leaf, nn.Parameter) or leaf.dtype not in WIDE:
+            return widen(leaf)
+        if id(leaf) not in self._raised:
+            self._raised[id(leaf)] = leaf, widen(leaf)
+        return self._raised[id(leaf)][1]
+
+    def _made_anew(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor:
+        """What was made of literals, with all their digits."""
+        dtype = WIDE[result.dtype]
+        return func(*args, **{**kwargs, "dtype": dtype}) if func in _FACTORIES else result.to(dtype)
+
+    def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Write to a tensor in place, in its own dtype."""
+        target = args[0]
+
+        def fit(leaf: Any) -> Any:
+            mixed = isinstance(leaf, Tensor) and leaf is not target and leaf.is_floating_point()
+            return leaf.to(target.dtype) if mixed else leaf
+
+        fitted = map_leaves(args[1:], fit) if isinstance(target, Tensor) else args[1:]
+        return func(target, *fitted, **kwargs)
+
+
+class Shaking(TorchDispatchMode):
+    """Moves every result of an operation by one unit in its last place, up or down: another run tells what rounding does.
+
+    Whole numbers that their dtype holds exactly stay. Stochastic arithmetic: Vignes (1993), "A stochastic arithmetic for
+    reliable scientific computation".
+
+    Example:
+        >>> with Shaking():
+        ...     shaken = (torch.tensor(1.0) + 1e8 - 1e8).item()
+        >>> abs(shaken - 1.0) > 0.5
+        True
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            return result
+        return tree_map_only(Tensor, self._shaken, result)
+
+    def _shaken(self, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        info = torch.finfo(value.dtype)
+        sign = torch.rand(value.shape, generator=self._generator(value.device), device=value.device)
+        moved = value * (1 + info.eps * (2 * sign.to(value).round() - 1))
+        whole = (value == value.round()) & (value.abs() < 0.5 / info.eps)
+        return torch.where(whole, value, moved)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
