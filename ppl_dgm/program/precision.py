@@ -23,8 +23,8 @@ _CASTS = {
     Tensor.float: Tensor.double,
     Tensor.half: Tensor.double,
     Tensor.bfloat16: Tensor.double,
-    Tensor.cfloat: Tensor.cdouble,
-    Tensor.chalf: Tensor.cdouble,
+    Tensor.cfloat: Tensor.cdouble,  # type: ignore[attr-defined]
+    Tensor.chalf: Tensor.cdouble,  # type: ignore[attr-defined]
 }
 _UNTOUCHED = {"__deepcopy__", "__len__", "__repr__", "__reduce_ex__", "dim", "numel", "size"}
 _IN_PLACE = {"__setitem__", "__set__", "backward", "register_hook", "retain_grad"}
