@@ -95,7 +95,7 @@ def test_error_falls_as_the_square_root_of_the_number_of_particles():
 
 
 def test_a_narrow_guide_is_flagged():
-    result = ImportanceSampling(2000)(Program(model, make_guide(0.3)), X)
+    result = ImportanceSampling(2000)(Program(model, make_guide(0.2)), X)
     assert result.diagnostics["pareto_k"].max() > 0.7
     assert not result.reliable
     assert "UNRELIABLE" in repr(result)
