@@ -76,7 +76,7 @@ def test_bayes_factor_has_both_errors_and_is_antisymmetric():
     assert forward.std_error == pytest.approx(0.5)
     assert (forward.sense, backward.sense) == ("upper", "lower")
     assert backward.log == -forward.log
-    assert forward.strength == backward.strength == "positive"
+    assert forward.strength == backward.strength == "undetermined"  # at most 2.5: perhaps below 0
     assert table["b"].difference == pytest.approx(backward.log)
     assert table["b"].difference_error == pytest.approx(backward.std_error)
 
@@ -213,6 +213,9 @@ def test_impossible_data_come_last():
     )
     assert table.rows[0].name == "some"
     assert table["none"].difference == -math.inf
+    # Stacking: log w + log(w e^-9 + 1 - w) is greatest at 1 / (2 - 2 e^-9).
+    assert table["some"].weight == pytest.approx(0.5 / (1 - math.exp(-9)), abs=6e-3)
+    assert math.isnan(table["nan"].weight)
 
 
 def test_one_datum_has_no_spread_over_data():
@@ -297,6 +300,61 @@ def test_evidences_without_names_are_refused():
 def test_unknown_names_are_named():
     with pytest.raises(KeyError, match="no program 'b' in this comparison"):
         compare({"a": result(-1.0)})["b"]
+
+
+# ---- which rows take part ------------------------------------------------------------------------------------------
+
+DOUBTFUL = {
+    "alarm": result(-3.0, 0.2, "estimate", warnings=("Pareto k 1.4",)),
+    "upper bound": result(-3.0, 0.2, "upper"),
+    "withheld": result(math.nan, math.nan, "estimate", warnings=("withheld",)),
+    "withheld without a word": result(math.nan, 0.1, "estimate"),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_doubtful_rows_change_nothing_for_the_others(name):
+    """They are shown, and neither the best, nor the reference, nor given a probability."""
+    sound = {"a": result(-10.0, 0.1, "estimate"), "c": result(-9.0, 0.1, "estimate")}
+    alone, table = compare(sound), compare({**sound, "b": DOUBTFUL[name]})
+    assert table.best.name == table.reference == "c"
+    assert math.isnan(table["b"].weight)
+    assert not table["b"].ranked
+    for row in ("a", "c"):
+        assert (table[row].weight, table[row].weight_error) == pytest.approx(
+            (alone[row].weight, alone[row].weight_error)
+        )
+    assert "no weight, nor best: b" in str(table)
+
+
+@pytest.mark.parametrize("bound", ["upper", "estimate"])
+@pytest.mark.parametrize("value", [-0.1, math.nan])
+def test_doubtful_rows_change_no_stacking_weights(bound, value):
+    sound = {"a": result([-1.0, -2.0, -9.0]), "c": result([-2.0, -1.0, -1.0])}
+    warnings = () if bound == "upper" or math.isnan(value) else ("low ESS",)
+    odd = result([-0.1, value, -0.1], 0.1, bound, warnings=warnings)
+    alone, table = compare(sound), compare({**sound, "b": odd})
+    assert [table[row].weight for row in "ac"] == [alone[row].weight for row in "ac"]
+    assert math.isnan(table["b"].weight)
+    assert table.best.name == alone.best.name == table.reference
+
+
+def test_without_a_row_to_believe_there_is_no_best():
+    table = compare({"a": DOUBTFUL["alarm"], "b": DOUBTFUL["upper bound"]})
+    assert table.best is None
+    assert all(math.isnan(row.weight) for row in table.rows)
+    assert "Pareto k 1.4" in str(table)
+
+
+def test_bayes_factors_of_doubtful_or_open_sign_have_no_strength():
+    table = compare(
+        {"a": result(-30.0), "b": DOUBTFUL["alarm"], "low": result(-50.0, bound="lower")}
+    )
+    assert table.bayes_factor("b", "a").strength == "undetermined"
+    assert table.bayes_factor("low", "a").strength == "undetermined"
+    assert BayesFactor("a", "b", 20.0, 0.0, "lower").strength == "very strong"
+    assert BayesFactor("a", "b", -20.0, 0.0, "lower").strength == "undetermined"
+    assert BayesFactor("a", "b", 20.0, 0.0, "unknown").strength == "undetermined"
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------

@@ -18,7 +18,16 @@ from ppl_dgm.comparison.rendering import (
     text_table,
     title,
 )
-from ppl_dgm.comparison.rows import NAN, BayesFactor, Row, make_row, probabilities, sense_of, stack
+from ppl_dgm.comparison.rows import (
+    NAN,
+    BayesFactor,
+    Row,
+    is_ranked,
+    make_row,
+    probabilities,
+    sense_of,
+    stack,
+)
 from ppl_dgm.evidence import Evidence, auto
 from ppl_dgm.program import Program
 
@@ -46,9 +55,9 @@ class Comparison:
     evidences: Mapping[str, Evidence] = field(repr=False)
 
     @property
-    def best(self) -> Row:
-        """The first row that no alarm speaks against, or the first of all if there is none."""
-        return next((row for row in self.rows if row.reliable), self.rows[0])
+    def best(self) -> Row | None:
+        """The first row that is ranked (no alarm, no upper bound, nothing withheld); None if there is none."""
+        return next((row for row in self.rows if row.ranked), None)
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -70,7 +79,12 @@ class Comparison:
         one, other = self[numerator], self[denominator]
         error = math.hypot(one.std_error, other.std_error)
         return BayesFactor(
-            numerator, denominator, one.log_z - other.log_z, error, sense_of(one.bound, other.bound)
+            numerator,
+            denominator,
+            one.log_z - other.log_z,
+            error,
+            sense_of(one.bound, other.bound),
+            one.reliable and other.reliable,
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -120,7 +134,8 @@ def compare(
     Args:
         candidates: results of estimators, or programs, by name.
         *data: data of the programs, as their models take them; none where all candidates are evidences.
-        reference: program that differences are taken to; default the best that no alarm speaks against.
+        reference: program that differences are taken to; default the best. A row with an alarm, an upper bound and one with
+            data withheld (NaN) are never the best, nor the default reference, nor do they get a weight or probability.
         prior: prior odds of the programs by name, for evidences of a data set; default equal.
         log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled data: what turns their
             densities into those of the original data, `Dataset.log_offset`.
@@ -152,7 +167,7 @@ def compare(
         name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()
     }
     order = sorted(evidences, key=lambda name: rank(evidences[name]), reverse=True)
-    reference = reference or next((name for name in order if evidences[name].reliable), order[0])
+    reference = reference or next((name for name in order if is_ranked(evidences[name])), order[0])
     first = evidences[order[0]]
     weights = stack(evidences) if first.target == "datum" else probabilities(evidences, prior)
     return Comparison(

@@ -25,7 +25,8 @@ def title(comparison: "Comparison") -> str:
 def cells(comparison: "Comparison") -> list[list[str]]:
     """The table as strings, a header first."""
     per_datum = comparison.target == "datum"
-    reference = "best" if comparison.reference == comparison.best.name else comparison.reference
+    best = comparison.best
+    reference = "best" if best and comparison.reference == best.name else comparison.reference
     header = ["", "log p", "± MC", *(["± data"] if per_datum else []), "bits/dim"]
     header += (
         [f"Δ to {reference}", "± paired", "weight"]
@@ -80,6 +81,9 @@ def notes(comparison: "Comparison") -> list[str]:
         ]
         if others(comparison) and used & {"lower", "upper"}:
             lines.append("p(M|D): of bounds as if they were exact; ± MC does not have their gaps")
+    unranked = [row.name for row in comparison.rows if not row.ranked]
+    if unranked:
+        lines.append(f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld)")
     return lines + [
         f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings
     ]

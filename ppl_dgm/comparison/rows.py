@@ -50,6 +50,7 @@ class Row:
         weight_error: Monte Carlo standard error of that probability; NaN for stacking weights.
         warnings: why the row should not be believed; empty if nothing speaks against it.
         seconds: time the estimate took.
+        ranked: whether the row may be the best, the default reference, or have a weight; see `is_ranked`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Row:
     weight_error: float
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    ranked: bool = True
 
     @property
     def reliable(self) -> bool:
@@ -76,7 +78,8 @@ class Row:
 class BayesFactor(NamedTuple):
     """How many times more probable one program makes the data than another.
 
-    `log` and its Monte Carlo standard error are in nats; `sense` says how the truth lies to it, given both bounds.
+    `log` and its Monte Carlo standard error are in nats; `sense` says how the truth lies to it, given both bounds. Where
+    an alarm was raised for either evidence, `reliable` is false.
     """
 
     numerator: str
@@ -84,10 +87,17 @@ class BayesFactor(NamedTuple):
     log: float
     std_error: float
     sense: Sense = "estimate"
+    reliable: bool = True
 
     @property
     def strength(self) -> str:
-        """In words, for the favoured side; Kass and Raftery (1995), section 3.2, on |log B|."""
+        """In words, for the favoured side; Kass and Raftery (1995), section 3.2, on |log B|.
+
+        Undetermined where an alarm was raised, or where bounds leave open which side is favoured.
+        """
+        open_sign = {"unknown": True, "lower": self.log < 0, "upper": self.log > 0}
+        if not self.reliable or open_sign.get(self.sense, False):
+            return "undetermined"
         return next((word for limit, word in STRENGTHS if abs(self.log) <= limit), "undetermined")
 
     def __str__(self) -> str:
@@ -130,7 +140,17 @@ def make_row(
         weight_error=weight[1],
         warnings=evidence.warnings,
         seconds=evidence.seconds,
+        ranked=is_ranked(evidence),
     )
+
+
+def is_ranked(evidence: Evidence) -> bool:
+    """Tell whether an evidence may be the best, the default reference, or have a weight: the one rule for all three.
+
+    It has no alarm, is not too high by design (an upper bound), and no datum's was withheld (NaN).
+    """
+    withheld = bool(evidence.log_z.isnan().any())
+    return evidence.reliable and evidence.bound != "upper" and not withheld
 
 
 def flat(evidence: Evidence) -> Tensor:
@@ -160,8 +180,8 @@ def sense_of(bound: str, other: str) -> Sense:
 
 
 def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
-    """Stacking weights of the programs whose evidence is neither doubtful nor too high by design; NaN for the others."""
-    usable = {name: flat(e) for name, e in evidences.items() if e.reliable and e.bound != "upper"}
+    """Stacking weights of the programs that are ranked; NaN for the others."""
+    usable = {name: flat(e) for name, e in evidences.items() if is_ranked(e)}
     weights = stacking_weights(usable) if usable else {}
     return {name: (weights.get(name, NAN), NAN) for name in evidences}
 
@@ -169,20 +189,19 @@ def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
 def probabilities(
     evidences: Mapping[str, Evidence], prior: Mapping[str, float] | None
 ) -> dict[str, tuple[float, float]]:
-    r"""Posterior probabilities of programs and their standard errors.
+    r"""Posterior probabilities of the programs that are ranked, and their standard errors; NaN for the others.
 
     $p_m = \mathrm{softmax}_m(\log Z_m + \log \pi_m)$ and, by the delta method,
     $\mathrm{var}(p_m) = p_m^2 \sum_j (\delta_{mj} - p_j)^2\, \mathrm{se}_j^2$.
     """
     odds = prior or dict.fromkeys(evidences, 1.0)
+    usable = {name: e for name, e in evidences.items() if is_ranked(e)}
     logits = torch.tensor(
-        [float(e.total) + math.log(odds[name]) for name, e in evidences.items()],
-        dtype=torch.float64,
+        [float(e.total) + math.log(odds[name]) for name, e in usable.items()], dtype=torch.float64
     )
     p = logits.softmax(0)
-    errors = torch.tensor(
-        [float(e.total_std_error) for e in evidences.values()], dtype=torch.float64
-    )
+    errors = torch.tensor([float(e.total_std_error) for e in usable.values()], dtype=torch.float64)
     jacobian = p.unsqueeze(1) * (torch.eye(len(p), dtype=p.dtype) - p)
     p_errors = (jacobian * errors).square().sum(1).sqrt()
-    return dict(zip(evidences, zip(p.tolist(), p_errors.tolist(), strict=True), strict=True))
+    found = dict(zip(usable, zip(p.tolist(), p_errors.tolist(), strict=True), strict=True))
+    return {name: found.get(name, (NAN, NAN)) for name in evidences}

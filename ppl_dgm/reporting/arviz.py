@@ -175,9 +175,8 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
     best = rows.max(0).values
     if not bool(torch.isfinite(best).all()):
         return dict.fromkeys(log_p, float("nan"))
-    centred = (
-        rows - best
-    ).numpy()  # a shift by datum changes no weight, and keeps exp(log p) from underflowing
+    # A shift by datum changes no weight, and keeps exp(log p) from underflowing; exp(-700) counts for as little as zero.
+    centred = (rows - best).clamp_min(-700.0).numpy()
     elpds = {name: as_elpd(row) for name, row in zip(log_p, centred, strict=True)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of pandas, in ArviZ 0.23

@@ -20,6 +20,7 @@ class Detection:
         auroc: probability that an anomaly scores above a usual datum.
         std_error: standard error of `auroc` over data (Hanley and McNeil 1982, eq. 1).
         average_precision: area under precision over recall.
+        warnings: the alarms of both evidences.
     """
 
     scores: Tensor
@@ -27,6 +28,7 @@ class Detection:
     auroc: float
     std_error: float
     average_precision: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def roc(self) -> tuple[Tensor, Tensor]:
@@ -35,7 +37,8 @@ class Detection:
         return torch.from_numpy(false_rate), torch.from_numpy(true_rate)
 
     def __repr__(self) -> str:
-        return f"Detection(AUROC {self.auroc:.3f} +- {self.std_error:.2g}, {int(self.labels.sum())} anomalies)"
+        mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
+        return f"Detection(AUROC {self.auroc:.3f} +- {self.std_error:.2g}, {int(self.labels.sum())} anomalies){mark}"
 
 
 def detect(usual: Evidence, anomalies: Evidence) -> Detection:
@@ -66,9 +69,9 @@ def detect(usual: Evidence, anomalies: Evidence) -> Detection:
     labels = torch.arange(len(scores)) >= usual.log_z.numel()
     auroc = float(roc_auc_score(labels.numpy(), scores.numpy()))
     error = auroc_std_error(auroc, int(labels.sum()), int((~labels).sum()))
-    return Detection(
-        scores, labels, auroc, error, float(average_precision_score(labels.numpy(), scores.numpy()))
-    )
+    precision = float(average_precision_score(labels.numpy(), scores.numpy()))
+    warnings = tuple(dict.fromkeys(usual.warnings + anomalies.warnings))
+    return Detection(scores, labels, auroc, error, precision, warnings)
 
 
 def check_comparable(usual: Evidence, anomalies: Evidence) -> None:
@@ -93,10 +96,16 @@ def check_comparable(usual: Evidence, anomalies: Evidence) -> None:
 def auroc_std_error(auroc: float, num_anomalies: int, num_usual: int) -> float:
     """Standard error of an area under the ROC curve (Hanley and McNeil 1982, eqs. 1 and 2).
 
+    An area of 0 or 1, where the formula gives zero, is taken to be that with one more anomaly (or usual datum, whichever
+    are fewer) that ranks at random.
+
     Example:
         >>> round(auroc_std_error(0.8, 50, 50), 3)
         0.045
     """
+    if auroc in (0, 1):
+        fewer = min(num_anomalies, num_usual)
+        auroc = (auroc * fewer + 0.5) / (fewer + 1)
     two_anomalies, two_usual = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     spread = (num_anomalies - 1) * (two_anomalies - auroc**2) + (num_usual - 1) * (
         two_usual - auroc**2

@@ -56,10 +56,11 @@ def test_standard_error_matches_simulation():
     )
 
 
-def test_perfect_separation_has_no_error():
+def test_perfect_separation_of_two_pairs_is_no_certainty():
     found = detect(result(torch.tensor([0.0, -1.0])), result(torch.tensor([-5.0, -6.0])))
-    assert (found.auroc, found.std_error, found.average_precision) == (1.0, 0.0, 1.0)
-    assert repr(found) == "Detection(AUROC 1.000 +- 0, 2 anomalies)"
+    assert (found.auroc, found.average_precision) == (1.0, 1.0)
+    assert 0.1 < found.std_error < 0.3
+    assert repr(found) == "Detection(AUROC 1.000 +- 0.24, 2 anomalies)"
 
 
 GOOD = torch.tensor([0.0, -1.0])
@@ -89,3 +90,21 @@ def test_estimated_evidence_will_do():
     program = Program(model)
     found = detect(estimator(program, torch.zeros(20)), estimator(program, torch.full((10,), 4.0)))
     assert found.auroc == 1.0
+
+
+@pytest.mark.parametrize(("anomaly", "auroc"), [(0.0, 0.0), (9.0, 1.0)])
+def test_one_anomaly_leaves_the_area_uncertain(anomaly, auroc):
+    usual = torch.linspace(1.0, 3.0, 50)
+    exact, program = Exact(), Program(standard)
+    found = detect(exact(program, usual), exact(program, torch.tensor([anomaly])))
+    assert found.auroc == auroc
+    assert 0.1 < found.std_error < 0.3
+    many = detect(exact(program, usual), exact(program, torch.full((50,), anomaly)))
+    assert 0 < many.std_error < 0.05
+
+
+def test_alarms_of_either_evidence_are_kept():
+    usual, odd = result(torch.tensor([-1.0, -2.0])), result(torch.tensor([-3.0]), warnings=("k",))
+    assert detect(usual, odd).warnings == ("k",)
+    assert "UNRELIABLE: k" in repr(detect(usual, odd))
+    assert detect(usual, result(torch.tensor([-3.0]))).warnings == ()
