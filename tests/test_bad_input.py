@@ -163,13 +163,6 @@ def detached_guide(x: Tensor | None = None) -> None:
         pyro.sample("z", dist.testing.fakes.NonreparameterizedNormal(loc, 1.0))
 
 
-def reading(x: Tensor | None = None) -> None:
-    """Decides on the value of a latent."""
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(1.0 if z.sum().item() > 0 else -1.0, 1.0), obs=x)
-
-
 def fixed_size(x: Tensor | None = None) -> None:
     loc = pyro.param("loc", torch.tensor(0.0))
     with pyro.plate("data", 4):
@@ -306,11 +299,6 @@ PROGRAMS = [
         "one name for two modules",
         lambda _: Program(two_modules).initialise(X),
         "'net'.*two different modules.*own name",
-    ),
-    Bad(
-        "particles that decide",
-        lambda _: Program(reading).initialise(X),
-        "cannot run several particles at once.*broadcast",
     ),
     Bad(
         "scales of one sum differ",

@@ -17,7 +17,7 @@ from ppl_dgm.compile.inductor.backend import (
 )
 from ppl_dgm.compile.jit import CompileMode, Switch, check_compile
 from ppl_dgm.compile.scan import Loop, compile_loop
-from ppl_dgm.compile.tracing.capture import Captured, capture
+from ppl_dgm.compile.tracing.capture import Captured, capture, is_tracing
 from ppl_dgm.compile.tracing.fori_loop import repeat
 from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
 from ppl_dgm.compile.train_step import TrainStep
@@ -39,6 +39,7 @@ __all__ = [
     "compile_function",
     "compile_loop",
     "differentiable_loss",
+    "is_tracing",
     "repeat",
     "value_and_gradient",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
+from ppl_dgm.compile.inductor.checking import WrongNumbersError
 from ppl_dgm.compile.specialisations import Versions
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, looks
 
@@ -78,8 +79,14 @@ class Switch:
             return fn(*inputs)
         leaves, rest = leaves_and_rest(inputs)
         key = (fn, looks(leaves), rest)
-        compiled = self._compiled.find(key)
-        return self._first(fn, inputs, key, left) if compiled is None else compiled(*inputs)
+        compiled = None if key in self._refused else self._compiled.find(key)
+        if compiled is None:
+            return self._first(fn, inputs, key, left)
+        try:
+            return compiled(*inputs)
+        except WrongNumbersError as error:
+            self._refuse(key, error)
+            return fn(*inputs)
 
     def _first(
         self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...], left: int | None
@@ -89,15 +96,19 @@ class Switch:
                 make = partial(compile_function, fn, inputs, backend=self.backend)
                 return self._compiled.add(key, make)(*inputs)
             except CaptureError as error:
-                if self.mode is True:
-                    raise
-                _LOG.warning("not compiled: %s", str(error).splitlines()[0])
-                self._refused.add(key)
+                self._refuse(key, error)
         start = time.perf_counter()
         result = fn(*inputs)
         seconds, calls = self._taken.get(key, (0.0, 0))
         self._taken[key] = seconds + time.perf_counter() - start, calls + 1
         return result
+
+    def _refuse(self, key: tuple[Any, ...], error: CaptureError) -> None:
+        """Leave a function as written from now on; an error where it must be compiled."""
+        if self.mode is True:
+            raise error
+        _LOG.warning("not compiled: %s", str(error).splitlines()[0])
+        self._refused.add(key)
 
     def _pays(self, key: tuple[Any, ...], left: int | None) -> bool:
         seconds, calls = self._taken.get(key, (0.0, 0))

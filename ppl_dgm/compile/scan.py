@@ -105,7 +105,7 @@ def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backe
     whole = Captured(
         loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, rest, captured.settings
     )
-    return Loop(compile_captured(whole, backend=backend), length)
+    return Loop(compile_captured(whole, backend=backend, turns=len(given) - 1), length)
 
 
 def _length(rows: Sequence[torch.Tensor]) -> int:

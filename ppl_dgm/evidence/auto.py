@@ -15,7 +15,7 @@ from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.smc import SMC
-from ppl_dgm.program import Bound, Program, select_data
+from ppl_dgm.program import Bound, Program
 from ppl_dgm.sampling.memory import MEMORY
 
 BUDGET = 2_000_000
@@ -107,7 +107,7 @@ def cross_checked(
         if third is not None and (not verdict.reliable or float(verdict.total_std_error) > PRECISE):
             verdict = choose([main, check, third(program, *bound.args, seed=seed, **bound.kwargs)])
         return verdict
-    args, kwargs = select_data(bound.args, bound.kwargs, bound.num_data, data)
+    args, kwargs = bound.select(data)
     return check_part(main, second(program, *args, seed=seed, **kwargs), data)
 
 

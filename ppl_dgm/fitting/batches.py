@@ -21,6 +21,7 @@ class Batches:
         num_data: size of the data plate; 1 where there is none.
         batch_size: data in a minibatch.
         seed: of the shuffles.
+        held: places of the tensors that all data share.
     """
 
     args: tuple
@@ -28,6 +29,7 @@ class Batches:
     num_data: int
     batch_size: int
     seed: int
+    held: frozenset[int] = frozenset()
 
     @property
     def per_epoch(self) -> int:
@@ -55,7 +57,7 @@ class Batches:
         """The arguments with their data at `rows`."""
         if isinstance(rows, slice) and rows == slice(None):
             return self.args, dict(self.kwargs)
-        return select_data(self.args, self.kwargs, self.num_data, rows)
+        return select_data(self.args, self.kwargs, self.num_data, rows, self.held)
 
     def in_order(self) -> Iterator[tuple[int, Batch]]:
         """All data once, in order, a minibatch at a time."""

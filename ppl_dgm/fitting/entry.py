@@ -1,7 +1,7 @@
 """fit: one call from program, data and objective to learned parameters."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -18,7 +18,7 @@ from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.training import Training
-from ppl_dgm.objectives import ELBO
+from ppl_dgm.objectives import ELBO, Game
 from ppl_dgm.program import Program, check_target, move_data, require_program
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.seeding import seeded
@@ -35,6 +35,7 @@ def fit(
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    shared: Collection[str] | None = None,
     optimizer: Callable[[Any], Optimizer] = ADAM,
     schedule: Callable[[Optimizer], Any] | None = None,
     clip_norm: float | None = None,
@@ -66,6 +67,8 @@ def fit(
         steps: number of optimisation steps (rounds, of a game); or else
         epochs: passes over the data.
         batch_size: data in a minibatch; default all.
+        shared: names of arguments that all data share and no minibatch cuts; default those of the program. What is not
+            named is learnt from the program, which must give a minibatch the densities that it has among all data.
         optimizer: makes a torch optimiser of the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`; of each
             player's that brings none of its own.
         schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step, but
@@ -114,17 +117,26 @@ def fit(
         program.to(device)
     args, kwargs = move_data(as_arguments(data), device)
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
-        found = program.examine(*args, **kwargs)
         objective = objective if objective is not None else ELBO(plate=program.plate)
+        found = program.examine_at(
+            args,
+            kwargs,
+            shared=shared,
+            particles=None if isinstance(objective, Game) else objective.num_particles,
+            training=program.training,
+        )
         players = players_of(objective, program, device)
         num_data = found.num_data or 1
-        batches = Batches(args, kwargs, num_data, batch_length(found, batch_size), draw_seed(seed))
+        size = batch_length(found, batch_size)
+        held = found.structure.held if size < num_data else frozenset()
+        batches = Batches(args, kwargs, num_data, size, draw_seed(seed), held)
         width = max(player.num_steps for player in players)
         num_rounds = steps if steps is not None else -(-(epochs or 1) * batches.per_epoch // width)
         rounds_per_epoch = -(-batches.per_epoch // width)
         make_learner = Maker(
             program=program,
             num_data=num_data,
+            per_datum=found.structure.per_datum,
             batch_size=batches.batch_size,
             num_rounds=num_rounds,
             optimizer=optimizer,
@@ -134,11 +146,11 @@ def fit(
             valid=valid,
         )
         training = Training(
-            loss=BatchLoss(program, objective, num_data),
+            loss=BatchLoss(program, objective, num_data, found.structure.per_datum),
             batches=batches,
             learners=tuple(map(make_learner, players)),
             num_steps=num_rounds,
-            valid=validation_batches(program, valid, device, batches.batch_size),
+            valid=validation_batches(program, valid, device, batches.batch_size, shared),
             valid_every=valid_every or rounds_per_epoch,
             patience=patience,
             progress=progress,
@@ -213,7 +225,9 @@ def batch_length(found: Examination, batch_size: int | None) -> int:
     if not found.structure.divisible:
         raise ValueError(
             f"batch_size is {batch_size} but the program does not take a part of its {num_data} data: its data plate has a "
-            "fixed size, or its data are not tensor arguments. Open pyro.plate('data', len(x)), or leave batch_size out"
+            "fixed size, its data are not tensor arguments, or data have other densities in a part than among all (as with a "
+            "mean over the data). Open pyro.plate('data', len(x)), name arguments that all data share (shared=[...]), or leave "
+            "batch_size out"
         )
     return batch_size
 
@@ -224,7 +238,7 @@ def draw_seed(seed: int | None) -> int:
 
 
 def validation_batches(
-    program: Program, valid: Any, device: Any, batch_size: int
+    program: Program, valid: Any, device: Any, batch_size: int, shared: Collection[str] | None
 ) -> Batches | None:
     """Validation data in minibatches, checked against the program."""
     if valid is None:
@@ -234,6 +248,8 @@ def validation_batches(
             "the validation data are empty; pass a split with data, or leave valid out"
         )
     args, kwargs = move_data(as_arguments(valid), device)
-    found = program.examine(*args, **kwargs)
-    size = batch_size if found.structure.divisible else found.num_data or 1
-    return Batches(args, kwargs, found.num_data or 1, size, 0)
+    found = program.examine_at(args, kwargs, shared=shared)
+    num_data = found.num_data or 1
+    if batch_size >= num_data or not found.structure.divisible:
+        return Batches(args, kwargs, num_data, num_data, 0)
+    return Batches(args, kwargs, num_data, batch_size, 0, found.structure.held)

@@ -107,6 +107,7 @@ class Maker:
     Args:
         program: the program.
         num_data: size of the data plate.
+        per_datum: whether each datum has latents of its own alone.
         batch_size: data in a minibatch.
         num_rounds: rounds to make.
         optimizer, schedule: for players without their own.
@@ -117,6 +118,7 @@ class Maker:
 
     program: Program
     num_data: int
+    per_datum: bool
     batch_size: int
     num_rounds: int
     optimizer: Callable[[Any], Optimizer]
@@ -129,7 +131,7 @@ class Maker:
         module = self.program if player.module is None else player.module
         owner = "the program" if module is self.program else f"the player {player.name!r}"
         optimizer = make_optimizer(player.optimizer or self.optimizer, learnable(module, owner))
-        loss = BatchLoss(self.program, player.objective, self.num_data)
+        loss = BatchLoss(self.program, player.objective, self.num_data, self.per_datum)
         steps = self.num_rounds * player.num_steps
         return Learner(
             name=player.name,

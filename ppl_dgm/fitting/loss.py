@@ -20,8 +20,15 @@ class BatchLoss:
     unbiased for objectives that are linear in the log weights, as the ELBO is.
     """
 
-    def __init__(self, program: Program, objective: pyro.infer.ELBO, num_data: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        objective: pyro.infer.ELBO,
+        num_data: int,
+        per_datum: bool | None = None,
+    ) -> None:
         self.program, self.objective, self.num_data = program, objective, num_data
+        self.per_datum = program.structure.per_datum if per_datum is None else per_datum
         self._pairs: dict[float, tuple[Callable, Callable]] = {1.0: (program.model, program.guide)}
 
     def __call__(self, size: int, batch: Batch) -> Tensor:
@@ -51,11 +58,11 @@ class BatchLoss:
         return hasattr(self.objective, "differentiable_loss")
 
     def _divisor(self, size: int) -> int:
-        return size if self.program.structure.per_datum else self.num_data
+        return size if self.per_datum else self.num_data
 
     def _pair(self, size: int) -> tuple[Callable, Callable]:
         """Model and guide, their data scaled up where global latents need it."""
-        factor = 1.0 if self.program.structure.per_datum else self.num_data / size
+        factor = 1.0 if self.per_datum else self.num_data / size
         if factor not in self._pairs:
             plate = self.program.plate
             self._pairs[factor] = (

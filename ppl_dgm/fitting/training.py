@@ -171,7 +171,7 @@ class Training:
 
     def _validate(self, valid: Batches) -> None:
         program = self.loss.program
-        loss = BatchLoss(program, self.loss.objective, valid.num_data)
+        loss = BatchLoss(program, self.loss.objective, valid.num_data, self.loss.per_datum)
         self._anneal(
             self.num_steps
         )  # one weight for all validations: with less of the KL early ones would look best

@@ -11,7 +11,7 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from ppl_dgm.program import Bound, LogJoint, Program, Structure, inspect
+from ppl_dgm.program import Bound, LogJoint, Program, Structure, inspect, kind_of
 from ppl_dgm.program.checks import refuse_implicit
 
 KLWeight = float | Callable[[int], float]
@@ -90,11 +90,15 @@ class Objective(pyro.infer.ELBO):
     def structure_of(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Structure:
-        """Structure of a model/guide pair, found at its first call."""
-        key = (model, guide)
+        """Structure of a model/guide pair, found at its first call with arguments of a kind, in the mode it is in."""
+        scope = own_program(model, guide)
+        training = scope is None or scope.training
+        key = (model, guide, training, kind_of(args, kwargs))
         if key not in self._structures:
-            structure = program_structure(model, guide, args, kwargs) or inspect(
-                model, guide, args, kwargs, self.plate
+            structure = (
+                inspect(model, guide, args, kwargs, self.plate, training=True)
+                if scope is None
+                else scope.structure_at(args, kwargs, self.num_particles)
             )
             check_energies(self, structure)
             for site in structure.deterministic:
@@ -121,16 +125,10 @@ class Objective(pyro.infer.ELBO):
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
-def program_structure(
-    model: Any, guide: Any, args: tuple, kwargs: dict[str, Any]
-) -> Structure | None:
-    """Structure of a program whose own model and guide these are, which is initialised if need be; else None."""
+def own_program(model: Any, guide: Any) -> Program | None:
+    """The program whose own model and guide these are, if there is one."""
     scope = getattr(model, "scope", None)
-    if not isinstance(scope, Program) or scope.guide is not guide:
-        return None
-    if not scope.initialised:
-        scope.initialise(*args, **kwargs)
-    return scope.structure
+    return scope if isinstance(scope, Program) and scope.guide is guide else None
 
 
 def check_energies(objective: Objective, structure: Structure) -> None:

@@ -1,11 +1,13 @@
 """A program's arguments: data in any of the forms that users have them in."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Collection, Hashable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ppl_dgm.data.conversion import Arguments, as_argument, as_arguments, is_collection
 
@@ -34,14 +36,45 @@ def tensors_of(args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
 
 
-def select_data(args: tuple, kwargs: Mapping[str, Any], size: int | None, index: Any) -> Arguments:
-    """Index the tensors among the arguments whose first dimension is the data plate's; hand the rest on."""
+def names_of(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
+    """Name of the argument of `fn` that holds each tensor, in the order of `tensors_of`."""
+    try:
+        own = list(inspect.signature(fn).bind_partial(*args).arguments)
+    except (TypeError, ValueError):  # a callable without a signature that can be read
+        own = []
+    named = [(own[i] if i < len(own) else f"argument {i}", arg) for i, arg in enumerate(args)]
+    named += list(kwargs.items())
+    return [name for name, value in named for _ in tensors_of((value,), {})]
+
+
+def kind_of(args: tuple, kwargs: Mapping[str, Any]) -> Hashable:
+    """What tells calls of a program apart, whatever the size of their data: nesting, types, dimensions, other leaves."""
+    leaves, nesting = tree_flatten((args, dict(kwargs)))
+    return str(nesting), tuple(map(_kind, leaves))
+
+
+def _kind(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return leaf.dim(), leaf.dtype
+    return leaf if isinstance(leaf, (bool, int, float, str)) else type(leaf)
+
+
+def select_data(
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    size: int | None,
+    index: Any,
+    held: Collection[int] = (),
+) -> Arguments:
+    """Index the tensors among the arguments whose first dimension is the data plate's; hand the rest on.
+
+    `held` are the places, in the order of `tensors_of`, of tensors that all data share.
+    """
+    places = count()
 
     def pick(leaf: Any) -> Any:
-        return (
-            leaf[index]
-            if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
-            else leaf
-        )
+        if not isinstance(leaf, Tensor) or next(places) in held:
+            return leaf
+        return leaf[index] if leaf.dim() and leaf.shape[0] == size else leaf
 
     return (args, dict(kwargs)) if size is None else tree_map(pick, (args, dict(kwargs)))

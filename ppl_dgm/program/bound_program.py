@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ppl_dgm.program.arguments import tensors_of
+from ppl_dgm.program.arguments import Arguments, select_data, tensors_of
 from ppl_dgm.program.enumeration import entangled, split_enumerated
 from ppl_dgm.program.log_densities import Layout, check_one_scale, sum_scores, sum_sites, unmask
+from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.program.precision import in_float64, widen
 from ppl_dgm.program.pyro_patches import forgiving_factors, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
-from ppl_dgm.program.vmap_patches import vmap_runs
+from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 
 PARTICLE_PLATE = "_particles"
 Values = dict[str, Tensor]
@@ -143,12 +144,19 @@ class Bound:
         )
 
     def model_trace(self) -> Any:
-        """One unvectorised trace of the model at the data, latents drawn by the guide."""
-        return self._evaluate(
-            lambda: self._trace(
-                self.model, self._draw_once(None).values if self.structure.latents else {}, None
-            )
+        """One unvectorised trace of the model at the data, latents drawn by the guide.
+
+        Of a model that runs only under enumeration the latents that are summed out have all their values.
+        """
+        values = (
+            self._evaluate(lambda: self._draw_once(None).values) if self.structure.latents else {}
         )
+        try:
+            return self._evaluate(lambda: self._trace(self.model, values, None))
+        except Exception:  # the user's own code may raise anything
+            if not self.structure.enumerated:
+                raise
+            return self._evaluate(lambda: self._trace(self.model, values, None, enumerate_=True))
 
     # ---- one run, with `particles` as an outer plate or without --------------------------------------------------
 
@@ -206,6 +214,7 @@ class Bound:
     ) -> Any:
         nesting = self.structure.nesting
         with ExitStack() as stack:
+            stack.enter_context(SizedPlates())
             if self.structure.enumerated and enumerate_:
                 fn = poutine.enum(self._marked(fn), first_available_dim=-2 - nesting)
             if particles is not None:
@@ -223,25 +232,34 @@ class Bound:
     # ---- many particles ------------------------------------------------------------------------------------------
 
     def _draw_many(self, num_particles: int) -> Draw:
-        if self.structure.guide_runs == "vmap":
-            shared = self._subsample_indices()
+        if self.structure.guide_runs == "plate" and num_particles > 1:
+            draw = self._evaluate(lambda: self._draw_once(num_particles))
+            values = {name: self._strip(name, v) for name, v in draw.values.items()}
+            return draw._replace(values=values)
+        shared = self._subsample_indices()
 
-            def once(_: Any) -> Draw:
-                draw = self._draw_once(None, shared)
-                return draw._replace(score=torch.zeros_like(draw.log_prob) + draw.score)
+        def once(_: Any) -> Draw:
+            draw = self._draw_once(None, shared)
+            return draw._replace(score=torch.zeros_like(draw.log_prob) + draw.score)
 
-            draw = Draw(*self._evaluate(lambda: vmap_runs(once, num_particles, self.device)))
-            return draw._replace(values=draw.values | shared)
-        draw = self._evaluate(lambda: self._draw_once(num_particles))
-        return draw._replace(values={name: self._strip(name, v) for name, v in draw.values.items()})
+        draw = Draw(*self._repeat(once, num_particles, {}, self.structure.guide_runs))
+        return draw._replace(values=draw.values | shared)
 
     def _map(self, once: Callable, values: Values, way: str) -> Any:
-        if way == "vmap":
-            mapped = {name: value for name, value in values.items() if self.structure.find(name)}
-            run = lambda given: once({**values, **given}, None)  # noqa: E731
-            return self._evaluate(lambda: vmap_runs(run, self.count(values), self.device, mapped))
-        padded = {name: self._pad(name, value) for name, value in values.items()}
-        return self._evaluate(lambda: once(padded, self.count(values)))
+        num_particles = self.count(values)
+        if way == "plate" and num_particles > 1:
+            padded = {name: self._pad(name, value) for name, value in values.items()}
+            return self._evaluate(lambda: once(padded, num_particles))
+        mapped = {name: value for name, value in values.items() if self.structure.find(name)}
+        return self._repeat(
+            lambda given: once({**values, **given}, None), num_particles, mapped, way
+        )
+
+    def _repeat(self, run: Callable, num_particles: int, mapped: Values, way: str) -> Any:
+        """Single runs of the program: mapped, or one after the other. One alone needs neither."""
+        if way in ("loop", "single") and num_particles > 1:
+            return self._evaluate(lambda: loop_runs(run, num_particles, mapped))
+        return self._evaluate(lambda: vmap_runs(run, num_particles, self.device, mapped))
 
     def _evaluate(self, run: Callable) -> Any:
         with unvalidated(), forgiving_factors(), in_float64() if self.double else nullcontext():
@@ -275,6 +293,10 @@ class Bound:
             for n, s in trace.nodes.items()
             if s["type"] == "sample" and is_random_subsample(s)
         }
+
+    def select(self, index: Any) -> Arguments:
+        """The arguments with their data at an index; what all data share is left whole."""
+        return select_data(self.args, self.kwargs, self.num_data, index, self.structure.held)
 
     def count(self, values: Values) -> int:
         """Number of particles that the latent values hold."""

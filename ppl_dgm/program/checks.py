@@ -12,28 +12,50 @@ from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.bound_program import Prior
 from ppl_dgm.program.pyro_patches import unvalidated
-from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, random_sites
+from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, is_summed_out, random_sites
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.supports import innermost, moves
 
 NUM_RERUNS = 8  # in which a support that moves with the latents shows it
+MAX_NESTING = 5  # plates of a program that runs only under enumeration
 
 
 def run(
     model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """Trace guide and model once; what fails is blamed on its half of the program and the data it was given."""
-    role = "model" if isinstance(getattr(guide, "fn", guide), Prior) else "guide"
-    guide_trace = blame(role, lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs)
+    own = isinstance(getattr(guide, "fn", guide), Prior)
+    role = "model" if own else "guide"
+    try:
+        guide_trace = blame(
+            role, lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs
+        )
+    except ValueError:
+        trace = run_enumerated(model, args, kwargs) if own else None
+        if trace is None:
+            raise
+        return trace, trace
     replayed = poutine.replay(model, trace=guide_trace)
     try:
-        model_trace = blame(
+        return guide_trace, blame(
             "model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs
         )
     except ValueError:
-        check_latents_apart(model, guide_trace, args, kwargs)
-        raise
-    return guide_trace, model_trace
+        trace = run_enumerated(replayed, args, kwargs)
+        if trace is None:
+            check_latents_apart(model, guide_trace, args, kwargs)
+            raise
+        return guide_trace, trace
+
+
+def run_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """Trace of a model that takes all values of its discrete latents at once; None where it does not run so either."""
+    model = poutine.enum(model, first_available_dim=-1 - MAX_NESTING)
+    try:
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    except Exception:  # its plain run tells what is wrong
+        return None
+    return trace if any(is_summed_out(site) for _, site in random_sites(trace)) else None
 
 
 def check_latents_apart(
@@ -51,10 +73,11 @@ def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> 
     """Turn a failure inside the program into a ValueError that says what it was called with."""
     try:
         return call()
-    except (RuntimeError, TypeError, IndexError, ValueError, ZeroDivisionError) as error:
+    except Exception as error:  # the user's own code may raise anything
         given = ", ".join(describe(leaf) for leaf in tree_leaves((args, dict(kwargs)))) or "no data"
         raise ValueError(
-            f"the {role} failed on its first run with {given}: {error}. Check the shape, dtype and device of the data "
+            f"the {role} failed on its first run with {given}: {type(error).__name__}: "
+            f"{error}. Check the shape, dtype and device of the data "
             "against what the program expects"
         ) from error
 
@@ -175,16 +198,20 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
 
 
 def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
-    expected = tuple(fn.shape())
+    """Refuse data that broadcast to their distribution's event, and those of which it gives no density."""
+    expected, event = tuple(fn.shape()), tuple(fn.event_shape)
+    given = tuple(value.shape[value.dim() - len(event) :]) if value.dim() >= len(event) else ()
+    repeated = len(given) < len(event) or any(g < e for g, e in zip(given, event, strict=True))
     try:
         matches = torch.broadcast_shapes(expected, value.shape) == torch.Size(expected)
-    except RuntimeError:
-        matches = False
-    event = len(fn.event_shape)
-    if not matches or (event and tuple(value.shape[-event:]) != tuple(fn.event_shape)):
+        if repeated or not (matches and given == event):
+            fn.log_prob(value)
+    except (RuntimeError, ValueError, IndexError):
+        repeated = True
+    if repeated:
         raise ValueError(
             f"site {name!r} observes data of shape {tuple(value.shape)}; its distribution has batch shape "
-            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}, so expected {expected}"
+            f"{tuple(fn.batch_shape)} and event shape {event}, so expected {expected}"
         )
 
 
@@ -286,9 +313,13 @@ def compute(role: str, trace: Any) -> None:
 def check_shapes(role: str, trace: Any, structure: Structure) -> None:
     """Check that every batch dimension is declared by a plate."""
     compute(role, trace)
+    enumerated = any(is_summed_out(site) for _, site in random_sites(trace))
     for name, site in random_sites(trace):
+        declared = (
+            structure.nesting if enumerated else max(structure.nesting, site["log_prob"].dim())
+        )
         try:
-            check_site_shape(site, max(structure.nesting, site["log_prob"].dim()))  # type: ignore[arg-type]
+            check_site_shape(site, declared)  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(
                 f"site {name!r} of the {role} has a batch dimension that no plate declares: {error}. Expected the data "

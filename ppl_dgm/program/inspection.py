@@ -1,7 +1,7 @@
 """Running a program once to learn its structure, and saying clearly what is wrong with it."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,10 +16,12 @@ from torch.distributions import TransformedDistribution
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Prior
+from ppl_dgm.program.division import PROOF_DATA, lazy_division, learn_division
 from ppl_dgm.program.energies import find_energies
-from ppl_dgm.program.isolation import undisturbed
+from ppl_dgm.program.isolation import undisturbed, undone, undone_on_error
 from ppl_dgm.program.log_densities import part_mask
 from ppl_dgm.program.parameters import ScopedCallable
+from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
 from ppl_dgm.program.sites import (
     Site,
     is_auxiliary,
@@ -29,12 +31,12 @@ from ppl_dgm.program.sites import (
     is_random_subsample,
     random_sites,
 )
-from ppl_dgm.program.structure import Latent, Structure
+from ppl_dgm.program.structure import Division, Latent, Structure
 from ppl_dgm.program.supports import innermost
+from ppl_dgm.program.vectorisation import prove_vectorisation
 
-PROOF_PARTICLES = 3
-PROOF_DATA = 4
 PIECE = 1024
+LARGE = 64 * 2**20  # bytes of data that are run at once
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ def inspect(
     kwargs: Mapping[str, Any] | None = None,
     plate: str = "data",
     sum_out: bool = False,
+    training: bool = False,
 ) -> Structure:
     """Find the structure of a model and guide at their data; see `examine`."""
-    return examine(model, guide, args, kwargs, plate, sum_out).structure
+    return examine(model, guide, args, kwargs, plate, sum_out, training=training).structure
 
 
 def examine(
@@ -69,42 +72,60 @@ def examine(
     kwargs: Mapping[str, Any] | None = None,
     plate: str = "data",
     sum_out: bool = False,
+    shared: Collection[str] = (),
+    particles: int | None = None,
+    training: bool = False,
 ) -> Examination:
     """Find the structure of a model and guide, checking that they fit each other and all of their data.
 
-    Runs both with all of Pyro's checks on, a piece of the data at a time where the program allows, then proves on a
-    few data that running several particles at once gives what running them one by one gives. With `sum_out` every
-    finite discrete latent that the guide lacks is enumerated, not only those marked `infer={"enumerate": "parallel"}`.
+    Runs both once on all of the data with all of Pyro's checks on, then proves that running several particles at once
+    gives what running them one by one gives, unless `particles` is 1. Whether parts of the data can stand for the whole
+    is tried when somebody asks; data too large to be run at once, of programs made of modules, are run in parts. With
+    `sum_out` every finite discrete latent that the guide lacks is enumerated, not only those marked
+    `infer={"enumerate": "parallel"}`. `shared` names the arguments that all data share. The structure is that of
+    evaluation mode, or with `training` that of the modes in which the modules are, run once more.
+
+    The runs leave nothing behind but the parameters that the first one creates, and a run that fails not even those.
 
     Raises:
         ValueError: naming the site, what was expected and the cure.
     """
     kwargs, proposal, observed = kwargs or {}, guide or Prior(model), Observed()
-    size = leading_size(args, kwargs)
-    with undisturbed(model, guide), pyro.validation_enabled(True):
+    with (
+        undone_on_error(model, guide),
+        undisturbed(model, guide) as isolation,
+        pyro.validation_enabled(True),
+        SizedPlates(),
+    ):
         checks.check_finite_arguments(args, kwargs)
-        if not prepared(model, guide):
-            checks.run(model, proposal, args, kwargs)
-        divisible = runs_on_few(model, proposal, args, kwargs, size, plate)
-        structures = []
-        for piece_args, piece_kwargs in pieces(args, kwargs, size if divisible else None):
-            guide_trace, model_trace = checks.run(model, proposal, piece_args, piece_kwargs)
+        division = lazy_division(model, proposal, args, kwargs, plate, shared)
+        structures, few = [], (args, kwargs)
+        for part_args, part_kwargs in portions(model, proposal, args, kwargs, plate, division):
+            guide_trace, model_trace = checks.run(model, proposal, part_args, part_kwargs)
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
-            again = partial(checks.run, model, proposal, piece_args, piece_kwargs)
+            again = partial(checks.run, model, proposal, part_args, part_kwargs)
             checks.check(found, model_trace, guide_trace if guide else None, again)
             observed.add(found, model_trace)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
-            energies = find_energies(model, model_trace, piece_args, piece_kwargs)
+            energies = find_energies(model, model_trace, part_args, part_kwargs)
             structures.append(
-                replace(found, divisible=divisible, unmasked=unmasked, energies=energies)
+                replace(found, division=division, unmasked=unmasked, energies=energies)
             )
-        few = few_data(args, kwargs, size) if divisible else (args, kwargs)
+        whole = len(structures) == 1
+        size = data_size(model_trace, plate) if whole else leading_size(args, kwargs)
+        if not whole:
+            few = select_data(*few, size, slice(PROOF_DATA), division.held or ())
         bound = Bound(model, proposal, structures[0], *few)
         if not guide and bound.is_entangled():
             bound = replace(bound, structure=structures[0].without_paths())
-        structure = prove_vectorisation(bound)
-    num_data = size if divisible else data_size(model_trace, plate)
-    return Examination(structure, num_data, observed.num_dims, observed.digest)
+        structure = prove_vectorisation(bound) if particles != 1 else bound.structure.untried()
+        if training:
+            with isolation.in_given_modes(), undone(model, guide):
+                guide_trace, model_trace = checks.run(model, proposal, *few)
+                used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
+                checks.check(used, model_trace, guide_trace if guide else None, lambda: None)
+            structure = structure.with_sites_of(used)
+    return Examination(structure, size, observed.num_dims, observed.digest)
 
 
 class Observed:
@@ -155,37 +176,28 @@ def prepared(*callables: Any) -> bool:
     return True
 
 
-def runs_on_few(
+def portions(
     model: Callable,
     guide: Callable,
     args: tuple,
     kwargs: Mapping[str, Any],
-    size: int | None,
     plate: str,
-) -> bool:
-    """Whether the program takes a part of the data for the whole: then it can be run piece by piece."""
-    if not size or size == 1:
-        return False
-    few_args, few_kwargs = few_data(args, kwargs, size)
-    try:
-        traces = checks.run(model, guide, few_args, few_kwargs)
-        for role, trace in zip(("guide", "model"), traces, strict=True):
-            checks.compute(role, trace)  # masks and scales of all data do not fit a few
-    except ValueError:
-        return False  # running on all data tells whether the program is at fault
-    frames = [frame for trace in traces for frame in plate_frames(trace, plate)]
-    return bool(frames) and all(f.dim is not None and f.full_size == num_few(size) for f in frames)
-
-
-def pieces(
-    args: tuple, kwargs: Mapping[str, Any], size: int | None
+    division: Division,
 ) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
-    """The data, a bounded number at a time where `size` tells that they can be divided."""
-    if size is None:
+    """All data at once; many at a time where they are too large for that and the program can be divided."""
+    size = leading_size(args, kwargs)
+    large = sum(tensor.nbytes for tensor in tensors_of(args, kwargs)) > LARGE
+    if not (size and large and prepared(model, guide)):
         yield args, kwargs
         return
+    head = select_data(args, kwargs, size, slice(2 * PROOF_DATA))
+    held = learn_division(model, guide, *head, plate)
+    if held is None:
+        yield args, kwargs
+        return
+    division.settle(held)
     for start in range(0, size, PIECE):
-        yield select_data(args, kwargs, size, slice(start, start + PIECE))
+        yield select_data(args, kwargs, size, slice(start, start + PIECE), held)
 
 
 def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool) -> Structure:
@@ -285,11 +297,6 @@ def summed_out(site: Site, everything: bool) -> bool:
     return is_enumerated(site) or (everything and site["fn"].has_enumerate_support)
 
 
-def in_plate(site: Site, plate: str) -> bool:
-    """Whether the site is inside the data plate."""
-    return any(frame.name == plate for frame in site["cond_indep_stack"])
-
-
 def one_scale(sites: list[Site]) -> bool:
     """Whether all sites have the same `poutine.scale`; decided once here, since tensors must not be compared later."""
     scales = [site["scale"] for site in sites]
@@ -298,85 +305,3 @@ def one_scale(sites: list[Site]) -> bool:
     return all(
         scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales
     )
-
-
-def plate_frames(trace: Any, plate: str) -> list[Any]:
-    """The frames of a plate at all sites of a trace."""
-    return [
-        frame
-        for _, site in random_sites(trace)
-        for frame in site["cond_indep_stack"]
-        if frame.name == plate
-    ]
-
-
-def data_size(trace: Any, plate: str) -> int | None:
-    """Number of data in the data plate, or None."""
-    return next((frame.full_size for frame in plate_frames(trace, plate)), None)
-
-
-def few_data(
-    args: tuple, kwargs: Mapping[str, Any], size: int | None
-) -> tuple[tuple, dict[str, Any]]:
-    """The first few data: enough to learn how the program behaves."""
-    return select_data(args, kwargs, size, slice(0, num_few(size or 0)))
-
-
-def num_few(size: int) -> int:
-    """How many data are a few: at most half of them."""
-    return max(1, min(PROOF_DATA, size // 2))
-
-
-def prove_vectorisation(bound: Bound) -> Structure:
-    """Return the structure with the way of running many particles that gives what running them one by one gives."""
-    structure = bound.structure
-    if not structure.latents:
-        return structure
-    failures = []
-    for guide_runs, model_runs in (
-        ("plate", "plate"),
-        ("plate", "vmap"),
-        ("vmap", "vmap"),
-        ("vmap", "plate"),
-    ):
-        candidate = replace(
-            bound, structure=replace(structure, guide_runs=guide_runs, model_runs=model_runs)
-        )
-        try:
-            error = vectorisation_error(candidate)
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-            TypeError,
-            AssertionError,
-            NotImplementedError,
-        ) as failure:
-            error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
-        if not error:
-            return candidate.structure
-        failures.append(f"guide by {guide_runs}, model by {model_runs}: {error}")
-    raise ValueError(
-        "the program cannot run several particles at once: neither inside an outer plate nor under torch.func.vmap does "
-        f"it give what single runs give ({'; '.join(failures)}). Let its operations broadcast over dimensions on the "
-        "left, e.g. (w * x).sum(-1) in place of x @ w"
-    )
-
-
-def vectorisation_error(bound: Bound) -> str:
-    """Compare log densities of particles run together and one by one; empty where they agree."""
-    bound.draw(1)  # fails where `z[1]` takes a particle for an entry
-    values = bound.draw(PROOF_PARTICLES).values
-    together = (bound.log_joint(values).total, bound.log_guide(values))
-    for i in range(PROOF_PARTICLES):
-        one = {
-            name: value[i] if bound.structure.find(name) else value
-            for name, value in values.items()
-        }
-        alone = bound.log_densities_of_one(one)
-        for name, many, single in zip(("model", "guide"), together, alone, strict=True):
-            if many[i].shape != single.shape or not torch.allclose(
-                many[i], single, 1e-3, 1e-3, equal_nan=True
-            ):
-                return f"log density of the {name} differs"
-    return ""

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from ppl_dgm.generators import unmoved_generators, unmoved_python_generators
 from ppl_dgm.program.parameters import MODULE_DIVIDER, calling_module
 from ppl_dgm.pyro_state import pyro_in_turn
 
@@ -55,10 +57,120 @@ def evaluating(*callables: Any) -> Iterator[None]:
         yield
 
 
+class UnchangedBuffers(EvaluationMode):
+    """Evaluation mode after which buffers are what they were."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.buffers: list[Noted] = []
+
+    @contextmanager
+    def in_given_modes(self) -> Iterator[None]:
+        """Run a block in the modes in which the modules were before."""
+        for module, training in self.modes.items():
+            module.training = training
+        try:
+            yield
+        finally:
+            for module in self.modes:
+                module.training = False
+
+    def switch(self, module: nn.Module) -> None:
+        """Note the buffers of a module and its children, and put them in evaluation mode."""
+        for child in module.modules():
+            if child not in self.modes:
+                self.buffers += noted(child._buffers)
+        super().switch(module)
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        put_back(self.buffers)
+
+
+Noted = tuple[dict[str, Any], str, Tensor, Tensor, int]
+
+
+def noted(tensors: dict[str, Any]) -> list[Noted]:
+    """Where tensors are held, copies of their values, and how often they had been written to."""
+    return [
+        (tensors, name, tensor, tensor.detach().clone(), tensor._version)
+        for name, tensor in tensors.items()
+        if tensor is not None and not is_lazy(tensor) and not tensor.is_inference()
+    ]
+
+
+@torch.no_grad()
+def put_back(places: list[Noted]) -> None:
+    """Give each place its tensor back, and each tensor that was written to its value."""
+    for held, name, tensor, value, version in places:
+        held[name] = tensor
+        if tensor._version != version:
+            tensor.copy_(value) if tensor.shape == value.shape else tensor.set_(value)  # type: ignore[arg-type]
+
+
+class Snapshot:
+    """What modules hold, to be put back after a run that should not have happened.
+
+    Lists and dicts (plates that a guide keeps, say) get their contents back, and whatever was created is dropped;
+    parameters are taken to have kept their values, as they do without gradients.
+    """
+
+    def __init__(self, *callables: Any) -> None:
+        modules = dict.fromkeys(
+            part for fn in callables if isinstance(fn, nn.Module) for part in fn.modules()
+        )
+        scopes: list[Any] = [getattr(module, "scope", None) for module in modules]
+        for scope in filter(None, scopes):
+            modules |= dict.fromkeys(scope.modules())
+        self.attributes = [(module, dict(vars(module))) for module in modules]
+        self.contents = [
+            (value, value.copy())
+            for _, held in self.attributes
+            for value in held.values()
+            if isinstance(value, (dict, list, set))
+        ]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for container, content in self.contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+        for module, held in self.attributes:
+            vars(module).clear()
+            vars(module).update(held)
+
+
 @contextmanager
-def undisturbed(*callables: Any) -> Iterator[None]:
-    """Run a block in evaluation mode, without gradients and without moving the random number generators."""
-    devices = {p.device for fn in callables if isinstance(fn, nn.Module) for p in fn.parameters()}
-    cuda = [device for device in devices if device.type == "cuda"]
-    with evaluating(*callables), torch.random.fork_rng(cuda), torch.no_grad():
+def undone(*callables: Any) -> Iterator[None]:
+    """Put modules back as they were after a block."""
+    snapshot = Snapshot(*callables)
+    try:
         yield
+    finally:
+        snapshot.restore()
+
+
+@contextmanager
+def undone_on_error(*callables: Any) -> Iterator[None]:
+    """Put modules back as they were if a block fails or is interrupted."""
+    snapshot = Snapshot(*callables)
+    try:
+        yield
+    except BaseException:
+        snapshot.restore()
+        raise
+
+
+@contextmanager
+def undisturbed(*callables: Any) -> Iterator["UnchangedBuffers"]:
+    """Run a block in evaluation mode, without gradients, and put generators and buffers back after it."""
+    modules = [fn for fn in callables if isinstance(fn, nn.Module)]
+    devices = {parameter.device for module in modules for parameter in module.parameters()}
+    with (
+        pyro_in_turn(),
+        UnchangedBuffers(*modules) as isolation,
+        unmoved_generators(*devices),
+        unmoved_python_generators(),
+        torch.no_grad(),
+    ):
+        yield isolation

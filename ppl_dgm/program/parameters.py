@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.pyro_state import pyro_in_turn
 
 MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter names
@@ -56,7 +57,7 @@ class ModuleRecorder(Messenger):
         if self.known.setdefault(name, id(msg["args"][1])) != id(msg["args"][1]):
             raise ValueError(
                 f"the name {name.split(MODULE_DIVIDER)[0]!r} of a pyro.module statement stands for two different "
-                "modules in one program; give each module its own name"
+                "modules in one half of a program; give each module its own name"
             )
         found = calling_module()
         if found is not None:
@@ -102,7 +103,7 @@ class ParameterScope(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._constraints: dict[str, Any] = {}
-        self._known_modules: dict[str, int] = {}
+        self._known_modules: dict[str, dict[str, int]] = {}  # by half of the program
         self._borrowed: list[str] = []  # modules that functions close over
         self._sealed = False
 
@@ -119,11 +120,16 @@ class ParameterScope(nn.Module):
             twin.__setstate__(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def adopt(self, name: str, module: nn.Module) -> bool:
-        """Register a module, with its parameters and buffers, under a name; false if it is known by another."""
+    def adopt(self, name: str, module: nn.Module, role: str = "") -> bool:
+        """Register a module, with its parameters and buffers, under a name; false if it is known by another.
+
+        Where model and guide have modules of one name, the later one's name is that of its half and its own.
+        """
         if any(module is own for own in self.modules()):
             return False
         parent, leaf = resolve_parent(self, name)
+        if role and leaf in parent._modules:
+            parent, leaf = resolve_parent(self, f"{role}_modules.{name}")
         parent._modules[leaf] = module
         return True
 
@@ -148,10 +154,10 @@ class ParameterScope(nn.Module):
             del parent._parameters[leaf], self._constraints[name]
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Run a block with this scope as Pyro's parameter store; adopt what it creates."""
+    def lent(self, role: str = "") -> Iterator[None]:
+        """Run a half of the program with this scope as Pyro's parameter store; adopt what it creates."""
         params, constraints = dict(self.site_parameters), dict(self._constraints)
-        recorder = ModuleRecorder(self._known_modules)
+        recorder = ModuleRecorder(self._known_modules.setdefault(role, {}))
         watched = nullcontext() if self._sealed else recorder
         with (
             store_contents(params, constraints),
@@ -160,7 +166,7 @@ class ParameterScope(nn.Module):
         ):
             yield
         self._borrowed += [
-            name for name, module in recorder.modules.items() if self.adopt(name, module)
+            name for name, module in recorder.modules.items() if self.adopt(name, module, role)
         ]
         self._adopt_new(params, constraints)
 
@@ -208,7 +214,7 @@ class ScopedCallable(nn.Module):
         return self._fn[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with pyro_in_turn(), self.scope.lent():
+        with pyro_in_turn(), self.scope.lent(self.role), SizedPlates():
             if isinstance(self.fn, nn.Module) and not isinstance(self.fn, PyroModule):
                 announce(self.role, self.fn)
             return self.fn(*args, **kwargs)

@@ -1,14 +1,16 @@
 """Program: a Pyro model/guide pair as one torch module."""
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_dgm.program.arguments import unpack_arguments
+from ppl_dgm.compile import is_tracing
+from ppl_dgm.program.arguments import kind_of, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import blame, refuse_implicit
 from ppl_dgm.program.inspection import Examination, examine, inspect
@@ -18,6 +20,8 @@ from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.storage import read_state, write_state
 from ppl_dgm.program.structure import Density, Structure
+
+_LOG = logging.getLogger("ppl_dgm")
 
 
 class Program(ParameterScope):
@@ -39,6 +43,8 @@ class Program(ParameterScope):
             `infer={"enumerate": "parallel"}` are summed out and others are proposed from the prior.
         site: name of the data site, which `sample` returns.
         plate: name of the data plate.
+        shared: names of arguments that all data share, though they may have as many rows as there are data; what is not
+            named is learnt from the program when minibatches or parts of the data are asked for.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -60,6 +66,7 @@ class Program(ParameterScope):
         *,
         site: str = "x",
         plate: str = "data",
+        shared: Collection[str] = (),
     ) -> None:
         super().__init__()
         for role, fn in (("model", model), ("guide", guide)):
@@ -69,11 +76,13 @@ class Program(ParameterScope):
                 )
         self.site = site
         self.plate = plate
+        self.shared = tuple(shared)
         scoped_model = ScopedCallable("model", model, self)
         proposal = Prior(scoped_model.fn, is_given_or_summed_out) if guide is None else guide
         self._halves = (scoped_model, ScopedCallable("guide", proposal, self))
         self._has_guide = guide is not None
         self._structures: dict[bool, Structure] = {}
+        self._kinds: dict[Any, Structure] = {}  # by training and kind of arguments
 
     @property
     def model(self) -> ScopedCallable:
@@ -127,17 +136,49 @@ class Program(ParameterScope):
 
     def examine(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Examination:
         """Check the program at these data and return what one look tells: structure, number of data."""
-        args, kwargs = unpack_arguments(args, kwargs)
+        return self.examine_at(*unpack_arguments(args, kwargs), sum_out=sum_out)
+
+    def examine_at(
+        self,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        *,
+        sum_out: bool = False,
+        shared: Collection[str] | None = None,
+        particles: int | None = None,
+        training: bool = False,
+    ) -> Examination:
+        """As `examine`, with other `shared` arguments, in training, or for one particle, not tried with more."""
         guide = self.guide if self._has_guide else None
-        known = set(self.site_parameters)
-        try:
-            found = examine(self.model, guide, args, kwargs, self.plate, sum_out)
-        except ValueError:
-            if not self._sealed:
-                self.forget(known)
-            raise
-        self._structures[sum_out] = found.structure
+        shared = self.shared if shared is None else shared
+        found = examine(
+            self.model, guide, args, kwargs, self.plate, sum_out, shared, particles, training
+        )
+        before = self._structures.get(sum_out)
+        if found.structure.slow and (before is None or before.slow != found.structure.slow):
+            _LOG.warning(found.structure.slow)
         self._sealed = True
+        self._structures[sum_out] = found.structure
+        if not sum_out:
+            self._kinds[training, kind_of(args, kwargs)] = found.structure
+        return found
+
+    def structure_at(
+        self, args: tuple, kwargs: Mapping[str, Any], particles: int | None = None
+    ) -> Structure:
+        """The structure at arguments of this kind, in the mode in which the program is; looked for once.
+
+        With one particle it may be one that has not been tried with more. A capture under way can't run the program to
+        look; it takes what was found in the other mode.
+        """
+        kind = kind_of(args, kwargs)
+        found = self._kinds.get((self.training, kind))
+        if found is None and is_tracing():
+            found = self._kinds.get((not self.training, kind)) or self._structures.get(False)
+        if found is None or (particles != 1 and found.model_runs == "single"):
+            found = self.examine_at(
+                args, kwargs, particles=particles, training=self.training
+            ).structure
         return found
 
     @property
@@ -216,9 +257,11 @@ class Program(ParameterScope):
             return draw_sites(self.model, structure, num_samples, args, kwargs)
 
     def _sampling_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
-        if False not in self._structures:
-            self._structures[False] = self._generative_structure(args, kwargs)
-        return self._structures[False]
+        known = self._structures.get(False)
+        if known is None or known.model_runs == "single":
+            known = self._generative_structure(args, kwargs)
+            self._structures[False] = known
+        return known
 
     def _data_site(self) -> str:
         """The data site: `x`, or the only observed site."""

@@ -18,7 +18,7 @@ from ppl_dgm.program.sites import (
     is_subsample,
 )
 from ppl_dgm.program.structure import Structure
-from ppl_dgm.program.vmap_patches import vmap_runs
+from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 
 
 def draw_sites(
@@ -32,8 +32,8 @@ def draw_sites(
     """Draw all sites of the model jointly, latents in `given` (`[num_samples, *shape]`) held: `{site: [num, *shape]}`."""
     kwargs, given, free = kwargs or {}, given or {}, Uncondition()(model)
     with unvalidated():
-        if structure.model_runs == "vmap":
-            return vmapped_sites(free, num_samples, args, kwargs, given)
+        if structure.model_runs != "plate":
+            return repeated_sites(free, structure, num_samples, args, kwargs, given)
         latents = {latent.name: latent for latent in structure.latents}
         padded = {
             name: latents[name].pad(value, structure.nesting)
@@ -56,17 +56,24 @@ class Uncondition(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-def vmapped_sites(
-    model: Callable, num_samples: int, args: tuple, kwargs: Mapping[str, Any], given: Values
+def repeated_sites(
+    model: Callable,
+    structure: Structure,
+    num_samples: int,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    given: Values,
 ) -> Values:
-    """`draw_sites` by mapping single runs."""
+    """`draw_sites` by single runs, mapped or one after the other."""
 
     def once(values: Values) -> Values:
         with Substitute(values):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
         return {name: site["value"] for name, site in drawn_sites(trace)}
 
-    return vmap_runs(once, num_samples, None, given)
+    if structure.model_runs == "vmap" or num_samples == 1:
+        return vmap_runs(once, num_samples, None, given)
+    return loop_runs(once, num_samples, given)
 
 
 def drawn_sites(trace: Any) -> list[tuple[str, Site]]:

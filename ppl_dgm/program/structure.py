@@ -1,6 +1,7 @@
 """What a program is made of, found once by running it: its latents, its plates, and how to run many particles."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -41,6 +42,47 @@ class Latent:
         return bool(self.support.is_discrete)
 
 
+Way = Literal["single", "plate", "vmap", "loop"]
+
+
+class Division:
+    """Which tensor arguments all data share, learnt when it is first asked for.
+
+    Args:
+        learn: finds the places of those tensors, or None where the program takes no part of its data.
+    """
+
+    def __init__(self, learn: Callable[[], frozenset[int] | None] | None = None) -> None:
+        self._learn = learn
+        self._held: frozenset[int] | None = None
+
+    @property
+    def held(self) -> frozenset[int] | None:
+        """Places of the tensors that all data share; None where the data can't be divided."""
+        if self._learn is not None:
+            self._held, self._learn = self._learn(), None
+        return self._held
+
+    def settle(self, held: frozenset[int] | None) -> None:
+        """Take what is known already, in place of learning it."""
+        self._held, self._learn = held, None
+
+    def __deepcopy__(self, memo: Any) -> "Division":
+        return self
+
+    def __reduce__(self) -> Any:
+        return _known_division, (self.held,)
+
+
+def _known_division(held: frozenset[int] | None) -> Division:
+    return Division(lambda: held)
+
+
+def names_of(latents: tuple[Latent, ...]) -> list[str]:
+    """Names of latents, in order."""
+    return [latent.name for latent in latents]
+
+
 @dataclass(frozen=True)
 class Structure:
     """The sites and plates of a program.
@@ -49,10 +91,11 @@ class Structure:
     `factors` are unnormalised terms, those of them that depend on observed values `energies`; `deterministic` are
     functions of the others. `nesting` counts the plate dimensions, `batched` tells whether there is a data plate,
     `per_datum` whether every random site is inside it, so that each datum has an evidence of its own. `model_runs` and
-    `guide_runs` tell how many particles run at once: inside an outer plate, or by `torch.func.vmap` where the program does
-    not broadcast. `has_guide` is false when the prior proposes; `divisible` tells whether the program takes a part of its
-    data for the whole. A masked latent counts for nothing, in model and guide, unless it is one of the `unmasked`, which
-    keep their densities.
+    `guide_runs` tell how many particles run: inside an outer plate, by `torch.func.vmap` where the program does not
+    broadcast, or one by one in a loop, for the reason `slow`; "single" ones have not been tried with more than one.
+    `has_guide` is false when the prior proposes; `division` tells whether the program takes a part of its data for the
+    whole. A masked latent counts for nothing, in model and guide, unless it is one of the `unmasked`, which keep their
+    densities.
     """
 
     latents: tuple[Latent, ...]
@@ -67,11 +110,22 @@ class Structure:
     per_datum: bool
     common_scale: bool
     has_guide: bool
-    divisible: bool = False
     unmasked: tuple[str, ...] = ()
     energies: tuple[str, ...] = ()
-    model_runs: Literal["plate", "vmap"] = "plate"
-    guide_runs: Literal["plate", "vmap"] = "plate"
+    model_runs: Way = "plate"
+    guide_runs: Way = "plate"
+    slow: str = ""
+    division: Division = field(default_factory=Division, compare=False, repr=False)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the program takes a part of its data for the whole."""
+        return self.division.held is not None
+
+    @property
+    def held(self) -> frozenset[int]:
+        """Places of the tensor arguments that all data share."""
+        return self.division.held or frozenset()
 
     @property
     def model_latents(self) -> tuple[Latent, ...]:
@@ -100,6 +154,24 @@ class Structure:
         return replace(
             self, latents=tuple(replace(latent, reparameterised=False) for latent in self.latents)
         )
+
+    def with_sites_of(self, other: "Structure") -> "Structure":
+        """The sites and plates of another run, for instance in training, run as this one."""
+        return replace(
+            other,
+            latents=self.latents
+            if names_of(self.latents) == names_of(other.latents)
+            else other.latents,
+            unmasked=self.unmasked,
+            model_runs=self.model_runs,
+            guide_runs=self.guide_runs,
+            slow=self.slow,
+            division=self.division,
+        )
+
+    def untried(self) -> "Structure":
+        """The same for one particle alone."""
+        return replace(self, guide_runs="single", model_runs="single") if self.latents else self
 
     def find(self, name: str) -> Any:
         """The latent of that name, or None."""

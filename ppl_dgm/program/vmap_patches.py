@@ -103,3 +103,10 @@ def vmap_runs(
         return torch.func.vmap(mapped, randomness="different")(
             torch.arange(num, device=device), given
         )
+
+
+def loop_runs(once: Callable[[Any], Any], num: int, given: Any = None) -> Any:
+    """Run `once(given)` `num` times one after the other; outputs gain a leading dimension."""
+    given = given or {}
+    runs = [once({name: value[i] for name, value in given.items()}) for i in range(num)]
+    return tree_map(lambda *parts: torch.stack(parts), *runs)

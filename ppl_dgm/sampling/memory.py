@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_dgm.program import Bound, select_data
+from ppl_dgm.program import Bound
 
 # Bytes that one chunk of particles may allocate, all intermediate results counted.
 MEMORY = 256 * 2**20
@@ -39,7 +39,7 @@ def chunk_plan(
 
 def part_of(bound: Bound, start: int, stop: int) -> Bound:
     """The program bound to data `start` to `stop`."""
-    args, kwargs = select_data(bound.args, bound.kwargs, bound.num_data, slice(start, stop))
+    args, kwargs = bound.select(slice(start, stop))
     return replace(
         bound, args=args, kwargs=kwargs, num_data=min(stop, bound.num_data or stop) - start
     )

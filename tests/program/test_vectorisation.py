@@ -281,14 +281,37 @@ def test_the_way_of_running_does_not_change_the_distribution() -> None:
         assert abs(ratio.mean().item() - 1) < 4 * (ratio.std() / 4000**0.5).item()
 
 
-def test_a_program_that_cannot_be_vectorised_says_so() -> None:
+def branching(y: Tensor | None = None) -> None:
+    """Reads a latent on the host, so that particles can neither share a plate nor be mapped."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    loc = 1.0 if z.item() > 0 else -1.0
+    with pyro.plate("data", 9):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=y)
+
+
+def test_a_program_that_cannot_be_vectorised_is_run_one_by_one_and_says_so(caplog) -> None:
+    program = Program(branching)
+    with caplog.at_level("WARNING", "ppl_dgm"):
+        assert runs(program, Y) == ("loop", "loop")
+        program.initialise(Y)
+    (record,) = caplog.records
+    assert "one by one" in record.message
+    assert "\n" not in record.message
+    assert_one_by_one(program, Y)
+    truth = torch.stack([dist.Normal(m, 1.0).log_prob(Y).sum() for m in (1.0, -1.0)])
+    expected = truth.logsumexp(0) - math.log(2)
+    weights = log_weights(program, Y, num_particles=400, seed=0)
+    error = (weights - expected).exp().std() / 400**0.5
+    assert abs((weights - expected).exp().mean() - 1) < 4 * error
+
+
+def test_a_random_density_is_told_apart() -> None:
     def model(y: Tensor | None = None) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        loc = 1.0 if z.reshape(-1)[0].item() > 0 else -1.0
         with pyro.plate("data", 9):
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=y)
+            pyro.sample("x", dist.Normal(z + torch.randn(()), 1.0), obs=y)
 
-    with pytest.raises(ValueError, match="cannot run several particles at once.*broadcast"):
+    with pytest.raises(ValueError, match="random itself.*pyro.sample"):
         Program(model).initialise(Y)
 
 

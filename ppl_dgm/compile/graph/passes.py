@@ -27,6 +27,7 @@ aten = torch.ops.aten
 
 _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 _RESHAPES = {aten.expand.default, aten.view.default}
+_SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor, aten.sub_.Tensor}
 _ONES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.pow.Tensor_Scalar}
 _SERIAL = 16  # from here on torch draws normals in blocks
 _TINY = 64  # multiplications in one product of a batch
@@ -38,7 +39,7 @@ def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
     """Rewrite in place what the compiler refuses, or takes apart before `rewrite` comes to see it."""
     separate_loops(graph, repeated(graph, examples))
     for module in graphs_of(graph):
-        if multiply_matrices(module) + draw_bernoullis(module):
+        if multiply_matrices(module) + draw_bernoullis(module) + spell_out_alpha(module):
             finish(module)
 
 
@@ -235,6 +236,21 @@ def multiply_matrices(graph: GraphModule) -> int:
         column = insert(graph.graph, node, aten.unsqueeze.default, (vector, 1))
         product = insert(graph.graph, node, aten.mm.default, (matrix, column))
         replace(node, insert(graph.graph, node, aten.squeeze.dim, (product, 1)))
+    return len(found)
+
+
+def spell_out_alpha(graph: GraphModule) -> int:
+    """Write `add(x, y, alpha=c)` and `sub` as a product and a sum: Inductor loses the factor of a matrix product.
+
+    Its `addmm` fusion (torch 2.13, `_inductor/fx_passes/post_grad.py`) takes any such sum for one with alpha 1.
+    """
+    found = [
+        node for node in nodes(graph) if node.target in _SUMS and node.kwargs.get("alpha", 1) != 1
+    ]
+    for node in found:
+        first, second = node.args
+        product = insert(graph.graph, node, aten.mul.Tensor, (second, node.kwargs["alpha"]))
+        replace(node, insert(graph.graph, node, node.target, (first, product)))
     return len(found)
 
 

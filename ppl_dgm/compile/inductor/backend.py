@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.graph.nodes import graphs_of
 from ppl_dgm.compile.graph.passes import Rewriting, prepare
+from ppl_dgm.compile.inductor.checking import CheckedRun
 from ppl_dgm.compile.inductor.loop_codegen import edition, standing_buffers
 from ppl_dgm.compile.inductor.startup_patches import shortcuts
 from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
@@ -82,12 +83,17 @@ def compile_function(
     return compile_captured(capture(fn, inputs), backend=backend)
 
 
-def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Compiled:
+def compile_captured(
+    captured: Captured, *, backend: Backend = "inductor", turns: int | None = None
+) -> Compiled:
     """Compile a captured graph, or take the code of an equal graph compiled before in this process.
+
+    The code is checked against the graph at its first call, and now and then later.
 
     Args:
         captured: what `capture` returned.
         backend: as in `compile_function`.
+        turns: place of the input that counts the turns, for the graph of a loop.
 
     Raises:
         CaptureError: the compiler fails on the graph.
@@ -100,7 +106,7 @@ def compile_captured(captured: Captured, *, backend: Backend = "inductor") -> Co
     try:
         with ONE_AT_A_TIME, unmoved_generators():
             prepare(captured.graph, flat)
-            return _compile(captured, flat)
+            return _compile(captured, flat, turns)
     except CaptureError:
         raise
     except Exception as error:
@@ -134,7 +140,7 @@ def cache_folder() -> Path:
     return Path(folder)
 
 
-def _compile(captured: Captured, flat: list[torch.Tensor]) -> Compiled:
+def _compile(captured: Captured, flat: list[torch.Tensor], turns: int | None) -> Compiled:
     graph = captured.graph
     code = tuple(module.code for module in graphs_of(graph))
     key = (
@@ -157,7 +163,8 @@ def _compile(captured: Captured, flat: list[torch.Tensor]) -> Compiled:
     run = _COMPILED[key] = _COMPILED.pop(key)
     if len(_COMPILED) > _KEPT:
         _COMPILED.pop(next(iter(_COMPILED)))
-    return Compiled(captured, _replayed(run, captured, flat), seconds)
+    run = CheckedRun(_replayed(run, captured, flat), captured, turns)
+    return Compiled(captured, run, seconds)
 
 
 def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -161,6 +162,11 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     return _without_unused(
         Captured(graph, tuple(lifted), tuple(tensors), rebuild, rest, watch.settings(lifted))
     )
+
+
+def is_tracing() -> bool:
+    """Whether a function is being captured, so that tensors have no values."""
+    return detect_fake_mode() is not None
 
 
 def unmoved_generators() -> Any:

@@ -1,0 +1,181 @@
+"""Compiled code proves itself: now and then a call is made by the graph as well, and both must agree to rounding."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.graph.nodes import nodes, writes
+from ppl_dgm.compile.tracing.capture import Captured
+from ppl_dgm.generators import unmoved_generators
+
+Flat = Callable[..., Sequence[torch.Tensor]]
+
+CHECKED = frozenset({1, 10, 100, 1000})  # calls
+TURNS = 3  # of a loop, that are checked
+ROUNDING = 1e3  # units in the last place of the largest entry that pass without a second look
+SENSITIVITY = (
+    30.0  # times what a perturbation of a few units in the last place of the inputs changes
+)
+TRIES = 2  # a draw that falls to the other side of a threshold by rounding does so once
+# Running statistics are updated by an operation whose schema does not say so.
+_UNDECLARED = {torch.ops.aten.native_batch_norm.default: (3, 4)}
+
+
+class WrongNumbersError(CaptureError):
+    """Compiled code and the graph that it was made of disagree; nothing has been moved."""
+
+
+class CheckedRun:
+    """Compiled code of a captured graph; the first, tenth, hundredth and thousandth call are checked.
+
+    Outputs and the tensors that are written in place must be those that the graph gives, run operation by operation with
+    the same random numbers. What exceeds rounding is compared with the effect of a perturbation of the inputs in their
+    last places, so that ill-conditioned numbers are not taken for wrong ones.
+
+    Args:
+        run: the machine code.
+        captured: what it was made of.
+        turns: place of the input that counts the turns of a loop, of which only a few are checked.
+
+    Raises:
+        WrongNumbersError: naming the output; parameters, buffers and generators are as before the call.
+    """
+
+    def __init__(self, run: Flat, captured: Captured, turns: int | None = None) -> None:
+        self.run, self.captured, self.turns = run, captured, turns
+        self.calls = 0
+        self._written = written(captured.graph)
+
+    def __call__(self, *flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        self.calls += 1
+        if self.calls in CHECKED:
+            self._check(list(flat))
+        return self.run(*flat)
+
+    @torch.no_grad()
+    def _check(self, flat: list[torch.Tensor]) -> None:
+        if self.turns is not None:
+            flat[self.turns] = flat[self.turns].clamp(max=TURNS)
+        wrong = ""
+        for _ in range(TRIES):
+            wrong = self._difference(flat)
+            if not wrong:
+                return
+            torch.rand(())  # other noise
+        self.calls = 0  # whoever tries again is checked again
+        raise WrongNumbersError(
+            f"compiled code gives other numbers than its graph: {wrong}. Run with compile=False."
+        )
+
+    def _difference(self, flat: list[torch.Tensor]) -> str:
+        graph = self.captured.graph
+        with self._unmoved(flat):
+            right = self._results(graph, flat)
+        with self._unmoved(flat):
+            given = self._results(self.run, flat)
+        suspects = [i for i, (a, b) in enumerate(zip(given, right, strict=True)) if unlike(a, b, 0)]
+        if not suspects:
+            return ""
+        with self._unmoved(flat):
+            nearby = self._results(graph, self._perturbed(flat))
+        for place in suspects:
+            moved = distance(nearby[place], right[place])
+            if unlike(given[place], right[place], SENSITIVITY * moved):
+                error = distance(given[place], right[place])
+                return f"{self._name(place, len(given))} differs by {error:.3g}"
+        return ""
+
+    def _results(self, run: Flat, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Outputs and written tensors after a call."""
+        outputs = run(*flat)
+        return [t.detach().clone() for t in (*outputs, *(flat[place] for place in self._written))]
+
+    def _perturbed(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Inputs that differ in their last places; those that are written to are changed where they lie."""
+        with unmoved_generators(*{tensor.device for tensor in flat}):
+            return [
+                tensor.copy_(shaken(tensor)) if place in self._written else shaken(tensor)
+                for place, tensor in enumerate(flat)
+            ]
+
+    @contextmanager
+    def _unmoved(self, flat: Sequence[torch.Tensor]) -> Iterator[None]:
+        before = [flat[place].detach().clone() for place in self._written]
+        with unmoved_generators(*{tensor.device for tensor in flat}):
+            try:
+                yield
+            finally:
+                for place, value in zip(self._written, before, strict=True):
+                    flat[place].copy_(value)
+
+    def _name(self, place: int, count: int) -> str:
+        first = count - len(self._written)
+        if place < first:
+            return f"output {place}"
+        place = self._written[place - first] - len(self.captured.examples)
+        if place < 0:
+            return "an input that is written to"
+        tensor = self.captured.lifted[place]
+        names = (
+            f"{owner}.{name}"
+            for _, name, held, owner in self.captured.settings.tensors
+            if held is tensor
+        )
+        return next(names, f"a tensor of shape {list(tensor.shape)} that is written to")
+
+
+def written(graph: GraphModule) -> tuple[int, ...]:
+    """Places of the inputs to which a graph may write, themselves or through views."""
+    inputs = [node for node in nodes(graph) if node.op == "placeholder"]
+    found = {source for node in nodes(graph) for value in targets(node) for source in origin(value)}
+    return tuple(place for place, node in enumerate(inputs) if node in found)
+
+
+def targets(node: Node) -> list[Any]:
+    """What an operation writes to."""
+    if node.target in _UNDECLARED:
+        return [node.args[place] for place in _UNDECLARED[node.target]]  # type: ignore[index]
+    if not writes(node):
+        return []
+    arguments = zip(node.target._schema.arguments, node.args, strict=False)  # type: ignore[union-attr]
+    return [value for spec, value in arguments if spec.alias_info and spec.alias_info.is_write]
+
+
+def origin(value: Any) -> Iterator[Node]:
+    """The graph's inputs behind a value or a list of them, through views."""
+    for part in value if isinstance(value, (list, tuple)) else (value,):
+        while isinstance(part, Node) and part.op != "placeholder":
+            part = part.args[0] if part.args else None
+        if isinstance(part, Node):
+            yield part
+
+
+def shaken(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that differs in the last places."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * torch.randn_like(tensor))
+
+
+def unlike(one: torch.Tensor, other: torch.Tensor, allowed: float) -> bool:
+    """Whether tensors differ by more than rounding and what is allowed."""
+    if not other.is_floating_point():
+        return not torch.equal(one, other) and not allowed > 0
+    finite = other[other.isfinite()]
+    largest = finite.abs().max().item() if finite.numel() else 0.0
+    return distance(one, other) > ROUNDING * torch.finfo(other.dtype).eps * largest + allowed
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference of entries; infinite where one of them alone is not finite."""
+    if not one.numel():
+        return 0.0
+    if not one.is_floating_point():
+        return float(not torch.equal(one, other))
+    same = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(same, torch.zeros_like(one), (one - other).abs())
+    return gap.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item()

@@ -1,0 +1,207 @@
+"""Which arguments of a program are data: learnt from its densities, or declared by the user."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from ppl_dgm.program.arguments import names_of, select_data, tensors_of
+from ppl_dgm.program.isolation import undisturbed, undone
+from ppl_dgm.program.log_densities import log_prob_of
+from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
+from ppl_dgm.program.pyro_patches import unvalidated
+from ppl_dgm.program.sites import Site, Substitute, random_sites
+from ppl_dgm.program.structure import Division
+
+PROOF_DATA = 4
+MAX_TRIALS = 64  # choices of shared arguments
+Held = frozenset[int]
+
+
+def lazy_division(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    plate: str,
+    shared: Collection[str],
+) -> Division:
+    """What `learn_division` will find when somebody asks."""
+    declared = places_of(model, args, kwargs, shared)
+    return Division(partial(learn_division, model, guide, args, kwargs, plate, declared))
+
+
+def places_of(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], shared: Collection[str]
+) -> Held:
+    """Places, among the tensors, of the arguments of these names; all must exist."""
+    names = names_of(getattr(model, "fn", model), args, kwargs)
+    if unknown := sorted(set(shared) - set(names)):
+        raise ValueError(
+            f"shared names {unknown}, which are no tensor arguments of the program; those are {names}"
+        )
+    return frozenset(place for place, name in enumerate(names) if name in shared)
+
+
+def learn_division(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    plate: str,
+    declared: Held = frozenset(),
+) -> Held | None:
+    """Find the arguments that all data share, such that parts of the data have the densities that they have in the whole.
+
+    Every site inside the data plate must have, on the first and on the last few data alone, the log density that it has
+    for them among all data, and every site outside must have the same one. Arguments whose first dimension happens to
+    be the number of data, but which every datum uses whole, are found so.
+
+    Returns:
+        Places of the shared tensors in the order of `tensors_of`, or None where the program takes no part of its data.
+
+    Raises:
+        ValueError: where several choices would do, naming the arguments; the program may leave no trace otherwise.
+    """
+    modules = [fn for fn in (model, guide) if isinstance(fn, torch.nn.Module)]
+    with undone(*modules), undisturbed(*modules), SizedPlates(), unvalidated():
+        trial = Trial(model, guide, args, kwargs, plate)
+        return trial.learn(declared) if trial.is_possible() else None
+
+
+class Trial:
+    """A program run on all of its data, and on parts of them with some arguments held."""
+
+    def __init__(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], plate: str
+    ) -> None:
+        self.model, self.guide, self.plate = model, guide, plate
+        self.args, self.kwargs = args, kwargs
+        try:
+            self.whole = Run.of(guide, model, args, kwargs, None)
+        except Exception:  # the user's own code may raise anything
+            self.whole = Run({}, {}, {})
+        frames = [frame for site in self.whole.sites for frame in plate_frames(site, plate)]
+        self.size: int = frames[0].full_size if frames else 0
+        self.divisible = all(f.dim is not None and f.size == self.size for f in frames)
+
+    def is_possible(self) -> bool:
+        """Whether there is a data plate of a size that can be divided."""
+        return self.divisible and self.size > 1
+
+    def learn(self, declared: Held) -> Held | None:
+        """The fewest tensors to hold beside the declared ones."""
+        sized = [
+            place
+            for place, tensor in enumerate(tensors_of(self.args, self.kwargs))
+            if tensor.dim() and tensor.shape[0] == self.size and place not in declared
+        ]
+        for num_held in range(len(sized)):
+            choices = list(combinations(sized, num_held))[:MAX_TRIALS]
+            found = [h for h in (declared | set(more) for more in choices) if self.agrees(h)]
+            if len(found) > 1:
+                self.refuse(found, declared)
+            if found:
+                return frozenset(found[0])
+        return None
+
+    def refuse(self, found: list[Any], declared: Held) -> None:
+        """Raise for arguments that may be data or not."""
+        names = names_of(getattr(self.model, "fn", self.model), self.args, self.kwargs)
+        held = [sorted({names[place] for place in choice - declared}) for choice in found]
+        raise ValueError(
+            f"each of the arguments {held} has as many rows as there are data, {self.size}, and any of them may be what "
+            f"all data share; name it: shared={held[0]}"
+        )
+
+    def agrees(self, held: Collection[int]) -> bool:
+        """Whether parts of the data have the densities that they have in the whole."""
+        few = num_few(self.size)
+        try:
+            return all(self._agrees_on(held, start, few) for start in (0, self.size - few))
+        except Exception:  # the user's own code may raise anything on a part
+            return False
+
+    def _agrees_on(self, held: Collection[int], start: int, few: int) -> bool:
+        part = select_data(self.args, self.kwargs, self.size, slice(start, start + few), held)
+        values = {
+            name: narrow(value, dim, self.size, start, few)
+            for name, (value, dim) in self.whole.values(self.plate).items()
+        }
+        run = Run.of(self.guide, self.model, *part, values)
+        frames = [frame for site in run.sites for frame in plate_frames(site, self.plate)]
+        return all(frame.full_size == few for frame in frames) and all(
+            equal(narrow(one, -1, self.size, start, few), other)
+            for one, other in self.whole.pairs(run, self.plate)
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Sites of one run of guide and model."""
+
+    guide: dict[str, Site]
+    model: dict[str, Site]
+    scored: dict[tuple[str, str], Tensor]
+
+    @staticmethod
+    def of(
+        guide: Callable,
+        model: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        values: Mapping[str, Tensor] | None,
+    ) -> "Run":
+        """Run both, at given latents or at those that the guide draws."""
+        with Substitute(values or {}):
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model = model if values else poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(model).get_trace(*args, **kwargs)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()  # masks and scales of all data do not fit a few
+        guides, models = dict(random_sites(guide_trace)), dict(random_sites(model_trace))
+        scored = {("guide", name): log_prob_of(site, 1.0) for name, site in guides.items()}
+        scored |= {("model", name): log_prob_of(site, 1.0) for name, site in models.items()}
+        return Run(guides, models, scored)
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites."""
+        return [*self.guide.values(), *self.model.values()]
+
+    def values(self, plate: str) -> dict[str, tuple[Tensor, int | None]]:
+        """Latents, and the dimension along which they differ between data."""
+        return {
+            name: (s["value"], -1 - s["fn"].event_dim if in_plate(s, plate) else None)
+            for name, s in {**self.guide, **self.model}.items()
+            if not s["is_observed"]
+        }
+
+    def pairs(self, other: "Run", plate: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log densities of this and another run; a guide may draw what all data share from those it sees."""
+        for (half, name), one in self.scored.items():
+            if half == "model" or in_plate(self.guide[name], plate):
+                yield one, other.scored[half, name]
+
+
+def narrow(value: Tensor, dim: int | None, size: int, start: int, few: int) -> Tensor:
+    """The part of a tensor that belongs to some data, where it has a dimension of data."""
+    if dim is None or value.dim() < -dim or value.shape[dim] != size:
+        return value
+    return value.narrow(dim, start, few)
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether log densities agree to rounding."""
+    one, other = torch.broadcast_tensors(one, other)
+    return torch.allclose(one, other, 1e-3, 1e-3, equal_nan=True)
+
+
+def num_few(size: int) -> int:
+    """How many data are a few: at most half of them."""
+    return max(1, min(PROOF_DATA, size // 2))

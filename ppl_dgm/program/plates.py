@@ -1,0 +1,58 @@
+"""Plates of a program: reading them off its sites, and the sizes of those that are written without one."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_dgm.program.sites import Site, is_subsample, random_sites
+
+
+def plate_frames(site: Site, plate: str) -> list[Any]:
+    """The frames of a plate around a site: one, or none."""
+    return [frame for frame in site["cond_indep_stack"] if frame.name == plate]
+
+
+def in_plate(site: Site, plate: str) -> bool:
+    """Whether the site is inside the data plate."""
+    return bool(plate_frames(site, plate))
+
+
+def data_size(trace: Any, plate: str) -> int | None:
+    """Number of data in the data plate, or None."""
+    frames = [frame for _, site in random_sites(trace) for frame in plate_frames(site, plate)]
+    return next((frame.full_size for frame in frames), None)
+
+
+class SizedPlates(Messenger):
+    """Gives plates written without a size, `pyro.plate("data")`, the size that each site has along them.
+
+    Pyro leaves a site without that dimension as it is, one draw for all; so it is taken out of the plate.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frames = msg["cond_indep_stack"]
+        if any(frame.size == -1 for frame in frames) and not is_subsample(msg):
+            shape = batch_shape(msg)
+            msg["cond_indep_stack"] = tuple(sized_frames(frames, shape))
+
+
+def batch_shape(site: Any) -> tuple[int, ...]:
+    """Batch shape of a site, that of its data included."""
+    shape = site["fn"].batch_shape
+    if not (site["is_observed"] and isinstance(site["value"], Tensor)):
+        return tuple(shape)
+    value = site["value"].shape
+    event = len(site["fn"].event_shape)
+    return tuple(torch.broadcast_shapes(shape, value[: len(value) - event]))
+
+
+def sized_frames(frames: Iterable[Any], shape: tuple[int, ...]) -> Iterable[Any]:
+    """The frames with sizes, without those of which the shape has no dimension."""
+    for frame in frames:
+        if frame.size != -1 or frame.dim is None:
+            yield frame
+        elif len(shape) >= -frame.dim:
+            yield frame._replace(size=shape[frame.dim], full_size=shape[frame.dim])
