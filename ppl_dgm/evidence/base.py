@@ -166,7 +166,8 @@ class Estimator(ABC):
                     estimate, kind = self._normalised(program, bound)
                 else:
                     estimate, kind = self.estimate(bound), self.kind(bound)
-        return replace(self._evidence(bound, estimate, time.perf_counter() - start), bound=kind)
+            found = self._evidence(bound, estimate, time.perf_counter() - start)
+        return replace(found, bound=kind)
 
     def partition(self, free: Bound) -> Estimate:
         """Estimate the log partition function of a program without data; see `ppl_dgm.evidence.normalising`."""

@@ -190,8 +190,8 @@ class BDMC:
                 bound = program.bind(*args, **kwargs)
                 lower, upper = self._bounds(bound, values)
             seconds = time.perf_counter() - start
-        below = self._evidence(bound, lower, "lower", seconds)
-        return Sandwich.between(below, self._evidence(bound, upper, "upper", seconds))
+            below = self._evidence(bound, lower, "lower", seconds)
+            return Sandwich.between(below, self._evidence(bound, upper, "upper", seconds))
 
     def _evidence(
         self, bound: Bound, estimate: Estimate, kind: BoundKind, seconds: float

@@ -53,6 +53,7 @@ def degree_in(variables: list[Tensor], compute: Callable[[], Tensor]) -> float:
     reads of a value may decide anything, so that it makes the degree infinite too.
 
     Example:
+        >>> import torch
         >>> z = torch.ones(3)
         >>> degree_in([z], lambda: (2 * z - 1).sum() ** 2), degree_in([z], lambda: z.relu())
         (2, inf)

@@ -60,7 +60,9 @@ class ImageNet(CausalNet):
         self.check_context(context)
         image = self.image(x)
         features = self.features(image, flat_context(context, x))
-        params = self.head(features.movedim(1, -1), image.movedim(1, -1))  # [B, H, W, C, P]
+        # A copy: convolutions lay out their results by the processor, which a capture cannot know.
+        features = features.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+        params = self.head(features, image.movedim(1, -1))  # [B, H, W, C, P]
         params = params.flatten(1, 3)
         params = params if self.natural else params.index_select(-2, pick(self.ranks, member))
         return params.reshape(*x.shape, -1)

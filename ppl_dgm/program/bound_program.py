@@ -20,6 +20,7 @@ from ppl_dgm.program.pyro_patches import forgiving_factors, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
+from ppl_dgm.pyro_state import pyro_in_turn
 
 PARTICLE_PLATE = "_particles"
 Values = dict[str, Tensor]
@@ -262,7 +263,12 @@ class Bound:
         return self._evaluate(lambda: vmap_runs(run, num_particles, self.device, mapped))
 
     def _evaluate(self, run: Callable) -> Any:
-        with unvalidated(), forgiving_factors(), in_float64() if self.double else nullcontext():
+        with (
+            pyro_in_turn(),
+            unvalidated(),
+            forgiving_factors(),
+            in_float64() if self.double else nullcontext(),
+        ):
             return run()
 
     def _layout(self, particles: int | None) -> Layout:
