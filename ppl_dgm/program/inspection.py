@@ -124,6 +124,7 @@ def examine(
                 guide_trace, model_trace = checks.run(model, proposal, *few)
                 used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
                 checks.check(used, model_trace, guide_trace if guide else None, lambda: None)
+                used = replace(used, energies=find_energies(model, model_trace, *few))
             structure = structure.with_sites_of(used)
     return Examination(structure, size, observed.num_dims, observed.digest)
 

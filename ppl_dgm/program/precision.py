@@ -97,6 +97,8 @@ class Widening(TorchFunctionMode):
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Write to a tensor in place, in its own dtype."""
+        if not args:  # torch.nn.init hands its tensor on by name
+            return func(**kwargs)
         target = args[0]
 
         def fit(leaf: Any) -> Any:

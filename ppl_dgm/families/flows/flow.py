@@ -2,7 +2,7 @@
 scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_dgm.program import Program
-from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.transforms import (
@@ -110,12 +109,11 @@ class Flow(Program):
                 self.distribution(given).log_prob(x[few])
         return self
 
-    def examine(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Examination:
+    def examine_at(self, args: tuple, kwargs: Mapping[str, Any], **how: Any) -> Examination:
         """Check the program at these data, from which it starts if they are the first."""
-        given, named = unpack_arguments(args, kwargs)
-        if given or "x" in named:
-            self.start(*given, **named)
-        return super().examine(*args, sum_out=sum_out, **kwargs)
+        if args or "x" in kwargs:
+            self.start(*args, **kwargs)
+        return super().examine_at(args, kwargs, **how)
 
 
 class FlowModel(nn.Module):
