@@ -14,7 +14,8 @@ How to choose, by what the guide draws:
   `REINFORCE` with a baseline where a second particle costs too much; `StraightThrough` where the program is differentiable
   in them and a bias of the guide's gradient is tolerable.
 - a density that is unnormalised (an RBM, an energy net): `PersistentContrastiveDivergence(k)`, or `ContrastiveDivergence(k)`,
-  which needs fewer moves and has a bias.
+  which needs fewer moves and has a bias. Without chains: `ScoreMatching` (real data), `PseudoLikelihood` or `RatioMatching`
+  (binary), `NoiseContrastive(noise)` where a density near the data's is at hand.
 - nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more than likelihood: a critic.
   `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does not settle, `pack` where it loses modes; `FGAN` where
   it should say which divergence it bounds.
@@ -30,10 +31,14 @@ from ppl_dgm.objectives.contrastive import (
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
 from ppl_dgm.objectives.divergences import Divergence, alpha_divergence, named_divergence
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
+from ppl_dgm.objectives.energies import EnergyObjective
+from ppl_dgm.objectives.noise_contrastive import NoiseContrastive
 from ppl_dgm.objectives.objective import Objective, linear_warmup
 from ppl_dgm.objectives.players import Game, Goal, Player
+from ppl_dgm.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from ppl_dgm.objectives.regularised import BetaTC, FreeBits
 from ppl_dgm.objectives.relaxation import StraightThrough
+from ppl_dgm.objectives.scores import ScoreMatching
 from ppl_dgm.objectives.semi_amortised import SemiAmortised
 
 __all__ = [
@@ -50,15 +55,20 @@ __all__ = [
     "BetaTC",
     "ContrastiveDivergence",
     "Divergence",
+    "EnergyObjective",
     "FreeBits",
     "Game",
     "Goal",
+    "NoiseContrastive",
     "Objective",
     "PersistentContrastiveDivergence",
     "Player",
+    "PseudoLikelihood",
+    "RatioMatching",
     "Renyi",
     "ReweightedWakeSleep",
     "RunningMean",
+    "ScoreMatching",
     "SemiAmortised",
     "StraightThrough",
     "alpha_divergence",
