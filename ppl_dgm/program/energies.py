@@ -7,6 +7,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_dgm.generators import unmoved_generators
+from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.log_densities import log_prob_of
 from ppl_dgm.program.sites import is_deterministic, is_factor, random_sites
 
@@ -14,30 +16,44 @@ NUM_REDRAWS = 3  # other data, in one of which an energy shows itself
 
 
 class Redraw(Messenger):
-    """Gives observed sites other values: draws, or the data in reverse where no draw is to be had."""
+    """Gives observed sites other values: draws, or the data in reverse where none is to be had."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] or is_deterministic(msg) or is_factor(msg):
             return
         try:
-            msg["value"] = msg["fn"].sample()
+            with unmoved_generators(
+                msg["value"].device
+            ):  # dropout after it is that of the other runs
+                torch.manual_seed(self.seed)
+                msg["value"] = msg["fn"].sample()
         except NotImplementedError:
             msg["value"] = msg["value"].flip(0) if msg["value"].dim() else msg["value"]
 
 
 def find_energies(model: Any, trace: Any, args: tuple, kwargs: Any) -> tuple[str, ...]:
-    """Find the factors of a traced model that change with the values of observed sites, latents being what they are."""
-    factors = factor_values(trace)
-    if not factors or all(is_factor(s) or not s["is_observed"] for _, s in random_sites(trace)):
+    """Find the factors that change with the values of observed sites, latents being what they are."""
+    if not factor_values(trace) or all(
+        is_factor(s) or not s["is_observed"] for _, s in random_sites(trace)
+    ):
         return ()
+
+    def factors() -> dict[str, Tensor]:
+        with repeatable(model):  # running statistics and dropout are no dependence on the data
+            replayed = poutine.trace(poutine.replay(model, trace=trace))
+            return factor_values(replayed.get_trace(*args, **kwargs))
+
+    steady = factors()
     moved: set[str] = set()
-    for _ in range(NUM_REDRAWS):
-        with Redraw():
-            again = factor_values(
-                poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
-            )
-        moved |= {name for name, value in factors.items() if differs(value, again.get(name))}
-    return tuple(name for name in factors if name in moved)
+    for seed in range(NUM_REDRAWS):
+        with Redraw(seed):
+            again = factors()
+        moved |= {name for name, value in steady.items() if differs(value, again.get(name))}
+    return tuple(name for name in steady if name in moved)
 
 
 def factor_values(trace: Any) -> dict[str, Tensor]:

@@ -141,6 +141,19 @@ class Snapshot:
 
 
 @contextmanager
+def repeatable(*callables: Any) -> Iterator[None]:
+    """Put generators and buffers back after a block, so that it runs again as before."""
+    modules = {part for fn in callables if isinstance(fn, nn.Module) for part in fn.modules()}
+    for module in tuple(modules):
+        scope = getattr(module, "scope", None)
+        modules |= set(scope.modules()) if scope is not None else set()
+    buffers = [place for module in modules for place in noted(module._buffers)]
+    with unmoved_generators(*{tensor.device for _, _, tensor, _, _ in buffers}):
+        yield
+    put_back(buffers)
+
+
+@contextmanager
 def undone(*callables: Any) -> Iterator[None]:
     """Put modules back as they were after a block."""
     snapshot = Snapshot(*callables)

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -269,3 +270,25 @@ def test_compiled_fits_equal_eager_ones(name: str) -> None:
         fit(program, x, objective(), steps=6, compile=mode, progress=False)
         ends.append(torch.cat([p.detach().flatten() for p in program.parameters()]))
     assert torch.allclose(*ends, atol=1e-6)
+
+
+class Dropped(nn.Module):
+    """A factor in training under dropout, and running statistics: neither depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.weights = nn.Parameter(torch.ones(20))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        if self.training:
+            self.calls += 1
+            pyro.factor("penalty", -self.dropout(self.weights).square().sum() - self.calls)
+
+
+def test_dropout_and_running_statistics_are_no_energies():
+    result = fit(Program(Dropped()), torch.randn(8), steps=2, compile=False, progress=False)
+    assert result.steps == 2
