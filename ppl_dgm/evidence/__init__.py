@@ -25,6 +25,7 @@ many modes                 `SMC`: particles keep modes in proportion; `NestedSam
                            below 20 dimensions (one run of the program at a time)             * leapfrogs * 3 * K
 a point hypothesis         `savage_dickey`: one posterior for both models                     as its chains
 finite latents, too many   `GridSampling`: the naive sum by Monte Carlo                       K
+counts without limit       `WideSampling`: prior sampling with a far wider proposal           K
 =========================  =================================================================  ======================
 
 Then believe it only as far as it was tested: `Evidence.warnings` is empty, a second kind of estimator agrees within the
@@ -50,6 +51,7 @@ from ppl_dgm.evidence.nested import NestedSampling
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration
+from ppl_dgm.evidence.widened import WideSampling
 
 __all__ = [
     "AIS",
@@ -76,6 +78,7 @@ __all__ = [
     "SavageDickey",
     "SteppingStone",
     "ThermodynamicIntegration",
+    "WideSampling",
     "auto",
     "bridge_iteration",
     "check_moves",

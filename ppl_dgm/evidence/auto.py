@@ -1,20 +1,24 @@
 """auto: picks estimators by what the program allows, spends a stated budget, cross-checks, and says what it did."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence, evaluating
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.exact import Exact
+from ppl_dgm.evidence.grid import GridSampling
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.smc import SMC
+from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.sampling.memory import MEMORY
 
@@ -23,10 +27,9 @@ SMC_COST = 1500  # densities for each particle: about 25 temperatures, 2 moves, 
 SMC_GROUPS = 4
 BRIDGE_COST = 4000  # densities for each chain
 PARTITION_CHAINS = 100
-AGREE = 3.0  # standard errors between two estimates that agree
 PRECISE = 0.05  # nats of standard error above which the third kind is run too
 NUM_STARTS = 48
-TOLERANCE = 0.005  # nats that are no disagreement
+UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
 def auto(
@@ -48,10 +51,13 @@ def auto(
       data as the budget allows; where that is all of them, the better is returned;
     - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo of the partition
       function, from the base measure;
-    - discrete latents that cannot be summed out: importance sampling from the guide and from the prior.
+    - discrete latents that cannot be summed out: importance sampling from the guide, from the prior, and from a wider
+      proposal (counts) or all values (finite ones).
 
-    The most precise estimate without alarm is returned. `estimator` says what was done, `diagnostics["estimates"]` has
-    every number, and a disagreement is a warning.
+    The most precise estimate without alarm that another one agrees with is returned; agreement counts only from estimates
+    that have no alarm and are precise to half a nat. `estimator` says what was done, `diagnostics["estimates"]` has
+    every number, and a disagreement, or that nothing was cross-checked, is a warning. An estimator that raises ends
+    nothing: `diagnostics["failed"]` has its error.
 
     Args:
         program: the program.
@@ -63,7 +69,7 @@ def auto(
         **kwargs: further data.
 
     Raises:
-        ValueError: if the program does not fit its data, or the budget is less than 1000.
+        ValueError: if the program does not fit its data, the budget is less than 1000, or every estimator raises.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -95,20 +101,33 @@ def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | N
 def cross_checked(
     program: Program, bound: Bound, seed: int | None, budget: int, memory: int
 ) -> Evidence:
-    """The first kind of estimator on all data, the second on as many as the budget allows, and their verdict."""
+    """The first kind of estimator on all data, the others on as many as the budget allows, and their verdict."""
     if bound.structure.energies:
         return unnormalised(program, bound, seed, budget, memory)
-    first, second, third = kinds(bound, budget, memory)
-    data = checked_data(bound, second, budget)
-    main = first(program, *bound.args, seed=seed, **bound.kwargs)
-    if data is None:
-        check = second(program, *bound.args, seed=seed, **bound.kwargs)
-        verdict = choose([main, check])
-        if third is not None and (not verdict.reliable or float(verdict.total_std_error) > PRECISE):
-            verdict = choose([main, check, third(program, *bound.args, seed=seed, **bound.kwargs)])
-        return verdict
-    args, kwargs = bound.select(data)
-    return check_part(main, second(program, *args, seed=seed, **kwargs), data)
+    attempts = Attempts()
+
+    def attempt(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Evidence | None:
+        return attempts.add(estimator.name, lambda: estimator(program, *args, seed=seed, **kwargs))
+
+    first, *others = kinds(bound, budget, memory)
+    data = checked_data(bound, others[-1], budget) if others else None
+    main = attempt(first, bound.args, bound.kwargs)
+    if data is not None and main is not None:
+        check = attempt(others[-1], *bound.select(data))
+        verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
+        return telling(verdict, attempts.failed)
+    for estimator in others:
+        if not settled(attempts):
+            attempt(estimator, bound.args, bound.kwargs)
+    return attempts.verdict()
+
+
+def settled(attempts: Attempts) -> bool:
+    """Whether the estimates agree without alarm and are precise enough."""
+    if len(attempts.found) < 2:
+        return False
+    verdict = attempts.verdict()
+    return verdict.reliable and float(verdict.total_std_error) <= PRECISE
 
 
 def unnormalised(
@@ -118,43 +137,46 @@ def unnormalised(
     temperatures = max(200, min(budget // (8 * PARTITION_CHAINS), 10_000))
     ais = AIS(num_temperatures=temperatures, num_chains=PARTITION_CHAINS, memory=memory)
     smc = SMC(num_particles=PARTITION_CHAINS, num_groups=8, memory=memory)
-    return choose(
-        [estimator(program, *bound.args, seed=seed, **bound.kwargs) for estimator in (ais, smc)]
-    )
+    attempts = Attempts()
+    for estimator in (ais, smc):
+        run = partial(estimator, program, *bound.args, seed=seed, **bound.kwargs)
+        attempts.add(estimator.name, run)
+    return attempts.verdict()
 
 
-def kinds(bound: Bound, budget: int, memory: int) -> tuple[Estimator, Estimator, Estimator | None]:
-    """Two independent kinds of estimator, and a third where those disagree."""
+def kinds(bound: Bound, budget: int, memory: int) -> list[Estimator]:
+    """Independent kinds of estimator, run one after the other until two agree."""
     structure, num_data = bound.structure, (bound.num_data or 1) if bound.structure.per_datum else 1
     share = budget // (4 * num_data)
     particles = max(200, min(share, 100_000))
     if any(latent.discrete for latent in structure.model_latents):
-        return ImportanceSampling(particles, memory), PriorSampling(2 * particles, memory), None
+        return discrete_kinds(bound, particles, memory)
     smc = SMC(
         num_particles=max(32, min(2 * share // (SMC_COST * SMC_GROUPS), 1000)),
         num_groups=SMC_GROUPS,
         memory=memory,
     )
+    guided = ImportanceSampling(particles, memory)
     if structure.per_datum:
-        return (
-            (
-                ImportanceSampling(particles, memory)
-                if structure.has_guide
-                else Laplace(memory=memory)
-            ),
-            smc,
-            None,
-        )
-    first = (
-        ImportanceSampling(particles, memory)
-        if structure.has_guide
-        else Laplace(NUM_STARTS, num_particles=particles)
-    )
-    return (
-        first,
-        BridgeSampling(num_chains=max(16, min(share // BRIDGE_COST, 64)), memory=memory),
-        smc,
-    )
+        return [guided if structure.has_guide else Laplace(memory=memory), smc]
+    first = guided if structure.has_guide else Laplace(NUM_STARTS, num_particles=particles)
+    chains = max(16, min(share // BRIDGE_COST, 64))
+    return [first, BridgeSampling(num_chains=chains, memory=memory), smc]
+
+
+def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]:
+    """Kinds for discrete latents that cannot be summed out: draws of the guide and the prior, and of all values.
+
+    Without a guide, importance sampling is prior sampling: it is no second kind.
+    """
+    found: list[Estimator] = [PriorSampling(2 * particles, memory)]
+    if bound.structure.has_guide:
+        found.insert(0, ImportanceSampling(particles, memory))
+    if has_counts(bound):
+        found.append(WideSampling(2 * particles, memory))
+    elif all(latent.discrete for latent in bound.structure.model_latents):
+        found.append(GridSampling(particles, memory))
+    return found
 
 
 def checked_data(bound: Bound, check: Estimator, budget: int) -> Tensor | None:
@@ -166,71 +188,3 @@ def checked_data(bound: Bound, check: Estimator, budget: int) -> Tensor | None:
     if affordable >= num_data:
         return None
     return torch.linspace(0, num_data - 1, affordable, device=bound.device).round().long()
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Difference of two estimates, summed over data, and its standard error, in nats; whether it is within bounds."""
-
-    difference: float
-    std_error: float
-    agrees: bool
-
-
-def compare_two(first: Evidence, second: Evidence) -> Agreement:
-    """Whether two estimates of the same data agree, in total and in nearly every datum."""
-    difference = (first.log_z - second.log_z).nan_to_num(torch.inf)
-    error = torch.hypot(first.std_error, second.std_error).nan_to_num(0.0)
-    total_error = float(torch.hypot(first.total_std_error, second.total_std_error).nan_to_num(0.0))
-    total = float(difference.sum())
-    slack = TOLERANCE * difference.numel()
-    apart = (difference.abs() > 5 * error + TOLERANCE).double().mean()
-    return Agreement(
-        total, total_error, abs(total) <= AGREE * total_error + slack and float(apart) <= 0.05
-    )
-
-
-def choose(found: Sequence[Evidence]) -> Evidence:
-    """The most precise estimate without alarm that another one agrees with, telling which."""
-    ranked = sorted(
-        found, key=lambda e: (not e.reliable, bool(e.log_z.isnan().any()), float(e.total_std_error))
-    )
-    for estimate in ranked:
-        partners = [e for e in found if e is not estimate and compare_two(estimate, e).agrees]
-        partners = [e for e in partners if bool(torch.isfinite(e.log_z).all())]
-        if partners and bool(torch.isfinite(estimate.log_z).all()):
-            names = " and ".join(partner.estimator for partner in partners)
-            return described(estimate, found, f"{estimate.estimator} agrees with {names}")
-    others = ", ".join(
-        f"{e.estimator} {float(e.total):.3f} +- {float(e.total_std_error):.2g}" for e in found
-    )
-    best = described(ranked[0], found, f"{ranked[0].estimator}, cross-check failed")
-    return replace(best, warnings=(*best.warnings, f"the estimators disagree: {others} nats"))
-
-
-def described(estimate: Evidence, found: Sequence[Evidence], text: str) -> Evidence:
-    """The estimate with all the numbers and the text of what was done."""
-    numbers = {e.estimator: e.log_z for e in found}
-    errors = {e.estimator: e.std_error for e in found}
-    diagnostics = {**estimate.diagnostics, "estimates": numbers, "std_errors": errors}
-    return replace(estimate, estimator=text, diagnostics=diagnostics)
-
-
-def check_part(main: Evidence, check: Evidence, data: Tensor) -> Evidence:
-    """The estimate of all data, with what the other kind says of some of them."""
-    part = replace(main, log_z=main.log_z[data], std_error=main.std_error[data])
-    verdict = compare_two(part, check)
-    diagnostics = {**main.diagnostics, "checked": data, "estimates": {check.estimator: check.log_z}}
-    text = f"{main.estimator}, {len(data)} data checked by {check.estimator}"
-    found = replace(
-        main,
-        estimator=text,
-        diagnostics={**diagnostics, "std_errors": {check.estimator: check.std_error}},
-    )
-    if verdict.agrees:
-        return found
-    warning = (
-        f"on {len(data)} data {check.estimator} gives {-verdict.difference / len(data):+.3g} +- "
-        f"{verdict.std_error / len(data):.2g} nats per datum more; use {check.estimator} for all data"
-    )
-    return replace(found, warnings=(*found.warnings, warning))

@@ -11,8 +11,9 @@ from evidence.case_programs import FLOAT, case
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import Evidence, auto
-from ppl_dgm.evidence.auto import choose, compare_two
+from ppl_dgm.evidence import Evidence, WideSampling, auto
+from ppl_dgm.evidence.agreement import choose, compare_two
+from ppl_dgm.evidence.laplace import Laplace
 
 
 def local(x: Tensor | None = None) -> None:
@@ -127,6 +128,74 @@ def test_disagreement_is_told():
     found = choose([result(0.0, 0.01, "A"), result(1.0, 0.01, "B")])
     assert any("disagree" in warning for warning in found.warnings)
     assert not compare_two(result(0.0, 0.01, "A"), result(1.0, 0.01, "B")).agrees
+
+
+@pytest.mark.parametrize("others", [
+    (result(-4.0, 3.0, "B", ("R-hat",)), result(200.0, math.inf, "C")),
+    (result(-10.0, 0.01, "B", ("R-hat",)),),
+    (result(-9.0, 2.0, "B"),),
+    (),
+])  # fmt: skip
+def test_worthless_partners_are_no_agreement(others):
+    found = choose([result(-10.0, 0.01, "A"), *others])
+    assert float(found.log_z) == -10.0
+    assert any("nothing was cross-checked" in warning for warning in found.warnings)
+
+
+def test_a_third_estimate_that_disagrees_is_told():
+    found = choose([result(0.0, 0.01, "A"), result(0.0, 0.02, "B"), result(0.5, 0.03, "C")])
+    assert found.estimator == "A agrees with B"
+    assert any("C 0.500" in warning for warning in found.warnings)
+
+
+def test_an_estimator_that_raises_ends_nothing(monkeypatch):
+    def singular(self, bound):
+        raise torch.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr(Laplace, "estimate", singular)
+    known = case("bs_betabinomial_tutorial")
+    found = auto(known.program(), *known.args, budget=200_000)
+    assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.2
+    assert "not positive definite" in found.diagnostics["failed"]["Laplace"]
+    assert "Laplace failed" in found.estimator
+
+
+def rare_count(x: Tensor | None = None) -> None:
+    k = pyro.sample("k", dist.Poisson(torch.tensor(0.01)))
+    pyro.sample("x", dist.Normal(5.0 * k, 1.0), obs=x)
+
+
+def counts_of_data(x: Tensor | None = None) -> None:
+    with pyro.plate("data", 1 if x is None else len(x)):
+        k = pyro.sample("k", dist.Geometric(torch.tensor(0.99)).expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(5.0 * k.sum(-1), 1.0), obs=x)
+
+
+def rare_truth() -> Tensor:
+    k = torch.arange(50.0, dtype=FLOAT)
+    poisson = dist.Poisson(torch.tensor(0.01, dtype=FLOAT)).log_prob(k)
+    return (poisson + dist.Normal(5 * k, 1.0).log_prob(torch.tensor(15.0))).logsumexp(0)
+
+
+def geometric_truth(x: Tensor) -> Tensor:
+    k = torch.arange(50.0, dtype=FLOAT)
+    prior = dist.Geometric(torch.tensor(0.99, dtype=FLOAT)).log_prob(k)
+    likelihood = dist.Normal(5 * (k[:, None] + k), 1.0).log_prob(x[:, None, None])
+    return (prior[:, None] + prior + likelihood).flatten(1).logsumexp(1)
+
+
+def test_two_runs_of_prior_sampling_are_no_cross_check():
+    found = auto(Program(rare_count), torch.tensor(15.0))
+    assert float((found.log_z - rare_truth()).abs()) < 4 * float(found.std_error) < 0.3
+
+
+def test_counts_are_proposed_far_out():
+    x = torch.tensor([0.0, 15.0, 40.0], dtype=FLOAT)
+    found = WideSampling(num_particles=100_000)(Program(counts_of_data), x)
+    assert bool(((found.log_z - geometric_truth(x)).abs() < 4 * found.std_error).all())
+    assert float(found.std_error.max()) < 0.2
+    with pytest.raises(ValueError, match="count"):
+        WideSampling()(Program(local), x)
 
 
 def test_a_withheld_number_is_no_partner():

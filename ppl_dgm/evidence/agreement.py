@@ -1,0 +1,167 @@
+"""Verdicts on several estimates of one evidence: which to return, and what speaks against it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.evidence.base import Evidence
+
+AGREE = 3.0  # standard errors between two estimates that agree
+TOLERANCE = 0.005  # nats that are no disagreement
+DECISIVE = 0.5  # nats of standard error of each datum, above which agreement tells nothing
+
+
+@dataclass
+class Attempts:
+    """What several estimators gave, and why others gave nothing.
+
+    One that raises is told of in the verdict and ends nothing; only where all raise there is no number.
+    """
+
+    found: list[Evidence] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
+        """Run an estimator and keep what it gives, or why it gives nothing."""
+        try:
+            self.found.append(run())
+        except Exception as error:  # whatever the user's program or a solver raises
+            self.failed[name] = f"{type(error).__name__}: {error}"
+            self.error = self.error or error
+            return None
+        return self.found[-1]
+
+    def verdict(self) -> Evidence:
+        """The most precise estimate without alarm that another one agrees with, telling which.
+
+        Raises:
+            ValueError: if all estimators have raised.
+        """
+        if not self.found:
+            reasons = "; ".join(f"{name} {text}" for name, text in self.failed.items())
+            raise ValueError(f"no estimator gives the evidence: {reasons}") from self.error
+        return telling(choose(self.found), self.failed)
+
+
+def telling(evidence: Evidence, failed: Mapping[str, str]) -> Evidence:
+    """The evidence with the estimators that failed in its name and diagnostics."""
+    if not failed:
+        return evidence
+    return replace(
+        evidence,
+        estimator=f"{evidence.estimator}; {' and '.join(failed)} failed",
+        diagnostics={**evidence.diagnostics, "failed": dict(failed)},
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Difference of two estimates, summed over data, and its standard error, in nats; whether it is within bounds."""
+
+    difference: float
+    std_error: float
+    agrees: bool
+
+
+def compare_two(first: Evidence, second: Evidence) -> Agreement:
+    """Whether two estimates of the same data agree, in total and in nearly every datum."""
+    difference = (first.log_z - second.log_z).nan_to_num(torch.inf)
+    error = torch.hypot(first.std_error, second.std_error).nan_to_num(0.0)
+    total_error = float(torch.hypot(first.total_std_error, second.total_std_error).nan_to_num(0.0))
+    total = float(difference.sum())
+    slack = TOLERANCE * difference.numel()
+    apart = (difference.abs() > 5 * error + TOLERANCE).double().mean()
+    return Agreement(
+        total, total_error, abs(total) <= AGREE * total_error + slack and float(apart) <= 0.05
+    )
+
+
+def is_decisive(evidence: Evidence) -> bool:
+    """Whether agreement with an estimate means anything: it has no alarm and is finite and precise."""
+    worst = DECISIVE * math.sqrt(evidence.log_z.numel())
+    finite = bool(torch.isfinite(evidence.log_z).all())
+    return evidence.reliable and finite and float(evidence.total_std_error) <= worst
+
+
+def choose(found: Sequence[Evidence]) -> Evidence:
+    """The most precise estimate without alarm that another one agrees with, telling which.
+
+    Only estimates that are themselves without alarm, finite and precise to half a nat for each datum
+    count as agreement; those among them that disagree with the chosen one are a warning.
+    """
+    ranked = sorted(
+        found, key=lambda e: (not e.reliable, bool(e.log_z.isnan().any()), float(e.total_std_error))
+    )
+    usable = [e for e in ranked if is_decisive(e)]
+    for estimate in usable:
+        others = [e for e in usable if e is not estimate]
+        partners = [e for e in others if compare_two(estimate, e).agrees]
+        if partners:
+            names = " and ".join(partner.estimator for partner in partners)
+            chosen = described(estimate, found, f"{estimate.estimator} agrees with {names}")
+            apart = [e for e in others if e not in partners]
+            return warned(chosen, f"{numbers_of(apart)} nats disagrees") if apart else chosen
+    best = described(ranked[0], found, f"{ranked[0].estimator}, cross-check failed")
+    return warned(best, complaint(found, usable))
+
+
+def complaint(found: Sequence[Evidence], usable: Sequence[Evidence]) -> str:
+    """Say why no two estimates agree."""
+    if len(found) == 1:
+        return "nothing was cross-checked: one kind of estimator alone has given a number"
+    if len(usable) > 1:
+        return f"the estimators disagree: {numbers_of(found)} nats"
+    return (
+        f"nothing was cross-checked, as of {numbers_of(found)} nats at most one is without alarm and "
+        f"precise to {DECISIVE} nat"
+    )
+
+
+def numbers_of(found: Sequence[Evidence]) -> str:
+    """Each estimator's number and error."""
+    return ", ".join(
+        f"{e.estimator} {float(e.total):.3f} +- {float(e.total_std_error):.2g}" for e in found
+    )
+
+
+def warned(evidence: Evidence, warning: str) -> Evidence:
+    """The evidence with one more warning."""
+    return replace(evidence, warnings=(*evidence.warnings, warning))
+
+
+def described(estimate: Evidence, found: Sequence[Evidence], text: str) -> Evidence:
+    """The estimate with all the numbers and the text of what was done."""
+    numbers = {e.estimator: e.log_z for e in found}
+    errors = {e.estimator: e.std_error for e in found}
+    diagnostics = {**estimate.diagnostics, "estimates": numbers, "std_errors": errors}
+    return replace(estimate, estimator=text, diagnostics=diagnostics)
+
+
+def check_part(main: Evidence, check: Evidence, data: Tensor) -> Evidence:
+    """The estimate of all data, with what the other kind says of some of them."""
+    part = replace(main, log_z=main.log_z[data], std_error=main.std_error[data])
+    verdict = compare_two(part, check)
+    found = replace(
+        main,
+        estimator=f"{main.estimator}, {len(data)} data checked by {check.estimator}",
+        diagnostics={
+            **main.diagnostics,
+            "checked": data,
+            "estimates": {check.estimator: check.log_z},
+            "std_errors": {check.estimator: check.std_error},
+        },
+    )
+    if not is_decisive(check):
+        text = f"nothing was cross-checked: {check.estimator} raised an alarm or is imprecise"
+        return warned(found, f"{text} ({'; '.join(check.warnings) or numbers_of([check])})")
+    if verdict.agrees:
+        return found
+    return warned(
+        found,
+        f"on {len(data)} data {check.estimator} gives {-verdict.difference / len(data):+.3g} +- "
+        f"{verdict.std_error / len(data):.2g} nats per datum more; use {check.estimator} for all data",
+    )
