@@ -4,7 +4,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_dgm import data, diagnostics, evidence, families, nn, objectives, tasks
+    from ppl_dgm import compression, data, diagnostics, evidence, families, nn, objectives, tasks
     from ppl_dgm.comparison import Comparison, compare
     from ppl_dgm.conditionals import guides
     from ppl_dgm.data import Dataset
@@ -26,6 +26,7 @@ __all__ = [
     "Posterior",
     "Program",
     "compare",
+    "compression",
     "data",
     "diagnostics",
     "evidence",
