@@ -203,8 +203,8 @@ def page(found: list[Row]) -> str:
         f"Germain et al. (2015). Gradients: Adam, its rate halved after {PATIENCE // 3} epochs without better "
         f"validation, batches of {BATCH}, stopped after {PATIENCE} such epochs, the best parameters kept. Widths, first "
         "rates and decays (an L2 penalty on all parameters; the count is the pseudo-count of the mixture, fitted by EM) are "
-        "those with the best validation nats among all that the CSV file lists. DARN: VIMCO with 5 draws, its evidence by 1000 draws from "
-        "the guide, a lower bound in expectation; all others are exact."
+        "those with the best validation nats among all that the CSV file lists. DARN: VIMCO with 5 draws, its evidence by "
+        "1000 draws from the guide, a lower bound in expectation; all others are exact."
     )
     parts = ["# Binary density estimation", note, modern_table(found), "## What validation chose"]
     return "\n\n".join([*parts, "\n".join(chosen(found))])

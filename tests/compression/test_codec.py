@@ -41,22 +41,23 @@ pytest.importorskip("constriction")
 DIGITS = load_digits()
 GREY = load_digits(levels=17)
 SHAPE = (1, 8, 8)
+ORDER = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
 EXACT: dict[str, tuple[Callable[[], Program], Tensor]] = {
     "independent": (lambda: IndependentBernoulli(64), DIGITS.test.x),
-    "fvsbn in another order": (lambda: FVSBN(64, order=range(63, -1, -1)), DIGITS.test.x),
+    "fvsbn in another order": (lambda: FVSBN(64, order=ORDER), DIGITS.test.x),
     "nade": (lambda: NADE(64, 20), DIGITS.test.x),
     "gru": (lambda: RecurrentNet(64, 16), DIGITS.test.x),
     "wavenet, levels": (
         lambda: WaveNet(64, 8, likelihood=likelihoods.Categorical(17)),
-        GREY.test.x[:100],
+        GREY.test.x[:50],
     ),
     "pixelcnn++": (
         lambda: PixelCNNPlusPlus(SHAPE, 8, 2, 1, likelihoods.DiscretisedLogistic(17, 2)),
-        GREY.test.x[:50],
+        GREY.test.x[:15],
     ),
     "gated pixelcnn": (lambda: GatedPixelCNN(SHAPE, 8), DIGITS.test.x[:50]),
     "transformer": (lambda: PixelTransformer(SHAPE, 16, 1, 2), DIGITS.test.x[:50]),
-    "several orders": (lambda: MADE(64, [30], orders=3), DIGITS.test.x[:60]),
+    "several orders": (lambda: MADE(64, [30], orders=3), DIGITS.test.x[:40]),
 }
 LATENT: dict[str, Callable[[], Program]] = {
     "vae": lambda: VAE(64, 4, [20]),
@@ -86,15 +87,13 @@ def test_exact_programs_code_at_their_log_density(name: str) -> None:
     code = encode(program, x)
     ideal = -Exact()(program, x).log_z.sum().item() / math.log(2)
     assert torch.equal(decode(program, code), x)
-    first = 2 if "orders" in name else 0  # bits of the first datum's component
-    assert ideal < bits(code) + 32
-    assert bits(code) < 1.005 * ideal + 120 + first
+    assert bits(code) == pytest.approx(ideal, abs=120 + 0.005 * ideal)
 
 
 @pytest.mark.parametrize("name", LATENT)
 def test_bits_back_restores_all(name: str) -> None:
     program = made(LATENT[name])
-    x = (GREY if "grey" in name else DIGITS).test.x[:40]
+    x = (GREY if "grey" in name else DIGITS).test.x[:36]
     assert torch.equal(decode(program, encode(program, x)), x)
 
 
@@ -102,7 +101,7 @@ def test_bits_back_takes_minus_the_elbo() -> None:
     """With the first datum's latents lost; without bits back a datum would take some 30 bits more."""
     program, x = made(LATENT["vae"]), DIGITS.x
     adam = partial(torch.optim.Adam, lr=5e-3)
-    fit(program, DIGITS.train, epochs=60, batch_size=100, optimizer=adam, progress=False)
+    fit(program, DIGITS.train, epochs=30, batch_size=100, optimizer=adam, progress=False)
     code, lead = encode(program, x), encode(program, x[:1])
     assert torch.equal(decode(program, code), x)
     bound = ELBO(num_particles=200)(program, x, seed=0).log_z
@@ -115,7 +114,7 @@ def test_bits_back_takes_minus_the_elbo() -> None:
 def test_a_fitted_net_takes_its_exact_bits_on_digits() -> None:
     program = made(lambda: MADE(64, [100]))
     adam = partial(torch.optim.Adam, lr=5e-3)
-    fit(program, DIGITS.train, epochs=40, batch_size=100, optimizer=adam, progress=False)
+    fit(program, DIGITS.train, epochs=30, batch_size=100, optimizer=adam, progress=False)
     x = DIGITS.test.x
     code = encode(program, x)
     ideal = -Exact()(program, x).log_z.sum().item() / math.log(2)
@@ -137,7 +136,7 @@ def test_further_data_are_needed_again() -> None:
 
 def test_orders_with_labels_share_a_batch() -> None:
     program = made(lambda: MADE(64, [20], orders=3, num_classes=10))
-    x, y = DIGITS.test.x[:60], DIGITS.labels[:60]
+    x, y = DIGITS.test.x[:36], DIGITS.labels[:36]
     assert torch.equal(decode(program, encode(program, x, y), y), x)
 
 
@@ -180,7 +179,7 @@ def test_codes_that_are_damaged_or_of_another_program_are_refused(name: str) -> 
 
 def test_another_order_is_another_program() -> None:
     x, first = DIGITS.test.x[:5], made(lambda: FVSBN(64))
-    other = made(lambda: FVSBN(64, order=range(63, -1, -1)))
+    other = made(lambda: FVSBN(64, order=ORDER))
     for mine, yours in zip(first.parameters(), other.parameters(), strict=True):
         yours.data.copy_(mine)
     with pytest.raises(ValueError, match="another program"):
