@@ -1,6 +1,7 @@
 """Posterior draws in unconstrained space: from Markov chains, from the guide, or the user's own."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,14 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from ppl_dgm.compile import Switch
+from ppl_dgm.sampling.convergence import (
+    DIVERGENT_SHARE,
+    energy_bfmi,
+    hmc_warnings,
+    is_divergent,
+    r_hat_warnings,
+    split_r_hat,
+)
 from ppl_dgm.sampling.importance import pareto_k
 from ppl_dgm.sampling.kernels import (
     HMC,
@@ -34,17 +43,52 @@ EAGER = Switch(False)
 class PosteriorDraws(NamedTuple):
     """Points `[chains, draws, *batch, dim]`; where they were resampled, how many independent ones they are worth.
 
-    `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated instead.
+    `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated instead. `divergent`, the
+    share of moves that diverged, and `bfmi` are those of Hamiltonian chains, `[*batch]`.
     """
 
     points: Tensor
     ess: Tensor | None = None
     pareto_k: Tensor | None = None
+    divergent: Tensor | None = None
+    bfmi: Tensor | None = None
 
     @property
     def flat(self) -> Tensor:
         """All draws: `[chains * draws, *batch, dim]`."""
         return self.points.flatten(0, 1)
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """R-hat, and what Hamiltonian chains and resampled draws tell of themselves, by standard names."""
+        known = {"pareto_k": self.pareto_k, "divergent": self.divergent, "bfmi": self.bfmi}
+        found = {name: value for name, value in known.items() if value is not None}
+        return {"r_hat": split_r_hat(self.points).amax(-1)} | found
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against the draws: chains that disagree or diverged."""
+        found = r_hat_warnings(self.diagnostics["r_hat"])
+        if self.divergent is None or self.bfmi is None:
+            return found
+        return found + hmc_warnings(self.divergent, self.bfmi)
+
+
+class Chains(NamedTuple):
+    """Points `[draws, chains, *batch, dim]`, log densities `[draws, chains, *batch]`, step sizes, share that diverged."""
+
+    points: Tensor
+    log_density: Tensor
+    step_size: Tensor
+    divergent: Tensor
+
+    @property
+    def draws(self) -> PosteriorDraws:
+        """The points with what the chains tell of themselves."""
+        bfmi = energy_bfmi(self.log_density, self.points.shape[-1])
+        return PosteriorDraws(
+            self.points.transpose(0, 1), divergent=self.divergent, bfmi=bfmi
+        )
 
 
 def evaluate(
@@ -54,9 +98,6 @@ def evaluate(
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
         return possible(torch.cat([log_density(part) for part in points.split(size)]).double())
-
-
-# ---- how many independent draws -----------------------------------------------------------------------------------
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
@@ -96,14 +137,17 @@ def hmc_draws(
     """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
 
     The chains start at tempered draws from the prior; the covariance and the step size of each datum are learned in two
-    rounds of warm-up.
+    rounds of warm-up. Where moves diverge, all chains go on with shorter steps, twice as many of them.
     """
     kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
     points = tempered_points(kernel, target, num_chains, switch)
-    visited = adapted_chains(
-        kernel, target, Frame.fitted(points), points, num_warmup, num_draws, switch
-    )
-    return PosteriorDraws(visited.transpose(0, 1))
+    frame = Frame.fitted(points)
+    chains = adapted_chains(kernel, target, frame, points, num_warmup, num_draws, switch)
+    if float(chains.divergent.max()) > DIVERGENT_SHARE:
+        careful = replace(kernel, target_acceptance=0.95, num_leapfrog=2 * num_leapfrog)
+        again = chains.points[-1], num_warmup, num_draws, switch
+        chains = adapted_chains(careful, target, frame, *again)
+    return chains.draws
 
 
 def adapted_chains(
@@ -114,18 +158,16 @@ def adapted_chains(
     num_warmup: int,
     num_draws: int,
     switch: Switch = EAGER,
-) -> Tensor:
-    """Chains from points `[chains, *batch, dim]`, after warm-up rounds: `[draws, chains, *batch, dim]`."""
+) -> Chains:
+    """Chains from points `[chains, *batch, dim]`, after warm-up rounds."""
     step_size = points.new_full(points.shape[:-1], kernel.first_step_size(target.dim))
     for share in WARMUP_ROUNDS:
         num_moves = max(4, int(share * num_warmup))
-        visited, step_size = run_chains(
-            kernel, target, frame, points, step_size, num_moves, True, switch
-        )
-        points = visited[-1]
-        frame = Frame.fitted(visited[len(visited) // 2 :].flatten(0, 1))
-        step_size = step_size.mean(0, keepdim=True).expand_as(step_size)
-    return run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)[0]
+        chains = run_chains(kernel, target, frame, points, step_size, num_moves, True, switch)
+        points = chains.points[-1]
+        frame = Frame.fitted(chains.points[len(chains.points) // 2 :].flatten(0, 1))
+        step_size = chains.step_size.mean(0, keepdim=True).expand_as(step_size)
+    return run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)
 
 
 def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:
@@ -163,8 +205,8 @@ def run_chains(
     num_moves: int,
     adapt: bool,
     switch: Switch = EAGER,
-) -> tuple[Tensor, Tensor]:
-    """Move all chains: points after each move `[moves, chains, *batch, dim]`, and the step sizes learned."""
+) -> Chains:
+    """Move all chains, learning step sizes where told so."""
 
     def density(z: Tensor) -> tuple[Tensor, Tensor]:
         log_joint = target.raw_split(frame.outward(z)).total
@@ -172,11 +214,8 @@ def run_chains(
 
     whitened = Target(density)
     one = points.new_ones(())
-    state, steps, visited = (
-        whitened.evaluate(frame.inward(points)),
-        DualAveraging.start(step_size),
-        [],
-    )
+    state, steps = whitened.evaluate(frame.inward(points)), DualAveraging.start(step_size)
+    visited, densities, diverged = [], [], []
     for _ in range(num_moves):
         move = switch(
             kernel.move, whitened, state, one, steps.step_size if adapt else step_size, one
@@ -184,7 +223,11 @@ def run_chains(
         state = move.state
         steps = steps.update(move.acceptance, kernel.target_acceptance) if adapt else steps
         visited.append(frame.outward(state.point))
-    return torch.stack(visited), steps.final if adapt else step_size
+        densities.append(state.base)
+        diverged.append(is_divergent(move.log_ratio))
+    divergent = torch.stack(diverged).double().mean((0, 1))
+    learned = steps.final if adapt else step_size
+    return Chains(torch.stack(visited), torch.stack(densities), learned, divergent)
 
 
 def nuts_draws(

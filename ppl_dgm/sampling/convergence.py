@@ -11,6 +11,9 @@ MAX_R_HAT = 1.05
 R_HAT_CHANCE = 0.05  # by which the largest R-hat grows for each tenfold of data
 CONSTANT = 1e-12  # relative variance below which a series does not move
 LOW_ACCEPTANCE = 0.1
+DIVERGENT = 20.0  # nats of energy error of a move that has diverged
+DIVERGENT_SHARE = 0.001  # of the moves
+LOW_BFMI = 0.2
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
 
@@ -71,6 +74,43 @@ def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:
     if math.isnan(lowest) or lowest >= LOW_ACCEPTANCE:
         return ()
     return (f"only {100 * lowest:.2g} % of the moves are accepted somewhere; chains hardly move",)
+
+
+def is_divergent(log_ratio: Tensor) -> Tensor:
+    """Whether Hamiltonian moves lost their energy; not so where they ended at no density, at an edge."""
+    return (log_ratio < -DIVERGENT) & torch.isfinite(log_ratio)
+
+
+def energy_bfmi(log_density: Tensor, dim: int) -> Tensor:
+    r"""Energy Bayesian fraction of missing information of chains `[draws, chains, *batch]`: `[*batch]`.
+
+    $2\, \mathrm{Var}(K) / (\mathrm{Var}(K) + \mathrm{Var}(U))$ with U minus the log density and K the kinetic
+    energy, drawn afresh before each move, of variance D / 2: 1 for a normal density. Where it is small
+    the chains pass between energies by small steps. Betancourt (2016), "Diagnosing suboptimal
+    cotangent disintegrations in Hamiltonian Monte Carlo", eq. 8, which has the same expectation.
+    """
+    return dim / (0.5 * dim + log_density.double().flatten(0, 1).var(0))
+
+
+def hmc_warnings(divergent: Tensor, bfmi: Tensor, place: str = "the posterior") -> tuple[str, ...]:
+    """Warn where Hamiltonian moves diverged, share `[*batch]`, or hardly change the energy.
+
+    Example:
+        >>> hmc_warnings(torch.tensor(0.02), torch.tensor(0.9))
+        ('2 % of the moves at the posterior diverged: chains miss places of high curvature; reparameterise, or use SMC',)
+    """
+    found = []
+    if float(divergent.max()) > DIVERGENT_SHARE:
+        found.append(
+            f"{100 * float(divergent.max()):.2g} % of the moves at {place} diverged: chains miss places of "
+            "high curvature; reparameterise, or use SMC"
+        )
+    if float(bfmi.min()) < LOW_BFMI:
+        found.append(
+            f"chains at {place} move between energies too slowly: E-BFMI is {float(bfmi.min()):.2g} < "
+            f"{LOW_BFMI}; reparameterise, or use SMC"
+        )
+    return tuple(found)
 
 
 # ---- weights ---------------------------------------------------------------------------------

@@ -16,12 +16,13 @@ class Move(NamedTuple):
 
     `acceptance` is the Metropolis probability $\min(1, e^r)$, `[chains, *batch]`. `correction`, same shape, is what an
     importance weight must be multiplied with (in nats): 0 for a kernel that leaves the density invariant, $r$ for one
-    that skips the accept step.
+    that skips the accept step. `log_ratio`, same shape, is r itself: minus the energy error of Hamiltonian moves.
     """
 
     state: State
     acceptance: Tensor
     correction: Tensor
+    log_ratio: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class Kernel(ABC):
         log_ratio = log_ratio.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         acceptance = log_ratio.exp().clamp(max=1.0)
         if not self.adjusted:
-            return Move(proposal, acceptance, log_ratio)
+            return Move(proposal, acceptance, log_ratio, log_ratio)
         accepted = torch.rand_like(acceptance) < acceptance
-        return Move(proposal.where(accepted, state), acceptance, torch.zeros_like(acceptance))
+        state = proposal.where(accepted, state)
+        return Move(state, acceptance, torch.zeros_like(acceptance), log_ratio)
 
 
 @dataclass(frozen=True)
