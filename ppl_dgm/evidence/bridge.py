@@ -12,7 +12,7 @@ from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import PosteriorDraws, evaluate
-from ppl_dgm.sampling.convergence import chain_ess, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.convergence import chain_ess
 from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.proposals import Fitted, fit_flow, fit_normal
 from ppl_dgm.sampling.student_mixtures import fit_student_mixture
@@ -220,7 +220,8 @@ class BridgeSampling(PosteriorEstimator):
             "mirrored": mirrored,
         }
         log_z = torch.where(found.converged, found.log_z, math.nan)
-        return Estimate(log_z, found.std_error, diagnostics, bridge_warnings(found, diagnostics))
+        warnings = draws.warnings + bridge_warnings(found, diagnostics)
+        return Estimate(log_z, found.std_error, diagnostics, warnings)
 
 
 class GuideProposal:
@@ -271,13 +272,12 @@ def bridge_diagnostics(draws: PosteriorDraws, found: Bridge, log_weights: Tensor
     weights = WeightSummary(len(log_weights))
     weights.add(log_weights)
     diagnostics = {
-        "r_hat": split_r_hat(draws.points).amax(-1),
         "iterations": found.iterations,
         "importance_log_z": weights.log_mean_exp,
         "importance_std_error": weights.std_error,
         "proposal_k": weights.pareto_k,
     }
-    return diagnostics | ({} if draws.pareto_k is None else {"pareto_k": draws.pareto_k})
+    return draws.diagnostics | diagnostics
 
 
 def bridge_warnings(found: Bridge, diagnostics: Mapping[str, Any]) -> tuple[str, ...]:
@@ -288,7 +288,6 @@ def bridge_warnings(found: Bridge, diagnostics: Mapping[str, Any]) -> tuple[str,
             f"withheld: the bridge iteration has not converged after {found.iterations} steps; the proposal does not "
             "overlap the posterior"
         )
-    warnings += r_hat_warnings(diagnostics["r_hat"])
     difference = (found.log_z - diagnostics["importance_log_z"]).abs()
     error = torch.hypot(found.std_error, diagnostics["importance_std_error"])
     trusted = diagnostics["proposal_k"] < RELIABLE_K

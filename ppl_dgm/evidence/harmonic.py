@@ -10,7 +10,7 @@ from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import PosteriorDraws, evaluate
-from ppl_dgm.sampling.convergence import chain_ess, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.convergence import chain_ess
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.student_mixtures import fit_student_mixture
 from ppl_dgm.sampling.symmetries import try_mirrors
@@ -33,11 +33,8 @@ def reciprocal_mean(draws: PosteriorDraws, log_ratio: Tensor) -> Estimate:
         else draws.ess / 2
     )
     relative = centred.var(0) / centred.mean(0).square() / ess
-    r_hat = split_r_hat(draws.points).amax(-1)
-    diagnostics = {"ess": ess, "pareto_k": pareto_k(log_ratio), "r_hat": r_hat}
-    return Estimate(
-        -log_mean_exp(log_ratio), relative.log1p().sqrt(), diagnostics, r_hat_warnings(r_hat)
-    )
+    diagnostics = draws.diagnostics | {"ess": ess, "pareto_k": pareto_k(log_ratio)}
+    return Estimate(-log_mean_exp(log_ratio), relative.log1p().sqrt(), diagnostics, draws.warnings)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halve
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.convergence import UNRELIABLE_K, chain_ess, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.convergence import UNRELIABLE_K, chain_ess
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.kernels import robust_scale
 from ppl_dgm.sampling.proposals import moments
@@ -106,9 +106,11 @@ def savage_dickey(
         prior = marginal_density(
             target, slot, point, prior_draws, prior=True, memory=sampler.memory
         )
-    r_hat = split_r_hat(draws.points).amax(-1)
-    diagnostics = {"r_hat": r_hat, "posterior_k": posterior.pareto_k, "prior_k": prior.pareto_k}
-    warnings = r_hat_warnings(r_hat) + density_warnings(posterior, prior)
+    diagnostics = draws.diagnostics | {
+        "posterior_k": posterior.pareto_k,
+        "prior_k": prior.pareto_k,
+    }
+    warnings = draws.warnings + density_warnings(posterior, prior)
     error = torch.hypot(posterior.std_error, prior.std_error)
     factor = posterior.log_density - prior.log_density
     return SavageDickey(

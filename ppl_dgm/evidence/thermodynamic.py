@@ -16,6 +16,7 @@ from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import (
     acceptance_alarm,
     chain_ess,
+    divergence_warnings,
     r_hat_warnings,
     series_std_error,
     split_r_hat,
@@ -118,6 +119,8 @@ class TemperedChains(Estimator):
         warnings = clipping_alarm(bound, self.start) + acceptance_alarm(diagnostics["acceptance"])
         warnings += r_hat_warnings(diagnostics["r_hat"])
         warnings += r_hat_warnings(diagnostics["largest_r_hat"], "some temperature", STUCK_R_HAT)
+        if isinstance(self.kernel, HMC):
+            warnings += divergence_warnings(diagnostics["divergent"], "some temperature")
         return Estimate(log_z, error, diagnostics, warnings)
 
     def _part(self, path: Path, checkpoint: Checkpoint, first: int) -> Part:
@@ -155,6 +158,7 @@ class TemperedChains(Estimator):
         r_hat = split_r_hat(ladders.tilts[:, :, 1:].transpose(0, 1))
         return {
             "acceptance": ladders.acceptance.mean(0) / self.num_draws,
+            "divergent": ladders.divergent.mean(0) / self.num_draws,
             "swaps": 2 * ladders.swaps.amin(0) / self.num_draws,
             "ess": chain_ess(series),
             "r_hat": r_hat[-1],

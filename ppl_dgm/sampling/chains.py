@@ -11,8 +11,9 @@ from torch import Tensor
 from ppl_dgm.compile import Switch
 from ppl_dgm.sampling.convergence import (
     DIVERGENT_SHARE,
+    bfmi_warnings,
+    divergence_warnings,
     energy_bfmi,
-    hmc_warnings,
     is_divergent,
     r_hat_warnings,
     split_r_hat,
@@ -69,9 +70,8 @@ class PosteriorDraws(NamedTuple):
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the draws: chains that disagree or diverged."""
         found = r_hat_warnings(self.diagnostics["r_hat"])
-        if self.divergent is None or self.bfmi is None:
-            return found
-        return found + hmc_warnings(self.divergent, self.bfmi)
+        found += () if self.divergent is None else divergence_warnings(self.divergent)
+        return found + (() if self.bfmi is None else bfmi_warnings(self.bfmi))
 
 
 class Chains(NamedTuple):
@@ -86,9 +86,7 @@ class Chains(NamedTuple):
     def draws(self) -> PosteriorDraws:
         """The points with what the chains tell of themselves."""
         bfmi = energy_bfmi(self.log_density, self.points.shape[-1])
-        return PosteriorDraws(
-            self.points.transpose(0, 1), divergent=self.divergent, bfmi=bfmi
-        )
+        return PosteriorDraws(self.points.transpose(0, 1), divergent=self.divergent, bfmi=bfmi)
 
 
 def evaluate(
@@ -238,7 +236,7 @@ def nuts_draws(
     def potential(state: Mapping[str, Tensor]) -> Tensor:
         return -target.log_joint(state["point"].unsqueeze(0)).sum()
 
-    chains = []
+    chains, diverged = [], 0
     for start in target.sample_guide(num_chains)[0]:
         mcmc = MCMC(
             NUTS(potential_fn=potential),
@@ -250,7 +248,10 @@ def nuts_draws(
         with torch.enable_grad():
             mcmc.run()
         chains.append(mcmc.get_samples()["point"])
-    return PosteriorDraws(torch.stack(chains))
+        diverged += sum(map(len, mcmc.diagnostics()["divergences"].values()))
+    points = torch.stack(chains)
+    share = points.new_tensor(diverged / (num_chains * num_draws))
+    return PosteriorDraws(points, divergent=share)
 
 
 def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:

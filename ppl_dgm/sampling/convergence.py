@@ -13,6 +13,7 @@ CONSTANT = 1e-12  # relative variance below which a series does not move
 LOW_ACCEPTANCE = 0.1
 DIVERGENT = 20.0  # nats of energy error of a move that has diverged
 DIVERGENT_SHARE = 0.001  # of the moves
+FEW_DATA_MORE = 10  # times that share is no alarm where few of many data have it
 LOW_BFMI = 0.2
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
@@ -92,25 +93,36 @@ def energy_bfmi(log_density: Tensor, dim: int) -> Tensor:
     return dim / (0.5 * dim + log_density.double().flatten(0, 1).var(0))
 
 
-def hmc_warnings(divergent: Tensor, bfmi: Tensor, place: str = "the posterior") -> tuple[str, ...]:
-    """Warn where Hamiltonian moves diverged, share `[*batch]`, or hardly change the energy.
+def divergence_warnings(divergent: Tensor, place: str = "the posterior") -> tuple[str, ...]:
+    """Warn where Hamiltonian moves diverged: their share, `[*batch]`.
 
     Example:
-        >>> hmc_warnings(torch.tensor(0.02), torch.tensor(0.9))
+        >>> divergence_warnings(torch.tensor(0.02))
         ('2 % of the moves at the posterior diverged: chains miss places of high curvature; reparameterise, or use SMC',)
     """
-    found = []
-    if float(divergent.max()) > DIVERGENT_SHARE:
-        found.append(
-            f"{100 * float(divergent.max()):.2g} % of the moves at {place} diverged: chains miss places of "
-            "high curvature; reparameterise, or use SMC"
-        )
-    if float(bfmi.min()) < LOW_BFMI:
-        found.append(
-            f"chains at {place} move between energies too slowly: E-BFMI is {float(bfmi.min()):.2g} < "
-            f"{LOW_BFMI}; reparameterise, or use SMC"
-        )
-    return tuple(found)
+    allowed = DIVERGENT_SHARE * (1 if divergent.numel() == 1 else FEW_DATA_MORE)
+    largest = float(divergent.max())
+    if largest <= allowed and float(divergent.mean()) <= DIVERGENT_SHARE:
+        return ()
+    warning = (
+        f"{100 * largest:.2g} % of the moves at {place} diverged: chains miss places of high curvature; "
+        "reparameterise, or use SMC"
+    )
+    return (warning,)
+
+
+def bfmi_warnings(bfmi: Tensor) -> tuple[str, ...]:
+    """Warn where Hamiltonian chains pass between energies by small steps: E-BFMI, `[*batch]`.
+
+    Example:
+        >>> bfmi_warnings(torch.tensor(0.1))
+        ('chains move between energies too slowly: E-BFMI is 0.1 < 0.2; reparameterise, or use SMC',)
+    """
+    lowest = float(bfmi.min())
+    if not lowest < LOW_BFMI:
+        return ()
+    text = f"chains move between energies too slowly: E-BFMI is {lowest:.2g} < {LOW_BFMI}"
+    return (f"{text}; reparameterise, or use SMC",)
 
 
 # ---- weights ---------------------------------------------------------------------------------

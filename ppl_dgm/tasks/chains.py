@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.sampling.chains import Frame, adapted_chains
-from ppl_dgm.sampling.convergence import acceptance_alarm, r_hat_warnings, split_r_hat
+from ppl_dgm.sampling.convergence import acceptance_alarm, divergence_warnings, r_hat_warnings
 from ppl_dgm.sampling.kernels import HMC, robust_scale
 from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.posterior import Posterior, joined
@@ -25,6 +25,7 @@ class Moved(NamedTuple):
     values: Values
     acceptance: Tensor
     r_hat: Tensor
+    divergent: Tensor
 
 
 def move_draws(
@@ -43,7 +44,8 @@ def move_draws(
         memory: bytes that evaluating densities may allocate.
 
     Returns:
-        The chains' last points, and `{"acceptance", "r_hat"}`, `[data]` each, R-hat the largest of all coordinates.
+        The chains' last points, and `{"acceptance", "r_hat", "divergent"}`, `[data]` each, R-hat the largest of
+        all coordinates.
 
     Raises:
         ValueError: for discrete latents.
@@ -57,17 +59,18 @@ def move_draws(
         parts.append(
             run(Unconstrained(part_of(found.bound, start, stop)), draws, num_moves, num_leapfrog)
         )
-    acceptance, r_hat = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("acceptance", "r_hat")
+    acceptance, r_hat, divergent = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("acceptance", "r_hat", "divergent")
     )
     values = {
         name: joined([part.values[name][:num_draws] for part in parts], dim)
         for name, dim in dims.items()
     }
-    moved = Posterior(
-        found.bound, values, warnings=acceptance_alarm(acceptance) + r_hat_warnings(r_hat)
-    )
-    return moved, {"acceptance": acceptance, "r_hat": r_hat}
+    warnings = acceptance_alarm(acceptance) + r_hat_warnings(r_hat)
+    warnings += divergence_warnings(divergent)
+    moved = Posterior(found.bound, values, warnings=warnings)
+    return moved, {"acceptance": acceptance, "r_hat": r_hat, "divergent": divergent}
 
 
 def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int) -> Moved:
@@ -75,8 +78,7 @@ def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int)
     kernel = HMC(num_leapfrog=num_leapfrog)
     points = target.unconstrain(draws)
     frame = Frame(points.mean(0), robust_scale(points).diag_embed())
-    visited = adapted_chains(kernel, target, frame, points, num_moves // 2, num_moves // 2)
-    moved = (visited.diff(dim=0) != 0).any(-1).double().mean((0, 1))
-    return Moved(
-        target.constrain(visited[-1]), moved, split_r_hat(visited.transpose(0, 1)).amax(-1)
-    )
+    chains = adapted_chains(kernel, target, frame, points, num_moves // 2, num_moves // 2)
+    moved = (chains.points.diff(dim=0) != 0).any(-1).double().mean((0, 1))
+    r_hat = chains.draws.diagnostics["r_hat"]
+    return Moved(target.constrain(chains.points[-1]), moved, r_hat, chains.divergent)

@@ -10,9 +10,15 @@ from evidence.case_programs import FLOAT, case, sleep
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import BridgeSampling, HarmonicMean, LearnedHarmonicMean, savage_dickey
+from ppl_dgm.evidence import (
+    BridgeSampling,
+    HarmonicMean,
+    LearnedHarmonicMean,
+    ThermodynamicIntegration,
+    savage_dickey,
+)
 from ppl_dgm.sampling.chains import hmc_draws
-from ppl_dgm.sampling.convergence import chain_ess, split_r_hat
+from ppl_dgm.sampling.convergence import chain_ess, energy_bfmi, split_r_hat
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
 X = torch.linspace(-1, 2, 5, dtype=FLOAT)
@@ -72,6 +78,39 @@ def test_what_does_not_vary_has_all_its_draws():
     constant = torch.ones(2, 50, dtype=FLOAT)
     assert float(chain_ess(constant)) == 100
     assert float(split_r_hat(constant)) == 1
+
+
+def funnel() -> None:
+    """Neal's funnel: its neck is far narrower than any one step size."""
+    v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=FLOAT), 3.0))
+    scale = (v / 2).exp().unsqueeze(-1)
+    pyro.sample("x", dist.Normal(torch.zeros(9, dtype=FLOAT), scale).to_event(1))
+    pyro.factor("nothing", 0 * v)
+
+
+@pytest.mark.parametrize("estimator", [
+    BridgeSampling(num_draws=30, num_warmup=30),
+    LearnedHarmonicMean(num_draws=30, num_warmup=30),
+    BridgeSampling(posterior="nuts", num_draws=30, num_warmup=30, num_chains=1),
+    ThermodynamicIntegration(num_draws=30, num_warmup=30, num_temperatures=4),
+])  # fmt: skip
+def test_chains_that_diverge_say_so(estimator):
+    found = estimator(Program(funnel))
+    assert any("diverged" in warning for warning in found.warnings)
+    assert float(found.diagnostics["divergent"].max()) > 0.001
+
+
+def test_chains_that_keep_their_energy_raise_no_alarm():
+    found = BridgeSampling()(Program(shared_mean), X)
+    assert found.reliable
+    assert float(found.diagnostics["divergent"]) == 0
+
+
+def test_bfmi_is_one_for_normals_and_small_for_heavy_tails():
+    normal = -0.5 * torch.randn(1000, 20, 5, dtype=FLOAT).square().sum(-1)
+    assert abs(float(energy_bfmi(normal, 5)) - 1) < 0.05
+    tails = dist.StudentT(0.4).sample((1000, 20)).double()
+    assert float(energy_bfmi(dist.StudentT(0.4).log_prob(tails), 1)) < 0.2
 
 
 # ---- harmonic means --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
+from ppl_dgm.sampling.convergence import is_divergent
 from ppl_dgm.sampling.kernels import DualAveraging, Kernel, Move, State
 from ppl_dgm.sampling.smc.paths import Path
 from ppl_dgm.sampling.smc.population import Plan, fold
@@ -16,7 +17,7 @@ class Ladders(NamedTuple):
     """Chains at every temperature: states `[chains * rungs, *batch, ...]`, chains first; scales `[rungs, *batch, dim]`.
 
     `tilts` are log f_1 - log f_0 so far, `[draws, chains, rungs, *batch]` in float64; `acceptance` and `swaps` are sums
-    over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`.
+    over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`, `divergent` those of moves that lost their energy.
     """
 
     step: int
@@ -26,6 +27,7 @@ class Ladders(NamedTuple):
     tilts: Tensor
     acceptance: Tensor
     swaps: Tensor
+    divergent: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Rungs:
             torch.stack(part) for part in zip(*map(self.plan.at, self.beta), strict=True)
         )
         zero = torch.zeros_like(self.beta)
-        return Ladders(0, state, DualAveraging.start(step_size), scale, tilts, zero, zero[1:])
+        return Ladders(0, state, DualAveraging.start(step_size), scale, tilts, zero, zero[1:], zero)
 
     def _advance(self, ladders: Ladders) -> Ladders:
         warm = ladders.step >= self.num_warmup
@@ -73,6 +75,7 @@ class Rungs:
         total = self.num_warmup + self.num_draws
         move = self.path.run(move_ladders, *given, step=ladders.step, last=total)
         acceptance = self._unfold(move.acceptance.double()).mean(0)
+        diverged = self._unfold(is_divergent(move.log_ratio).double()).mean(0)
         state, swapped = self._swap(move.state, ladders.step % 2)
         state = self._refresh(state)
         if not warm:
@@ -84,6 +87,7 @@ class Rungs:
             state=state,
             acceptance=ladders.acceptance + acceptance,
             swaps=ladders.swaps + swapped,
+            divergent=ladders.divergent + diverged,
         )
 
     def _refresh(self, state: State) -> State:
