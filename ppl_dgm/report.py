@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -191,9 +192,16 @@ def write_posteriors(folder: Path, section: Section, seed: int) -> None:
     named: dict[str, Any] = first.kwargs
     for name, program in section.programs.items():
         if program.structure.model_latents:
-            draws = posterior(program, *first.args, num_draws=200, seed=seed, **named)
+            draws = posterior(
+                program, *first.args, num_particles=10_000, num_draws=200, seed=seed, **named
+            )
             file_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-            write_netcdf(to_arviz(draws, seed), folder / f"{section.slug}-{file_name}.nc")
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "the exported draws"
+                )  # told by the file's attributes
+                tree = to_arviz(draws, seed)
+            write_netcdf(tree, folder / f"{section.slug}-{file_name}.nc")
 
 
 def as_dataset(comparison: Comparison) -> xr.Dataset:

@@ -1,6 +1,5 @@
 """Running a program once to learn its structure, and saying clearly what is wrong with it."""
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,6 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
-from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
@@ -20,6 +18,7 @@ from ppl_dgm.program.division import PROOF_DATA, lazy_division, learn_division
 from ppl_dgm.program.energies import find_energies
 from ppl_dgm.program.isolation import undisturbed, undone, undone_on_error
 from ppl_dgm.program.log_densities import part_mask
+from ppl_dgm.program.observed import Observed
 from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
 from ppl_dgm.program.sites import (
@@ -90,7 +89,8 @@ def examine(
     Raises:
         ValueError: naming the site, what was expected and the cure.
     """
-    kwargs, proposal, observed = kwargs or {}, guide or Prior(model), Observed()
+    kwargs, proposal = kwargs or {}, guide or Prior(model)
+    observed = Observed(lambda *given: checks.run(model, proposal, *given)[1])
     with (
         undone_on_error(model, guide),
         undisturbed(model, guide) as isolation,
@@ -105,7 +105,7 @@ def examine(
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
             again = partial(checks.run, model, proposal, part_args, part_kwargs)
             checks.check(found, model_trace, guide_trace if guide else None, again)
-            observed.add(found, model_trace)
+            observed.add(found, model_trace, part_args, part_kwargs)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
             energies = find_energies(model, model_trace, part_args, part_kwargs)
             structures.append(
@@ -127,32 +127,6 @@ def examine(
                 used = replace(used, energies=find_energies(model, model_trace, *few))
             structure = structure.with_sites_of(used)
     return Examination(structure, size, observed.num_dims, observed.digest)
-
-
-class Observed:
-    """Running digest and count of the observed values that are not masked, piece by piece."""
-
-    def __init__(self) -> None:
-        self.hashes: dict[str, Any] = {}
-        self.num_dims = 0
-
-    def add(self, structure: Structure, model_trace: Any) -> None:
-        """Add the observed values of one trace, as 32-bit numbers so that the same data in other dtypes agree."""
-        for name in structure.observed:
-            site = model_trace.nodes[name]
-            value, seen = site["value"].detach(), seen_entries(site)
-            self.num_dims += int(seen.sum())
-            digest = self.hashes.setdefault(name, hashlib.blake2b(digest_size=16))
-            if not bool(seen.all()):
-                digest.update(seen.cpu().numpy().tobytes())
-            digest.update(value[seen].to("cpu", torch.float32).numpy().tobytes())
-
-    @property
-    def digest(self) -> str:
-        """One digest for all sites, in the order of their contents."""
-        return hashlib.blake2b(
-            "".join(sorted(h.hexdigest() for h in self.hashes.values())).encode(), digest_size=8
-        ).hexdigest()
 
 
 def leading_size(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
@@ -277,20 +251,6 @@ def mask_of(site: Site) -> Tensor:
     """Where the density of a site counts."""
     mask = part_mask(site)[1]
     return torch.as_tensor(True if mask is None else mask, device=site["value"].device)
-
-
-def seen_entries(site: Site) -> Tensor:
-    """Which entries of a site's value no mask takes out, be it by a handler or anywhere in its distribution."""
-    value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
-    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
-        masks.append((getattr(fn, "_mask", None), fn))
-        fn = fn.base_dist
-    seen = torch.ones_like(value, dtype=torch.bool)
-    for mask, level in masks:
-        if mask is not None:
-            mask = torch.as_tensor(mask, device=value.device)
-            seen &= mask.reshape(mask.shape + (1,) * (len(level.event_shape) if mask.dim() else 0))
-    return seen
 
 
 def summed_out(site: Site, everything: bool) -> bool:

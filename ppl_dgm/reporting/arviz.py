@@ -15,7 +15,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_dgm.program import draw_sites, log_likelihoods, undisturbed
+from ppl_dgm import __version__
+from ppl_dgm.program import Bound, draw_sites, log_likelihoods, undisturbed
+from ppl_dgm.program.observed import seen_entries
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_subsample
 from ppl_dgm.sampling.posterior import Posterior
@@ -27,6 +29,8 @@ with warnings.catch_warnings():
 az: Any = arviz  # its two generations have different types
 IS_ARVIZ_0 = hasattr(az, "InferenceData")
 Group = dict[str, NDArray[Any]]
+FEW_DRAWS = 100  # independent ones, below which leave-one-out and quantiles are not to be believed
+FEWEST_DRAWS = 4  # that ArviZ's diagnostics take
 
 
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
@@ -38,12 +42,21 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
     `chain` (one), `draw`, then the names of the plates. Programs with factors have no predictive
     groups: ancestral draws do not follow their density.
 
+    Resampled draws repeat each other, which ArviZ's own effective sample size does not see: no more are handed on than
+    the smallest effective sample size of the weights (but at least 4). Entries of the data that a mask takes out are NaN in
+    `observed_data` and absent from `log_likelihood`, whose plates then are one dimension. Sites and plates named `chain`
+    or `draw`, ArviZ's own dimensions, get an underscore at their end. `posterior.attrs` has the sampler, its particles,
+    `ess`, `pareto_k`, whether the draws are reliable, and why not.
+
     Args:
         posterior: of `ppl_dgm.sampling.posterior`, or `Posterior(program.bind(*data), draws)` around draws of another sampler.
         seed: of the prior and predictive draws, as many as the posterior has; torch's generator is left as it was.
 
     Returns:
         `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with 1.x.
+
+    Warns:
+        UserWarning: if an alarm was raised for the draws, or they are worth fewer than 100 independent ones.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -58,6 +71,12 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
         >>> tree.log_likelihood["x"].shape
         (1, 500, 20)
     """
+    found = alarms(posterior)
+    if found:  # ArviZ takes the draws for draws like any others
+        told = "; ".join(found)
+        warnings.warn(f"the exported draws should not be believed: {told}", UserWarning, 2)
+    attrs = provenance(posterior, found, seed)
+    posterior = thinned(posterior)
     bound, structure = posterior.bound, posterior.bound.structure
     names = [latent.name for latent in structure.model_latents]
     drawn = predictive_draws(posterior, seed)
@@ -66,9 +85,7 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
         "posterior": {**posterior.draws, **{name: drawn[name] for name in kept}},
         "posterior_predictive": {name: drawn[name] for name in structure.observed if name in drawn},
         "log_likelihood": log_likelihoods(bound, posterior.draws),
-        "observed_data": {
-            name: bound.model_trace().nodes[name]["value"] for name in structure.observed
-        },
+        "observed_data": {name: visible(bound, name) for name in structure.observed},
     }
     if not structure.factors:
         prior = prior_draws(posterior, seed)
@@ -78,10 +95,82 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
         groups["prior_predictive"] = {
             name: prior[name] for name in structure.observed if name in prior
         }
-    return build_tree(
-        {group: as_arrays(values, group) for group, values in groups.items() if values},
-        plates(posterior),
-    )
+    arrays = {group: as_arrays(values, group) for group, values in groups.items() if values}
+    tree = build_tree(arrays, plates(posterior))
+    tree.posterior.attrs.update(attrs)
+    if "log_likelihood" in arrays:
+        drop_masked(bound, tree)
+    return tree
+
+
+def alarms(posterior: Posterior) -> tuple[str, ...]:
+    """Why ArviZ should not be asked about the draws: their own alarms, and too few that count."""
+    ess = posterior.ess
+    if ess is None or float(ess.min()) >= FEW_DRAWS:
+        return posterior.warnings
+    few = f"the weighted draws are worth {float(ess.min()):.0f} independent ones, less than {FEW_DRAWS}"
+    where = f" for {int((ess < FEW_DRAWS).sum())} of {ess.numel()} data" if ess.dim() else ""
+    return (*posterior.warnings, few + where)
+
+
+def provenance(posterior: Posterior, alarms: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Where draws come from and whether to believe them, as netCDF can hold it."""
+    found: dict[str, Any] = {
+        "inference_library": "ppl_dgm",
+        "inference_library_version": __version__,
+        "seed": seed,
+        "reliable": int(not alarms),
+        "warnings": list(alarms) or "none",
+    }
+    if posterior.ess is None or posterior.pareto_k is None:
+        return found | {"sampler": "given"}
+    return found | {
+        "sampler": "importance resampling",
+        "num_particles": posterior.num_particles,
+        "num_draws_resampled": posterior.num_draws,
+        "ess": float(posterior.ess.min()),
+        "pareto_k": float(posterior.pareto_k.max()),
+    }
+
+
+def thinned(posterior: Posterior) -> Posterior:
+    """No more draws than the weights are worth; they are in random order."""
+    if posterior.ess is None:
+        return posterior
+    worth = max(int(posterior.ess.min()), FEWEST_DRAWS)
+    return replace(posterior, draws={name: draw[:worth] for name, draw in posterior.draws.items()})
+
+
+def visible(bound: Bound, name: str) -> Tensor:
+    """The observed value of a site, NaN where a mask takes it out."""
+    site = bound.model_trace().nodes[name]
+    seen = seen_entries(site)
+    return site["value"] if bool(seen.all()) else torch.where(seen, site["value"], torch.nan)
+
+
+def drop_masked(bound: Bound, tree: Any) -> None:
+    """Take masked entries out of the log likelihoods: what is left of a site lies along one dimension of its own."""
+    for name in list(tree.log_likelihood.data_vars):
+        seen = counted(bound, name)
+        if seen is None or bool(seen.all()):
+            continue
+        group = tree.log_likelihood
+        kept = group[name].values.reshape(*group[name].shape[:2], -1)[..., seen.reshape(-1)]
+        where = f"{name}_counted"
+        array = (("chain", "draw", where), kept)
+        rest = {other: group[other] for other in group.data_vars if other != name}
+        rest = xr.Dataset({**rest, name: array}, coords={where: np.flatnonzero(seen)})
+        put_group(tree, "log_likelihood", rest)
+
+
+def counted(bound: Bound, name: str) -> NDArray[Any] | None:
+    """Which entries `[*plates]` of a site's data are not masked as a whole; None for several sites in one."""
+    nodes = bound.model_trace().nodes
+    if name not in nodes:
+        return None
+    seen = seen_entries(nodes[name])
+    plate_shape = seen.shape[: seen.dim() - nodes[name]["fn"].event_dim]
+    return seen.reshape(*plate_shape, -1).any(-1).cpu().numpy()
 
 
 def predictive_draws(posterior: Posterior, seed: int) -> Mapping[str, Tensor]:
@@ -100,7 +189,7 @@ def prior_draws(posterior: Posterior, seed: int) -> dict[str, Tensor]:
 
 def as_arrays(values: Mapping[str, Tensor], group: str) -> Group:
     """Tensors as arrays, with a leading chain but for data."""
-    arrays = {name: value.detach().cpu().numpy() for name, value in values.items()}
+    arrays = {free(name): value.detach().cpu().numpy() for name, value in values.items()}
     return (
         arrays if "data" in group else {name: array[np.newaxis] for name, array in arrays.items()}
     )
@@ -115,10 +204,15 @@ def plates(posterior: Posterior) -> dict[str, list[str]]:
         if site["type"] == "sample" and not is_subsample(site)
     }
     return {
-        name: dimension_names(name, site)
+        free(name): list(map(free, dimension_names(name, site)))
         for name, site in sites.items()
         if torch.is_tensor(site["value"])
     }
+
+
+def free(name: str) -> str:
+    """A name that is not one of ArviZ's own dimensions."""
+    return f"{name}_" if name in ("chain", "draw") else name
 
 
 def dimension_names(name: str, site: Mapping[str, Any]) -> list[str]:
@@ -136,6 +230,14 @@ def build_tree(groups: Mapping[str, Group], dims: Mapping[str, list[str]]) -> An
     if IS_ARVIZ_0:
         return az.from_dict(**groups, dims=dict(dims), save_warmup=False)
     return az.from_dict(dict(groups), dims=dict(dims))
+
+
+def put_group(tree: Any, name: str, group: xr.Dataset) -> None:
+    """Replace a group of ArviZ's container."""
+    if IS_ARVIZ_0:
+        setattr(tree, name, group)
+    else:
+        tree[name] = xr.DataTree(group)
 
 
 def write_netcdf(tree: Any, path: str | os.PathLike) -> None:

@@ -544,3 +544,25 @@ def test_bad_files_are_refused(name: str, tmp_path: Any) -> None:
     (tmp_path / "bad.bif").write_text(text)
     with pytest.raises(ValueError, match=message):
         bayesnet.read_bif(tmp_path / "bad.bif")
+
+
+@pytest.mark.parametrize("names", [("yes", "no"), ("no", "yes"), ("0", "1"), ("True", "False")])
+def test_truth_values_are_states_by_meaning(names):
+    net = BayesNet({"rain": Table([0.8, 0.2])}, states={"rain": names})
+    yes = next(i for i, name in enumerate(names) if name in ("yes", "1", "True"))
+    for value in (True, torch.tensor(True)):
+        assert net.log_evidence({"rain": value}) == net.log_evidence({"rain": yes})
+    column = torch.tensor([True, False, True])
+    numbers = torch.where(column, yes, 1 - yes)
+    by_value = Exact()(net, {"rain": column}).log_z
+    assert torch.equal(by_value, Exact()(net, {"rain": numbers}).log_z)
+    fitted = BayesNet({"rain": Table([0.5, 0.5])}, states={"rain": names})
+    assert fitted.fit_counts({"rain": column}, 0.0).query(["rain"])[yes] == pytest.approx(2 / 3)
+
+
+def test_truth_values_of_states_with_other_names_are_refused():
+    net = BayesNet({"rain": Table([0.8, 0.2])}, states={"rain": ("drizzle", "dry")})
+    with pytest.raises(ValueError, match="True or False, but its states are"):
+        net.log_evidence({"rain": True})
+    with pytest.raises(ValueError, match="True or False, but its states are"):
+        Exact()(net, {"rain": torch.tensor([True])})

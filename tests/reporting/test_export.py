@@ -90,7 +90,7 @@ def test_log_likelihood_belongs_to_the_posterior_draws(tree):
 
 
 def test_event_dimensions_follow_the_plates():
-    tree = to_arviz(posterior(Program(local), torch.zeros(3, 4), num_particles=200, num_draws=20))
+    tree = to_arviz(posterior(Program(local), torch.zeros(3, 4), num_particles=4000, num_draws=20))
     assert tree.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0")
     assert tree.posterior_predictive["x"].dims == ("chain", "draw", "data", "x_dim_0")
     assert tree.log_likelihood["x"].dims == ("chain", "draw", "data")
@@ -137,7 +137,7 @@ def test_plates_name_the_dimensions():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    tree = to_arviz(posterior(Program(model), torch.zeros(3, 2), num_particles=50, num_draws=5))
+    tree = to_arviz(posterior(Program(model), torch.zeros(3, 2), num_particles=4000, num_draws=5))
     assert (
         tree.posterior["z"].dims
         == tree.log_likelihood["x"].dims
@@ -151,7 +151,7 @@ def test_factors_have_no_predictive_groups():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.factor("energy", -0.5 * (x - z) ** 2)
 
-    tree = to_arviz(posterior(Program(model), torch.ones(2), num_particles=100, num_draws=10))
+    tree = to_arviz(posterior(Program(model), torch.ones(2), num_particles=1000, num_draws=10))
     assert groups_of(tree) == {"posterior"}
 
 
@@ -162,3 +162,66 @@ def test_the_second_generation_gets_one_nested_dictionary(monkeypatch):
     build_tree({"posterior": {"loc": np.zeros((1, 2))}}, {"loc": []})
     assert calls[0][0]["posterior"]["loc"].shape == (1, 2)
     assert calls[0][1] == {"loc": []}
+
+
+# ---- what leaves the library keeps its alarm -----------------------------------------------------------------------
+
+
+def far(x=None):
+    """A posterior far from the prior: a few particles hold all the weight."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(8), 1.0).to_event(1))
+    with pyro.plate("data", 4):
+        pyro.sample("x", dist.Normal(z.sum(), 0.02), obs=x)
+
+
+def test_alarms_travel_and_repeated_draws_are_not_counted(tmp_path):
+    draws = posterior(Program(far), torch.full((4,), 6.0), num_particles=20_000)
+    assert draws.ess < 100
+    with pytest.warns(UserWarning, match=r"should not be believed: Pareto k.*worth"):
+        tree = to_arviz(draws)
+    found = tree.posterior.attrs
+    assert found["reliable"] == 0
+    assert any("Pareto k" in warning for warning in found["warnings"])
+    assert (found["ess"], found["pareto_k"]) == (float(draws.ess), float(draws.pareto_k))
+    assert (found["num_particles"], found["sampler"]) == (20_000, "importance resampling")
+    assert float(az.ess(tree)["z"].max()) < 3 * float(draws.ess)
+    write_netcdf(tree, tmp_path / "far.nc")
+    assert az.from_netcdf(tmp_path / "far.nc").posterior.attrs["reliable"] == 0
+
+
+def test_draws_of_another_sampler_are_handed_on_whole():
+    tree = to_arviz(Posterior(shared().bind(X), {"loc": conjugate_draws(X, 1.0, 37)}))
+    assert tree.posterior["loc"].shape == (1, 37)
+    assert tree.posterior.attrs["sampler"] == "given"
+    assert tree.posterior.attrs["reliable"] == 1
+
+
+def test_masked_entries_are_no_data_for_leave_one_out():
+    seen = torch.arange(25) < 10
+
+    def masked(x=None):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 25):
+            with pyro.poutine.mask(mask=seen):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.zeros(25))
+
+    tree = to_arviz(Posterior(Program(masked).bind(X), {"loc": conjugate_draws(X[:10], 1.0)}))
+    assert tree.log_likelihood["x"].shape == (1, 4000, 10)
+    assert tree.log_likelihood["y"].shape == (1, 4000, 25)
+    assert list(tree.log_likelihood["x_counted"].values) == list(range(10))
+    assert int(np.isnan(tree.observed_data["x"]).sum()) == 15
+    loo = az.loo(tree, var_name="x", pointwise=True)
+    each = loo.loo_i if export.IS_ARVIZ_0 else loo.elpd_i
+    assert np.allclose(each.values, exact_loo(X[:10], 1.0), atol=0.02)
+
+
+def test_sites_named_as_dimensions_of_arviz_are_kept():
+    def model(x=None):
+        draw = pyro.sample("draw", dist.Normal(0.0, 1.0))
+        chain = pyro.sample("chain", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            pyro.sample("x", dist.Normal(draw + chain, 1.0), obs=x)
+
+    tree = to_arviz(posterior(Program(model), torch.ones(3), num_particles=2000))
+    assert set(tree.posterior.data_vars) == {"draw_", "chain_"}

@@ -14,6 +14,9 @@ from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.program import Program
 
 Data = Tensor | Mapping[str, Tensor]
+MEANINGS = dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True) | dict.fromkeys(
+    ("0", "false", "f", "no", "n", "off"), False
+)
 
 
 class BayesNet(Program):
@@ -43,9 +46,9 @@ class BayesNet(Program):
     def __init__(
         self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None
     ) -> None:
-        model = BayesNetModel(nodes)
+        model = BayesNetModel(nodes, states)
         super().__init__(model)
-        self.states = named_states(nodes, states or {})
+        self.states = model.states
         with torch.random.fork_rng([]), torch.no_grad():
             self.initialise(dict(model().items()))
 
@@ -183,7 +186,7 @@ class BayesNet(Program):
 
     def _complete(self, x: Data) -> dict[str, Tensor]:
         """Columns of all variables, checked."""
-        columns = columns_of(self.nodes, x)
+        columns = columns_of(self.nodes, x, self.states)
         missing = [name for name in self.nodes if name not in columns]
         if missing:
             raise ValueError(f"the data lack the variables {missing}; counting needs all of them")
@@ -214,14 +217,16 @@ class BayesNet(Program):
                     f"{name!r} has no state {value!r}; its states are {list(self.states[name])}"
                 )
             value = self.states[name].index(value)
-        like = prototype(self.nodes)
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        like, value = prototype(self.nodes), torch.as_tensor(value)
+        return numbered(name, self.states[name], value).to(like)
 
 
 class BayesNetModel(nn.Module):
     """Every variable given its parents, in topological order."""
 
-    def __init__(self, nodes: Mapping[str, Conditional]) -> None:
+    def __init__(
+        self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         super().__init__()
         others = [name for name, node in nodes.items() if not isinstance(node, Conditional)]
         if others or not nodes:
@@ -232,6 +237,7 @@ class BayesNetModel(nn.Module):
         num_states = {name: node.num_states for name, node in nodes.items()}
         for node in nodes.values():
             node.check_parents(num_states)
+        self.states = named_states(nodes, states or {})
         self._names = tuple(nodes)
         self._nodes = nn.ModuleList(nodes.values())
 
@@ -243,7 +249,7 @@ class BayesNetModel(nn.Module):
     def forward(self, x: Data | None = None) -> dict[str, Tensor]:
         """Score data, or draw one datum; variables that the data lack are latent."""
         nodes, values = self.conditionals, {}
-        given = {} if x is None else columns_of(nodes, x)
+        given = {} if x is None else columns_of(nodes, x, self.states)
         with pyro.plate("data", len(next(iter(given.values()))) if given else 1, dim=-1):
             for name in self.order:
                 conditional = nodes[name](*(values[parent] for parent in nodes[name].parents))
@@ -252,21 +258,39 @@ class BayesNetModel(nn.Module):
         return values
 
 
-def columns_of(nodes: Mapping[str, Any], x: Data) -> dict[str, Tensor]:
+def columns_of(
+    nodes: Mapping[str, Any], x: Data, states: Mapping[str, Sequence[str]]
+) -> dict[str, Tensor]:
     """Columns `[N]` by name of a tensor `[N, number of nodes]` or a mapping."""
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.shape[1] != len(nodes):
             raise ValueError(
                 f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape {list(x.shape)}"
             )
-        return dict(zip(nodes, x.unbind(-1), strict=True))
+        x = dict(zip(nodes, x.unbind(-1), strict=True))
     unknown = [name for name in x if name not in nodes]
     if unknown:
         raise ValueError(
             f"the data name the unknown variables {unknown}; the nodes are {list(nodes)}"
         )
     check_lengths(x)
-    return dict(x)
+    return {name: numbered(name, states[name], column) for name, column in x.items()}
+
+
+def numbered(name: str, states: Sequence[str], value: Tensor) -> Tensor:
+    """Values of a variable as numbers of its states: truth values go to the states that mean yes and no.
+
+    Raises:
+        ValueError: for truth values where the states have other names.
+    """
+    if value.dtype is not torch.bool or not states:
+        return value
+    meant = [MEANINGS.get(state.lower()) for state in states]
+    if sorted(meant, key=str) != [False, True]:
+        raise ValueError(
+            f"variable {name!r} is given True or False, but its states are {list(states)}; give their names or numbers"
+        )
+    return torch.where(value, meant.index(True), meant.index(False))
 
 
 def check_lengths(columns: Mapping[str, Tensor]) -> None:

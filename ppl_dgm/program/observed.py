@@ -1,0 +1,207 @@
+"""What a program observes: counted, and told apart from other data by a digest."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import TransformedDistribution
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ppl_dgm.program.arguments import tensors_of
+from ppl_dgm.program.plates import plate_frames
+from ppl_dgm.program.sites import Site
+from ppl_dgm.program.structure import Structure
+
+MANY_COLUMNS = 4096  # of one site, above which it is told as a whole
+Trace = Callable[[tuple, Mapping[str, Any]], Any]
+
+
+class Observed:
+    """Running digest and count of the observed values that are not masked, piece by piece.
+
+    Data are told by their columns, each the values of one variable over the data: one site of vectors and several sites
+    of scalars agree. Columns count in no order, their entries do.
+
+    Args:
+        trace: runs the model at arguments with new latents, and returns its trace.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.num_dims = 0
+        self._columns: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._single = True
+
+    def add(
+        self, structure: Structure, model_trace: Any, args: tuple, kwargs: Mapping[str, Any]
+    ) -> None:
+        """Add the observed values of one trace, run at these arguments."""
+        sites = {name: model_trace.nodes[name] for name in structure.observed}
+        self.num_dims += sum(int(seen_entries(site).sum()) for site in sites.values())
+        values = data_behind(sites, args, kwargs, self.trace)
+        for name, table in as_tables(sites, values, structure.plate).items():
+            for column, entries in enumerate(table):
+                self._add_column(name, column, entries)
+
+    def _add_column(self, name: str, column: int, entries: Tensor) -> None:
+        rounded = entries.float()
+        self._single &= bool(torch.equal(rounded.double().nan_to_num(), entries.nan_to_num()))
+        single, double = self._columns.setdefault(
+            (name, column), (hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16))
+        )
+        single.update(rounded.numpy().tobytes())
+        double.update(entries.numpy().tobytes())
+
+    @property
+    def digest(self) -> str:
+        """Digest of the values in single precision; where they need more, also that in double, after a `+`."""
+        single, double = (joined(pair[i] for pair in self._columns.values()) for i in (0, 1))
+        return single if self._single else f"{single}+{double}"
+
+
+def joined(hashes: Any) -> str:
+    """One digest of several, in no order."""
+    parts = sorted(each.hexdigest() for each in hashes)
+    return hashlib.blake2b("".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def same_data(one: str, other: str) -> bool:
+    """Tell whether two digests are of the same values, given in the same or in another precision.
+
+    Example:
+        >>> same_data("ab", "ab+cd"), same_data("ab+cd", "ab+ef")
+        (True, False)
+    """
+    both = one.partition("+"), other.partition("+")
+    fine = all(digits for _, _, digits in both)
+    return one == other if fine else both[0][0] == both[1][0]
+
+
+def as_tables(
+    sites: Mapping[str, Site], values: Mapping[str, Tensor], plate: str
+) -> dict[str, Tensor]:
+    """The values as columns `[columns, rows]` in double, rows being data; single numbers are the rows of one column.
+
+    What masks take out is NaN.
+    """
+    tables: dict[str, Tensor] = {}
+    loops: dict[int, list[Tensor]] = {}
+    numbers: list[Tensor] = []
+    for name, value in values.items():
+        site, seen = sites[name], seen_entries(sites[name]).cpu()
+        if value.shape != seen.shape:  # all arguments in a row
+            tables[name] = columns_of(value)
+            continue
+        shown = torch.where(seen, value, torch.nan)
+        frame = next(iter(plate_frames(site, plate)), None)
+        if frame is not None and frame.dim is None:
+            loops.setdefault(frame.counter, []).append(shown.reshape(-1))
+        elif frame is None and shown.numel() == 1:
+            numbers.append(shown.reshape(1))
+        else:
+            lead = 0 if frame is None else value.dim() - site["fn"].event_dim + frame.dim
+            tables[name] = columns_of(shown, lead)
+    if loops:
+        tables["rows of a loop"] = columns_of(
+            torch.stack([torch.cat(row) for row in loops.values()])
+        )
+    if numbers:
+        tables["single numbers"] = columns_of(torch.cat(numbers))
+    return tables
+
+
+def columns_of(value: Tensor, lead: int = 0) -> Tensor:
+    """A value as `[columns, rows]`, its dimension `lead` being the rows; as one column where there are very many."""
+    rows = value.movedim(lead, 0) if value.dim() else value.reshape(1)
+    flat = rows.reshape(len(rows), -1) if rows.numel() else rows.reshape(len(rows), 0)
+    columns = flat.T if flat.shape[1] <= MANY_COLUMNS else flat.reshape(1, -1)
+    return columns.contiguous() + 0.0  # no minus zero
+
+
+def data_behind(
+    sites: Mapping[str, Site], args: tuple, kwargs: Mapping[str, Any], trace: Trace
+) -> dict[str, Tensor]:
+    """The data that the observed values stand for, in double on the CPU.
+
+    They are the values themselves, unless these move with the latents, as residuals `y - prediction` do. Those are
+    densities of the argument whose unit they have, y; where there is none such, all arguments are the data.
+    """
+    found = {name: site["value"].detach() for name, site in sites.items()}
+    made = [name for name, value in found.items() if not is_given(value, args, kwargs)]
+    if made:
+        other = trace(args, kwargs).nodes
+        moving = [name for name in made if moves(found[name], other.get(name))]
+        found |= shifted_arguments(moving, args, kwargs, trace) if moving else {}
+    return {name: in_double(value) for name, value in found.items()}
+
+
+def is_given(value: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a value is an argument, or a view of one."""
+    place = value.untyped_storage().data_ptr()
+    return any(leaf.untyped_storage().data_ptr() == place for leaf in tensors_of(args, kwargs))
+
+
+def moves(value: Tensor, other: Site | None) -> bool:
+    """Whether a value is another in another run."""
+    return other is None or not torch.equal(value, other["value"].detach())
+
+
+def shifted_arguments(
+    names: list[str], args: tuple, kwargs: Mapping[str, Any], trace: Trace
+) -> dict[str, Tensor]:
+    """For each site the argument that it is a shift of: that in which its value has derivative one or minus one."""
+    leaves, spec = tree_flatten((args, dict(kwargs)))
+    places = [i for i, leaf in enumerate(leaves) if is_real(leaf)]
+    with torch.enable_grad():
+        for i in places:
+            leaves[i] = leaves[i].detach().clone().requires_grad_()
+        given: Any = tree_unflatten(leaves, spec)
+        nodes = trace(*given).nodes
+        values = {name: nodes[name]["value"] for name in names}
+        return {
+            name: shifted(value, [leaves[i] for i in places], tensors_of(args, kwargs))
+            for name, value in values.items()
+        }
+
+
+def is_real(leaf: Any) -> bool:
+    """Whether an argument has derivatives."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def shifted(value: Tensor, leaves: list[Tensor], everything: list[Tensor]) -> Tensor:
+    """The leaf that a value is a shift of; without one, all arguments in a row."""
+    if value.requires_grad and leaves:
+        slopes = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
+        for leaf, slope in zip(leaves, slopes, strict=True):
+            if leaf.numel() == value.numel() and slope is not None and is_unit(slope):
+                return leaf.detach().reshape(value.shape)
+    flat = [in_double(tensor).reshape(-1) for tensor in everything]
+    return torch.cat(flat) if flat else torch.zeros(0)
+
+
+def is_unit(slope: Tensor) -> bool:
+    """Whether all derivatives are one or minus one, to rounding."""
+    return bool(torch.allclose(slope.abs(), torch.ones_like(slope), atol=1e-5))
+
+
+def in_double(value: Tensor) -> Tensor:
+    """A tensor in double on the CPU."""
+    real = torch.view_as_real(value) if value.is_complex() else value
+    return real.detach().to("cpu", torch.float64)
+
+
+def seen_entries(site: Site) -> Tensor:
+    """Which entries of a site's value no mask takes out, be it by a handler or anywhere in its distribution."""
+    value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        masks.append((getattr(fn, "_mask", None), fn))
+        fn = fn.base_dist
+    seen = torch.ones_like(value, dtype=torch.bool)
+    for mask, level in masks:
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=value.device)
+            seen &= mask.reshape(mask.shape + (1,) * (len(level.event_shape) if mask.dim() else 0))
+    return seen
