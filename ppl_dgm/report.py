@@ -249,6 +249,7 @@ def section_json(section: Section) -> dict[str, Any]:
             name: {
                 "steps": fit.steps,
                 "stopped": fit.stopped,
+                "improving": fit.improving,
                 "seconds": fit.seconds,
                 "notes": list(fit.notes),
             }

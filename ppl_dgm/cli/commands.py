@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from ppl_dgm.cli.loading import (
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
 from ppl_dgm.comparison import Comparison, compare
 from ppl_dgm.compile import CompileMode
-from ppl_dgm.fitting import fit
+from ppl_dgm.fitting import Fit, fit
 from ppl_dgm.program import Program
 from ppl_dgm.report import Section, make_folder, write_report
 
 UNRELIABLE = 3  # the exit status where an alarm speaks against a number
+NO_FITS: Mapping[str, Fit] = {}
 _COMPILE: dict[str, CompileMode] = {"auto": "auto", "always": True, "never": False}
 
 
@@ -75,19 +76,19 @@ def _compare_programs(args: Namespace) -> int:
         raise ValueError("--data is missing; name the file of data for your programs")
     folder = None if args.out is None else make_folder(args.out)
     data = load_data(Path(args.data))
-    results = {}
+    results, fits = {}, {}
     for name, reference in zip(program_names(args.programs), args.programs, strict=True):
         program = load_program(reference)
         given = arguments_for(program, data)
         if args.fit:
-            _fit(name, program, given, args)
+            fits[name] = _fit(name, program, given, args)
         results[name] = estimate(program, given, args.estimator, args.particles, args.seed)
-    table = compare(results)
+    table = compare(results, fits=fits or None)
     print(table)
-    return _finish(table, folder, Path(args.data).stem, args.seed)
+    return _finish(table, folder, Path(args.data).stem, args.seed, fits)
 
 
-def _fit(name: str, program: Program, given: Arguments, args: Namespace) -> None:
+def _fit(name: str, program: Program, given: Arguments, args: Namespace) -> Fit:
     result = fit(
         program,
         given.data,
@@ -97,11 +98,15 @@ def _fit(name: str, program: Program, given: Arguments, args: Namespace) -> None
         progress=False,
     )
     print(f"{name}: {result}")
+    return result
 
 
-def _finish(table: Comparison, folder: Path | None, title: str, seed: int) -> int:
+def _finish(
+    table: Comparison, folder: Path | None, title: str, seed: int, fits: Mapping[str, Fit] = NO_FITS
+) -> int:
     if folder is not None:
-        print(f"\nreport: {write_report(folder, Section(title, table), seed=seed)}")
+        section = Section(title, table, fits=fits)
+        print(f"\nreport: {write_report(folder, section, seed=seed)}")
     return _status(table)
 
 

@@ -101,7 +101,7 @@ def run_study(study: Study, budget: Budget, seed: int) -> Section:
         if entry.learn is not None:
             fits[entry.name] = entry.learn(programs[entry.name], data, budget, seed)
         results[entry.name] = held_out_evidence(programs[entry.name], data.test, budget, seed)
-    table = compare(results, log_offset=data.test.log_offset)
+    table = compare(results, log_offset=data.test.log_offset, fits=fits)
     return Section(study.title, table, study.note, fits, programs, data.test)
 
 

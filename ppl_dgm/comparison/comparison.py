@@ -30,6 +30,7 @@ from ppl_dgm.comparison.rows import (
     stack,
 )
 from ppl_dgm.evidence import Evidence, auto
+from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.observed import same_data
 
@@ -47,6 +48,7 @@ class Comparison:
         num_data: number of data with an evidence of their own (1 for the evidence of a data set).
         num_dims: observed numbers in all.
         evidences: what was compared, by name.
+        improving: names of the programs whose fit ended before they stopped improving; None where no fits were given.
     """
 
     rows: tuple[Row, ...]
@@ -55,6 +57,7 @@ class Comparison:
     num_data: int
     num_dims: int
     evidences: Mapping[str, Evidence] = field(repr=False)
+    improving: tuple[str, ...] | None = None
 
     @property
     def best(self) -> Row | None:
@@ -121,6 +124,7 @@ def compare(
     reference: str | None = None,
     prior: Mapping[str, float] | None = None,
     log_offset: Tensor | float = 0.0,
+    fits: Mapping[str, Fit] | None = None,
     seed: int | None = 0,
 ) -> Comparison:
     r"""Compare programs by their evidence on the same data.
@@ -141,6 +145,7 @@ def compare(
         prior: prior odds of the programs by name, for evidences of a data set; default equal.
         log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled data: what turns their
             densities into those of the original data, `Dataset.log_offset`.
+        fits: how programs were fitted, by name; those that were still improving are marked.
         seed: of the estimates made here.
 
     Raises:
@@ -165,6 +170,7 @@ def compare(
     evidences = estimate_programs(candidates, data, seed)
     check_comparable(evidences)
     check_names(evidences, reference, prior)
+    check_fits(evidences, fits or {})
     evidences = {
         name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()
     }
@@ -181,6 +187,9 @@ def compare(
         num_data=first.log_z.numel(),
         num_dims=first.num_dims,
         evidences={name: evidences[name] for name in order},
+        improving=None
+        if fits is None
+        else tuple(name for name in order if name in fits and fits[name].improving),
     )
 
 
@@ -276,3 +285,10 @@ def check_names(
         raise ValueError(
             f"prior is {dict(prior)}; expected one positive number for each of {names}"
         )
+
+
+def check_fits(evidences: Mapping[str, Evidence], fits: Mapping[str, Fit]) -> None:
+    """Refuse fits of programs that are not compared."""
+    unknown = [name for name in fits if name not in evidences]
+    if unknown:
+        raise ValueError(f"fits are given of {unknown}, which are not among {list(evidences)}")

@@ -36,7 +36,10 @@ def cells(comparison: "Comparison") -> list[list[str]]:
     header += ["by"]
     scale = 1 / comparison.num_data if per_datum else 1.0
     digits = decimals([row.difference_error * scale for row in comparison.rows])
-    return [header, *(row_cells(row, scale, digits, per_datum) for row in comparison.rows)]
+    body = [row_cells(row, scale, digits, per_datum) for row in comparison.rows]
+    for row in body:
+        row[0] += " ↑" if row[0].removesuffix(" !") in (comparison.improving or ()) else ""
+    return [header, *body]
 
 
 def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]:
@@ -84,6 +87,12 @@ def notes(comparison: "Comparison") -> list[str]:
     unranked = [row.name for row in comparison.rows if not row.ranked]
     if unranked:
         lines.append(f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld)")
+    if comparison.improving:
+        lines.append(
+            f"↑ still improving when its fit ended, more steps would raise it: {', '.join(comparison.improving)}"
+        )
+    if comparison.improving is not None:
+        lines.append("each program was fitted once: no error has the spread over seeds of training")
     return lines + [
         f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings
     ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
@@ -10,6 +11,10 @@ from ppl_dgm.program import Program
 from ppl_dgm.reporting.plots import plot_curves
 
 Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
+NUM_BLOCKS = 10  # into which the end of a learning curve is cut
+LATE = 0.2  # part of a learning curve that is its end
+GAIN = 1e-3  # nats per datum over the end, below which a curve is flat
+SIGNIFICANT = 3.4  # t statistic of a slope through the blocks; exceeded by chance in 0.5 % of flat curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class Fit:
             `valid_step` and `valid`, `[validations]`. Of a game, `objective` is the first player's, and each
             player's own is there too, by its name.
         steps: optimisation steps made in all, resumed ones included.
-        stopped: `"finished"`, `"early"` (validation stopped improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
+        stopped: `"finished"` (all steps were made; see `improving`), `"early"` (validation stopped improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
         seconds: wall-clock time of this call.
         compile_seconds: part of `seconds` spent on capture and compilation.
         notes: one line each on what the fit decided, e.g. why it did not compile.
@@ -38,14 +43,58 @@ class Fit:
     notes: tuple[str, ...] = field(default=())
     averages: dict[str, nn.Module] = field(default_factory=dict)
 
+    @property
+    def improving(self) -> bool:
+        """Whether the objective was still rising when the steps were used up: more of them would give a better program.
+
+        Judged by validation where there is one: its best was among the last tenth, and better than all before. Else by
+        the slope through the block means of the last fifth of the steps. Never after early stopping.
+        """
+        if self.stopped == "early":
+            return False
+        valid = self.history.get("valid")
+        if valid is not None and len(valid) > NUM_BLOCKS:
+            return is_late_best(valid)
+        return is_rising(self.history["objective"])
+
     def __repr__(self) -> str:
         last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]
         value = f"{last.mean().item():.3f} nats per datum" if len(last) else "no steps"
-        return f"Fit({self.steps} steps, {self.stopped}, {value}, {self.seconds:.1f} s)"
+        ended = f"{self.stopped}, still improving" if self.improving else self.stopped
+        return f"Fit({self.steps} steps, {ended}, {value}, {self.seconds:.1f} s)"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the learning curve; see `ppl_dgm.reporting.plots.plot_curves`."""
         return plot_curves({"objective": self.history}, ax)
+
+
+def is_late_best(values: Tensor) -> bool:
+    """Whether the last tenth of a curve has its best value, by more than a trifle.
+
+    Example:
+        >>> is_late_best(torch.arange(20.0)), is_late_best(torch.arange(20.0).sqrt().clamp(max=4.0))
+        (True, False)
+    """
+    late = max(1, len(values) // 10)
+    return bool(values[-late:].max() > values[:-late].max() + GAIN)
+
+
+def is_rising(values: Tensor) -> bool:
+    """Whether a line through the block means of the end of a curve rises, by more than chance and a trifle.
+
+    Example:
+        >>> is_rising(torch.linspace(0.0, 1.0, 500)), is_rising(torch.zeros(500))
+        (True, False)
+    """
+    size = int(LATE * len(values)) // NUM_BLOCKS
+    if not size:
+        return False
+    means = values[-size * NUM_BLOCKS :].double().reshape(NUM_BLOCKS, size).mean(1)
+    place = torch.linspace(-0.5, 0.5, NUM_BLOCKS, dtype=torch.float64)
+    slope = (place * means).sum() / place.square().sum()
+    rest = means - means.mean() - slope * place
+    error = (rest.square().sum() / (NUM_BLOCKS - 2) / place.square().sum()).sqrt()
+    return bool((slope > GAIN) & (slope > SIGNIFICANT * error))
 
 
 class NonFiniteError(ArithmeticError):
