@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_dgm import Program, compare, evidence
+from ppl_dgm import Fit, Program, compare, evidence
 from ppl_dgm.comparison.rows import BayesFactor, make_row, sense_of
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.reporting.arviz import stacking_weights
@@ -236,6 +236,48 @@ def test_offsets_state_densities_of_the_original_data():
         {"a": fast(normal_program(0.0, 0.1), slow)}, log_offset=torch.full((30,), -math.log(10.0))
     )["a"]
     assert each.log_z == pytest.approx(direct.log_z)
+
+
+def learned(values, stopped="finished", valid=None):
+    """A Fit with this learning curve."""
+    curve = torch.as_tensor(values)
+    history = {"step": torch.arange(1, len(curve) + 1), "objective": curve}
+    return Fit(
+        normal_program(0.0),
+        history | ({} if valid is None else {"valid": torch.as_tensor(valid)}),
+        len(curve),
+        stopped,
+        1.0,
+    )
+
+
+def test_fits_that_were_still_improving_are_marked():
+    noise = 0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    rising, flat = learned(torch.linspace(0, 1, 1000) + noise), learned(noise)
+    table = compare(
+        {"a": result([-1.0, -2.0]), "b": result([-2.0, -3.0])}, fits={"a": rising, "b": flat}
+    )
+    assert table.improving == ("a",)
+    lines = str(table).splitlines()
+    assert any(line.startswith("a ↑") for line in lines)
+    assert "↑ still improving when its fit ended, more steps would raise it: a" in lines
+    assert any("spread over seeds of training" in line for line in lines)
+    assert "seeds of training" not in str(compare({"a": result([-1.0, -2.0])}))
+    with pytest.raises(ValueError, match=r"fits are given of \['c'\]"):
+        compare({"a": result(-1.0)}, fits={"c": flat})
+
+
+def test_flat_curves_are_hardly_ever_called_improving():
+    noise = torch.randn(400, 500, generator=torch.Generator().manual_seed(1))
+    assert sum(learned(row).improving for row in noise) <= 8  # 0.5 % of 400 are 2
+
+
+def test_validation_decides_where_there_is_one():
+    rising, late = torch.linspace(0, 1, 100), torch.linspace(0, 1, 30)
+    assert learned(rising, valid=late).improving
+    assert not learned(rising, valid=late.clamp(max=0.5)).improving
+    assert not learned(rising, "early", late).improving
+    assert "finished, still improving" in repr(learned(rising, valid=late))
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

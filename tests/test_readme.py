@@ -22,14 +22,18 @@ def run(block: int) -> dict:
 
 
 def test_eight_schools_example_is_right(capsys):
-    result = run(0)["results"]["partly pooled"]
+    names = run(0)
+    assert all(result.reliable for result in names["results"].values())
+    assert names["draws"].reliable
+    result = names["results"]["partly pooled"]
     assert abs(float(result.log_z) + 31.311347) < 4 * float(result.std_error)  # by quadrature
     assert "times as probable" in capsys.readouterr().out
 
 
 def test_stock_model_beats_the_baseline(capsys):
     names = run(1)
-    assert names["table"]["VAE"].difference > names["table"]["independent pixels"].difference
+    assert names["table"].best.name == "VAE"
+    assert all(row.reliable for row in names["table"].rows)
     assert "nats per datum" in capsys.readouterr().out
 
 

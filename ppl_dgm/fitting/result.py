@@ -14,7 +14,9 @@ Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
 NUM_BLOCKS = 10  # into which the end of a learning curve is cut
 LATE = 0.2  # part of a learning curve that is its end
 GAIN = 1e-3  # nats per datum over the end, below which a curve is flat
-SIGNIFICANT = 3.4  # t statistic of a slope through the blocks; exceeded by chance in 0.5 % of flat curves
+SIGNIFICANT = (
+    3.4  # t statistic of a slope through the blocks; exceeded by chance in 0.5 % of flat curves
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,8 @@ class Fit:
             `valid_step` and `valid`, `[validations]`. Of a game, `objective` is the first player's, and each
             player's own is there too, by its name.
         steps: optimisation steps made in all, resumed ones included.
-        stopped: `"finished"` (all steps were made; see `improving`), `"early"` (validation stopped improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
+        stopped: `"finished"` (all steps were made; see `improving`), `"early"` (validation stopped
+            improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
         seconds: wall-clock time of this call.
         compile_seconds: part of `seconds` spent on capture and compilation.
         notes: one line each on what the fit decided, e.g. why it did not compile.
