@@ -3,6 +3,8 @@
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from ppl_dgm.environment import __version__ as __version__
+
 if TYPE_CHECKING:
     from ppl_dgm import compression, data, diagnostics, evidence, families, nn, objectives, tasks
     from ppl_dgm.comparison import Comparison, compare
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from ppl_dgm.sampling import kernels
     from ppl_dgm.sampling.importance import log_weights, pareto_k
     from ppl_dgm.sampling.posterior import Posterior, posterior
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Comparison",

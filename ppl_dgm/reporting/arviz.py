@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_dgm import __version__
+from ppl_dgm.environment import __version__
 from ppl_dgm.program import Bound, draw_sites, log_likelihoods, undisturbed
 from ppl_dgm.program.observed import seen_entries
 from ppl_dgm.program.seeding import seeded
