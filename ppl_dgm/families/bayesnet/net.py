@@ -14,9 +14,9 @@ from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.program import Program
 
 Data = Tensor | Mapping[str, Tensor]
-MEANINGS: dict[str, bool] = dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True) | dict.fromkeys(
-    ("0", "false", "f", "no", "n", "off"), False
-)
+MEANINGS: dict[str, bool] = dict.fromkeys(
+    ("1", "true", "t", "yes", "y", "on"), True
+) | dict.fromkeys(("0", "false", "f", "no", "n", "off"), False)
 
 
 class BayesNet(Program):
