@@ -14,9 +14,7 @@ from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.program import Program
 
 Data = Tensor | Mapping[str, Tensor]
-MEANINGS: dict[str, bool] = dict.fromkeys(
-    ("1", "true", "t", "yes", "y", "on"), True
-) | dict.fromkeys(("0", "false", "f", "no", "n", "off"), False)
+YES, NO = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
 
 
 class BayesNet(Program):
@@ -285,12 +283,12 @@ def numbered(name: str, states: Sequence[str], value: Tensor) -> Tensor:
     """
     if value.dtype is not torch.bool or not states:
         return value
-    meant = [MEANINGS.get(state.lower()) for state in states]
-    if sorted(meant, key=str) != [False, True]:
+    yes, no = ([state for state in states if state.lower() in words] for words in (YES, NO))
+    if not (len(states) == 2 and yes and no):
         raise ValueError(
             f"variable {name!r} is given True or False, but its states are {list(states)}; give their names or numbers"
         )
-    return torch.where(value, meant.index(True), meant.index(False))
+    return torch.where(value, states.index(yes[0]), states.index(no[0]))
 
 
 def check_lengths(columns: Mapping[str, Tensor]) -> None:
