@@ -3,6 +3,7 @@
 Many models of the literature are combinations, of a family with its parts here and with an objective elsewhere:
 
     naive Bayes, Markov chain       bayesnet.naive_bayes(...), bayesnet.markov_chain(...)
+    Chow-Liu tree                   bayesnet.chow_liu(x)
     latent class analysis           Mixture(D, K, "bernoulli")
     RNADE                           NADE(D, H, likelihoods.Mixture(K))
     EoNADE                          NADE(D, H, orders=K), or MADE(D, hidden=[H], orders=K)

@@ -1,4 +1,4 @@
-"""Bayes nets: graphs, conditional distributions, exact inference, files, classic nets."""
+"""Bayes nets: graphs, conditional distributions, exact inference, files, classic nets, learnt trees."""
 
 from ppl_dgm.conditionals.tables import (
     Conditional,
@@ -9,6 +9,7 @@ from ppl_dgm.conditionals.tables import (
     Table,
 )
 from ppl_dgm.families.bayesnet.bif import read_bif, write_bif
+from ppl_dgm.families.bayesnet.chow_liu import chow_liu
 from ppl_dgm.families.bayesnet.drawing import draw_graph
 from ppl_dgm.families.bayesnet.independent import IndependentBernoulli
 from ppl_dgm.families.bayesnet.net import BayesNet, markov_chain, naive_bayes
@@ -26,6 +27,7 @@ __all__ = [
     "alarm",
     "asia",
     "burglary",
+    "chow_liu",
     "draw_graph",
     "markov_chain",
     "naive_bayes",
