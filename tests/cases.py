@@ -35,6 +35,7 @@ from ppl_dgm.families import (
     ConditionalVAE,
     GatedPixelCNN,
     Generator,
+    Glow,
     HierarchicalVAE,
     IndependentBernoulli,
     Mixture,
@@ -415,6 +416,8 @@ CASES: dict[str, Case] = {
     "realnvp": Case(seeded(lambda: RealNVP(3, 2, [5])), real(), flow),
     "maf": Case(seeded(lambda: MAF(3, 2, [5])), real(), flow),
     "iaf": Case(seeded(lambda: IAF(3, 2, [5])), real(), flow),
+    "realnvp of images": Case(seeded(lambda: RealNVP((1, 2, 2), 2, [4])), real(6, 4), flow),
+    "glow": Case(seeded(lambda: Glow((1, 2, 2), 2, [4], levels=1)), real(6, 4), flow),
     "neural spline flow": Case(seeded(lambda: NSF(3, 2, [5], num_bins=4)), real(), flow),
     "conditional flow": Case(
         seeded(lambda: RealNVP(3, 2, [5], num_context=2)),

@@ -37,7 +37,7 @@ from ppl_dgm.families.autoregressive import (
 )
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.energy import RBM, Energy
-from ppl_dgm.families.flows import IAF, MAF, NICE, NSF, Flow, PlanarFlow, RealNVP
+from ppl_dgm.families.flows import IAF, MAF, NICE, NSF, Flow, Glow, PlanarFlow, RealNVP
 from ppl_dgm.families.implicit import Generator
 from ppl_dgm.families.latent.hierarchical import HierarchicalVAE
 from ppl_dgm.families.latent.labelled import ConditionalVAE, SemiSupervisedVAE
@@ -67,6 +67,7 @@ __all__ = [
     "Flow",
     "GatedPixelCNN",
     "Generator",
+    "Glow",
     "HierarchicalVAE",
     "IndependentBernoulli",
     "Mixture",

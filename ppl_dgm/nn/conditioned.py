@@ -56,12 +56,12 @@ class ContextMLP(nn.Module):
 
 
 class ContextConvNet(nn.Module):
-    """Convolutions of 3, 1 and 3 pixels that keep an image's sides (Kingma and Dhariwal 2018, Glow,
-    section 5.1).
+    """Convolutions of 3, 1, ..., 1 and 3 pixels that keep an image's sides (Kingma and Dhariwal 2018,
+    Glow, section 5.1).
 
     Args:
         in_channels: of the input.
-        hidden: channels of the two hidden layers.
+        hidden: channels of the hidden layers.
         out_channels: of the output.
         num_context: size of a context vector that all pixels of the hidden layers see; 0 for none.
         activation: makes the activation.
@@ -75,22 +75,21 @@ class ContextConvNet(nn.Module):
 
     Example:
         >>> import torch
-        >>> ContextConvNet(1, 8, 4)(torch.zeros(7, 1, 5, 6)).shape
+        >>> ContextConvNet(1, [8, 8], 4)(torch.zeros(7, 1, 5, 6)).shape
         torch.Size([7, 4, 5, 6])
     """
 
     def __init__(
         self,
         in_channels: int,
-        hidden: int,
+        hidden: Sequence[int],
         out_channels: int,
         num_context: int = 0,
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        _check_sizes([in_channels, hidden, out_channels])
-        sizes = (3, 1, 3)
-        channels = (in_channels, hidden, hidden, out_channels)
+        channels = _check_sizes([in_channels, *hidden_sizes(hidden), out_channels])
+        sizes = [3, *[1] * (len(channels) - 3), 3] if len(channels) > 2 else [3]
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, size, padding=size // 2)
             for before, after, size in zip(channels[:-1], channels[1:], sizes, strict=True)

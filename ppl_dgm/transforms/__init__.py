@@ -10,6 +10,7 @@ from ppl_dgm.transforms.bijection import (
     push,
 )
 from ppl_dgm.transforms.distribution import FlowDistribution, Held
+from ppl_dgm.transforms.images import Chain, MultiScale, Squeeze, check_halvings
 from ppl_dgm.transforms.layers import (
     Autoregressive,
     Coupling,
@@ -29,6 +30,7 @@ __all__ = [
     "Autoregressive",
     "BatchNorm",
     "Bijection",
+    "Chain",
     "Coupling",
     "Elementwise",
     "FlowDistribution",
@@ -37,14 +39,17 @@ __all__ = [
     "Inverse",
     "LULinear",
     "LogisticMixture",
+    "MultiScale",
     "Permutation",
     "Planar",
     "Radial",
     "ScalarMap",
     "Shift",
     "Spline",
+    "Squeeze",
     "Sylvester",
     "call_and_log_det",
+    "check_halvings",
     "checkerboard",
     "condition_all",
     "half_channels",

@@ -143,10 +143,11 @@ class ImageCoupling(Bijection):
         mask: `[channels, height, width]` or what broadcasts to it, true where a number stays:
             `checkerboard`, `half_channels`.
         scalar: the map of the others; by default affine, log-scales within plus and minus 2.
-        hidden: channels of the net.
+        hidden: channels of the net's hidden layers.
         num_context: size of a context that the net sees too; 0 for none.
         net: maps `[..., channels, height, width]` and the context to `[..., channels *
             scalar.num_params, height, width]`; a `ContextConvNet` by default.
+        activation: makes the default net's activation.
 
     Example:
         >>> ImageCoupling((1, 4, 4), checkerboard((1, 4, 4)))(torch.zeros(5, 1, 4, 4)).shape
@@ -160,16 +161,17 @@ class ImageCoupling(Bijection):
         image_shape: ImageShape,
         mask: Tensor,
         scalar: ScalarMap | None = None,
-        hidden: int = 32,
+        hidden: Sequence[int] = (32, 32),
         num_context: int = 0,
         net: nn.Module | None = None,
+        activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__(image_shape, num_context)
         self.scalar = scalar or Affine(COUPLING_LOG_SCALE)
         self.register_buffer("mask", mask.bool().expand(image_shape).clone(), persistent=False)
         channels = image_shape[0]
         outputs = channels * self.scalar.num_params
-        self.net = net or ContextConvNet(channels, hidden, outputs, num_context)
+        self.net = net or ContextConvNet(channels, hidden, outputs, num_context, activation)
 
     def _params(self, image: Tensor, context: Tensor | None) -> Tensor:
         params = self.net(torch.where(self.mask, image, 0.0), self.checked(context))

@@ -12,17 +12,20 @@ from ppl_dgm.transforms import (
     Affine,
     Autoregressive,
     BatchNorm,
+    Chain,
     Coupling,
     Elementwise,
     ImageCoupling,
     Inverse,
     LogisticMixture,
     LULinear,
+    MultiScale,
     Permutation,
     Planar,
     Radial,
     Shift,
     Spline,
+    Squeeze,
     Sylvester,
     checkerboard,
     half_channels,
@@ -54,6 +57,19 @@ def context_of(transform: Any, num_data: int, dtype: torch.dtype) -> Tensor | No
         return None
     generator = torch.Generator().manual_seed(5)
     return torch.randn(num_data, transform.num_context, generator=generator, dtype=dtype)
+
+
+def squeezed(num_context: int) -> Chain:
+    """A scale of four by four pixels, over images of eight channels."""
+    coupling = ImageCoupling(
+        (8, 2, 2), half_channels((8, 2, 2)), hidden=[4], num_context=num_context
+    )
+    return Chain([coupling, Inverse(LULinear((8, 2, 2))), Inverse(Squeeze(IMAGE)), ActNorm(IMAGE)])
+
+
+def two_scales(num_context: int) -> MultiScale:
+    """Half of eight channels from a coarser image of one pixel."""
+    return MultiScale([squeezed(num_context), Chain([Inverse(Squeeze((4, 2, 2)))])])
 
 
 VECTORS: dict[str, Case] = {
@@ -98,14 +114,17 @@ IMAGES: dict[str, Case] = {
     "image act norm": Case(lambda: ActNorm(IMAGE)),
     "image batch norm": Case(lambda: BatchNorm(IMAGE)),
     "invertible convolution": Case(lambda: LULinear(IMAGE)),
-    "checkerboard coupling": Case(lambda: ImageCoupling(IMAGE, checkerboard(IMAGE), hidden=8)),
-    "channel coupling": Case(lambda: ImageCoupling(IMAGE, half_channels(IMAGE), hidden=8)),
+    "checkerboard coupling": Case(lambda: ImageCoupling(IMAGE, checkerboard(IMAGE), hidden=[8, 8])),
+    "channel coupling": Case(lambda: ImageCoupling(IMAGE, half_channels(IMAGE), hidden=[8, 8])),
     "conditional image coupling": Case(
-        lambda: ImageCoupling(IMAGE, half_channels(IMAGE, last=True), hidden=8, num_context=3)
+        lambda: ImageCoupling(IMAGE, half_channels(IMAGE, last=True), hidden=[8, 8], num_context=3)
     ),
     "image spline coupling": Case(
-        lambda: ImageCoupling(IMAGE, checkerboard(IMAGE, 1), Spline(4), hidden=8)
+        lambda: ImageCoupling(IMAGE, checkerboard(IMAGE, 1), Spline(4), hidden=[8, 8])
     ),
+    "squeezed chain": Case(lambda: Chain([Squeeze(IMAGE), squeezed(0)])),
+    "multi-scale": Case(lambda: two_scales(0)),
+    "conditional multi-scale": Case(lambda: two_scales(3)),
 }
 PLANE = VECTORS | CONDITIONAL
 ALL = PLANE | IMAGES

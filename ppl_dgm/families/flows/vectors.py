@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from ppl_dgm.families.flows.flow import Flow, standard_normal
-from ppl_dgm.nn.mlp import Activation
+from ppl_dgm.families.flows.images import checked_length, realnvp_images
+from ppl_dgm.nn.mlp import Activation, ImageShape
 from ppl_dgm.transforms import (
     ActNorm,
     Autoregressive,
     Bijection,
     Coupling,
+    ImageCoupling,
     Inverse,
     LULinear,
     Planar,
@@ -97,37 +99,57 @@ class NICE(Flow):
 
 class RealNVP(Flow):
     """Affine couplings of halves in turn (Dinh, Sohl-Dickstein and Bengio 2017), each after an
-    `ActNorm`.
+    `ActNorm`; of vectors or of images.
+
+    Images have several scales: checkerboard couplings, a squeeze, couplings of channels, half of
+    which are noise from there on; the last scale has checkerboards only.
 
     Args:
-        num_dims: number D of dimensions, at least 2.
-        length: number of couplings.
-        hidden: sizes of the nets' hidden layers.
+        size: number D of dimensions, at least 2, or (channels, height, width) of images, given
+            flattened.
+        length: number of couplings; of images in each scale, half of them checkerboards.
+        hidden: sizes, or channels, of the nets' hidden layers.
         num_context: size of a context that the density depends on; 0 for none.
         activation: makes the nets' activation.
+        levels: number of scales of images, 2 by default; None for vectors.
 
     Raises:
-        ValueError: sizes below one, fewer than two dimensions.
+        ValueError: sizes below one, fewer than two dimensions, sides that are no multiples of
+            2^(levels - 1), levels of vectors.
 
     Example:
         >>> RealNVP(3).sample(5).shape
         torch.Size([5, 3])
+        >>> RealNVP((1, 4, 4), hidden=[8]).sample(5).shape
+        torch.Size([5, 16])
     """
 
     def __init__(
         self,
-        num_dims: int,
+        size: int | ImageShape,
         length: int = 6,
         hidden: Sequence[int] = (64, 64),
         num_context: int = 0,
         activation: Activation = nn.ReLU,
+        levels: int | None = None,
     ) -> None:
+        if not isinstance(size, int):
+
+            def couple(shape: ImageShape, mask: Any) -> Bijection:
+                return ImageCoupling(shape, mask, None, hidden, num_context, None, activation)
+
+            scales = 2 if levels is None else levels
+            super().__init__(*realnvp_images(size, length, scales, couple))
+            return
+        if levels is not None:
+            raise ValueError(f"levels is {levels}, but vectors have no scales; leave it out")
+
         def layer(step: int) -> list[Any]:
             flipped = step % 2 == 1
-            coupling = Coupling(num_dims, None, None, flipped, hidden, num_context, activation)
-            return [coupling, ActNorm((num_dims,))]
+            coupling = Coupling(size, None, None, flipped, hidden, num_context, activation)
+            return [coupling, ActNorm((size,))]
 
-        super().__init__(standard_normal(num_dims), repeated(length, layer))
+        super().__init__(standard_normal(size), repeated(length, layer))
 
 
 class MAF(Flow):
@@ -273,6 +295,4 @@ def repeated(length: int, layer: Callable[[int], list[Any]]) -> list[Any]:
     Raises:
         ValueError: fewer layers than one.
     """
-    if length < 1:
-        raise ValueError(f"length is {length}; expected at least 1")
-    return list(chain.from_iterable(map(layer, range(length))))
+    return list(chain.from_iterable(map(layer, range(checked_length(length)))))

@@ -1,0 +1,152 @@
+"""Flows of images by name: several scales of couplings, data flattened.
+
+From data to noise each scale squeezes squares of pixels into channels, and half of the channels it
+ends with are noise from there on. All `ActNorm`s start from the first data.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ppl_dgm.families.flows.flow import Flow, standard_normal
+from ppl_dgm.nn.mlp import Activation, ImageShape
+from ppl_dgm.transforms import (
+    ActNorm,
+    Bijection,
+    Chain,
+    ImageCoupling,
+    Inverse,
+    LULinear,
+    MultiScale,
+    Squeeze,
+    check_halvings,
+    checkerboard,
+    half_channels,
+)
+
+CoupleImages = Callable[[ImageShape, Any], Bijection]  # of a shape, and the mask of what stays
+
+
+class Glow(Flow):
+    """Steps of `ActNorm`, an invertible 1 x 1 convolution and an affine coupling of channels
+    (Kingma and Dhariwal 2018).
+
+    Each scale squeezes, takes its steps, and maps the half of the channels that becomes noise
+    affinely given the other half: their learned prior of split variables.
+
+    Args:
+        image_shape: (channels, height, width); data are `[N, channels * height * width]`.
+        length: number of steps in each scale.
+        hidden: channels of the nets' hidden layers.
+        num_context: size of a context that the density depends on; 0 for none.
+        activation: makes the nets' activation.
+        levels: number of scales.
+
+    Raises:
+        ValueError: sizes below one, sides that are no multiples of 2^levels.
+
+    Example:
+        >>> glow = Glow((1, 8, 8), length=2, hidden=[8, 8])
+        >>> glow.sample(3).shape, glow.latents(glow.sample(3)).shape
+        (torch.Size([3, 64]), torch.Size([3, 64]))
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        length: int = 4,
+        hidden: Sequence[int] = (64, 64),
+        num_context: int = 0,
+        activation: Activation = nn.ReLU,
+        levels: int = 2,
+    ) -> None:
+        def couple(shape: ImageShape, mask: Any) -> Bijection:
+            return ImageCoupling(shape, mask, None, hidden, num_context, None, activation)
+
+        def scale(place: int, shape: ImageShape) -> list[Bijection]:
+            inner = squeezed(shape)
+            steps = [
+                step for _ in range(checked_length(length)) for step in glow_step(inner, couple)
+            ]
+            last = [] if place == levels - 1 else [couple(inner, half_channels(inner))]
+            return [*last, *steps, Inverse(Squeeze(shape))]
+
+        check_sides(image_shape, levels, levels)
+        super().__init__(*from_scales(image_shape, levels, scale))
+
+
+def glow_step(shape: ImageShape, couple: CoupleImages) -> list[Bijection]:
+    """From noise to data: a coupling of channels, a 1 x 1 convolution, `ActNorm`."""
+    return [couple(shape, half_channels(shape)), Inverse(LULinear(shape)), ActNorm(shape)]
+
+
+def realnvp_images(
+    image_shape: ImageShape, length: int, levels: int, couple: CoupleImages
+) -> tuple[Any, list[Bijection]]:
+    """Base and transforms of a RealNVP of images (Dinh et al. 2017, section 3.6).
+
+    From data to noise each scale has checkerboard couplings, squeezes, and couples channels; the
+    last one has checkerboards only, one more of them.
+    """
+
+    def layers(shape: ImageShape, masks: list[Any]) -> list[Bijection]:
+        return [part for mask in masks for part in (couple(shape, mask), ActNorm(shape))]
+
+    def scale(place: int, shape: ImageShape) -> list[Bijection]:
+        last, inner = place == levels - 1, squeezed(shape)
+        boards = [checkerboard(shape, step % 2) for step in range(length // 2 + last)]
+        if last:
+            return layers(shape, boards)
+        halves = [half_channels(inner, step % 2 == 1) for step in range(length - length // 2)]
+        return [*layers(inner, halves), Inverse(Squeeze(shape)), *layers(shape, boards)]
+
+    checked_length(length)
+    check_sides(image_shape, levels, levels - 1)
+    return from_scales(image_shape, levels, scale)
+
+
+def from_scales(
+    image_shape: ImageShape, levels: int, scale: Callable[[int, ImageShape], list[Bijection]]
+) -> tuple[Any, list[Bijection]]:
+    """Base and transforms of a flow whose scales, from noise to data, are made at their shapes."""
+    scales, shape = [], image_shape
+    for place in range(levels):
+        scales.append(Chain(scale(place, shape)))
+        channels, height, width = scales[-1].event_shape
+        shape = (channels // 2, height, width)
+    return standard_normal(math.prod(image_shape)), [MultiScale(scales)]
+
+
+def squeezed(shape: ImageShape) -> ImageShape:
+    """The shape with half the sides."""
+    channels, height, width = shape
+    return 4 * channels, height // 2, width // 2
+
+
+def check_sides(image_shape: Any, levels: int, halvings: int) -> None:
+    """Refuse what is no shape of an image, no levels, and sides that cannot be halved so often.
+
+    Raises:
+        ValueError: any of these.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(
+            f"expected an image shape (channels, height, width) of sizes of at least 1, got "
+            f"{tuple(image_shape)}"
+        )
+    if levels < 1:
+        raise ValueError(f"levels is {levels}; expected at least 1")
+    check_halvings(image_shape, halvings)
+
+
+def checked_length(length: int) -> int:
+    """A number of layers.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; expected at least 1")
+    return length
