@@ -416,7 +416,7 @@ CASES: dict[str, Case] = {
     "realnvp": Case(seeded(lambda: RealNVP(3, 2, [5])), real(), flow),
     "maf": Case(seeded(lambda: MAF(3, 2, [5])), real(), flow),
     "iaf": Case(seeded(lambda: IAF(3, 2, [5])), real(), flow),
-    "realnvp of images": Case(seeded(lambda: RealNVP((1, 2, 2), 2, [4])), real(6, 4), flow),
+    "realnvp of images": Case(seeded(lambda: RealNVP((1, 4, 2), 2, [4])), real(6, 8), flow),
     "glow": Case(seeded(lambda: Glow((1, 2, 2), 2, [4], levels=1)), real(6, 4), flow),
     "neural spline flow": Case(seeded(lambda: NSF(3, 2, [5], num_bins=4)), real(), flow),
     "conditional flow": Case(

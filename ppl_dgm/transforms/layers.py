@@ -149,6 +149,9 @@ class ImageCoupling(Bijection):
             scalar.num_params, height, width]`; a `ContextConvNet` by default.
         activation: makes the default net's activation.
 
+    Raises:
+        ValueError: sizes below one, a mask that is all true or all false.
+
     Example:
         >>> ImageCoupling((1, 4, 4), checkerboard((1, 4, 4)))(torch.zeros(5, 1, 4, 4)).shape
         torch.Size([5, 1, 4, 4])
@@ -168,7 +171,13 @@ class ImageCoupling(Bijection):
     ) -> None:
         super().__init__(image_shape, num_context)
         self.scalar = scalar or Affine(COUPLING_LOG_SCALE)
-        self.register_buffer("mask", mask.bool().expand(image_shape).clone(), persistent=False)
+        mask = mask.bool().expand(image_shape).clone()
+        if bool(mask.all()) or not bool(mask.any()):
+            raise ValueError(
+                f"a coupling keeps some numbers and moves the others, but the mask of images "
+                f"{list(image_shape)} is all {bool(mask.all())}"
+            )
+        self.register_buffer("mask", mask, persistent=False)
         channels = image_shape[0]
         outputs = channels * self.scalar.num_params
         self.net = net or ContextConvNet(channels, hidden, outputs, num_context, activation)
