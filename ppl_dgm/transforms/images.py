@@ -153,7 +153,7 @@ class MultiScale(Bijection):
     def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
         """From the coarsest scale to the finest."""
         pieces = x.split(self.sizes, -1)
-        image, total = pieces[-1].unflatten(-1, self.image_shapes[-1]), 0.0
+        image, total = pieces[-1].unflatten(-1, self.image_shapes[-1]), x.new_zeros(())
         for place in reversed(range(len(self.sizes))):
             if place < len(self.sizes) - 1:
                 image = self._joined(image, pieces[place])
@@ -163,7 +163,7 @@ class MultiScale(Bijection):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
         """From the finest scale to the coarsest."""
-        image, total = y.unflatten(-1, self.whole), 0.0
+        image, total = y.unflatten(-1, self.whole), y.new_zeros(())
         pieces: list[Tensor] = []
         for place in range(len(self.sizes)):
             image, log_det = self.scales[place].inverse_and_log_det(image, context)  # type: ignore[operator]
