@@ -1,7 +1,18 @@
-"""What fitted programs are used for: completing, reconstructing and interpolating data, detecting anomalies."""
+"""What fitted programs are used for: completing, conditioning, reconstructing, interpolating, detecting anomalies."""
 
 from ppl_dgm.tasks.completion import Completion, complete
+from ppl_dgm.tasks.conditioning import Marginal, log_conditional, log_marginal
 from ppl_dgm.tasks.decoding import interpolate, reconstruct
 from ppl_dgm.tasks.detection import Detection, detect
 
-__all__ = ["Completion", "Detection", "complete", "detect", "interpolate", "reconstruct"]
+__all__ = [
+    "Completion",
+    "Detection",
+    "Marginal",
+    "complete",
+    "detect",
+    "interpolate",
+    "log_conditional",
+    "log_marginal",
+    "reconstruct",
+]

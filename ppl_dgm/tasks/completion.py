@@ -12,11 +12,14 @@ from ppl_dgm.program import Bound, Draw, Program, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
-from ppl_dgm.sampling.importance import log_mean_exp
+from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
+from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.posterior import Posterior, check_latents, join, resample_part, storable_parts
+from ppl_dgm.sampling.smc.resampling import effective_size, resample
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
+from ppl_dgm.tasks.conditioning import autoregressive_law, check_mask, filled
 
 Method = Literal["resampling", "hmc"]
 METHODS = ("resampling", "hmc")
@@ -28,23 +31,20 @@ class Completion:
 
     Attributes:
         draws: `[draws, data, *event]`: observed entries as they are, missing ones drawn given them.
-        posterior: draws of the latents given the observed entries, with warnings.
+        posterior: draws of the latents given the observed entries; None where the program has none.
         diagnostics: `[data]` each: `ess` and `pareto_k` of the weights; or `acceptance` and `r_hat` of the chains.
+        warnings: why the draws should not be believed; empty if nothing speaks against them.
     """
 
     draws: Tensor
-    posterior: Posterior
+    posterior: Posterior | None
     diagnostics: Mapping[str, Tensor]
+    warnings: tuple[str, ...]
 
     @property
     def mean(self) -> Tensor:
         """Mean of the draws, `[data, *event]`."""
         return self.draws.mean(0)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Why the draws should not be believed; empty if nothing speaks against them."""
-        return self.posterior.warnings
 
     def __repr__(self) -> str:
         mark = "" if not self.warnings else f" UNRELIABLE: {'; '.join(self.warnings)}"
@@ -80,8 +80,13 @@ def complete(
     Monte Carlo for all chains and data at once, step size and covariance learned for each datum (Neal 2011). It moves far
     within a mode, but hardly from one to another.
 
+    An autoregressive program has no latents: its missing entries are drawn one after the other in its order, the observed
+    ones held fast, weighted by the conditionals of the observed ones and resampled (see `log_marginal`). The draws are
+    exact where the observed entries come first in the order.
+
     Args:
-        program: a program with latents in the data plate, whose data site is independent over entries given them.
+        program: an autoregressive program, or one with latents in the data plate, whose data site is independent over
+            entries given them.
         x: data `[data, *event]`, the first argument of the program; missing entries hold any number within the support.
         observed: True where an entry is observed, `[data, *event]` or broadcasting to it.
         *args: further data.
@@ -122,6 +127,10 @@ def complete(
     )
     observed = check_mask(x, observed)
     bound = program.bind(x, *args, **kwargs)
+    with undisturbed(program), seeded(seed, bound.device):
+        law = autoregressive_law(bound, program.site)
+        if law is not None:
+            return complete_in_turn(law, x, observed, num_particles, num_draws)
     check_program(bound, program.site)
     starts = num_draws
     if method == "hmc":
@@ -138,11 +147,23 @@ def complete(
             draws = torch.where(observed, x, found.predict(seed + turn)[program.site])
             fills = draws[:num_fills].movedim(0, 1)
         if method == "resampling":
-            return Completion(draws, found, {"ess": found.ess, "pareto_k": found.pareto_k})  # type: ignore[dict-item]
+            diagnostics: Any = {"ess": found.ess, "pareto_k": found.pareto_k}
+            return Completion(draws, found, diagnostics, found.warnings)
         moved, diagnostics = move_draws(found, num_draws, num_moves, num_leapfrog, memory)
-    return Completion(
-        torch.where(observed, x, moved.predict(seed)[program.site]), moved, diagnostics
-    )
+    draws = torch.where(observed, x, moved.predict(seed)[program.site])
+    return Completion(draws, moved, diagnostics, moved.warnings)
+
+
+def complete_in_turn(
+    law: Any, x: Tensor, observed: Tensor, num_particles: int, num_draws: int
+) -> Completion:
+    """Draw missing entries one after the other, weigh and resample them."""
+    found = filled(law, x, observed, max(num_particles, num_draws))
+    index = resample(found.log_weights, num_draws)
+    draws = found.draws.gather(0, index.unsqueeze(-1).expand(-1, *x.shape))
+    shapes, errors = pareto_k(found.log_weights), mean_exp_std_error(found.log_weights)
+    diagnostics = {"ess": effective_size(found.log_weights), "pareto_k": shapes}
+    return Completion(draws, None, diagnostics, tail_warnings(shapes, errors, num_particles))
 
 
 def check_settings(method: str, **least: tuple[int, int]) -> None:
@@ -152,21 +173,6 @@ def check_settings(method: str, **least: tuple[int, int]) -> None:
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise ValueError(f"{name} is {value}; expected at least {smallest}")
-
-
-def check_mask(x: Tensor, observed: Tensor) -> Tensor:
-    """The mask in the shape of the data."""
-    if observed.dtype != torch.bool:
-        raise TypeError(
-            f"observed is {observed.dtype}; expected torch.bool, True where an entry is observed"
-        )
-    try:
-        return observed.expand(x.shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"observed is {list(observed.shape)} but the data are {list(x.shape)}; expected one mask entry for each entry "
-            "of the data, or for each entry of one datum"
-        ) from error
 
 
 def check_program(bound: Bound, site: str) -> None:

@@ -165,6 +165,18 @@ def test_probabilities_given_a_class_sum_to_one_and_differ(make: Make) -> None:
     assert not torch.allclose(*log_probs, atol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"orders": 3}])
+def test_classes_follow_from_bayes_rule(settings: dict) -> None:
+    program = built(NETS["made"], num_classes=3, **settings)
+    prior = torch.tensor([0.2, 0.5, 0.3]).double()
+    each = [Exact()(program, BINARY, torch.full((256,), label)).log_z for label in range(3)]
+    joint = torch.stack(each, -1).exp() * prior
+    found = program.log_class_probs(BINARY, prior.log())
+    assert torch.allclose(found.exp(), joint / joint.sum(-1, keepdim=True))
+    equal = program.log_class_probs(BINARY).exp() * prior
+    assert torch.allclose(equal / equal.sum(-1, keepdim=True), found.exp())
+
+
 @pytest.mark.parametrize("make", SEVERAL.values(), ids=SEVERAL)
 def test_several_orders_are_averaged_exactly(make: Make) -> None:
     program = built(make)
@@ -361,6 +373,11 @@ BAD = {
     "labels": (
         lambda: NADE(3, num_classes=2).bind(torch.ones(2, 3), torch.tensor([0, 2])),
         "go from 0 to 2",
+    ),
+    "classes of none": (lambda: NADE(3).log_class_probs(torch.ones(2, 3)), "without classes"),
+    "prior": (
+        lambda: NADE(3, num_classes=2).log_class_probs(torch.ones(2, 3), torch.zeros(3)),
+        "log_prior is \\[3\\]",
     ),
     "no classes": (
         lambda: NADE(3).bind(torch.ones(2, 3), torch.tensor([0, 1])),

@@ -17,7 +17,7 @@ from ppl_dgm.conditionals.likelihoods import Likelihood
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
-from ppl_dgm.program import Program
+from ppl_dgm.program import Program, evaluating
 
 
 class AutoregressiveProgram(Program):
@@ -70,6 +70,33 @@ class AutoregressiveProgram(Program):
         return super().sample(
             num_samples, *args, temperature=temperature, progress=progress, **kwargs
         )
+
+    def log_class_probs(self, x: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        r"""Classify data: $\log p(y \mid x) = \log p(x \mid y) + \log p(y) - \log p(x)$.
+
+        Args:
+            x: data `[N, D]`.
+            log_prior: log p(y), `[num_classes]`; equal classes by default.
+
+        Returns:
+            Nats, `[N, num_classes]`.
+
+        Raises:
+            ValueError: for a program without classes, data off its support, or a prior of another
+                shape.
+        """
+        model: Any = self.model.fn
+        if model.num_classes is None:
+            raise ValueError("the program was made without classes; pass num_classes to it")
+        classes = torch.arange(model.num_classes, device=x.device)
+        prior = torch.zeros_like(classes, dtype=x.dtype) if log_prior is None else log_prior
+        if prior.shape != classes.shape:
+            raise ValueError(f"log_prior is {list(prior.shape)}; expected {list(classes.shape)}")
+        labels = classes.repeat(len(x))
+        self.initialise(x, torch.zeros_like(labels[: len(x)]))
+        with evaluating(self), torch.no_grad():
+            log_probs = model.distribution(labels).log_prob(x.repeat_interleave(len(classes), 0))
+        return (log_probs.unflatten(0, (len(x), -1)) + prior).log_softmax(-1)
 
 
 class AutoregressiveModel(nn.Module):
