@@ -20,24 +20,43 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_dgm.comparison import Comparison
+from ppl_dgm.comparison.rendering import words
 from ppl_dgm.data import Dataset
+from ppl_dgm.environment import run_environment
 from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
-from ppl_dgm.reporting.plots import plot_curves, plot_images
+from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
 from ppl_dgm.sampling.posterior import posterior
 
 DOTS_PER_INCH = 150
 NUM_IMAGES = 64
 NUM_EXPORTED = 20  # data whose posteriors are written to netCDF
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.5rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #e4e7eb }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem } img { max-width: 100% } caption, .notes { color: #52606d }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } caption { padding-bottom: .4rem }
-th { border-bottom: 2px solid #7b8794 } tbody tr:nth-child(even) { background: #f5f7fa }
+:root { color-scheme: light dark; --ink: #1f2933; --muted: #52606d; --paper: #fff; --line: #cbd2d9; --stripe: #f5f7fa }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --muted: #9aa5b1; --paper: #16191d; --line: #3e4c59; --stripe: #1f252b }
+  [style*="c62828"] { color: #ff8a80 !important }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
+       margin: 2rem auto; padding: 0 1.25rem; overflow-wrap: break-word }
+h1 { font-size: 1.6rem; line-height: 1.25 }
+h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
+h3 { font-size: 1rem; margin: 1.6rem 0 .3rem }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+caption, .notes, footer, details { color: var(--muted) } footer, details { font-size: 90% }
+.scrolls { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+caption { padding-bottom: .4rem } thead th { border-bottom: 2px solid var(--muted) }
+tbody tr:nth-child(even) { background: var(--stripe) }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem } dt { font-weight: 600 } dd { margin: 0 }
+footer { margin-top: 3rem; border-top: 1px solid var(--line) }
+@media (max-width: 600px) {
+  body { margin: 1rem auto; padding: 0 .8rem }
+  dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem }
+}
 """
+NARROW = "(max-width: 600px)"  # screens that get the narrow pictures
 
 
 @dataclass(frozen=True)
@@ -72,10 +91,12 @@ def write_report(
     *,
     heading: str = "Comparison",
     seed: int = 0,
+    settings: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a report of one or several comparisons to a folder, which is made if it does not exist.
 
-    `report.html` needs no other file: table, forest of evidences, learning curves, grids of samples next to data.
+    `report.html` needs no other file: table, forest of evidences, learning curves, grids of samples next to data, what
+    the words mean, and at its foot how the numbers were made. It reads on phones and on dark screens.
     Beside it lie the pictures as PNG, `results.json`, the evidences of each section as `<section>.nc` and, for
     programs with latents, prior, posterior and predictive draws for the first data as `<section>-<program>.nc`, which
     `arviz.from_netcdf` reads.
@@ -85,6 +106,7 @@ def write_report(
         sections: what to report.
         heading: title of the page.
         seed: of the samples shown; torch's generator is left as it was.
+        settings: what else to tell of how the numbers were made, by name, beside seed, versions, device, command, date.
 
     Returns:
         Path of `report.html`.
@@ -107,11 +129,27 @@ def write_report(
     sections = [sections] if isinstance(sections, Section) else list(sections)
     check_titles(sections)
     target = make_folder(folder)
+    made = {**run_environment(seed), **(settings or {})}
     bodies = [write_section(target, section, seed) for section in sections]
-    (target / "results.json").write_text(json.dumps(as_json(sections), indent=1), encoding="utf-8")
+    figures = json.dumps({**as_json(sections), "made_by": made}, indent=1)
+    (target / "results.json").write_text(figures, encoding="utf-8")
     page = target / "report.html"
-    page.write_text(html_page(heading, bodies), encoding="utf-8")
+    words = explained(sections)
+    page.write_text(html_page(heading, [*bodies, words, footer(made)]), encoding="utf-8")
     return page
+
+
+def explained(sections: Sequence[Section]) -> str:
+    """What the headings of the tables mean, a sentence each."""
+    told = {name: text for section in sections for name, text in words(section.comparison).items()}
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in told.items())
+    return f"<details open><summary>The columns of the tables</summary><dl>{body}</dl></details>"
+
+
+def footer(made: Mapping[str, str]) -> str:
+    """How the numbers were made, at the foot of the page."""
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in made.items())
+    return f"<footer><dl>{body}</dl></footer>"
 
 
 def check_titles(sections: Sequence[Section]) -> None:
@@ -136,32 +174,52 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
     """Write the pictures and netCDF files of one section; its HTML."""
     write_netcdf(as_dataset(section.comparison), folder / f"{section.slug}.nc")
     write_posteriors(folder, section, seed)
-    pictures = {
-        title: save_picture(folder / f"{section.slug}-{name}.png", figure)
-        for name, (title, figure) in figures(section, seed).items()
-    }
+    drawn = draw_images(section.programs, seed) if shows_images(section) else {}
+    wide, narrow = figures(section, drawn), figures(section, drawn, narrow=True)
     shown = "".join(
-        f'<h3>{escape(title)}</h3><img alt="{escape(title)}" src="{uri}">'
-        for title, uri in pictures.items()
+        picture(
+            title,
+            save_picture(folder / f"{section.slug}-{name}.png", figure),
+            as_uri(as_png(narrow[name][1])),
+        )
+        for name, (title, figure) in wide.items()
     )
     note = f"<p>{escape(section.note)}</p>" if section.note else ""
     return f"<h2>{escape(section.title)}</h2>{note}{section.comparison._repr_html_()}{shown}"
 
 
-def figures(section: Section, seed: int) -> dict[str, tuple[str, Figure]]:
+def picture(title: str, wide: str, narrow: str) -> str:
+    """A picture under its title, another one where the screen is narrow."""
+    name = escape(title)
+    return (
+        f'<h3>{name}</h3><picture><source media="{NARROW}" srcset="{narrow}">'
+        f'<img alt="{name}" src="{wide}"></picture>'
+    )
+
+
+def shows_images(section: Section) -> bool:
+    """Whether there are programs whose samples are images."""
+    return (
+        bool(section.programs) and section.data is not None and section.data.image_shape is not None
+    )
+
+
+def figures(
+    section: Section, drawn: Mapping[str, Tensor], narrow: bool = False
+) -> dict[str, tuple[str, Figure]]:
     """The pictures of a section: by the end of their file name, a title and a figure."""
-    found = {"evidence": ("Evidence", section.comparison.plot()[0].figure)}
+    across = 1 if narrow else 2
+    found = {"evidence": ("Evidence", section.comparison.plot(across)[0].figure)}
     histories = {
         name: fit.history for name, fit in section.fits.items() if len(fit.history["step"]) > 1
     }
     if histories:
-        found["curves"] = ("Learning curves", plot_curves(histories).figure)
-    if section.programs and section.data is not None and section.data.image_shape is not None:
-        grids = {"data": section.data.x[:NUM_IMAGES], **draw_images(section.programs, seed)}
-        found["samples"] = (
-            "Samples next to data",
-            plot_images(grids, section.data.image_shape)[0].figure,
-        )
+        axes = plot_curves(histories, narrow_axes() if narrow else None)
+        found["curves"] = ("Learning curves", axes.figure)
+    if drawn and section.data is not None and section.data.image_shape is not None:
+        grids = {"data": section.data.x[:NUM_IMAGES], **drawn}
+        axes = plot_images(grids, section.data.image_shape, max_across=2 * across)[0]
+        found["samples"] = ("Samples next to data", axes.figure)
     return found
 
 
@@ -177,11 +235,22 @@ def draw_images(programs: Mapping[str, Program], seed: int) -> dict[str, Tensor]
 
 def save_picture(path: Path, figure: Figure) -> str:
     """Write a figure to a PNG file and close it; the same as a data URI."""
+    image = as_png(figure)
+    path.write_bytes(image)
+    return as_uri(image)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The bytes of a figure, which is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)
-    path.write_bytes(buffer.getvalue())
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def as_uri(image: bytes) -> str:
+    """A PNG as part of a page."""
+    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
 
 
 def write_posteriors(folder: Path, section: Section, seed: int) -> None:
@@ -250,6 +319,7 @@ def section_json(section: Section) -> dict[str, Any]:
                 "steps": fit.steps,
                 "stopped": fit.stopped,
                 "improving": fit.improving,
+                "compile_seconds": fit.compile_seconds,
                 "seconds": fit.seconds,
                 "notes": list(fit.notes),
             }
@@ -267,5 +337,6 @@ def html_page(heading: str, bodies: Sequence[str]) -> str:
     """One page without links to other files."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(heading)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escape(heading)}</h1>{''.join(bodies)}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body><h1>{escape(heading)}</h1>{''.join(bodies)}</body></html>\n"
     )

@@ -53,8 +53,8 @@ def test_all_files_are_there(page):
 
 def test_page_needs_no_other_file(page):
     html = page.read_text()
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
-    assert len(sources) == 3
+    sources = re.findall(r'(?:src|href|srcset)="([^"]{0,30})', html)
+    assert len(sources) == 6  # of each picture one for narrow screens
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "Title &lt;1&gt;" in html
     assert "VAE &lt;2&gt;" in html
@@ -88,7 +88,19 @@ def test_netcdf_of_programs_with_latents_is_arviz(page):
 
 def test_reports_repeat_with_the_seed(page, section, tmp_path):
     again = write_report(tmp_path, section, heading="Title <1>")
-    assert again.read_text() == page.read_text()
+    bodies = [path.read_text().partition("<footer>")[0] for path in (again, page)]
+    assert bodies[0] == bodies[1]
+
+
+def test_page_tells_how_its_numbers_were_made(page, section, tmp_path):
+    write_report(tmp_path, section, seed=7, settings={"compile": "auto"})
+    made = json.loads((tmp_path / "results.json").read_text())["made_by"]
+    assert made["seed"] == "7"
+    assert made["compile"] == "auto"
+    assert f"torch {torch.__version__}" in made["versions"]
+    html = (tmp_path / "report.html").read_text()
+    assert all(name in html for name in made)
+    assert "stacking weight: its share in the mixture" in html
 
 
 def test_evidence_of_a_data_set_needs_no_programs(tmp_path):

@@ -66,7 +66,9 @@ def _compare_digits(args: Namespace) -> int:
     for section in sections:
         print(f"\n{section.title}: {section.note}\n\n{section.comparison}")
     heading = "Generative models of handwritten digits"
-    page = write_report(folder, sections, heading=heading, seed=args.seed)
+    page = write_report(
+        folder, sections, heading=heading, seed=args.seed, settings={"compile": args.compile}
+    )
     print(f"\nreport: {page} ({time.perf_counter() - start:.0f} s)")
     return _status(*(section.comparison for section in sections))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ppl_dgm.comparison.rendering import (
     cells,
-    html_table,
+    html,
+    latex,
     notes,
     plot_comparison,
     text_table,
@@ -95,15 +96,20 @@ class Comparison:
     def to_dataframe(self) -> pd.DataFrame:
         """All figures of all rows, indexed by name; see `Row`. Totals in nats, and the same per datum."""
         frame = pd.DataFrame([vars(row) for row in self.rows]).set_index("name")
+        frame["improving"] = frame.index.isin(self.improving or ())
         for column in ("log_z", "std_error", "sampling_error", "difference", "difference_error"):
             frame[f"{column}_per_datum"] = (
                 frame[column] / self.num_data if self.target == "datum" else NAN
             )
         return frame
 
-    def plot(self) -> NDArray[Any]:
-        """Forest of the evidences and of their differences to the reference, with 95 % intervals: two axes."""
-        return plot_comparison(self)
+    def plot(self, across: int = 2) -> NDArray[Any]:
+        """Forests of the evidences and of their differences to the reference, with 95 % intervals: two axes.
+
+        Args:
+            across: 2 puts them side by side, 1 one above the other.
+        """
+        return plot_comparison(self, across)
 
     def __str__(self) -> str:
         header, *body = cells(self)
@@ -113,9 +119,28 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(
-            cells(self), title(self), notes(self), [row.reliable for row in self.rows]
-        )
+        return html(self)
+
+    def to_latex(self) -> str:
+        r"""The table for a paper, with `\usepackage{booktabs}`; all that is told below it as comments above.
+
+        Example:
+            >>> import torch
+            >>> from ppl_dgm.evidence import Evidence
+            >>> number = torch.tensor(-1.5).double()
+            >>> exact = Evidence(number, torch.zeros_like(number), "exact", "dataset", "Exact", 2, "")
+            >>> print(compare({"one": exact, "two": exact}).to_latex())
+            % log p of one data set (2 numbers), nats
+            ...
+            \toprule
+             & log p & bits/dim & log BF & p(M|D) \\
+            \midrule
+            \textbf{one} & $-1.500$ & $1.082$ & -- & $0.500$ \\
+            two & $-1.500$ & $1.082$ & -- & $0.500$ \\
+            \bottomrule
+            \end{tabular}
+        """
+        return latex(self)
 
 
 def compare(

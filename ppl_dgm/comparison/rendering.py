@@ -2,16 +2,29 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from ppl_dgm.comparison.rows import SENSES, SIGNS, Row
+from ppl_dgm.markup import html_table, latex_table, latex_text
 from ppl_dgm.reporting.plots import MUTED, ForestRow, add_key, forest_axes, plot_forest
 
 if TYPE_CHECKING:
     from ppl_dgm.comparison.comparison import Comparison
+
+WORDS = {
+    "log p": "log probability (density) of the data under the program, in nats; higher is better",
+    "± MC": "standard error of the estimator: what more particles would make smaller",
+    "± data": "standard error over data: what more data would make smaller",
+    "bits/dim": "minus log p in bits for each observed number; lower is better",
+    "Δ": "log p minus that of the row it is compared to, on the same data",
+    "± paired": "standard error of that difference over data, which both programs share",
+    "weight": "stacking weight: its share in the mixture of programs that predicts the data best",
+    "log BF": "log Bayes factor: log p minus that of the row it is compared to",
+    "p(M|D)": "probability of the program given the data, by prior odds that are even unless others were given",
+    "by": "the method that gave the number",
+}
 
 
 def title(comparison: "Comparison") -> str:
@@ -117,40 +130,73 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0].rstrip(), "-" * max(map(len, lines)), *(line.rstrip() for line in lines[1:])]
 
 
-def html_table(
-    rows: Sequence[Sequence[str]], caption: str, lines: Sequence[str], reliable: Sequence[bool]
-) -> str:
-    """The same as HTML, rows not to be believed in red."""
-    align = ["left", *["right"] * (len(rows[0]) - 2), "left"]
-
-    def cell(tag: str, text: str, side: str) -> str:
-        return f'<{tag} style="text-align:{side};padding:3px 10px">{escape(text)}</{tag}>'
-
-    def line(tag: str, row: Sequence[str]) -> str:
-        return "".join(cell(tag, text, side) for text, side in zip(row, align, strict=True))
-
-    body = "".join(
-        f"<tr{'' if fine else ' style=' + chr(34) + 'color:#c62828' + chr(34)}>{line('td', row)}</tr>"
-        for row, fine in zip(rows[1:], reliable, strict=True)
-    )
-    below = "<br>".join(escape(text) for text in lines)
-    return (
-        f'<table class="comparison"><caption style="text-align:left">{escape(caption)}</caption>'
-        f"<thead><tr>{line('th', rows[0])}</tr></thead><tbody>{body}</tbody></table>"
-        f'<p class="notes" style="font-size:90%">{below}</p>'
+def html(comparison: "Comparison") -> str:
+    """The table as HTML, rows not to be believed in red, headings explained where the pointer rests."""
+    rows = cells(comparison)
+    return html_table(
+        rows,
+        caption=title(comparison),
+        notes=notes(comparison),
+        alarmed=[i for i, row in enumerate(comparison.rows, 1) if not row.reliable],
+        left=(0, len(rows[0]) - 1),
+        meanings=words(comparison),
     )
 
 
-def plot_comparison(comparison: "Comparison") -> NDArray[Any]:
-    """Two forests side by side: evidences, and their differences to the reference."""
+def meanings(header: Sequence[str]) -> dict[str, str]:
+    """What each heading of a table means, in a sentence."""
+    return {
+        name: WORDS[word] for name in header for word in [name.split(" to ")[0]] if word in WORDS
+    }
+
+
+def words(comparison: "Comparison") -> dict[str, str]:
+    """What the headings of a comparison mean, in a sentence each."""
+    return meanings(cells(comparison)[0])
+
+
+def latex(comparison: "Comparison") -> str:
+    """The columns that a paper shows: log p, bits per dimension, difference, weight, estimator."""
+    per_datum = comparison.target == "datum"
+    wanted = [
+        "log p",
+        "bits/dim",
+        "Δ" if per_datum else "log BF",
+        "weight" if per_datum else "p(M|D)",
+    ]
+    header, *body = cells(comparison)
+    places = [next(i for i, name in enumerate(header) if name.startswith(word)) for word in wanted]
+    errors = {places[0]: places[0] + 1 + per_datum, places[2]: places[2] + 1}
+    best = comparison.best
+    table = [["", *(header[i] for i in places)]]
+    for row in body:
+        numbers = [with_error(row[i], row[errors[i]] if i in errors else "–") for i in places]
+        table.append([row[0], *numbers])
+    told = [title(comparison), *notes(comparison)]
+    found = latex_table(
+        table, [*told, "± of log p: over data" if per_datum else "± of log p: Monte Carlo"]
+    )
+    name = latex_text(best.name) if best else ""
+    return found.replace(f"\n{name} &", f"\n\\textbf{{{name}}} &") if best else found
+
+
+def with_error(number: str, error: str) -> str:
+    """A number and its error in one cell."""
+    return number if error == "–" or number == "–" else f"{number} ± {error}"
+
+
+def plot_comparison(comparison: "Comparison", across: int = 2) -> NDArray[Any]:
+    """Two forests, side by side or (across=1) one above the other: evidences, differences to the reference."""
     per_datum = comparison.target == "datum"
     scale = 1 / comparison.num_data if per_datum else 1.0
     unit = "nats per datum" if per_datum else "nats"
     what = "difference to" if per_datum else "log Bayes factor over"
-    axes = forest_axes(len(comparison.rows), ["log p", f"{what} {comparison.reference}"])
+    titles = ["log p", f"{what} {comparison.reference}"]
+    axes = forest_axes(len(comparison.rows), titles, across)
     plot_forest([evidence_row(row, scale) for row in comparison.rows], unit, axes[0])
     plot_forest([difference_row(row, scale) for row in comparison.rows], unit, axes[1])
-    axes[1].set_yticklabels([])
+    if across > 1:
+        axes[1].set_yticklabels([])
     axes[1].axvline(0.0, color=MUTED, lw=0.9, zorder=1)
     bounds = [row.bound for row in comparison.rows] + [
         row.difference_sense for row in others(comparison)

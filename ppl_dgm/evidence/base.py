@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, without_data
+from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Bound, Program, evaluating, require_program, select_data
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
@@ -104,12 +105,57 @@ class Evidence:
         )
         return self.log_z - half * self.std_error, self.log_z + half * self.std_error
 
+    def to_dataframe(self) -> Any:
+        """One row for each datum (or for the data set): `log_z`, `std_error`, and diagnostics of each, in nats.
+
+        Returns:
+            A pandas DataFrame, indexed by the number of the datum.
+        """
+        import pandas as pd  # noqa: PLC0415 - heavy, and evidence is mostly used without
+
+        size = self.log_z.numel()
+        each = {
+            name: value
+            for name, value in self.diagnostics.items()
+            if isinstance(value, Tensor) and value.shape == self.log_z.shape
+        }
+        columns = {"log_z": self.log_z, "std_error": self.std_error, **each}
+        frame = {name: v.detach().cpu().reshape(size).numpy() for name, v in columns.items()}
+        return pd.DataFrame(frame, index=pd.RangeIndex(size, name=self.target))
+
+    def _repr_html_(self) -> str:
+        data = self.log_z.numel()
+        facts = {
+            "log p": f"{self.total:.4f} ± {self.total_std_error:.2g} nats ({self.bound}, by {self.estimator})",
+            "of": f"{data} data" if self.target == "datum" else "one data set",
+            "observed numbers": str(self.num_dims),
+            "seconds": f"{self.seconds:.1f}",
+        }
+        if self.target == "datum":
+            facts["per datum"] = f"{self.total / data:.4f} nats"
+        facts |= {name: summary(value) for name, value in self.diagnostics.items()}
+        return html_facts("Evidence", facts, self.warnings)
+
     def __repr__(self) -> str:
         per = f", {self.total / self.log_z.numel():.3f} per datum" if self.target == "datum" else ""
         mark = "" if self.reliable else f" UNRELIABLE: {'; '.join(self.warnings)}"
         sign = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}[self.bound]
         error = "" if self.bound == "exact" else f" +- {self.total_std_error:.3g}"
         return f"Evidence(log p {sign} {self.total:.3f}{error} nats{per}; {self.bound} by {self.estimator}){mark}"
+
+
+def summary(value: Any) -> str:
+    """A diagnostic in a few characters: its range where there are many."""
+    if not isinstance(value, Tensor):
+        return str(value)[:80]
+    if value.numel() == 1:
+        return f"{value.item():.4g}"
+    values = value.detach().double()
+    if not values.numel():
+        return "none"
+    return (
+        f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g} {list(values.shape)}"
+    )
 
 
 class Estimator(ABC):

@@ -7,6 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
+from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Program
 from ppl_dgm.reporting.plots import plot_curves
 
@@ -65,6 +66,42 @@ class Fit:
         value = f"{last.mean().item():.3f} nats per datum" if len(last) else "no steps"
         ended = f"{self.stopped}, still improving" if self.improving else self.stopped
         return f"Fit({self.steps} steps, {ended}, {value}, {self.seconds:.1f} s)"
+
+    def to_dataframe(self) -> Any:
+        """The history, tidy: a row for each figure, with its `step`, `quantity` and `value`.
+
+        Returns:
+            A pandas DataFrame.
+        """
+        import pandas as pd  # noqa: PLC0415 - heavy, and fits are mostly used without
+
+        at = {"valid": "valid_step"}
+        parts = [
+            pd.DataFrame(
+                {
+                    "step": self.history[at.get(name, "step")].numpy(),
+                    "quantity": name,
+                    "value": values.numpy(),
+                }
+            )
+            for name, values in self.history.items()
+            if name not in ("step", "valid_step")
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]
+        valid = self.history.get("valid", last[:0])
+        facts = {
+            "steps": str(self.steps),
+            "ended": f"{self.stopped}, still improving" if self.improving else self.stopped,
+            "objective": f"{last.mean().item():.4f} nats per datum" if len(last) else "no steps",
+            "best validation": f"{valid.max().item():.4f} nats per datum" if len(valid) else "none",
+            "seconds": f"{self.seconds:.1f}, of which compiling {self.compile_seconds:.1f}",
+        }
+        return html_facts(
+            "Fit", facts | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
+        )
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the learning curve; see `ppl_dgm.reporting.plots.plot_curves`."""

@@ -13,6 +13,7 @@ from ppl_dgm.compile import is_tracing
 from ppl_dgm.program.arguments import kind_of, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import blame, refuse_implicit
+from ppl_dgm.program.description import describe_program
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
@@ -255,6 +256,9 @@ class Program(ParameterScope):
             )
         with evaluating(self), torch.no_grad():
             return draw_sites(self.model, structure, num_samples, args, kwargs)
+
+    def _repr_html_(self) -> str:
+        return describe_program(type(self).__name__, self._structures.get(False), self)
 
     def _sampling_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
         known = self._structures.get(False)

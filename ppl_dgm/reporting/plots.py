@@ -45,6 +45,7 @@ MEANINGS = {
 NUM_ERRORS = 1.96  # standard errors on either side: 95 % intervals
 MAX_POINTS = 160  # of a curve, after averaging
 ROW_INCHES = 0.42
+NARROW_INCHES = 4.2  # of a figure for the width of a phone
 MAX_ACROSS = 4  # grids of images
 STYLE: dict[str, Any] = {
     "font.size": 9.5,
@@ -97,23 +98,29 @@ def style() -> Iterator[None]:
         settings.update(before)
 
 
+def narrow_axes() -> Axes:
+    """The axes of a new figure for the width of a phone."""
+    return new_axes((NARROW_INCHES, 3.4))
+
+
 def new_axes(inches: tuple[float, float]) -> Axes:
     """The axes of a new figure."""
     with style():
         return plt.figure(figsize=inches, layout="constrained").add_subplot()
 
 
-def forest_axes(num_rows: int, titles: Sequence[str]) -> NDArray[Any]:
-    """New axes side by side for forests over the same rows: `[len(titles)]`."""
+def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArray[Any]:
+    """New axes for forests over the same rows, so many side by side: `[len(titles)]`."""
+    across = min(across, len(titles))
+    down = -(-len(titles) // across)
+    width = 4.2 * across + 1.4 if across > 1 else NARROW_INCHES
     with style():
-        size = (4.2 * len(titles) + 1.4, 1.3 + ROW_INCHES * num_rows)
-        figure, axes = plt.subplots(
-            1, len(titles), figsize=size, squeeze=False, layout="constrained"
-        )
-        for ax, title in zip(axes[0], titles, strict=True):
+        size = (width, down * (0.9 + ROW_INCHES * num_rows) + 0.4)
+        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+        for ax, title in zip(axes.flat, titles, strict=True):
             ax.set_title(title)
         figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr]
-    return axes[0]
+    return axes.reshape(-1)
 
 
 def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) -> Axes:
@@ -256,6 +263,7 @@ def plot_images(
     image_shape: tuple[int, ...],
     num_columns: int = 8,
     num_rows: int = 8,
+    max_across: int = MAX_ACROSS,
 ) -> NDArray[Any]:
     """Grids of images side by side, data next to samples: one axes for each group.
 
@@ -264,6 +272,7 @@ def plot_images(
         image_shape: `(height, width)` or `(channels, height, width)` with 1 or 3 channels.
         num_columns: images across one grid.
         num_rows: images down one grid.
+        max_across: grids side by side.
 
     Raises:
         ValueError: no groups, or images that are not of that shape.
@@ -279,7 +288,7 @@ def plot_images(
     grids = [tile(images, image_shape, num_columns, num_rows) for images in groups.values()]
     low, high = np.nanmin(grids[0]), np.nanmax(grids[0])
     height = 2.15 * grids[0].shape[0] / grids[0].shape[1] + 0.35
-    down = math.ceil(len(grids) / MAX_ACROSS)
+    down = math.ceil(len(grids) / max_across)
     across = math.ceil(len(grids) / down)
     with style():
         _, axes = plt.subplots(

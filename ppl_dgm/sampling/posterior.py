@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.markup import html_table
 from ppl_dgm.program import Bound, Program, draw_sites, require_program, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
@@ -87,6 +88,19 @@ class Posterior:
                 bound.model, bound.structure, self.num_draws, bound.args, bound.kwargs, self.draws
             )
 
+    def _repr_html_(self) -> str:
+        rows = [["latent", "shape", "mean", "sd"]]
+        for name in self.draws:
+            shape = list(self.draws[name].shape[1:])
+            rows.append([name, str(shape), shown(self.mean[name]), shown(self.std[name])])
+        ess = "" if self.ess is None else f"; ESS {shown(self.ess)} of {self.num_particles}"
+        return html_table(
+            rows,
+            caption=f"Posterior: {self.num_draws} draws{ess}",
+            notes=[f"! {warning}" for warning in self.warnings],
+            alarmed=() if self.reliable else range(1, len(rows)),
+        )
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}{list(draw.shape[1:])}" for name, draw in self.draws.items())
         ess = (
@@ -96,6 +110,14 @@ class Posterior:
         )
         mark = "" if self.reliable else f" UNRELIABLE: {'; '.join(self.warnings)}"
         return f"Posterior({self.num_draws} draws of {shapes}{ess}){mark}"
+
+
+def shown(values: Tensor) -> str:
+    """A number, or the range of several."""
+    values = values.detach().double()
+    if values.numel() == 1:
+        return f"{values.item():.3g}"
+    return f"{values.min():.3g} to {values.max():.3g}" if values.numel() else "none"
 
 
 def posterior(

@@ -1,0 +1,131 @@
+"""Tables of text as HTML, for notebooks and pages, and as LaTeX with booktabs, for papers."""
+
+from collections.abc import Collection, Mapping, Sequence
+from html import escape
+
+ALARM = "#c62828"
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+_SIGNS = {
+    "−": "-",
+    "±": r"\pm ",
+    "≈": r"\approx ",
+    "≥": r"\ge ",
+    "≤": r"\le ",
+    "=": "",
+    "?": r"\mathrel{?} ",
+    "Δ": r"\Delta",
+}
+
+
+def html_table(
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    notes: Sequence[str] = (),
+    alarmed: Collection[int] = (),
+    left: Collection[int] = (0,),
+    meanings: Mapping[str, str] | None = None,
+) -> str:
+    """Rows of text, a header first, as a table that scrolls where it is too wide and reads on light and dark.
+
+    Args:
+        rows: the cells; a sign never breaks from its number.
+        caption: above the table.
+        notes: lines below it.
+        alarmed: numbers of the rows, the header being 0, that are not to be believed: in red.
+        left: columns that are text, aligned to the left; all others are numbers.
+        meanings: what a heading means, shown where the pointer rests on it.
+    """
+    told = meanings or {}
+    lines = []
+    for place, row in enumerate(rows):
+        cells = [
+            _cell("td" if place else "th", text, i in left, told.get(text, "") if not place else "")
+            for i, text in enumerate(row)
+        ]
+        colour = f' style="color:{ALARM}"' if place in alarmed else ""
+        lines.append(f"<tr{colour}>{''.join(cells)}</tr>")
+    above = f'<caption style="text-align:left">{escape(caption)}</caption>' if caption else ""
+    below = "<br>".join(escape(note) for note in notes)
+    return (
+        '<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
+        f"{above}<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
+        + (f'<p class="notes" style="font-size:90%">{below}</p>' if below else "")
+    )
+
+
+def html_facts(title: str, facts: Mapping[str, str], alarms: Sequence[str] = ()) -> str:
+    """Named facts as a table of two columns, alarms below in red."""
+    body = "".join(
+        f"<tr>{_cell('th', name, True)}{_cell('td', value, True)}</tr>"
+        for name, value in facts.items()
+    )
+    red = "".join(
+        f'<p style="color:{ALARM};margin:2px 10px">! {escape(text)}</p>' for text in alarms
+    )
+    return (
+        '<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
+        f'<caption style="text-align:left"><b>{escape(title)}</b></caption>'
+        f"<tbody>{body}</tbody></table></div>{red}"
+    )
+
+
+def _cell(tag: str, text: str, left: bool, meaning: str = "") -> str:
+    side = "left" if left else "right"
+    told = f' title="{escape(meaning)}"' if meaning else ""
+    wrap = "" if left else ";white-space:nowrap"
+    return f'<{tag}{told} style="text-align:{side};padding:3px 10px{wrap}">{escape(text)}</{tag}>'
+
+
+def latex_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    r"""Rows of text, a header first, as a LaTeX table; its document needs `\usepackage{booktabs}`.
+
+    The first column is text, all others are mathematics; notes become comments above.
+
+    Example:
+        >>> print(latex_table([["", "log p"], ["a_1", "≈ −2.0 ± 0.1"]]))
+        \begin{tabular}{lr}
+        \toprule
+         & log p \\
+        \midrule
+        a\_1 & $\approx -2.0 \pm 0.1$ \\
+        \bottomrule
+        \end{tabular}
+    """
+    header, *body = rows
+    lines = [
+        *(f"% {note}" for note in notes),
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        _latex_line([latex_text(text) for text in header]),
+        r"\midrule",
+        *(_latex_line([latex_text(row[0]), *map(latex_number, row[1:])]) for row in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines)
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def latex_text(text: str) -> str:
+    """Words, with what LaTeX takes for commands escaped, and signs as mathematics."""
+    escaped = "".join(_LATEX.get(sign, sign) for sign in text)
+    for sign in "Δ±≈≥≤−":
+        escaped = escaped.replace(sign, f"${_SIGNS[sign].strip()}$")
+    return escaped.replace("↑", r"$\uparrow$")
+
+
+def latex_number(text: str) -> str:
+    """A number with its sign and error as mathematics; a dash for none."""
+    if text in ("", "–"):
+        return text.replace("–", "--")
+    spaced = "".join(_SIGNS.get(sign, sign) for sign in text)
+    return f"${' '.join(spaced.split())}$"
