@@ -50,11 +50,11 @@ def html_table(
         ]
         colour = f' style="color:{ALARM}"' if place in alarmed else ""
         lines.append(f"<tr{colour}>{''.join(cells)}</tr>")
-    above = f'<caption style="text-align:left">{escape(caption)}</caption>' if caption else ""
+    above = f'<p class="caption" style="margin:8px 0 2px">{escape(caption)}</p>' if caption else ""
     below = "<br>".join(escape(note) for note in notes)
     return (
-        '<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
-        f"{above}<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
+        f'{above}<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
+        f"<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
         + (f'<p class="notes" style="font-size:90%">{below}</p>' if below else "")
     )
 
@@ -69,8 +69,8 @@ def html_facts(title: str, facts: Mapping[str, str], alarms: Sequence[str] = ())
         f'<p style="color:{ALARM};margin:2px 10px">! {escape(text)}</p>' for text in alarms
     )
     return (
+        f'<p class="caption" style="margin:8px 0 2px"><b>{escape(title)}</b></p>'
         '<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
-        f'<caption style="text-align:left"><b>{escape(title)}</b></caption>'
         f"<tbody>{body}</tbody></table></div>{red}"
     )
 

@@ -31,6 +31,7 @@ from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
 from ppl_dgm.sampling.posterior import posterior
 
 DOTS_PER_INCH = 150
+CSS_PER_INCH = 96  # pixels of a page, as browsers count them
 NUM_IMAGES = 64
 NUM_EXPORTED = 20  # data whose posteriors are written to netCDF
 STYLE = """
@@ -45,14 +46,15 @@ h1 { font-size: 1.6rem; line-height: 1.25 }
 h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-caption, .notes, footer, details { color: var(--muted) } footer, details { font-size: 90% }
+.caption, .notes, footer, details { color: var(--muted) } footer, details { font-size: 90% }
 .scrolls { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-caption { padding-bottom: .4rem } thead th { border-bottom: 2px solid var(--muted) }
-tbody tr:nth-child(even) { background: var(--stripe) }
+thead th { border-bottom: 2px solid var(--muted) }
+tr > :first-child { position: sticky; left: 0; background: var(--paper) }
+tbody tr:nth-child(even), tbody tr:nth-child(even) > :first-child { background: var(--stripe) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem } dt { font-weight: 600 } dd { margin: 0 }
 footer { margin-top: 3rem; border-top: 1px solid var(--line) }
 @media (max-width: 600px) {
-  body { margin: 1rem auto; padding: 0 .8rem }
+  body { margin: 1rem auto; padding: 0 .8rem } img { width: 100% }
   dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem }
 }
 """
@@ -179,8 +181,9 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
     shown = "".join(
         picture(
             title,
-            save_picture(folder / f"{section.slug}-{name}.png", figure),
+            figure,
             as_uri(as_png(narrow[name][1])),
+            folder / f"{section.slug}-{name}.png",
         )
         for name, (title, figure) in wide.items()
     )
@@ -188,12 +191,13 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
     return f"<h2>{escape(section.title)}</h2>{note}{section.comparison._repr_html_()}{shown}"
 
 
-def picture(title: str, wide: str, narrow: str) -> str:
-    """A picture under its title, another one where the screen is narrow."""
-    name = escape(title)
+def picture(title: str, figure: Figure, narrow: str, path: Path) -> str:
+    """A figure, written to a file, under its title at its own size; another one where the screen is narrow."""
+    name, width = escape(title), round(CSS_PER_INCH * figure.get_size_inches()[0])
+    wide = save_picture(path, figure)
     return (
         f'<h3>{name}</h3><picture><source media="{NARROW}" srcset="{narrow}">'
-        f'<img alt="{name}" src="{wide}"></picture>'
+        f'<img alt="{name}" width="{width}" src="{wide}"></picture>'
     )
 
 

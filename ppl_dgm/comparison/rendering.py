@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from ppl_dgm.reporting.plots import MUTED, ForestRow, add_key, forest_axes, plot
 if TYPE_CHECKING:
     from ppl_dgm.comparison.comparison import Comparison
 
+NARROW_LETTERS = 32  # of a title
 WORDS = {
     "log p": "log probability (density) of the data under the program, in nats; higher is better",
     "± MC": "standard error of the estimator: what more particles would make smaller",
@@ -63,7 +65,7 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]
     return [
         row.name + ("" if row.reliable else " !"),
         f"{SIGNS[row.bound]} {number(row.log_z)}",
-        error(row.std_error),
+        "–" if row.bound == "exact" else error(row.std_error),
         *([error(row.sampling_error)] if per_datum else []),
         "–" if math.isnan(row.bits_per_dim) else f"{row.bits_per_dim:.3f}".replace("-", "−"),
         "–" if is_reference else f"{SIGNS[row.difference_sense]} {number(row.difference)}",
@@ -191,7 +193,8 @@ def plot_comparison(comparison: "Comparison", across: int = 2) -> NDArray[Any]:
     scale = 1 / comparison.num_data if per_datum else 1.0
     unit = "nats per datum" if per_datum else "nats"
     what = "difference to" if per_datum else "log Bayes factor over"
-    titles = ["log p", f"{what} {comparison.reference}"]
+    title = f"{what} {comparison.reference}"
+    titles = ["log p", title if across > 1 else fill(title, NARROW_LETTERS)]
     axes = forest_axes(len(comparison.rows), titles, across)
     plot_forest([evidence_row(row, scale) for row in comparison.rows], unit, axes[0])
     plot_forest([difference_row(row, scale) for row in comparison.rows], unit, axes[1])

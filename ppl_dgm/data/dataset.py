@@ -141,6 +141,17 @@ class Dataset:
                 content.update(rows.to("cpu", torch.float64).contiguous().numpy().tobytes())
         return content.hexdigest()
 
+    def __getitem__(self, rows: Any) -> "Dataset":
+        """The data set of some rows: a slice, a mask or a list of numbers, `data[:4]`."""
+        if isinstance(rows, int):
+            raise TypeError(
+                f"one row is no data set; take a part of one row, data[{rows}:{rows + 1}]"
+            )
+        return self.select(torch.as_tensor(rows) if isinstance(rows, list) else rows)
+
+    def __iter__(self) -> Any:
+        raise TypeError("a Dataset is not iterated row by row; loop over its tensors, data.x")
+
     def __len__(self) -> int:
         return len(self.x)
 

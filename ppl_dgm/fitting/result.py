@@ -126,9 +126,9 @@ def is_rising(values: Tensor) -> bool:
         >>> is_rising(torch.linspace(0.0, 1.0, 500)), is_rising(torch.zeros(500))
         (True, False)
     """
-    size = int(LATE * len(values)) // NUM_BLOCKS
-    if not size:
+    if len(values) < NUM_BLOCKS:
         return False
+    size = max(1, int(LATE * len(values)) // NUM_BLOCKS)
     means = values[-size * NUM_BLOCKS :].double().reshape(NUM_BLOCKS, size).mean(1)
     place = torch.linspace(-0.5, 0.5, NUM_BLOCKS, dtype=torch.float64)
     slope = (place * means).sum() / place.square().sum()

@@ -219,7 +219,10 @@ def plot_curves(histories: Mapping[str, Mapping[str, Tensor]], ax: Axes | None =
         ax.set_ylabel("objective (nats per datum)")
         ax.set_ylim(*plateau_limits([history["objective"] for history in histories.values()]))
         ax.legend(
-            loc="lower right", title="training, validation dashed" if any_valid(histories) else None
+            loc="best",
+            fontsize="small",
+            title="training, validation dashed" if any_valid(histories) else None,
+            title_fontsize="small",
         )
     return ax
 
