@@ -165,6 +165,36 @@ def test_probabilities_given_a_class_sum_to_one_and_differ(make: Make) -> None:
     assert not torch.allclose(*log_probs, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [pytest.param(make, {}, id=name) for name, make in NETS.items()]
+    + [
+        pytest.param(NETS["made"], {"num_classes": 2}, id="classes"),
+        pytest.param(NETS["gru"], {"num_classes": 2}, id="recurrent classes"),
+        pytest.param(SEVERAL["nade"], {}, id="several orders"),
+    ],
+)
+def test_fisher_scores_are_gradients_of_each_datum(make: Make, settings: Any) -> None:
+    program = built(make, **settings)
+    data = (BINARY[:70:23], torch.tensor([0, 1, 1, 0]))[: 1 + len(settings)]
+    scores = program.fisher_scores(*data)
+    assert scores.keys() == dict(program.named_parameters()).keys()
+    for n in range(len(data[0])):
+        bound = program.bind(*(part[n : n + 1] for part in data))
+        log_prob = bound.log_joint({}).total.sum()
+        expected = torch.autograd.grad(log_prob, list(program.parameters()), allow_unused=True)
+        for score, gradient in zip(scores.values(), expected, strict=True):
+            wanted = torch.zeros_like(score[n]) if gradient is None else gradient
+            assert torch.allclose(score[n], wanted, atol=1e-12)
+
+
+def test_fisher_scores_have_mean_zero_under_the_program() -> None:
+    program = built(NETS["made"])
+    probs = Exact()(program, BINARY).log_z.exp()
+    for score in program.fisher_scores(BINARY).values():
+        assert torch.tensordot(probs, score, 1).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize("settings", [{}, {"orders": 3}])
 def test_classes_follow_from_bayes_rule(settings: dict) -> None:
     program = built(NETS["made"], num_classes=3, **settings)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ppl_dgm.conditionals.likelihoods import Likelihood
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
+from ppl_dgm.families.autoregressive.scores import scores_of
 from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
-from ppl_dgm.program import Program, evaluating
+from ppl_dgm.program import Program, evaluating, unvalidated
 
 
 class AutoregressiveProgram(Program):
@@ -97,6 +98,39 @@ class AutoregressiveProgram(Program):
         with evaluating(self), torch.no_grad():
             log_probs = model.distribution(labels).log_prob(x.repeat_interleave(len(classes), 0))
         return (log_probs.unflatten(0, (len(x), -1)) + prior).log_softmax(-1)
+
+    def fisher_scores(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+        r"""Find the Fisher score of each datum, $\nabla_\theta \log p_\theta(x)$.
+
+        Features of data that a program learnt without labels; their covariance under the program
+        is the Fisher information (Jaakkola and Haussler 1999).
+
+        Args:
+            x: data `[N, D]`.
+            y: labels `[N]`, where the program has classes.
+
+        Returns:
+            For each parameter, by its name, `[N, *shape]`.
+
+        Raises:
+            ValueError: for data or labels that the program does not take.
+
+        Example:
+            >>> from ppl_dgm.families import FVSBN
+            >>> scores = FVSBN(3).fisher_scores(torch.ones(4, 3))
+            >>> {name: score.shape for name, score in scores.items()}
+            {'model.net.layers.0.weight': torch.Size([4, 3, 3]), 'model.net.layers.0.bias': torch.Size([4, 3])}
+        """
+        model: Any = self.model.fn
+        data = (x,) if y is None else (x, y)
+        self.initialise(*data)
+
+        def density(x: Tensor, y: Tensor | None = None) -> Tensor:
+            return model.distribution(y).log_prob(x)
+
+        with evaluating(self), unvalidated():
+            scores = scores_of(model, density, data)
+        return {f"model.{name}": score for name, score in scores.items()}
 
 
 class AutoregressiveModel(nn.Module):
