@@ -1,6 +1,7 @@
 """Densities that torch and Pyro lack."""
 
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
+from ppl_dgm.distributions.cells import Floored, WithinCell
 from ppl_dgm.distributions.discretised import (
     ContinuousBernoulli,
     DiscretisedLogisticMixture,
@@ -12,5 +13,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretisedLogisticMixture",
     "EqualMixture",
+    "Floored",
     "OrderStatistics",
+    "WithinCell",
 ]

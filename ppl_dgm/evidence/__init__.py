@@ -13,7 +13,7 @@ no latents, finite         `Exact`: the number itself                           
 latents, or all Gaussian                                                                      that are summed
 few weak data              `PriorSampling`: no tuning, ESS tells when it fails                K
 a guide                    `ImportanceSampling`: lower bound in expectation, Pareto k tells   K
-                           when it fails; `ELBO` below it, `CUBO` above, `JVI` and `SUMO`
+                           when it fails; `ELBO`, `IWELBO` below, `CUBO` above, `JVI`, `SUMO`
                            without its bias
 no guide, few dimensions   `Laplace`: modes from several starts, corrected by importance      starts * steps * 4 + K
                            sampling; up to about 20 dimensions
@@ -39,7 +39,7 @@ from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.auto import auto
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
 from ppl_dgm.evidence.bdmc import BDMC, Sandwich
-from ppl_dgm.evidence.bounds import CUBO, JVI, SUMO
+from ppl_dgm.evidence.bounds import CUBO, IWELBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.check_moves import check_moves
 from ppl_dgm.evidence.exact import Exact
@@ -58,6 +58,7 @@ __all__ = [
     "BDMC",
     "CUBO",
     "ELBO",
+    "IWELBO",
     "JVI",
     "SMC",
     "SUMO",

@@ -16,6 +16,7 @@ Many models of the literature are combinations, of a family with its parts here 
     MIWAE for missing data          VAE called with (x, observed), fitted with IWELBO(k)
     harmonium                       RBM(D, H), fitted with ContrastiveDivergence(k)
     M2                              SemiSupervisedVAE, fitted with pyro.infer.TraceEnum_ELBO
+    flow of whole numbers           Dequantised(RealNVP(D), levels), or with VariationalNoise(D, levels)
     GAN                             Generator, fitted with GAN(critic) or FGAN(critic)
     SVI per datum, semi-amortised   any VAE, through amortisation.refine
 """
@@ -37,7 +38,19 @@ from ppl_dgm.families.autoregressive import (
 )
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.energy import RBM, Energy
-from ppl_dgm.families.flows import IAF, MAF, NICE, NSF, Flow, Glow, PlanarFlow, RealNVP
+from ppl_dgm.families.flows import (
+    IAF,
+    MAF,
+    NICE,
+    NSF,
+    Dequantised,
+    Flow,
+    Glow,
+    PlanarFlow,
+    RealNVP,
+    UniformNoise,
+    VariationalNoise,
+)
 from ppl_dgm.families.implicit import Generator
 from ppl_dgm.families.latent.hierarchical import HierarchicalVAE
 from ppl_dgm.families.latent.labelled import ConditionalVAE, SemiSupervisedVAE
@@ -63,6 +76,7 @@ __all__ = [
     "BayesNet",
     "BayesianMixture",
     "ConditionalVAE",
+    "Dequantised",
     "Energy",
     "Flow",
     "GatedPixelCNN",
@@ -80,6 +94,8 @@ __all__ = [
     "RealNVP",
     "RecurrentNet",
     "SemiSupervisedVAE",
+    "UniformNoise",
+    "VariationalNoise",
     "WaveNet",
     "bayesnet",
     "components",

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ppl_dgm.nn.conv import over_images
-from ppl_dgm.nn.mlp import Activation, _check_sizes, hidden_sizes
+from ppl_dgm.nn.mlp import Activation, ImageShape, _check_sizes, hidden_sizes
 
 
 class ContextMLP(nn.Module):
@@ -104,6 +105,45 @@ class ContextConvNet(nn.Module):
             x = over_images(layer, x if depth == 0 else self.activation(x))
             x = x if context is None else x + self.contexts[depth](context)[..., None, None]
         return x
+
+
+class BesideImage(nn.Module):
+    """Convolutions of an image and of another beside it, given flattened as a context.
+
+    Args:
+        image_shape: (channels, height, width) of both.
+        hidden: channels of the hidden layers.
+        out_channels: of the output.
+        activation: makes the activation.
+
+    Shape:
+        `[..., channels, height, width]` and `[..., channels * height * width]` to `[...,
+        out_channels, height, width]`.
+
+    Raises:
+        ValueError: a size below one.
+
+    Example:
+        >>> import torch
+        >>> BesideImage((1, 4, 4), [8], 2)(torch.zeros(5, 1, 4, 4), torch.zeros(16)).shape
+        torch.Size([5, 2, 4, 4])
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        hidden: Sequence[int],
+        out_channels: int,
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.net = ContextConvNet(2 * image_shape[0], hidden, out_channels, 0, activation)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """`[..., channels, height, width]` to `[..., out_channels, height, width]`."""
+        other = context.unflatten(-1, self.image_shape)
+        return self.net(torch.cat(torch.broadcast_tensors(x, other), -3))
 
 
 def context_maps(num_context: int, sizes: Sequence[int]) -> list[nn.Linear]:

@@ -1,7 +1,20 @@
 """Normalising flows: invertible transforms of noise, with exact densities and draws."""
 
+from ppl_dgm.families.flows.dequantised import Dequantised, UniformNoise, VariationalNoise
 from ppl_dgm.families.flows.flow import Flow
 from ppl_dgm.families.flows.images import Glow
 from ppl_dgm.families.flows.vectors import IAF, MAF, NICE, NSF, PlanarFlow, RealNVP
 
-__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "Glow", "PlanarFlow", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "NICE",
+    "NSF",
+    "Dequantised",
+    "Flow",
+    "Glow",
+    "PlanarFlow",
+    "RealNVP",
+    "UniformNoise",
+    "VariationalNoise",
+]

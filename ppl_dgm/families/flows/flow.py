@@ -154,14 +154,22 @@ class FlowModel(nn.Module):
         if context is not None and len(context) != size:
             raise ValueError(f"expected a context for each of {size} data, got {len(context)}")
 
+    def num_data(self, x: Tensor | None, context: Tensor | None) -> int:
+        """How many data are scored or drawn.
+
+        Raises:
+            ValueError: data of another shape, contexts of another length.
+        """
+        if x is None:
+            size = 1 if context is None else len(context)
+            self.check_context(context, size)
+            return size
+        self.check(x, context)
+        return len(x)
+
     def forward(self, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Score data `[data, D]`, or draw one datum for each context."""
-        size = len(x) if x is not None else 1 if context is None else len(context)
-        if x is None:
-            self.check_context(context, size)
-        else:
-            self.check(x, context)
-        with pyro.plate("data", size, dim=-1):
+        with pyro.plate("data", self.num_data(x, context), dim=-1):
             return pyro.sample("x", self.distribution(context), obs=x)
 
 

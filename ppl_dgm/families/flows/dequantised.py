@@ -1,0 +1,212 @@
+r"""Dequantisation: flows on whole numbers, scored by lower bounds of a discrete likelihood.
+
+A density of real numbers has no upper limit at whole ones: a flow fitted to levels as they are piles
+up on them and its log density says nothing. The probability of a level is the integral of the density
+over its cell,
+
+$$P(x) = \int_{[0, 1)^D} p(x + u)\, du = E_{q(u \mid x)} \frac{p(x + u)}{q(u \mid x)},$$
+
+which is the evidence of a program with y as latent: y ~ flow, x = floor(y), guide y = x + u.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import SigmoidTransform
+
+from ppl_dgm.conditionals.likelihoods import check_levels, scaled_levels
+from ppl_dgm.distributions import Floored, WithinCell
+from ppl_dgm.families.flows.flow import Flow, FlowModel, standard_normal
+from ppl_dgm.families.flows.images import check_sides, checked_length
+from ppl_dgm.nn.conditioned import BesideImage
+from ppl_dgm.nn.mlp import Activation, ImageShape
+from ppl_dgm.program import Program
+from ppl_dgm.program.inspection import Examination
+from ppl_dgm.transforms import (
+    Bijection,
+    Chain,
+    Coupling,
+    Elementwise,
+    FlowDistribution,
+    Held,
+    ImageCoupling,
+    MultiScale,
+    checkerboard,
+)
+
+
+class Dequantised(Program):
+    r"""A flow on levels 0, ..., levels - 1 by dequantisation (Theis, van den Oord and Bethge 2016).
+
+    $\log P(x) \ge E_q[\log p(x + u) - \log q(u \mid x)]$, uniform q by default, or learned:
+    variational dequantisation (Ho et al. 2019, Flow++, section 3.1). The flow is fitted by `ELBO()`
+    or, with K draws of the noise, `IWELBO(K)` (Hoogeboom, Cohen and Tomczak 2020);
+    `evidence.ELBO` and `evidence.IWELBO` give lower bounds of log P(x), in nats, `ImportanceSampling`
+    estimates it.
+
+    Draws are levels; a flow that is not yet fitted may have mass, and draws, below 0 and above
+    levels - 1.
+
+    Args:
+        flow: the density p of real vectors. It starts from the first data.
+        levels: number of levels.
+        noise: q: a module from x (and the flow's context) to a distribution on the unit cube, event
+            `[D]`, e.g. `VariationalNoise`; uniform by default.
+
+    Raises:
+        TypeError: what is no flow.
+        ValueError: fewer than two levels; when run, data that are no levels, or of another shape.
+
+    Example:
+        >>> from ppl_dgm import evidence
+        >>> from ppl_dgm.families import RealNVP
+        >>> program, x = Dequantised(RealNVP(3), levels=4), torch.tensor([[0.0, 3.0, 1.0]])
+        >>> evidence.ELBO(num_particles=8)(program, x).bound, program.sample(5).shape
+        ('lower', torch.Size([5, 3]))
+    """
+
+    def __init__(self, flow: Flow, levels: int, noise: nn.Module | None = None) -> None:
+        if not isinstance(flow, Flow):
+            raise TypeError(f"flow is a {type(flow).__name__}; expected a Flow, e.g. RealNVP(D)")
+        check_levels(levels)
+        noise = noise or UniformNoise()
+        super().__init__(DequantisedModel(flow.parts, levels), DequantisingGuide(flow.parts, noise))
+        self._flow = (flow,)  # in a tuple: its parameters are the model's
+
+    @property
+    def flow(self) -> Flow:
+        """The flow of real vectors."""
+        return self._flow[0]
+
+    def examine_at(self, args: tuple, kwargs: Mapping[str, Any], **how: Any) -> Examination:
+        """Check the program at these data, from which its flow starts if they are the first."""
+        if args or "x" in kwargs:
+            self.start(*args, **kwargs)
+        return super().examine_at(args, kwargs, **how)
+
+    def start(self, x: Tensor, context: Tensor | None = None) -> "Dequantised":
+        """Start the flow from levels `[N, D]` with uniform noise, as `Flow.start`."""
+        with torch.random.fork_rng([]):
+            noise = torch.rand(x.shape, dtype=self.dtype).to(x.device)
+        self.flow.start(x + noise, context)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameters."""
+        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
+
+
+class DequantisedModel(nn.Module):
+    """y ~ flow, x = floor(y)."""
+
+    def __init__(self, flow: FlowModel, levels: int) -> None:
+        super().__init__()
+        self.flow, self.levels = flow, levels
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Score levels `[data, D]`, or draw one datum for each context."""
+        size = self.flow.num_data(x, context)
+        with pyro.plate("data", size, dim=-1):
+            y = pyro.sample("y", self.flow.distribution(context))
+            return pyro.sample("x", Floored(y, self.levels), obs=x)
+
+
+class DequantisingGuide(nn.Module):
+    """y = x + u, u ~ noise(x)."""
+
+    def __init__(self, flow: FlowModel, noise: nn.Module) -> None:
+        super().__init__()
+        self.noise, self._flow = noise, (flow,)  # in a tuple: its parameters are the model's
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Draw y of levels `[data, D]`."""
+        law = self.noise(x) if context is None else self.noise(x, context)
+        with pyro.plate("data", self._flow[0].num_data(x, context), dim=-1):
+            return pyro.sample("y", WithinCell(x, law))
+
+
+class UniformNoise(nn.Module):
+    """u uniform on the unit cube, whatever x.
+
+    Example:
+        >>> UniformNoise()(torch.zeros(5, 3)).log_prob(torch.full((5, 3), 0.5))
+        tensor([0., 0., 0., 0., 0.])
+    """
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
+        """Uniform distributions, batch and event as data `[..., D]`."""
+        return dist.Uniform(torch.zeros_like(x), torch.ones_like(x)).to_event(1)
+
+
+class VariationalNoise(nn.Module):
+    r"""$u = \sigma(t_n(\dots t_1(e; x) \dots; x))$ with normal noise e: couplings whose nets see x
+    (Ho et al. 2019, Flow++, section 3.1).
+
+    Args:
+        size: number D of dimensions, or (channels, height, width) of flattened images.
+        levels: number of levels, by which the nets' inputs are scaled.
+        length: number of couplings.
+        hidden: sizes, or channels, of the nets' hidden layers.
+        activation: makes the nets' activation.
+
+    Raises:
+        ValueError: sizes or lengths below one, fewer than two levels.
+
+    Example:
+        >>> noise = VariationalNoise((1, 4, 4), levels=17, length=2, hidden=[8])
+        >>> noise(torch.zeros(5, 16)).sample().shape
+        torch.Size([5, 16])
+    """
+
+    def __init__(
+        self,
+        size: int | ImageShape,
+        levels: int,
+        length: int = 4,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.levels = check_levels(levels)
+        couple = vector_couplings if isinstance(size, int) else image_couplings
+        num_dims = size if isinstance(size, int) else math.prod(size)
+        self.base = Held(standard_normal(num_dims))
+        self.transforms = Held(couple(size, checked_length(length), hidden, activation))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> FlowDistribution:
+        """q(u | x) of levels `[..., D]`."""
+        steps = self.transforms(scaled_levels(x, self.levels))
+        return FlowDistribution(self.base(), [*steps, SigmoidTransform()])
+
+
+def vector_couplings(
+    size: int, length: int, hidden: Sequence[int], activation: Activation
+) -> list[Bijection]:
+    """An affine map by the levels and, of more than one dimension, affine couplings that see them."""
+    steps: list[Bijection] = [Elementwise((size,), None, size, hidden)]
+    if size == 1:
+        return steps
+    return steps + [
+        Coupling(size, None, None, step % 2 == 1, hidden, size, activation)
+        for step in range(length)
+    ]
+
+
+def image_couplings(
+    image_shape: ImageShape, length: int, hidden: Sequence[int], activation: Activation
+) -> list[Bijection]:
+    """Checkerboard couplings whose nets see the levels beside the noise."""
+    check_sides(image_shape, 1, 0)
+
+    def coupling(step: int) -> Bijection:
+        net = BesideImage(image_shape, hidden, 2 * image_shape[0], activation)
+        mask, size = checkerboard(image_shape, step % 2), math.prod(image_shape)
+        return ImageCoupling(image_shape, mask, num_context=size, net=net)
+
+    return [MultiScale([Chain([coupling(step) for step in range(length)])])]
