@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions.transforms import affine_coupling, householder
 from torch import Tensor
@@ -33,6 +34,7 @@ from ppl_dgm.families import (
     VAE,
     VQVAE,
     ConditionalVAE,
+    Dequantised,
     GatedPixelCNN,
     Generator,
     Glow,
@@ -47,6 +49,7 @@ from ppl_dgm.families import (
     RealNVP,
     RecurrentNet,
     SemiSupervisedVAE,
+    VariationalNoise,
     WaveNet,
     likelihoods,
     priors,
@@ -303,6 +306,14 @@ def flow(program: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     return torch.stack(found)
 
 
+def mass_of_cells(program: Any, x: Tensor) -> Tensor:
+    """The integral of a flow's density over cells of one dimension, by Gauss and Legendre."""
+    nodes, weights = map(torch.as_tensor, np.polynomial.legendre.leggauss(64))
+    places = (nodes / 2 + 0.5).to(x).unsqueeze(-1)
+    scores = program.flow.distribution().log_prob(x.unsqueeze(1) + places)
+    return (scores + (weights / 2).to(x).log()).logsumexp(-1)
+
+
 def flow_prior() -> priors.FlowPrior:
     """Two coupling layers of two latents."""
     return priors.FlowPrior(2, [affine_coupling(2, [4]), householder(2), affine_coupling(2, [4])])
@@ -418,6 +429,11 @@ CASES: dict[str, Case] = {
     "iaf": Case(seeded(lambda: IAF(3, 2, [5])), real(), flow),
     "realnvp of images": Case(seeded(lambda: RealNVP((1, 4, 2), 2, [4])), real(6, 8), flow),
     "glow": Case(seeded(lambda: Glow((1, 2, 2), 2, [4], levels=1)), real(6, 4), flow),
+    "dequantised flow": Case(
+        seeded(lambda: Dequantised(MAF(1, 1, [5]), 3, VariationalNoise(1, 3, 1, [5]))),
+        levels(3, num_dims=1),
+        mass_of_cells,
+    ),
     "neural spline flow": Case(seeded(lambda: NSF(3, 2, [5], num_bins=4)), real(), flow),
     "conditional flow": Case(
         seeded(lambda: RealNVP(3, 2, [5], num_context=2)),

@@ -9,38 +9,44 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 
+class Whole(constraints.Constraint):
+    """Whole numbers."""
+
+    is_discrete = True
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether numbers are whole: `[...]`."""
+        return value % 1 == 0
+
+
 class Floored(TorchDistribution):
     """The levels below real numbers: x = floor(y), log P(x | y) zero there and minus infinity
     elsewhere.
 
     Args:
         value: y, `[*batch, D]`.
-        levels: number of levels that data may have, 0, ..., levels - 1.
 
     Shape:
         batch `[*batch]`, event `[D]`.
 
     Example:
-        >>> law = Floored(torch.tensor([0.5, 2.9]), levels=4)
+        >>> law = Floored(torch.tensor([0.5, 2.9]))
         >>> law.log_prob(torch.tensor([[0.0, 2.0], [0.0, 3.0]])), law.sample()
         (tensor([0., -inf]), tensor([0., 2.]))
     """
 
     arg_constraints = {"value": constraints.real_vector}  # type: ignore[assignment]  # noqa: RUF012
 
-    def __init__(self, value: Tensor, levels: int, validate_args: bool | None = None) -> None:
-        self.value, self.levels = value, levels
-        super().__init__(value.shape[:-1], value.shape[-1:], validate_args=validate_args)
+    support = constraints.independent(Whole(), 1)  # type: ignore[assignment]
 
-    @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self) -> Any:
-        """Vectors of the whole numbers 0, ..., levels - 1."""
-        return constraints.independent(constraints.integer_interval(0, self.levels - 1), 1)
+    def __init__(self, value: Tensor, validate_args: bool | None = None) -> None:
+        self.value = value
+        super().__init__(value.shape[:-1], value.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Floored":
         """The same distribution with a larger batch shape."""
         value = self.value.expand(torch.Size(batch_shape) + self.event_shape)
-        return Floored(value, self.levels, validate_args=False)
+        return Floored(value, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Zero or minus infinity, `[...]`, of levels `[..., D]`."""
@@ -56,7 +62,8 @@ class Floored(TorchDistribution):
 
 
 class WithinCell(TorchDistribution):
-    """y = x + u in the cell [x, x + 1) of levels x, u from a law of the unit cube.
+    """y = x + u in the cell [x, x + 1) of levels x, u from a law of the unit cube; of no density
+    elsewhere.
 
     Args:
         level: x, `[*batch, D]`.
@@ -74,15 +81,11 @@ class WithinCell(TorchDistribution):
     """
 
     arg_constraints = {"level": constraints.real_vector}  # type: ignore[assignment]  # noqa: RUF012
+    support = constraints.real_vector  # type: ignore[assignment]
 
     def __init__(self, level: Tensor, noise: Any, validate_args: bool | None = None) -> None:
         self.level, self.noise, self.has_rsample = level, noise, noise.has_rsample
         super().__init__(level.shape[:-1], level.shape[-1:], validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self) -> Any:
-        """The cell."""
-        return constraints.independent(constraints.interval(self.level, self.level + 1), 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "WithinCell":
         """The same distribution with a larger batch shape."""
@@ -91,8 +94,10 @@ class WithinCell(TorchDistribution):
         return WithinCell(level, self.noise.expand(shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log q(y) in nats of `[..., D]`: `[...]`."""
-        return self.noise.log_prob(value - self.level)
+        """log q(y) in nats of `[..., D]`: `[...]`; minus infinity outside of the cell."""
+        noise = value - self.level
+        inside = ((noise >= 0) & (noise < 1)).all(-1)
+        return torch.where(inside, self.noise.log_prob(noise.clamp(0, 1)), -torch.inf)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw `[*sample_shape, *batch, D]`, differentiably; sums never round up to x + 1."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import CUBO, ELBO, JVI, SUMO, ImportanceSampling
+from ppl_dgm.evidence import CUBO, ELBO, IWELBO, JVI, SUMO, ImportanceSampling
 from ppl_dgm.evidence.bounds import (
     jackknife,
     leave_one_out,
@@ -89,6 +89,22 @@ def test_a_guide_narrower_than_the_posterior_is_flagged():
     narrow = CUBO(num_particles=4000)(guided(0.3), X[:20])
     assert any("narrower" in warning for warning in narrow.warnings)
     assert CUBO(num_particles=4000)(guided(1.0), X[:20]).reliable
+
+
+# ---- lower bounds ------------------------------------------------------------------------------------------------
+
+
+def test_the_weighted_bound_is_its_objective_and_its_gap_falls_as_one_over_k():
+    program = guided(1.0)
+    found = {k: IWELBO(num_particles=k, num_replicates=400)(program, X) for k in (1, 8, 32)}
+    assert {result.bound for result in found.values()} == {"lower"}
+    gaps = {k: mean_and_error(TRUTH - result.log_z) for k, result in found.items()}
+    elbo, elbo_error = mean_and_error(TRUTH - ELBO(num_particles=400)(program, X).log_z)
+    assert abs(gaps[1][0] - elbo) < 4 * math.hypot(gaps[1][1], elbo_error)
+    assert gaps[8][0] > 4 * gaps[8][1]
+    assert gaps[8][0] / gaps[32][0] == pytest.approx(4.0, rel=0.2)
+    spread = float(found[8].log_z.std() / found[8].std_error.mean())
+    assert spread == pytest.approx(1.0, abs=0.2)
 
 
 # ---- jackknife -----------------------------------------------------------------------------------------------------

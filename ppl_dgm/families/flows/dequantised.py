@@ -21,7 +21,7 @@ from torch.distributions import SigmoidTransform
 
 from ppl_dgm.conditionals.likelihoods import check_levels, scaled_levels
 from ppl_dgm.distributions import Floored, WithinCell
-from ppl_dgm.families.flows.flow import Flow, FlowModel, standard_normal
+from ppl_dgm.families.flows.flow import Flow, FlowModel
 from ppl_dgm.families.flows.images import check_sides, checked_length
 from ppl_dgm.nn.conditioned import BesideImage
 from ppl_dgm.nn.mlp import Activation, ImageShape
@@ -75,8 +75,8 @@ class Dequantised(Program):
             raise TypeError(f"flow is a {type(flow).__name__}; expected a Flow, e.g. RealNVP(D)")
         check_levels(levels)
         noise = noise or UniformNoise()
-        super().__init__(DequantisedModel(flow.parts, levels), DequantisingGuide(flow.parts, noise))
-        self._flow = (flow,)  # in a tuple: its parameters are the model's
+        super().__init__(DequantisedModel(flow.parts), DequantisingGuide(flow.parts, noise))
+        self._flow, self.levels = (flow,), levels  # in a tuple: its parameters are the model's
 
     @property
     def flow(self) -> Flow:
@@ -90,7 +90,17 @@ class Dequantised(Program):
         return super().examine_at(args, kwargs, **how)
 
     def start(self, x: Tensor, context: Tensor | None = None) -> "Dequantised":
-        """Start the flow from levels `[N, D]` with uniform noise, as `Flow.start`."""
+        """Start the flow from levels `[N, D]` with uniform noise, as `Flow.start`.
+
+        Raises:
+            ValueError: data that are no levels, or of another shape.
+        """
+        self.flow.parts.check(x, context)
+        if not bool(((x % 1 == 0) & (x >= 0) & (x < self.levels)).all()):
+            raise ValueError(
+                f"expected data among the levels 0, ..., {self.levels - 1}, got numbers from "
+                f"{x.min().item():g} to {x.max().item():g}; scale and round them"
+            )
         with torch.random.fork_rng([]):
             noise = torch.rand(x.shape, dtype=self.dtype).to(x.device)
         self.flow.start(x + noise, context)
@@ -105,16 +115,16 @@ class Dequantised(Program):
 class DequantisedModel(nn.Module):
     """y ~ flow, x = floor(y)."""
 
-    def __init__(self, flow: FlowModel, levels: int) -> None:
+    def __init__(self, flow: FlowModel) -> None:
         super().__init__()
-        self.flow, self.levels = flow, levels
+        self.flow = flow
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Score levels `[data, D]`, or draw one datum for each context."""
         size = self.flow.num_data(x, context)
         with pyro.plate("data", size, dim=-1):
             y = pyro.sample("y", self.flow.distribution(context))
-            return pyro.sample("x", Floored(y, self.levels), obs=x)
+            return pyro.sample("x", Floored(y), obs=x)
 
 
 class DequantisingGuide(nn.Module):
@@ -145,8 +155,10 @@ class UniformNoise(nn.Module):
 
 
 class VariationalNoise(nn.Module):
-    r"""$u = \sigma(t_n(\dots t_1(e; x) \dots; x))$ with normal noise e: couplings whose nets see x
+    r"""$u = \sigma(t_n(\dots t_1(e; x) \dots; x))$ with logistic noise e: couplings whose nets see x
     (Ho et al. 2019, Flow++, section 3.1).
+
+    It starts near the uniform distribution, which is $\sigma(e)$.
 
     Args:
         size: number D of dimensions, or (channels, height, width) of flattened images.
@@ -176,7 +188,9 @@ class VariationalNoise(nn.Module):
         self.levels = check_levels(levels)
         couple = vector_couplings if isinstance(size, int) else image_couplings
         num_dims = size if isinstance(size, int) else math.prod(size)
-        self.base = Held(standard_normal(num_dims))
+        if num_dims < 1:
+            raise ValueError(f"size is {size}; expected at least 1")
+        self.base = Held(dist.Logistic(torch.zeros(num_dims), torch.ones(num_dims)).to_event(1))
         self.transforms = Held(couple(size, checked_length(length), hidden, activation))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> FlowDistribution:
