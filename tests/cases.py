@@ -9,10 +9,18 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro.distributions.transforms import affine_coupling, householder
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+from torch.distributions import (
+    AffineTransform,
+    Bernoulli,
+    Categorical,
+    MultivariateNormal,
+    Normal,
+    SigmoidTransform,
+)
 
 from ppl_dgm import Program
 from ppl_dgm.conditionals.guides import (
@@ -35,6 +43,7 @@ from ppl_dgm.families import (
     VQVAE,
     ConditionalVAE,
     Dequantised,
+    Flow,
     GatedPixelCNN,
     Generator,
     Glow,
@@ -306,6 +315,13 @@ def flow(program: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
     return torch.stack(found)
 
 
+def bounded_flow(num_levels: int) -> Flow:
+    """A flow of one dimension with no mass beyond the levels."""
+    inside = [SigmoidTransform(), AffineTransform(0.0, num_levels)]
+    noise = pyro.distributions.Normal(torch.zeros(1), 1.0).to_event(1)
+    return Flow(noise, [*MAF(1, 1, [5]).parts.transforms(), *inside])
+
+
 def mass_of_cells(program: Any, x: Tensor) -> Tensor:
     """The integral of a flow's density over cells of one dimension, by Gauss and Legendre."""
     nodes, weights = map(torch.as_tensor, np.polynomial.legendre.leggauss(64))
@@ -430,7 +446,7 @@ CASES: dict[str, Case] = {
     "realnvp of images": Case(seeded(lambda: RealNVP((1, 4, 2), 2, [4])), real(6, 8), flow),
     "glow": Case(seeded(lambda: Glow((1, 2, 2), 2, [4], levels=1)), real(6, 4), flow),
     "dequantised flow": Case(
-        seeded(lambda: Dequantised(MAF(1, 1, [5]), 3, VariationalNoise(1, 3, 1, [5]))),
+        seeded(lambda: Dequantised(bounded_flow(3), 3, VariationalNoise(1, 3, 1, [5]))),
         levels(3, num_dims=1),
         mass_of_cells,
     ),

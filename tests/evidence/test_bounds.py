@@ -96,11 +96,11 @@ def test_a_guide_narrower_than_the_posterior_is_flagged():
 
 def test_the_weighted_bound_is_its_objective_and_its_gap_falls_as_one_over_k():
     program = guided(1.0)
-    found = {k: IWELBO(num_particles=k, num_replicates=400)(program, X) for k in (1, 8, 32)}
+    found = {k: IWELBO(num_particles=k, num_replicates=400)(program, X) for k in (2, 8, 32)}
     assert {result.bound for result in found.values()} == {"lower"}
     gaps = {k: mean_and_error(TRUTH - result.log_z) for k, result in found.items()}
-    elbo, elbo_error = mean_and_error(TRUTH - ELBO(num_particles=400)(program, X).log_z)
-    assert abs(gaps[1][0] - elbo) < 4 * math.hypot(gaps[1][1], elbo_error)
+    elbo, _ = mean_and_error(TRUTH - ELBO(num_particles=400)(program, X).log_z)
+    assert elbo > gaps[2][0] > gaps[8][0]
     assert gaps[8][0] > 4 * gaps[8][1]
     assert gaps[8][0] / gaps[32][0] == pytest.approx(4.0, rel=0.2)
     spread = float(found[8].log_z.std() / found[8].std_error.mean())

@@ -49,8 +49,8 @@ class Dequantised(Program):
     `evidence.ELBO` and `evidence.IWELBO` give lower bounds of log P(x), in nats, `ImportanceSampling`
     estimates it.
 
-    Draws are levels; a flow that is not yet fitted may have mass, and draws, below 0 and above
-    levels - 1.
+    Draws are whole numbers; where the flow has mass below 0 and above levels, draws lie there too. A
+    flow that ends with `SigmoidTransform()` and `AffineTransform(0.0, levels)` has none.
 
     Args:
         flow: the density p of real vectors. It starts from the first data.
@@ -101,9 +101,8 @@ class Dequantised(Program):
                 f"expected data among the levels 0, ..., {self.levels - 1}, got numbers from "
                 f"{x.min().item():g} to {x.max().item():g}; scale and round them"
             )
-        with torch.random.fork_rng([]):
-            noise = torch.rand(x.shape, dtype=self.dtype).to(x.device)
-        self.flow.start(x + noise, context)
+        noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=self.dtype)
+        self.flow.start(x + noise.to(x.device), context)
         return self
 
     @property
