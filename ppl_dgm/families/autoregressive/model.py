@@ -125,11 +125,12 @@ class AutoregressiveProgram(Program):
         data = (x,) if y is None else (x, y)
         self.initialise(*data)
 
-        def density(x: Tensor, y: Tensor | None = None) -> Tensor:
-            return model.distribution(y).log_prob(x)
+        def density(x: Tensor, context: Tensor | None = None) -> Tensor:
+            return model.given(context).log_prob(x)
 
+        context = () if y is None else (model.context(y),)
         with evaluating(self), unvalidated():
-            scores = scores_of(model, density, data)
+            scores = scores_of(model, density, (x, *context))
         return {f"model.{name}": score for name, score in scores.items()}
 
 
@@ -154,8 +155,14 @@ class AutoregressiveModel(nn.Module):
         self, y: Tensor | None = None, temperature: float = 1.0, progress: bool = False
     ) -> Autoregressive | EqualMixture:
         """The density of one datum, event shape `[D]`, or of one for each label."""
+        return self.given(self.context(y), temperature, progress)
+
+    def given(
+        self, context: Tensor | None, temperature: float = 1.0, progress: bool = False
+    ) -> Autoregressive | EqualMixture:
+        """The density of one datum for each context `[..., num_classes]`."""
         orders = range(self.net.num_orders)
-        laws = [self._member(member, y, temperature, progress) for member in orders]
+        laws = [self._member(member, context, temperature, progress) for member in orders]
         return laws[0] if len(laws) == 1 else EqualMixture(laws)
 
     def forward(
@@ -170,22 +177,22 @@ class AutoregressiveModel(nn.Module):
         with pyro.plate("data", 1 if given is None else len(given), dim=-1):
             if self.training and x is not None and self.net.num_orders > 1:
                 member = torch.randint(self.net.num_orders, (), device=x.device)
-                return pyro.sample("x", self._member(member, y), obs=x)
+                return pyro.sample("x", self._member(member, self.context(y)), obs=x)
             return pyro.sample("x", self.distribution(y, temperature, progress), obs=x)
 
     def _member(
         self,
         member: int | Tensor,
-        y: Tensor | None,
+        context: Tensor | None,
         temperature: float = 1.0,
         progress: bool = False,
     ) -> Autoregressive:
         """The density under one of the orders; where its number is a tensor, to be scored only."""
-        given: Any = {"context": self._context(y), "member": member}
+        given: Any = {"context": context, "member": member}
         return Autoregressive(
             lambda x: self.net(self.likelihood.inputs(x), **given),
             self.likelihood,
-            self.start if y is None else self.start.expand(*y.shape, -1),
+            self.start if context is None else self.start.expand(*context.shape[:-1], -1),
             None if isinstance(member, Tensor) else self.net.sequences[member],
             stepper=partial(self._stepper, **given),
             draw=partial(self.likelihood.draw, temperature=temperature),
@@ -197,7 +204,7 @@ class AutoregressiveModel(nn.Module):
         step = self.net.stepper(self.likelihood.inputs(start), **given)
         return lambda t, x: step(t, self.likelihood.inputs(x))
 
-    def _context(self, y: Tensor | None) -> Tensor | None:
+    def context(self, y: Tensor | None) -> Tensor | None:
         """One-hot labels, `[data, num_classes]`."""
         if (y is None) != (self.num_classes is None):
             raise ValueError(
