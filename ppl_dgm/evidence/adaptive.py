@@ -10,6 +10,7 @@ from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import tempered_points
 from ppl_dgm.sampling.defended import Weighted, defended_weights
+from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import HMC
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.smc.resampling import effective_size, resample, shuffle
@@ -72,6 +73,9 @@ class AdaptiveImportanceSampling(Estimator):
     def __post_init__(self) -> None:
         check_compile(self.compile)
         check_least(self, num_particles=20, num_rounds=0, num_fitted=20, num_chains=8, memory=1)
+
+    def draws_from(self, bound: Bound) -> Proposal | None:
+        return "prior"
 
     def check(self, bound: Bound) -> None:
         check_continuous(bound)

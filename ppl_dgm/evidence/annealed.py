@@ -96,6 +96,9 @@ class AIS(Estimator):
         check_choice(self, "schedule", SCHEDULES)
         check_compile(self.compile)
 
+    def draws_from(self, bound: Bound) -> Start:
+        return self.start
+
     def check(self, bound: Bound) -> None:
         check_start(bound, self.start)
 

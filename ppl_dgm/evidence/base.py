@@ -15,6 +15,8 @@ from ppl_dgm.program import Bound, Program, evaluating, require_program, select_
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
+from ppl_dgm.sampling.draws import draws_alarm
+from ppl_dgm.sampling.importance import Proposal
 
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
@@ -180,6 +182,10 @@ class Estimator(ABC):
         """What the number is for this program."""
         return type(self).bound
 
+    def draws_from(self, bound: Bound) -> Proposal | None:
+        """What the method draws latents from and takes their density to be; None where it relies on no such draws."""
+        return None
+
     @property
     def name(self) -> str:
         """Name in tables."""
@@ -239,6 +245,8 @@ class Estimator(ABC):
         shared = estimate.diagnostics.get("log_partition_std_error", torch.zeros(()))
         diagnostics = dict(estimate.diagnostics)
         diagnostics.setdefault("rounding", rounding_of(bound))
+        proposal = self.draws_from(bound)
+        drawn = draws_alarm(bound, proposal) if proposal else ()
         return Evidence(
             log_z=estimate.log_z.double(),
             std_error=estimate.std_error.double(),
@@ -249,7 +257,7 @@ class Estimator(ABC):
             num_dims=bound.num_dims,
             digest=bound.digest,
             diagnostics=diagnostics,
-            warnings=estimate.warnings + alarms(estimate._replace(diagnostics=diagnostics)),
+            warnings=estimate.warnings + drawn + alarms(estimate._replace(diagnostics=diagnostics)),
             seconds=seconds,
         )
 

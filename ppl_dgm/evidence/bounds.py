@@ -49,6 +49,9 @@ class WeightEstimator(Estimator):
     def kind(self, bound: Bound) -> BoundKind:
         return type(self).bound if bound.structure.latents else "exact"
 
+    def draws_from(self, bound: Bound) -> Proposal | None:
+        return self.proposal
+
     def weights(self, bound: Bound, num_particles: int) -> Tensor:
         """Log weights of the program, `[num_particles, *batch]`."""
         return all_weights(bound, num_particles, self.proposal, self.memory, self.compile)

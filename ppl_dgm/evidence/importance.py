@@ -83,6 +83,9 @@ class ImportanceSampling(Estimator):
             raise ValueError(f"memory is {self.memory} bytes; expected a positive number")
         check_compile(self.compile)
 
+    def draws_from(self, bound: Bound) -> Proposal | None:
+        return self.proposal
+
     def kind(self, bound: Bound) -> BoundKind:
         return "estimate" if bound.structure.latents else "exact"
 

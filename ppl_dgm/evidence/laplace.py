@@ -13,6 +13,7 @@ from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.defended import defended_weights
+from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM
@@ -250,6 +251,9 @@ class Laplace(Estimator):
             raise ValueError(
                 f"num_particles is {self.num_particles}; expected 0, or at least {FEWEST} for an error bar"
             )
+
+    def draws_from(self, bound: Bound) -> Proposal | None:
+        return "prior" if self.num_particles else None
 
     def estimate(self, bound: Bound) -> Estimate:
         return estimate_in_parts(

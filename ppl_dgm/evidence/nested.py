@@ -17,6 +17,7 @@ from torch.distributions import Independent
 
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.validation import check_choice, check_least
 
@@ -84,6 +85,9 @@ class NestedSampling(Estimator):
             raise ValueError(
                 "nested sampling runs on dynesty, which is not installed: pip install ppl-dgm[nested]"
             )
+
+    def draws_from(self, bound: Bound) -> Proposal | None:
+        return "prior"
 
     def check(self, bound: Bound) -> None:
         check_continuous(bound)

@@ -95,6 +95,9 @@ class SMC(Estimator):
         check_choice(self, "resampling", SCHEMES)
         check_compile(self.compile)
 
+    def draws_from(self, bound: Bound) -> Start:
+        return self.start
+
     def check(self, bound: Bound) -> None:
         check_start(bound, self.start)
 

@@ -84,6 +84,9 @@ class TemperedChains(Estimator):
                 "HMC, MALA or RandomWalk, or give it to AIS, which weights its error away"
             )
 
+    def draws_from(self, bound: Bound) -> Start:
+        return self.start
+
     def check(self, bound: Bound) -> None:
         check_start(bound, self.start)
 

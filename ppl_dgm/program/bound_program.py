@@ -16,7 +16,7 @@ from ppl_dgm.program.enumeration import entangled, split_enumerated
 from ppl_dgm.program.log_densities import Layout, check_one_scale, sum_scores, sum_sites, unmask
 from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.program.precision import in_float64, widen
-from ppl_dgm.program.pyro_patches import forgiving_factors, unvalidated
+from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
@@ -267,6 +267,7 @@ class Bound:
             pyro_in_turn(),
             unvalidated(),
             forgiving_factors(),
+            right_draws(),
             in_float64() if self.double else nullcontext(),
         ):
             return run()

@@ -13,7 +13,7 @@ from pyro.poutine import (
     trace_struct,
 )
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Beta, Distribution, LKJCholesky
 
 from ppl_dgm.context_patches import ContextPatches, Patch
 
@@ -52,6 +52,21 @@ def forgiving_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
+def _sample_onion(self: LKJCholesky, sample_shape: Any = ()) -> Tensor:
+    """Draw Cholesky factors row by row from balls (Lewandowski, Kurowicka and Joe 2009, sec. 3.2).
+
+    The squared length of row i is Beta(i / 2, eta + (dim - 1 - i) / 2); torch has i - 1/2 in place of i / 2.
+    """
+    row = torch.arange(1, self.dim).to(self.concentration)
+    spread = self.concentration.unsqueeze(-1) + 0.5 * (self.dim - 1 - row)
+    length = Beta((0.5 * row).expand_as(spread), spread).sample(torch.Size(sample_shape))
+    normal = torch.randn((*length.shape, self.dim), dtype=row.dtype, device=row.device).tril()
+    within = length.sqrt().unsqueeze(-1) * normal / normal.norm(dim=-1, keepdim=True)
+    rest = (1 - length).clamp_min(torch.finfo(row.dtype).tiny).sqrt()
+    factor = torch.cat([torch.zeros_like(within[..., :1, :]), within], -2)
+    return factor + torch.cat([torch.ones_like(rest[..., :1]), rest], -1).diag_embed()
+
+
 # Argument checks read tensors on the host, which neither `torch.func.vmap` nor a captured graph allows. Distributions
 # made while checks were on keep their flag, so that the check of values is left out too.
 unvalidated = ContextPatches(
@@ -59,6 +74,9 @@ unvalidated = ContextPatches(
     Patch(Distribution, "_validate_sample", _accept_value),
     *(Patch(handlers, "is_validation_enabled", lambda: False) for handlers in _HANDLERS),
 )
+
+# Draws that follow their density.
+right_draws = ContextPatches(Patch(LKJCholesky, "sample", _sample_onion))
 
 # One particle's singular covariance makes its own density NaN, and does not stop all the others with an error.
 forgiving_factors = ContextPatches(Patch(torch.linalg, "cholesky", forgiving_cholesky))

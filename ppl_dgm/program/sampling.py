@@ -9,7 +9,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import PARTICLE_PLATE, Values
-from ppl_dgm.program.pyro_patches import unvalidated
+from ppl_dgm.program.pyro_patches import right_draws, unvalidated
 from ppl_dgm.program.sites import (
     Site,
     Substitute,
@@ -31,7 +31,7 @@ def draw_sites(
 ) -> Values:
     """Draw all sites of the model jointly, latents in `given` (`[num_samples, *shape]`) held: `{site: [num, *shape]}`."""
     kwargs, given, free = kwargs or {}, given or {}, Uncondition()(model)
-    with unvalidated():
+    with unvalidated(), right_draws():
         if structure.model_runs != "plate":
             return repeated_sites(free, structure, num_samples, args, kwargs, given)
         latents = {latent.name: latent for latent in structure.latents}

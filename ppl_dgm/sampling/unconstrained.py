@@ -16,6 +16,7 @@ from torch.distributions.transforms import Transform
 from ppl_dgm.program import Bound, Latent, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.supports import innermost
+from ppl_dgm.sampling.simplex import precise
 
 ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)
@@ -74,7 +75,7 @@ class Unconstrained:
         slots: list[Slot] = []
         for latent in bounded_angles(self.bound):
             check_support(latent, values[latent.name])
-            transform = biject_to(latent.support)
+            transform = precise(biject_to(latent.support))
             shape = self._data_first(latent, inverse(transform, values[latent.name])).shape[
                 1 + self._local :
             ]
