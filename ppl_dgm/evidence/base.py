@@ -20,6 +20,7 @@ from ppl_dgm.sampling.importance import Proposal
 
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
+RELIED_ON = 0.01  # share of the estimate that comes from draws whose density is looked at
 ROUNDED_DATA = 256  # data whose rounding is looked at
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
 
@@ -245,7 +246,8 @@ class Estimator(ABC):
         shared = estimate.diagnostics.get("log_partition_std_error", torch.zeros(()))
         diagnostics = dict(estimate.diagnostics)
         diagnostics.setdefault("rounding", rounding_of(bound))
-        proposal = self.draws_from(bound)
+        share = torch.as_tensor(diagnostics.get("prior_share", 1.0))
+        proposal = self.draws_from(bound) if bool((share > RELIED_ON).any()) else None
         drawn = draws_alarm(bound, proposal) if proposal else ()
         return Evidence(
             log_z=estimate.log_z.double(),

@@ -30,13 +30,16 @@ class Weighted(NamedTuple):
         return stratified_std_error(self.log_weights, self.num_prior)
 
     def summarise(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """log Z and its standard error, `[*batch]`, and diagnostics."""
+        """log Z and its standard error, `[*batch]`, and diagnostics; `prior_share` is what the prior's draws add."""
         summary = WeightSummary(len(self.log_weights))
         summary.add(self.log_weights)
         diagnostics = {
             "num_particles": len(self.log_weights),
             "ess": summary.ess,
             "pareto_k": summary.pareto_k,
+            "prior_share": self.log_weights.softmax(0)[
+                len(self.log_weights) - self.num_prior :
+            ].sum(0),
         }
         return summary.log_mean_exp, self.std_error, diagnostics
 
