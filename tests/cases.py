@@ -44,6 +44,7 @@ from ppl_dgm.families import (
     ConditionalVAE,
     Dequantised,
     Flow,
+    FlowPlusPlus,
     GatedPixelCNN,
     Generator,
     Glow,
@@ -445,6 +446,7 @@ CASES: dict[str, Case] = {
     "iaf": Case(seeded(lambda: IAF(3, 2, [5])), real(), flow),
     "realnvp of images": Case(seeded(lambda: RealNVP((1, 4, 2), 2, [4])), real(6, 8), flow),
     "glow": Case(seeded(lambda: Glow((1, 2, 2), 2, [4], levels=1)), real(6, 4), flow),
+    "flow++": Case(seeded(lambda: FlowPlusPlus((1, 4, 2), 1, 4, 2, 1)), real(6, 8), flow),
     "dequantised flow": Case(
         seeded(lambda: Dequantised(bounded_flow(3), 3, VariationalNoise(1, 3, 1, [5]))),
         levels(3, num_dims=1),

@@ -12,6 +12,7 @@ from ppl_dgm.transforms.bijection import (
 from ppl_dgm.transforms.distribution import FlowDistribution, Held
 from ppl_dgm.transforms.images import Chain, MultiScale, Squeeze, check_halvings
 from ppl_dgm.transforms.layers import (
+    COUPLING_LOG_SCALE,
     Autoregressive,
     Coupling,
     Elementwise,
@@ -25,6 +26,7 @@ from ppl_dgm.transforms.scalar import Affine, LogisticMixture, ScalarMap, Shift,
 from ppl_dgm.transforms.solving import solve_increasing, widen
 
 __all__ = [
+    "COUPLING_LOG_SCALE",
     "ActNorm",
     "Affine",
     "Autoregressive",

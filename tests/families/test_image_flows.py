@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm import evidence, fit
-from ppl_dgm.families import Flow, Glow, RealNVP
+from ppl_dgm.families import Flow, FlowPlusPlus, Glow, RealNVP
 from ppl_dgm.transforms import Chain, Inverse, MultiScale, Squeeze
 
 SHAPE = (2, 4, 4)
@@ -18,6 +18,7 @@ FLOWS: dict[str, Callable[[], Flow]] = {
     "realnvp of three scales": lambda: RealNVP((1, 8, 4), 2, [4], levels=3),
     "realnvp with odd sides": lambda: RealNVP((1, 5, 3), 2, [8], levels=1),
     "glow": lambda: Glow(SHAPE, 2, [8, 8]),
+    "flow++": lambda: FlowPlusPlus((1, 4, 4), 1, 8, 3, 1),
     "glow of one scale": lambda: Glow(SHAPE, 2, [8], levels=1),
 }
 FAST = {"seed": 0, "progress": False}
@@ -135,6 +136,9 @@ BAD = {
     "length": (lambda: RealNVP(SHAPE, length=0), "length is 0"),
     "hidden": (lambda: Glow(SHAPE, hidden=8), "sizes of all hidden layers"),  # type: ignore[arg-type]
     "one pixel": (lambda: RealNVP((1, 2, 2)), "mask of images \\[2, 1, 1\\] is all"),
+    "odd sides": (lambda: FlowPlusPlus((1, 3, 4)), "\\[3, 4\\] cannot be halved"),
+    "width": (lambda: FlowPlusPlus((1, 4, 4), width=6), "width is 6; expected a multiple of 4"),
+    "components": (lambda: FlowPlusPlus((1, 4, 4), num_components=0), "num_components is 0"),
     "no parts": (lambda: Chain([]), "at least one bijection"),
     "parts": (
         lambda: Chain([Squeeze((1, 4, 4)), Squeeze((1, 4, 4))]),

@@ -2,7 +2,7 @@
 
 from ppl_dgm.families.flows.dequantised import Dequantised, UniformNoise, VariationalNoise
 from ppl_dgm.families.flows.flow import Flow
-from ppl_dgm.families.flows.images import Glow
+from ppl_dgm.families.flows.images import FlowPlusPlus, Glow
 from ppl_dgm.families.flows.vectors import IAF, MAF, NICE, NSF, PlanarFlow, RealNVP
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "NSF",
     "Dequantised",
     "Flow",
+    "FlowPlusPlus",
     "Glow",
     "PlanarFlow",
     "RealNVP",
