@@ -3,11 +3,12 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence, evaluating
@@ -25,6 +26,8 @@ from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.validation import check_least
 
 WIDE_GAP = 1.0  # nats per datum
+CROSSED = 4.0  # standard errors
+TOLERANCE = 0.005  # nats per datum
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +37,8 @@ class Sandwich(Evidence):
     As an `Evidence` it is the lower bound, by annealing forwards; its expectation is at most log Z.
 
     Attributes:
-        upper: annealing backwards from the exact posterior draw; its expectation is at least log Z.
+        upper: annealing backwards from the exact posterior draw; its expectation is at least log Z. Its standard error is
+            that of the estimate around that expectation, and so no interval for log Z.
 
     Example:
         >>> import torch
@@ -51,7 +55,9 @@ class Sandwich(Evidence):
     def between(cls, lower: Evidence, upper: Evidence) -> "Sandwich":
         """The sandwich of a lower and an upper bound on the same data; its diagnostics tell the gap."""
         diagnostics = {**lower.diagnostics, "gap": upper.log_z - lower.log_z}
-        return cls(**{**vars(lower), "diagnostics": diagnostics}, upper=upper)
+        warnings = (*lower.warnings, *upper.warnings, *crossed(lower, upper))
+        told = {"diagnostics": diagnostics, "warnings": tuple(dict.fromkeys(warnings))}
+        return cls(**{**vars(lower), **told}, upper=upper)
 
     @property
     def lower(self) -> Evidence:
@@ -103,6 +109,19 @@ class Sandwich(Evidence):
             else ""
         )
         return f"On data simulated from the program the bounds are {gap} apart. {verdict}{wide}"
+
+
+def crossed(lower: Evidence, upper: Evidence) -> tuple[str, ...]:
+    """Warn where the lower bound stands above the upper one by more than their errors explain."""
+    excess = float(lower.total - upper.total)
+    error = float(torch.hypot(lower.total_std_error, upper.total_std_error))
+    if not excess > CROSSED * error + TOLERANCE * lower.log_z.numel():
+        return ()
+    warning = (
+        f"the lower bound stands {excess:.3g} +- {error:.2g} nats above the upper one: the data or their posterior draw are "
+        "not the program's, or chains have not mixed"
+    )
+    return (warning,)
 
 
 def weight_spread(evidence: Evidence) -> float:
@@ -257,35 +276,86 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
             "Monte Carlo needs a program of sample statements. Use AIS and SMC and compare them"
         )
     draws = draw_sites(bound.model, structure, 1, bound.args, bound.kwargs)
-    observed = {name: bound.model_trace().nodes[name]["value"] for name in structure.observed}
-    leaves = [
-        leaf for leaf in tree_leaves((bound.args, dict(bound.kwargs))) if isinstance(leaf, Tensor)
-    ]
-    simulated = {
-        id(find_argument(name, value, leaves)): draws[name][0] for name, value in observed.items()
-    }
-
-    def exchange(leaf: Any) -> Any:
-        return (
-            simulated[id(leaf)].reshape(leaf.shape).to(leaf.dtype)
-            if id(leaf) in simulated
-            else leaf
-        )
-
-    args, kwargs = tree_map(exchange, (bound.args, dict(bound.kwargs)))
+    leaves, spec = tree_flatten((bound.args, dict(bound.kwargs)))
+    simulated: dict[int, Tensor] = {}
+    for name in structure.observed:
+        place = observed_argument(bound, name, leaves, spec)
+        value = draws[name][0].reshape(leaves[place].shape).to(leaves[place].dtype)
+        simulated[place] = value
+    args, kwargs = tree_unflatten([simulated.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
+    check_no_covariates(bound, replace(bound, args=args, kwargs=kwargs), draws)
     return draws, args, kwargs
 
 
-def find_argument(name: str, value: Tensor, leaves: list[Tensor]) -> Tensor:
-    """The argument that a site observes."""
-    equal = [
-        leaf
-        for leaf in leaves
-        if leaf.numel() == value.numel() and torch.equal(leaf.flatten(), value.flatten())
-    ]
-    for leaf in [*(leaf for leaf in leaves if leaf is value), *equal]:
-        return leaf
+def check_no_covariates(given: Bound, simulated: Bound, draws: Values) -> None:
+    """Refuse data that the program conditions on too: simulated ones would change what they were drawn from."""
+    latents = {latent.name: draws[latent.name][0] for latent in given.structure.model_latents}
+    before, after = (
+        bound._evaluate(partial(bound._trace, bound.model, latents, None)).nodes
+        for bound in (given, simulated)
+    )
+    for name in given.structure.observed:
+        value = after[name]["value"]
+        densities = [trace[name]["fn"].log_prob(value) for trace in (before, after)]
+        if not torch.allclose(*densities, rtol=1e-4, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"the distribution of site {name!r} depends on the values that are observed there, so that simulated data "
+                "would change it; give what it depends on as an argument of its own"
+            )
+
+
+def observed_argument(bound: Bound, name: str, leaves: list[Any], spec: TreeSpec) -> int:
+    """Number of the argument whose values a site observes, by exchanging one argument after the other.
+
+    Raises:
+        ValueError: where no argument changes the observed value alone, or several do.
+    """
+    value = observed_value(bound, name)
+    found = [
+        place
+        for place, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and leaf.numel() == value.numel() and leaf.numel()
+        and follows(bound, name, value, leaves, place, spec)
+    ]  # fmt: skip
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"the value that site {name!r} observes comes from {len(found)} arguments, so that it is not clear where "
+            "simulated data belong; pass the observed data as one argument of its own"
+        )
     raise ValueError(
         f"the value that site {name!r} observes is not among the program's arguments, so that simulated data cannot take "
         "its place; pass it as an argument and observe it as it is: pyro.sample(..., obs=x)"
     )
+
+
+def follows(
+    bound: Bound, name: str, value: Tensor, leaves: list[Any], place: int, spec: TreeSpec
+) -> bool:
+    """Whether a site observes an argument as it is: reordered values of the one are those of the other."""
+    leaf = leaves[place]
+    if not torch.equal(leaf.flatten().to(value.dtype), value.flatten()):
+        return False
+    other = another(leaf)
+    args, kwargs = tree_unflatten([*leaves[:place], other, *leaves[place + 1 :]], spec)
+    try:
+        seen = observed_value(replace(bound, args=args, kwargs=kwargs), name)
+    except Exception:  # the program may refuse values that it was not given
+        return False
+    return torch.equal(other.flatten().to(seen.dtype), seen.flatten())
+
+
+def another(leaf: Tensor) -> Tensor:
+    """Values of the same kind at other places: turned round, or where that changes nothing, the first one other."""
+    turned = leaf.flatten().roll(1)
+    if torch.equal(turned, leaf.flatten()):
+        turned = turned.clone()
+        turned[0] = ~turned[0] if leaf.dtype == torch.bool else 1 - turned[0]
+    return turned.reshape(leaf.shape)
+
+
+def observed_value(bound: Bound, name: str) -> Tensor:
+    """The value that a site observes."""
+    with seeded(0, bound.device):
+        return bound.model_trace().nodes[name]["value"]

@@ -142,3 +142,60 @@ def test_a_sandwich_is_the_evidence_of_its_lower_bound() -> None:
     assert torch.equal(result.log_z, result.lower.log_z)
     assert type(result.lower) is Evidence
     assert torch.equal(result.diagnostics["gap"], result.upper.log_z - result.log_z)
+
+
+def regression(x: Tensor, covariate: Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(torch.zeros(()).double(), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(slope * covariate, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_covariate_equal_to_the_data_is_not_exchanged(swapped: bool) -> None:
+    """Which argument is observed is found by flow, not by value."""
+
+    def turned(covariate: Tensor, x: Tensor) -> None:
+        regression(x, covariate)
+
+    values = torch.linspace(0.5, 2, 6).double()
+    program = Program(turned if swapped else regression)
+    with torch.no_grad():
+        _, args, _ = simulate(program.bind(values.clone(), values.clone()))
+    assert torch.equal(args[1 - swapped], values)
+    assert not torch.equal(args[int(swapped)], values)
+
+
+def test_the_same_tensor_as_data_and_covariate_keeps_the_covariate() -> None:
+    values = torch.ones(6).double()
+    certificate = BDMC(AIS(num_temperatures=60, num_chains=8))
+    found = certificate(Program(regression), values, values)
+    assert abs(float(found.gap)) < 0.3
+    assert found.reliable
+
+
+def test_data_that_the_program_conditions_on_are_refused() -> None:
+    def centred(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z + x.mean(), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="depends on the values that are observed"):
+        BDMC(AIS(num_temperatures=10))(Program(centred), torch.ones(4).double())
+
+
+def test_ambiguous_arguments_are_refused() -> None:
+    def either(x: Tensor, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.maximum(x, y))
+
+    with pytest.raises(ValueError, match="not among|several|comes from"):
+        BDMC(AIS(num_temperatures=10))(Program(either), torch.ones(4), torch.ones(4))
+
+
+def test_crossed_bounds_raise_an_alarm() -> None:
+    settings: dict = {"target": "dataset", "estimator": "BDMC", "num_dims": 1, "digest": ""}
+    low = Evidence(torch.tensor(-13.7), torch.tensor(0.3), "lower", **settings)
+    high = Evidence(torch.tensor(-18.7), torch.tensor(0.4), "upper", **settings)
+    assert any("above the upper" in warning for warning in Sandwich.between(low, high).warnings)
+    assert Sandwich.between(high, low).reliable
