@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,7 +15,6 @@ from ppl_dgm.comparison.rendering import (
     html,
     latex,
     notes,
-    plot_comparison,
     text_table,
     title,
 )
@@ -93,8 +91,14 @@ class Comparison:
             one.reliable and other.reliable,
         )
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """All figures of all rows, indexed by name; see `Row`. Totals in nats, and the same per datum."""
+    def to_dataframe(self) -> Any:
+        """All figures of all rows, indexed by name; see `Row`. Totals in nats, and the same per datum.
+
+        Returns:
+            A pandas DataFrame.
+        """
+        import pandas as pd  # noqa: PLC0415 - seconds of import, for few users
+
         frame = pd.DataFrame([vars(row) for row in self.rows]).set_index("name")
         frame["improving"] = frame.index.isin(self.improving or ())
         for column in ("log_z", "std_error", "sampling_error", "difference", "difference_error"):
@@ -109,6 +113,8 @@ class Comparison:
         Args:
             across: 2 puts them side by side, 1 one above the other.
         """
+        from ppl_dgm.comparison.drawing import plot_comparison  # noqa: PLC0415 - seconds of import
+
         return plot_comparison(self, across)
 
     def __str__(self) -> str:

@@ -1,20 +1,15 @@
-"""A comparison as text, as HTML and as a forest plot."""
+"""A comparison as text, HTML and LaTeX."""
 
 import math
 from collections.abc import Sequence
-from textwrap import fill
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ppl_dgm.comparison.rows import SENSES, SIGNS, Row
 from ppl_dgm.markup import html_table, latex_table, latex_text
-from ppl_dgm.reporting.plots import MUTED, ForestRow, add_key, forest_axes, plot_forest
 
 if TYPE_CHECKING:
     from ppl_dgm.comparison.comparison import Comparison
 
-NARROW_LETTERS = 32  # of a title
 WORDS = {
     "log p": "log probability (density) of the data under the program, in nats; higher is better",
     "± MC": "standard error of the estimator: what more particles would make smaller",
@@ -185,40 +180,3 @@ def latex(comparison: "Comparison") -> str:
 def with_error(number: str, error: str) -> str:
     """A number and its error in one cell."""
     return number if error == "–" or number == "–" else f"{number} ± {error}"
-
-
-def plot_comparison(comparison: "Comparison", across: int = 2) -> NDArray[Any]:
-    """Two forests, side by side or (across=1) one above the other: evidences, differences to the reference."""
-    per_datum = comparison.target == "datum"
-    scale = 1 / comparison.num_data if per_datum else 1.0
-    unit = "nats per datum" if per_datum else "nats"
-    what = "difference to" if per_datum else "log Bayes factor over"
-    title = f"{what} {comparison.reference}"
-    titles = ["log p", title if across > 1 else fill(title, NARROW_LETTERS)]
-    axes = forest_axes(len(comparison.rows), titles, across)
-    plot_forest([evidence_row(row, scale) for row in comparison.rows], unit, axes[0])
-    plot_forest([difference_row(row, scale) for row in comparison.rows], unit, axes[1])
-    if across > 1:
-        axes[1].set_yticklabels([])
-    axes[1].axvline(0.0, color=MUTED, lw=0.9, zorder=1)
-    bounds = [row.bound for row in comparison.rows] + [
-        row.difference_sense for row in others(comparison)
-    ]
-    add_key(axes[0].figure, bounds, all(row.reliable for row in comparison.rows))
-    return axes
-
-
-def evidence_row(row: Row, scale: float) -> ForestRow:
-    """The line of a program in the forest of evidences."""
-    wide = 0.0 if math.isnan(row.sampling_error) else math.hypot(row.sampling_error, row.std_error)
-    return ForestRow(
-        row.name, row.log_z * scale, row.std_error * scale, wide * scale, row.bound, row.reliable
-    )
-
-
-def difference_row(row: Row, scale: float) -> ForestRow:
-    """The line of a program in the forest of differences."""
-    error = row.difference_error * scale
-    return ForestRow(
-        row.name, row.difference * scale, 0.0, error, row.difference_sense, row.reliable
-    )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence import Evidence
-from ppl_dgm.reporting.arviz import stacking_weights
 
 Sense = Literal["exact", "lower", "upper", "estimate", "unknown"]
 SIGNS: dict[str, str] = {"exact": "=", "lower": "≥", "upper": "≤", "estimate": "≈", "unknown": "?"}
@@ -181,6 +180,8 @@ def sense_of(bound: str, other: str) -> Sense:
 
 def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
     """Stacking weights of the programs that are ranked; NaN for the others."""
+    from ppl_dgm.reporting.arviz import stacking_weights  # noqa: PLC0415 - seconds of import
+
     usable = {name: flat(e) for name, e in evidences.items() if is_ranked(e)}
     weights = stacking_weights(usable) if usable else {}
     return {name: (weights.get(name, NAN), NAN) for name in evidences}

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_dgm.conditionals.guides import AmortisedGuide
@@ -113,6 +112,8 @@ class GaussianMixturePrior(LatentPrior):
             raise ValueError(
                 f"expected latents [N, {self.num_latents}] with N >= {size}, got shape {list(z.shape)}"
             )
+        from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
+
         clusters = KMeans(size, n_init=10, random_state=seed).fit(z.double().cpu().numpy())  # type: ignore[arg-type]
         labels = torch.as_tensor(clusters.labels_).long().to(z.device)
         centres = torch.as_tensor(clusters.cluster_centers_).to(z)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn import datasets as sklearn_datasets
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -74,7 +73,9 @@ def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
         raise ValueError(
             f"the digits come with levels=2 (binary) or levels=17 (grey), got levels={levels}"
         )
-    pixels, labels = (np.asarray(array) for array in sklearn_datasets.load_digits(return_X_y=True))
+    from sklearn.datasets import load_digits as bundled_digits  # noqa: PLC0415 - seconds of import, for few users
+
+    pixels, labels = (np.asarray(array) for array in bundled_digits(return_X_y=True))
     order = np.random.RandomState(seed).permutation(
         len(pixels)
     )  # a stream that is frozen across NumPy versions

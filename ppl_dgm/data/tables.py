@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
@@ -92,6 +91,8 @@ def _check_rows(path: Path, names: list[str], rows: list[tuple[int, list[str]]])
 
 def _column(path: Path, rows: list[tuple[int, list[str]]], place: int) -> NDArray:
     """One column as pandas reads it: integers, truth values or doubles."""
+    import pandas as pd  # noqa: PLC0415 - seconds of import, for few users
+
     texts = [fields[place] for _, fields in rows]
     values = pd.Series(texts).map({"True": True, "False": False})
     if not values.isna().any():

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyro.poutine as poutine
-import scipy.stats as stats
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
+from scipy import special
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -33,11 +33,11 @@ EDGE = 1e-15  # of the unit cube, kept away from
 
 # quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile, distribution)
 QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
-    "Gamma": lambda u, d: stats.gamma.ppf(u, d.concentration, scale=1 / d.rate),
-    "InverseGamma": lambda u, d: stats.invgamma.ppf(u, d.concentration, scale=d.rate),
-    "Beta": lambda u, d: stats.beta.ppf(u, d.concentration1, d.concentration0),
-    "StudentT": lambda u, d: stats.t.ppf(u, d.df, d.loc, d.scale),
-    "Chi2": lambda u, d: stats.chi2.ppf(u, d.df),
+    "Gamma": lambda u, d: special.gammaincinv(d.concentration, u) / d.rate,
+    "InverseGamma": lambda u, d: d.rate / special.gammainccinv(d.concentration, u),
+    "Beta": lambda u, d: special.betaincinv(d.concentration1, d.concentration0, u),
+    "StudentT": lambda u, d: d.loc + d.scale * special.stdtrit(d.df, u),
+    "Chi2": lambda u, d: 2 * special.gammaincinv(d.df / 2, u),
 }
 
 
@@ -256,6 +256,8 @@ def stick_breaking(concentration: Tensor, u: np.ndarray) -> Tensor:
     """Dirichlet values from quantiles of its beta-distributed sticks."""
     total = concentration.flip(-1).cumsum(-1).flip(-1)
     first, rest = concentration[..., :-1].numpy(), total[..., 1:].numpy()
-    sticks = torch.as_tensor(stats.beta.ppf(u.reshape(first.shape), first, rest)).to(concentration)
+    sticks = torch.as_tensor(special.betaincinv(first, rest, u.reshape(first.shape))).to(
+        concentration
+    )
     left = torch.cat([torch.ones_like(sticks[..., :1]), (1 - sticks).cumprod(-1)], -1)
     return torch.cat([sticks * left[..., :-1], left[..., -1:]], -1)

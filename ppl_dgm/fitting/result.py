@@ -4,12 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Program
-from ppl_dgm.reporting.plots import plot_curves
 
 Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
 NUM_BLOCKS = 10  # into which the end of a learning curve is cut
@@ -103,8 +101,10 @@ class Fit:
             "Fit", facts | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
         )
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Any = None) -> Any:
         """Draw the learning curve; see `ppl_dgm.reporting.plots.plot_curves`."""
+        from ppl_dgm.reporting.plots import plot_curves  # noqa: PLC0415 - seconds of import, for few users
+
         return plot_curves({"objective": self.history}, ax)
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 MAX_R_HAT = 1.05
@@ -150,7 +150,7 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     above = (log_values - centre).clamp_min(0)
     spread = 2 * above.square().mean(0)
     log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
-    student = float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975))
+    student = float(stdtrit(count - 1, 0.975) / ndtri(0.975))
     return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule
 from torch.fx.node import map_arg
 
@@ -59,3 +60,8 @@ def finish(graph: GraphModule) -> None:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
+
+
+def has_loops(graph: GraphModule) -> bool:
+    """Whether a graph has loops of its own."""
+    return any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes)

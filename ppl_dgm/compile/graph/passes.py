@@ -2,11 +2,9 @@
 
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
@@ -32,7 +30,6 @@ _ONES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, ate
 _SERIAL = 16  # from here on torch draws normals in blocks
 _TINY = 64  # multiplications in one product of a batch
 _WIDE = 16  # columns for each row
-_TEXTS = ("passes", "hoist_expand", "functionalise", "nodes")
 
 
 def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
@@ -73,21 +70,6 @@ def rewrite(graph: GraphModule) -> None:
 
 def _reads_memory(node: Any) -> bool:
     return node.target is aten.as_strided.default and node.args[0].op != "placeholder"
-
-
-class Rewriting(CustomGraphPass):
-    """`rewrite`, in the form in which Inductor runs it after making a graph functional by itself."""
-
-    def __call__(self, graph: Graph) -> None:
-        """Rewrite the graph in place."""
-        module: Any = graph.owning_module
-        rewrite(module)
-
-    def uuid(self) -> bytes:
-        """Name the text of the rewrites, for the cache of compiled code."""
-        return get_hash_for_files(
-            tuple(str(Path(__file__).with_name(f"{name}.py")) for name in _TEXTS)
-        )
 
 
 def drop_copies(graph: GraphModule) -> int:

@@ -3,25 +3,17 @@
 import logging
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch._inductor as inductor
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-from torch._ops import HigherOrderOperator
-from torch.fx import GraphModule
 
 from ppl_dgm.compile.errors import CaptureError
-from ppl_dgm.compile.graph.nodes import graphs_of
-from ppl_dgm.compile.graph.passes import Rewriting, prepare
+from ppl_dgm.compile.graph.nodes import graphs_of, has_loops
+from ppl_dgm.compile.graph.passes import prepare
 from ppl_dgm.compile.inductor.checking import CheckedRun
-from ppl_dgm.compile.inductor.loop_codegen import edition, standing_buffers
-from ppl_dgm.compile.inductor.startup_patches import shortcuts
 from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
 
 Backend = Literal["inductor", "eager"]
@@ -29,7 +21,6 @@ Flat = Callable[..., Sequence[torch.Tensor]]
 
 _LOG = logging.getLogger("ppl_dgm.compile")
 _KEPT = 256  # compiled graphs
-_THREADED = 8192  # elements; a second thread costs more than it saves on tensors smaller than this
 _COMPILED: dict[Any, Flat] = {}
 
 
@@ -131,6 +122,8 @@ def cache_folder() -> Path:
 
     It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the user's cache folder.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # noqa: PLC0415 - seconds
+
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if (
         folder is None or folder == default_cache_dir()
@@ -152,12 +145,14 @@ def _compile(captured: Captured, flat: list[torch.Tensor], turns: int | None) ->
     )
     seconds = 0.0
     if key not in _COMPILED:
+        from ppl_dgm.compile.inductor.machine_code import machine_code  # noqa: PLC0415 - seconds
+
         size = sum(node.op == "call_function" for node in graph.graph.nodes)
         _LOG.info(
             "compiling a graph of %d operations; the code is kept in %s", size, cache_folder()
         )
         start = time.perf_counter()
-        _COMPILED[key] = _machine_code(graph, flat)
+        _COMPILED[key] = machine_code(graph, flat)
         seconds = time.perf_counter() - start
         _LOG.info("compiled in %.1f s", seconds)
     run = _COMPILED[key] = _COMPILED.pop(key)
@@ -167,53 +162,11 @@ def _compile(captured: Captured, flat: list[torch.Tensor], turns: int | None) ->
     return Compiled(captured, run, seconds)
 
 
-def _machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
-    on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
-    threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
-    options: dict[str, Any] = {
-        "fallback_random": True,
-        "cpp_wrapper": on_cpu,
-        "cpp.threads": threads,
-    }
-    options["joint_custom_pre_pass"] = Rewriting()
-    options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
-    with ExitStack() as stack:
-        for context in (torch.no_grad(), _quiet(), shortcuts(on_cpu)):
-            stack.enter_context(context)
-        if on_cpu and _loops(graph):
-            stack.enter_context(standing_buffers())
-        code: Any = inductor.compile(graph, list(flat), options=options)
-        return code
-
-
-def _largest(graph: GraphModule) -> int:
-    values = [node.meta.get("val") for module in graphs_of(graph) for node in module.graph.nodes]
-    return max((value.numel() for value in values if isinstance(value, torch.Tensor)), default=0)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's own deprecations and notes on missing fast paths from the caller, who can do nothing about them."""
-    noisy = logging.getLogger("torch._inductor.ir")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        noisy.setLevel(level)
-
-
 def _replayed(run: Flat, captured: Captured, flat: list[torch.Tensor]) -> Flat:
     on_cuda = {tensor.device.type for tensor in flat} == {"cuda"}
     return (
-        CudaReplay(run, captured) if on_cuda and not _loops(captured.graph) else run
+        CudaReplay(run, captured) if on_cuda and not has_loops(captured.graph) else run
     )  # loops ask the host
-
-
-def _loops(graph: GraphModule) -> bool:
-    return any(isinstance(node.target, HigherOrderOperator) for node in graph.graph.nodes)
 
 
 def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from ppl_dgm.families.bayesnet.graph import Parents, layers
 from ppl_dgm.families.bayesnet.net import BayesNet
 
@@ -16,12 +14,15 @@ def draw_graph(net: BayesNet, axes: Any = None) -> Any:
         axes: where to draw; new axes by default.
 
     Example:
+        >>> import matplotlib.pyplot as plt
         >>> from ppl_dgm.families.bayesnet.networks import asia
         >>> axes = draw_graph(asia())
         >>> len([text for text in axes.texts if text.get_text()])
         8
         >>> plt.close(axes.figure)
     """
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - seconds of import, for few users
+
     axes = plt.subplots(figsize=(6, 4), layout="constrained")[1] if axes is None else axes
     places = positions(net.parents)
     for name, parents in net.parents.items():

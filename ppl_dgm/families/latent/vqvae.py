@@ -5,7 +5,6 @@ from typing import Any
 
 import pyro
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_dgm.conditionals.likelihoods import Categorical, Likelihood, named_likelihood
@@ -100,6 +99,8 @@ class VQVAE(Program):
             raise ValueError(
                 f"there are {len(outputs)} codes for a codebook of {len(codebook.vectors)}; give it more data"
             )
+        from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
+
         clusters = KMeans(len(codebook.vectors), n_init=1, random_state=seed)  # type: ignore[arg-type]
         clusters.fit(outputs.double().cpu().numpy())
         codebook.restart(torch.as_tensor(clusters.cluster_centers_).to(outputs))

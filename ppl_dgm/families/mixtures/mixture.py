@@ -7,7 +7,6 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ppl_dgm.conditionals.components import Components, named_components
@@ -128,6 +127,8 @@ def in_double(parts: "MixtureModel") -> "MixtureModel":
 
 def kmeans(x: Tensor, num_components: int, seed: int) -> Tensor:
     """Memberships of data `[N, D]` in k-means clusters: `[N, K]`, zero or one."""
+    from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
+
     clusters = KMeans(num_components, n_init=10, random_state=seed)  # type: ignore[arg-type]
     labels = torch.as_tensor(clusters.fit_predict(x.cpu().numpy()), dtype=torch.long)
     return nn.functional.one_hot(labels.to(x.device), num_components).to(x)
