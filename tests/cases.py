@@ -31,6 +31,7 @@ from ppl_dgm.conditionals.guides import (
     FullRankNormal,
 )
 from ppl_dgm.families import (
+    FFJORD,
     FVSBN,
     IAF,
     MADE,
@@ -447,6 +448,7 @@ CASES: dict[str, Case] = {
     "realnvp of images": Case(seeded(lambda: RealNVP((1, 4, 2), 2, [4])), real(6, 8), flow),
     "glow": Case(seeded(lambda: Glow((1, 2, 2), 2, [4], levels=1)), real(6, 4), flow),
     "flow++": Case(seeded(lambda: FlowPlusPlus((1, 4, 2), 1, 4, 2, 1)), real(6, 8), flow),
+    "ffjord": Case(seeded(lambda: FFJORD(3, 1, [5], 2)), real(), flow),
     "dequantised flow": Case(
         seeded(lambda: Dequantised(bounded_flow(3), 3, VariationalNoise(1, 3, 1, [5]))),
         levels(3, num_dims=1),

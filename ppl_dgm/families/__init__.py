@@ -39,6 +39,7 @@ from ppl_dgm.families.autoregressive import (
 from ppl_dgm.families.bayesnet import BayesNet, IndependentBernoulli
 from ppl_dgm.families.energy import RBM, Energy
 from ppl_dgm.families.flows import (
+    FFJORD,
     IAF,
     MAF,
     NICE,
@@ -63,6 +64,7 @@ from ppl_dgm.families.mixtures.mixture import Mixture
 
 __all__ = [
     "DARN",
+    "FFJORD",
     "FVSBN",
     "IAF",
     "MADE",

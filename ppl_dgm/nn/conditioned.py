@@ -56,6 +56,42 @@ class ContextMLP(nn.Module):
         return x
 
 
+class TangentMLP(ContextMLP):
+    """Perceptron of tanh units that carries tangents along: a vector field and its derivatives.
+
+    Args:
+        in_features: size of the input.
+        hidden: sizes of the hidden layers.
+        out_features: size of the output.
+        num_context: size of the context; 0 for none.
+
+    Example:
+        >>> import torch
+        >>> value, along = TangentMLP(3, [8], 2).with_tangents(torch.zeros(5, 3), torch.eye(3))
+        >>> value.shape, along.shape
+        (torch.Size([5, 2]), torch.Size([5, 3, 2]))
+    """
+
+    def __init__(
+        self, in_features: int, hidden: Sequence[int], out_features: int, num_context: int = 0
+    ) -> None:
+        super().__init__(in_features, hidden, out_features, num_context, nn.Tanh)
+
+    def with_tangents(
+        self, x: Tensor, tangents: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f(x) `[..., out_features]`, and its derivatives `[..., K, out_features]` along tangents
+        `[..., K, in_features]`.
+        """
+        for depth, layer in enumerate(self.layers):
+            if depth > 0:
+                x = x.tanh()
+                tangents = tangents * (1 - x.square()).unsqueeze(-2)
+            x, tangents = layer(x), tangents @ layer.weight.mT  # type: ignore[operator]
+            x = x if context is None else x + self.contexts[depth](context)
+        return x, tangents
+
+
 class ContextConvNet(nn.Module):
     """Convolutions of 3, 1, ..., 1 and 3 pixels that keep an image's sides (Kingma and Dhariwal 2018,
     Glow, section 5.1).

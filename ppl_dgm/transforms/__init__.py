@@ -9,6 +9,7 @@ from ppl_dgm.transforms.bijection import (
     pull,
     push,
 )
+from ppl_dgm.transforms.continuous import Continuous
 from ppl_dgm.transforms.distribution import FlowDistribution, Held
 from ppl_dgm.transforms.images import Chain, MultiScale, Squeeze, check_halvings
 from ppl_dgm.transforms.layers import (
@@ -33,6 +34,7 @@ __all__ = [
     "BatchNorm",
     "Bijection",
     "Chain",
+    "Continuous",
     "Coupling",
     "Elementwise",
     "FlowDistribution",

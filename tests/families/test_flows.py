@@ -9,7 +9,18 @@ from pyro.distributions import transforms as T
 from torch import Tensor, nn
 
 from ppl_dgm import Program, evidence, fit
-from ppl_dgm.families import IAF, MADE, MAF, NICE, NSF, Flow, PlanarFlow, RealNVP, likelihoods
+from ppl_dgm.families import (
+    FFJORD,
+    IAF,
+    MADE,
+    MAF,
+    NICE,
+    NSF,
+    Flow,
+    PlanarFlow,
+    RealNVP,
+    likelihoods,
+)
 from ppl_dgm.transforms import ActNorm, Autoregressive, Coupling, Inverse, Planar
 
 FLOWS: dict[str, Callable[[int], Flow]] = {
@@ -19,6 +30,7 @@ FLOWS: dict[str, Callable[[int], Flow]] = {
     "maf": lambda size: MAF(size, 2, hidden=[16]),
     "iaf": lambda size: IAF(size, 2, hidden=[16]),
     "nsf": lambda size: NSF(size, 2, hidden=[16]),
+    "ffjord": lambda size: FFJORD(size, 1, [16], 3),
     "coupling nsf": lambda size: NSF(size, 2, hidden=[16], layers="coupling"),
 }
 
@@ -192,6 +204,8 @@ BAD = {
     "size": (lambda: PlanarFlow(0), ValueError, "at least 1.*got \\[0\\]"),
     "length": (lambda: MAF(2, length=0), ValueError, "length is 0"),
     "one dimension": (lambda: RealNVP(1), ValueError, "at least 2 dimensions"),
+    "steps": (lambda: FFJORD(2, num_steps=0), ValueError, "num_steps is 0"),
+    "trace": (lambda: FFJORD(2, trace="hutch"), ValueError, "'exact' or 'hutchinson'"),  # type: ignore[arg-type]
     "layers": (lambda: NSF(2, layers="planar"), ValueError, "'autoregressive' or 'coupling'"),  # type: ignore[arg-type]
     "base": (lambda: Flow(3, []), TypeError, "base is a int"),  # type: ignore[arg-type]
     "batch": (

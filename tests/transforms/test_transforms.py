@@ -1,6 +1,7 @@
 """Every transform through the same tests, against autodiff, grids and its own inverse."""
 
 import copy
+import itertools
 
 import pyro.distributions as dist
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from transform_cases import ALL, PLANE, Case, context_of
 
 from ppl_dgm.compile import compile_function
-from ppl_dgm.transforms import FlowDistribution
+from ppl_dgm.transforms import Continuous, FlowDistribution
 
 PLACES = {"standard": (0.0, 1.0), "wide": (100.0, 30.0)}
 TOLERANCES = {  # of inverses, by whether they are numerical; relative to the data's size
@@ -189,3 +190,35 @@ def test_events_broadcast_over_leading_dimensions(case: Case) -> None:
         rows = [step(value, given) for value, given in zip(x, each, strict=True)]
         assert torch.allclose(image.flatten(0, 1), torch.stack([row[0] for row in rows]))
         assert torch.allclose(log_det.flatten(), torch.stack([row[1] for row in rows]))
+
+
+def test_steps_along_a_field_converge_as_their_fourth_power() -> None:
+    torch.manual_seed(0)
+    fine = Continuous(2, [8], num_steps=64).double()
+    with torch.no_grad():
+        for parameter in fine.parameters():
+            parameter.mul_(3.0)
+    x = torch.randn(50, 2, dtype=torch.float64)
+    expected, log_det = fine(x), fine.call_and_log_det(x)[1]
+    errors = []
+    for num_steps in (2, 4, 8):
+        fine.num_steps = num_steps
+        found, found_log_det = fine.call_and_log_det(x)
+        errors.append([(found - expected).abs().max(), (found_log_det - log_det).abs().max()])
+    for coarse, finer in itertools.pairwise(torch.tensor(errors)):
+        assert bool((coarse / finer > 11).all())
+        assert bool((coarse / finer < 25).all())
+
+
+def test_traces_of_random_signs_are_those_of_the_tangents_on_average() -> None:
+    torch.manual_seed(0)
+    flow = Continuous(3, [8], num_steps=16, trace="hutchinson", num_context=2).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(3.0)
+    x, context = torch.randn(3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    exact = flow.eval().call_and_log_det(x, context)[1]
+    draws = flow.train().call_and_log_det(x.expand(4000, 3), context)[1]
+    error = draws.std() / 4000**0.5
+    assert error > 1e-4
+    assert (draws.mean() - exact).abs() < 4 * error + 1e-5

@@ -13,6 +13,7 @@ from ppl_dgm.transforms import (
     Autoregressive,
     BatchNorm,
     Chain,
+    Continuous,
     Coupling,
     Elementwise,
     ImageCoupling,
@@ -94,6 +95,7 @@ VECTORS: dict[str, Case] = {
     "inverse planar": Case(lambda: Inverse(Planar(2)), True),
     "radial": Case(lambda: Radial(2)),
     "sylvester": Case(lambda: Sylvester(2), True),
+    "continuous": Case(lambda: Continuous(2, [8, 8], num_steps=3), True),
 }
 CONDITIONAL: dict[str, Case] = {
     "conditional elementwise": Case(lambda: Elementwise((2,), num_context=3)),
@@ -108,6 +110,7 @@ CONDITIONAL: dict[str, Case] = {
     ),
     "conditional planar": Case(lambda: Planar(2, 3), True),
     "conditional radial": Case(lambda: Radial(2, 3)),
+    "conditional continuous": Case(lambda: Continuous(2, [8], 2, num_context=3), True),
     "conditional sylvester": Case(lambda: Sylvester(2, num_context=3), True),
 }
 IMAGES: dict[str, Case] = {

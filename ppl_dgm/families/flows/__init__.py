@@ -3,9 +3,10 @@
 from ppl_dgm.families.flows.dequantised import Dequantised, UniformNoise, VariationalNoise
 from ppl_dgm.families.flows.flow import Flow
 from ppl_dgm.families.flows.images import FlowPlusPlus, Glow
-from ppl_dgm.families.flows.vectors import IAF, MAF, NICE, NSF, PlanarFlow, RealNVP
+from ppl_dgm.families.flows.vectors import FFJORD, IAF, MAF, NICE, NSF, PlanarFlow, RealNVP
 
 __all__ = [
+    "FFJORD",
     "IAF",
     "MAF",
     "NICE",
