@@ -192,6 +192,7 @@ def test_events_broadcast_over_leading_dimensions(case: Case) -> None:
         assert torch.allclose(log_det.flatten(), torch.stack([row[1] for row in rows]))
 
 
+@torch.no_grad()
 def test_steps_along_a_field_converge_as_their_fourth_power() -> None:
     torch.manual_seed(0)
     fine = Continuous(2, [8], num_steps=64).double()
@@ -210,6 +211,7 @@ def test_steps_along_a_field_converge_as_their_fourth_power() -> None:
         assert bool((coarse / finer < 25).all())
 
 
+@torch.no_grad()
 def test_traces_of_random_signs_are_those_of_the_tangents_on_average() -> None:
     torch.manual_seed(0)
     flow = Continuous(3, [8], num_steps=16, trace="hutchinson", num_context=2).double()
