@@ -34,12 +34,14 @@ class CheckpointFile:
         every: steps between writes.
         identity: what the fit is, in named parts.
         modules: all modules that are learned, by name.
+        resume: whether to go on from the file if it exists.
     """
 
     path: Path
     every: int
     identity: Identity
     modules: Mapping[str, nn.Module]
+    resume: bool = True
     _constants: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class CheckpointFile:
             ValueError: for a file of another fit or program, or one that was damaged.
         """
         self._constants = {name: digest(value) for name, value in self._untrained().items()}
-        if not self.path.exists():
+        if not (self.resume and self.path.exists()):
             return None
         content = read_state(self.path, device)
         found = difference(content.get("identity"), self.identity)

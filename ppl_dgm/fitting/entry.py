@@ -46,6 +46,7 @@ def fit(
     patience: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
+    resume: bool | None = None,
     progress: bool = True,
     compile: CompileMode = "auto",
 ) -> Fit:
@@ -81,6 +82,8 @@ def fit(
         patience: stop after so many validations without improvement. The best parameters seen are restored.
         checkpoint: file to resume from, if it exists, and to write.
         checkpoint_every: steps between writes; default one epoch.
+        resume: True goes on from the checkpoint, which must exist; False starts anew and overwrites it; None goes on
+            if it exists.
         progress: show a progress bar.
         compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough for that to pay,
             and stays eager (see `Fit.notes`) where it cannot; True compiles or raises; False stays eager.
@@ -111,8 +114,7 @@ def fit(
     check_positive(clip_norm=clip_norm)
     check_counts(steps=steps, epochs=epochs, batch_size=batch_size, patience=patience)
     check_counts(valid_every=valid_every, checkpoint_every=checkpoint_every)
-    if checkpoint is not None:
-        check_target(checkpoint)
+    check_resume(checkpoint, resume)
     if device is not None:
         program.to(device)
     args, kwargs = move_data(as_arguments(data), device)
@@ -156,7 +158,7 @@ def fit(
             progress=progress,
         )
         if checkpoint is not None:
-            training.keep_in(checkpoint, checkpoint_every or rounds_per_epoch)
+            training.keep_in(checkpoint, checkpoint_every or rounds_per_epoch, resume is not False)
         return training.run()
 
 
@@ -172,6 +174,21 @@ def check_settings(
         )
     if patience is not None and valid is None:
         raise ValueError("patience stops on validation data, but valid is None; pass valid=...")
+
+
+def check_resume(checkpoint: str | os.PathLike | None, resume: bool | None) -> None:
+    """Raise ValueError for a checkpoint that cannot be written, or is not there to go on from."""
+    if checkpoint is None and resume is not None:
+        raise ValueError(
+            f"resume is {resume} but there is no checkpoint; name its file, checkpoint=..."
+        )
+    if checkpoint is None:
+        return
+    target = check_target(checkpoint)
+    if resume and not target.is_file():
+        raise ValueError(
+            f"resume is True but there is no file {checkpoint}; leave resume out to start"
+        )
 
 
 def check_positive(**numbers: Any) -> None:

@@ -1,13 +1,16 @@
 """What a fit returns, and the error that stops one."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.environment import run_environment
 from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Program
+from ppl_dgm.program.storage import PROGRAM_PREFIX, read_tensors, write_tensors
 
 Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
 NUM_BLOCKS = 10  # into which the end of a learning curve is cut
@@ -64,6 +67,47 @@ class Fit:
         value = f"{last.mean().item():.3f} nats per datum" if len(last) else "no steps"
         ended = f"{self.stopped}, still improving" if self.improving else self.stopped
         return f"Fit({self.steps} steps, {ended}, {value}, {self.seconds:.1f} s)"
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write parameters and history as one safetensors file, atomically; `load` and `Program.load` read it.
+
+        Settings and counts are JSON in its header; running averages of players are not written.
+
+        Example:
+            >>> import tempfile, pyro, pyro.distributions as dist, ppl_dgm
+            >>> def model(x=None):
+            ...     loc = pyro.param("loc", torch.tensor(0.0))
+            ...     with pyro.plate("data", 1 if x is None else len(x)):
+            ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+            >>> result = ppl_dgm.fit(Program(model), torch.ones(3), steps=5, progress=False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     result.save(f"{folder}/normal.safetensors")
+            ...     again = Fit.load(f"{folder}/normal.safetensors", Program(model))
+            >>> again.steps, again.stopped, torch.equal(again.history["objective"], result.history["objective"])
+            (5, 'finished', True)
+        """
+        tensors = {f"{PROGRAM_PREFIX}{n}": v for n, v in self.program.state_dict().items()}
+        tensors |= {f"history/{name}": value for name, value in self.history.items()}
+        names = ("steps", "stopped", "seconds", "compile_seconds", "notes")
+        about = {name: getattr(self, name) for name in names}
+        write_tensors(path, tensors, about | {"made_by": run_environment()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, program: Program) -> "Fit":
+        """Read a fit back, and its parameters into the program, built as it was when fitted.
+
+        Raises:
+            ValueError: for a file that is no fit's, was changed, or whose parameters are not this program's.
+        """
+        saved = read_tensors(path)
+        if saved is None:
+            raise ValueError(f"{path} is no file of a fit; give one that Fit.save wrote")
+        program.load(path)
+        tensors, about = saved
+        own = "history/"
+        history = {n.removeprefix(own): v for n, v in tensors.items() if n.startswith(own)}
+        about.pop("made_by")
+        return cls(program, history, **{**about, "notes": tuple(about["notes"])})
 
     def to_dataframe(self) -> Any:
         """The history, tidy: a row for each figure, with its `step`, `quantity` and `value`.

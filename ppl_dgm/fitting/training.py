@@ -236,8 +236,8 @@ class Training:
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
-    def keep_in(self, path: str | PathLike, every: int) -> None:
-        """Keep the progress in a file, written every so many steps."""
+    def keep_in(self, path: str | PathLike, every: int, resume: bool = True) -> None:
+        """Keep the progress in a file, written every so many steps; go on from it if it exists and `resume` says so."""
         identity = identity_of_fit(
             self.loss.objective,
             self.batches,
@@ -246,7 +246,7 @@ class Training:
             valid_every=self.valid_every,
             patience=self.patience,
         )
-        self.file = CheckpointFile(Path(path), every, identity, self._modules)
+        self.file = CheckpointFile(Path(path), every, identity, self._modules, resume)
 
     def _save(self, file: CheckpointFile) -> None:
         try:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
+import torch
 from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
@@ -106,6 +107,8 @@ class ParameterScope(nn.Module):
         self._known_modules: dict[str, dict[str, int]] = {}  # by half of the program
         self._borrowed: list[str] = []  # modules that functions close over
         self._sealed = False
+        self._waiting: dict[str, Tensor] = {}  # values of a file for what the first run creates
+        self._source = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
         if self._borrowed:
@@ -152,6 +155,37 @@ class ParameterScope(nn.Module):
         for name in self._constraints.keys() - keep:
             parent, leaf = resolve_parent(self, name)
             del parent._parameters[leaf], self._constraints[name]
+
+    def take_when_created(self, state: dict[str, Tensor], source: str) -> None:
+        """Keep values of a file until the parameters that they belong to are created."""
+        self._waiting, self._source = dict(state), source
+
+    @property
+    def waiting(self) -> bool:
+        """Whether values of a file wait for parameters that are not there yet."""
+        return bool(self._waiting)
+
+    def take(self) -> None:
+        """Give parameters and buffers that are there now the values that wait for them."""
+        own = self.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name in self._waiting.keys() & own.keys():
+                value = self._waiting.pop(name)
+                if value.shape != own[name].shape:
+                    raise ValueError(
+                        f"{self._source} does not hold the parameters of this program: {name!r} is "
+                        f"{list(value.shape)} there and {list(own[name].shape)} here. Build the program as it was saved"
+                    )
+                own[name].copy_(value)
+
+    def check_all_taken(self) -> None:
+        """Refuse a file with values that belong to no parameter."""
+        if self._waiting:
+            names, self._waiting = sorted(self._waiting), {}
+            raise ValueError(
+                f"{self._source} does not hold the parameters of this program: it has no {names}. Build the program as it "
+                "was saved"
+            )
 
     @contextmanager
     def lent(self, role: str = "") -> Iterator[None]:
@@ -214,10 +248,26 @@ class ScopedCallable(nn.Module):
         return self._fn[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.scope.waiting:
+            self._create(args, kwargs)
         with pyro_in_turn(), self.scope.lent(self.role), SizedPlates():
             if isinstance(self.fn, nn.Module) and not isinstance(self.fn, PyroModule):
                 announce(self.role, self.fn)
             return self.fn(*args, **kwargs)
+
+    def _create(self, args: tuple, kwargs: Any) -> None:
+        """Run once, seen by no handler, to create the parameters that a file has values for."""
+        quiet = torch.random.fork_rng([]), torch.no_grad(), pyro.poutine.block()
+        with (
+            pyro_in_turn(),
+            quiet[0],
+            quiet[1],
+            quiet[2],
+            self.scope.lent(self.role),
+            SizedPlates(),
+        ):
+            self.fn(*args, **kwargs)
+        self.scope.take()
 
 
 def announce(name: str, module: nn.Module) -> None:

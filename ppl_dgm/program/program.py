@@ -19,7 +19,7 @@ from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import random_sites
-from ppl_dgm.program.storage import read_state, write_state
+from ppl_dgm.program.storage import parameters_in, write_state
 from ppl_dgm.program.structure import Density, Structure
 
 _LOG = logging.getLogger("ppl_dgm")
@@ -158,6 +158,7 @@ class Program(ParameterScope):
         before = self._structures.get(sum_out)
         if found.structure.slow and (before is None or before.slow != found.structure.slow):
             _LOG.warning(found.structure.slow)
+        self.check_all_taken()
         self._sealed = True
         self._structures[sum_out] = found.structure
         if not sum_out:
@@ -282,18 +283,24 @@ class Program(ParameterScope):
         write_state(path, self.state_dict())
 
     def load(self, path: str | os.PathLike) -> "Program":
-        """Read parameters and buffers written by `save` into this program, without unpickling code. Returns itself.
+        """Read parameters and buffers into this program, without unpickling code. Returns itself.
+
+        The file is one of `Program.save`, `Fit.save`, or a checkpoint of `fit`. What `pyro.param` and `pyro.module`
+        statements have yet to create takes its values from the file when they first run.
 
         Raises:
-            ValueError: if the file's names or shapes are not this program's, or the program has not been initialised.
+            ValueError: if the file's names or shapes are not this program's.
         """
-        state = read_state(path, next((p.device for p in self.parameters()), None))
+        state = parameters_in(path, next((p.device for p in self.parameters()), None))
+        if not self.initialised and not state.keys() <= self.state_dict().keys():
+            self.take_when_created(state, str(path))
+            self.take()
+            return self
         try:
             self.load_state_dict(state)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} does not hold the parameters of this program: {error}. Build the program as it was saved and, "
-                "if its parameters are made by pyro.param, call program.initialise(*data) first"
+                f"{path} does not hold the parameters of this program: {error}. Build the program as it was saved"
             ) from error
         return self
 

@@ -1,6 +1,7 @@
 """Read and write files so that none is ever half written, taken for another, or run as code."""
 
 import io
+import json
 import os
 import re
 import secrets
@@ -10,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from ppl_dgm.program.identity import digest
 
-_CURE = "Give one that Program.save or a checkpoint wrote"
+_CURE = "Give one that Program.save, Fit.save or a checkpoint wrote"
+PROGRAM_PREFIX = "program/"  # of the program's tensors in the file of a fit
 
 
 def write_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
@@ -56,6 +61,56 @@ def read_state(path: str | os.PathLike, device: torch.device | None) -> dict[str
             f"{path} was changed since it was written. Delete it, or name another file"
         )
     return state
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> None:
+    """Write tensors by name as safetensors, with what JSON can hold about them and a checksum, atomically."""
+    kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    told = {"about": json.dumps(about), "checksum": content_digest(kept, json.dumps(about))}
+    write_bytes(path, safetensors.torch.save(kept, metadata=told))
+
+
+def content_digest(tensors: Mapping[str, Tensor], about: str | None) -> str:
+    """Digest of tensors by name, in whatever order, and a text."""
+    return digest([sorted(tensors), [tensors[name] for name in sorted(tensors)], about])
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read what `write_tensors` wrote; None for a file of another kind.
+
+    Raises:
+        ValueError: for a file that was changed since it was written, or holds tensors alone.
+    """
+    content = Path(path).read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError):
+        return None
+    size = int.from_bytes(content[:8], "little")
+    told = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    if told.get("checksum") != content_digest(tensors, told.get("about")):
+        raise ValueError(
+            f"{path} was changed since it was written, or is no file of a fit. {_CURE}"
+        )
+    return tensors, json.loads(told["about"])
+
+
+def parameters_in(path: str | os.PathLike, device: torch.device | None) -> dict[str, Tensor]:
+    """The parameters of a program in a file of `Program.save`, of `Fit.save`, or of a fit's checkpoint.
+
+    A checkpoint gives the best parameters seen, where the fit had validation data.
+    """
+    saved = read_tensors(path) if os.path.getsize(path) else None
+    if saved is not None:
+        own = PROGRAM_PREFIX
+        found = {n.removeprefix(own): v for n, v in saved[0].items() if n.startswith(own)}
+        return {name: value.to(device) for name, value in found.items()}
+    state = read_state(path, device)
+    if "identity" not in state:
+        return state
+    return (state["state"]["best"] or state)["program"]
 
 
 def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
