@@ -17,6 +17,9 @@ from ppl_dgm.sampling.kernels import robust_scale
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
 
+SHRINK = 0.7  # of standard deviations, for a weight with lighter tails than the posterior
+INFINITE_MEAN_K = 0.9  # about 1, the shape from which a mean is infinite
+
 
 @dataclass(frozen=True)
 class SavageDickey:
@@ -52,12 +55,14 @@ def savage_dickey(
     $$\mathrm{BF}_{01} = \frac{p(\theta_0 \mid x)}{p(\theta_0)}$$
 
     for a nested hypothesis whose other latents have, given $\theta_0$, the prior of the full program. Each density is an
-    importance-weighted marginal density estimate: with any normalised w and draws of $(\theta, \psi)$,
+    importance-weighted marginal density estimate: with any normalised w, any matrix B and draws of $(\theta, \psi)$,
 
-    $$p(\theta_0 \mid x) = \mathbb{E}\!\left[w(\theta)\, \frac{p(x, \theta_0, \psi)}{p(x, \theta, \psi)}\right],$$
+    $$p(\theta_0 \mid x) = \mathbb{E}\!\left[w(\theta)\,
+      \frac{p(x, \theta_0, \psi + B(\theta_0 - \theta))}{p(x, \theta, \psi)}\right],$$
 
-    w a normal of $\theta$ given $\psi$, from the moments of half of the draws; the same from prior draws for
-    $p(\theta_0)$, with quartiles in place of moments.
+    B the regression of the other latents on $\theta$ and w a normal inside the posterior of $\theta$, from the moments
+    of half of the draws; the same from prior draws for $p(\theta_0)$, with B = 0 and quartiles in place of moments. The
+    standard error is withheld (NaN, with a warning) where Pareto k says that the average has none.
 
     Dickey (1971); Chen (1994), "Importance-weighted marginal Bayesian posterior density estimation".
 
@@ -72,7 +77,8 @@ def savage_dickey(
         **kwargs: further data.
 
     Raises:
-        ValueError: for a latent that the program lacks, a value outside its support, or one evidence for each datum.
+        ValueError: for a latent that the program lacks, a value outside its support or of infinite prior density, or one
+            evidence for each datum.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -89,7 +95,7 @@ def savage_dickey(
         True
     """
     sampler = sampler or BridgeSampling()
-    bound = program.bind(*args, **kwargs)
+    bound = program.bind(*args, **kwargs).in_double()
     if bound.structure.per_datum:
         raise ValueError(
             "every datum has latents of its own here; Savage-Dickey fixes a latent shared by all data"
@@ -111,7 +117,9 @@ def savage_dickey(
         "prior_k": prior.pareto_k,
     }
     warnings = draws.warnings + density_warnings(posterior, prior)
+    check_finite_prior(prior, site, value)
     error = torch.hypot(posterior.std_error, prior.std_error)
+    error = torch.where(posterior.has_error & prior.has_error, error, torch.nan)
     factor = posterior.log_density - prior.log_density
     return SavageDickey(
         factor, error, posterior.log_density, prior.log_density, diagnostics, warnings
@@ -125,6 +133,21 @@ class Density:
     log_density: Tensor
     std_error: Tensor
     pareto_k: Tensor
+
+    @property
+    def has_error(self) -> Tensor:
+        """Whether the terms have a variance that the standard error tells."""
+        return self.pareto_k <= UNRELIABLE_K
+
+
+def check_finite_prior(prior: Density, site: str, value: float | Tensor) -> None:
+    """Refuse a point at which the prior density is infinite: any data would favour the other hypothesis without end."""
+    infinite = bool(prior.log_density.isposinf()) or float(prior.pareto_k) >= INFINITE_MEAN_K
+    if infinite or not bool(torch.isfinite(prior.log_density)):
+        raise ValueError(
+            f"the prior density of {site!r} at {value} is infinite or zero, as far as its draws tell (Pareto k of its terms "
+            f"is {float(prior.pareto_k):.2f}), so that the point has no Bayes factor; compare two programs by evidence.auto"
+        )
 
 
 def find_slot(target: Unconstrained, site: str) -> Slot:
@@ -163,33 +186,43 @@ def marginal_density(
     """
     fitting, rest = split_halves(draws)
     flat = rest.flatten(0, 1)
-    weight = (robust_normal if prior else conditional_normal)(fitting, flat, slot).double()
-    moved = flat.clone()
+    if prior:
+        weight, moved = robust_normal(fitting, flat, slot), flat.clone()
+    else:
+        weight, moved = (
+            inner_normal(fitting, flat, slot),
+            along_regression(fitting, flat, slot, point),
+        )
     moved[:, slot.start : slot.stop] = point
 
     def log_density(y: Tensor) -> Tensor:
         split = target.split(y)
         return split.prior if prior else split.total
 
-    terms = weight + evaluate(log_density, moved, memory) - evaluate(log_density, flat, memory)
+    terms = (
+        weight.double() + evaluate(log_density, moved, memory) - evaluate(log_density, flat, memory)
+    )
     centred = (terms - terms.amax(0)).exp()
     ess = chain_ess(centred.unflatten(0, rest.shape[:2]))
     error = (centred.var(0) / centred.mean(0).square() / ess).log1p().sqrt()
     return Density(log_mean_exp(terms), error, pareto_k(terms))
 
 
-def conditional_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
-    """log density of one latent given the others, `[n]`, under the normal with the moments of draws `[m, dim]`."""
+def along_regression(fitting: Tensor, points: Tensor, slot: Slot, value: Tensor) -> Tensor:
+    """Points with all latents moved by their regression on one that is moved to a value: `[n, dim]`."""
+    covariance = moments(fitting)[1]
+    own = slice(slot.start, slot.stop)
+    slope = torch.linalg.solve(covariance[own, own], covariance[own, :])
+    return points + (value - points[:, own]) @ slope
+
+
+def inner_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
+    """log density of one latent, `[n]`, under the normal with the moments of draws, shrunk to lie inside of theirs."""
     mean, covariance = moments(fitting)
-    own = torch.zeros(len(mean), dtype=torch.bool, device=mean.device)
-    own[slot.start : slot.stop] = True
-    rows = covariance[own]
-    slope = torch.linalg.solve(covariance[~own][:, ~own], rows[:, ~own].mT).mT
-    loc = mean[own] + (points - mean)[:, ~own] @ slope.mT
-    scatter = rows[:, own] - slope @ rows[:, ~own].mT
-    return torch.distributions.MultivariateNormal(loc, scatter, validate_args=False).log_prob(
-        points[:, own]
-    )
+    own = slice(slot.start, slot.stop)
+    return torch.distributions.MultivariateNormal(
+        mean[own], SHRINK**2 * covariance[own, own], validate_args=False
+    ).log_prob(points[:, own])
 
 
 def robust_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
@@ -205,7 +238,7 @@ def density_warnings(posterior: Density, prior: Density) -> tuple[str, ...]:
     """Warn of tails too heavy for the averages."""
     found = {"posterior": posterior.pareto_k, "prior": prior.pareto_k}
     return tuple(
-        f"Pareto k of the {name} density is {float(k):.2f} > {UNRELIABLE_K}"
+        f"the standard error is withheld: Pareto k of the {name} density is {float(k):.2f} > {UNRELIABLE_K}"
         for name, k in found.items()
         if float(k) > UNRELIABLE_K
     )

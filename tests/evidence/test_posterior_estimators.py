@@ -191,3 +191,46 @@ def test_savage_dickey_refuses_what_it_cannot_fix():
         savage_dickey(known.program(), *known.args, site="delta")
     with pytest.raises(ValueError, match="outside the support"):
         savage_dickey(known.program(), *known.args, site="theta", value=2.0)
+
+
+def years(y: Tensor, year: Tensor) -> None:
+    """A regression whose intercept and slope are all but one, as years are far from zero."""
+    zero = torch.zeros((), dtype=FLOAT)
+    intercept = pyro.sample("intercept", dist.Normal(zero, 100.0))
+    slope = pyro.sample("slope", dist.Normal(zero, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(intercept + slope * year, 1.0), obs=y)
+
+
+def test_savage_dickey_moves_the_nuisance_along():
+    year = torch.linspace(1990, 2020, 31, dtype=FLOAT)
+    y = 3 + 0.03 * (year - 2005) + torch.randn(31, dtype=FLOAT)
+    zero, plain = torch.zeros(31, dtype=FLOAT), torch.eye(31, dtype=FLOAT) + 1e4
+    without = dist.MultivariateNormal(zero, plain).log_prob(y)
+    full = dist.MultivariateNormal(zero, plain + year[:, None] * year).log_prob(y)
+    found = savage_dickey(Program(years), y, year, site="slope")
+    error = float((found.log_bayes_factor - (without - full)).abs())
+    assert error < 4 * float(found.std_error) < 0.1
+
+
+def test_a_single_bounded_parameter_is_not_flagged():
+    def model(x: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0, dtype=FLOAT), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    one = torch.ones((), dtype=FLOAT)
+    truth = dist.Gamma(6 * one, 5 * one).log_prob(one) - dist.Gamma(2 * one, one).log_prob(one)
+    found = savage_dickey(Program(model), torch.tensor([1.0, 0, 2, 1]), site="rate", value=1.0)
+    assert not found.warnings
+    assert float((found.log_bayes_factor - truth).abs()) < 4 * float(found.std_error) < 0.1
+
+
+def test_a_point_of_infinite_prior_density_is_refused():
+    def horseshoe(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.HalfCauchy(torch.ones((), dtype=FLOAT)))
+        effect = pyro.sample("effect", dist.Normal(torch.zeros((), dtype=FLOAT), scale))
+        pyro.sample("x", dist.Normal(effect, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="has no Bayes factor"):
+        savage_dickey(Program(horseshoe), torch.ones(()), site="effect")
