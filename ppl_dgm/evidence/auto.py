@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence, evaluating
@@ -17,6 +18,7 @@ from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.grid import GridSampling
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
+from ppl_dgm.evidence.nested import NestedSampling, dynesty
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program
@@ -27,8 +29,14 @@ SMC_COST = 1500  # densities for each particle: about 25 temperatures, 2 moves, 
 SMC_GROUPS = 4
 BRIDGE_COST = 4000  # densities for each chain
 PARTITION_CHAINS = 100
-PRECISE = 0.05  # nats of standard error above which the third kind is run too
-NUM_STARTS = 48
+TARGET = 0.02  # nats of standard error
+PILOT = 4000  # draws that tell how many are needed
+MARGIN = 1.3  # of draws over those that the pilot finds needed
+LAPLACE_PARTICLES = 20_000
+NUM_STARTS, SCREENED = 48, 64
+MANY_DATA = 10_000  # numbers observed, from which few starts must do
+DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
+NESTED_DIMS, NESTED_CALLS = 10, 20_000
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
@@ -36,6 +44,7 @@ def auto(
     program: Program,
     *args: Any,
     seed: int | None = 0,
+    target: float = TARGET,
     budget: int = BUDGET,
     memory: int = MEMORY,
     **kwargs: Any,
@@ -44,9 +53,10 @@ def auto(
 
     Exact where the program allows. Else
 
-    - continuous latents, one evidence for the data set: importance sampling (from the guide, or around the modes where
-      there is none) and bridge sampling from Markov chains; sequential Monte Carlo from the prior too where they disagree,
-      raise an alarm or leave an error above 0.05 nat;
+    - continuous latents, one evidence for the data set: a pilot of draws from the guide or the prior tells whether they
+      reach the target, and then sequential Monte Carlo checks them; elsewhere importance sampling around the modes, bridge
+      sampling from Markov chains, adaptive importance sampling, sequential Monte Carlo, and in up to ten dimensions nested
+      sampling, one after the other until two agree and the better one reaches the target;
     - continuous latents of each datum: importance sampling for all data, checked by sequential Monte Carlo on as many
       data as the budget allows; where that is all of them, the better is returned;
     - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo of the partition
@@ -63,13 +73,15 @@ def auto(
         program: the program.
         *args: its data.
         seed: makes the result repeatable.
-        budget: evaluations of the joint density, over all data and estimators; a gradient counts as three. It is kept
-            roughly, and each estimator has a minimum that it needs.
+        target: standard error at which to stop, in nats: of log Z, or where each datum has one, of these in root mean square.
+        budget: evaluations of the joint density of up to 1000 observed numbers, over all data and estimators; a gradient
+            counts as three. It is kept roughly, and each estimator has a minimum that it needs.
         memory: bytes that one chunk of work may allocate.
         **kwargs: further data.
 
     Raises:
-        ValueError: if the program does not fit its data, the budget is less than 1000, or every estimator raises.
+        ValueError: if the program does not fit its data, the budget is less than 1000, the target is not positive, or every
+            estimator raises.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -78,15 +90,18 @@ def auto(
         ...     pyro.sample("x", dist.Binomial(10, p), obs=x)
         >>> result = auto(ppl_dgm.Program(model), torch.tensor(2.0), budget=300_000)
         >>> bool((result.log_z.exp() - 1 / 11).abs() < 0.01), result.estimator
-        (True, 'auto: Laplace agrees with BridgeSampling')
+        (True, 'auto: PriorSampling agrees with SMC')
     """
     if budget < 1000:
         raise ValueError(f"budget is {budget} evaluations; expected at least 1000")
+    if not target > 0:
+        raise ValueError(f"target is {target}; expected a positive number of nats, e.g. 0.01")
     start = time.perf_counter()
     with evaluating(program), torch.no_grad():
         bound = program.bind(*args, **kwargs)
         check_evidence(bound)
-    found = exact(program, args, kwargs) or cross_checked(program, bound, seed, budget, memory)
+    settings = Settings(target, budget, memory)
+    found = exact(program, args, kwargs) or cross_checked(program, bound, seed, settings)
     return replace(found, estimator=f"auto: {found.estimator}", seconds=time.perf_counter() - start)
 
 
@@ -98,36 +113,86 @@ def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | N
         return None
 
 
-def cross_checked(
-    program: Program, bound: Bound, seed: int | None, budget: int, memory: int
-) -> Evidence:
-    """The first kind of estimator on all data, the others on as many as the budget allows, and their verdict."""
+@dataclass(frozen=True)
+class Settings:
+    """What `auto` was asked for: standard error in nats, densities, bytes."""
+
+    target: float
+    budget: int
+    memory: int
+
+    def share(self, bound: Bound) -> int:
+        """Particles that a quarter of the budget is for, by the data that each costs."""
+        data = (bound.num_data or 1) if bound.structure.per_datum else 1
+        cost = data if bound.structure.per_datum else 1 + bound.num_dims / DATA_AT_COST_ONE
+        return int(self.budget / (4 * cost))
+
+
+def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence:
+    """One kind of estimator after the other, on as many data as the budget allows, and their verdict."""
     if bound.structure.energies:
-        return unnormalised(program, bound, seed, budget, memory)
+        return unnormalised(program, bound, seed, settings.budget, settings.memory)
     attempts = Attempts()
 
     def attempt(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Evidence | None:
         return attempts.add(estimator.name, lambda: estimator(program, *args, seed=seed, **kwargs))
 
-    first, *others = kinds(bound, budget, memory)
-    data = checked_data(bound, others[-1], budget) if others else None
-    main = attempt(first, bound.args, bound.kwargs)
-    if data is not None and main is not None:
+    first, *others = kinds(bound, settings)
+    data = checked_data(bound, others[-1], settings.budget) if others else None
+    if data is not None:
+        main = attempt(first, bound.args, bound.kwargs)
         check = attempt(others[-1], *bound.select(data))
-        verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
-        return telling(verdict, attempts.failed)
-    for estimator in others:
-        if not settled(attempts):
+        if main is not None:
+            verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
+            return telling(verdict, attempts.failed)
+    sized = pilot(program, bound, seed, settings)
+    attempts.found.extend([sized] if sized is not None else [])
+    for estimator in [first, *others] if sized is None else [quick_check(settings), first, *others]:
+        if not settled(attempts, settings.target):
             attempt(estimator, bound.args, bound.kwargs)
     return attempts.verdict()
 
 
-def settled(attempts: Attempts) -> bool:
+def settled(attempts: Attempts, target: float) -> bool:
     """Whether the estimates agree without alarm and are precise enough."""
     if len(attempts.found) < 2:
         return False
     verdict = attempts.verdict()
-    return verdict.reliable and float(verdict.total_std_error) <= PRECISE
+    return verdict.reliable and typical_error(verdict) <= target
+
+
+def typical_error(evidence: Evidence) -> float:
+    """Standard error of an evidence, in root mean square over data."""
+    return float(evidence.std_error.square().mean().sqrt())
+
+
+def pilot(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence | None:
+    """The evidence from as many draws of the guide, or else the prior, as the target needs; None if it needs too many."""
+    discrete = any(latent.discrete for latent in bound.structure.model_latents)
+    if bound.structure.per_datum or discrete:
+        return None
+    most = max(200, settings.share(bound))
+    size, kind = (
+        min(PILOT, most),
+        ImportanceSampling if bound.structure.has_guide else PriorSampling,
+    )
+    for _ in range(2):
+        try:
+            found = kind(size, settings.memory)(program, *bound.args, seed=seed, **bound.kwargs)
+        except Exception:  # a proposal that cannot be drawn from is none
+            return None
+        error = typical_error(found)
+        if error <= settings.target:
+            return found if found.reliable else None
+        size = int(min(MARGIN * size * (error / settings.target) ** 2, 2.0 * most))
+        if size >= most:
+            return None
+    return found if found.reliable else None
+
+
+def quick_check(settings: Settings) -> SMC:
+    """Particles enough to check a precise estimate."""
+    return SMC(num_particles=100, num_groups=8, memory=settings.memory)
 
 
 def unnormalised(
@@ -144,10 +209,9 @@ def unnormalised(
     return attempts.verdict()
 
 
-def kinds(bound: Bound, budget: int, memory: int) -> list[Estimator]:
+def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
     """Independent kinds of estimator, run one after the other until two agree."""
-    structure, num_data = bound.structure, (bound.num_data or 1) if bound.structure.per_datum else 1
-    share = budget // (4 * num_data)
+    structure, share, memory = bound.structure, settings.share(bound), settings.memory
     particles = max(200, min(share, 100_000))
     if any(latent.discrete for latent in structure.model_latents):
         return discrete_kinds(bound, particles, memory)
@@ -159,9 +223,36 @@ def kinds(bound: Bound, budget: int, memory: int) -> list[Estimator]:
     guided = ImportanceSampling(particles, memory)
     if structure.per_datum:
         return [guided if structure.has_guide else Laplace(memory=memory), smc]
-    first = guided if structure.has_guide else Laplace(NUM_STARTS, num_particles=particles)
+    return [
+        *([guided] if structure.has_guide else []),
+        *posterior_kinds(bound, settings),
+        smc,
+        *nested(bound),
+    ]
+
+
+def posterior_kinds(bound: Bound, settings: Settings) -> list[Estimator]:
+    """Kinds that look for the posterior themselves."""
+    share, memory = settings.share(bound), settings.memory
     chains = max(16, min(share // BRIDGE_COST, 64))
-    return [first, BridgeSampling(num_chains=chains, memory=memory), smc]
+    many = bound.num_dims > MANY_DATA
+    starts = Laplace(
+        num_starts=8 if many else NUM_STARTS,
+        screened=8 if many else SCREENED,
+        num_particles=max(500, min(share, LAPLACE_PARTICLES)),
+        memory=memory,
+    )
+    adaptive = AdaptiveImportanceSampling(
+        num_particles=max(1000, min(share, 20_000)), num_chains=64, memory=memory
+    )
+    return [starts, BridgeSampling(num_chains=chains, memory=memory), adaptive]
+
+
+def nested(bound: Bound) -> list[Estimator]:
+    """Nested sampling, where it is installed and the dimensions are few."""
+    values = bound.draw_prior(1).values.values()
+    few = sum(value.numel() for value in values) <= NESTED_DIMS
+    return [NestedSampling(num_live=100, max_calls=NESTED_CALLS)] if few and dynesty else []
 
 
 def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]:

@@ -104,20 +104,20 @@ def savage_dickey(
         target = Unconstrained(bound)
         slot = find_slot(target, site)
         point = unconstrained_value(target, slot, value)
-        draws = sampler.posterior_draws(target)
-        posterior = marginal_density(
-            target, slot, point, draws.points, prior=False, memory=sampler.memory
-        )
         prior_draws = target.sample_prior(num_prior).unsqueeze(0)
         prior = marginal_density(
             target, slot, point, prior_draws, prior=True, memory=sampler.memory
+        )
+        check_finite_prior(prior, site, value)
+        draws = sampler.posterior_draws(target)
+        posterior = marginal_density(
+            target, slot, point, draws.points, prior=False, memory=sampler.memory
         )
     diagnostics = draws.diagnostics | {
         "posterior_k": posterior.pareto_k,
         "prior_k": prior.pareto_k,
     }
     warnings = draws.warnings + density_warnings(posterior, prior)
-    check_finite_prior(prior, site, value)
     error = torch.hypot(posterior.std_error, prior.std_error)
     error = torch.where(posterior.has_error & prior.has_error, error, torch.nan)
     factor = posterior.log_density - prior.log_density
