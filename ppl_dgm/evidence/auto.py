@@ -33,7 +33,7 @@ TARGET = 0.02  # nats of standard error
 PILOT = 4000  # draws that tell how many are needed
 MARGIN = 1.3  # of draws over those that the pilot finds needed
 LAPLACE_PARTICLES = 20_000
-NUM_STARTS, SCREENED = 48, 64
+NUM_STARTS, NUM_STEPS, SCREENED = 32, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
 NESTED_DIMS, NESTED_CALLS = 10, 20_000
@@ -238,6 +238,7 @@ def posterior_kinds(bound: Bound, settings: Settings) -> list[Estimator]:
     many = bound.num_dims > MANY_DATA
     starts = Laplace(
         num_starts=8 if many else NUM_STARTS,
+        num_steps=NUM_STEPS,
         screened=8 if many else SCREENED,
         num_particles=max(500, min(share, LAPLACE_PARTICLES)),
         memory=memory,

@@ -11,9 +11,8 @@ from evidence.case_programs import FLOAT, case
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import Evidence, WideSampling, auto
+from ppl_dgm.evidence import SMC, Evidence, WideSampling, auto
 from ppl_dgm.evidence.agreement import choose, compare_two
-from ppl_dgm.evidence.laplace import Laplace
 
 
 def local(x: Tensor | None = None) -> None:
@@ -110,6 +109,28 @@ def test_latents_that_cannot_be_summed_out_are_sampled():
     assert abs(float(found.log_z - truth)) < 4 * float(found.std_error) < 0.05
 
 
+def test_draws_stop_at_the_target():
+    known = case("eight_schools_posteriordb")
+    found = auto(known.program(), *known.args, target=0.04)
+    assert found.estimator == "auto: PriorSampling agrees with SMC"
+    assert 0.01 < float(found.std_error) <= 0.04
+    assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error)
+    assert found.diagnostics["num_particles"] < 20_000
+
+
+@pytest.mark.slow
+def test_a_finer_target_takes_more_draws():
+    known = case("eight_schools_posteriordb")
+    finer = auto(known.program(), *known.args, target=0.01)
+    assert float(finer.std_error) <= 0.01
+    assert abs(float(finer.log_z) - known.log_z) < 4 * float(finer.std_error)
+
+
+def test_a_target_is_a_positive_number():
+    with pytest.raises(ValueError, match="target is 0"):
+        auto(Program(local), torch.zeros(2, dtype=FLOAT), target=0)
+
+
 def test_same_seed_same_number():
     known = case("bs_betabinomial_tutorial")
     first, second = (
@@ -152,12 +173,12 @@ def test_an_estimator_that_raises_ends_nothing(monkeypatch):
     def singular(self, bound):
         raise torch.linalg.LinAlgError("not positive definite")
 
-    monkeypatch.setattr(Laplace, "estimate", singular)
+    monkeypatch.setattr(SMC, "estimate", singular)
     known = case("bs_betabinomial_tutorial")
     found = auto(known.program(), *known.args, budget=200_000)
     assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.2
-    assert "not positive definite" in found.diagnostics["failed"]["Laplace"]
-    assert "Laplace failed" in found.estimator
+    assert "not positive definite" in found.diagnostics["failed"]["SMC"]
+    assert "SMC failed" in found.estimator
 
 
 def rare_count(x: Tensor | None = None) -> None:
