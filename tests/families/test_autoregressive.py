@@ -478,6 +478,18 @@ def test_darn_sums_to_one_and_is_estimated_and_drawn(order: Any) -> None:
     assert frequencies_agree(program.sample(4000), probs)
 
 
+def test_darn_remembers_and_draws_alike() -> None:
+    program = built(partial(DARN, 6, 4, order=[2, 0, 3, 1, 5, 4]))
+    h = all_vectors(2, 4).double()
+    law = program.model.fn.conditional(h)
+    assert law.stepper is not None
+    naive = type(law)(law.net, law.conditional, law.start, law.order)
+    torch.manual_seed(0)
+    expected = naive.sample((5,))
+    torch.manual_seed(0)
+    assert torch.equal(law.sample((5,)), expected)
+
+
 def test_darn_learns_by_vimco() -> None:
     """Twins: the last bit repeats the first, three others are free."""
     x = torch.cat([BINARY[:, :4], BINARY[:, :1]], 1).float()

@@ -10,6 +10,7 @@ from ppl_dgm.conditionals.guides import AmortisedGuide, BernoulliPosterior
 from ppl_dgm.conditionals.likelihoods import Bernoulli, Likelihood, named_likelihood
 from ppl_dgm.distributions.autoregressive import Autoregressive
 from ppl_dgm.families.latent.vae import ScaledInputs
+from ppl_dgm.nn.causal import Step
 from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import MLP
 from ppl_dgm.program import Program
@@ -83,9 +84,15 @@ class DARNModel(nn.Module):
     def conditional(self, h: Tensor) -> Autoregressive:
         """p(x | h) of latents `[..., H]`: batch `[...]`, event `[D]`."""
         inputs = self.likelihood.inputs
+
+        def stepper(x: Tensor) -> Step:
+            step = self.decoder.stepper(inputs(x), h)
+            return lambda t, x: step(t, inputs(x))
+
         return Autoregressive(
             lambda x: self.decoder(inputs(x), h),
             self.likelihood,
             self.start.expand(*h.shape[:-1], -1),
             self.decoder.sequences[0],
+            stepper=stepper,
         )
