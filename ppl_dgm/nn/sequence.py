@@ -1,6 +1,7 @@
 """Causal nets over sequences: recurrent, and dilated convolutions."""
 
 import math
+from collections import deque
 from typing import Any, Literal
 
 import torch
@@ -208,14 +209,11 @@ class DilatedLayer(nn.Module):
     def past(self, h: Tensor, memory: Memory | None) -> Tensor:
         """Look `dilation` steps back; zero at first.
 
-        Where steps come one by one, a ring of so many slots remembers.
+        Where steps come one by one, a queue of so many remembers.
         """
         if memory is None:
             return F.pad(h, (0, 0, self.dilation, 0))[:, : h.shape[1]]
         if self not in memory:
-            memory[self] = [h.new_zeros(h.shape[0], self.dilation, h.shape[2]), 0]
-        ring, slot = memory[self]
-        before = ring[:, slot : slot + 1].clone()
-        ring[:, slot : slot + 1] = h
-        memory[self][1] = (slot + 1) % self.dilation
-        return before
+            memory[self] = deque([torch.zeros_like(h)] * self.dilation)
+        memory[self].append(h)
+        return memory[self].popleft()
