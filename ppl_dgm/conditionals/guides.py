@@ -10,9 +10,19 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import pyro.distributions.transforms as T
 import torch
 from torch import Tensor, nn
+
+from ppl_dgm.transforms import (
+    Autoregressive,
+    FlowDistribution,
+    Planar,
+    ScalarMap,
+    Spline,
+    Sylvester,
+    condition_all,
+    push,
+)
 
 
 class Posterior(nn.Module, ABC):
@@ -103,7 +113,8 @@ class FlowPosterior(Posterior):
     Args:
         num_latents: size L.
         flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"spline"`, autoregressive rational
-            splines (Dolatabadi et al. 2020); or conditional transforms of Pyro with a context of size `num_context`.
+            splines (Durkan et al. 2019); `"sylvester"` (van den Berg et al. 2018); or conditional transforms of
+            `ppl_dgm.transforms` or Pyro with a context of size `num_context`.
         num_transforms: how many of them.
         num_context: size of h.
 
@@ -138,39 +149,38 @@ class FlowPosterior(Posterior):
     def _conditioned(self, params: Tensor) -> tuple[Any, list[Any]]:
         """The base distribution and the conditioned transforms."""
         loc, log_scale, context = params.tensor_split([self.num_latents, 2 * self.num_latents], -1)
-        flows: Any = self.transforms
-        return dist.Normal(loc, log_scale.exp()).to_event(1), [f.condition(context) for f in flows]
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        return base, condition_all(self.transforms, context)
 
     def forward(self, params: Tensor) -> Any:
         """The transformed distribution of parameters `[..., 2 L + num_context]`."""
         base, transforms = self._conditioned(params)
-        return dist.TransformedDistribution(base, transforms)
+        return FlowDistribution(base, transforms)
 
     def draw(self, name: str, params: Tensor) -> Tensor:
         """Draw the noise, an auxiliary site, and its image, the latent of that name."""
         base, transforms = self._conditioned(params)
-        value = pyro.sample(f"{name}_noise", base, infer={"is_auxiliary": True})
-        log_density: Any = 0.0
-        for transform in transforms:
-            image = transform(value)
-            log_det = transform.log_abs_det_jacobian(value, image)
-            log_density = log_density - (
-                log_det.sum(-1) if transform.domain.event_dim == 0 else log_det
-            )
-            value = image
-        image_law = dist.Delta(value, log_density=log_density, event_dim=1)
+        noise = pyro.sample(f"{name}_noise", base, infer={"is_auxiliary": True})
+        value, log_det = push(transforms, noise, 1)
+        image_law = dist.Delta(value, log_density=-log_det, event_dim=1)
         return pyro.sample(name, image_law, infer={"transported": True})  # type: ignore[arg-type]
 
 
-FLOWS: dict[str, Callable[[int, int], nn.Module]] = {
-    "planar": T.conditional_planar,
-    "iaf": lambda size, context: T.conditional_affine_autoregressive(
-        size, context, hidden_dims=[2 * size + context]
-    ),
-    "spline": lambda size, context: T.conditional_spline_autoregressive(
-        size, context, hidden_dims=[2 * size + context]
-    ),
+FLOWS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "planar": lambda size, context, _: Planar(size, context),
+    "iaf": lambda size, context, place: autoregressive(size, context, place, None),
+    "spline": lambda size, context, place: autoregressive(size, context, place, Spline()),
+    "sylvester": lambda size, context, _: Sylvester(size, num_context=context),
 }
+
+
+def autoregressive(
+    num_latents: int, num_context: int, place: int, scalar: ScalarMap | None
+) -> nn.Module:
+    """An autoregressive layer; every other one goes through the dimensions backwards."""
+    order = range(num_latents)[:: 1 if place % 2 == 0 else -1]
+    hidden = [2 * num_latents + num_context]
+    return Autoregressive(num_latents, scalar, hidden, order, num_context)
 
 
 def named_flow(
@@ -181,7 +191,7 @@ def named_flow(
         raise ValueError(
             f"there is no flow {name!r}; expected one of {sorted(FLOWS)} or a list of conditional transforms"
         )
-    return [FLOWS[name](num_latents, num_context) for _ in range(num_transforms)]
+    return [FLOWS[name](num_latents, num_context, place) for place in range(num_transforms)]
 
 
 class AmortisedGuide(nn.Module):

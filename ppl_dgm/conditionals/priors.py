@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.conditionals.guides import AmortisedGuide
+from ppl_dgm.transforms import FlowDistribution, Held
 
 
 class LatentPrior(nn.Module, ABC):
@@ -173,68 +174,28 @@ class FlowPrior(LatentPrior):
 
     Args:
         num_latents: size L.
-        transforms: Pyro transforms with an inverse; the modules among them and their parts are learned. For a density
-            in one pass, as objectives want it, the inverse must be as fast as the transform: coupling layers, say.
+        transforms: those of `ppl_dgm.transforms`, Pyro's and torch's, with an inverse; modules among them and their
+            parts are learned. For a density in one pass, as objectives want it, the inverse must be as fast as the
+            transform: coupling layers, say.
 
     Raises:
         ValueError: for a transform without an inverse, or one that is the inverse of a module.
 
     Example:
-        >>> from pyro.distributions.transforms import affine_coupling
-        >>> FlowPrior(4, [affine_coupling(4), affine_coupling(4)])().log_prob(torch.zeros(5, 4)).shape
+        >>> from ppl_dgm.transforms import Coupling
+        >>> FlowPrior(4, [Coupling(4), Coupling(4, flipped=True)])().log_prob(torch.zeros(5, 4)).shape
         torch.Size([5])
     """
 
-    zeros: Tensor
-
     def __init__(self, num_latents: int, transforms: Sequence[Any]) -> None:
         super().__init__(num_latents)
-        self.transforms = tuple(transforms)
-        self.learned = nn.ModuleList(module for t in self.transforms for module in modules_of(t))
-        self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
-        check_invertible(self(), self.zeros)
-
-    def __getstate__(self) -> Any:
-        for transform in self.transforms:
-            forget(transform)
-        return self.__dict__
+        self.noise = StandardNormal(num_latents)
+        self.transforms = Held(tuple(transforms))
+        check_invertible(self(), self.noise.zeros)
 
     def forward(self) -> Any:
-        """The transformed distribution, without values cached under earlier parameters."""
-        for transform in self.transforms:
-            forget(transform)
-        return dist.TransformedDistribution(
-            dist.Normal(self.zeros, 1.0).to_event(1), list(self.transforms)
-        )
-
-
-def forget(transform: Any) -> None:
-    """Drop the values that a transform keeps from its last call: they are of old parameters, and cannot be copied."""
-    for name in [name for name in vars(transform) if name.startswith("_cached_")]:
-        setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
-    for part in parts_of(transform):
-        forget(part)
-
-
-def modules_of(transform: Any) -> list[nn.Module]:
-    """The transform if it is a module, otherwise the modules that it is composed of.
-
-    Raises:
-        ValueError: for the inverse of a module.
-    """
-    if isinstance(transform, nn.Module):
-        return [transform]
-    if not parts_of(transform) and isinstance(transform.inv, nn.Module):
-        raise ValueError(
-            f"the parameters of {transform} can be neither learned nor copied; expected a transform that is a module, not "
-            "its .inv: write a TransformModule with _call and _inverse exchanged"
-        )
-    return [module for part in parts_of(transform) for module in modules_of(part)]
-
-
-def parts_of(transform: Any) -> list[Any]:
-    """The transforms that a composed one is made of."""
-    return [*getattr(transform, "parts", ())]
+        """The transformed distribution, scored at the present parameters."""
+        return FlowDistribution(self.noise(), self.transforms())
 
 
 def check_invertible(flow: Any, value: Tensor) -> None:
@@ -243,6 +204,6 @@ def check_invertible(flow: Any, value: Tensor) -> None:
         flow.log_prob(value)
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"a prior needs transforms with an inverse: {error}. Use affine_coupling, spline or spline_coupling; "
-            "planar, radial and Sylvester flows are for guides"
+            f"a prior needs transforms with an inverse: {error}. Those of ppl_dgm.transforms have one, planar, radial and "
+            "Sylvester too"
         ) from error
