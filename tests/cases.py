@@ -174,7 +174,7 @@ def ppca(program: Any, x: Tensor) -> Tensor:
 def vae_by_quadrature(program: Any, x: Tensor) -> Tensor:
     """log of the integral over one or two latents on a fine grid."""
     model = program.model.fn
-    half, size = (25, 5001) if model.prior.num_latents == 1 else (9, 241)
+    half, size = (25, 5001) if model.prior.num_latents == 1 else (9, 481)
     axis = torch.linspace(-half, half, size, dtype=x.dtype, device=x.device)
     z = torch.cartesian_prod(*[axis] * model.prior.num_latents).reshape(
         -1, 1, model.prior.num_latents

@@ -4,12 +4,13 @@ Each takes draws `[draws, *batch, dim]` in unconstrained space, one fit for each
 with `sample(n) -> [n, *batch, dim]` and `log_prob(point) -> [n, *batch]`.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import Spline, permute, spline_coupling
 from torch import Tensor, nn
+
+from ppl_dgm.transforms import Coupling, Elementwise, FlowDistribution, Held, Spline
 
 RIDGE = 1e-6  # of the variances, keeps covariances positive definite
 DEGREES_OF_FREEDOM = 5.0
@@ -64,41 +65,33 @@ def fit_normal(draws: Tensor) -> Wrapped:
 
 
 class Flow(nn.Module):
-    """Spline couplings of a Student t, whose tails they leave as they are, around the moments of the draws."""
+    """Splines of a Student t, whose tails they leave as they are, around the moments of the draws."""
 
     def __init__(self, draws: Tensor) -> None:
         super().__init__()
         mean, covariance = moments(draws)
-        self.dim = draws.shape[-1]
-        self.layers = nn.ModuleList(flow_layers(self.dim)).to(draws)
-        self.affine = dist.transforms.LowerCholeskyAffine(mean, torch.linalg.cholesky(covariance))
+        dim = draws.shape[-1]
+        affine = dist.transforms.LowerCholeskyAffine(mean, torch.linalg.cholesky(covariance))
+        self.transforms = Held((*flow_layers(dim).to(draws), affine))
         degrees = mean.new_full((), DEGREES_OF_FREEDOM)
         self.base = dist.MultivariateStudentT(
-            degrees, torch.zeros_like(mean), torch.eye(self.dim).to(draws), validate_args=False
+            degrees, torch.zeros_like(mean), torch.eye(dim).to(draws), validate_args=False
         )
 
-    def transformed(self) -> dist.TransformedDistribution:
-        """The distribution at the present parameters; made anew, since transforms remember what they computed."""
-        layers: list[Any] = list(self.layers)
-        if self.dim > 1:
-            turn = permute(
-                self.dim, torch.arange(self.dim - 1, -1, -1, device=self.base.loc.device)
-            )
-            layers = [part for layer in layers for part in (layer, turn)]
-        for layer in layers:
-            layer.clear_cache()
-        return dist.TransformedDistribution(self.base, [*layers, self.affine], validate_args=False)
+    def transformed(self) -> FlowDistribution:
+        """The distribution at the present parameters."""
+        return FlowDistribution(self.base, self.transforms(), validate_args=False)
 
 
-def flow_layers(dim: int) -> list[nn.Module]:
+def flow_layers(dim: int) -> nn.ModuleList:
     """Monotone splines: of one variable, or of half of several given the other half (Durkan et al. 2019)."""
+    spline = Spline(FLOW_BINS, FLOW_BOUND)
     if dim == 1:
-        return [Spline(1, count_bins=FLOW_BINS, bound=FLOW_BOUND)]
+        return nn.ModuleList([Elementwise((1,), spline)])
     hidden = [max(16, 2 * dim)] * 2
-    return [
-        spline_coupling(dim, hidden_dims=hidden, count_bins=FLOW_BINS, bound=FLOW_BOUND)
-        for _ in range(FLOW_LAYERS)
-    ]
+    return nn.ModuleList(
+        Coupling(dim, spline, flipped=place % 2 == 1, hidden=hidden) for place in range(FLOW_LAYERS)
+    )
 
 
 @torch.enable_grad()
