@@ -162,7 +162,7 @@ class FlowPosterior(Posterior):
         base, transforms = self._conditioned(params)
         noise = pyro.sample(f"{name}_noise", base, infer={"is_auxiliary": True})
         value, log_det = push(transforms, noise, 1)
-        image_law = dist.Delta(value, log_density=-log_det, event_dim=1)
+        image_law = dist.Delta(value, log_density=-log_det, event_dim=1)  # type: ignore[arg-type]
         return pyro.sample(name, image_law, infer={"transported": True})  # type: ignore[arg-type]
 
 
