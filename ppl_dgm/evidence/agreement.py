@@ -11,7 +11,8 @@ from ppl_dgm.evidence.base import Evidence
 
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement
-DECISIVE = 0.5  # nats of standard error of each datum, above which agreement tells nothing
+# nats of standard error, of a data set or of each datum, above which agreement tells nothing
+DECISIVE = {"dataset": 0.1, "datum": 0.5}
 
 
 @dataclass
@@ -82,7 +83,7 @@ def compare_two(first: Evidence, second: Evidence) -> Agreement:
 
 def is_decisive(evidence: Evidence) -> bool:
     """Whether agreement with an estimate means anything: it has no alarm and is finite and precise."""
-    worst = DECISIVE * math.sqrt(evidence.log_z.numel())
+    worst = DECISIVE[evidence.target] * math.sqrt(evidence.log_z.numel())
     finite = bool(torch.isfinite(evidence.log_z).all())
     return evidence.reliable and finite and float(evidence.total_std_error) <= worst
 
@@ -90,7 +91,7 @@ def is_decisive(evidence: Evidence) -> bool:
 def choose(found: Sequence[Evidence]) -> Evidence:
     """The most precise estimate without alarm that another one agrees with, telling which.
 
-    Only estimates that are themselves without alarm, finite and precise to half a nat for each datum
+    Only estimates that are themselves without alarm, finite and precise to `DECISIVE` nats
     count as agreement; those among them that disagree with the chosen one are a warning.
     """
     ranked = sorted(
@@ -117,7 +118,7 @@ def complaint(found: Sequence[Evidence], usable: Sequence[Evidence]) -> str:
         return f"the estimators disagree: {numbers_of(found)} nats"
     return (
         f"nothing was cross-checked, as of {numbers_of(found)} nats at most one is without alarm and "
-        f"precise to {DECISIVE} nat"
+        f"precise to {DECISIVE[found[0].target]} nat"
     )
 
 

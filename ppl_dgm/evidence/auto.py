@@ -33,7 +33,7 @@ TARGET = 0.02  # nats of standard error
 PILOT = 4000  # draws that tell how many are needed
 MARGIN = 1.3  # of draws over those that the pilot finds needed
 LAPLACE_PARTICLES = 20_000
-NUM_STARTS, NUM_STEPS, SCREENED = 32, 80, 64
+NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
 NESTED_DIMS, NESTED_CALLS = 10, 20_000
@@ -65,7 +65,7 @@ def auto(
       proposal (counts) or all values (finite ones).
 
     The most precise estimate without alarm that another one agrees with is returned; agreement counts only from estimates
-    that have no alarm and are precise to half a nat. `estimator` says what was done, `diagnostics["estimates"]` has
+    that have no alarm and are precise to 0.1 nat (of each datum: half a nat). `estimator` says what was done, `diagnostics["estimates"]` has
     every number, and a disagreement, or that nothing was cross-checked, is a warning. An estimator that raises ends
     nothing: `diagnostics["failed"]` has its error.
 

@@ -20,6 +20,8 @@ PROPOSALS = ("guide", "prior")
 CERTAIN_TERMS = 80  # where SUMO's stopping changes from 1 / k to geometric
 DECAY = 0.9
 LARGEST_K = 0.7
+BIASED = 3.0  # standard errors between the jackknife and all draws together
+TOLERANCE = 0.001  # nats per datum that are no bias
 
 
 def all_weights(
@@ -243,7 +245,26 @@ class JVI(WeightEstimator):
             "iwelbo": log_mean_exp(groups, 1).mean(0),
             "num_particles": self.num_particles,
         }
-        return Estimate(values.mean(0), values.std(0) / math.sqrt(len(values)), diagnostics)
+        mean, error = values.mean(0), values.std(0) / math.sqrt(len(values))
+        return Estimate(mean, error, diagnostics, remaining_bias(mean, error, log_mean_exp(flat)))
+
+
+def remaining_bias(log_z: Tensor, std_error: Tensor, pooled: Tensor) -> tuple[str, ...]:
+    """Warn where what the jackknife leaves of the bias adds up over data.
+
+    Args:
+        log_z: jackknifed values, `[data]` or `[]`, and their standard errors.
+        std_error: nats, same shape.
+        pooled: log of the mean of all replicates' weights, of a bias that many times smaller.
+    """
+    bias, error = float((log_z - pooled).sum()), float(std_error.square().sum().sqrt())
+    if not abs(bias) > BIASED * error + TOLERANCE * log_z.numel():
+        return ()
+    warning = (
+        f"the jackknife differs by {bias:+.3g} +- {error:.2g} nats in all from importance sampling with all replicates "
+        "together: a bias remains; raise num_particles"
+    )
+    return (warning,)
 
 
 def jackknife(log_weights: Tensor, order: int) -> Tensor:

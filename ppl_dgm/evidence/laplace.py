@@ -26,7 +26,7 @@ BACKTRACKS = 25
 SECOND_DERIVATIVES = 4  # times the memory of a gradient
 FEWEST = 8  # particles of which an error bar can be made
 DEFENCE = 0.25  # share of the particles that come from the prior
-UNSEEN = 0.05  # share of starts with a mode of their own above which modes are likely missed
+UNSEEN = 0.03  # share of starts with a mode of their own above which modes are likely missed
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 

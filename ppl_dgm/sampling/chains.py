@@ -16,7 +16,9 @@ from ppl_dgm.sampling.convergence import (
     energy_bfmi,
     is_divergent,
     r_hat_warnings,
+    series_std_error,
     split_r_hat,
+    stein_warnings,
 )
 from ppl_dgm.sampling.importance import pareto_k
 from ppl_dgm.sampling.kernels import (
@@ -37,6 +39,7 @@ POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the d
 WARMUP_ROUNDS = (0.4, 0.6)
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
 MAX_TEMPERATURES, MOVES_PER_TEMPERATURE = 200, 3
+SMALL_MEAN = 0.1  # in Stein's identity, that is no matter
 KEPT = 0.5  # share of the draws that is effective after a step in temperature
 EAGER = Switch(False)
 
@@ -45,7 +48,8 @@ class PosteriorDraws(NamedTuple):
     """Points `[chains, draws, *batch, dim]`; where they were resampled, how many independent ones they are worth.
 
     `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated instead. `divergent`, the
-    share of moves that diverged, and `bfmi` are those of Hamiltonian chains, `[*batch]`.
+    share of moves that diverged, and `bfmi` are those of Hamiltonian chains, `[*batch]`. `stein` is by how many standard
+    errors given draws fail Stein's identity, `[*batch]`.
     """
 
     points: Tensor
@@ -53,6 +57,7 @@ class PosteriorDraws(NamedTuple):
     pareto_k: Tensor | None = None
     divergent: Tensor | None = None
     bfmi: Tensor | None = None
+    stein: Tensor | None = None
 
     @property
     def flat(self) -> Tensor:
@@ -62,7 +67,7 @@ class PosteriorDraws(NamedTuple):
     @property
     def diagnostics(self) -> dict[str, Tensor]:
         """R-hat, and what Hamiltonian chains and resampled draws tell of themselves, by standard names."""
-        known = {"pareto_k": self.pareto_k, "divergent": self.divergent, "bfmi": self.bfmi}
+        known = {name: getattr(self, name) for name in ("pareto_k", "divergent", "bfmi", "stein")}
         found = {name: value for name, value in known.items() if value is not None}
         return {"r_hat": split_r_hat(self.points).amax(-1)} | found
 
@@ -71,6 +76,7 @@ class PosteriorDraws(NamedTuple):
         """What speaks against the draws: chains that disagree or diverged."""
         found = r_hat_warnings(self.diagnostics["r_hat"])
         found += () if self.divergent is None else divergence_warnings(self.divergent)
+        found += () if self.stein is None else stein_warnings(self.stein)
         return found + (() if self.bfmi is None else bfmi_warnings(self.bfmi))
 
 
@@ -293,7 +299,31 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
         raise ValueError(f"the posterior draws have different numbers of chains and draws: {sizes}")
     chains, draws_each = next(iter(sizes.values()))
     points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
-    return PosteriorDraws(points.unflatten(0, (chains, draws_each)))
+    points = points.unflatten(0, (chains, draws_each))
+    return PosteriorDraws(points, stein=stein_distance(target, points))
+
+
+def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) -> Tensor:
+    r"""Standard errors by which draws `[chains, draws, *batch, dim]` fail Stein's identity, at most: `[*batch]`.
+
+    $\mathbb{E}[g] = 0$ and $\mathbb{E}[y g] = -1$ for each coordinate y and its slope g of the log posterior:
+    the first fails for shifted draws, the second for draws too wide or too narrow. Gorham and Mackey (2015).
+    """
+    flat = points.flatten(0, 1)
+    row = allocated_bytes(lambda: target.log_joint(flat[:1]))
+    density = Target(target.raw_split, max(1, int(memory / (4 * row + 1))))
+    slope = density.slope(flat, flat.new_ones(())).unflatten(0, points.shape[:2]).double()
+    centred = points.double() - flat.double().mean(0)
+    scale = flat.double().std(0)
+    terms = torch.stack([scale * slope, centred * slope + 1])
+    return torch.stack([apart_from_zero(part) for part in terms]).amax((0, -1))
+
+
+def apart_from_zero(series: Tensor) -> Tensor:
+    """Standard errors of the mean of series `[chains, draws, ...]` from zero; none where the mean is small."""
+    mean, spread = series.mean((0, 1)), series.flatten(0, 1).std(0)
+    distance = mean.abs() / series_std_error(series)
+    return torch.where(mean.abs() <= SMALL_MEAN * (1 + spread), 0.0, distance)
 
 
 def with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:

@@ -15,6 +15,7 @@ DIVERGENT = 20.0  # nats of energy error of a move that has diverged
 DIVERGENT_SHARE = 0.001  # of the moves
 FEW_DATA_MORE = 10  # times that share is no alarm where few of many data have it
 LOW_BFMI = 0.2
+STEIN_APART = 6.0  # standard errors
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
 
@@ -123,6 +124,20 @@ def bfmi_warnings(bfmi: Tensor) -> tuple[str, ...]:
         return ()
     text = f"chains move between energies too slowly: E-BFMI is {lowest:.2g} < {LOW_BFMI}"
     return (f"{text}; reparameterise, or use SMC",)
+
+
+def stein_warnings(distance: Tensor) -> tuple[str, ...]:
+    """Warn where given draws are not the posterior's: standard errors from Stein's identity, `[*batch]`.
+
+    Example:
+        >>> stein_warnings(torch.tensor(20.0))
+        ("the posterior draws are not this program's at these data: Stein's identity fails by 20 standard errors",)
+    """
+    largest = float(distance.max())
+    if largest <= STEIN_APART:
+        return ()
+    text = "the posterior draws are not this program's at these data"
+    return (f"{text}: Stein's identity fails by {largest:.2g} standard errors",)
 
 
 # ---- weights ---------------------------------------------------------------------------------

@@ -188,3 +188,18 @@ def test_intervals_cover(estimator):
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_bias_that_adds_up_over_data_is_told():
+    """Fifty data whose guide is far too narrow: the jackknife of eight draws leaves a bias in each."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    x = torch.linspace(-1, 1, 200, dtype=torch.float64)
+    found = JVI(num_particles=8, num_replicates=200, proposal="prior")(Program(model), x)
+    assert any("a bias remains" in warning for warning in found.warnings)
+    many = JVI(num_particles=400, num_replicates=20, proposal="prior")(Program(model), x[:20])
+    assert not any("a bias remains" in warning for warning in many.warnings)

@@ -234,3 +234,13 @@ def test_a_point_of_infinite_prior_density_is_refused():
 
     with pytest.raises(ValueError, match="has no Bayes factor"):
         savage_dickey(Program(horseshoe), torch.ones(()), site="effect")
+
+
+@pytest.mark.parametrize("kind", [BridgeSampling, LearnedHarmonicMean])
+@pytest.mark.parametrize(("shift", "stretch"), [(1.0, 1.0), (0.0, 0.6), (0.0, 1.6)])
+def test_draws_of_another_posterior_are_told(kind, shift, stretch):
+    right = exact_posterior(4, 500)["mu"]
+    assert kind(posterior={"mu": right})(Program(shared_mean), X).reliable
+    wrong = X.sum() / 6 + stretch * (right - X.sum() / 6) + shift / math.sqrt(6)
+    found = kind(posterior={"mu": wrong})(Program(shared_mean), X)
+    assert any("Stein" in warning for warning in found.warnings)
