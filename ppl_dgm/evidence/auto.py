@@ -65,9 +65,9 @@ def auto(
       proposal (counts) or all values (finite ones).
 
     The most precise estimate without alarm that another one agrees with is returned; agreement counts only from estimates
-    that have no alarm and are precise to 0.1 nat (of each datum: half a nat). `estimator` says what was done, `diagnostics["estimates"]` has
-    every number, and a disagreement, or that nothing was cross-checked, is a warning. An estimator that raises ends
-    nothing: `diagnostics["failed"]` has its error.
+    that have no alarm and are precise to 0.1 nat (where each datum has its own, to half a nat). `estimator` says what was
+    done, `diagnostics["estimates"]` has every number, and a disagreement, or that nothing was cross-checked, is a warning.
+    An estimator that raises ends nothing: `diagnostics["failed"]` has its error.
 
     Args:
         program: the program.
@@ -192,7 +192,7 @@ def pilot(program: Program, bound: Bound, seed: int | None, settings: Settings) 
 
 def quick_check(settings: Settings) -> SMC:
     """Particles enough to check a precise estimate."""
-    return SMC(num_particles=100, num_groups=8, memory=settings.memory)
+    return SMC(num_particles=200, num_groups=8, memory=settings.memory)
 
 
 def unnormalised(
