@@ -11,17 +11,21 @@ from torch import Tensor
 
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, without_data
 from ppl_dgm.markup import html_facts
-from ppl_dgm.program import Bound, Program, evaluating, require_program, select_data
+from ppl_dgm.program import Bound, Program, evaluating, require_program
+from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.program.sites import random_sites
 from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.importance import Proposal
 
+UNDEFINED_DRAWS = 1000  # at which densities are looked at for NaN
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
 RELIED_ON = 0.01  # share of the estimate that comes from draws whose density is looked at
-ROUNDED_DATA = 256  # data whose rounding is looked at
+UNDEFINED_NUMBERS = 2_000_000  # observed ones times draws
+SHOWN_DATA = 256  # data whose rounding and whose undefined densities are looked at
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
 
 
@@ -259,7 +263,10 @@ class Estimator(ABC):
             num_dims=bound.num_dims,
             digest=bound.digest,
             diagnostics=diagnostics,
-            warnings=estimate.warnings + drawn + alarms(estimate._replace(diagnostics=diagnostics)),
+            warnings=estimate.warnings
+            + drawn
+            + alarms(estimate._replace(diagnostics=diagnostics))
+            + undefined_densities(bound),
             seconds=seconds,
         )
 
@@ -292,39 +299,30 @@ def check_evidence(bound: Bound) -> None:
             f"the plates {list(structure.subsampled)} draw a random part of their data, so that the evidence of all of "
             "them is not defined by one run; open them without subsample_size for evidence"
         )
-    if any(latent.point_mass and not latent.auxiliary for latent in structure.latents) and not any(
-        latent.auxiliary for latent in structure.latents
-    ):
-        names = [latent.name for latent in structure.latents if latent.point_mass]
-        raise ValueError(
-            f"the guide puts a point mass on {names}, which is no proposal distribution; use a guide with a density "
-            "(AutoNormal, not AutoDelta), or Program(model) to propose from the prior, or Laplace"
-        )
-    check_prior_scale(bound)
+    refuse_point_masses(bound)
+    check_scales(bound)
 
 
-def check_prior_scale(bound: Bound) -> None:
-    """Refuse latents whose density has an exponent, as in KL annealing: it is not normalised, and draws do not follow it."""
-    layout = bound.structure.layout(False)
+def check_scales(bound: Bound) -> None:
+    """Refuse densities with exponents: a power of a likelihood or of a prior is normalised no more."""
     with seeded(0, bound.device):
-        sites = bound.model_trace().nodes
-    scales = {
-        latent.name: layout.relative_scale(sites[latent.name])
-        for latent in bound.structure.model_latents
-    }
-    scaled = [name for name, scale in scales.items() if bool((torch.as_tensor(scale) != 1).any())]
+        sites = dict(random_sites(bound.model_trace()))
+    scaled = [
+        name for name, site in sites.items() if bool((torch.as_tensor(site["scale"]) != 1).any())
+    ]
     if scaled:
         raise ValueError(
-            f"the priors of the latents {scaled} have a scale (poutine.scale, or a subsampled plate), so that they are no "
-            "densities and the program has no evidence; expected a scale of 1, as at the end of KL annealing. Leave it out, "
-            "or scale observed sites alone"
+            f"the sites {scaled} have a scale (poutine.scale, or a plate with a subsample), so that their densities are "
+            "powers of densities and the program has no evidence. Leave the scale out, as at the end of KL annealing; give a "
+            "program all of its data, and data that count several times as often as they count"
         )
 
 
 def alarms(estimate: Estimate) -> tuple[str, ...]:
     """Warnings that follow from the standard diagnostics."""
     found = []
-    if not bool(torch.isfinite(estimate.log_z).all()):
+    impossible = (estimate.log_z == -torch.inf) & (estimate.std_error == 0)  # data known to be so
+    if not bool((torch.isfinite(estimate.log_z) | impossible).all()):
         found.append(
             "log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)"
         )
@@ -341,20 +339,48 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
     return tuple(found) + tail_warnings(k, estimate.std_error, particles)
 
 
+def undefined_densities(bound: Bound) -> tuple[str, ...]:
+    """Warn of sites whose log density is NaN at draws of the latents: samplers take them for impossible."""
+    if not bound.structure.latents:
+        return ()
+    few = some_data(bound)
+    numbers = bound.num_dims * (few.num_data or 1) // (bound.num_data or 1)
+    draws = max(4, min(UNDEFINED_DRAWS, UNDEFINED_NUMBERS // max(1, numbers)))
+    with torch.no_grad(), seeded(0, bound.device):
+        values = few.draw(draws).values
+        total = few.log_joint(values).total
+    undefined = total.isnan().reshape(draws, -1).any(-1)
+    if not bool(undefined.any()):
+        return ()
+    one = {name: value[undefined][0] for name, value in values.items()}
+    share, sites = 100 * undefined.double().mean(), few.undefined_sites(one)
+    alarm = (
+        f"the log density is NaN at {share:.2g} % of the draws, at the sites {sites}; they count as impossible. "
+        "Compute it with torch.xlogy, logits or log_softmax"
+    )
+    return (alarm,)
+
+
 def rounding_of(bound: Bound) -> float:
     """Find by how many nats rounding moves the log density of all data at a draw of the latents, about."""
-    share = 1.0
-    if bound.structure.divisible and bound.structure.per_datum and bound.num_data:
-        few = min(bound.num_data, ROUNDED_DATA)
-        index = torch.linspace(0, bound.num_data - 1, few, device=bound.device).round().long()
-        args, kwargs = select_data(bound.args, bound.kwargs, bound.num_data, index)
-        share, bound = few / bound.num_data, replace(bound, args=args, kwargs=kwargs, num_data=few)
+    few = some_data(bound)
+    share = (few.num_data or 1) / (bound.num_data or 1)
     with torch.no_grad(), seeded(0, bound.device):
-        values = bound.draw(1).values
-        plain = bound.log_joint(values).total
+        values = few.draw(1).values
+        plain = few.log_joint(values).total
         with Shaking():
-            shaken = bound.log_joint(values).total
+            shaken = few.log_joint(values).total
     return (rounding_between(plain, shaken).square().sum() / share).sqrt().item()
+
+
+def some_data(bound: Bound) -> Bound:
+    """The program at data taken evenly from all, where it can be divided."""
+    if not (bound.structure.divisible and bound.structure.per_datum and bound.num_data):
+        return bound
+    size = min(bound.num_data, SHOWN_DATA)
+    index = torch.linspace(0, bound.num_data - 1, size, device=bound.device).round().long()
+    args, kwargs = bound.select(index)
+    return replace(bound, args=args, kwargs=kwargs, num_data=size)
 
 
 def rounding_between(plain: Tensor, shaken: Tensor) -> Tensor:

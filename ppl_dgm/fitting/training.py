@@ -19,6 +19,7 @@ from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
+from ppl_dgm.objectives import Objective
 from ppl_dgm.program import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import deferred_interrupts
@@ -209,6 +210,12 @@ class Training:
             learner.optimizer.state_dict()  # its counts of steps are brought up to the compiled ones
         if self.state.best is not None:
             self._load_weights(self.state.best)
+        unlike = list(self.loss.program.unlike_pyro)
+        if unlike and isinstance(self.loss.objective, Objective):
+            self._note(
+                f"the sites {unlike} count otherwise than in Pyro's losses: masks of model and guide "
+                "differ, so that what is masked would not cancel, or data are off their support"
+            )
         return Fit(
             program=self.loss.program,
             history=self._history(),

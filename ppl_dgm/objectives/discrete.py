@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ppl_dgm.objectives.elbo import ELBO
+from ppl_dgm.objectives.elbo import ELBO, check_score
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
 from ppl_dgm.sampling.importance import log_mean_exp
@@ -340,6 +340,7 @@ class ReweightedWakeSleep(Objective):
                 + (f"the guide puts a point mass on {fixed}" if fixed else "no guide draws any")
                 + "; give the program one, or use ELBO()"
             )
+        check_score(structure, "ReweightedWakeSleep")
         if self.sleep and (
             structure.factors or any(latent.auxiliary for latent in structure.latents)
         ):

@@ -103,6 +103,12 @@ def check_score(structure: Structure, mode: str) -> None:
             f"{mode} needs log q at fixed latents, but the guide draws {moved} by transforms of auxiliary noise that need no "
             "inverse; use gradient='reparam', or a guide with a density such as DiagonalNormal or FullRankNormal"
         )
+    if structure.noisy_guide:
+        raise ValueError(
+            f"{mode} runs the guide twice and needs the same log q at the same latents, but it has noise of its own, such as "
+            "dropout; use gradient='reparam' (or VIMCO, RLOO for discrete latents), or put the guide's dropout in "
+            "evaluation mode"
+        )
 
 
 class ELBO(Objective):

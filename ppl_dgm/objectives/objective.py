@@ -66,7 +66,8 @@ class Objective(pyro.infer.ELBO):
     ) -> Tensor:
         """Minus the scaled objective, summed over data, with gradients; a scalar in nats."""
         structure = self.structure_of(model, guide, args, kwargs)
-        return -self.value(Bound(model, guide, structure, args, kwargs)).sum()
+        bound = Bound(model, guide, structure, args, kwargs, keeps_guide_factors=True)
+        return -self.value(bound).sum()
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Minus the objective as a number."""

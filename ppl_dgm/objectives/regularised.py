@@ -1,7 +1,7 @@
 """The ELBO with its KL term floored or taken apart: free bits, beta-TC."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,20 +66,22 @@ class FreeBits(Objective):
     def value(self, bound: Bound) -> Tensor:
         draw = draw_pairs(bound)
         check_order(draw, bound.structure)
-        floored = [self.floored(pair).sum() for pair in draw.pairs]
+        floored = [self.floored(pair, draw.scale).sum() for pair in draw.pairs]
         return (
             self.log_weights(LogJoint(-torch.stack(floored).sum(), draw.likelihood), 0.0)
             * draw.scale
         )
 
-    def floored(self, pair: Pair) -> Tensor:
-        """Divergences of the groups, averaged over data, at least `nats` each."""
+    def floored(self, pair: Pair, scale: Any) -> Tensor:
+        """Divergences of the groups, averaged over data as they count, at least `nats` each."""
         divergence = divergences(pair)
         batch_dim = pair.latent.batch_dim
         if self.per == "site":
             divergence = divergence.reshape(*divergence.shape[:batch_dim], -1).sum(-1)
         if pair.latent.local:
-            divergence = divergence.mean(batch_dim - 1)
+            data = divergence.movedim(batch_dim - 1, -1)
+            shares = scale / scale.mean() if isinstance(scale, Tensor) else 1.0
+            divergence = (data * shares).mean(-1)
         return divergence.clamp_min(self.nats)
 
 

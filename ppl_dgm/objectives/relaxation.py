@@ -23,7 +23,8 @@ class OneHot(dist.OneHotCategorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log pi of one-hot vectors `[..., K]`: `[...]`."""
-        return (value * self.logits).sum(-1)
+        impossible = self.logits.isneginf() & (value.detach() == 0)  # 0 times infinity is no number
+        return (value * self.logits.masked_fill(impossible, 0.0)).sum(-1)
 
 
 def linear_in_value(fn: Any) -> Any:

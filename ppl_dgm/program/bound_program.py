@@ -1,7 +1,7 @@
 """A program bound to data: its log densities over a leading dimension of particles."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,13 +13,21 @@ from torch.utils._pytree import tree_map
 
 from ppl_dgm.program.arguments import Arguments, select_data, tensors_of
 from ppl_dgm.program.enumeration import entangled, split_enumerated
-from ppl_dgm.program.log_densities import Layout, check_one_scale, sum_scores, sum_sites, unmask
+from ppl_dgm.program.log_densities import (
+    Layout,
+    check_one_scale,
+    log_prob_of,
+    sum_scores,
+    sum_sites,
+    unmask,
+)
 from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.program.precision import in_float64, widen
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
+from ppl_dgm.program.zero_probabilities import exact_probabilities
 from ppl_dgm.pyro_state import pyro_in_turn
 
 PARTICLE_PLATE = "_particles"
@@ -74,6 +82,7 @@ class Bound:
     num_dims: int = 0
     digest: str = ""
     double: bool = False
+    keeps_guide_factors: bool = False
 
     def in_double(self) -> "Bound":
         """The same in float64: data raised, and parameters, constants and literals as the program uses them."""
@@ -159,6 +168,32 @@ class Bound:
                 raise
             return self._evaluate(lambda: self._trace(self.model, values, None, enumerate_=True))
 
+    def guide_is_noisy(self) -> bool:
+        """Whether log q at fixed latents differs from run to run, as it does under dropout."""
+        if not (self.structure.has_guide and self.structure.latents):
+            return False
+
+        def evaluate() -> bool:
+            values = self._draw_once(None).values
+            one, other = (self._guide_once(values, None) for _ in range(2))
+            return not torch.allclose(one, other, equal_nan=True)
+
+        return self._evaluate(evaluate)
+
+    def images(self, auxiliary: Values) -> Values:
+        """Latents of one particle that the guide makes of given auxiliary ones."""
+        return self._evaluate(lambda: self._draw_once(None, auxiliary).values)
+
+    def undefined_sites(self, values: Values) -> list[str]:
+        """Names of the sites whose log density is NaN at the latents of one particle."""
+
+        def evaluate() -> list[str]:
+            sites = self._sites(self._trace(self.model, values, None, enumerate_=True))
+            densities = {name: log_prob_of(site, 1.0) for name, site in sites.items()}
+            return [name for name, density in densities.items() if bool(density.isnan().any())]
+
+        return self._evaluate(evaluate)
+
     # ---- one run, with `particles` as an outer plate or without --------------------------------------------------
 
     def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
@@ -169,16 +204,18 @@ class Bound:
         )
         values = {name: site["value"] for name, site in trace.nodes.items() if name in wanted}
         layout = self._layout(particles)
-        log_prob = sum_sites(list(sites.values()), layout)
-        return Draw(
-            values,
-            log_prob,
-            sum_scores([s for s in sites.values() if not s["fn"].has_rsample], layout),
-        )
+        log_prob = sum_sites(self._guide_terms(sites), layout)
+        drawn = [s for s in sites.values() if not s["is_observed"] and not s["fn"].has_rsample]
+        return Draw(values, log_prob, sum_scores(drawn, layout))
 
     def _guide_once(self, values: Values, particles: int | None) -> Any:
         trace = self._trace(self._proposal, values, particles)
-        return sum_sites(list(self._sites(trace).values()), self._layout(particles))
+        return sum_sites(self._guide_terms(self._sites(trace)), self._layout(particles))
+
+    def _guide_terms(self, sites: Mapping[str, Site]) -> list[Site]:
+        """What log q is made of: what is drawn; for a fit also what a guide observes and its factors."""
+        kept = sites.values()
+        return [site for site in kept if self.keeps_guide_factors or not site["is_observed"]]
 
     def _model_once(
         self, values: Values, particles: int | None, scale: list[Any]
@@ -263,13 +300,8 @@ class Bound:
         return self._evaluate(lambda: vmap_runs(run, num_particles, self.device, mapped))
 
     def _evaluate(self, run: Callable) -> Any:
-        with (
-            pyro_in_turn(),
-            unvalidated(),
-            forgiving_factors(),
-            right_draws(),
-            in_float64() if self.double else nullcontext(),
-        ):
+        digits = exactly() if self.double else nullcontext()
+        with pyro_in_turn(), unvalidated(), forgiving_factors(), right_draws(), digits:
             return run()
 
     def _layout(self, particles: int | None) -> Layout:
@@ -313,6 +345,13 @@ class Bound:
     def device(self) -> torch.device | None:
         """Device of the data, or None where the program takes none."""
         return next((tensor.device for tensor in tensors_of(self.args, self.kwargs)), None)
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Compute to the last digit: in float64, with probabilities of zero."""
+    with in_float64(), exact_probabilities():
+        yield
 
 
 class Prior:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.bound_program import Prior
+from ppl_dgm.program.log_densities import count_observed
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, is_summed_out, random_sites
 from ppl_dgm.program.structure import Structure
@@ -27,9 +28,7 @@ def run(
     own = isinstance(getattr(guide, "fn", guide), Prior)
     role = "model" if own else "guide"
     try:
-        guide_trace = blame(
-            role, lambda: poutine.trace(guide).get_trace(*args, **kwargs), args, kwargs
-        )
+        guide_trace = blame(role, lambda: traced(guide, args, kwargs), args, kwargs)
     except ValueError:
         trace = run_enumerated(model, args, kwargs) if own else None
         if trace is None:
@@ -37,9 +36,7 @@ def run(
         return trace, trace
     replayed = poutine.replay(model, trace=guide_trace)
     try:
-        return guide_trace, blame(
-            "model", lambda: poutine.trace(replayed).get_trace(*args, **kwargs), args, kwargs
-        )
+        return guide_trace, blame("model", lambda: traced(replayed, args, kwargs), args, kwargs)
     except ValueError:
         trace = run_enumerated(replayed, args, kwargs)
         if trace is None:
@@ -48,11 +45,16 @@ def run(
         return guide_trace, trace
 
 
+def traced(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """Trace a half of a program, with what it observes as numbers."""
+    return count_observed(poutine.trace(model).get_trace(*args, **kwargs))
+
+
 def run_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """Trace of a model that takes all values of its discrete latents at once; None where it does not run so either."""
     model = poutine.enum(model, first_available_dim=-1 - MAX_NESTING)
     try:
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = traced(model, args, kwargs)
     except Exception:  # its plain run tells what is wrong
         return None
     return trace if any(is_summed_out(site) for _, site in random_sites(trace)) else None
@@ -325,3 +327,25 @@ def check_shapes(role: str, trace: Any, structure: Structure) -> None:
                 f"site {name!r} of the {role} has a batch dimension that no plate declares: {error}. Expected the data "
                 f"in `with pyro.plate({structure.plate!r}, size):` at dim -1 and event dimensions in .to_event(...)"
             ) from error
+
+
+def refuse_point_masses(bound: Any) -> None:
+    """Raise ValueError for latents that are fixed, not drawn: no weights come of them.
+
+    A guide that draws noise of its own and makes latents of it (a flow) is none of these.
+    """
+    structure = bound.structure
+    fixed = [
+        latent.name for latent in structure.latents if latent.point_mass and not latent.auxiliary
+    ]
+    if not fixed or any(latent.auxiliary for latent in structure.latents):
+        return
+    if not structure.has_guide:
+        raise ValueError(
+            f"the model draws {fixed} from a point mass (Delta), which is no latent; write "
+            "pyro.deterministic(name, value)"
+        )
+    raise ValueError(
+        f"the guide puts a point mass on {fixed}, which is no proposal distribution; use a guide with a density "
+        "(AutoNormal, not AutoDelta), or Program(model) to propose from the prior, or Laplace"
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.program.arguments import names_of, select_data, tensors_of
 from ppl_dgm.program.isolation import undisturbed, undone
-from ppl_dgm.program.log_densities import log_prob_of
+from ppl_dgm.program.log_densities import count_observed, log_prob_of
 from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, Substitute, random_sites
@@ -162,7 +162,7 @@ class Run:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model = model if values else poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(model).get_trace(*args, **kwargs)
-        for trace in (guide_trace, model_trace):
+        for trace in map(count_observed, (guide_trace, model_trace)):
             trace.compute_log_prob()  # masks and scales of all data do not fit a few
         guides, models = dict(random_sites(guide_trace)), dict(random_sites(model_trace))
         scored = {("guide", name): log_prob_of(site, 1.0) for name, site in guides.items()}

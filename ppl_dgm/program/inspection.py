@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ppl_dgm.program import checks
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Prior
+from ppl_dgm.program.crosscheck import unlike_pyro
 from ppl_dgm.program.division import PROOF_DATA, lazy_division, learn_division
 from ppl_dgm.program.energies import find_energies
+from ppl_dgm.program.independence import are_independent
 from ppl_dgm.program.isolation import undisturbed, undone, undone_on_error
-from ppl_dgm.program.log_densities import part_mask
+from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.observed import Observed
 from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
@@ -115,16 +117,27 @@ def examine(
         size = data_size(model_trace, plate) if whole else leading_size(args, kwargs)
         if not whole:
             few = select_data(*few, size, slice(PROOF_DATA), division.held or ())
-        bound = Bound(model, proposal, structures[0], *few)
+        num_data = PROOF_DATA if not whole else size
+        bound = Bound(model, proposal, structures[0], *few, num_data=num_data)
+        if not are_independent(bound):
+            bound = replace(bound, structure=replace(bound.structure, per_datum=False))
         if not guide and bound.is_entangled():
-            bound = replace(bound, structure=structures[0].without_paths())
+            bound = replace(bound, structure=bound.structure.without_paths())
         structure = prove_vectorisation(bound) if particles != 1 else bound.structure.untried()
         if training:
             with isolation.in_given_modes(), undone(model, guide):
                 guide_trace, model_trace = checks.run(model, proposal, *few)
                 used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
                 checks.check(used, model_trace, guide_trace if guide else None, lambda: None)
-                used = replace(used, energies=find_energies(model, model_trace, *few))
+                used = replace(
+                    used,
+                    unmasked=structure.unmasked,
+                    energies=find_energies(model, model_trace, *few),
+                    noisy_guide=replace(bound, structure=used).guide_is_noisy(),
+                )
+                halves = (guide_trace if guide else None, model_trace)
+                unlike = unlike_pyro(replace(bound, structure=used), *halves)
+                used = replace(used, unlike_pyro=unlike)
             structure = structure.with_sites_of(used)
     return Examination(structure, size, observed.num_dims, observed.digest)
 
@@ -237,20 +250,22 @@ def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False)
 
 
 def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
-    """The latents whose masks in model and guide differ, so that what is masked does not cancel."""
-    sites = dict(random_sites(model_trace))
-    pairs = {name: (site, sites[name]) for name, site in random_sites(guide_trace) if name in sites}
+    """The drawn latents whose masks in model and guide differ, so that what is masked does not cancel.
+
+    A point mass that is no image of noise has nothing to cancel: its prior counts where the model says so.
+    """
+    sites, guides = dict(random_sites(model_trace)), dict(random_sites(guide_trace))
+    images = any(map(is_auxiliary, guides.values()))
+    pairs = {
+        name: (site, sites[name])
+        for name, site in guides.items()
+        if name in sites and (images or not isinstance(innermost(site["fn"]), dist.Delta))
+    }
     return tuple(
         name
         for name, pair in pairs.items()
-        if not torch.equal(*torch.broadcast_tensors(*map(mask_of, pair)))
+        if not torch.equal(*torch.broadcast_tensors(*map(seen_entries, pair)))
     )
-
-
-def mask_of(site: Site) -> Tensor:
-    """Where the density of a site counts."""
-    mask = part_mask(site)[1]
-    return torch.as_tensor(True if mask is None else mask, device=site["value"].device)
 
 
 def summed_out(site: Site, everything: bool) -> bool:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.sites import Site, is_factor
 from ppl_dgm.program.supports import possible
@@ -84,10 +86,26 @@ class Tally:
 def log_prob_of(site: Site, scale: Any) -> Tensor:
     """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
     fn, mask = part_mask(site)
-    log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
-    inside = possible(fn, site["value"]) if site["is_observed"] and not is_factor(site) else None
+    value = counted(site["value"]) if site["is_observed"] else site["value"]
+    log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
+    inside = possible(fn, value) if site["is_observed"] and not is_factor(site) else None
     log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
     return scale_and_mask(log_prob, scale, mask)
+
+
+def counted(value: Tensor) -> Tensor:
+    """Observed truth values and integers as numbers: arithmetic of bytes wraps, and of booleans fails."""
+    if value.is_floating_point() or value.is_complex():
+        return value
+    return value.to(torch.get_default_dtype())
+
+
+def count_observed(trace: Any) -> Any:
+    """Let a trace hold observed truth values and integers as numbers; the program keeps its own."""
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and site["is_observed"] and isinstance(site["value"], Tensor):
+            site["value"] = counted(site["value"])
+    return trace
 
 
 def part_mask(site: Site) -> tuple[Any, Any]:
@@ -107,6 +125,22 @@ def sum_sites(sites: list[Site], layout: Layout, scale: Callable[[Site], Any] | 
     return tally.value
 
 
+def seen_entries(site: Site) -> Tensor:
+    """Tell which entries of a site's value no mask takes out, of a handler or a distribution."""
+    value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        masks.append((getattr(fn, "_mask", None), fn))
+        fn = fn.base_dist
+    seen = torch.ones_like(value, dtype=torch.bool)
+    for mask, level in masks:
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=value.device)
+            seen = seen & mask.reshape(
+                mask.shape + (1,) * (len(level.event_shape) if mask.dim() else 0)
+            )
+    return seen
+
+
 def sum_scores(sites: list[Site], layout: Layout) -> Any:
     """Sum the log densities with which sites were drawn: scales and masks say what counts, not what is drawn."""
     unmask(sites)
@@ -116,7 +150,20 @@ def sum_scores(sites: list[Site], layout: Layout) -> Any:
 def unmask(sites: Iterable[Site]) -> None:
     """Leave masked latents their densities, which integrate (or sum) to one; without they have none to integrate."""
     for site in sites:
-        site["fn"], site["mask"] = part_mask(site)[0], None
+        site["fn"], site["mask"] = without_masks(site["fn"]), None
+
+
+def without_masks(fn: Any) -> Any:
+    """A distribution without `.mask(...)` at any depth of its `to_event` and `expand` wrappers."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return without_masks(fn.base_dist)
+    if isinstance(fn, (dist.Independent, ExpandedDistribution)):
+        inner = without_masks(fn.base_dist)
+        if inner is fn.base_dist:
+            return fn
+        depth = getattr(fn, "reinterpreted_batch_ndims", None)
+        return inner.expand(fn.batch_shape) if depth is None else inner.to_event(depth)
+    return fn
 
 
 def check_one_scale(sites: Mapping[str, Site]) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import TransformedDistribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_dgm.program.arguments import tensors_of
+from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.plates import plate_frames
 from ppl_dgm.program.sites import Site
 from ppl_dgm.program.structure import Structure
@@ -191,17 +191,3 @@ def in_double(value: Tensor) -> Tensor:
     """A tensor in double on the CPU."""
     real = torch.view_as_real(value) if value.is_complex() else value
     return real.detach().to("cpu", torch.float64)
-
-
-def seen_entries(site: Site) -> Tensor:
-    """Which entries of a site's value no mask takes out, be it by a handler or anywhere in its distribution."""
-    value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
-    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
-        masks.append((getattr(fn, "_mask", None), fn))
-        fn = fn.base_dist
-    seen = torch.ones_like(value, dtype=torch.bool)
-    for mask, level in masks:
-        if mask is not None:
-            mask = torch.as_tensor(mask, device=value.device)
-            seen &= mask.reshape(mask.shape + (1,) * (len(level.event_shape) if mask.dim() else 0))
-    return seen

@@ -44,15 +44,16 @@ def calling_module() -> tuple[str, nn.Module] | None:
 
 
 class ModuleRecorder(Messenger):
-    """Notes every module that a program registers with `pyro.module`, unless its parameters are known already."""
+    """Notes the parameters that a program lets be seen, and the modules that it registers with `pyro.module`."""
 
-    def __init__(self, known: dict[str, int]) -> None:
+    def __init__(self, known: dict[str, int], seen: set[str]) -> None:
         super().__init__()
-        self.known = known
+        self.known, self.seen = known, seen
         self.modules: dict[str, nn.Module] = {}
 
     def _pyro_param(self, msg: Any) -> None:
         name = msg["name"]
+        self.seen.add(name)
         if MODULE_DIVIDER not in name or len(msg["args"]) < 2:
             return
         if self.known.setdefault(name, id(msg["args"][1])) != id(msg["args"][1]):
@@ -105,6 +106,7 @@ class ParameterScope(nn.Module):
         super().__init__()
         self._constraints: dict[str, Any] = {}
         self._known_modules: dict[str, dict[str, int]] = {}  # by half of the program
+        self._seen: set[str] = set()  # parameters that no handler of the program hides
         self._borrowed: list[str] = []  # modules that functions close over
         self._sealed = False
         self._waiting: dict[str, Tensor] = {}  # values of a file for what the first run creates
@@ -150,6 +152,13 @@ class ParameterScope(nn.Module):
         """Whether the parameters exist, all of them: the program has run on data and been checked."""
         return self._sealed
 
+    def seal(self) -> None:
+        """Take the parameters for complete; those hidden by `poutine.block` are frozen, as in Pyro's own fits."""
+        if not self._sealed:
+            for name in self._constraints.keys() - self._seen:
+                self.site_parameters[name].requires_grad_(False)
+        self._sealed = True
+
     def forget(self, keep: set[str]) -> None:
         """Drop the parameters of `pyro.param` statements that are not in `keep`: those of a run that failed."""
         for name in self._constraints.keys() - keep:
@@ -191,7 +200,7 @@ class ParameterScope(nn.Module):
     def lent(self, role: str = "") -> Iterator[None]:
         """Run a half of the program with this scope as Pyro's parameter store; adopt what it creates."""
         params, constraints = dict(self.site_parameters), dict(self._constraints)
-        recorder = ModuleRecorder(self._known_modules.setdefault(role, {}))
+        recorder = ModuleRecorder(self._known_modules.setdefault(role, {}), self._seen)
         watched = nullcontext() if self._sealed else recorder
         with (
             store_contents(params, constraints),

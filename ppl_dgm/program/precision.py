@@ -139,8 +139,8 @@ class Shaking(TorchDispatchMode):
         info = torch.finfo(value.dtype)
         sign = torch.rand(value.shape, generator=self._generator(value.device), device=value.device)
         moved = value * (1 + info.eps * (2 * sign.to(value).round() - 1))
-        whole = (value == value.round()) & (value.abs() < 0.5 / info.eps)
-        return torch.where(whole, value, moved)
+        exact = (value == value.round()) & (value.abs() < 0.5 / info.eps) | ~value.isfinite()
+        return torch.where(exact, value, moved)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:

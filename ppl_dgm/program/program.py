@@ -159,7 +159,7 @@ class Program(ParameterScope):
         if found.structure.slow and (before is None or before.slow != found.structure.slow):
             _LOG.warning(found.structure.slow)
         self.check_all_taken()
-        self._sealed = True
+        self.seal()
         self._structures[sum_out] = found.structure
         if not sum_out:
             self._kinds[training, kind_of(args, kwargs)] = found.structure
@@ -182,6 +182,12 @@ class Program(ParameterScope):
                 args, kwargs, particles=particles, training=self.training
             ).structure
         return found
+
+    @property
+    def unlike_pyro(self) -> tuple[str, ...]:
+        """Sites that Pyro's losses count otherwise than ours, of all runs in training."""
+        found = (name for seen in self._kinds.values() for name in seen.unlike_pyro)
+        return tuple(dict.fromkeys(found))
 
     @property
     def structure(self) -> Structure:

@@ -90,12 +90,13 @@ class Structure:
     `latents` are those that are drawn; `enumerated` are discrete and summed out exactly; `observed` have data,
     `factors` are unnormalised terms, those of them that depend on observed values `energies`; `deterministic` are
     functions of the others. `nesting` counts the plate dimensions, `batched` tells whether there is a data plate,
-    `per_datum` whether every random site is inside it, so that each datum has an evidence of its own. `model_runs` and
-    `guide_runs` tell how many particles run: inside an outer plate, by `torch.func.vmap` where the program does not
-    broadcast, or one by one in a loop, for the reason `slow`; "single" ones have not been tried with more than one.
-    `has_guide` is false when the prior proposes; `division` tells whether the program takes a part of its data for the
+    `per_datum` whether every random site is inside it and no datum's density moves with another's latents, so that each
+    datum has an evidence of its own. `model_runs` and `guide_runs` tell how many particles run: inside an outer plate, by
+    `torch.func.vmap` where the program does not broadcast, or one by one in a loop, for the reason `slow`; "single" ones
+    have not been tried with more than one. `has_guide` is false when the prior proposes; `noisy_guide` tells that log q at
+    fixed latents is random, as under dropout; `division` tells whether the program takes a part of its data for the
     whole. A masked latent counts for nothing, in model and guide, unless it is one of the `unmasked`, which keep their
-    densities.
+    densities; `unlike_pyro` names the sites that Pyro's losses count otherwise.
     """
 
     latents: tuple[Latent, ...]
@@ -112,6 +113,8 @@ class Structure:
     has_guide: bool
     unmasked: tuple[str, ...] = ()
     energies: tuple[str, ...] = ()
+    noisy_guide: bool = False
+    unlike_pyro: tuple[str, ...] = ()
     model_runs: Way = "plate"
     guide_runs: Way = "plate"
     slow: str = ""
@@ -162,6 +165,7 @@ class Structure:
             latents=self.latents
             if names_of(self.latents) == names_of(other.latents)
             else other.latents,
+            per_datum=self.per_datum and other.per_datum,
             unmasked=self.unmasked,
             model_runs=self.model_runs,
             guide_runs=self.guide_runs,

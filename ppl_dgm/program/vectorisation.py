@@ -1,13 +1,15 @@
 """Prove how many particles of a program can be run at once."""
 
 from dataclasses import replace
+from itertools import count
 
 import torch
 
+from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.structure import Structure, Way
 
-PROOF_PARTICLES = 3
+PROOF_PARTICLES = 3  # at least
 TOGETHER: tuple[tuple[Way, Way], ...] = (
     ("plate", "plate"),
     ("plate", "vmap"),
@@ -32,9 +34,10 @@ def prove_vectorisation(bound: Bound) -> Structure:
     if not bound.structure.latents:
         return bound.structure
     failures: dict[str, str] = {}
+    particles = proof_particles(bound)
     for guide_runs, model_runs in (*TOGETHER, *ONE_BY_ONE):
         structure = replace(bound.structure, guide_runs=guide_runs, model_runs=model_runs)
-        error = failure_of(replace(bound, structure=structure))
+        error = failure_of(replace(bound, structure=structure), particles)
         if not error and "loop" in (guide_runs, model_runs):
             return replace(structure, slow=reason(failures))
         if not error:
@@ -44,6 +47,17 @@ def prove_vectorisation(bound: Bound) -> Structure:
         f"the density of the program is random itself, or fails: single runs at the same latents disagree ({error}). Draw "
         "what is random by pyro.sample, mark it as a latent, or give every run the same noise"
     )
+
+
+def proof_particles(bound: Bound) -> int:
+    """Choose a number of particles that is no size of the program: particles in the place of rows would pass."""
+    try:
+        drawn = bound.draw(1).values
+    except Exception:  # the user's own code may raise anything; its runs are told of below
+        drawn = {}
+    tensors = (*tensors_of(bound.args, bound.kwargs), *drawn.values())
+    sizes = {size for tensor in tensors for size in tensor.shape}
+    return next(number for number in count(PROOF_PARTICLES) if number not in sizes)
 
 
 def reason(failures: dict[str, str]) -> str:
@@ -57,19 +71,19 @@ def reason(failures: dict[str, str]) -> str:
     )
 
 
-def failure_of(bound: Bound) -> str:
+def failure_of(bound: Bound, particles: int) -> str:
     """What is wrong with a way of running particles; empty where nothing is."""
     try:
-        return vectorisation_error(bound)
+        return vectorisation_error(bound, particles)
     except Exception as failure:  # the user's own code may raise anything
         return f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
 
 
-def vectorisation_error(bound: Bound) -> str:
+def vectorisation_error(bound: Bound, particles: int) -> str:
     """Compare log densities of particles run together and one by one; empty where they agree."""
-    values = bound.draw(PROOF_PARTICLES).values
+    values = bound.draw(particles).values
     together = (bound.log_joint(values).total, bound.log_guide(values))
-    for i in range(PROOF_PARTICLES):
+    for i in range(PROOF_PARTICLES):  # of them
         one = {
             name: value[i] if bound.structure.find(name) else value
             for name, value in values.items()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_dgm.environment import __version__
 from ppl_dgm.program import Bound, draw_sites, log_likelihoods, undisturbed
-from ppl_dgm.program.observed import seen_entries
+from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_subsample
 from ppl_dgm.sampling.posterior import Posterior

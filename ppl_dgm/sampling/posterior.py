@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_dgm.markup import html_table
 from ppl_dgm.program import Bound, Program, draw_sites, require_program, undisturbed
 from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.importance import WeightSummary
@@ -169,6 +170,7 @@ def posterior(
     require_program(program, "posterior")
     bound = program.bind(*args, **kwargs)
     check_latents(bound)
+    refuse_point_masses(bound)
     with undisturbed(program), seeded(seed, bound.device):
         parts = [
             resample_part(part, num_particles, num_draws, memory)

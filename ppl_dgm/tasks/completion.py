@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
 from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
@@ -266,7 +267,7 @@ class ScoreObserved(Messenger):
         self.observed = observed
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] != self.site:
+        if msg["name"] != self.site or not msg["is_observed"]:
             return
         entries = innermost(msg["fn"])
         if entries.event_dim:
@@ -274,4 +275,5 @@ class ScoreObserved(Messenger):
                 f"the entries of data site {self.site!r} ({type(entries).__name__}) depend on one another given the latents, "
                 "so that some of them have no density of their own; use a likelihood that factorises over entries"
             )
-        msg["fn"] = entries.mask(self.observed).to_event(len(msg["fn"].event_shape))
+        counted = self.observed & seen_entries(msg)
+        msg["fn"] = entries.mask(counted).to_event(len(msg["fn"].event_shape))

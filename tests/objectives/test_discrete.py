@@ -850,3 +850,23 @@ def test_straight_through_names_what_it_can_draw():
         StraightThrough().loss(model, guide, torch.zeros(2))
     with pytest.raises(ValueError, match="VIMCO"):
         IWELBO(3).loss(model, guide, torch.zeros(2))
+
+
+def test_classes_that_cannot_be_keep_straight_through_finite():
+    """Of three classes the third is impossible: the ELBO of the exact posterior is log p(x)."""
+    logits = torch.tensor([0.0, 0.0, -torch.inf])
+    free = torch.zeros(3, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=logits))
+            pyro.sample("x", dist.Normal(0 * z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 1):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits + free))
+
+    loss = StraightThrough(10).differentiable_loss(model, guide, torch.zeros(1))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi), abs=1e-5)
+    assert bool(free.grad.isfinite().all())

@@ -9,10 +9,11 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO
+from torch import nn
 from torch.distributions import constraints
 
-from ppl_dgm import Program
-from ppl_dgm.objectives import ELBO, IWELBO, Renyi, linear_warmup
+from ppl_dgm import Program, fit
+from ppl_dgm.objectives import ELBO, IWELBO, Renyi, ReweightedWakeSleep, linear_warmup
 
 X = torch.tensor([[0.3, -1.2], [1.0, 0.4], [-0.7, 2.0]])
 NOISE = 0.8
@@ -423,3 +424,31 @@ def test_renyi_orders_the_bounds():
 def test_settings_that_cannot_be_meant(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO(5, gradient="stl"), IWELBO(5, gradient="dreg"), ReweightedWakeSleep(5)],
+    ids=["stl", "dreg", "rws"],
+)
+def test_noise_in_a_guide_is_refused_where_it_would_run_twice(objective):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.linear = nn.Dropout(0.5), nn.Linear(3, 2)
+
+        def forward(self, x):
+            loc = self.linear(self.dropout(x))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, 0.1).to_event(1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
+
+    program, x = Program(model, Encoder()), torch.ones(4, 3)
+    with pytest.raises(ValueError, match="noise of its own"):
+        fit(program, x, objective, steps=1, progress=False, compile=False)
+    fit(program, x, ELBO(5), steps=1, progress=False, compile=False)
+    fit(program.eval(), x, objective, steps=1, progress=False, compile=False)

@@ -381,3 +381,20 @@ def test_programs_without_a_divergence_per_latent_are_refused():
     pair = Program(summed, guide).initialise(X)
     with pytest.raises(ValueError, match=r"\['k'\] are summed out"):
         FreeBits().loss(pair.model, pair.guide, X)
+
+
+def test_free_bits_of_zero_are_the_elbo_of_data_that_count_unlike():
+    scale, x = torch.tensor([1.9, 0.1]), torch.tensor([0.0, 10.0])
+
+    def model(x):
+        with pyro.plate("data", 2), pyro.poutine.scale(scale=scale):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 2), pyro.poutine.scale(scale=scale):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    divergence = x.square() / 2
+    loss = (scale * (divergence - dist.Normal(0.0, 1.0).log_prob(x))).sum().item()
+    assert FreeBits(0.0).loss(model, guide, x) == pytest.approx(loss, rel=1e-6)

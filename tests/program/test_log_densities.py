@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -314,7 +315,7 @@ def test_a_factor_outside_the_data_plate_belongs_to_the_data_set() -> None:
     assert joint.total.item() == pytest.approx(normal(X, 0.0).sum().item() - 7, rel=1e-6)
 
 
-def test_factors_of_a_guide_are_part_of_its_density() -> None:
+def test_factors_of_a_guide_are_part_of_what_is_fitted_alone() -> None:
     def guide(x: Tensor | None = None) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x / 2, 0.8))
@@ -330,9 +331,13 @@ def test_factors_of_a_guide_are_part_of_its_density() -> None:
         program,
         lambda v: normal(v["z"], 0.0),
         lambda v: normal(X, v["z"]),
-        lambda v: normal(v["z"], X / 2, 0.8) + 0.1 * v["z"],
+        lambda v: normal(v["z"], X / 2, 0.8),
         X,
     )
+    fitted = replace(program.bind(X), keeps_guide_factors=True)
+    draw = fitted.draw(P)
+    expected = normal(draw.values["z"], X / 2, 0.8) + 0.1 * draw.values["z"]
+    assert torch.allclose(draw.log_prob, expected, atol=1e-6)
     assert [latent.name for latent in program.structure.latents] == ["z"]
 
 

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_dgm import Program, log_weights
+from ppl_dgm import Program, fit, log_weights
 from ppl_dgm.conditionals.guides import FlowPosterior
 from ppl_dgm.families import VAE
 
@@ -549,3 +549,20 @@ def test_handlers_apply_to_the_halves() -> None:
     assert trace.log_prob_sum().item() == pytest.approx(truth.item(), rel=1e-6)
     replayed = poutine.replay(program.model, trace=poutine.trace(program.guide).get_trace(X))
     assert poutine.trace(replayed).get_trace(X).nodes["x"]["is_observed"]
+
+
+def test_hidden_parameters_are_frozen_as_in_pyro() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(3.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(5.0))
+
+    def guide() -> None:
+        with poutine.block(hide_types=["param"]):
+            loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Normal(loc, scale))
+
+    program = Program(model, guide)
+    fit(program, (), steps=20, progress=False, compile=False)
+    assert program.get_parameter("loc").item() == 0.0
+    assert program.get_parameter("scale").item() != 0.0

@@ -1,5 +1,6 @@
 """Completions against conditional distributions in closed form and by enumeration."""
 
+import math
 from itertools import product
 
 import pyro
@@ -374,3 +375,24 @@ def test_latents_shared_by_all_data_are_refused():
 
     with pytest.raises(ValueError, match="shared by all data"):
         complete(Program(shared), X, SEEN)
+
+
+def test_entries_that_the_model_masks_are_no_evidence():
+    """z ~ N(0, 1), entries N(z, 1), the second padding: of x = (1, 9, ?) the mean of the third is 1/2."""
+    seen = torch.tensor([True, False, True])
+
+    def model(x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0)).unsqueeze(-1)
+            entries = dist.Normal(z.expand(*z.shape[:-1], 3), 1.0)
+            pyro.sample("x", entries.mask(seen).to_event(1), obs=x)
+
+    found = complete(
+        Program(model),
+        torch.tensor([[1.0, 9.0, 0.0]]),
+        torch.tensor([True, True, False]),
+        num_particles=20_000,
+        num_draws=2000,
+    )
+    spread = math.sqrt(1.5)  # of the third entry: 1/2 of z and its own noise
+    assert abs(found.mean[0, 2].item() - 0.5) < 4 * spread / math.sqrt(2000)

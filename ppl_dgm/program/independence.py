@@ -1,0 +1,63 @@
+"""Data are independent where no datum's density moves with another's latents."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.program.bound_program import Bound, Values
+
+NUM_MIXTURES = 3  # of two draws of the latents
+TOLERANCE = 1e-4  # nats, and relative
+
+
+def are_independent(bound: Bound) -> bool:
+    """Return whether each datum's terms stay as they are when others' latents change.
+
+    The name of a plate promises it; a Gaussian process inside the plate breaks the promise.
+    """
+    structure, size = bound.structure, bound.num_data or 1
+    if not structure.per_datum or not structure.latents or structure.subsampled or size < 2:
+        return True
+    one, other = single_draw(bound), single_draw(bound)
+    terms = bound.log_densities_of_one(one)
+    for kept in halves(size, bound.device):
+        try:
+            mixed = bound.log_densities_of_one(mixture(bound, one, other, kept))
+        except Exception:  # latents that go together alone, says the user's own code
+            return False
+        if not all(map(agree, (t[..., kept] for t in terms), (t[..., kept] for t in mixed))):
+            return False
+    return True
+
+
+def single_draw(bound: Bound) -> Values:
+    """Latents of one run."""
+    values = bound.draw(1).values
+    return {name: v[0] if bound.structure.find(name) else v for name, v in values.items()}
+
+
+def halves(size: int, device: torch.device | None) -> Iterator[Tensor]:
+    """Every other datum, then random halves of them."""
+    yield torch.arange(size, device=device) % 2 == 0
+    for _ in range(NUM_MIXTURES - 1):
+        yield torch.rand(size, device=device) < 0.5
+
+
+def mixture(bound: Bound, one: Values, other: Values, kept: Tensor) -> Values:
+    """Latents of one draw for some data, of another for the others."""
+    mixed = dict(one)
+    for latent in bound.structure.latents:
+        value, batch = one[latent.name], latent.batch_dim
+        if latent.local and batch and value.shape[batch - 1] == len(kept):
+            keep = kept.reshape(-1, *(1,) * (value.dim() - batch))
+            mixed[latent.name] = torch.where(keep, value, other[latent.name])
+    noise = {
+        latent.name: mixed[latent.name] for latent in bound.structure.latents if latent.auxiliary
+    }
+    return bound.images(noise) if noise else mixed
+
+
+def agree(one: Tensor, other: Tensor) -> bool:
+    """Return whether log densities agree to rounding."""
+    return torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
