@@ -16,8 +16,11 @@ from ppl_dgm.families import (
     MAF,
     NICE,
     NSF,
+    AffineFlow,
     Flow,
+    MixtureCDFFlow,
     PlanarFlow,
+    RadialFlow,
     RealNVP,
     likelihoods,
 )
@@ -31,6 +34,9 @@ FLOWS: dict[str, Callable[[int], Flow]] = {
     "iaf": lambda size: IAF(size, 2, hidden=[16]),
     "nsf": lambda size: NSF(size, 2, hidden=[16]),
     "ffjord": lambda size: FFJORD(size, 1, [16], 3),
+    "radial": lambda size: RadialFlow(size, 4),
+    "affine": AffineFlow,
+    "mixture cdf": lambda size: MixtureCDFFlow(size, 3),
     "coupling nsf": lambda size: NSF(size, 2, hidden=[16], layers="coupling"),
 }
 
@@ -87,6 +93,32 @@ def test_the_gaussian_autoregressive_net_is_a_masked_autoregressive_flow() -> No
         step.net = Given(torch.stack([-law.loc / law.scale, log_scale], -1))
         found = flow.distribution().log_prob(x)
     assert torch.allclose(found, evidence.Exact()(made, x).log_z, atol=1e-10)
+
+
+def test_flows_of_distribution_functions_are_mixtures() -> None:
+    torch.manual_seed(0)
+    flow = MixtureCDFFlow(2, 3).double()
+    step, x = flow.parts.transforms()[0].bijection, 3 * torch.randn(50, 2, dtype=torch.float64)
+    with torch.no_grad():
+        logits, loc, raw, affine = step.params.split([3, 3, 3, 2], -1)
+        affine.zero_()
+        scale = (7 * (raw / 7).tanh()).exp()
+        parts = dist.Logistic(loc, scale).log_prob(x.unsqueeze(-1))
+        expected = (logits.log_softmax(-1) + parts).logsumexp(-1).sum(-1)
+        assert torch.allclose(flow.distribution().log_prob(x), expected, atol=1e-10)
+
+
+def test_an_affine_flow_is_a_normal_distribution() -> None:
+    torch.manual_seed(0)
+    flow = AffineFlow(3).double()
+    x = torch.randn(50, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        loc = flow.from_latents(torch.zeros(1, 3, dtype=torch.float64))
+        weight = (flow.from_latents(torch.eye(3, dtype=torch.float64)) - loc).T
+        normal = dist.MultivariateNormal(loc[0], weight @ weight.T)
+        assert torch.allclose(flow.distribution().log_prob(x), normal.log_prob(x), atol=1e-10)
 
 
 class Given(nn.Module):

@@ -3,6 +3,7 @@
 from ppl_dgm.families.flows.dequantised import Dequantised, UniformNoise, VariationalNoise
 from ppl_dgm.families.flows.flow import Flow
 from ppl_dgm.families.flows.images import FlowPlusPlus, Glow
+from ppl_dgm.families.flows.simple import AffineFlow, MixtureCDFFlow, RadialFlow
 from ppl_dgm.families.flows.vectors import FFJORD, IAF, MAF, NICE, NSF, PlanarFlow, RealNVP
 
 __all__ = [
@@ -11,11 +12,14 @@ __all__ = [
     "MAF",
     "NICE",
     "NSF",
+    "AffineFlow",
     "Dequantised",
     "Flow",
     "FlowPlusPlus",
     "Glow",
+    "MixtureCDFFlow",
     "PlanarFlow",
+    "RadialFlow",
     "RealNVP",
     "UniformNoise",
     "VariationalNoise",
