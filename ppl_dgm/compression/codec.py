@@ -26,9 +26,7 @@ from ppl_dgm.program.supports import innermost
 
 TAGS = 2, 3  # bytes of the digests of the program, and of program and code
 ROWS = 1024  # data coded side by side, at most
-SHARE = (
-    16  # so much more data lie before those that are coded side by side, drawing from their bits
-)
+SHARE = 16  # data coded before, for each that draws from their bits side by side with others
 Group = tuple[Tensor, tuple, dict]
 
 
@@ -41,7 +39,7 @@ def encode(program: Program, x: Tensor, *args: Any, **kwargs: Any) -> bytes:
     $-\log_2 p(x, z) + \log_2 q(z \mid x)$ bits, on average $-\mathrm{ELBO} / \log 2$ (Hinton and
     van Camp 1993; Townsend, Bird and Barber 2019). The first datum has none to draw from: its bits
     of z are lost. Orders of which a density is the mean are coded alike, as latents of which the
-    posterior is known. Real latents lie on a grid of distance 1 / 256.
+    posterior is known. Real latents lie on a grid of distance 1 / 128.
 
     Args:
         program: with its parameters as they are. `decode` needs it the same to the last bit,
