@@ -36,7 +36,7 @@ LAPLACE_PARTICLES = 20_000
 NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
-NESTED_DIMS, NESTED_CALLS = 10, 20_000
+NESTED_DIMS, NESTED_CALLS = 10, 10_000
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
@@ -227,7 +227,7 @@ def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
         *([guided] if structure.has_guide else []),
         *posterior_kinds(bound, settings),
         smc,
-        *nested(bound),
+        *nested(bound, share),
     ]
 
 
@@ -249,11 +249,15 @@ def posterior_kinds(bound: Bound, settings: Settings) -> list[Estimator]:
     return [starts, BridgeSampling(num_chains=chains, memory=memory), adaptive]
 
 
-def nested(bound: Bound) -> list[Estimator]:
+def nested(bound: Bound, share: int) -> list[Estimator]:
     """Nested sampling, where it is installed and the dimensions are few."""
     values = bound.draw_prior(1).values.values()
     few = sum(value.numel() for value in values) <= NESTED_DIMS
-    return [NestedSampling(num_live=100, max_calls=NESTED_CALLS)] if few and dynesty else []
+    return (
+        [NestedSampling(num_live=100, max_calls=max(1000, min(share, NESTED_CALLS)))]
+        if few and dynesty
+        else []
+    )
 
 
 def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]:
