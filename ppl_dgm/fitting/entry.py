@@ -117,7 +117,7 @@ def fit(
     check_resume(checkpoint, resume)
     if device is not None:
         program.to(device)
-    args, kwargs = move_data(as_arguments(data), device)
+    args, kwargs = program.adapt(*move_data(as_arguments(data), device))
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
         objective = objective if objective is not None else ELBO(plate=program.plate)
         found = program.examine_at(
@@ -264,7 +264,7 @@ def validation_batches(
         raise ValueError(
             "the validation data are empty; pass a split with data, or leave valid out"
         )
-    args, kwargs = move_data(as_arguments(valid), device)
+    args, kwargs = program.adapt(*move_data(as_arguments(valid), device))
     found = program.examine_at(args, kwargs, shared=shared)
     num_data = found.num_data or 1
     if batch_size >= num_data or not found.structure.divisible:

@@ -109,6 +109,9 @@ class ParameterScope(nn.Module):
         self._seen: set[str] = set()  # parameters that no handler of the program hides
         self._borrowed: list[str] = []  # modules that functions close over
         self._sealed = False
+        self._of_modules: set[str] = (
+            set()
+        )  # names under which PyroModules announce parameters of their own
         self._waiting: dict[str, Tensor] = {}  # values of a file for what the first run creates
         self._source = ""
 
@@ -217,8 +220,9 @@ class ParameterScope(nn.Module):
         if params.keys() <= self._constraints.keys():
             return
         owned = {id(p) for p in self.parameters()}
+        self._of_modules |= {name for name, value in params.items() if id(value) in owned}
         for name, value in params.items():
-            if name in self._constraints or MODULE_DIVIDER in name or id(value) in owned:
+            if name in self._constraints or MODULE_DIVIDER in name or name in self._of_modules:
                 continue
             if self._sealed:
                 raise ValueError(

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.poutine as poutine
 import torch
@@ -59,6 +59,10 @@ class Program(ParameterScope):
         >>> program.sample(3).shape
         torch.Size([3])
     """
+
+    vectors: ClassVar[bool] = (
+        False  # whether data are vectors [N, D] in the dtype of the parameters
+    )
 
     def __init__(
         self,
@@ -123,7 +127,7 @@ class Program(ParameterScope):
         """
         found = self.examine(*args, sum_out=sum_out, **kwargs)
         refuse_implicit(found.structure, self.site)
-        args, kwargs = unpack_arguments(args, kwargs)
+        args, kwargs = self.adapt(*unpack_arguments(args, kwargs))
         return Bound(
             self.model,
             self.guide,
@@ -137,7 +141,19 @@ class Program(ParameterScope):
 
     def examine(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Examination:
         """Check the program at these data and return what one look tells: structure, number of data."""
-        return self.examine_at(*unpack_arguments(args, kwargs), sum_out=sum_out)
+        return self.examine_at(*self.adapt(*unpack_arguments(args, kwargs)), sum_out=sum_out)
+
+    def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Data in the form that a family of vectors takes: images as `[N, D]`, numbers in the parameters' dtype.
+
+        Programs of users' own get their data as they are.
+        """
+        like = next((p for p in self.parameters() if p.is_floating_point()), None)
+        if not self.vectors or like is None:
+            return args, dict(kwargs)
+        fitted = lambda x: as_vectors(x, like) if isinstance(x, Tensor) else x  # noqa: E731
+        named = {name: fitted(v) if name == self.site else v for name, v in kwargs.items()}
+        return (*map(fitted, args[:1]), *args[1:]), named
 
     def examine_at(
         self,
@@ -309,6 +325,11 @@ class Program(ParameterScope):
                 f"{path} does not hold the parameters of this program: {error}. Build the program as it was saved"
             ) from error
         return self
+
+
+def as_vectors(x: Tensor, like: Tensor) -> Tensor:
+    """Data `[N, ...]` as `[N, D]` in the dtype of a parameter."""
+    return (x.flatten(1) if x.dim() > 2 else x).to(like.dtype)
 
 
 def require_program(program: Any, caller: str) -> None:

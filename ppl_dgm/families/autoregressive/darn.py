@@ -42,6 +42,8 @@ class DARN(Program):
         ('latent', torch.Size([3, 5]))
     """
 
+    vectors = True
+
     def __init__(
         self,
         num_dims: int,

@@ -39,6 +39,8 @@ class MADE(AutoregressiveProgram):
         ('exact', torch.Size([3, 5]))
     """
 
+    vectors = True
+
     def __init__(
         self,
         num_dims: int,
@@ -117,6 +119,8 @@ class NADE(AutoregressiveProgram):
         >>> NADE(5, hidden=16).sample(3).shape
         torch.Size([3, 5])
     """
+
+    vectors = True
 
     def __init__(
         self,

@@ -23,6 +23,8 @@ class IndependentBernoulli(Program):
         tensor([0.5000, 0.7500])
     """
 
+    vectors = True
+
     def __init__(self, num_dims: int) -> None:
         if num_dims < 1:
             raise ValueError(f"num_dims is {num_dims}; expected at least 1")

@@ -40,6 +40,8 @@ class HierarchicalVAE(Program):
         (['z2', 'z1'], torch.Size([2, 6]))
     """
 
+    vectors = True
+
     def __init__(
         self,
         num_dims: int,

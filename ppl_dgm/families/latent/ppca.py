@@ -33,6 +33,8 @@ class PPCA(Program):
         (torch.Size([50]), torch.Size([3, 4]))
     """
 
+    vectors = True
+
     def __init__(self, num_dims: int, num_latents: int) -> None:
         if not 1 <= num_latents < num_dims:
             raise ValueError(

@@ -47,6 +47,8 @@ class VAE(Program):
         ('latent', torch.Size([4, 6]))
     """
 
+    vectors = True
+
     def __init__(
         self,
         num_dims: int,

@@ -33,6 +33,8 @@ class Mixture(Program):
         (tensor(True), tensor(False))
     """
 
+    vectors = True
+
     def __init__(
         self, num_dims: int, num_components: int, components: str | Components = "diagonal"
     ) -> None:
