@@ -1,7 +1,7 @@
 """fit: one call from program, data and objective to learned parameters."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -14,6 +14,7 @@ from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.data import Dataset
 from ppl_dgm.data.conversion import as_arguments
 from ppl_dgm.fitting.batches import Batches
+from ppl_dgm.fitting.callbacks import Callback
 from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
@@ -48,6 +49,7 @@ def fit(
     checkpoint_every: int | None = None,
     resume: bool | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
     compile: CompileMode = "auto",
 ) -> Fit:
     """Fit the parameters of a program to data by stochastic gradient steps.
@@ -85,6 +87,8 @@ def fit(
         resume: True goes on from the checkpoint, which must exist; False starts anew and overwrites it; None goes on
             if it exists.
         progress: show a progress bar.
+        callbacks: what to call after steps and validations and at the end: `ppl_dgm.fitting.CSVLog`, `TensorBoard`,
+            `Log`, or subclasses of `Callback`.
         compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough for that to pay,
             and stays eager (see `Fit.notes`) where it cannot; True compiles or raises; False stays eager.
 
@@ -111,6 +115,7 @@ def fit(
     check_compile(compile)
     check_settings(program, objective, steps, epochs, patience, valid)
     check_makers(optimizer=optimizer, schedule=schedule)
+    check_callbacks(callbacks)
     check_positive(clip_norm=clip_norm)
     check_counts(steps=steps, epochs=epochs, batch_size=batch_size, patience=patience)
     check_counts(valid_every=valid_every, checkpoint_every=checkpoint_every)
@@ -156,6 +161,7 @@ def fit(
             valid_every=valid_every or rounds_per_epoch,
             patience=patience,
             progress=progress,
+            callbacks=tuple(callbacks),
         )
         if checkpoint is not None:
             training.keep_in(checkpoint, checkpoint_every or rounds_per_epoch, resume is not False)
@@ -216,6 +222,16 @@ def check_makers(**makers: Any) -> None:
                 f"{name} is a {type(make).__name__}; expected a function that makes one, e.g. "
                 "optimizer=functools.partial(torch.optim.Adam, lr=1e-3) or schedule=lambda o: StepLR(o, 100)"
             )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise TypeError for what is no callback, a function or a class in place of an instance."""
+    wrong = [one for one in callbacks if not isinstance(one, Callback)]
+    if wrong:
+        raise TypeError(
+            f"callbacks hold a {type(wrong[0]).__name__}; expected instances of subclasses of "
+            "ppl_dgm.fitting.Callback, with on_step, on_validation or on_end"
+        )
 
 
 def check_objective(objective: Any) -> None:

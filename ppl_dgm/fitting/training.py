@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from ppl_dgm.fitting.batches import Batch, Batches
+from ppl_dgm.fitting.callbacks import Callback, Progress
 from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
@@ -55,6 +56,7 @@ class Training:
     valid_every: int
     patience: int | None
     progress: bool
+    callbacks: tuple[Callback, ...] = ()
     file: CheckpointFile | None = None
     state: State = field(default_factory=State)
     notes: list[str] = field(default_factory=list)
@@ -77,7 +79,19 @@ class Training:
             except NonFiniteError as error:
                 error.fit = self._finish("nonfinite", start)
                 raise
-        return self._finish(stopped, start)
+        found = self._finish(stopped, start)
+        for callback in self.callbacks:
+            callback.on_end(found)
+        return found
+
+    def _tell(self, event: str) -> None:
+        """Tell all callbacks where the fit is."""
+        if self.callbacks:
+            state = self.state
+            valid = state.valid[-1] if state.valid else None
+            now = Progress(self.loss.program, state.step, state.objective[-1], valid)
+            for callback in self.callbacks:
+                getattr(callback, event)(now)
 
     def _loop(self, bar: tqdm, interrupted: Callable[[], bool]) -> Stopped:
         dealt = self.batches.from_step(self.state.step * self._width)
@@ -87,10 +101,12 @@ class Training:
             self._round([next(dealt) for _ in range(self._width)])
             bar.update(1)
             self._show(bar)
+            self._tell("on_step")
             if self.valid and (
                 self.state.step % self.valid_every == 0 or self.state.step == self.num_steps
             ):
                 self._validate(self.valid)
+                self._tell("on_validation")
             if self.file and (
                 self.state.step % self.file.every == 0 or self.state.step == self.num_steps
             ):
