@@ -226,7 +226,9 @@ def test_truth_values_are_data(dtype):
 
     x = torch.tensor([1, 1, 0]).to(dtype)
     found = evidence.auto(Program(model), x)
-    assert found.total == pytest.approx(-math.log(12.0), abs=max(0.01, 4 * found.total_std_error))
+    assert found.total == pytest.approx(
+        -math.log(12.0), abs=max(0.01, 4 * float(found.total_std_error))
+    )
     fit(Program(model, AutoNormal(model)), x, steps=2, progress=False, compile=False)
 
 
