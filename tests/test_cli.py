@@ -53,8 +53,8 @@ def folder(tmp_path):
 
 
 def test_compare_writes_a_report_and_prints_the_table(tmp_path, capsys, monkeypatch):
-    few = studies.BINARY.load().train.select(slice(90)).split((0.6, 0.2, 0.2))
-    monkeypatch.setitem(studies.STUDIES, "binary", replace(studies.BINARY, load=lambda: few))
+    few = studies.BINARY.load(0).train.select(slice(90)).split((0.6, 0.2, 0.2))
+    monkeypatch.setitem(studies.STUDIES, "binary", replace(studies.BINARY, load=lambda noise: few))
     assert (
         main(["compare", "--data", "binary", "--quick", "--epochs", "1", "--out", str(tmp_path)])
         == 0
@@ -193,7 +193,7 @@ def test_a_folder_that_is_a_file_is_refused_before_fitting(tmp_path, capsys):
 
 
 def test_interruption_is_one_line(monkeypatch, capsys, tmp_path):
-    def interrupt():
+    def interrupt(noise):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(studies.STUDIES, "binary", replace(studies.BINARY, load=interrupt))

@@ -26,6 +26,7 @@ many modes                 `SMC`: particles keep modes in proportion; `NestedSam
 a point hypothesis         `savage_dickey`: one posterior for both models                     as its chains
 finite latents, too many   `GridSampling`: the naive sum by Monte Carlo                       K
 counts without limit       `WideSampling`: prior sampling with a far wider proposal           K
+levels with noise          `over_noise`: a lower bound of their probability                   draws of the noise
 =========================  =================================================================  ======================
 
 Then believe it only as far as it was tested: `Evidence.warnings` is empty, a second kind of estimator agrees within the
@@ -48,6 +49,7 @@ from ppl_dgm.evidence.harmonic import HarmonicMean, LearnedHarmonicMean
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested import NestedSampling
+from ppl_dgm.evidence.noise import over_noise
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration
@@ -83,5 +85,6 @@ __all__ = [
     "auto",
     "bridge_iteration",
     "check_moves",
+    "over_noise",
     "savage_dickey",
 ]
