@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.graph.functionalise import functionalise, split_writes
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_captured
-from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
+from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, tensor_leaves
+from ppl_dgm.generators import unmoved_generators
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Loop:
         count = self.length if count is None else count
         if not 0 <= count <= self.length:
             raise ValueError(f"this loop makes 0 to {self.length} steps a call, got {count}")
-        return self.compiled(state, inputs, fixed, torch.tensor(count))
+        return self.compiled(state, inputs, fixed, _count_beside(inputs, count))
 
 
 def compile_loop(
@@ -99,13 +100,18 @@ def _compile_loop(step: Any, state: Any, inputs: Any, fixed: Any, backend: Backe
         len(captured.examples),
         written,
     )
-    given, rest = leaves_and_rest((state, inputs, fixed, torch.tensor(length)))
+    given, rest = leaves_and_rest((state, inputs, fixed, _count_beside(inputs, length)))
     flat = [tensor.detach() for tensor in (*given, *captured.lifted)]
     loop = make_fx(plan.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
     whole = Captured(
         loop, captured.lifted, tuple(flat[: len(given)]), captured.rebuild, rest, captured.settings
     )
     return Loop(compile_captured(whole, backend=backend, turns=len(given) - 1), length)
+
+
+def _count_beside(inputs: Any, count: int) -> torch.Tensor:
+    """A number of steps on the device of the inputs."""
+    return torch.full((), count, dtype=torch.int64, device=tensor_leaves(inputs)[0].device)
 
 
 def _length(rows: Sequence[torch.Tensor]) -> int:

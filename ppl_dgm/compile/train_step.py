@@ -83,7 +83,7 @@ class TrainStep:
         self._compiled = Versions[Compiled](lambda compiled: compiled.captured)
         self._loops = Versions[Loop](lambda loop: loop.compiled.captured)
         self._device = self._optimiser.parameters[0].device
-        self._rates = torch.empty(0, dtype=torch.float64)
+        self._rates = torch.empty(0, dtype=torch.float64, device="cpu")
         self._numbers = self._rates.numpy()
 
     @contextmanager
@@ -132,7 +132,7 @@ class TrainStep:
 
     def _run_loop(self, loop: Loop, batch: Sequence[Any], steps: int) -> torch.Tensor:
         numbers = self._optimiser.table(steps)
-        table = torch.zeros(loop.length, numbers.shape[1], dtype=torch.float64)
+        table = torch.zeros(loop.length, numbers.shape[1], dtype=torch.float64, device="cpu")
         table[:steps] = torch.from_numpy(numbers)
         return loop((), table, batch, steps)[1][:steps]
 
@@ -167,7 +167,7 @@ class TrainStep:
     def _next_rates(self) -> torch.Tensor:
         numbers = self._optimiser.rates()
         if len(numbers) != len(self._numbers):  # a checkpoint may split or join the cohorts
-            self._rates = torch.empty(len(numbers), dtype=torch.float64)
+            self._rates = torch.empty(len(numbers), dtype=torch.float64, device="cpu")
             self._numbers = self._rates.numpy()
         self._numbers[:] = numbers
         return self._rates if self._device.type == "cpu" else self._rates.to(self._device)

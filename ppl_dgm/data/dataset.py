@@ -211,9 +211,8 @@ class Dataset:
             )
         num_train, num_valid = round(fractions[0] * len(self)), round(fractions[1] * len(self))
         num_valid = min(num_valid, len(self) - num_train)
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(
-            self.x.device
-        )
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator, device="cpu").to(self.x.device)
         return replace(
             self.select(order),
             split_sizes=(num_train, num_valid, len(self) - num_train - num_valid),
@@ -424,4 +423,4 @@ def _prefix(name: str | int) -> str:
 
 def _uniform_like(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from ppl_dgm.data.dataset import Dataset
+from ppl_dgm.generators import seed_generators, unmoved_generators
 
 
 def gaussian_ring(
@@ -142,8 +143,8 @@ def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset
         raise ValueError(
             f"expected one of the densities {', '.join(sorted(DENSITIES))}, got {name!r}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with unmoved_generators():
+        seed_generators(seed)
         x = DENSITIES[name]().sample((num_samples,))
     num_train, num_valid = round(0.8 * num_samples), round(0.1 * num_samples)
     sizes = (num_train, num_valid, num_samples - num_train - num_valid)

@@ -50,7 +50,9 @@ class Batches:
         if self.batch_size >= self.num_data:
             return None
         return torch.randperm(
-            self.num_data, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.num_data,
+            generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch),
+            device="cpu",
         )
 
     def select(self, rows: Any) -> Batch:

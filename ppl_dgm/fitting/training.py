@@ -20,6 +20,7 @@ from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
+from ppl_dgm.generators import generator_states, set_generator_states
 from ppl_dgm.objectives import Objective
 from ppl_dgm.program import evaluating
 from ppl_dgm.program.seeding import seeded
@@ -286,8 +287,7 @@ class Training:
                 if one.scheduler is not None
             },
             "state": vars(self.state),
-            "generator": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "generators": generator_states(device_of(self.loss.program)),
         }
 
     def _resume(self, file: CheckpointFile) -> None:
@@ -306,9 +306,7 @@ class Training:
             if learner.scheduler is not None:
                 learner.scheduler.load_state_dict(content["scheduler"][learner.name])
         self.state = State(**content["state"])
-        torch.set_rng_state(content["generator"].cpu())
-        if content["cuda"]:
-            torch.cuda.set_rng_state_all([state.cpu() for state in content["cuda"]])
+        set_generator_states(content["generators"])
 
 
 def device_of(program: torch.nn.Module) -> torch.device | None:

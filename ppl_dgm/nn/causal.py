@@ -169,7 +169,7 @@ def check_order(order: Order, num_dims: int) -> Tensor:
     """Refuse an order that is no permutation; None is the natural one."""
     if order is None:
         return torch.arange(num_dims)
-    order = torch.as_tensor(order).cpu()
+    order = torch.as_tensor(order).to(torch.get_default_device())
     if order.shape != (num_dims,) or not torch.equal(order.sort().values, torch.arange(num_dims)):
         raise ValueError(
             f"expected the order to be a permutation of 0, ..., {num_dims - 1}, "
@@ -180,6 +180,9 @@ def check_order(order: Order, num_dims: int) -> Tensor:
 
 def draw_orders(first: Tensor, num_orders: int, seed: int | None) -> Tensor:
     """Draw orders uniformly, after a given first one: `[K, D]`."""
-    generator = torch.Generator().manual_seed(seed or 0)
-    drawn = [torch.randperm(len(first), generator=generator) for _ in range(num_orders - 1)]
+    generator = torch.Generator("cpu").manual_seed(seed or 0)
+    drawn = [
+        torch.randperm(len(first), generator=generator, device="cpu").to(first.device)
+        for _ in range(num_orders - 1)
+    ]
     return torch.stack([first, *drawn])

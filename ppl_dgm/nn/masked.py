@@ -260,4 +260,5 @@ def _hidden_degrees(
     highest = max(highest, lowest)
     if generator is None:
         return torch.linspace(lowest, highest, size).round().long()
-    return torch.randint(lowest, highest + 1, (size,), generator=generator)
+    drawn = torch.randint(lowest, highest + 1, (size,), generator=generator, device="cpu")
+    return drawn.to(torch.get_default_device())

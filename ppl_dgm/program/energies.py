@@ -7,9 +7,9 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.log_densities import log_prob_of
+from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_deterministic, is_factor, random_sites
 
 NUM_REDRAWS = 3  # other data, in one of which an energy shows itself
@@ -26,10 +26,7 @@ class Redraw(Messenger):
         if not msg["is_observed"] or is_deterministic(msg) or is_factor(msg):
             return
         try:
-            with unmoved_generators(
-                msg["value"].device
-            ):  # dropout after it is that of the other runs
-                torch.manual_seed(self.seed)
+            with seeded(self.seed, msg["value"].device):  # dropout after it is as in other runs
                 msg["value"] = msg["fn"].sample()
         except NotImplementedError:
             msg["value"] = msg["value"].flip(0) if msg["value"].dim() else msg["value"]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ppl_dgm.generators import accelerators, unmoved_generators
+from ppl_dgm.generators import seed_generators, unmoved_generators
 
 
 @contextmanager
@@ -15,8 +15,5 @@ def seeded(seed: int | None, *devices: torch.device | None) -> Iterator[None]:
         yield
         return
     with unmoved_generators(*devices):
-        torch.default_generator.manual_seed(seed)
-        for device in accelerators(devices):
-            state = torch.Generator(device).manual_seed(seed).get_state()
-            torch.get_device_module(device).set_rng_state(state, device)
+        seed_generators(seed, *devices)
         yield

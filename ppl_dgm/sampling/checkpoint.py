@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_dgm.compile import Switch
+from ppl_dgm.generators import generator_states, set_generator_states
 from ppl_dgm.program import (
     Bound,
     check_target,
@@ -55,7 +56,7 @@ class Checkpoint:
         self, path: str | PathLike | None, identity: Identity, device: torch.device | None = None
     ) -> None:
         self.path = path
-        self.device = device if device is not None and device.type == "cuda" else None
+        self.device = device or torch.device("cpu")
         self.contents: dict[str, Any] = {
             "identity": identity,
             "loops": {},
@@ -67,7 +68,7 @@ class Checkpoint:
                 self._read(path, identity)
 
     def _read(self, path: str | PathLike, identity: Identity) -> None:
-        contents = read_state(path, self.device or torch.device("cpu"))
+        contents = read_state(path, self.device)
         found = difference(contents.get("identity"), identity)
         if found:
             raise ValueError(
@@ -75,7 +76,7 @@ class Checkpoint:
                 "file"
             )
         self.contents = contents
-        self._set_generators(contents["start"])
+        set_generator_states(contents["start"])
 
     def loop(
         self,
@@ -107,7 +108,7 @@ class Checkpoint:
         saved = self.contents["loops"].get(name)
         if saved is None:
             return start
-        self._set_generators(saved["generators"])
+        set_generator_states(saved["generators"])
         return tree_unflatten(saved["leaves"], tree_flatten(start)[1])
 
     def _save(self, name: str, progress: Any) -> None:
@@ -118,14 +119,8 @@ class Checkpoint:
         self.contents["loops"][name] = {"leaves": leaves, "generators": self._generators()}
         write_state(str(self.path), self.contents)
 
-    def _generators(self) -> list[Tensor]:
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device else []
-        return [torch.get_rng_state(), *cuda]
-
-    def _set_generators(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0].cpu())
-        if self.device:
-            torch.cuda.set_rng_state(states[1].cpu(), self.device)
+    def _generators(self) -> dict[str, Tensor]:
+        return generator_states(self.device)
 
 
 def switch_of(estimator: Any) -> Switch:

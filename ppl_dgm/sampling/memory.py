@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Bound
 
 # Bytes that one chunk of particles may allocate, all intermediate results counted.
@@ -74,6 +75,6 @@ class AllocationCounter(TorchDispatchMode):
 
 def allocated_bytes(run: Callable[[], Any]) -> int:
     """Bytes that one run allocates, freed ones counted too: an upper bound of its peak."""
-    with torch.no_grad(), torch.random.fork_rng([]), AllocationCounter() as counter:
+    with torch.no_grad(), unmoved_generators(), AllocationCounter() as counter:
         run()
     return counter.bytes

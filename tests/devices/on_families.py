@@ -62,8 +62,8 @@ def test_estimates_and_posteriors_stay_on_the_device(case: Case, device: torch.d
         found = ImportanceSampling(8)(program, *data)
     assert is_there(found.log_z)
     if program.bind(*data).structure.latents:
-        samples = posterior(program, *data, num_particles=8, num_draws=2)
-        assert all(map(is_there, samples.samples.values()))
+        found = posterior(program, *data, num_particles=8, num_draws=2)
+        assert all(map(is_there, found.draws.values()))
     after = torch.get_device_module(device).get_rng_state(device)
     assert torch.equal(before, after)
 

@@ -14,7 +14,8 @@ from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.graph.nodes import graphs_of, has_loops
 from ppl_dgm.compile.graph.passes import prepare
 from ppl_dgm.compile.inductor.checking import CheckedRun
-from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture, unmoved_generators
+from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
+from ppl_dgm.generators import unmoved_generators
 
 Backend = Literal["inductor", "eager"]
 Flat = Callable[..., Sequence[torch.Tensor]]

@@ -35,6 +35,7 @@ from ppl_dgm.compile.tracing.pytrees import (
     tensor_leaves,
     with_tensors,
 )
+from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.pyro_state import PYRO_LOCK
 
 aten = torch.ops.aten
@@ -167,11 +168,6 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
 def is_tracing() -> bool:
     """Whether a function is being captured, so that tensors have no values."""
     return detect_fake_mode() is not None
-
-
-def unmoved_generators() -> Any:
-    """Leave torch's generators where they were: some operations draw real numbers while they are traced or compiled."""
-    return torch.random.fork_rng()
 
 
 def _discover(

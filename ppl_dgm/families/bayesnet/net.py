@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ppl_dgm.conditionals.tables import Conditional, Table
 from ppl_dgm.families.bayesnet.elimination import log_marginal, prototype
 from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
+from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
 
 Data = Tensor | Mapping[str, Tensor]
@@ -47,7 +48,7 @@ class BayesNet(Program):
         model = BayesNetModel(nodes, states)
         super().__init__(model)
         self.states = model.states
-        with torch.random.fork_rng([]), torch.no_grad():
+        with unmoved_generators(), torch.no_grad():
             self.initialise(dict(model().items()))
 
     @classmethod

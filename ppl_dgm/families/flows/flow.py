@@ -12,6 +12,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import evaluating
@@ -207,7 +208,7 @@ def check_chain(base: Any, transforms: Sequence[Any]) -> torch.Size:
     Raises:
         ValueError: transforms whose shapes do not chain, or that have no inverse.
     """
-    with torch.random.fork_rng([]):
+    with unmoved_generators():
         value = base.sample()
     for place, transform in enumerate(transforms):
         expected = getattr(transform, "event_shape", value.shape)

@@ -87,7 +87,12 @@ class NICE(Flow):
         seed: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        ranks = [torch.randperm(num_dims, generator=generator) for _ in range(length)]
+        ranks = [
+            torch.randperm(num_dims, generator=generator, device="cpu").to(
+                torch.get_default_device()
+            )
+            for _ in range(length)
+        ]
 
         def layer(step: int) -> list[Any]:
             mask = (ranks[step // 2] < num_dims // 2) ^ bool(step % 2)
