@@ -82,6 +82,8 @@ class RunningMean(nn.Module):
 
     def update(self, reward: Tensor) -> None:
         """Take in the mean of new rewards."""
+        if self.total.device != reward.device:
+            self.to(reward.device)
         self.total.mul_(self.decay).add_((1 - self.decay) * reward.mean())
         self.weight.mul_(self.decay).add_(1 - self.decay)
 

@@ -308,8 +308,9 @@ def narrower(guide_fn: Any, model_fn: Any) -> bool:
 
 def compute(role: str, trace: Any) -> None:
     """Compute a trace's log densities; what fails is blamed on its half of the program."""
+    given = {name: site["value"] for name, site in random_sites(trace) if site["is_observed"]}
     with unvalidated():
-        blame(role, trace.compute_log_prob, (), {})
+        blame(role, trace.compute_log_prob, (), given)
 
 
 def check_shapes(role: str, trace: Any, structure: Structure) -> None:

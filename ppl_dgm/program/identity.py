@@ -61,7 +61,8 @@ def digest(value: Any) -> str:
 def _named(value: Any) -> str:
     if isinstance(value, _PLAIN) and len(repr(value)) <= 40:
         return repr(value)
-    return f"<{type(value).__name__} {digest(value)}>"
+    kind = "Tensor" if isinstance(value, Tensor) else type(value).__name__
+    return f"<{kind} {digest(value)}>"
 
 
 def _told(name: str, saved: Mapping[str, str], mine: Identity) -> str:
@@ -88,6 +89,8 @@ def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
 def _kind(value: Any) -> str:
     if isinstance(value, (type, FunctionType, ModuleType)):
         return getattr(value, "__qualname__", value.__name__)
+    if isinstance(value, Tensor):  # whatever its device and its class
+        return "torch.Tensor"
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.pyro_state import pyro_in_turn
 
@@ -46,15 +47,20 @@ def calling_module() -> tuple[str, nn.Module] | None:
 class ModuleRecorder(Messenger):
     """Notes the parameters that a program lets be seen, and the modules that it registers with `pyro.module`."""
 
-    def __init__(self, known: dict[str, int], seen: set[str]) -> None:
+    def __init__(
+        self, known: dict[str, int], seen: set[str], place: torch.device | None = None
+    ) -> None:
         super().__init__()
-        self.known, self.seen = known, seen
+        self.known, self.seen, self.place = known, seen, place
         self.modules: dict[str, nn.Module] = {}
 
     def _pyro_param(self, msg: Any) -> None:
         name = msg["name"]
         self.seen.add(name)
-        if MODULE_DIVIDER not in name or len(msg["args"]) < 2:
+        if len(msg["args"]) < 2:
+            return
+        if MODULE_DIVIDER not in name:
+            msg["args"] = (name, placed(msg["args"][1], self.place), *msg["args"][2:])
             return
         if self.known.setdefault(name, id(msg["args"][1])) != id(msg["args"][1]):
             raise ValueError(
@@ -63,7 +69,14 @@ class ModuleRecorder(Messenger):
             )
         found = calling_module()
         if found is not None:
-            self.modules[found[0]] = found[1]
+            self.modules[found[0]] = found[1] if self.place is None else found[1].to(self.place)
+
+
+def placed(start: Any, device: torch.device | None) -> Any:
+    """A parameter's first value, or the function that makes it, on a device; None leaves it."""
+    if device is None or start is None:
+        return start
+    return start.to(device) if isinstance(start, Tensor) else lambda: start().to(device)
 
 
 @contextmanager
@@ -114,6 +127,15 @@ class ParameterScope(nn.Module):
         )  # names under which PyroModules announce parameters of their own
         self._waiting: dict[str, Tensor] = {}  # values of a file for what the first run creates
         self._source = ""
+        self._place: torch.device | None = None  # where the program was moved, None if nowhere
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ParameterScope":
+        """Move what there is, and remember the device for what the first run makes."""
+        probe = torch.empty(0, device=self._place or "cpu")
+        moved = fn(probe)
+        if moved.device != probe.device:
+            self._place = moved.device
+        return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
         if self._borrowed:
@@ -203,7 +225,7 @@ class ParameterScope(nn.Module):
     def lent(self, role: str = "") -> Iterator[None]:
         """Run a half of the program with this scope as Pyro's parameter store; adopt what it creates."""
         params, constraints = dict(self.site_parameters), dict(self._constraints)
-        recorder = ModuleRecorder(self._known_modules.setdefault(role, {}), self._seen)
+        recorder = ModuleRecorder(self._known_modules.setdefault(role, {}), self._seen, self._place)
         watched = nullcontext() if self._sealed else recorder
         with (
             store_contents(params, constraints),
@@ -270,7 +292,7 @@ class ScopedCallable(nn.Module):
 
     def _create(self, args: tuple, kwargs: Any) -> None:
         """Run once, seen by no handler, to create the parameters that a file has values for."""
-        quiet = torch.random.fork_rng([]), torch.no_grad(), pyro.poutine.block()
+        quiet = unmoved_generators(), torch.no_grad(), pyro.poutine.block()
         with (
             pyro_in_turn(),
             quiet[0],

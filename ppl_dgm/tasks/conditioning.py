@@ -236,7 +236,7 @@ def check_mask(x: Tensor, observed: Tensor) -> Tensor:
             f"observed is {observed.dtype}; expected torch.bool, True where an entry is observed"
         )
     try:
-        return observed.expand(x.shape)
+        return observed.to(x.device).expand(x.shape)
     except RuntimeError as error:
         raise ValueError(
             f"observed is {list(observed.shape)} but the data are {list(x.shape)}; expected one mask entry for each entry "

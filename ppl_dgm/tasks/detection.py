@@ -66,7 +66,7 @@ def detect(usual: Evidence, anomalies: Evidence) -> Detection:
     """
     check_comparable(usual, anomalies)
     scores = -torch.cat([usual.log_z, anomalies.log_z]).cpu()
-    labels = torch.arange(len(scores)) >= usual.log_z.numel()
+    labels = torch.arange(len(scores), device="cpu") >= usual.log_z.numel()
     auroc = float(roc_auc_score(labels.numpy(), scores.numpy()))
     error = auroc_std_error(auroc, int(labels.sum()), int((~labels).sum()))
     precision = float(average_precision_score(labels.numpy(), scores.numpy()))
