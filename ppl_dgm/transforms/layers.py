@@ -97,7 +97,7 @@ class Coupling(Bijection):
         self.halves, self.flipped = mask is None, flipped
         if mask is None:
             mask = (torch.arange(num_dims) < num_dims // 2) ^ flipped
-        kept, moved = checked_partition(mask.cpu().bool(), num_dims)
+        kept, moved = checked_partition(mask.to(torch.get_default_device()).bool(), num_dims)
         order = torch.cat([kept, moved])
         for name, index in (("kept", kept), ("moved", moved), ("back", order.argsort())):
             self.register_buffer(name, index)

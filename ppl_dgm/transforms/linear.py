@@ -233,7 +233,7 @@ class Permutation(Bijection):
     back: Tensor
 
     def __init__(self, order: Sequence[int] | Tensor) -> None:
-        order = torch.as_tensor(order).long().cpu()
+        order = torch.as_tensor(order).long().to(torch.get_default_device())
         super().__init__((len(order),))
         if not torch.equal(order.sort().values, torch.arange(len(order))):
             raise ValueError(

@@ -12,9 +12,28 @@ from ppl_dgm import Program, fit, posterior
 from ppl_dgm.evidence import ImportanceSampling
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def case(request: pytest.FixtureRequest) -> Case:
+LACKING = {"recurrent net"}  # torch gives devices a fused cell, which the mirror has not
+MADE_OF_HOST_TENSORS = {"vamp discretised-logistic vae"}
+QUICK = {
+    *("bayes net", "full mixture", "ppca", "bernoulli vae", "spline flow-prior vae", "vq-vae"),
+    *("semi-supervised vae", "sigmoid belief net", "made", "nice", "conditional flow", "nade"),
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in CASES
+        if DEVICE.type != "mirror" or name not in LACKING
+    ]
+)
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def case(name: str) -> Case:
+    return CASES[name]
 
 
 def placed(case: Case) -> tuple[Program, tuple, dict[str, Tensor]]:
@@ -35,7 +54,9 @@ def test_joint_densities_are_those_of_the_cpu(case: Case, device: torch.device) 
     assert torch.allclose(found.cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_program_made_on_the_default_device_is_on_it(case: Case) -> None:
+def test_a_program_made_on_the_default_device_is_on_it(name: str, case: Case) -> None:
+    if name in MADE_OF_HOST_TENSORS:
+        pytest.skip("its maker is given tensors of the CPU")
     with torch.device("cpu"):
         data = moved(case.data())
     torch.set_default_device(DEVICE)
