@@ -1,7 +1,7 @@
 """Tests on a second device, `on_*.py`: run by `test_second_device.py` in a process of their own.
 
-    pytest tests/devices/on_families.py                          # on the mirror, made of host memory
-    PPL_DGM_DEVICE=cuda pytest tests/devices/on_families.py      # on an accelerator at hand
+pytest tests/devices/on_families.py                          # on the mirror, made of host memory
+PPL_DGM_DEVICE=cuda pytest tests/devices/on_families.py      # on an accelerator at hand
 """
 
 from collections.abc import Iterator

@@ -16,6 +16,7 @@ from ppl_dgm.families import MADE, RBM, VAE, Generator, RealNVP, priors
 from ppl_dgm.nn import MLP
 from ppl_dgm.sampling.kernels import HMC, MALA, ULA, RandomWalk
 
+
 def normal_mean(x: Tensor) -> None:
     """Normal data of an unknown mean, for which the evidence is known."""
     mean = pyro.sample("mean", dist.Normal(x.new_zeros(()), x.new_ones(())))
@@ -33,11 +34,17 @@ def exact_evidence(x: Tensor) -> float:
 
 SHORT: dict[str, Any] = {"num_temperatures": 30, "num_chains": 16, "compile": False}
 LADDER: dict[str, Any] = {
-    **{"num_temperatures": 8, "num_chains": 2, "num_draws": 40, "num_warmup": 20},
+    "num_temperatures": 8,
+    "num_chains": 2,
+    "num_draws": 40,
+    "num_warmup": 20,
     "compile": False,
 }
 CHAINS: dict[str, Any] = {
-    **{"num_draws": 20, "num_chains": 8, "num_warmup": 20, "num_leapfrog": 3},
+    "num_draws": 20,
+    "num_chains": 8,
+    "num_warmup": 20,
+    "num_leapfrog": 3,
     "compile": False,
 }
 ESTIMATORS: dict[str, Callable[[], Any]] = {
@@ -136,7 +143,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], Program], Callable[[], Any]]] = {
     "miwae": (small_vae, lambda: objectives.MIWAE(2, 2)),
     "renyi": (small_vae, lambda: objectives.Renyi(0.5)),
     "beta tc": (small_vae, lambda: objectives.BetaTC(20)),
-    "free bits": (small_vae, lambda: objectives.FreeBits()),
+    "free bits": (small_vae, objectives.FreeBits),
     "semi-amortised": (small_vae, lambda: objectives.SemiAmortised(2, 0.1)),
     "warmed up": (small_vae, lambda: objectives.ELBO(kl_weight=objectives.linear_warmup(2))),
     "reinforce": (
@@ -145,7 +152,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], Program], Callable[[], Any]]] = {
     ),
     "rloo": (belief_net, lambda: objectives.RLOO(2)),
     "vimco": (belief_net, lambda: objectives.VIMCO(2)),
-    "straight through": (belief_net, lambda: objectives.StraightThrough()),
+    "straight through": (belief_net, objectives.StraightThrough),
     "wake-sleep": (small_vae, lambda: objectives.ReweightedWakeSleep(2, sleep=0.5)),
     "gan": (
         lambda: Generator(MLP(2, [5], 4), 2, 4),
@@ -159,10 +166,10 @@ OBJECTIVES: dict[str, tuple[Callable[[], Program], Callable[[], Any]]] = {
         lambda: RealNVP(4, 2, [5]),
         lambda: objectives.ScoreMatching("sliced"),
     ),
-    "contrastive divergence": (lambda: RBM(4, 3), lambda: objectives.ContrastiveDivergence()),
-    "persistent": (lambda: RBM(4, 3), lambda: objectives.PersistentContrastiveDivergence()),
-    "pseudo-likelihood": (lambda: RBM(4, 3), lambda: objectives.PseudoLikelihood()),
-    "ratio matching": (lambda: RBM(4, 3), lambda: objectives.RatioMatching()),
+    "contrastive divergence": (lambda: RBM(4, 3), objectives.ContrastiveDivergence),
+    "persistent": (lambda: RBM(4, 3), objectives.PersistentContrastiveDivergence),
+    "pseudo-likelihood": (lambda: RBM(4, 3), objectives.PseudoLikelihood),
+    "ratio matching": (lambda: RBM(4, 3), objectives.RatioMatching),
     "noise-contrastive": (
         lambda: MADE(4, [5]),
         lambda: objectives.NoiseContrastive(
@@ -180,7 +187,11 @@ def test_fits_by_objective(name: str, device: torch.device) -> None:
     before = torch.get_device_module(device).get_rng_state(device)
     result = fit(
         *(program, data, objective),
-        **{"device": device, "steps": 2, "batch_size": 15, "compile": False, "progress": False},
+        device=device,
+        steps=2,
+        batch_size=15,
+        compile=False,
+        progress=False,
     )
     assert torch.equal(before, torch.get_device_module(device).get_rng_state(device))
     assert bool(result.history["objective"].isfinite().all())

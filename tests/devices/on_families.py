@@ -11,7 +11,6 @@ from torch import Tensor
 from ppl_dgm import Program, fit, posterior
 from ppl_dgm.evidence import ImportanceSampling
 
-
 LACKING = {"recurrent net"}  # torch gives devices a fused cell, which the mirror has not
 MADE_OF_HOST_TENSORS = {"vamp discretised-logistic vae"}
 QUICK = {
@@ -40,7 +39,11 @@ def placed(case: Case) -> tuple[Program, tuple, dict[str, Tensor]]:
     """A case's program, data and further arguments of draws on the device."""
     with torch.device("cpu"):
         program, data = case.make(), case.data()
-    return program.to(DEVICE), moved(data), dict(zip(case.given, moved(case.given.values()), strict=True))
+    return (
+        program.to(DEVICE),
+        moved(data),
+        dict(zip(case.given, moved(case.given.values()), strict=True)),
+    )
 
 
 def test_joint_densities_are_those_of_the_cpu(case: Case, device: torch.device) -> None:
