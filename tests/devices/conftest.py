@@ -12,7 +12,7 @@ import torch
 collect_ignore_glob = ["on_*.py", "mirror*.py", "second_device.py"]  # by name only
 
 
-@pytest.fixture(params=["moved", "default device"])
+@pytest.fixture(params=[pytest.param("moved", marks=pytest.mark.slow), "default device"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The second device: what is on it is moved there, or made there as torch's default."""
     from second_device import DEVICE  # noqa: PLC0415 - importing it registers the device for good

@@ -50,8 +50,6 @@ CHAINS: dict[str, Any] = {
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "prior": lambda: evidence.PriorSampling(2000),
     "importance": lambda: evidence.ImportanceSampling(2000),
-    "wide": lambda: evidence.WideSampling(2000),
-    "grid": lambda: evidence.GridSampling(500),
     "adaptive": lambda: evidence.AdaptiveImportanceSampling(1000, 2, 500, 32),
     "laplace": lambda: evidence.Laplace(4, 50, 500, 16),
     "nested": lambda: evidence.NestedSampling(50, remaining=0.1),
