@@ -120,7 +120,7 @@ def _from_array(array: np.ndarray, kind: str) -> Tensor:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
-    return torch.from_numpy(array)
+    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 def _is_numbers(value: Any) -> bool:

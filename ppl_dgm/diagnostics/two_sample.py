@@ -173,7 +173,10 @@ def linear_mmd_test(
     h = k[:, 0, 1] + k[:, 2, 3] - k[:, 0, 3] - k[:, 1, 2]
     check_sizes(num_permutations=num_permutations)
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(2, (num_permutations + 1, pairs), generator=generator).double() * 2 - 1
+    signs = torch.randint(
+        2, (num_permutations + 1, pairs), generator=generator, dtype=torch.double, device="cpu"
+    )
+    signs = signs * 2 - 1
     signs[0] = 1.0
     return _judged((signs.to(h) @ h) / pairs)
 
@@ -259,9 +262,11 @@ def classifier_test(
             "probabilities, such as LogisticRegression or SVC(probability=True)"
         )
     generator = torch.Generator().manual_seed(seed)
-    x, y = (side[torch.randperm(len(side), generator=generator)] for side in (x, y))
+    x, y = (side[torch.randperm(len(side), generator=generator, device="cpu")] for side in (x, y))
     learn, judge = zip(*((s[: len(s) // 2], s[len(s) // 2 :]) for s in (x, y)), strict=True)
-    labels = torch.cat([torch.full((len(side),), float(i)) for i, side in enumerate(learn)])
+    labels = torch.cat(
+        [torch.full((len(side),), float(i), device="cpu") for i, side in enumerate(learn)]
+    )
     classifier.fit(torch.cat(learn).numpy(), labels.numpy())
     scores = torch.from_numpy(classifier.predict_proba(torch.cat(judge).numpy())[:, 1]).double()
     n, m = map(len, judge)
@@ -299,8 +304,9 @@ def _exchanges(n: int, m: int, num_permutations: int, seed: int) -> Tensor:
     """Which of all data are in the first set: as they are, then exchanged, `[1 + permutations, n + m]`."""
     check_sizes(num_permutations=num_permutations)
     generator = torch.Generator().manual_seed(seed)
-    orders = torch.rand(num_permutations, n + m, generator=generator, dtype=torch.double).argsort(1)
-    return torch.cat([torch.arange(n + m).unsqueeze(0), orders]) < n
+    like: dict[str, Any] = {"dtype": torch.double, "device": "cpu"}
+    orders = torch.rand(num_permutations, n + m, generator=generator, **like).argsort(1)
+    return torch.cat([torch.arange(n + m, device="cpu").unsqueeze(0), orders]) < n
 
 
 def _judged(values: Tensor) -> TwoSampleTest:

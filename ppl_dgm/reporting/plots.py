@@ -395,9 +395,9 @@ def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
 def draw_pareto_tail(ax: Axes, relative: Tensor, tail_size: int) -> None:
     """The generalised Pareto distribution fitted to the largest weights (sorted downwards) above a threshold."""
     threshold = float(relative[tail_size])
-    k, scale = (
-        float(value) for value in fit_generalized_pareto((relative[:tail_size] - threshold).flip(0))
-    )
+    with torch.device("cpu"):  # where these weights are
+        fitted = fit_generalized_pareto((relative[:tail_size] - threshold).flip(0))
+    k, scale = map(float, fitted)
     x = np.geomspace(threshold, 2 * float(relative[0]), 100)
     share = np.clip(1 + k * (x - threshold) / scale, 1e-12, None) ** (-1 / k)
     ax.plot(
