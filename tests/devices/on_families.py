@@ -94,7 +94,7 @@ def test_estimates_and_posteriors_stay_on_the_device(case: Case, device: torch.d
 
 def test_fits_run_on_the_device(case: Case, device: torch.device, tmp_path: Any) -> None:
     program, data, _ = placed(case)
-    result = fit(program, *data, steps=2, batch_size=3, compile=False, progress=False, seed=0)
+    result = fit(program, data, steps=2, batch_size=3, compile=False, progress=False, seed=0)
     assert len(result.history["objective"]) == 2
     assert all(map(is_there, program.parameters()))
     program.save(tmp_path / "program.pt")
