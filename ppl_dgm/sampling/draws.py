@@ -108,6 +108,8 @@ def distinct_terms(y: Tensor) -> Tensor:
 
 def largest_z(terms: Tensor) -> float:
     """Standard errors from zero of the mean of terms `[draws, ...]`, at most over what matters."""
+    if not terms.numel():
+        return 0.0  # the simplex of one entry
     mean, spread = terms.mean(0), terms.std(0)
     z = mean / (spread / math.sqrt(len(terms)))
     negligible = mean.abs() <= MATERIAL * (1 + spread)

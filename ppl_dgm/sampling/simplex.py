@@ -48,7 +48,7 @@ class LogStickBreaking(Transform):
         """Logarithms of the entries of the simplex."""
         x = x - self._offset(x)
         left = logsigmoid(-x).cumsum(-1)
-        none = torch.zeros_like(x[..., :1])
+        none = x.new_zeros((*x.shape[:-1], 1))
         return torch.cat([logsigmoid(x), none], -1) + torch.cat([none, left], -1)
 
     def _offset(self, x: Tensor) -> Tensor:
