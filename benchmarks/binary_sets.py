@@ -238,8 +238,9 @@ def chosen(found: list[Row]) -> Iterator[str]:
 def page(found: list[Row]) -> str:
     """The tables as Markdown."""
     note = (
-        "Mean nats of the test data, lower is better, ± standard error over them; in brackets the published figures of "
-        f"Germain et al. (2015). Gradients: Adam, its rate halved after {PATIENCE // 3} epochs without better "
+        "Mean nats of the test data, lower is better, ± standard error over them; in brackets the published "
+        "figures (from memory) of Germain et al. (2015). "
+        f"Gradients: Adam, its rate halved after {PATIENCE // 3} epochs without better "
         f"validation, batches of {BATCH}, stopped after {PATIENCE} such epochs, the best parameters kept. Widths, first "
         "rates and decays (an L2 penalty on all parameters; the count is the pseudo-count of the mixture, fitted by EM) are "
         "those with the best validation nats among all that the CSV file lists (of the slow families, few). DARN: VIMCO "
