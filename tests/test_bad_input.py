@@ -220,11 +220,6 @@ def load_another(folder: Path) -> None:
     Program(other_learned).initialise(X).load(folder / "p.pt")
 
 
-def load_early(folder: Path) -> None:
-    Program(learned).initialise(X).save(folder / "p.pt")
-    Program(learned).load(folder / "p.pt")
-
-
 # ---- what is done wrong ----------------------------------------------------------------------------------------------
 
 PROGRAMS = [
@@ -583,11 +578,6 @@ FILES = [
         "loading another program",
         load_another,
         "does not hold the parameters of this program.*Build the program",
-    ),
-    Bad(
-        "loading before the first run",
-        load_early,
-        "does not hold the parameters.*program.initialise",
     ),
     Bad(
         "loading nothing",

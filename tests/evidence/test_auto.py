@@ -112,7 +112,10 @@ def test_latents_that_cannot_be_summed_out_are_sampled():
 def test_draws_stop_at_the_target():
     known = case("eight_schools_posteriordb")
     found = auto(known.program(), *known.args, target=0.04)
-    assert found.estimator == "auto: PriorSampling agrees with SMC"
+    assert set(found.estimator.removeprefix("auto: ").split(" agrees with ")) == {
+        "PriorSampling",
+        "SMC",
+    }
     assert 0.01 < float(found.std_error) <= 0.04
     assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error)
     assert found.diagnostics["num_particles"] < 20_000

@@ -79,6 +79,7 @@ def test_too_few_calls_are_told():
     assert not NestedSampling(num_live=20, max_calls=100)(known.program()).reliable
 
 
+@pytest.mark.slow
 def test_impossible_data_have_no_evidence():
     def model(x: Tensor) -> None:
         top = pyro.sample("top", dist.Uniform(torch.zeros((), dtype=FLOAT), 1.0))

@@ -226,14 +226,21 @@ def test_a_single_bounded_parameter_is_not_flagged():
     assert float((found.log_bayes_factor - truth).abs()) < 4 * float(found.std_error) < 0.1
 
 
-def test_a_point_of_infinite_prior_density_is_refused():
+def test_a_point_of_infinite_prior_density_is_refused_or_has_no_error():
+    """The terms have infinite mean; the shape fitted to their draws may fall below one."""
+
     def horseshoe(x: Tensor) -> None:
         scale = pyro.sample("scale", dist.HalfCauchy(torch.ones((), dtype=FLOAT)))
         effect = pyro.sample("effect", dist.Normal(torch.zeros((), dtype=FLOAT), scale))
         pyro.sample("x", dist.Normal(effect, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="has no Bayes factor"):
-        savage_dickey(Program(horseshoe), torch.ones(()), site="effect")
+    try:
+        found = savage_dickey(Program(horseshoe), torch.ones(()), site="effect")
+    except ValueError as error:
+        assert "has no Bayes factor" in str(error)  # noqa: PT017 - one of two right ends
+    else:
+        assert found.warnings
+        assert bool(found.std_error.isnan())
 
 
 @pytest.mark.parametrize("kind", [BridgeSampling, LearnedHarmonicMean])

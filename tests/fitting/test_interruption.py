@@ -307,7 +307,7 @@ def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int, optimizer: C
     first, second = (
         torch.load(tmp_path / f"{run}.pt", weights_only=True) for run in ("whole", "half")
     )
-    for kind in ("program", "optimizer", "scheduler", "generator"):
+    for kind in ("program", "optimizer", "scheduler", "generators"):
         assert equal_states(first[kind], second[kind]), kind
 
 
@@ -396,5 +396,5 @@ def test_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
 def test_checkpoints_hold_no_pickled_code(tmp_path: Path) -> None:
     quietly(amortised(), X, steps=2, checkpoint=tmp_path / "c.pt", checkpoint_every=1)
     content = torch.load(tmp_path / "c.pt", weights_only=True)
-    assert {"program", "optimizer", "state", "generator"} <= content.keys()
+    assert {"program", "optimizer", "state", "generators"} <= content.keys()
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
