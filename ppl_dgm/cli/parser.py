@@ -79,9 +79,9 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     add(
         "--temperatures",
         type=positive,
-        default=80,
+        default=40,
         metavar="T",
-        help="digits: of annealed importance sampling, for the VAEs [80]",
+        help="digits: of annealed importance sampling, for the VAEs [40]",
     )
     add(
         "--compile",

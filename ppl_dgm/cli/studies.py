@@ -29,7 +29,7 @@ NORMAL = partial(Gaussian, 0.3, learned="net")  # a mean and a scale for each pi
 class Budget:
     """How much to spend: temperatures of annealed importance sampling, at most so many epochs, and on compiling."""
 
-    temperatures: int = 80
+    temperatures: int = 40
     max_epochs: int | None = None
     compile: CompileMode = "auto"
 
@@ -92,6 +92,7 @@ class Study:
 def run_study(study: Study, budget: Budget, seed: int) -> Section:
     """Fit every program of a study, and ask for its evidence on the test split."""
     data, *others = (study.load(noise) for noise in range(study.num_noises))
+    budget = replace(budget, temperatures=max(10, budget.temperatures // study.num_noises))
     tests = [one.test for one in (data, *others)]
     programs: dict[str, Program] = {}
     fits: dict[str, Fit] = {}
