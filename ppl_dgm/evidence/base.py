@@ -24,7 +24,7 @@ UNDEFINED_DRAWS = 1000  # at which densities are looked at for NaN
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
 RELIED_ON = 0.01  # share of the estimate that comes from draws whose density is looked at
-UNDEFINED_NUMBERS = 2_000_000  # observed ones times draws
+UNDEFINED_NUMBERS = 2_000_000  # observed and drawn ones, in all draws
 SHOWN_DATA = 256  # data whose rounding and whose undefined densities are looked at
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
 
@@ -344,9 +344,11 @@ def undefined_densities(bound: Bound) -> tuple[str, ...]:
     if not bound.structure.latents:
         return ()
     few = some_data(bound)
-    numbers = bound.num_dims * (few.num_data or 1) // (bound.num_data or 1)
-    draws = max(4, min(UNDEFINED_DRAWS, UNDEFINED_NUMBERS // max(1, numbers)))
     with torch.no_grad(), seeded(0, bound.device):
+        drawn = sum(value.numel() for value in few.draw(1).values.values())
+        seen = bound.num_dims * (few.num_data or 1) // (bound.num_data or 1)
+        most = 16 if bound.structure.slow else UNDEFINED_DRAWS
+        draws = max(4, min(most, UNDEFINED_NUMBERS // max(1, drawn + seen)))
         values = few.draw(draws).values
         total = few.log_joint(values).total
     undefined = total.isnan().reshape(draws, -1).any(-1)

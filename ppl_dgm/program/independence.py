@@ -8,7 +8,9 @@ from torch import Tensor
 from ppl_dgm.program.bound_program import Bound, Values
 
 NUM_MIXTURES = 3  # of two draws of the latents
+NUM_TURNS = 8  # about, of a loop over data: their latents are changed one by one
 TOLERANCE = 1e-4  # nats, and relative
+Terms = tuple[Tensor, Tensor]  # log p(x, z) and log q(z), `[data]`
 
 
 def are_independent(bound: Bound) -> bool:
@@ -21,14 +23,40 @@ def are_independent(bound: Bound) -> bool:
         return True
     one, other = single_draw(bound), single_draw(bound)
     terms = bound.log_densities_of_one(one)
-    for kept in halves(size, bound.device):
-        try:
-            mixed = bound.log_densities_of_one(mixture(bound, one, other, kept))
-        except Exception:  # latents that go together alone, says the user's own code
-            return False
-        if not all(map(agree, (t[..., kept] for t in terms), (t[..., kept] for t in mixed))):
-            return False
-    return True
+    try:
+        return not (
+            any(
+                moved(terms, bound.log_densities_of_one(mixture(bound, one, other, kept)), kept)
+                for kept in halves(size, bound.device)
+            )
+            or any(
+                reaches_others(terms, bound.log_densities_of_one({**one, name: other[name]}))
+                for name in turns(bound)
+            )
+        )
+    except Exception:  # latents that go together alone, says the user's own code
+        return False
+
+
+def moved(terms: Terms, others: Terms, kept: Tensor) -> bool:
+    """Return whether the terms of some data have moved."""
+    pairs = zip(terms, others, strict=True)
+    return not all(agree(one[..., kept], other[..., kept]) for one, other in pairs)
+
+
+def turns(bound: Bound) -> list[str]:
+    """Names of some latents that are one site for each datum, as in a Python loop over the data."""
+    names = [latent.name for latent in bound.structure.latents if not latent.batch_dim]
+    return names[:: max(1, len(names) // NUM_TURNS)]
+
+
+def reaches_others(terms: Terms, others: Terms) -> bool:
+    """Return whether the terms of more than one datum have moved."""
+    apart = (
+        ~torch.isclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True)
+        for one, other in zip(terms, others, strict=True)
+    )
+    return int(torch.stack(list(apart)).any(0).sum()) > 1
 
 
 def single_draw(bound: Bound) -> Values:

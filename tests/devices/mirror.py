@@ -17,7 +17,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,7 +178,7 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
         _count_waits(op, args)
     drawing = torch.Tag.nondeterministic_seeded in op.tags
     own = drawing and not any(isinstance(leaf, torch.Generator) for leaf in leaves)
-    with _generator_of_the_device() if own else _nothing():
+    with _generator_of_the_device() if own else nullcontext():
         out = op(*tree_map(behind, args), **tree_map(behind, kwargs))
     owners = {id(leaf.raw): leaf for leaf in leaves if isinstance(leaf, MirrorTensor)}
     for owner in owners.values():
@@ -255,14 +255,11 @@ def _generator_of_the_device() -> Iterator[None]:
     """Let the CPU's operations draw from the device's generator."""
     host = torch.get_rng_state()
     torch.set_rng_state(GENERATOR.get_state())
-    yield
-    GENERATOR.set_state(torch.get_rng_state())
-    torch.set_rng_state(host)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    try:
+        yield
+        GENERATOR.set_state(torch.get_rng_state())
+    finally:
+        torch.set_rng_state(host)
 
 
 _LIBRARY = torch.library.Library("_", "IMPL")

@@ -78,6 +78,30 @@ def test_a_guide_that_couples_data_makes_them_one_data_set():
     assert abs(found.total - truth) < 4 * found.total_std_error
 
 
+def test_a_walk_in_a_loop_over_data_is_one_data_set():
+    def loop(y):
+        z = 0.0
+        for i in pyro.plate("data", len(y)):
+            z = pyro.sample(f"z{i}", dist.Normal(z, 1.0))
+            pyro.sample(f"y{i}", dist.Normal(z, 0.5), obs=y[i])
+
+    root = torch.ones(6, 6).tril().double()
+    law = dist.MultivariateNormal(torch.zeros(6).double(), root @ root.T + 0.25 * torch.eye(6))
+    found = evidence.PriorSampling(50_000)(Program(loop), Y)
+    assert found.target == "dataset"
+    assert abs(found.total - law.log_prob(Y.double())) < 4 * found.total_std_error
+
+
+def test_data_in_a_loop_that_are_independent_stay_so():
+    def loop(y):
+        for i in pyro.plate("data", len(y)):
+            z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+            w = pyro.sample(f"w{i}", dist.Normal(z, 1.0))
+            pyro.sample(f"y{i}", dist.Normal(w, 0.5), obs=y[i])
+
+    assert Program(loop).bind(Y).structure.target == "datum"
+
+
 def independent(y):
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
