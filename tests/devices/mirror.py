@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -262,5 +263,5 @@ def _generator_of_the_device() -> Iterator[None]:
         torch.set_rng_state(host)
 
 
-_LIBRARY = torch.library.Library("_", "IMPL")
-_LIBRARY.fallback(run, "PrivateUse1")
+_FALLBACKS = Library("_", "IMPL")
+_FALLBACKS.fallback(run, "PrivateUse1")
