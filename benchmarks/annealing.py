@@ -3,11 +3,12 @@
     python benchmarks/annealing.py speed
     python benchmarks/annealing.py mnist [--data FOLDER] [--images 100] [--temperatures 1000] [--steps 10000]
 
-`speed` compares one leapfrog step of 16 chains for 100 and 400 images, as written and compiled, with the six matrix products
-that a forward and backward pass cannot do without, in turns on one machine; the program is a 50-200-200-784 decoder. `mnist`
-trains that decoder with its guide on the statically binarised digits (`binarized_mnist.npz` in the folder), then estimates
-log p of test images from below by the ELBO, the importance-weighted bound of 5000 draws and AIS, and from both sides on images
-that the program draws itself.
+`speed` compares one leapfrog step of 16 chains for 100 and 400 images, as written and compiled,
+with the six matrix products that a forward and backward pass cannot do without, in turns on one
+machine; the program is a 50-200-200-784 decoder. `mnist` trains that decoder with its guide on the
+statically binarised digits (`binarized_mnist.npz` in the folder), then estimates log p of test
+images from below by the ELBO, the importance-weighted bound of 5000 draws and AIS, and from both
+sides on images that the program draws itself.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python benchmarks/binary_sets.py --data FOLDER [--sets dna mushrooms nips] [--only FAMILY ...] [--rows FILE]
 
-The folder holds one `.npz` file a set, with `train`, `valid`, `test` (rows of packed bits) and `num_dims`. Every row is
-kept in `benchmarks/results/binary_sets.csv` and not made again; the tables are `benchmarks/results/binary_sets.md`.
+The folder holds one `.npz` file a set, with `train`, `valid`, `test` (rows of packed bits) and
+`num_dims`. Every row is kept in `benchmarks/results/binary_sets.csv` and not made again; the tables
+are `benchmarks/results/binary_sets.md`.
 """
 
 import argparse
@@ -230,25 +231,27 @@ def chosen(found: list[Row]) -> Iterator[str]:
             row = best(found, name, family)
             if row is not None:
                 yield (
-                    f"- {family}, {name}: `{row['settings']}`, {int(row['parameters']):,} parameters, "
-                    f"{float(row['seconds']):.0f} s, validation {float(row['valid']):.2f}"
+                    f"- {family}, {name}: `{row['settings']}`, {int(row['parameters']):,} "
+                    f"parameters, {float(row['seconds']):.0f} s, validation "
+                    f"{float(row['valid']):.2f}"
                 )
 
 
 def page(found: list[Row]) -> str:
     """The tables as Markdown."""
     note = (
-        "Mean nats of the test data, lower is better, ± standard error over them; in brackets the published "
-        "figures (from memory) of Germain et al. (2015). "
-        f"Gradients: Adam, its rate halved after {PATIENCE // 3} epochs without better "
-        f"validation, batches of {BATCH}, stopped after {PATIENCE} such epochs, the best parameters kept. Widths, first "
-        "rates and decays (an L2 penalty on all parameters; the count is the pseudo-count of the mixture, fitted by EM) are "
-        "those with the best validation nats among all that the CSV file lists (of the slow families, few). DARN: VIMCO "
-        "with 5 draws, its evidence by 1000 draws from the guide, a lower bound in expectation; all others are exact."
+        "Mean nats of the test data, lower is better, ± standard error over them; in brackets the "
+        "published figures (from memory) of Germain et al. (2015). Gradients: Adam, its rate "
+        f"halved after {PATIENCE // 3} epochs without better validation, batches of {BATCH}, "
+        f"stopped after {PATIENCE} such epochs, the best parameters kept. Widths, first rates and "
+        "decays (an L2 penalty on all parameters; the count is the pseudo-count of the mixture, "
+        "fitted by EM) are those with the best validation nats among all that the CSV file lists "
+        "(of the slow families, few). DARN: VIMCO with 5 draws, its evidence by 1000 draws from "
+        "the guide, a lower bound in expectation; all others are exact."
     )
     wide = (
-        "Trees by mutual information (Chow and Liu 1968); in brackets those that agree with Rahman, Kothalkar and Gogate "
-        "(2014) within 0.05 nats."
+        "Trees by mutual information (Chow and Liu 1968); in brackets those that agree with "
+        "Rahman, Kothalkar and Gogate (2014) within 0.05 nats."
     )
     parts = ["# Binary density estimation", note, modern_table(found), wide, wide_table(found)]
     parts.append("## What validation chose")

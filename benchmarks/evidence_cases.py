@@ -2,10 +2,10 @@
 
     python benchmarks/evidence_cases.py [--seeds 10] [case ...]
 
-Without names all cases are run; the table goes to `benchmarks/results/evidence_cases.md`, row by row, and rows of
-cases that are not run again are kept. With `--seeds` each estimator, `auto` too, is run with that many seeds, and the
-table of bias, coverage, alarms and silent misses goes to `benchmarks/results/evidence_seeds.md`. Cases whose data are
-not at hand are left out.
+Without names all cases are run; the table goes to `benchmarks/results/evidence_cases.md`, row by
+row, and rows of cases that are not run again are kept. With `--seeds` each estimator, `auto` too,
+is run with that many seeds, and the table of bias, coverage, alarms and silent misses goes to
+`benchmarks/results/evidence_seeds.md`. Cases whose data are not at hand are left out.
 """
 
 import argparse
@@ -41,9 +41,10 @@ HEAD = [
     "# Estimators on programs of known evidence",
     "",
     (
-        "Nats. z is the error over the standard error (that of the reference value included). `!` marks a number that the "
-        "estimator itself calls unreliable, `withheld` one that it does not give. Default settings but for the number of "
-        "draws, seed 0, one thread of a shared machine."
+        "Nats. z is the error over the standard error (that of the reference value included). `!` "
+        "marks a number that the estimator itself calls unreliable, `withheld` one that it does "
+        "not give. Default settings but for the number of draws, seed 0, one thread of a shared "
+        "machine."
     ),
     "",
     "| case | truth | estimator | log Z | s.e. | error | z | seconds | |",
@@ -54,9 +55,10 @@ SEEDS_HEAD = [
     "# Estimators on programs of known evidence, over seeds",
     "",
     (
-        "Nats. Bias is the mean error, and its own standard error; coverage the share of runs within two standard errors "
-        "of the truth; alarms the share that the estimator itself calls unreliable; a silent miss is an error above 0.02 "
-        "nat and four standard errors without alarm. Seconds are the median on a shared machine, one thread."
+        "Nats. Bias is the mean error, and its own standard error; coverage the share of runs "
+        "within two standard errors of the truth; alarms the share that the estimator itself "
+        "calls unreliable; a silent miss is an error above 0.02 nat and four standard errors "
+        "without alarm. Seconds are the median on a shared machine, one thread."
     ),
     "",
     "| case | estimator | seeds | bias | mean s.e. | coverage | alarms | silent misses | seconds |",
@@ -97,8 +99,8 @@ def row(case: Case, estimator: Estimator) -> str:
     if math.isnan(log_z):
         return f"| {case.name} | {case.log_z:.4f} | {estimator.name} | withheld | | | | {result.seconds:.1f} | ! |"
     return (
-        f"| {case.name} | {case.log_z:.4f} | {estimator.name} | {log_z:.4f} | {error:.4f} | {off:+.4f} | {z:+.1f} | "
-        f"{result.seconds:.1f} | {mark} |"
+        f"| {case.name} | {case.log_z:.4f} | {estimator.name} | {log_z:.4f} | {error:.4f} | "
+        f"{off:+.4f} | {z:+.1f} | {result.seconds:.1f} | {mark} |"
     )
 
 
@@ -121,7 +123,8 @@ def seeds_row(case: Case, name: str, run: Callable[..., Evidence], seeds: int) -
     spread = float(offs.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
     return (
         f"| {case.name} | {name} | {seeds} | {float(offs.mean()):+.4f} +- {spread:.4f} | "
-        f"{mean(s for _, s in known):.4f} | {sum(covered)}/{len(known)} | {alarms}/{seeds} | {missed} | {seconds:.1f} |"
+        f"{mean(s for _, s in known):.4f} | {sum(covered)}/{len(known)} | {alarms}/{seeds} | "
+        f"{missed} | {seconds:.1f} |"
     )
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/flows_2d.py [--steps 800] [--only FAMILY ...] [--seed 0]
 
-Rows are kept in `benchmarks/results/flows_2d.csv` and not made again; the table is `flows_2d.md`, the
-picture `flows_2d.png` shows the densities that were fitted in this run.
+Rows are kept in `benchmarks/results/flows_2d.csv` and not made again; the table is `flows_2d.md`,
+the picture `flows_2d.png` shows the densities that were fitted in this run.
 """
 
 import argparse

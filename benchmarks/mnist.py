@@ -2,9 +2,9 @@
 
     python benchmarks/mnist.py [--data FOLDER] [--particles 1 5] [--minutes 30] [--device cpu]
 
-The nets are those of Burda, Grosse and Salakhutdinov (2016): 784-200-200-50 and back, tanh. One particle makes a VAE, more an
-IWAE. Every row is kept in `benchmarks/results/mnist.csv` and not made again; the table is `benchmarks/results/mnist.md`.
-Without a folder the images are downloaded.
+The nets are those of Burda, Grosse and Salakhutdinov (2016): 784-200-200-50 and back, tanh. One
+particle makes a VAE, more an IWAE. Every row is kept in `benchmarks/results/mnist.csv` and not made
+again; the table is `benchmarks/results/mnist.md`. Without a folder the images are downloaded.
 """
 
 import argparse
@@ -118,18 +118,21 @@ def table(found: list[Row], num_train: int) -> str:
         "trained out",
     ]
     note = (
-        f"Nats per test image, lower is better: {one['images']} test images, evenly spaced over the classes; "
-        f"{float(one['minutes']):g} minutes of training each by the clock, on `{one['device']}`, of which a shared machine "
-        f"gave the processor minutes named. Nets 784-200-200-50 and back with tanh, batches of {BATCH}, Adam with rates "
-        f"from {FIRST_RATE:g} to {LAST_RATE:g} in {STAGES} geometric stages (those of the paper, but of equal length, as "
-        "the budget is far below its 3280 epochs), the last parameters kept. After ± the Monte Carlo error of the mean; "
-        "beside it the standard error from the choice of test images, which all programs share."
+        f"Nats per test image, lower is better: {one['images']} test images, evenly spaced over "
+        f"the classes; {float(one['minutes']):g} minutes of training each by the clock, on "
+        f"`{one['device']}`, of which a shared machine gave the processor minutes named. Nets "
+        f"784-200-200-50 and back with tanh, batches of {BATCH}, Adam with rates from "
+        f"{FIRST_RATE:g} to {LAST_RATE:g} in {STAGES} geometric stages (those of the paper, but of "
+        "equal length, as the budget is far below its 3280 epochs), the last parameters kept. "
+        "After ± the Monte Carlo error of the mean; beside it the standard error from the choice "
+        "of test images, which all programs share."
     )
     target = (
-        "Trained out, the regime gives 88.7 nats for the VAE and 87.1 for the IWAE with k = 50 on this static "
-        "binarisation. Table 1 of Burda, Grosse and Salakhutdinov (2016) has 86.76 and 84.78, for pixels binarised anew "
-        "in every epoch: another data set, not to be compared with. A step with k = 50 takes about fourteen times as long as "
-        "one with k = 1, one with k = 5 about twice, so that this budget is too short for k = 50."
+        "Trained out, the regime gives 88.7 nats for the VAE and 87.1 for the IWAE with k = 50 on "
+        "this static binarisation. Table 1 of Burda, Grosse and Salakhutdinov (2016) has 86.76 "
+        "and 84.78, for pixels binarised anew in every epoch: another data set, not to be "
+        "compared with. A step with k = 50 takes about fourteen times as long as one with k = 1, "
+        "one with k = 5 about twice, so that this budget is too short for k = 50."
     )
     return "\n\n".join(
         [

@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py [--rounds 3] [--only NET ...]
 
-One thread, eager, random parameters: what is drawn does not change the work. A naive draw takes as many whole passes as
-there are pixels, all alike, of which a few are timed; a remembering one is timed whole. The table is
-`benchmarks/results/sampling.md`.
+One thread, eager, random parameters: what is drawn does not change the work. A naive draw takes as
+many whole passes as there are pixels, all alike, of which a few are timed; a remembering one is
+timed whole. The table is `benchmarks/results/sampling.md`.
 """
 
 import argparse
@@ -90,9 +90,10 @@ def page(body: list[list[str]]) -> str:
     columns = ["pass, ms", "draw, s", "against naive", "draw in passes"]
     head = ["", *(f"{column}, batch {batch}" for batch in BATCHES for column in columns)]
     note = (
-        "Medians of interleaved rounds. A pass is one whole run of the net over the images; a naive draw takes 784 of them "
-        "(and is timed as such: all are alike), the sampler of the program keeps what it computed for earlier pixels. With one "
-        "image a narrow net's step is all overhead, and a pass of it cheap: what remembering saves grows with the width."
+        "Medians of interleaved rounds. A pass is one whole run of the net over the images; a "
+        "naive draw takes 784 of them (and is timed as such: all are alike), the sampler of the "
+        "program keeps what it computed for earlier pixels. With one image a narrow net's step is "
+        "all overhead, and a pass of it cheap: what remembering saves grows with the width."
     )
     title = "# Drawing 28 x 28 images"
     return "\n\n".join([title, note, markdown(head, body), provenance("0")])

@@ -2,12 +2,13 @@
 
     python benchmarks/speed.py [--threads 1 2] [--rounds 15] [--only VAE MADE] [--jax-python PATH] [--output FILE]
 
-Three tables. An optimisation step: every contender fits the same program to the same data with Adam at rate 1e-3. A move of 64
-Markov chains: HMC with ten leapfrog steps of a fixed size. Seconds to compile: until the first result of a new process, with an
-empty cache folder (cold) and with the one left by the process before (warm). Rounds go through all contenders in turn, so that
-a busy moment of the machine falls on all of them; the tables have medians over rounds (three, of compilations), of times and
-of ratios. NumPyro runs in an interpreter of its own (`--jax-python`, by default this one); where that has no JAX its columns
-stay empty.
+Three tables. An optimisation step: every contender fits the same program to the same data with Adam
+at rate 1e-3. A move of 64 Markov chains: HMC with ten leapfrog steps of a fixed size. Seconds to
+compile: until the first result of a new process, with an empty cache folder (cold) and with the one
+left by the process before (warm). Rounds go through all contenders in turn, so that a busy moment
+of the machine falls on all of them; the tables have medians over rounds (three, of compilations),
+of times and of ratios. NumPyro runs in an interpreter of its own (`--jax-python`, by default this
+one); where that has no JAX its columns stay empty.
 """
 
 import argparse
@@ -122,7 +123,8 @@ def timed(call: Callable[[], Any], calls: int, steps: int = 1) -> Timer:
     return run
 
 
-# ---- contenders ----------------------------------------------------------------------------------------------------
+# ---- contenders
+# ----------------------------------------------------------------------------------------------------
 
 
 def pyro_step(problem: Problem) -> Callable[[], Any]:
@@ -181,7 +183,8 @@ def move_timers(
     return {**ours, **theirs}, seconds
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------------
+# ---- measuring
+# -----------------------------------------------------------------------------------------------------
 
 
 def interleaved(timers: dict[str, Timer], rounds: int) -> dict[str, list[float]]:
@@ -283,7 +286,8 @@ def in_new_process(arguments: list[str], threads: int, **environment: str) -> An
         return json.loads(Path(file.name).read_text())
 
 
-# ---- report --------------------------------------------------------------------------------------------------------
+# ---- report
+# --------------------------------------------------------------------------------------------------------
 
 
 def report(
@@ -294,10 +298,16 @@ def report(
     lines = [
         "# Speed of compiled programs",
         "",
-        "Median milliseconds over rounds; in brackets, the median ratio of ours to NumPyro's (jit, or scan for loops).",
+        (
+            "Median milliseconds over rounds; in brackets, the median ratio of ours to NumPyro's "
+            "(jit, or scan for loops)."
+        ),
         "",
         f"- command: `python benchmarks/speed.py {settings(arguments)}`",
-        f"- {processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        (
+            f"- {processor()}, {os.cpu_count()} cores, {platform.system()}, Python "
+            f"{platform.python_version()}"
+        ),
         f"- {versions}; seed {arguments.seed}, {arguments.rounds} rounds",
     ]
     for part in measured:
@@ -336,7 +346,10 @@ def report(
     )
     lines += [
         "",
-        f"The first compilation on a machine takes {header:.1f} s more: torch precompiles its C++ headers then.",
+        (
+            f"The first compilation on a machine takes {header:.1f} s more: torch precompiles its "
+            "C++ headers then."
+        ),
     ]
     return "\n".join(lines) + "\n"
 

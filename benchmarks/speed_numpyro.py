@@ -1,7 +1,8 @@
 """NumPyro's side of the speed table: a worker that times on demand, in an interpreter that has JAX.
 
-It reads lines `problem<TAB>request<TAB>number...` and answers each with the seconds taken; `speed.py` starts it. The requests
-are `fit` and `sample`, which make a contender, and its variants `jit` and `scan`.
+It reads lines `problem<TAB>request<TAB>number...` and answers each with the seconds taken;
+`speed.py` starts it. The requests are `fit` and `sample`, which make a contender, and its variants
+`jit` and `scan`.
 """
 
 import os

@@ -24,8 +24,9 @@ ERRORS = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
 class Problem:
     """One row of the table.
 
-    `make()` gives a fresh model and guide, `data` their arguments, `loss` the class of Pyro's loss; `torch_loss()` gives
-    parameters and a function of the data, the same loss written in torch alone.
+    `make()` gives a fresh model and guide, `data` their arguments, `loss` the class of Pyro's loss;
+    `torch_loss()` gives parameters and a function of the data, the same loss written in torch
+    alone.
     """
 
     make: Callable[[], tuple[Callable, Callable]]
@@ -70,7 +71,8 @@ def problems(seed: int = 0) -> dict[str, Problem]:
     }
 
 
-# ---- Pyro ----------------------------------------------------------------------------------------------------------
+# ---- Pyro
+# ----------------------------------------------------------------------------------------------------------
 
 
 def schools() -> tuple[Callable, Callable]:
@@ -171,7 +173,8 @@ def made() -> tuple[Callable, Callable]:
     return model, lambda x: None
 
 
-# ---- torch alone ---------------------------------------------------------------------------------------------------
+# ---- torch alone
+# ---------------------------------------------------------------------------------------------------
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 

@@ -28,9 +28,10 @@ def refine(
 ) -> Program:
     r"""Give each datum variational parameters of its own, started at the encoder's and improved by ascent of the ELBO.
 
-    $\lambda_i \leftarrow \lambda_i + \eta\, \nabla_{\lambda_i} E_{q(z; \lambda_i)}[\log p(x_i, z) - \log q(z; \lambda_i)]$
-    from $\lambda_i = \mathrm{encoder}(x_i)$, the model held. Many steps make stochastic variational inference (Hoffman
-    et al. 2013), a few semi-amortised inference (Kim et al. 2018).
+    $\lambda_i \leftarrow \lambda_i + \eta\, \nabla_{\lambda_i} E_{q(z; \lambda_i)}[\log p(x_i, z) -
+    \log q(z; \lambda_i)]$ from $\lambda_i = \mathrm{encoder}(x_i)$, the model held. Many steps make
+    stochastic variational inference (Hoffman et al. 2013), a few semi-amortised inference (Kim et
+    al. 2018).
 
     Args:
         program: a program with an `AmortisedGuide`.
@@ -93,7 +94,8 @@ def ascend(
 class AmortisationGap:
     """ELBOs in nats, `[N]`: with the encoder's parameters, with refined ones, and standard errors of their difference.
 
-    `warnings` tell why the gap should not be believed: refinement that did not arrive sees only a part of it.
+    `warnings` tell why the gap should not be believed: refinement that did not arrive sees only a
+    part of it.
     """
 
     amortised: Tensor
@@ -124,7 +126,8 @@ def amortisation_gap(
 ) -> AmortisationGap:
     r"""Measure how much of the ELBO an encoder gives away: $\mathrm{ELBO}(\lambda_i^*) - \mathrm{ELBO}(\mathrm{encoder}(x_i))$.
 
-    Cremer, Li and Duvenaud (2018), equation 6. The rest of the gap to the evidence is that of the posterior's family.
+    Cremer, Li and Duvenaud (2018), equation 6. The rest of the gap to the evidence is that of the
+    posterior's family.
 
     Args:
         program: a program with an `AmortisedGuide`.
@@ -160,8 +163,8 @@ def travel_alarm(travel: Tensor) -> tuple[str, ...]:
     """Warn of data whose refinement went straight on for most of the way that its steps reach, `[N]` shares of it."""
     share = float((travel > FAR).double().mean())
     text = (
-        f"refinement was still on its way for {100 * share:.3g} % of the data, so that the gap is larger; take more steps, or "
-        "a larger learning_rate"
+        f"refinement was still on its way for {100 * share:.3g} % of the data, so that the gap is "
+        "larger; take more steps, or a larger learning_rate"
     )
     return (text,) if share else ()
 

@@ -20,8 +20,9 @@ class Patch(NamedTuple):
 class ContextPatches:
     """Stands in for functions of other libraries inside a `with` block, for the thread that is in it.
 
-    While any thread is in the block, each function is one that asks who calls: the threads outside get the original. When
-    the last one leaves, also by an error or KeyboardInterrupt, the originals are put back.
+    While any thread is in the block, each function is one that asks who calls: the threads outside
+    get the original. When the last one leaves, also by an error or KeyboardInterrupt, the originals
+    are put back.
 
     Example:
         >>> import math

@@ -97,18 +97,19 @@ def write_report(
 ) -> Path:
     """Write a report of one or several comparisons to a folder, which is made if it does not exist.
 
-    `report.html` needs no other file: table, forest of evidences, learning curves, grids of samples next to data, what
-    the words mean, and at its foot how the numbers were made. It reads on phones and on dark screens.
-    Beside it lie the pictures as PNG, `results.json`, the evidences of each section as `<section>.nc` and, for
-    programs with latents, prior, posterior and predictive draws for the first data as `<section>-<program>.nc`, which
-    `arviz.from_netcdf` reads.
+    `report.html` needs no other file: table, forest of evidences, learning curves, grids of samples
+    next to data, what the words mean, and at its foot how the numbers were made. It reads on phones
+    and on dark screens. Beside it lie the pictures as PNG, `results.json`, the evidences of each
+    section as `<section>.nc` and, for programs with latents, prior, posterior and predictive draws
+    for the first data as `<section>-<program>.nc`, which `arviz.from_netcdf` reads.
 
     Args:
         folder: where to write; files of an earlier report there are overwritten.
         sections: what to report.
         heading: title of the page.
         seed: of the samples shown; torch's generator is left as it was.
-        settings: what else to tell of how the numbers were made, by name, beside seed, versions, device, command, date.
+        settings: what else to tell of how the numbers were made, by name, beside seed, versions,
+            device, command, date.
 
     Returns:
         Path of `report.html`.

@@ -34,8 +34,8 @@ def check_choice(settings: Any, name: str, choices: Collection[str]) -> None:
 def is_singular(matrix: Tensor) -> Tensor:
     """Tell which symmetric matrices `[..., D, D]` are not positive definite, to rounding in float64: `[...]`.
 
-    The rows and columns are scaled to a unit diagonal first, so that units do not count; whether a float32 Cholesky
-    factorisation fails would depend on the processor.
+    The rows and columns are scaled to a unit diagonal first, so that units do not count; whether a
+    float32 Cholesky factorisation fails would depend on the processor.
 
     Example:
         >>> is_singular(torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1e-9, 0.0], [0.0, 1e9]]]))
@@ -52,7 +52,7 @@ def warn_of_rounding(lost: float, dtype: torch.dtype) -> None:
     """Warn where parameters that were found in float64 lose likelihood in the dtype that keeps them."""
     if not lost <= LOST:
         warnings.warn(
-            f"kept in {dtype}, the fitted parameters lose {lost:.3g} nats a datum: they are large beside the spread of the "
-            "data. Centre the data, or call program.double() before",
+            f"kept in {dtype}, the fitted parameters lose {lost:.3g} nats a datum: they are large "
+            "beside the spread of the data. Centre the data, or call program.double() before",
             stacklevel=3,
         )

@@ -73,9 +73,9 @@ from ppl_dgm.nn import MLP
 class Case:
     """A family's tiny instance.
 
-    `make()` builds the program and `data()` its arguments, the same on each call; `truth(program, *data)` is the log
-    evidence of each datum `[data]` in nats, found without the program. `given` are arguments for one datum that draws
-    need, `[1]` each.
+    `make()` builds the program and `data()` its arguments, the same on each call; `truth(program,
+    *data)` is the log evidence of each datum `[data]` in nats, found without the program. `given`
+    are arguments for one datum that draws need, `[1]` each.
     """
 
     make: Callable[[], Program]
@@ -137,7 +137,8 @@ def seeded(make: Callable[[], Program]) -> Callable[[], Program]:
     return built
 
 
-# ---- evidence, found without the program -----------------------------------------------------------------------------
+# ---- evidence, found without the program
+# -----------------------------------------------------------------------------
 
 
 def independent_bernoulli(program: Any, x: Tensor) -> Tensor:

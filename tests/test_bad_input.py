@@ -33,7 +33,8 @@ class Bad(NamedTuple):
     error: type[Exception] = ValueError
 
 
-# ---- programs that are right -----------------------------------------------------------------------------------------
+# ---- programs that are right
+# -----------------------------------------------------------------------------------------
 
 
 def model(x: Tensor | None = None) -> None:
@@ -70,7 +71,8 @@ def implicit(x: Tensor | None = None) -> None:
         pyro.deterministic("x", pyro.sample("z", dist.Normal(0.0, 1.0)) * 2)
 
 
-# ---- programs that are wrong -----------------------------------------------------------------------------------------
+# ---- programs that are wrong
+# -----------------------------------------------------------------------------------------
 
 
 def unobserved(x: Tensor | None = None) -> None:
@@ -220,7 +222,8 @@ def load_another(folder: Path) -> None:
     Program(other_learned).initialise(X).load(folder / "p.pt")
 
 
-# ---- what is done wrong ----------------------------------------------------------------------------------------------
+# ---- what is done wrong
+# ----------------------------------------------------------------------------------------------
 
 PROGRAMS = [
     Bad(

@@ -39,7 +39,8 @@ def closed_figures():
     plt.close("all")
 
 
-# ---- one evidence for the data set ---------------------------------------------------------------------------------
+# ---- one evidence for the data set
+# ---------------------------------------------------------------------------------
 
 
 def test_model_probabilities_of_the_reference_case():
@@ -121,7 +122,8 @@ def test_beta_bernoulli_bayes_factor():
     assert factor.std_error < 0.03
 
 
-# ---- one evidence for each datum -----------------------------------------------------------------------------------
+# ---- one evidence for each datum
+# -----------------------------------------------------------------------------------
 
 
 def test_paired_differences_against_the_closed_form():
@@ -280,7 +282,8 @@ def test_validation_decides_where_there_is_one():
     assert "finished, still improving" in repr(learned(rising, valid=late))
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------
+# ---- what is refused
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +347,8 @@ def test_unknown_names_are_named():
         compare({"a": result(-1.0)})["b"]
 
 
-# ---- which rows take part ------------------------------------------------------------------------------------------
+# ---- which rows take part
+# ------------------------------------------------------------------------------------------
 
 DOUBTFUL = {
     "alarm": result(-3.0, 0.2, "estimate", warnings=("Pareto k 1.4",)),
@@ -399,7 +403,8 @@ def test_bayes_factors_of_doubtful_or_open_sign_have_no_strength():
     assert BayesFactor("a", "b", 20.0, 0.0, "unknown").strength == "undetermined"
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------
+# ---- what is shown
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

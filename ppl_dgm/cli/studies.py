@@ -138,8 +138,8 @@ def em_mixture(
 
 BINARY = Study(
     "Binary digits",
-    "8 x 8 pixels, on where the grey value is 8 or more of 16; fitted to 1197 digits, early stopping on 200, evidence on "
-    "400 held out.",
+    "8 x 8 pixels, on where the grey value is 8 or more of 16; fitted to 1197 digits, early "
+    "stopping on 200, evidence on 400 held out.",
     lambda noise: load_digits(),
     (
         Entry(
@@ -156,9 +156,10 @@ BINARY = Study(
 
 GREY = Study(
     "Grey digits",
-    "17 shades k, dequantised to (k + u) / 17 with u uniform: densities, stated for the original shades, and thereby on "
-    "average lower bounds of their log-probability, over two draws of u. Gaussian families, PPCA among them, have no "
-    "place on binary pixels: a density cannot be compared with a probability.",
+    "17 shades k, dequantised to (k + u) / 17 with u uniform: densities, stated for the original "
+    "shades, and thereby on average lower bounds of their log-probability, over two draws of u. "
+    "Gaussian families, PPCA among them, have no place on binary pixels: a density cannot be "
+    "compared with a probability.",
     lambda noise: load_digits(levels=17).dequantise(seed=noise),
     (
         Entry("independent Gaussians", em_mixture(1, "diagonal", None)),

@@ -38,7 +38,8 @@ from ppl_dgm.program.observed import same_data
 class Comparison:
     """Evidences of several programs on the same data, best first; made by `compare`.
 
-    Printed, it is a table with notes; in a notebook an HTML table. `to_dataframe()` has all numbers, `plot()` the forest.
+    Printed, it is a table with notes; in a notebook an HTML table. `to_dataframe()` has all
+    numbers, `plot()` the forest.
 
     Attributes:
         rows: one for each program, the largest log p first.
@@ -47,7 +48,8 @@ class Comparison:
         num_data: number of data with an evidence of their own (1 for the evidence of a data set).
         num_dims: observed numbers in all.
         evidences: what was compared, by name.
-        improving: names of the programs whose fit ended before they stopped improving; None where no fits were given.
+        improving: names of the programs whose fit ended before they stopped improving; None where
+            no fits were given.
     """
 
     rows: tuple[Row, ...]
@@ -74,8 +76,8 @@ class Comparison:
     def bayes_factor(self, numerator: str, denominator: str) -> BayesFactor:
         r"""log p(D | numerator) - log p(D | denominator), with the error of both estimates.
 
-        A Bayes factor where latents were integrated out under their priors; with parameters fitted to other data it is
-        the likelihood ratio of the fitted programs.
+        A Bayes factor where latents were integrated out under their priors; with parameters fitted
+        to other data it is the likelihood ratio of the fitted programs.
 
         Raises:
             KeyError: if a name is not in the comparison.
@@ -162,25 +164,29 @@ def compare(
 
     Programs are estimated by `evidence.auto` at `data`; evidences are taken as they are.
 
-    Where each datum has an evidence of its own, differences are paired: with $d_i = \log p_a(x_i) - \log p_b(x_i)$ the
-    standard error of their sum is $\sqrt{N}\,\mathrm{sd}(d)$, much less than that of unpaired sums, since data that are
-    improbable under one program are so under the other. Programs get stacking weights. Where the data set has one
-    evidence, differences are log Bayes factors and programs get probabilities
-    $p(M_m \mid D) \propto p(D \mid M_m)\, p(M_m)$, with errors by the delta method.
+    Where each datum has an evidence of its own, differences are paired: with $d_i = \log p_a(x_i) -
+    \log p_b(x_i)$ the standard error of their sum is $\sqrt{N}\,\mathrm{sd}(d)$, much less than
+    that of unpaired sums, since data that are improbable under one program are so under the other.
+    Programs get stacking weights. Where the data set has one evidence, differences are log Bayes
+    factors and programs get probabilities $p(M_m \mid D) \propto p(D \mid M_m)\, p(M_m)$, with
+    errors by the delta method.
 
     Args:
         candidates: results of estimators, or programs, by name.
-        *data: data of the programs, as their models take them; none where all candidates are evidences.
-        reference: program that differences are taken to; default the best. A row with an alarm, an upper bound and one with
-            data withheld (NaN) are never the best, nor the default reference, nor do they get a weight or probability.
+        *data: data of the programs, as their models take them; none where all candidates are
+            evidences.
+        reference: program that differences are taken to; default the best. A row with an alarm, an
+            upper bound and one with data withheld (NaN) are never the best, nor the default
+            reference, nor do they get a weight or probability.
         prior: prior odds of the programs by name, for evidences of a data set; default equal.
-        log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled data: what turns their
-            densities into those of the original data, `Dataset.log_offset`.
+        log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled
+            data: what turns their densities into those of the original data, `Dataset.log_offset`.
         fits: how programs were fitted, by name; those that were still improving are marked.
         seed: of the estimates made here.
 
     Raises:
-        ValueError: nothing to compare, unlike data or targets, unknown names, priors that are not positive.
+        ValueError: nothing to compare, unlike data or targets, unknown names, priors that are not
+            positive.
         TypeError: something that is neither an Evidence nor a Program.
 
     Example:
@@ -229,13 +235,14 @@ def in_original_units(evidence: Evidence, log_offset: Tensor | float) -> Evidenc
     offset = torch.as_tensor(log_offset).to(evidence.log_z)
     if evidence.target == "dataset" and offset.dim() == 0 and offset != 0:
         raise ValueError(
-            f"log_offset is {log_offset}, one number, but the data set has one evidence; give the sum over its data, as a "
-            "tensor of shape [data]"
+            f"log_offset is {log_offset}, one number, but the data set has one evidence; give the "
+            "sum over its data, as a tensor of shape [data]"
         )
     offset = offset.sum() if evidence.target == "dataset" else offset
     if offset.dim() and offset.shape != evidence.log_z.shape:
         raise ValueError(
-            f"log_offset has shape {list(offset.shape)} for {evidence.log_z.numel()} data; expected one number for each"
+            f"log_offset has shape {list(offset.shape)} for {evidence.log_z.numel()} data; "
+            "expected one number for each"
         )
     return replace(evidence, log_z=evidence.log_z + offset)
 
@@ -246,7 +253,8 @@ def estimate_programs(
     """The candidates with programs replaced by their evidence at the data."""
     if not isinstance(candidates, Mapping):
         raise TypeError(
-            f"candidates is a {type(candidates).__name__}; expected evidences or programs by name: {{'vae': ...}}"
+            f"candidates is a {type(candidates).__name__}; expected evidences or programs by name: "
+            "{'vae': ...}"
         )
     return {
         name: auto(candidate, *data, seed=seed) if isinstance(candidate, Program) else candidate
@@ -269,8 +277,8 @@ def check_comparable(evidences: Mapping[str, Evidence]) -> None:
     for name, evidence in evidences.items():
         if not isinstance(evidence, Evidence):
             raise TypeError(
-                f"{name!r} is a {type(evidence).__name__}; expected a Program, or an Evidence, the result of an estimator, "
-                "e.g. ImportanceSampling()(program, x)"
+                f"{name!r} is a {type(evidence).__name__}; expected a Program, or an Evidence, the "
+                "result of an estimator, e.g. ImportanceSampling()(program, x)"
             )
     check_alike({name: evidence.target for name, evidence in evidences.items()}, TARGETS_DIFFER)
     check_alike({name: (e.num_dims, e.log_z.numel()) for name, e in evidences.items()}, DATA_DIFFER)
@@ -278,13 +286,14 @@ def check_comparable(evidences: Mapping[str, Evidence]) -> None:
 
 
 TARGETS_DIFFER = (
-    "one has an evidence for each datum, the other one for the data set. log p(x_i) given fitted parameters and log p(D) "
-    "with shared latents integrated out are different things; if nothing was fitted to these data, compare with "
-    "evidence.pooled() of the one per datum"
+    "one has an evidence for each datum, the other one for the data set. log p(x_i) given fitted "
+    "parameters and log p(D) with shared latents integrated out are different things; if nothing "
+    "was fitted to these data, compare with evidence.pooled() of the one per datum"
 )
 DATA_DIFFER = (
-    "they were asked about different data (other values, another scaling, or other observed sites), so that their "
-    "densities have different units; evaluate all programs on the same tensor"
+    "they were asked about different data (other values, another scaling, or other observed "
+    "sites), so that their densities have different units; evaluate all programs on the same "
+    "tensor"
 )
 
 
@@ -309,8 +318,8 @@ def check_names(
         return
     if next(iter(evidences.values())).target == "datum":
         raise ValueError(
-            "prior odds belong to evidences of a data set, but these are one per datum; leave prior out and read the "
-            "stacking weights"
+            "prior odds belong to evidences of a data set, but these are one per datum; leave "
+            "prior out and read the stacking weights"
         )
     if set(prior) != set(names) or not all(0 < value < math.inf for value in prior.values()):
         raise ValueError(

@@ -85,7 +85,8 @@ def notes(comparison: "Comparison") -> list[str]:
     lines = [", ".join(f"{sign} {SENSES[sense]}" for sense, sign in SIGNS.items() if sense in used)]
     if comparison.target == "datum":
         lines.append(
-            "± MC: of the estimator; ± data: over data; ± paired: of the difference over data; weight: stacking"
+            "± MC: of the estimator; ± data: over data; ± paired: of the difference over data; "
+            "weight: stacking"
         )
     else:
         lines += [
@@ -99,7 +100,8 @@ def notes(comparison: "Comparison") -> list[str]:
         lines.append(f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld)")
     if comparison.improving:
         lines.append(
-            f"↑ still improving when its fit ended, more steps would raise it: {', '.join(comparison.improving)}"
+            "↑ still improving when its fit ended, more steps would raise it: "
+            f"{', '.join(comparison.improving)}"
         )
     if comparison.improving is not None:
         lines.append("each program was fitted once: no error has the spread over seeds of training")

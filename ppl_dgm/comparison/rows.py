@@ -38,18 +38,22 @@ class Row:
         bound: what the evidence is: `"exact"`, `"lower"`, `"upper"` or `"estimate"`.
         log_z: log p of all the data.
         std_error: Monte Carlo standard error of `log_z`: what more particles would make smaller.
-        sampling_error: standard error of `log_z` as an average over data: what more data would make smaller; NaN for
-            the evidence of a data set.
+        sampling_error: standard error of `log_z` as an average over data: what more data would make
+            smaller; NaN for the evidence of a data set.
         bits_per_dim: -log_z / (observed numbers x log 2); NaN where nothing is observed.
-        difference: log_z minus that of the reference; a log Bayes factor where the target is the data set.
-        difference_error: its standard error: over paired data where there is one evidence per datum (it contains the
-            Monte Carlo error, also what all data share of it), else from both Monte Carlo errors.
+        difference: log_z minus that of the reference; a log Bayes factor where the target is the
+            data set.
+        difference_error: its standard error: over paired data where there is one evidence per datum
+            (it contains the Monte Carlo error, also what all data share of it), else from both
+            Monte Carlo errors.
         difference_sense: how the true difference lies to that number, given both bounds.
-        weight: stacking weight (target `"datum"`) or posterior probability of the program (target `"dataset"`).
+        weight: stacking weight (target `"datum"`) or posterior probability of the program (target
+            `"dataset"`).
         weight_error: Monte Carlo standard error of that probability; NaN for stacking weights.
         warnings: why the row should not be believed; empty if nothing speaks against it.
         seconds: time the estimate took.
-        ranked: whether the row may be the best, the default reference, or have a weight; see `is_ranked`.
+        ranked: whether the row may be the best, the default reference, or have a weight; see
+            `is_ranked`.
     """
 
     name: str
@@ -77,8 +81,8 @@ class Row:
 class BayesFactor(NamedTuple):
     """How many times more probable one program makes the data than another.
 
-    `log` and its Monte Carlo standard error are in nats; `sense` says how the truth lies to it, given both bounds. Where
-    an alarm was raised for either evidence, `reliable` is false.
+    `log` and its Monte Carlo standard error are in nats; `sense` says how the truth lies to it,
+    given both bounds. Where an alarm was raised for either evidence, `reliable` is false.
     """
 
     numerator: str
@@ -102,7 +106,8 @@ class BayesFactor(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.numerator} over {self.denominator}: {in_digits(self.log)} times as probable "
-            f"(log Bayes factor {SIGNS[self.sense]} {self.log:.2f} ± {self.std_error:.2g}), {self.strength}"
+            f"(log Bayes factor {SIGNS[self.sense]} {self.log:.2f} ± {self.std_error:.2g}), "
+            f"{self.strength}"
         )
 
 

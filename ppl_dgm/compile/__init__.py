@@ -1,9 +1,10 @@
 """Capture once, run compiled: a function that runs Pyro programs becomes a static graph and then machine code.
 
-What to use: `TrainStep` for optimisation, `compile_density` for a log density and its gradient, `compile_loop` for
-thousands of steps of microseconds each, `compile_function` for anything else, `capture` to look at a graph. All of them
-raise `CaptureError`, and nothing else, for what a program does that cannot be compiled; whoever can run eagerly catches
-it. Progress is logged to `ppl_dgm.compile` at level INFO; compiled code is kept in `cache_folder()` between runs.
+What to use: `TrainStep` for optimisation, `compile_density` for a log density and its gradient,
+`compile_loop` for thousands of steps of microseconds each, `compile_function` for anything else,
+`capture` to look at a graph. All of them raise `CaptureError`, and nothing else, for what a program
+does that cannot be compiled; whoever can run eagerly catches it. Progress is logged to
+`ppl_dgm.compile` at level INFO; compiled code is kept in `cache_folder()` between runs.
 """
 
 from ppl_dgm.compile.density import compile_density, value_and_gradient

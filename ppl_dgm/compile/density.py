@@ -14,8 +14,8 @@ def value_and_gradient(log_density: LogDensity) -> Callable[..., tuple[torch.Ten
     r"""Return the function $(z, \ldots) \mapsto (\log p(z), \nabla_z \log p(z))$.
 
     Args:
-        log_density: of points `[*batch, dim]` (and further tensors) gives nats `[*batch]`, each entry a function of its
-            own point alone.
+        log_density: of points `[*batch, dim]` (and further tensors) gives nats `[*batch]`, each
+            entry a function of its own point alone.
 
     Example:
         >>> import torch
@@ -40,8 +40,8 @@ def compile_density(
     """Compile the value and gradient of a log density over all leading dimensions at once.
 
     Args:
-        log_density: as in `value_and_gradient`; `[chains, data, dim]` to `[chains, data]`, say. It may run a program
-            under handlers, and `torch.func.vmap` inside.
+        log_density: as in `value_and_gradient`; `[chains, data, dim]` to `[chains, data]`, say. It
+            may run a program under handlers, and `torch.func.vmap` inside.
         point: example of the points; its shape is that of the compiled function.
         others: examples of further arguments.
         backend: as in `compile_function`.

@@ -10,8 +10,8 @@ _LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (torc
 _LAYER = str(Path(__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
 NUMBER_CURE = (
-    "What Python draws or counts would be frozen at capture: draw with torch or pyro.sample, keep counts and schedules "
-    "in a buffer of a module, updated in place, or run with compile=False."
+    "What Python draws or counts would be frozen at capture: draw with torch or pyro.sample, keep "
+    "counts and schedules in a buffer of a module, updated in place, or run with compile=False."
 )
 _GENERATED = ("<frozen ", "<string>", "<eval_with_key>", "<__array_function__")
 
@@ -19,8 +19,8 @@ _GENERATED = ("<frozen ", "<string>", "<eval_with_key>", "<__array_function__")
 class CaptureError(RuntimeError):
     """A function cannot be captured or compiled; the message names the line, the site where known, and the cure.
 
-    Everything in this layer that fails because of *what the program does* raises this one error, so that a caller who
-    can also run eagerly catches it and falls back.
+    Everything in this layer that fails because of *what the program does* raises this one error, so
+    that a caller who can also run eagerly catches it and falls back.
 
     Example:
         >>> import torch

@@ -34,9 +34,10 @@ def pays(seconds: float) -> bool:
 class Switch:
     """Calls functions of tensors, eagerly or compiled; the results are the same to rounding.
 
-    With `"auto"` a function runs as written until it is seen that compiling pays for what is left to do, which is taken
-    to be as much as has been done where nobody says. What cannot be compiled stays as written, with a line in the log.
-    With True everything is compiled at once, and an error is raised where that fails.
+    With `"auto"` a function runs as written until it is seen that compiling pays for what is left
+    to do, which is taken to be as much as has been done where nobody says. What cannot be compiled
+    stays as written, with a line in the log. With True everything is compiled at once, and an error
+    is raised where that fails.
 
     Args:
         mode: `"auto"`, True or False.
@@ -63,8 +64,8 @@ class Switch:
     def __call__(self, fn: Callable[..., Any], *inputs: Any, left: int | None = None) -> Any:
         """Return `fn(*inputs)`: nested tensors, and other leaves, which are held fixed.
 
-        Functions and leaves are told apart as Python compares them: hand the same function, or the same method of the
-        same object, from call to call.
+        Functions and leaves are told apart as Python compares them: hand the same function, or the
+        same method of the same object, from call to call.
 
         Args:
             fn: the function.
@@ -72,8 +73,8 @@ class Switch:
             left: how many such calls are still to come, where that is known.
 
         Raises:
-            CaptureError: in mode True, for what cannot be compiled, or would be compiled for ever because a module that
-                runs is set differently from call to call.
+            CaptureError: in mode True, for what cannot be compiled, or would be compiled for ever
+                because a module that runs is set differently from call to call.
         """
         if self.mode is False:
             return fn(*inputs)

@@ -18,9 +18,10 @@ Moved = tuple[torch.Tensor, State]
 class Rule:
     """How one optimiser moves one parameter.
 
-    To add one: name the tensors that torch's class keeps per parameter, name the settings of a group that are on or off
-    (`switches`; a number is on unless it is zero), say which numbers there are (`rates`, computed on the host in double
-    precision at every step), and compute the new values (`move`) from the rates and the switches alone.
+    To add one: name the tensors that torch's class keeps per parameter, name the settings of a
+    group that are on or off (`switches`; a number is on unless it is zero), say which numbers there
+    are (`rates`, computed on the host in double precision at every step), and compute the new
+    values (`move`) from the rates and the switches alone.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
@@ -49,8 +50,8 @@ class Rule:
 class AdamRule(Rule):
     r"""$\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015, algorithm 1).
 
-    Decoupled weight decay makes $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov and Hutter, 2019,
-    algorithm 2).
+    Decoupled weight decay makes $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov
+    and Hutter, 2019, algorithm 2).
     """
 
     kept = ("exp_avg", "exp_avg_sq")
@@ -153,8 +154,9 @@ class Cohort:
 class GraphOptimiser:
     """A torch optimiser whose step can be part of a graph; parameters and state stay torch's, changed in place.
 
-    The number of steps is counted on the host and written to torch's state when somebody looks: `state_dict`, a step of
-    torch's own, `load_state_dict`. So compiled and eager steps may alternate, and checkpoints are torch's.
+    The number of steps is counted on the host and written to torch's state when somebody looks:
+    `state_dict`, a step of torch's own, `load_state_dict`. So compiled and eager steps may
+    alternate, and checkpoints are torch's.
 
     Attributes:
         cohorts: the parameters, by their rates; a checkpoint may split, join or rearrange them.
@@ -166,8 +168,8 @@ class GraphOptimiser:
         if rule is None:
             known = ", ".join(kind.__name__ for kind in RULES)
             raise CaptureError(
-                f"{type(optimizer).__name__} cannot be part of a compiled step. Use one of torch.optim's {known}, or "
-                "run with compile=False."
+                f"{type(optimizer).__name__} cannot be part of a compiled step. Use one of "
+                f"torch.optim's {known}, or run with compile=False."
             )
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise CaptureError(
@@ -177,7 +179,8 @@ class GraphOptimiser:
         self.parameters = [parameter for _, parameter in self._members()]
         if not self.parameters:
             raise ValueError(
-                "the optimiser holds no parameter that requires a gradient; give it the program's parameters"
+                "the optimiser holds no parameter that requires a gradient; give it the program's "
+                "parameters"
             )
         self._states = {
             parameter: self._state(group, parameter) for group, parameter in self._members()

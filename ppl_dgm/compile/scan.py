@@ -42,7 +42,8 @@ class Loop:
             count: number of steps, at most `length`.
 
         Returns:
-            The final state, and the outputs `[length, ...]`, of which the first `count` rows are meaningful.
+            The final state, and the outputs `[length, ...]`, of which the first `count` rows are
+                meaningful.
         """
         count = self.length if count is None else count
         if not 0 <= count <= self.length:
@@ -60,19 +61,21 @@ def compile_loop(
 ) -> Loop:
     r"""Compile $n$ repetitions of a step as one call, like `jax.lax.scan`.
 
-    Worth it where a step takes microseconds; a step of a millisecond is as fast called from Python. What `step` writes
-    in place (parameters, buffers, optimiser state) is carried along and written back at the end.
+    Worth it where a step takes microseconds; a step of a millisecond is as fast called from Python.
+    What `step` writes in place (parameters, buffers, optimiser state) is carried along and written
+    back at the end.
 
     Args:
-        step: `(state, x, fixed) -> (state, y)`, nested tensors; the new state has the shapes and dtypes of the old one,
-            and what is recorded should be small.
+        step: `(state, x, fixed) -> (state, y)`, nested tensors; the new state has the shapes and
+            dtypes of the old one, and what is recorded should be small.
         state: example of the state.
         inputs: example of the inputs, stacked: `[length, ...]`. Every step gets one row.
         fixed: example of what all steps share.
         backend: as in `compile_function`.
 
     Raises:
-        CaptureError: the step cannot be captured, returns a state unlike its own, or the compiler fails.
+        CaptureError: the step cannot be captured, returns a state unlike its own, or the compiler
+            fails.
         ValueError: the inputs are not stacked, `[length, ...]` all.
 
     Example:
@@ -120,7 +123,8 @@ def _length(rows: Sequence[torch.Tensor]) -> int:
     if len(lengths) != 1 or 0 in lengths:
         shapes = [list(tensor.shape) for tensor in rows]
         raise ValueError(
-            f"inputs have shapes {shapes}; expected at least one, stacked, all with equally many rows"
+            f"inputs have shapes {shapes}; expected at least one, stacked, all with equally many "
+            "rows"
         )
     return lengths.pop()
 
@@ -129,8 +133,9 @@ def _length(rows: Sequence[torch.Tensor]) -> int:
 class _Plan:
     """How the captured step's arguments map to the loop's.
 
-    The step takes `states` leaves of the state, `rows` of one row of inputs, the fixed ones (`given` in all), and the
-    lifted tensors, of which those at the positions `written` come back as further outputs.
+    The step takes `states` leaves of the state, `rows` of one row of inputs, the fixed ones
+    (`given` in all), and the lifted tensors, of which those at the positions `written` come back as
+    further outputs.
     """
 
     graph: GraphModule

@@ -46,9 +46,10 @@ class Versions(Generic[Code]):
         if len(versions) >= VERSIONS:
             changes = (self._captured(code).settings.changed() for code in versions)
             raise CaptureError(
-                f"compiled for {VERSIONS} settings of the program's modules, and they have changed again: "
-                f"{'; '.join(dict.fromkeys(filter(None, changes)))}. Make it a tensor, registered as a buffer and updated "
-                "in place with `copy_`, or run with compile=False."
+                f"compiled for {VERSIONS} settings of the program's modules, and they have changed "
+                f"again: {'; '.join(dict.fromkeys(filter(None, changes)))}. Make it a tensor, "
+                "registered as a buffer and updated in place with `copy_`, or run with "
+                "compile=False."
             )
         versions.insert(0, make())
         return versions[0]

@@ -27,16 +27,18 @@ _CHUNK = 256  # steps of one compiled loop
 class TrainStep:
     r"""One step of stochastic optimisation, $\theta \leftarrow U(\theta, \nabla_\theta L(\theta, x))$, in one call.
 
-    The first call for each shape of batch captures and compiles (seconds); later ones run machine code. Parameters,
-    buffers and optimiser state are changed in place: they are the module's and the optimiser's own tensors, so that
-    compiled steps, eager steps and checkpoints mix freely. Learning rates and all other numbers are read from the
-    optimiser at every step, so schedules work as they are. Where one of these numbers becomes zero or ceases to be, an
-    option of the optimiser is switched, parameters are frozen, thawed or added to it, or a module's mode, numbers or
-    tensors are replaced, the next call captures anew.
+    The first call for each shape of batch captures and compiles (seconds); later ones run machine
+    code. Parameters, buffers and optimiser state are changed in place: they are the module's and
+    the optimiser's own tensors, so that compiled steps, eager steps and checkpoints mix freely.
+    Learning rates and all other numbers are read from the optimiser at every step, so schedules
+    work as they are. Where one of these numbers becomes zero or ceases to be, an option of the
+    optimiser is switched, parameters are frozen, thawed or added to it, or a module's mode, numbers
+    or tensors are replaced, the next call captures anew.
 
     Args:
-        loss: function of the batch that returns a differentiable scalar (nats, for the objectives here). It is run
-            under Pyro's handlers at capture only, so it must not read values on the host.
+        loss: function of the batch that returns a differentiable scalar (nats, for the objectives
+            here). It is run under Pyro's handlers at capture only, so it must not read values on
+            the host.
         optimizer: `Adam`, `AdamW` or `SGD` of `torch.optim`, holding the parameters to train.
         clip_norm: scale gradients so that their joint norm is at most this.
         clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
@@ -47,8 +49,9 @@ class TrainStep:
         seconds: how long capture and compilation took so far.
 
     Raises:
-        CaptureError: at once for another optimiser; at the first call for a loss that cannot be captured or compiled;
-            where a module keeps being set to what it has not been set to before.
+        CaptureError: at once for another optimiser; at the first call for a loss that cannot be
+            captured or compiled; where a module keeps being set to what it has not been set to
+            before.
 
     Example:
         >>> import torch
@@ -109,8 +112,8 @@ class TrainStep:
     def repeat(self, count: int, *batch: Any) -> torch.Tensor:
         """Make `count` steps on one batch and return their losses `[count]`.
 
-        Programs with few parameters run in a compiled loop that does not return to Python between steps; learning rates
-        are then read once, at the start.
+        Programs with few parameters run in a compiled loop that does not return to Python between
+        steps; learning rates are then read once, at the start.
         """
         self._follow()
         if self._optimiser.size > _SMALL or self._device.type != "cpu":

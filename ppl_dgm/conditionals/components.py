@@ -1,7 +1,8 @@
 """Components of mixtures: K distributions of one kind, with their closed-form M-steps.
 
-To add a kind, subclass `Components`: `forward(z)` gives the distribution of data from component z, `maximise` sets the
-parameters that maximise the weighted likelihood. Without `maximise` a kind is still fitted by gradients.
+To add a kind, subclass `Components`: `forward(z)` gives the distribution of data from component z,
+`maximise` sets the parameters that maximise the weighted likelihood. Without `maximise` a kind is
+still fitted by gradients.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +19,8 @@ from ppl_dgm.validation import ROUNDING, is_singular
 class Components(nn.Module, ABC):
     """K distributions of data `[D]`, indexed by an integer tensor of any shape.
 
-    `regularisation` is what `maximise` adds where none is given: it keeps a component from falling on a single datum.
+    `regularisation` is what `maximise` adds where none is given: it keeps a component from falling
+    on a single datum.
     """
 
     regularisation: float = 0.0
@@ -27,7 +29,8 @@ class Components(nn.Module, ABC):
         super().__init__()
         if num_dims < 1 or num_components < 1:
             raise ValueError(
-                f"expected num_dims and num_components of at least 1, got {num_dims} and {num_components}"
+                f"expected num_dims and num_components of at least 1, got {num_dims} and "
+                f"{num_components}"
             )
         self.num_dims, self.num_components = num_dims, num_components
 
@@ -73,8 +76,8 @@ class BernoulliComponents(Components):
 class GaussianComponents(Components):
     """Normal distributions whose covariance is `"diagonal"`, `"full"`, or `"tied"` (full and common to all components).
 
-    The covariance is L L^T with L lower triangular, the logarithm of its diagonal a parameter. The regularisation is
-    added to all variances.
+    The covariance is L L^T with L lower triangular, the logarithm of its diagonal a parameter. The
+    regularisation is added to all variances.
 
     Example:
         >>> GaussianComponents(3, 2, "full")(torch.tensor([0, 1])).covariance_matrix.shape
@@ -138,9 +141,9 @@ def check_regular(singular: Tensor, regularisation: float) -> None:
     """Refuse components without a density."""
     if bool(singular.any()):
         raise ValueError(
-            f"the covariances of {int(singular.sum())} components are singular with the regularisation "
-            f"{regularisation:g}; expected it to be large enough beside the data's variances: raise it, scale the data, "
-            "or leave out constant and repeated columns"
+            f"the covariances of {int(singular.sum())} components are singular with the "
+            f"regularisation {regularisation:g}; expected it to be large enough beside the data's "
+            "variances: raise it, scale the data, or leave out constant and repeated columns"
         )
 
 
@@ -156,7 +159,8 @@ def named_components(
         sizes = (components.num_dims, components.num_components)
         if sizes != (num_dims, num_components):
             raise ValueError(
-                f"the components have num_dims, num_components = {sizes}; expected {num_dims, num_components}"
+                f"the components have num_dims, num_components = {sizes}; expected "
+                f"{num_dims, num_components}"
             )
         return components
     if components == "bernoulli":
@@ -164,5 +168,6 @@ def named_components(
     if components in ("diagonal", "full", "tied"):
         return GaussianComponents(num_dims, num_components, components)
     raise ValueError(
-        f"there are no components {components!r}; expected 'bernoulli', 'diagonal', 'full', 'tied' or Components"
+        f"there are no components {components!r}; expected 'bernoulli', 'diagonal', 'full', 'tied' "
+        "or Components"
     )

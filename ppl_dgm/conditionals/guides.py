@@ -1,7 +1,8 @@
 """Guides: approximate posteriors of a latent vector for each datum.
 
-An amortised guide is an encoder followed by a posterior family: a module that turns the encoder's outputs into a
-distribution. To add a family, subclass `Posterior`: `num_params` numbers in, a distribution of event shape `[L]` out.
+An amortised guide is an encoder followed by a posterior family: a module that turns the encoder's
+outputs into a distribution. To add a family, subclass `Posterior`: `num_params` numbers in, a
+distribution of event shape `[L]` out.
 """
 
 from abc import ABC, abstractmethod
@@ -107,14 +108,16 @@ class FullRankNormal(Posterior):
 class FlowPosterior(Posterior):
     r"""A diagonal normal passed through transforms that the encoder's outputs condition (Rezende and Mohamed 2015).
 
-    $e \sim N(\mu, \mathrm{diag}(\sigma^2))$, $z = t_n(\dots t_1(e; h) \dots; h)$ with $\mu, \sigma, h$ given by the
-    encoder. The noise e is an auxiliary site and z its image, so that no transform needs an inverse.
+    $e \sim N(\mu, \mathrm{diag}(\sigma^2))$, $z = t_n(\dots t_1(e; h) \dots; h)$ with $\mu, \sigma,
+    h$ given by the encoder. The noise e is an auxiliary site and z its image, so that no transform
+    needs an inverse.
 
     Args:
         num_latents: size L.
-        flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"spline"`, autoregressive rational
-            splines (Durkan et al. 2019); `"sylvester"` (van den Berg et al. 2018); or conditional transforms of
-            `ppl_dgm.transforms` or Pyro with a context of size `num_context`.
+        flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"spline"`,
+            autoregressive rational splines (Durkan et al. 2019); `"sylvester"` (van den Berg et al.
+            2018); or conditional transforms of `ppl_dgm.transforms` or Pyro with a context of size
+            `num_context`.
         num_transforms: how many of them.
         num_context: size of h.
 
@@ -137,7 +140,8 @@ class FlowPosterior(Posterior):
         super().__init__(num_latents, 2 * num_latents + num_context)
         if min(num_transforms, num_context) < 1:
             raise ValueError(
-                f"expected at least one transform and context, got {num_transforms} and {num_context}"
+                f"expected at least one transform and context, got {num_transforms} and "
+                f"{num_context}"
             )
         transforms = (
             named_flow(flow, num_latents, num_transforms, num_context)
@@ -189,7 +193,8 @@ def named_flow(
     """New conditional transforms of that name."""
     if name not in FLOWS:
         raise ValueError(
-            f"there is no flow {name!r}; expected one of {sorted(FLOWS)} or a list of conditional transforms"
+            f"there is no flow {name!r}; expected one of {sorted(FLOWS)} or a list of conditional "
+            "transforms"
         )
     return [FLOWS[name](num_latents, num_context, place) for place in range(num_transforms)]
 
@@ -236,7 +241,8 @@ class LocalGuide(nn.Module):
 
     Args:
         posterior: the family of q.
-        start: the parameters to start from, `[N, posterior.num_params]`: an encoder's outputs, or zeros.
+        start: the parameters to start from, `[N, posterior.num_params]`: an encoder's outputs, or
+            zeros.
 
     Raises:
         ValueError: parameters of another shape; when called, another number of data.
@@ -251,7 +257,8 @@ class LocalGuide(nn.Module):
         super().__init__()
         if start.dim() != 2 or start.shape[1] != posterior.num_params:
             raise ValueError(
-                f"expected parameters [N, {posterior.num_params}] to start from, got {list(start.shape)}"
+                f"expected parameters [N, {posterior.num_params}] to start from, got "
+                f"{list(start.shape)}"
             )
         self.posterior = posterior
         self.params = nn.Parameter(start.detach().clone())
@@ -260,8 +267,8 @@ class LocalGuide(nn.Module):
         """Draw latents `[N, L]` of all data `[N, *event]`."""
         if len(x) != len(self.params):
             raise ValueError(
-                f"the guide has parameters for {len(self.params)} data, but was called with {len(x)}; give it all of them, "
-                "or use an AmortisedGuide, which serves any data"
+                f"the guide has parameters for {len(self.params)} data, but was called with "
+                f"{len(x)}; give it all of them, or use an AmortisedGuide, which serves any data"
             )
         with pyro.plate("data", len(x), dim=-1):
             return self.posterior.draw("z", self.params)

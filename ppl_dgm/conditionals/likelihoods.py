@@ -278,10 +278,12 @@ def named_likelihood(likelihood: "str | Likelihood") -> Likelihood:
         return likelihood
     if not isinstance(likelihood, str):
         raise TypeError(
-            f"likelihood is a {type(likelihood).__name__}; expected a Likelihood or one of {sorted(NAMED)}"
+            f"likelihood is a {type(likelihood).__name__}; expected a Likelihood or one of "
+            f"{sorted(NAMED)}"
         )
     if likelihood not in NAMED:
         raise ValueError(
-            f"there is no likelihood {likelihood!r}; expected a Likelihood or one of {sorted(NAMED)}"
+            f"there is no likelihood {likelihood!r}; expected a Likelihood or one of "
+            f"{sorted(NAMED)}"
         )
     return NAMED[likelihood]()

@@ -48,7 +48,8 @@ class StandardNormal(LatentPrior):
 class BernoulliPrior(LatentPrior):
     """Binary latents, independent with learned probabilities: the top of a sigmoid belief net (Neal 1992).
 
-    `VAE(D, L, hidden=[], prior=BernoulliPrior(L), guide=BernoulliPosterior(L))` is the net with one layer.
+    `VAE(D, L, hidden=[], prior=BernoulliPrior(L), guide=BernoulliPosterior(L))` is the net with one
+    layer.
 
     Example:
         >>> BernoulliPrior(3)().log_prob(torch.ones(3)).exp()
@@ -111,7 +112,8 @@ class GaussianMixturePrior(LatentPrior):
         size = len(self.locs)
         if z.dim() != 2 or z.shape[1] != self.num_latents or len(z) < size:
             raise ValueError(
-                f"expected latents [N, {self.num_latents}] with N >= {size}, got shape {list(z.shape)}"
+                f"expected latents [N, {self.num_latents}] with N >= {size}, got shape "
+                f"{list(z.shape)}"
             )
         from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
 
@@ -140,8 +142,8 @@ class VampPrior(LatentPrior):
     r"""$z \sim \frac{1}{K} \sum_k q(z \mid u_k)$: the guide at K learned pseudo-data u (Tomczak and Welling 2018).
 
     Args:
-        guide: the amortised guide of the same VAE, which is given to it too: `VAE(..., prior=VampPrior(guide, x[:50]),
-            guide=guide)`.
+        guide: the amortised guide of the same VAE, which is given to it too: `VAE(...,
+            prior=VampPrior(guide, x[:50]), guide=guide)`.
         start: the pseudo-data at the start, e.g. some of the data, `[K, D]`.
 
     Raises:
@@ -174,9 +176,9 @@ class FlowPrior(LatentPrior):
 
     Args:
         num_latents: size L.
-        transforms: those of `ppl_dgm.transforms`, Pyro's and torch's, with an inverse; modules among them and their
-            parts are learned. For a density in one pass, as objectives want it, the inverse must be as fast as the
-            transform: coupling layers, say.
+        transforms: those of `ppl_dgm.transforms`, Pyro's and torch's, with an inverse; modules
+            among them and their parts are learned. For a density in one pass, as objectives want
+            it, the inverse must be as fast as the transform: coupling layers, say.
 
     Raises:
         ValueError: for a transform without an inverse, or one that is the inverse of a module.
@@ -204,6 +206,6 @@ def check_invertible(flow: Any, value: Tensor) -> None:
         flow.log_prob(value)
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"a prior needs transforms with an inverse: {error}. Those of ppl_dgm.transforms have one, planar, radial and "
-            "Sylvester too"
+            f"a prior needs transforms with an inverse: {error}. Those of ppl_dgm.transforms have "
+            "one, planar, radial and Sylvester too"
         ) from error

@@ -1,7 +1,7 @@
 """Conditional distributions of a Bayes net's node given its parents: tables, logistic, neural, Gaussian, any other.
 
-To add a kind, subclass `Conditional` and write `forward`, which makes a distribution of the parents' values; with
-`fit` it can be fitted by counting.
+To add a kind, subclass `Conditional` and write `forward`, which makes a distribution of the
+parents' values; with `fit` it can be fitted by counting.
 """
 
 import math
@@ -27,7 +27,8 @@ class Conditional(nn.Module, ABC):
             )
         if num_states is not None and num_states < 1:
             raise ValueError(
-                f"num_states is {num_states}; expected at least 1, or None for a continuous variable"
+                f"num_states is {num_states}; expected at least 1, or None for a continuous "
+                "variable"
             )
         self.parents, self.num_states = tuple(parents), num_states
 
@@ -43,7 +44,8 @@ class Conditional(nn.Module, ABC):
     def fit(self, x: Tensor, parents: Sequence[Tensor], smoothing: float) -> None:
         """Set the parameters to their closed-form fit to values `[N]` of the node and of each parent."""
         raise ValueError(
-            f"a {type(self).__name__} conditional has no closed-form fit; fit the net by gradients, or use a Table"
+            f"a {type(self).__name__} conditional has no closed-form fit; fit the net by "
+            "gradients, or use a Table"
         )
 
     def check_parents(self, states: Mapping[str, int | None]) -> None:
@@ -58,7 +60,8 @@ class Table(Conditional):
         parents: names of the parents, in the order of the table's dimensions.
 
     Raises:
-        ValueError: for negative entries, rows that do not sum to one, or a dimension too many or too few.
+        ValueError: for negative entries, rows that do not sum to one, or a dimension too many or
+            too few.
 
     Example:
         >>> wet = Table([[0.9, 0.1], [0.2, 0.8]], parents=["rain"])
@@ -73,8 +76,8 @@ class Table(Conditional):
         super().__init__(parents, probs.shape[-1])
         if probs.dim() != 1 + len(self.parents):
             raise ValueError(
-                f"the table has shape {list(probs.shape)}; expected one dimension for each of the parents "
-                f"{list(self.parents)} and one for the states"
+                f"the table has shape {list(probs.shape)}; expected one dimension for each of the "
+                f"parents {list(self.parents)} and one for the states"
             )
         self.logits = nn.Parameter(log_rows(probs))
 
@@ -125,8 +128,8 @@ class Table(Conditional):
         given = [states[parent] for parent in self.parents]
         if given != list(self.logits.shape[:-1]):
             raise ValueError(
-                f"the table's parents {list(self.parents)} have {given} states (None: continuous), but its dimensions "
-                f"are {list(self.logits.shape[:-1])}"
+                f"the table's parents {list(self.parents)} have {given} states (None: continuous), "
+                f"but its dimensions are {list(self.logits.shape[:-1])}"
             )
 
 
@@ -267,19 +270,22 @@ def check_rows(probs: Tensor) -> None:
     """Refuse tables whose rows are no probabilities."""
     if probs.dim() == 0:
         raise ValueError(
-            "the table is a single number; expected a row of probabilities for each state of the parents"
+            "the table is a single number; expected a row of probabilities for each state of the "
+            "parents"
         )
     if not bool((probs >= 0).all()):
         raise ValueError(
-            f"the table has negative entries, or such that are no numbers (the least is {probs.min().item():.6g})"
+            "the table has negative entries, or such that are no numbers (the least is "
+            f"{probs.min().item():.6g})"
         )
     sums = probs.sum(-1)
     wrong = (sums - 1).abs() > 1e-4
     if bool(wrong.any()):
         where = wrong.nonzero()[0].tolist()
         raise ValueError(
-            f"{int(wrong.sum())} rows of the table do not sum to one; the first, at the parents' states {where}, sums to "
-            f"{sums[tuple(where)].item():.6g}. The last dimension is the variable's own states"
+            f"{int(wrong.sum())} rows of the table do not sum to one; the first, at the parents' "
+            f"states {where}, sums to {sums[tuple(where)].item():.6g}. The last dimension is the "
+            "variable's own states"
         )
 
 
@@ -295,7 +301,8 @@ def weights_of(parents: Sequence[str], weights: Sequence[float] | None) -> Tenso
     )
     if len(values) != len(parents):
         raise ValueError(
-            f"there are {len(values)} weights for the parents {list(parents)}; expected one for each"
+            f"there are {len(values)} weights for the parents {list(parents)}; expected one for "
+            "each"
         )
     return values
 

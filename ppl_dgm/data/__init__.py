@@ -1,8 +1,9 @@
 """Data sets: tensors with their splits, support and units; loaders; and densities whose truth is known.
 
-A `Dataset` is what `fit` and every estimator take besides plain tensors. `load_digits` needs no network,
-`load_binarized_mnist` and `load_mnist` fetch the originals or read a folder, `load_array` reads the user's own
-files, and `load_density` draws from `DENSITIES`, two-dimensional distributions with an exact log-density.
+A `Dataset` is what `fit` and every estimator take besides plain tensors. `load_digits` needs no
+network, `load_binarized_mnist` and `load_mnist` fetch the originals or read a folder, `load_array`
+reads the user's own files, and `load_density` draws from `DENSITIES`, two-dimensional distributions
+with an exact log-density.
 """
 
 from ppl_dgm.data.dataset import Dataset, as_dataset

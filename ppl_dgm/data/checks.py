@@ -20,7 +20,8 @@ def collect(tensors: Any) -> tuple[Tensor, ...] | dict[str, Tensor]:
     for name, value in items(collected):
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"expected tensors, got {type(value).__name__} for {name}; convert it by torch.as_tensor"
+                f"expected tensors, got {type(value).__name__} for {name}; convert it by "
+                "torch.as_tensor"
             )
     return collected
 
@@ -40,7 +41,8 @@ def as_constraint(support: constraints.Constraint | int | None) -> constraints.C
         return support
     if not isinstance(support, int) or support < 2:
         raise ValueError(
-            f"expected support to be a constraint or a number of levels of at least 2, got {support!r}"
+            "expected support to be a constraint or a number of levels of at least 2, got "
+            f"{support!r}"
         )
     return constraints.boolean if support == 2 else constraints.integer_interval(0, support - 1)
 
@@ -50,7 +52,8 @@ def check_rows(values: Mapping[str | int, Any], name: str) -> None:
     shapes = {key: list(value.shape) for key, value in values.items() if isinstance(value, Tensor)}
     if len({tuple(shape[:1]) for shape in shapes.values()}) != 1 or [] in shapes.values():
         raise ValueError(
-            f"the first dimension counts the data and must be the same for all tensors, got {shapes}"
+            "the first dimension counts the data and must be the same for all tensors, got "
+            f"{shapes}"
         )
     if any(shape[0] == 0 for shape in shapes.values()):
         raise ValueError(f"data set {name!r} has no rows: its shapes are {shapes}")
@@ -60,7 +63,8 @@ def check_splits(sizes: tuple[int, int, int] | None, num_rows: int) -> None:
     """Raises ValueError unless the sizes add up to the number of rows."""
     if sizes is not None and (len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != num_rows):
         raise ValueError(
-            f"expected three split sizes (train, valid, test) adding up to {num_rows} rows, got {sizes}"
+            f"expected three split sizes (train, valid, test) adding up to {num_rows} rows, got "
+            f"{sizes}"
         )
 
 
@@ -71,8 +75,9 @@ def check_support(x: Tensor, support: Any, name: str) -> None:
     inside = support.check(x)
     if not bool(inside.all()):
         raise ValueError(
-            f"{int((~inside).sum())} values of data set {name!r} lie outside its support {support}; they range from "
-            f"{x.min().item()} to {x.max().item()}, {int(x.isnan().sum())} of them NaN"
+            f"{int((~inside).sum())} values of data set {name!r} lie outside its support "
+            f"{support}; they range from {x.min().item()} to {x.max().item()}, "
+            f"{int(x.isnan().sum())} of them NaN"
         )
 
 

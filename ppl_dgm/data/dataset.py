@@ -29,26 +29,29 @@ _INTEGERS = constraints.integer_interval(0, 1)
 class Dataset:
     """Rows of data: the tensors a program takes as arguments, their splits, support and units.
 
-    The first dimension of every tensor counts the data. The first tensor is the observed one, `x` of shape
-    `[data, *event]`; the others (covariates) pass through to the program. Stored values and the original data are
-    related by `log_offset`, in nats per datum:
+    The first dimension of every tensor counts the data. The first tensor is the observed one, `x`
+    of shape `[data, *event]`; the others (covariates) pass through to the program. Stored values
+    and the original data are related by `log_offset`, in nats per datum:
 
         log p(original) = log p(stored) + log_offset
 
     so that figures for raw, dequantised and logit-transformed data can stand in one table.
 
     Args:
-        tensors: a Tensor, a tuple of Tensors (positional arguments) or a dict of Tensors (named arguments).
-        support: a constraint that every value of `x` must satisfy, or the number of levels L for values 0, ..., L - 1.
-        labels: `[data]` or `[data, ...]`, kept with the rows but not handed to programs; see `labelled`.
+        tensors: a Tensor, a tuple of Tensors (positional arguments) or a dict of Tensors (named
+            arguments).
+        support: a constraint that every value of `x` must satisfy, or the number of levels L for
+            values 0, ..., L - 1.
+        labels: `[data]` or `[data, ...]`, kept with the rows but not handed to programs; see
+            `labelled`.
         split_sizes: rows of the training, validation and test split, which lie in this order.
         log_offset: nats per datum, `[data]` or one number.
         image_shape: `(channels, height, width)` where the events are flattened images.
         name: what tables call it.
 
     Raises:
-        ValueError: no tensors, no rows, unequal numbers of rows, split sizes that do not add up, or values outside
-            the support.
+        ValueError: no tensors, no rows, unequal numbers of rows, split sizes that do not add up, or
+            values outside the support.
         TypeError: something that is not a tensor.
 
     Example:
@@ -207,7 +210,8 @@ class Dataset:
             or not math.isclose(sum(fractions), 1.0, abs_tol=1e-9)
         ):
             raise ValueError(
-                f"expected three non-negative fractions (train, valid, test) that add up to 1, got {fractions}"
+                "expected three non-negative fractions (train, valid, test) that add up to 1, got "
+                f"{fractions}"
             )
         num_train, num_valid = round(fractions[0] * len(self)), round(fractions[1] * len(self))
         num_valid = min(num_valid, len(self) - num_train)
@@ -267,16 +271,17 @@ class Dataset:
         """
         if self.image_shape is None or math.prod(self.image_shape) != self.num_dims:
             raise ValueError(
-                f"data set {self.name!r} has events of shape {list(self.event_shape)} and image_shape "
-                f"{self.image_shape}; give image_shape=(channels, height, width) with {self.num_dims} pixels"
+                f"data set {self.name!r} has events of shape {list(self.event_shape)} and "
+                f"image_shape {self.image_shape}; give image_shape=(channels, height, width) with "
+                f"{self.num_dims} pixels"
             )
         return self._with_x(self.x.reshape(len(self), *self.image_shape))
 
     def binarise(self, seed: int | None = None) -> "Dataset":
         """Binary data from data with L levels, fixed once and for all (static binarisation).
 
-        Without a seed the values at or above (L - 1) / 2 become one; with a seed a value k becomes one with
-        probability k / (L - 1), as in Salakhutdinov and Murray (2008, section 5).
+        Without a seed the values at or above (L - 1) / 2 become one; with a seed a value k becomes
+        one with probability k / (L - 1), as in Salakhutdinov and Murray (2008, section 5).
 
         Raises:
             ValueError: the data have no levels.
@@ -297,8 +302,8 @@ class Dataset:
 
             log P(k) = log ∫ p((k + u) / L) L^-D du >= E_u[log p(x)] - D log L
 
-        and the last term, in nats, goes into `log_offset`. Uria, Murray and Larochelle (2013), Theis, van den Oord
-        and Bethge (2016, section 3.1).
+        and the last term, in nats, goes into `log_offset`. Uria, Murray and Larochelle (2013),
+        Theis, van den Oord and Bethge (2016, section 3.1).
 
         Raises:
             ValueError: the data have no levels.
@@ -324,7 +329,8 @@ class Dataset:
 
             sum_d [ log(1 - 2 alpha) - log s_d - log(1 - s_d) ]
 
-        Papamakarios, Pavlakou and Murray (2017, section 4.3) use alpha = 1e-6 for MNIST and 0.05 for CIFAR-10.
+        Papamakarios, Pavlakou and Murray (2017, section 4.3) use alpha = 1e-6 for MNIST and 0.05
+        for CIFAR-10.
 
         Raises:
             ValueError: the support is not the unit interval, or alpha is not in (0, 1/2).
@@ -336,7 +342,8 @@ class Dataset:
         """
         if self.support is not constraints.unit_interval:
             raise ValueError(
-                f"logit needs data on the unit interval, got {self.support}; dequantise discrete data first"
+                f"logit needs data on the unit interval, got {self.support}; dequantise discrete "
+                "data first"
             )
         if not 0.0 < alpha < 0.5:
             raise ValueError(f"expected alpha between 0 and 1/2, got {alpha}")
@@ -368,7 +375,8 @@ class Dataset:
         """
         if log_prob.shape[-1:] != (len(self),):
             raise ValueError(
-                f"expected one log-probability for each of {len(self)} data, got shape {list(log_prob.shape)}"
+                f"expected one log-probability for each of {len(self)} data, got shape "
+                f"{list(log_prob.shape)}"
             )
         return -(log_prob.double() + self.log_offset) / (self.num_dims * math.log(2.0))
 
@@ -385,8 +393,8 @@ class Dataset:
     def _need_levels(self, verb: str) -> int:
         if self.levels is None:
             raise ValueError(
-                f"cannot {verb} data set {self.name!r}: its support is {self.support}, not a number of levels; "
-                "give support=L for data with values 0, 1, ..., L - 1"
+                f"cannot {verb} data set {self.name!r}: its support is {self.support}, not a "
+                "number of levels; give support=L for data with values 0, 1, ..., L - 1"
             )
         return self.levels
 
@@ -394,11 +402,13 @@ class Dataset:
         name = SPLIT_NAMES[index]
         if self.split_sizes is None:
             raise ValueError(
-                f"data set {self.name!r} has no {name} split; make one with .split((0.8, 0.1, 0.1), seed=0)"
+                f"data set {self.name!r} has no {name} split; make one with .split((0.8, 0.1, "
+                "0.1), seed=0)"
             )
         if self.split_sizes[index] == 0:
             raise ValueError(
-                f"the {name} split of data set {self.name!r} is empty: its sizes are {self.split_sizes}"
+                f"the {name} split of data set {self.name!r} is empty: its sizes are "
+                f"{self.split_sizes}"
             )
         start = sum(self.split_sizes[:index])
         return self.select(slice(start, start + self.split_sizes[index]))

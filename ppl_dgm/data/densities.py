@@ -38,7 +38,8 @@ def gaussian_grid(
 
         p(x) = 1/K^2 sum_jk N(x; spacing (j - (K - 1)/2, k - (K - 1)/2), scale^2 I)
 
-    With the defaults these are the 25 Gaussians on which mode counts are reported (Lin et al. 2018, PacGAN, section 4).
+    With the defaults these are the 25 Gaussians on which mode counts are reported (Lin et al. 2018,
+    PacGAN, section 4).
 
     Returns:
         A distribution with event shape `[2]`.
@@ -100,8 +101,9 @@ def pinwheel(
 
         p(x) = 1/K sum_k N(R(-theta_k - rate |x|) x; (1, 0), diag(radial^2, tangential^2)),  theta_k = 2 pi k/K
 
-    A rotation whose angle depends on the radius alone keeps volumes, so the density needs no correction (in the
-    usual recipe the angle depends on an unobserved coordinate instead, and the density has no closed form).
+    A rotation whose angle depends on the radius alone keeps volumes, so the density needs no
+    correction (in the usual recipe the angle depends on an unobserved coordinate instead, and the
+    density has no closed form).
 
     Returns:
         A distribution with event shape `[2]`.
@@ -122,7 +124,8 @@ def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset
     """Exact draws from one of `DENSITIES`, split 80/10/10, so that a fitted program can be held against the truth.
 
     Args:
-        name: a key of `DENSITIES`; `DENSITIES[name]()` is the distribution itself, with `log_prob` in nats.
+        name: a key of `DENSITIES`; `DENSITIES[name]()` is the distribution itself, with `log_prob`
+            in nats.
         num_samples: number of draws, all splits together.
         seed: of the draws; the global generators are left alone.
 

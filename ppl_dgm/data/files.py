@@ -43,10 +43,11 @@ def fetch(source: Source, download: bool) -> dict[str, Path]:
 def missing(source: Source, folder: Path, reasons: Sequence[str]) -> FileNotFoundError:
     """The one error for files that cannot be had: it names them and both ways to get them."""
     return FileNotFoundError(
-        f"the files of {source.name} are not in {folder}: {'; '.join(reasons)}. Either run this once on a machine "
-        f"with network access, which fills {cache_folder() / source.name} (copy that folder, or name another cache by "
-        f"the environment variable {CACHE_VARIABLE}), or put {', '.join(source.sha256)} from {source.mirrors[0]} into "
-        "a folder of your own and pass it as folder=..."
+        f"the files of {source.name} are not in {folder}: {'; '.join(reasons)}. Either run this "
+        f"once on a machine with network access, which fills {cache_folder() / source.name} (copy "
+        f"that folder, or name another cache by the environment variable {CACHE_VARIABLE}), or put "
+        f"{', '.join(source.sha256)} from {source.mirrors[0]} into a folder of your own and pass "
+        "it as folder=..."
     )
 
 

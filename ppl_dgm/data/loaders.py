@@ -53,8 +53,10 @@ def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
     """The 1797 handwritten 8 x 8 digits bundled with scikit-learn (Alpaydin and Kaynak 1998), with labels.
 
     Args:
-        levels: 17 for the grey values 0, ..., 16; 2 for pixels that are one where the grey value is 8 or more.
-        seed: of the shuffle into 1197 training, 200 validation and 400 test rows; 0 is the standard split.
+        levels: 17 for the grey values 0, ..., 16; 2 for pixels that are one where the grey value is
+            8 or more.
+        seed: of the shuffle into 1197 training, 200 validation and 400 test rows; 0 is the standard
+            split.
 
     Returns:
         A `Dataset` with `x` of shape `[1797, 64]`, row-major, in torch's default dtype.
@@ -94,16 +96,18 @@ def load_binarized_mnist(folder: str | Path | None = None, download: bool = True
     """Statically binarised MNIST, the set on which the literature reports nats (Larochelle and Murray 2011, section 6).
 
     Args:
-        folder: where the files lie: `binarized_mnist_{train,valid,test}.amat` as published, or `binarized_mnist.npz`
-            with uint8 arrays `train`, `valid`, `test` of shape `[n, 98]`, the pixels packed by `numpy.packbits`.
-            Nothing is ever written there. Without a folder the files come from the cache or the original address.
+        folder: where the files lie: `binarized_mnist_{train,valid,test}.amat` as published, or
+            `binarized_mnist.npz` with uint8 arrays `train`, `valid`, `test` of shape `[n, 98]`, the
+            pixels packed by `numpy.packbits`. Nothing is ever written there. Without a folder the
+            files come from the cache or the original address.
         download: whether files that are not in the cache may be downloaded (110 MB).
 
     Returns:
         A `Dataset` with `x` of shape `[70000, 784]`, split 50000/10000/10000, without labels.
 
     Raises:
-        FileNotFoundError: the files are not there and cannot be downloaded; says both ways to get them.
+        FileNotFoundError: the files are not there and cannot be downloaded; says both ways to get
+            them.
         ValueError: the pixels are not those of the published set.
 
     Example:
@@ -130,19 +134,21 @@ def load_binarized_mnist(folder: str | Path | None = None, download: bool = True
 def load_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """MNIST with its 256 grey levels and its labels (LeCun, Cortes and Burges 1998).
 
-    The last 10000 of the 60000 training images are the validation split, as is customary. For binary or continuous
-    data see `Dataset.binarise`, `Dataset.dequantise` and `Dataset.logit`.
+    The last 10000 of the 60000 training images are the validation split, as is customary. For
+    binary or continuous data see `Dataset.binarise`, `Dataset.dequantise` and `Dataset.logit`.
 
     Args:
-        folder: where the four idx files lie, gzipped or not; nothing is ever written there. Without a folder they
-            come from the cache, the original address or its mirrors.
+        folder: where the four idx files lie, gzipped or not; nothing is ever written there. Without
+            a folder they come from the cache, the original address or its mirrors.
         download: whether files that are not in the cache may be downloaded (12 MB).
 
     Returns:
-        A `Dataset` with `x` of shape `[70000, 784]`, values 0, ..., 255, and `labels` of shape `[70000]`.
+        A `Dataset` with `x` of shape `[70000, 784]`, values 0, ..., 255, and `labels` of shape
+            `[70000]`.
 
     Raises:
-        FileNotFoundError: the files are not there and cannot be downloaded; says both ways to get them.
+        FileNotFoundError: the files are not there and cannot be downloaded; says both ways to get
+            them.
         ValueError: a file is not an idx file of the expected shape.
 
     Example:
@@ -172,11 +178,12 @@ def load_mnist(folder: str | Path | None = None, download: bool = True) -> Datas
 def load_array(path: str | Path, support: constraints.Constraint | int | None = None) -> Dataset:
     """The user's own data from a `.npy`, `.npz` or `.csv` file.
 
-    A `.npy` file or a `.npz` file with one array gives that array as `x`; a `.npz` file with several gives them as
-    named arguments, except that `train`, `valid`, `test` (the last two may be absent) are splits. A `.csv` file gives
-    `[rows, columns]`, with or without a line of names. Floating values take torch's default dtype, or stay in double
-    where rounding would move a value by more than 1e-5 of its column's spread (times, large counts);
-    the observed tensor becomes floating too, other integers (labels, indices) stay integers.
+    A `.npy` file or a `.npz` file with one array gives that array as `x`; a `.npz` file with
+    several gives them as named arguments, except that `train`, `valid`, `test` (the last two may be
+    absent) are splits. A `.csv` file gives `[rows, columns]`, with or without a line of names.
+    Floating values take torch's default dtype, or stay in double where rounding would move a value
+    by more than 1e-5 of its column's spread (times, large counts); the observed tensor becomes
+    floating too, other integers (labels, indices) stay integers.
 
     Args:
         path: of the file. Pickled objects are never loaded.
@@ -243,8 +250,9 @@ def _check_bits(name: str, bits: NDArray[np.uint8]) -> None:
     digest = hashlib.sha256(bits.tobytes()).hexdigest()
     if digest != BINARIZED_MNIST_SHA256.get(name):
         raise ValueError(
-            f"the {name} part is not that of statically binarised MNIST: {bits.shape[0]} rows with SHA-256 {digest}, "
-            f"expected {BINARIZED_MNIST_SHA256.get(name)}; get the published files, or use load_array for other data"
+            f"the {name} part is not that of statically binarised MNIST: {bits.shape[0]} rows with "
+            f"SHA-256 {digest}, expected {BINARIZED_MNIST_SHA256.get(name)}; get the published "
+            "files, or use load_array for other data"
         )
 
 
@@ -299,7 +307,8 @@ _READERS = {".npz": _open_numpy, ".npy": _open_numpy, ".csv": _open_csv}
 def _check_numbers(path: Path, name: str, array: NDArray) -> None:
     if array.dtype.kind not in "fiub":
         raise ValueError(
-            f"expected numbers in {path}, got {array.dtype} for {name!r}; drop or encode what is not a number"
+            f"expected numbers in {path}, got {array.dtype} for {name!r}; drop or encode what is "
+            "not a number"
         )
 
 

@@ -60,8 +60,8 @@ def _has_names(path: Path, lines: list[tuple[int, list[str]]]) -> bool:
         return len(first) > 1
     if _counts_up(first) and not all(_counts_up(fields) for _, fields in lines[1:6]):
         raise ValueError(
-            f"{path}, line 1: {','.join(first)[:60]} may be names or a datum. Give the columns names "
-            "that are words, or take the line away"
+            f"{path}, line 1: {','.join(first)[:60]} may be names or a datum. Give the columns "
+            "names that are words, or take the line away"
         )
     return False
 
@@ -101,8 +101,8 @@ def _column(path: Path, rows: list[tuple[int, list[str]]], place: int) -> NDArra
     for (line, fields), bad in zip(rows, numbers.isna(), strict=True):
         if bad:
             raise ValueError(
-                f"{path}, line {line}: expected a number, got {fields[place]!r}. Encode what is not "
-                "a number; leave out rows with gaps, or mask them in the program"
+                f"{path}, line {line}: expected a number, got {fields[place]!r}. Encode what is "
+                "not a number; leave out rows with gaps, or mask them in the program"
             )
     return numbers.to_numpy(copy=True)
 
@@ -111,8 +111,8 @@ def _without_index(path: Path, names: list[str], columns: list[NDArray]) -> dict
     if names[0] in ("", "Unnamed: 0") and len(names) > 1:
         if not np.array_equal(columns[0], np.arange(len(columns[0]))):
             raise ValueError(
-                f"{path}, line 1: the first column has no name and is no running number; name it, or "
-                "take it away"
+                f"{path}, line 1: the first column has no name and is no running number; name it, "
+                "or take it away"
             )
         names, columns = names[1:], columns[1:]
     return dict(zip(names, columns, strict=True))

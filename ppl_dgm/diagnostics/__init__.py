@@ -1,6 +1,7 @@
 """What a fitted program does with its latents, and whether its draws are like data.
 
-Latents: code lengths and active units. Draws: two-sample tests with p-values (`mmd_test` and others).
+Latents: code lengths and active units. Draws: two-sample tests with p-values (`mmd_test` and
+others).
 """
 
 from ppl_dgm.diagnostics.codes import CodeLength, code_length

@@ -21,7 +21,8 @@ class CodeLength:
     Attributes:
         latents: E_q[-log p(z)], what Alice spends on the latents.
         data: E_q[-log p(x | z)], what she then spends on the datum.
-        refund: E_q[-log q(z | x)], what Bob gets back: Alice chose the latents by bits he can recover (bits back).
+        refund: E_q[-log q(z | x)], what Bob gets back: Alice chose the latents by bits he can
+            recover (bits back).
         std_error: Monte Carlo standard error of `total`.
     """
 
@@ -65,10 +66,11 @@ def code_length(
 ) -> CodeLength:
     r"""Divide the ELBO of each datum into the parts of a two-part code.
 
-    Alice draws $z \sim q(z \mid x)$, sends it in a code for $p(z)$, then x in a code for $p(x \mid z)$:
-    $-\log p(z) - \log p(x \mid z)$ nats. If her draw was made by bits of another message, Bob, who knows x by then,
-    recovers $-\log q(z \mid x)$ of them. Net length = rate + distortion = -ELBO. Hinton and van Camp (1993); Frey and
-    Hinton (1997); Alemi et al. (2018), eqs. 2 to 4, for the rate-distortion plane.
+    Alice draws $z \sim q(z \mid x)$, sends it in a code for $p(z)$, then x in a code for $p(x \mid
+    z)$: $-\log p(z) - \log p(x \mid z)$ nats. If her draw was made by bits of another message, Bob,
+    who knows x by then, recovers $-\log q(z \mid x)$ of them. Net length = rate + distortion =
+    -ELBO. Hinton and van Camp (1993); Frey and Hinton (1997); Alemi et al. (2018), eqs. 2 to 4, for
+    the rate-distortion plane.
 
     Args:
         program: the program, with its parameters as they are.

@@ -16,7 +16,8 @@ class LatentUse:
 
     Attributes:
         names: of the dimensions, `"z[0]"`, `"z[1]"`, ...
-        signal: Var_x(E_q[z_d | x]), `[dimensions]`, float64; Monte Carlo noise is taken out, so that it may fall below 0.
+        signal: Var_x(E_q[z_d | x]), `[dimensions]`, float64; Monte Carlo noise is taken out, so
+            that it may fall below 0.
         noise: E_x(Var_q[z_d | x]), `[dimensions]`.
         threshold: signal above which a dimension is active.
     """
@@ -59,11 +60,12 @@ def latent_use(
 ) -> LatentUse:
     r"""Find the active units of a program: latent dimensions whose posterior mean moves with the data.
 
-    $A_d = \mathrm{Var}_x(\mathbb{E}_{q(z \mid x)}[z_d]) > 0.01$: Burda et al. (2016), section 5.2. A dimension that is not
-    active has collapsed to a posterior that ignores its datum.
+    $A_d = \mathrm{Var}_x(\mathbb{E}_{q(z \mid x)}[z_d]) > 0.01$: Burda et al. (2016), section 5.2.
+    A dimension that is not active has collapsed to a posterior that ignores its datum.
 
     Args:
-        program: the program, with its parameters as they are; latents inside the data plate are examined.
+        program: the program, with its parameters as they are; latents inside the data plate are
+            examined.
         *args: data, as its model takes them.
         num_particles: draws from the guide for each datum.
         threshold: least variance of an active dimension.
@@ -71,7 +73,8 @@ def latent_use(
         **kwargs: further data.
 
     Raises:
-        ValueError: for fewer than 2 data or particles, or a program without guide or latents in the data plate.
+        ValueError: for fewer than 2 data or particles, or a program without guide or latents in the
+            data plate.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -109,7 +112,8 @@ def check_latents(bound: Bound) -> list[Latent]:
     ]
     if not latents or not bound.structure.has_guide:
         raise ValueError(
-            "the use of latents is judged by a guide's posterior for each datum, but the program has no "
+            "the use of latents is judged by a guide's posterior for each datum, but the program "
+            "has no "
             + ("guide" if latents else "latents inside a vectorised data plate")
             + "; for latents shared by all data look at the posterior itself"
         )

@@ -1,10 +1,10 @@
 r"""Two-sample tests: are two sets of data, say a program's draws and held-out data, of one law?
 
-Each statistic is compared with its values after random exchanges of data between the two sets, which
-leave its distribution as it is if both are of one law. So the p-value of every test,
-$(1 + \#\{T_b \ge T\}) / (1 + B)$ over B exchanges, is valid at any number of data, whatever the
-statistic (Phipson and Smyth 2010). A statistic sees some differences and not others: a difference of
-means no change of shape, a kernel of the wrong width next to nothing.
+Each statistic is compared with its values after random exchanges of data between the two sets,
+which leave its distribution as it is if both are of one law. So the p-value of every test, $(1 +
+\#\{T_b \ge T\}) / (1 + B)$ over B exchanges, is valid at any number of data, whatever the statistic
+(Phipson and Smyth 2010). A statistic sees some differences and not others: a difference of means no
+change of shape, a kernel of the wrong width next to nothing.
 
 How to choose: `mmd_test` first; `energy_test` where there is no scale to choose a kernel by;
 `linear_mmd_test` for more data than a matrix of their distances fits; `classifier_test` where the
@@ -96,15 +96,15 @@ def mmd_test(
 ) -> TwoSampleTest:
     r"""Test by the maximum mean discrepancy, $E k(x, x') + E k(y, y') - 2 E k(x, y)$.
 
-    The unbiased estimate of Gretton et al. (2012), eq. 3, of all pairs of different data. With these
-    kernels it is zero for equal distributions only.
+    The unbiased estimate of Gretton et al. (2012), eq. 3, of all pairs of different data. With
+    these kernels it is zero for equal distributions only.
 
     Args:
         x: data `[n, *event]`.
         y: data `[m, *event]`.
-        kernel: `"gaussian"`, exp(-d^2 / 2), `"laplace"`, exp(-d), or `"rational_quadratic"`,
-            1 / (1 + d^2 / 2), of distances d in bandwidths; or a function of data `[n, D]`, `[m, D]`
-            that gives `[n, m]`.
+        kernel: `"gaussian"`, exp(-d^2 / 2), `"laplace"`, exp(-d), or `"rational_quadratic"`, 1 / (1
+            + d^2 / 2), of distances d in bandwidths; or a function of data `[n, D]`, `[m, D]` that
+            gives `[n, m]`.
         bandwidth: by default the median distance of all pairs.
         num_permutations: exchanges, among which the p-value counts.
         seed: of the exchanges.
@@ -151,12 +151,12 @@ def linear_mmd_test(
 ) -> TwoSampleTest:
     r"""Test by the maximum mean discrepancy of neighbouring pairs, in time linear in the data.
 
-    $h_i = k(x_1, x_2) + k(y_1, y_2) - k(x_1, y_2) - k(x_2, y_1)$ of the i-th pair of data in each set,
-    averaged (Gretton et al. 2012, lemma 14). Exchanging $x_1$ and $y_1$ turns the sign of $h_i$, so
-    that signs are drawn. Far weaker than `mmd_test` at the same number of data.
+    $h_i = k(x_1, x_2) + k(y_1, y_2) - k(x_1, y_2) - k(x_2, y_1)$ of the i-th pair of data in each
+    set, averaged (Gretton et al. 2012, lemma 14). Exchanging $x_1$ and $y_1$ turns the sign of
+    $h_i$, so that signs are drawn. Far weaker than `mmd_test` at the same number of data.
 
-    Args and errors as for `mmd_test`; of sets of unlike size the longer one is cut. The bandwidth is
-    the median distance within the pairs.
+    Args and errors as for `mmd_test`; of sets of unlike size the longer one is cut. The bandwidth
+    is the median distance within the pairs.
 
     Example:
         >>> x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
@@ -211,8 +211,8 @@ def ks_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> Tw
     x, y = (side.flatten(1).double() for side in _two_sets(x, y))
     if x.shape[1] != 1:
         raise ValueError(
-            f"the data have {x.shape[1]} dimensions; expected one for a Kolmogorov-Smirnov test. Use "
-            "energy_test or mmd_test, or test each dimension"
+            f"the data have {x.shape[1]} dimensions; expected one for a Kolmogorov-Smirnov test. "
+            "Use energy_test or mmd_test, or test each dimension"
         )
     values, order = torch.cat([x, y]).squeeze(1).sort()
     last = torch.cat([values.diff() > 0, torch.ones_like(values[:1], dtype=torch.bool)])
@@ -231,15 +231,15 @@ def classifier_test(
 ) -> TwoSampleTest:
     """Test by a classifier that learns on half of the data to tell the two sets apart.
 
-    The statistic is the area under its ROC curve on the other half, 1/2 where it cannot; the labels of
-    that half are exchanged. After Lopez-Paz and Oquab (2017), who count errors, of which too few values
-    are possible for p-values to be uniform.
+    The statistic is the area under its ROC curve on the other half, 1/2 where it cannot; the labels
+    of that half are exchanged. After Lopez-Paz and Oquab (2017), who count errors, of which too few
+    values are possible for p-values to be uniform.
 
     Args:
         x: data `[n, *event]`.
         y: data `[m, *event]`.
-        classifier: one of scikit-learn's with `predict_proba`; by default nearest neighbours, as many as
-            the root of the number of data they are among, after scaling.
+        classifier: one of scikit-learn's with `predict_proba`; by default nearest neighbours, as
+            many as the root of the number of data they are among, after scaling.
         num_permutations: exchanges of labels.
         seed: of the halves and the exchanges.
 
@@ -292,8 +292,8 @@ def _two_sets(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     x, y = (side.unsqueeze(-1) if side.dim() == 1 else side for side in (x, y))
     if min(x.dim(), y.dim()) < 1 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(
-            f"the two sets have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected [n, *event] and "
-            "[m, *event] with equal events, and at least 2 data in each"
+            f"the two sets have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected [n, *event] "
+            "and [m, *event] with equal events, and at least 2 data in each"
         )
     if bool(x.isnan().any() | y.isnan().any()):
         raise ValueError("the data have NaN; expected finite data. Remove or impute them")
@@ -335,16 +335,16 @@ def _kernel(kernel: str | Kernel, bandwidth: float | None, pooled: Tensor) -> Ke
         return kernel
     if kernel not in KERNELS:
         raise ValueError(
-            f"kernel is {kernel!r}; expected one of {sorted(KERNELS)}, or a function of data [n, D] and "
-            "[m, D] that gives [n, m]"
+            f"kernel is {kernel!r}; expected one of {sorted(KERNELS)}, or a function of data [n, "
+            "D] and [m, D] that gives [n, m]"
         )
     if bandwidth is None:
         apart = distances(pooled, pooled)[*torch.triu_indices(len(pooled), len(pooled), 1)]
         bandwidth = float(apart.median())
     if not bandwidth > 0:
         raise ValueError(
-            f"the bandwidth is {bandwidth}; expected a positive number. Where most data are equal the "
-            "median distance is zero: pass bandwidth=..."
+            f"the bandwidth is {bandwidth}; expected a positive number. Where most data are equal "
+            "the median distance is zero: pass bandwidth=..."
         )
     of_distance, width = KERNELS[kernel], bandwidth
     return lambda a, b: of_distance(distances(a, b) / width)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 class OrderStatistics(TorchDistribution):
     r"""K independent draws of one distribution, sorted upwards: $K! \prod_k p(x_k)$ where $x_1 < \dots < x_K$.
 
-    Components that are exchangeable otherwise get names by it: of the K! like modes of a mixture's posterior one is
-    left, while every integral over a function that does not care for the names stays what it was.
+    Components that are exchangeable otherwise get names by it: of the K! like modes of a mixture's
+    posterior one is left, while every integral over a function that does not care for the names
+    stays what it was.
 
     Args:
         base: the distribution of one draw, without batch or event dimensions.
@@ -39,7 +40,8 @@ class OrderStatistics(TorchDistribution):
     def __init__(self, base: Any, num_draws: int, validate_args: bool | None = None) -> None:
         if num_draws < 1 or base.batch_shape or base.event_shape:
             raise ValueError(
-                f"expected a scalar distribution and at least one draw, got shape {list(base.shape())}, {num_draws} draws"
+                "expected a scalar distribution and at least one draw, got shape "
+                f"{list(base.shape())}, {num_draws} draws"
             )
         self.base, self.has_rsample = base, base.has_rsample
         super().__init__(torch.Size(), torch.Size([num_draws]), validate_args=validate_args)
@@ -137,9 +139,10 @@ class ContinuousBernoulli(TorchDistribution):
 class DiscretisedLogisticMixture(TorchDistribution):
     r"""A mixture of logistic distributions rounded to the levels 0, ..., levels - 1 (Salimans et al. 2017, equation 2).
 
-    $P(x) = \sum_k \pi_k [\sigma((u_x + h - \mu_k) / s_k) - \sigma((u_x - h - \mu_k) / s_k)]$ with the levels $u_x$
-    spread over [-1, 1], h half their distance, and the tails added to the outermost levels. Differences of
-    sigmoids are taken as $\sigma(a) - \sigma(b) = \sigma(a) \sigma(-b) (1 - e^{b - a})$, exact in both tails.
+    $P(x) = \sum_k \pi_k [\sigma((u_x + h - \mu_k) / s_k) - \sigma((u_x - h - \mu_k) / s_k)]$ with
+    the levels $u_x$ spread over [-1, 1], h half their distance, and the tails added to the
+    outermost levels. Differences of sigmoids are taken as $\sigma(a) - \sigma(b) = \sigma(a)
+    \sigma(-b) (1 - e^{b - a})$, exact in both tails.
 
     Args:
         logits: of the weights pi, `[*batch, K]`.

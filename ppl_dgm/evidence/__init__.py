@@ -1,38 +1,43 @@
 """Estimators of the evidence: how probable a program makes its data, with an error and a statement of what it is.
 
-How to choose
--------------
-Start with `auto(program, *data)`: it is exact where it can be, and elsewhere two kinds of estimator must agree. To
-choose yourself, go down this list; costs are evaluations of the joint density for each datum (or for the data set), a
-gradient counting as three.
+How to choose ------------- Start with `auto(program, *data)`: it is exact where it can be, and
+elsewhere two kinds of estimator must agree. To choose yourself, go down this list; costs are
+evaluations of the joint density for each datum (or for the data set), a gradient counting as three.
 
-=========================  =================================================================  ======================
-what you have              estimator                                                          cost
-=========================  =================================================================  ======================
-no latents, finite         `Exact`: the number itself                                         1, times the values
-latents, or all Gaussian                                                                      that are summed
-few weak data              `PriorSampling`: no tuning, ESS tells when it fails                K
-a guide                    `ImportanceSampling`: lower bound in expectation, Pareto k tells   K
+=========================  =================================================================
+====================== what you have              estimator
+cost =========================  =================================================================
+====================== no latents, finite         `Exact`: the number itself
+1, times the values latents, or all Gaussian
+that are summed few weak data              `PriorSampling`: no tuning, ESS tells when it fails
+K a guide                    `ImportanceSampling`: lower bound in expectation, Pareto k tells   K
                            when it fails; `ELBO`, `IWELBO` below, `CUBO` above, `JVI`, `SUMO`
                            without its bias
-no guide, few dimensions   `Laplace`: modes from several starts, corrected by importance      starts * steps * 4 + K
+no guide, few dimensions   `Laplace`: modes from several starts, corrected by importance      starts
+* steps * 4 + K
                            sampling; up to about 20 dimensions
-posterior draws            `BridgeSampling`: the most precise for its cost to 100 dimensions  20 per draw with its own
-                           and more; with your draws it only evaluates densities              chains, 8 with yours
-one datum, one posterior   `AIS` from the prior or the guide; many data and chains at once    chains * temperatures
-(VAE decoders)             and a lower bound; `BDMC` brackets it on simulated data             * leapfrogs * 3
-many modes                 `SMC`: particles keep modes in proportion; `NestedSampling`        25 temperatures * moves
-                           below 20 dimensions (one run of the program at a time)             * leapfrogs * 3 * K
-a point hypothesis         `savage_dickey`: one posterior for both models                     as its chains
-finite latents, too many   `GridSampling`: the naive sum by Monte Carlo                       K
-counts without limit       `WideSampling`: prior sampling with a far wider proposal           K
-levels with noise          `over_noise`: a lower bound of their probability                   draws of the noise
-=========================  =================================================================  ======================
+posterior draws            `BridgeSampling`: the most precise for its cost to 100 dimensions  20 per
+draw with its own
+                           and more; with your draws it only evaluates densities
+                           chains, 8 with yours
+one datum, one posterior   `AIS` from the prior or the guide; many data and chains at once    chains
+* temperatures (VAE decoders)             and a lower bound; `BDMC` brackets it on simulated data
+* leapfrogs * 3 many modes                 `SMC`: particles keep modes in proportion;
+`NestedSampling`        25 temperatures * moves
+                           below 20 dimensions (one run of the program at a time)             *
+                           leapfrogs * 3 * K
+a point hypothesis         `savage_dickey`: one posterior for both models                     as its
+chains finite latents, too many   `GridSampling`: the naive sum by Monte Carlo
+K counts without limit       `WideSampling`: prior sampling with a far wider proposal           K
+levels with noise          `over_noise`: a lower bound of their probability                   draws
+of the noise =========================
+=================================================================  ======================
 
-Then believe it only as far as it was tested: `Evidence.warnings` is empty, a second kind of estimator agrees within the
-errors, and for lower bounds `BDMC` shows the gap. Not one of `HarmonicMean` (infinite variance; use
-`LearnedHarmonicMean` with the same draws), one chain from one start (`BridgeSampling` tries mirrored modes and warns by
-R-hat), or a guide narrower than the posterior (`pareto_k` above 0.7).
+Then believe it only as far as it was tested: `Evidence.warnings` is empty, a second kind of
+estimator agrees within the errors, and for lower bounds `BDMC` shows the gap. Not one of
+`HarmonicMean` (infinite variance; use `LearnedHarmonicMean` with the same draws), one chain from
+one start (`BridgeSampling` tries mirrored modes and warns by R-hat), or a guide narrower than the
+posterior (`pareto_k` above 0.7).
 """
 
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling

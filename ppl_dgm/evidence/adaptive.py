@@ -30,12 +30,12 @@ class AdaptiveImportanceSampling(Estimator):
     r"""Importance sampling from mixtures of Student t that are fitted to the posterior in rounds.
 
     Prior draws are tempered to the posterior and a mixture of Student t is fitted to them; then
-    `num_rounds` times draws of the mixture are weighted, resampled, and the mixture is fitted again.
-    The number of components is the one under which draws that were held out are most probable. Draws
-    of the last mixture alone make the estimate, a tenth of them from the prior as a defence
-    (Hesterberg 1995): it is consistent, and its standard error is a Monte Carlo error. Costs
-    `num_particles + num_rounds * num_fitted` densities, and the tempering about 100 gradients for
-    each of `num_chains` chains.
+    `num_rounds` times draws of the mixture are weighted, resampled, and the mixture is fitted
+    again. The number of components is the one under which draws that were held out are most
+    probable. Draws of the last mixture alone make the estimate, a tenth of them from the prior as a
+    defence (Hesterberg 1995): it is consistent, and its standard error is a Monte Carlo error.
+    Costs `num_particles + num_rounds * num_fitted` densities, and the tempering about 100 gradients
+    for each of `num_chains` chains.
 
     Cappé, Douc, Guillin, Marin and Robert (2008), "Adaptive importance sampling in general mixture
     classes"; Bugallo et al. (2017) for a review.

@@ -19,7 +19,8 @@ DECISIVE = {"dataset": 0.1, "datum": 0.5}
 class Attempts:
     """What several estimators gave, and why others gave nothing.
 
-    One that raises is told of in the verdict and ends nothing; only where all raise there is no number.
+    One that raises is told of in the verdict and ends nothing; only where all raise there is no
+    number.
     """
 
     found: list[Evidence] = field(default_factory=list)
@@ -117,8 +118,8 @@ def complaint(found: Sequence[Evidence], usable: Sequence[Evidence]) -> str:
     if len(usable) > 1:
         return f"the estimators disagree: {numbers_of(found)} nats"
     return (
-        f"nothing was cross-checked, as of {numbers_of(found)} nats at most one is without alarm and "
-        f"precise to {DECISIVE[found[0].target]} nat"
+        f"nothing was cross-checked, as of {numbers_of(found)} nats at most one is without alarm "
+        f"and precise to {DECISIVE[found[0].target]} nat"
     )
 
 
@@ -164,5 +165,6 @@ def check_part(main: Evidence, check: Evidence, data: Tensor) -> Evidence:
     return warned(
         found,
         f"on {len(data)} data {check.estimator} gives {-verdict.difference / len(data):+.3g} +- "
-        f"{verdict.std_error / len(data):.2g} nats per datum more; use {check.estimator} for all data",
+        f"{verdict.std_error / len(data):.2g} nats per datum more; use {check.estimator} for all "
+        "data",
     )

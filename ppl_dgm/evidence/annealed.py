@@ -42,18 +42,21 @@ LOW_ESS = 0.1
 class AIS(Estimator):
     r"""Annealed importance sampling, for each datum or for the data set.
 
-    Chains start at exact draws of the prior (or guide), move through `num_temperatures` tempered densities, and gather
-    the weight $w = \prod_t f_{\beta_t}(y_{t-1}) / f_{\beta_{t-1}}(y_{t-1})$; $\mathbb{E}\, w = Z$ exactly, so that
-    $\log \hat Z = \log \frac1C \sum_c w_c$ is in expectation a lower bound that closes with temperatures and chains. A
-    pilot population of its own finds step sizes, scales and, for the adaptive schedule, temperatures that are equally
-    far apart (in conditional ESS): the weights stay unbiased because no chain adapts to itself. The standard error is
-    that of a mean of `num_chains` weights (delta method, with a log-normal tail and Student's t for few chains). Chains that
-    begin where the data are impossible are lost: if that is most of the prior, begin at a guide, or take `SMC`.
+    Chains start at exact draws of the prior (or guide), move through `num_temperatures` tempered
+    densities, and gather the weight $w = \prod_t f_{\beta_t}(y_{t-1}) / f_{\beta_{t-1}}(y_{t-1})$;
+    $\mathbb{E}\, w = Z$ exactly, so that $\log \hat Z = \log \frac1C \sum_c w_c$ is in expectation
+    a lower bound that closes with temperatures and chains. A pilot population of its own finds step
+    sizes, scales and, for the adaptive schedule, temperatures that are equally far apart (in
+    conditional ESS): the weights stay unbiased because no chain adapts to itself. The standard
+    error is that of a mean of `num_chains` weights (delta method, with a log-normal tail and
+    Student's t for few chains). Chains that begin where the data are impossible are lost: if that
+    is most of the prior, begin at a guide, or take `SMC`.
 
-    It costs `num_temperatures` moves of `num_chains` chains for each datum, and the pilot about a tenth more.
+    It costs `num_temperatures` moves of `num_chains` chains for each datum, and the pilot about a
+    tenth more.
 
-    Neal (2001), "Annealed importance sampling"; Wu et al. (2017), "On the quantitative analysis of decoder-based generative
-    models".
+    Neal (2001), "Annealed importance sampling"; Wu et al. (2017), "On the quantitative analysis of
+    decoder-based generative models".
 
     Args:
         num_temperatures: T; the variance of log w falls as 1/T.
@@ -67,7 +70,8 @@ class AIS(Estimator):
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
-        ValueError: for settings out of range, discrete latents, no latents, or a prior that cannot be drawn from.
+        ValueError: for settings out of range, discrete latents, no latents, or a prior that cannot
+            be drawn from.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm

@@ -53,35 +53,40 @@ def auto(
 
     Exact where the program allows. Else
 
-    - continuous latents, one evidence for the data set: a pilot of draws from the guide or the prior tells whether they
-      reach the target, and then sequential Monte Carlo checks them; elsewhere importance sampling around the modes, bridge
-      sampling from Markov chains, adaptive importance sampling, sequential Monte Carlo, and in up to ten dimensions nested
-      sampling, one after the other until two agree and the better one reaches the target;
-    - continuous latents of each datum: importance sampling for all data, checked by sequential Monte Carlo on as many
-      data as the budget allows; where that is all of them, the better is returned;
-    - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo of the partition
-      function, from the base measure;
-    - discrete latents that cannot be summed out: importance sampling from the guide, from the prior, and from a wider
-      proposal (counts) or all values (finite ones).
+    - continuous latents, one evidence for the data set: a pilot of draws from the guide or the
+      prior tells whether they reach the target, and then sequential Monte Carlo checks them;
+      elsewhere importance sampling around the modes, bridge sampling from Markov chains, adaptive
+      importance sampling, sequential Monte Carlo, and in up to ten dimensions nested sampling, one
+      after the other until two agree and the better one reaches the target;
+    - continuous latents of each datum: importance sampling for all data, checked by sequential
+      Monte Carlo on as many data as the budget allows; where that is all of them, the better is
+      returned;
+    - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo
+      of the partition function, from the base measure;
+    - discrete latents that cannot be summed out: importance sampling from the guide, from the
+      prior, and from a wider proposal (counts) or all values (finite ones).
 
-    The most precise estimate without alarm that another one agrees with is returned; agreement counts only from estimates
-    that have no alarm and are precise to 0.1 nat (where each datum has its own, to half a nat). `estimator` says what was
-    done, `diagnostics["estimates"]` has every number, and a disagreement, or that nothing was cross-checked, is a warning.
-    An estimator that raises ends nothing: `diagnostics["failed"]` has its error.
+    The most precise estimate without alarm that another one agrees with is returned; agreement
+    counts only from estimates that have no alarm and are precise to 0.1 nat (where each datum has
+    its own, to half a nat). `estimator` says what was done, `diagnostics["estimates"]` has every
+    number, and a disagreement, or that nothing was cross-checked, is a warning. An estimator that
+    raises ends nothing: `diagnostics["failed"]` has its error.
 
     Args:
         program: the program.
         *args: its data.
         seed: makes the result repeatable.
-        target: standard error at which to stop, in nats: of log Z, or where each datum has one, of these in root mean square.
-        budget: evaluations of the joint density of up to 1000 observed numbers, over all data and estimators; a gradient
-            counts as three. It is kept roughly, and each estimator has a minimum that it needs.
+        target: standard error at which to stop, in nats: of log Z, or where each datum has one, of
+            these in root mean square.
+        budget: evaluations of the joint density of up to 1000 observed numbers, over all data and
+            estimators; a gradient counts as three. It is kept roughly, and each estimator has a
+            minimum that it needs.
         memory: bytes that one chunk of work may allocate.
         **kwargs: further data.
 
     Raises:
-        ValueError: if the program does not fit its data, the budget is less than 1000, the target is not positive, or every
-            estimator raises.
+        ValueError: if the program does not fit its data, the budget is less than 1000, the target
+            is not positive, or every estimator raises.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm

@@ -45,15 +45,18 @@ class Evidence:
     Attributes:
         log_z: nats, float64: `[data]` (target `"datum"`) or `[]` (target `"dataset"`).
         std_error: Monte Carlo standard error of `log_z`, same shape; zero where exact.
-        bound: `"exact"`; `"lower"` or `"upper"` where the expectation is a bound; `"estimate"` where it is consistent.
-        target: `"datum"`: log p(x_i) of each; `"dataset"`: log p(D) with global latents integrated out.
+        bound: `"exact"`; `"lower"` or `"upper"` where the expectation is a bound; `"estimate"`
+            where it is consistent.
+        target: `"datum"`: log p(x_i) of each; `"dataset"`: log p(D) with global latents integrated
+            out.
         estimator: name of the method.
-        diagnostics: tensors and numbers by standard names (`ess`, `pareto_k`, `acceptance`, `r_hat`, `gap`, ...).
+        diagnostics: tensors and numbers by standard names (`ess`, `pareto_k`, `acceptance`,
+            `r_hat`, `gap`, ...).
         warnings: why the number should not be believed; empty if nothing speaks against it.
         num_dims: observed numbers in all, for bits per dimension.
         digest: identifies the observed values; `compare` refuses unlike ones.
-        shared_std_error: the part of every datum's standard error that is common to all: that of the log partition function
-            of an unnormalised density. More data do not average it away.
+        shared_std_error: the part of every datum's standard error that is common to all: that of
+            the log partition function of an unnormalised density. More data do not average it away.
         seconds: time it took.
     """
 
@@ -88,7 +91,8 @@ class Evidence:
     def pooled(self) -> "Evidence":
         """The evidence of all data together, for comparison with programs whose latents are shared by all data.
 
-        log p(D) = sum_i log p(x_i), true where nothing about the program was learned from these data.
+        log p(D) = sum_i log p(x_i), true where nothing about the program was learned from these
+        data.
         """
         return replace(
             self,
@@ -168,9 +172,9 @@ def summary(value: Any) -> str:
 class Estimator(ABC):
     """Estimates the evidence of a program: `estimator(program, *data, seed=0) -> Evidence`.
 
-    To add one, write a frozen dataclass with its settings, set `bound`, and implement `estimate`; override `check` to
-    refuse programs it is not made for, with an error that names an estimator that is. Settings are validated in
-    `__post_init__`, before any work.
+    To add one, write a frozen dataclass with its settings, set `bound`, and implement `estimate`;
+    override `check` to refuse programs it is not made for, with an error that names an estimator
+    that is. Settings are validated in `__post_init__`, before any work.
     """
 
     bound: ClassVar[BoundKind] = "estimate"
@@ -204,7 +208,8 @@ class Estimator(ABC):
         Args:
             program: the program, with its parameters as they are.
             *args: data, as its model takes them.
-            seed: makes the result repeatable; torch's generator is left as it was. None draws from torch's generator.
+            seed: makes the result repeatable; torch's generator is left as it was. None draws from
+                torch's generator.
             **kwargs: further data.
 
         Raises:
@@ -241,8 +246,8 @@ class Estimator(ABC):
         self.check(bound)
         if kind in TURNED:
             raise ValueError(
-                f"{self.name} bounds both the sum over the latents of an unnormalised program and its partition function, "
-                "which gives no bound of their ratio; use AIS or SMC"
+                f"{self.name} bounds both the sum over the latents of an unnormalised program and "
+                "its partition function, which gives no bound of their ratio; use AIS or SMC"
             )
         return divide(self.estimate(bound), below), kind
 
@@ -296,8 +301,9 @@ def check_evidence(bound: Bound) -> None:
     structure = bound.structure
     if structure.subsampled:
         raise ValueError(
-            f"the plates {list(structure.subsampled)} draw a random part of their data, so that the evidence of all of "
-            "them is not defined by one run; open them without subsample_size for evidence"
+            f"the plates {list(structure.subsampled)} draw a random part of their data, so that "
+            "the evidence of all of them is not defined by one run; open them without "
+            "subsample_size for evidence"
         )
     refuse_point_masses(bound)
     check_scales(bound)
@@ -312,9 +318,10 @@ def check_scales(bound: Bound) -> None:
     ]
     if scaled:
         raise ValueError(
-            f"the sites {scaled} have a scale (poutine.scale, or a plate with a subsample), so that their densities are "
-            "powers of densities and the program has no evidence. Leave the scale out, as at the end of KL annealing; give a "
-            "program all of its data, and data that count several times as often as they count"
+            f"the sites {scaled} have a scale (poutine.scale, or a plate with a subsample), so "
+            "that their densities are powers of densities and the program has no evidence. Leave "
+            "the scale out, as at the end of KL annealing; give a program all of its data, and "
+            "data that count several times as often as they count"
         )
 
 
@@ -324,13 +331,14 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
     impossible = (estimate.log_z == -torch.inf) & (estimate.std_error == 0)  # data known to be so
     if not bool((torch.isfinite(estimate.log_z) | impossible).all()):
         found.append(
-            "log Z is not finite: withheld, or all weights are zero (the proposal misses the posterior)"
+            "log Z is not finite: withheld, or all weights are zero (the proposal misses the "
+            "posterior)"
         )
     rounding = estimate.diagnostics.get("rounding", 0.0)
     if not rounding <= LARGE_ROUNDING:
         found.append(
-            f"rounding moves the log density by {rounding:.2g} nats: the program computes with too few digits, or takes large "
-            "numbers from each other"
+            f"rounding moves the log density by {rounding:.2g} nats: the program computes with too "
+            "few digits, or takes large numbers from each other"
         )
     k = estimate.diagnostics.get("pareto_k")
     if k is None:
@@ -357,8 +365,8 @@ def undefined_densities(bound: Bound) -> tuple[str, ...]:
     one = {name: value[undefined][0] for name, value in values.items()}
     share, sites = 100 * undefined.double().mean(), few.undefined_sites(one)
     alarm = (
-        f"the log density is NaN at {share:.2g} % of the draws, at the sites {sites}; they count as impossible. "
-        "Compute it with torch.xlogy, logits or log_softmax"
+        f"the log density is NaN at {share:.2g} % of the draws, at the sites {sites}; they count "
+        "as impossible. Compute it with torch.xlogy, logits or log_softmax"
     )
     return (alarm,)
 

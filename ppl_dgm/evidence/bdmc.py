@@ -37,8 +37,9 @@ class Sandwich(Evidence):
     As an `Evidence` it is the lower bound, by annealing forwards; its expectation is at most log Z.
 
     Attributes:
-        upper: annealing backwards from the exact posterior draw; its expectation is at least log Z. Its standard error is
-            that of the estimate around that expectation, and so no interval for log Z.
+        upper: annealing backwards from the exact posterior draw; its expectation is at least log Z.
+            Its standard error is that of the estimate around that expectation, and so no interval
+            for log Z.
 
     Example:
         >>> import torch
@@ -90,8 +91,9 @@ class Sandwich(Evidence):
     def report(self, real: Evidence) -> str:
         """How far a number on real data, found with the same settings, can be trusted, in words.
 
-        The gap bounds the error on simulated data in expectation. It carries over to real data as far as they are alike
-        to the estimator: where the weights spread more, the error may be larger.
+        The gap bounds the error on simulated data in expectation. It carries over to real data as
+        far as they are alike to the estimator: where the weights spread more, the error may be
+        larger.
 
         Args:
             real: what the same estimator gave for the real data.
@@ -118,8 +120,8 @@ def crossed(lower: Evidence, upper: Evidence) -> tuple[str, ...]:
     if not excess > CROSSED * error + TOLERANCE * lower.log_z.numel():
         return ()
     warning = (
-        f"the lower bound stands {excess:.3g} +- {error:.2g} nats above the upper one: the data or their posterior draw are "
-        "not the program's, or chains have not mixed"
+        f"the lower bound stands {excess:.3g} +- {error:.2g} nats above the upper one: the data or "
+        "their posterior draw are not the program's, or chains have not mixed"
     )
     return (warning,)
 
@@ -129,7 +131,8 @@ def weight_spread(evidence: Evidence) -> float:
     found = evidence.diagnostics.get("log_weight_std", evidence.diagnostics.get("group_std"))
     if found is None:
         raise ValueError(
-            f"{evidence.estimator} has no log weights of chains; pass the evidence that AIS or SMC gave"
+            f"{evidence.estimator} has no log weights of chains; pass the evidence that AIS or SMC "
+            "gave"
         )
     return float(found.median())
 
@@ -146,25 +149,29 @@ class BothWays(NamedTuple):
 class BDMC:
     r"""Bidirectional Monte Carlo: a certificate for AIS or SMC on data simulated from the program itself.
 
-    Drawing data and latents together, $(y^*, x^*) \sim p(y, x)$, makes $y^*$ an exact draw of the posterior of $x^*$.
-    Annealing forwards gives $\mathbb{E}\,\hat Z = Z$ and so a stochastic lower bound of log Z; annealing backwards from
-    $y^*$ gives $\mathbb{E}\,\hat Z^{-1} = Z^{-1}$ and an upper one. With `num_particles` > 1 both are particle filters
-    (SMC), the upper one conditional on a trajectory annealed backwards from $y^*$. Both directions share the
-    temperatures, step sizes and scales of one pilot, so that neither adapts to itself.
+    Drawing data and latents together, $(y^*, x^*) \sim p(y, x)$, makes $y^*$ an exact draw of the
+    posterior of $x^*$. Annealing forwards gives $\mathbb{E}\,\hat Z = Z$ and so a stochastic lower
+    bound of log Z; annealing backwards from $y^*$ gives $\mathbb{E}\,\hat Z^{-1} = Z^{-1}$ and an
+    upper one. With `num_particles` > 1 both are particle filters (SMC), the upper one conditional
+    on a trajectory annealed backwards from $y^*$. Both directions share the temperatures, step
+    sizes and scales of one pilot, so that neither adapts to itself.
 
-    Where data have latents of their own, each simulated datum has its bounds, as many as data are given; a program with
-    global latents has one pair for one simulated data set (repeat it with other seeds). It costs twice what the method
-    costs, times `num_particles`.
+    Where data have latents of their own, each simulated datum has its bounds, as many as data are
+    given; a program with global latents has one pair for one simulated data set (repeat it with
+    other seeds). It costs twice what the method costs, times `num_particles`.
 
-    Grosse, Ghahramani and Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo"; Grosse,
-    Ancha and Roy (2016), "Measuring the reliability of MCMC inference with bidirectional Monte Carlo".
+    Grosse, Ghahramani and Adams (2015), "Sandwiching the marginal likelihood using bidirectional
+    Monte Carlo"; Grosse, Ancha and Roy (2016), "Measuring the reliability of MCMC inference with
+    bidirectional Monte Carlo".
 
     Args:
         method: the annealing to certify.
-        num_particles: 1 for AIS; more for SMC with `method.num_chains` groups of that many particles.
+        num_particles: 1 for AIS; more for SMC with `method.num_chains` groups of that many
+            particles.
 
     Raises:
-        ValueError: for settings out of range; on call, if data cannot be simulated or latents are discrete.
+        ValueError: for settings out of range; on call, if data cannot be simulated or latents are
+            discrete.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -184,8 +191,8 @@ class BDMC:
         check_least(self, num_particles=1)
         if self.num_particles > 1 and not self.method.kernel.adjusted:
             raise ValueError(
-                f"{type(self.method.kernel).__name__} is not reversible, as particle filters in both directions need; use "
-                "HMC, MALA or RandomWalk"
+                f"{type(self.method.kernel).__name__} is not reversible, as particle filters in "
+                "both directions need; use HMC, MALA or RandomWalk"
             )
 
     def __call__(
@@ -267,13 +274,15 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
     """Draw latents and data jointly: latent values `[1, *shape]`, and the arguments with simulated data in them.
 
     Raises:
-        ValueError: for factors, which cannot be drawn, and observed values that are no argument of the program.
+        ValueError: for factors, which cannot be drawn, and observed values that are no argument of
+            the program.
     """
     structure = bound.structure
     if structure.factors:
         raise ValueError(
-            f"the program has factors {list(structure.factors)}, so that no data can be simulated from it; bidirectional "
-            "Monte Carlo needs a program of sample statements. Use AIS and SMC and compare them"
+            f"the program has factors {list(structure.factors)}, so that no data can be simulated "
+            "from it; bidirectional Monte Carlo needs a program of sample statements. Use AIS and "
+            "SMC and compare them"
         )
     draws = draw_sites(bound.model, structure, 1, bound.args, bound.kwargs)
     leaves, spec = tree_flatten((bound.args, dict(bound.kwargs)))
@@ -299,8 +308,9 @@ def check_no_covariates(given: Bound, simulated: Bound, draws: Values) -> None:
         densities = [trace[name]["fn"].log_prob(value) for trace in (before, after)]
         if not torch.allclose(*densities, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
-                f"the distribution of site {name!r} depends on the values that are observed there, so that simulated data "
-                "would change it; give what it depends on as an argument of its own"
+                f"the distribution of site {name!r} depends on the values that are observed there, "
+                "so that simulated data would change it; give what it depends on as an argument "
+                "of its own"
             )
 
 
@@ -321,12 +331,14 @@ def observed_argument(bound: Bound, name: str, leaves: list[Any], spec: TreeSpec
         return found[0]
     if found:
         raise ValueError(
-            f"the value that site {name!r} observes comes from {len(found)} arguments, so that it is not clear where "
-            "simulated data belong; pass the observed data as one argument of its own"
+            f"the value that site {name!r} observes comes from {len(found)} arguments, so that it "
+            "is not clear where simulated data belong; pass the observed data as one argument of "
+            "its own"
         )
     raise ValueError(
-        f"the value that site {name!r} observes is not among the program's arguments, so that simulated data cannot take "
-        "its place; pass it as an argument and observe it as it is: pyro.sample(..., obs=x)"
+        f"the value that site {name!r} observes is not among the program's arguments, so that "
+        "simulated data cannot take its place; pass it as an argument and observe it as it is: "
+        "pyro.sample(..., obs=x)"
     )
 
 

@@ -65,15 +65,16 @@ class CUBO(WeightEstimator):
 
     $$\mathrm{CUBO}_n = \tfrac1n \log \mathbb{E}_q[w^n] \ge \log Z \quad (n \ge 1),$$
 
-    which is also the Rényi bound of order $\alpha = 1 - n < 0$. The log of an average is too low on average, so the
-    tangent at a value a from the other half of the draws is used, $\log y \le \log a + y / a - 1$:
+    which is also the Rényi bound of order $\alpha = 1 - n < 0$. The log of an average is too low on
+    average, so the tangent at a value a from the other half of the draws is used, $\log y \le \log
+    a + y / a - 1$:
 
     $$\widehat{U} = \tfrac1n \bigl(\log a - 1 + \tfrac1K \textstyle\sum_k w_k^n / a\bigr), \qquad
       \mathbb{E}[\widehat{U}] \ge \mathrm{CUBO}_n \ge \log Z.$$
 
-    It is finite only where the guide is wider than the posterior: `pareto_k` is that of $w^n$, and above 0.7 the bound
-    is marked: the estimate then means nothing. `diagnostics["cubo"]` has the plain estimate. Costs
-    `num_particles` runs of guide and model.
+    It is finite only where the guide is wider than the posterior: `pareto_k` is that of $w^n$, and
+    above 0.7 the bound is marked: the estimate then means nothing. `diagnostics["cubo"]` has the
+    plain estimate. Costs `num_particles` runs of guide and model.
 
     Dieng, Tran, Ranganath, Paisley and Blei (2017), eq. 3; Li and Turner (2016).
 
@@ -142,7 +143,10 @@ def narrow_guide(k: Tensor) -> tuple[str, ...]:
     if not bool((k > LARGEST_K).any()):
         return ()
     return (
-        "the guide is narrower than the posterior: the upper bound is infinite, and its estimate means nothing",
+        (
+            "the guide is narrower than the posterior: the upper bound is infinite, and its "
+            "estimate means nothing"
+        ),
     )
 
 
@@ -195,12 +199,15 @@ class IWELBO(WeightEstimator):
 class JVI(WeightEstimator):
     r"""The importance-weighted bound with its bias taken off by the jackknife.
 
-    With $\mathcal{L}_K = \log \frac1K \sum_k w_k$ and $\bar{\mathcal L}_{K-j}$ its mean over all ways to leave out j draws,
+    With $\mathcal{L}_K = \log \frac1K \sum_k w_k$ and $\bar{\mathcal L}_{K-j}$ its mean over all
+    ways to leave out j draws,
 
-    $$\mathrm{JVI}_m = \sum_{j=0}^m (-1)^j \frac{(K - j)^m}{(m - j)!\, j!} \bar{\mathcal L}_{K - j},$$
+    $$\mathrm{JVI}_m = \sum_{j=0}^m (-1)^j \frac{(K - j)^m}{(m - j)!\, j!} \bar{\mathcal L}_{K -
+    j},$$
 
-    whose bias is $O(K^{-(m+1)})$ in place of $O(K^{-1})$. The mean over independent replicates is returned with the
-    standard error of their spread; no longer a bound. Costs `num_particles * num_replicates` runs.
+    whose bias is $O(K^{-(m+1)})$ in place of $O(K^{-1})$. The mean over independent replicates is
+    returned with the standard error of their spread; no longer a bound. Costs `num_particles *
+    num_replicates` runs.
 
     Nowozin (2018), "Debiasing evidence approximations", eq. 12.
 
@@ -261,8 +268,8 @@ def remaining_bias(log_z: Tensor, std_error: Tensor, pooled: Tensor) -> tuple[st
     if not abs(bias) > BIASED * error + TOLERANCE * log_z.numel():
         return ()
     warning = (
-        f"the jackknife differs by {bias:+.3g} +- {error:.2g} nats in all from importance sampling with all replicates "
-        "together: a bias remains; raise num_particles"
+        f"the jackknife differs by {bias:+.3g} +- {error:.2g} nats in all from importance sampling "
+        "with all replicates together: a bias remains; raise num_particles"
     )
     return (warning,)
 
@@ -303,13 +310,15 @@ def leave_two_out(log_weights: Tensor) -> Tensor:
 class SUMO(WeightEstimator):
     r"""An estimate of log Z without bias, by Russian roulette over the number of particles.
 
-    With $\Delta_k = \mathcal{L}_{m+k} - \mathcal{L}_{m+k-1}$ the gains of the importance-weighted bound,
+    With $\Delta_k = \mathcal{L}_{m+k} - \mathcal{L}_{m+k-1}$ the gains of the importance-weighted
+    bound,
 
     $$\mathrm{SUMO} = \mathcal{L}_m + \sum_{k=1}^{T} \frac{\Delta_k}{\mathbb{P}(T \ge k)}, \qquad
       \mathbb{P}(T \ge k) = \tfrac1k \ (k \le 80), \text{ then falling by } 0.9,$$
 
-    has expectation log Z. The mean over replicates is returned with the standard error of their spread, which can be
-    heavy-tailed. Costs `num_replicates * (num_particles + max T)` runs, T about 100 at most.
+    has expectation log Z. The mean over replicates is returned with the standard error of their
+    spread, which can be heavy-tailed. Costs `num_replicates * (num_particles + max T)` runs, T
+    about 100 at most.
 
     Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams and Chen (2020), eqs. 8 and 11.
 

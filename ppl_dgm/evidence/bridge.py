@@ -29,7 +29,8 @@ RELIABLE_K = 0.5
 class Bridge(NamedTuple):
     """The fixed point of the bridge iteration, each `[*batch]`: nats, their error, and whether it was reached.
 
-    `numerator` and `denominator` are the terms whose means' ratio is the estimate, `[draws, *batch]`.
+    `numerator` and `denominator` are the terms whose means' ratio is the estimate, `[draws,
+    *batch]`.
     """
 
     log_z: Tensor
@@ -52,14 +53,15 @@ def bridge_iteration(
 ) -> Bridge:
     r"""Iterate the optimal bridge of Meng and Wong to its fixed point, and give its Monte Carlo standard error.
 
-    With $l_1 = q_{11} - q_{12}$ at $N_1$ posterior draws and $l_2 = q_{21} - q_{22}$ at $N_2$ proposal draws,
+    With $l_1 = q_{11} - q_{12}$ at $N_1$ posterior draws and $l_2 = q_{21} - q_{22}$ at $N_2$
+    proposal draws,
 
     $$r \leftarrow \frac{\frac1{N_2} \sum_j e^{l_{2j}} / (s_1 e^{l_{2j}} + s_2 r)}
                         {\frac1{N_1} \sum_i 1 / (s_1 e^{l_{1i}} + s_2 r)},
       \quad s_1 = \frac{n}{n + N_2},\ s_2 = 1 - s_1,$$
 
-    n being the effective number of posterior draws. The standard error of log r is
-    $\sqrt{\log(1 + \mathrm{var}(r) / r^2)}$ by the delta method, the variance of the denominator divided by its
+    n being the effective number of posterior draws. The standard error of log r is $\sqrt{\log(1 +
+    \mathrm{var}(r) / r^2)}$ by the delta method, the variance of the denominator divided by its
     effective sample size.
 
     Meng and Wong (1996), eq. 4.1; Gronau et al. (2017); Micaletto and Vehtari (2025).
@@ -70,7 +72,8 @@ def bridge_iteration(
         q21: log unnormalised posterior at the proposal draws `[N_2, *batch]`.
         q22: log proposal at the proposal draws `[N_2, *batch]`.
         ess: effective number of posterior draws `[*batch]`; N_1 by default.
-        num_chains: the posterior draws are that many chains, end to end; None where they are independent.
+        num_chains: the posterior draws are that many chains, end to end; None where they are
+            independent.
         tolerance: relative change of r at which the iteration stops.
         max_iterations: after which it has not converged.
 
@@ -121,26 +124,30 @@ class BridgeSampling(PosteriorEstimator):
 
     $$Z = \frac{\mathbb{E}_{q}[\alpha(z)\, p(x, z)]}{\mathbb{E}_{p(z \mid x)}[\alpha(z)\, q(z)]},$$
 
-    with the $\alpha$ of least variance (see `bridge_iteration`). The first half of each chain's draws fits the proposal
-    q, the second half is averaged over. Sign flips and label swaps are tried on the draws, which are moved between the
-    mirrored modes so found (`diagnostics["mirrored"]`). The number is withheld (NaN, with a warning) where the
-    iteration does not converge. Costs the sampler's gradients and two densities for each draw.
+    with the $\alpha$ of least variance (see `bridge_iteration`). The first half of each chain's
+    draws fits the proposal q, the second half is averaged over. Sign flips and label swaps are
+    tried on the draws, which are moved between the mirrored modes so found
+    (`diagnostics["mirrored"]`). The number is withheld (NaN, with a warning) where the iteration
+    does not converge. Costs the sampler's gradients and two densities for each draw.
 
-    Meng and Wong (1996); Meng and Schilling (2002), warp-3; Gronau, Singmann and Wagenmakers (2020); Micaletto and
-    Vehtari (2025).
+    Meng and Wong (1996); Meng and Schilling (2002), warp-3; Gronau, Singmann and Wagenmakers
+    (2020); Micaletto and Vehtari (2025).
 
     Args:
-        proposal: `"normal"`; `"warp3"`: normal, the posterior symmetrised around its mean; `"student_mixture"`: for
-            skewed, heavy-tailed and bimodal posteriors; `"guide"`; `"flow"`: splines, data-set evidence only.
+        proposal: `"normal"`; `"warp3"`: normal, the posterior symmetrised around its mean;
+            `"student_mixture"`: for skewed, heavy-tailed and bimodal posteriors; `"guide"`;
+            `"flow"`: splines, data-set evidence only.
         num_components: of the Student mixture.
-        num_refresh: Metropolis moves of the averaged draws that propose from q: they pass between modes.
+        num_refresh: Metropolis moves of the averaged draws that propose from q: they pass between
+            modes.
         mirror: whether to try mirrored modes.
-        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come from, see
-            `PosteriorEstimator`. As many draws of the proposal are made as posterior draws are averaged over.
+        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come
+            from, see `PosteriorEstimator`. As many draws of the proposal are made as posterior
+            draws are averaged over.
 
     Raises:
-        ValueError: for discrete latents that cannot be summed out; draws that lack a site, are outside its support or
-            fewer than 8; unknown settings.
+        ValueError: for discrete latents that cannot be summed out; draws that lack a site, are
+            outside its support or fewer than 8; unknown settings.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -168,8 +175,8 @@ class BridgeSampling(PosteriorEstimator):
     def check(self, bound: Bound) -> None:
         if self.proposal == "flow" and bound.structure.per_datum:
             raise ValueError(
-                "proposal='flow' fits one flow and this program has an evidence for each datum; use "
-                "proposal='student_mixture', which fits all data at once, or 'guide'"
+                "proposal='flow' fits one flow and this program has an evidence for each datum; "
+                "use proposal='student_mixture', which fits all data at once, or 'guide'"
             )
         if self.proposal == "guide" and not bound.structure.has_guide:
             raise ValueError(
@@ -285,15 +292,16 @@ def bridge_warnings(found: Bridge, diagnostics: Mapping[str, Any]) -> tuple[str,
     warnings: list[str] = []
     if not bool(found.converged.all()):
         warnings.append(
-            f"withheld: the bridge iteration has not converged after {found.iterations} steps; the proposal does not "
-            "overlap the posterior"
+            f"withheld: the bridge iteration has not converged after {found.iterations} steps; the "
+            "proposal does not overlap the posterior"
         )
     difference = (found.log_z - diagnostics["importance_log_z"]).abs()
     error = torch.hypot(found.std_error, diagnostics["importance_std_error"])
     trusted = diagnostics["proposal_k"] < RELIABLE_K
     if bool((trusted & (difference > DISAGREEMENT * error + 1e-9)).any()):
         warnings.append(
-            f"bridge and importance sampling from its proposal differ by {difference[trusted].max().item():.3g} nats: "
-            "the posterior draws miss a mode, or visit modes in the wrong proportion"
+            "bridge and importance sampling from its proposal differ by "
+            f"{difference[trusted].max().item():.3g} nats: the posterior draws miss a mode, or "
+            "visit modes in the wrong proportion"
         )
     return tuple(warnings)

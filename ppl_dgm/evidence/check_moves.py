@@ -28,8 +28,8 @@ def check_moves(
 ) -> Evidence:
     """Estimate with twice the moves too, and warn where that moved the answer by more than the error bars allow.
 
-    Groups or chains that agree with each other do not show that all of them move too little; a second estimate does. It
-    costs three times the estimate.
+    Groups or chains that agree with each other do not show that all of them move too little; a
+    second estimate does. It costs three times the estimate.
 
     Args:
         estimator: AIS, SMC, ThermodynamicIntegration or SteppingStone.
@@ -39,8 +39,10 @@ def check_moves(
         **kwargs: further data.
 
     Returns:
-        The estimate with twice the moves; `diagnostics["moved"]` is the change in standard errors of the difference,
-        `[data]` or `[]`. The warning is given where the total changed by more than 3 of them, or more data than chance
+        The estimate with twice the moves; `diagnostics["moved"]` is the change in standard errors
+            of the difference,
+        `[data]` or `[]`. The warning is given where the total changed by more than 3 of them, or
+            more data than chance
         explains by more than 2.
 
     Example:
@@ -67,6 +69,9 @@ def check_moves(
     found = twice.warnings
     if total > 3 or many:
         found += (
-            f"twice the moves moved the answer by {change:.3g} nats, {total:.3g} standard errors: it has not converged",
+            (
+                f"twice the moves moved the answer by {change:.3g} nats, {total:.3g} standard "
+                "errors: it has not converged"
+            ),
         )
     return replace(twice, diagnostics={**twice.diagnostics, "moved": moved}, warnings=found)

@@ -10,12 +10,14 @@ from torch.utils._pytree import tree_leaves
 
 MORE = math.inf  # not a polynomial, or not known to be one
 
-# What moves, selects, copies or adds up entries: the degree of the result is the highest of the arguments'.
+# What moves, selects, copies or adds up entries: the degree of the result is the highest of the
+# arguments'.
 _ADDITIVE = (
-    "add sub rsub neg positive sum mean cumsum trace view _unsafe_view _reshape_alias reshape expand permute "
-    "transpose t numpy_T movedim unsqueeze squeeze select slice narrow split split_with_sizes unbind chunk cat stack "
-    "clone _to_copy detach alias lift_fresh copy copy_ fill fill_ flip roll repeat tile diagonal diag_embed tril triu "
-    "constant_pad_nd unfold as_strided view_as_real view_as_complex select_scatter slice_scatter diagonal_scatter "
+    "add sub rsub neg positive sum mean cumsum trace view _unsafe_view _reshape_alias reshape "
+    "expand permute transpose t numpy_T movedim unsqueeze squeeze select slice narrow split "
+    "split_with_sizes unbind chunk cat stack clone _to_copy detach alias lift_fresh copy copy_ "
+    "fill fill_ flip roll repeat tile diagonal diag_embed tril triu constant_pad_nd unfold "
+    "as_strided view_as_real view_as_complex select_scatter slice_scatter diagonal_scatter "
     "addcmul addmm addmv addbmm baddbmm addr"
 )
 # Products: the degrees of these arguments add up.
@@ -40,8 +42,8 @@ LINEAR_IN: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("index_put", "masked_fill", "masked_scatter"), (0, 2)),
 }
 _SHAPE_ONLY = (
-    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full "
-    "new_empty_strided is_same_size sym_size sym_stride sym_numel size stride zero_"
+    "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty "
+    "new_full new_empty_strided is_same_size sym_size sym_stride sym_numel size stride zero_"
 )
 ADDITIVE, SHAPE_ONLY = frozenset(_ADDITIVE.split()), frozenset(_SHAPE_ONLY.split())
 
@@ -49,8 +51,9 @@ ADDITIVE, SHAPE_ONLY = frozenset(_ADDITIVE.split()), frozenset(_SHAPE_ONLY.split
 def degree_in(variables: list[Tensor], compute: Callable[[], Tensor]) -> float:
     """Bound from above the degree of `compute()` as a polynomial in the entries of tensors; infinite if it is none.
 
-    Each operation is judged by what it is, not by values: `z.clamp(min=0)` is no polynomial wherever z is. What Python
-    reads of a value may decide anything, so that it makes the degree infinite too.
+    Each operation is judged by what it is, not by values: `z.clamp(min=0)` is no polynomial
+    wherever z is. What Python reads of a value may decide anything, so that it makes the degree
+    infinite too.
 
     Example:
         >>> import torch

@@ -19,8 +19,9 @@ from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import is_singular
 
 NOT_GAUSSIAN = (
-    "the program's Gaussian latents do not enter its means linearly, or enter its variances, so that they cannot be "
-    "integrated out in closed form; use ImportanceSampling, AIS or BridgeSampling"
+    "the program's Gaussian latents do not enter its means linearly, or enter its variances, so "
+    "that they cannot be integrated out in closed form; use ImportanceSampling, AIS or "
+    "BridgeSampling"
 )
 SHOWN = 5e-4  # nats that show in the digits printed
 NUM_CHECKS = 4  # random points at which a log density must be its own quadratic expansion
@@ -50,16 +51,19 @@ class Quadratic(NamedTuple):
 class Exact(Estimator):
     r"""The evidence without error, where it has a closed form.
 
-    Applies where the program has no latents (autoregressive nets, flows, Bayes nets on complete data), where all are
-    finite and discrete (summed out, marked or not), and where latents and data are jointly Gaussian (probabilistic
-    PCA, linear regression, Kalman filters): then with mode $z^*$ and precision $\Lambda$ of $\log p(x, z)$
+    Applies where the program has no latents (autoregressive nets, flows, Bayes nets on complete
+    data), where all are finite and discrete (summed out, marked or not), and where latents and data
+    are jointly Gaussian (probabilistic PCA, linear regression, Kalman filters): then with mode
+    $z^*$ and precision $\Lambda$ of $\log p(x, z)$
 
     $$\log p(x) = \log p(x, z^*) + \tfrac D2 \log 2\pi - \tfrac12 \log|\Lambda|,$$
 
-    where the operations that compute $\log p(x, z)$ make it a polynomial of degree two in z (`degree_in`).
+    where the operations that compute $\log p(x, z)$ make it a polynomial of degree two in z
+    (`degree_in`).
 
-    All is computed in float64, and a second time with every result moved by a unit in its last place: what that changes
-    is `diagnostics["rounding"]`, the standard error where it shows in the digits printed, and an alarm above 0.001 nat.
+    All is computed in float64, and a second time with every result moved by a unit in its last
+    place: what that changes is `diagnostics["rounding"]`, the standard error where it shows in the
+    digits printed, and an alarm above 0.001 nat.
 
     Args:
         memory: bytes that one piece of the data may allocate.
@@ -86,8 +90,9 @@ class Exact(Estimator):
         if bound.structure.latents and not is_gaussian(bound):
             names = [latent.name for latent in bound.structure.model_latents]
             raise ValueError(
-                f"the latents {names} cannot be integrated out in closed form: they are neither all finite and discrete "
-                "nor jointly Gaussian with the data; use ImportanceSampling, AIS or BridgeSampling"
+                f"the latents {names} cannot be integrated out in closed form: they are neither "
+                "all finite and discrete nor jointly Gaussian with the data; use "
+                "ImportanceSampling, AIS or BridgeSampling"
             )
 
     def estimate(self, bound: Bound) -> Estimate:
@@ -106,8 +111,9 @@ class Exact(Estimator):
             return Estimate(log_z, torch.zeros_like(log_z))
         if not is_gaussian(free):
             raise ValueError(
-                "the partition function has no closed form here: the density is not Gaussian, nor are the data binary with at "
-                f"most {MAX_SUMMED} units in the smaller layer; use AIS or SMC"
+                "the partition function has no closed form here: the density is not Gaussian, nor "
+                f"are the data binary with at most {MAX_SUMMED} units in the smaller layer; use "
+                "AIS or SMC"
             )
         return self.estimate(free)
 
@@ -179,8 +185,8 @@ def expand_quadratically(target: Unconstrained, point: Tensor) -> Quadratic:
     precision = -torch.stack(rows, -2)[0].detach()
     if bool(is_singular(precision).any()):
         raise ValueError(
-            "the joint density does not fall off in every direction of the latents, so that its integral has no closed form: "
-            "a covariance is singular; use ImportanceSampling or AIS"
+            "the joint density does not fall off in every direction of the latents, so that its "
+            "integral has no closed form: a covariance is singular; use ImportanceSampling or AIS"
         )
     mode = point.detach() + torch.linalg.solve(precision, gradient.detach()[0])
     return Quadratic(mode, target.log_joint(mode).detach(), precision)

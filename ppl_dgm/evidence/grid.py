@@ -21,12 +21,15 @@ from ppl_dgm.validation import check_least
 class GridSampling(Estimator):
     r"""Naive Monte Carlo with finite latents drawn uniformly from all their values.
 
-    $$\log \hat Z = \log |\mathcal{Z}| + \log \frac1K \sum_k p(x, z_k), \qquad z_k \sim \mathrm{Uniform}(\mathcal{Z}),$$
+    $$\log \hat Z = \log |\mathcal{Z}| + \log \frac1K \sum_k p(x, z_k), \qquad z_k \sim
+    \mathrm{Uniform}(\mathcal{Z}),$$
 
-    the simplest estimate of $\sum_z p(x, z)$: neither guide nor prior is needed. It is consistent, and useless where few
-    of the $|\mathcal{Z}|$ values carry the sum, which Pareto k and the effective sample size tell. Costs K runs.
+    the simplest estimate of $\sum_z p(x, z)$: neither guide nor prior is needed. It is consistent,
+    and useless where few of the $|\mathcal{Z}|$ values carry the sum, which Pareto k and the
+    effective sample size tell. Costs K runs.
 
-    Mohamed and Lakshminarayanan (2016) and course notes on deep generative models; Owen (2013), ch. 9, on its variance.
+    Mohamed and Lakshminarayanan (2016) and course notes on deep generative models; Owen (2013), ch.
+    9, on its variance.
 
     Args:
         num_particles: K, draws for each datum (or for the data set).
@@ -63,7 +66,8 @@ class GridSampling(Estimator):
         continuous = [latent.name for latent in latents if not latent.discrete]
         if continuous:
             raise ValueError(
-                f"the latents {continuous} are continuous and have no grid; use ImportanceSampling or AIS"
+                f"the latents {continuous} are continuous and have no grid; use ImportanceSampling "
+                "or AIS"
             )
         for latent in latents:
             values_of(latent, torch.zeros(()))

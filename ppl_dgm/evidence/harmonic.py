@@ -19,8 +19,8 @@ from ppl_dgm.validation import check_least
 
 NEARLY_NORMAL = 1e4  # degrees of freedom
 UNFIT = (
-    "the harmonic mean of the likelihood has infinite variance for almost every model, and its error bar is no guide; use "
-    "LearnedHarmonicMean or BridgeSampling with the same draws"
+    "the harmonic mean of the likelihood has infinite variance for almost every model, and its "
+    "error bar is no guide; use LearnedHarmonicMean or BridgeSampling with the same draws"
 )
 
 
@@ -41,14 +41,16 @@ def reciprocal_mean(draws: PosteriorDraws, log_ratio: Tensor) -> Estimate:
 class HarmonicMean(PosteriorEstimator):
     r"""The harmonic mean of the likelihood over posterior draws: known to fail, here for comparison, with a warning.
 
-    $1 / \hat Z = \mathbb{E}_{p(z \mid x)}[1 / p(x \mid z)]$. The variance is infinite unless the posterior's tails are as
-    heavy as the prior's, and the number is too high in practice. Always marked unreliable.
+    $1 / \hat Z = \mathbb{E}_{p(z \mid x)}[1 / p(x \mid z)]$. The variance is infinite unless the
+    posterior's tails are as heavy as the prior's, and the number is too high in practice. Always
+    marked unreliable.
 
-    Newton and Raftery (1994); Neal's reply in the same discussion: "the worst Monte Carlo method ever".
+    Newton and Raftery (1994); Neal's reply in the same discussion: "the worst Monte Carlo method
+    ever".
 
     Args:
-        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come from, see
-            `PosteriorEstimator`.
+        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come
+            from, see `PosteriorEstimator`.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -77,19 +79,21 @@ class LearnedHarmonicMean(PosteriorEstimator):
 
     $$\frac1Z = \mathbb{E}_{p(z \mid x)}\!\left[\frac{\varphi(z)}{p(x, z)}\right]$$
 
-    for any normalised $\varphi$. A mixture of normals is fitted to half of the draws and its scales are shrunk, so that
-    $\varphi$ lies inside the posterior and the ratio is bounded; the other half is averaged over. Pareto k of the ratio
-    tells where it is not. Needs no draws but the posterior's.
+    for any normalised $\varphi$. A mixture of normals is fitted to half of the draws and its scales
+    are shrunk, so that $\varphi$ lies inside the posterior and the ratio is bounded; the other half
+    is averaged over. Pareto k of the ratio tells where it is not. Needs no draws but the
+    posterior's.
 
-    Gelfand and Dey (1994); McEwen, Wallis, Price and Spurio Mancini (2021), "Machine learning assisted Bayesian model
-    comparison: learnt harmonic mean estimator", eq. 10; Polanska et al. (2024) for the shrinking.
+    Gelfand and Dey (1994); McEwen, Wallis, Price and Spurio Mancini (2021), "Machine learning
+    assisted Bayesian model comparison: learnt harmonic mean estimator", eq. 10; Polanska et al.
+    (2024) for the shrinking.
 
     Args:
         num_components: of the mixture.
         shrink: factor of its standard deviations, in (0, 1].
         mirror: whether to try mirrored modes, as `BridgeSampling` does.
-        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come from, see
-            `PosteriorEstimator`.
+        posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come
+            from, see `PosteriorEstimator`.
 
     Raises:
         ValueError: for a shrink outside (0, 1], or posterior draws that do not fit the program.

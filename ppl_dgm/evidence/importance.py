@@ -43,9 +43,9 @@ def weight_diagnostics(summaries: list[WeightSummary], num_particles: int) -> di
 class ImportanceSampling(Estimator):
     r"""Importance sampling with the guide as proposal.
 
-    $\log \hat Z = \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)$, consistent, and in expectation a lower bound that
-    tightens with K. The standard error is the delta method's; trust it where Pareto k < 0.7. One call costs K runs of
-    guide and model.
+    $\log \hat Z = \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)$, consistent, and in expectation a
+    lower bound that tightens with K. The standard error is the delta method's; trust it where
+    Pareto k < 0.7. One call costs K runs of guide and model.
 
     Kloek and van Dijk (1978); Burda, Grosse and Salakhutdinov (2016), eq. 8.
 
@@ -105,8 +105,8 @@ class ImportanceSampling(Estimator):
 class PriorSampling(ImportanceSampling):
     r"""Naive Monte Carlo: the likelihood averaged over draws from the prior, guide ignored.
 
-    $\log \hat Z = \log \frac1K \sum_k p(x \mid z_k)$ with $z_k \sim p(z)$. Right for priors close to the posterior
-    (few, weak data); its effective sample size says so.
+    $\log \hat Z = \log \frac1K \sum_k p(x \mid z_k)$ with $z_k \sim p(z)$. Right for priors close
+    to the posterior (few, weak data); its effective sample size says so.
 
     Args:
         num_particles: K, draws for each datum (or for the data set).
@@ -128,8 +128,8 @@ class PriorSampling(ImportanceSampling):
     def check(self, bound: Bound) -> None:
         if bound.structure.latents and not bool(torch.isfinite(bound.draw_prior(2).log_prob).all()):
             raise ValueError(
-                "the prior has no finite density, so that nothing can be drawn from it; give the program a proper prior, "
-                "or a guide and ImportanceSampling"
+                "the prior has no finite density, so that nothing can be drawn from it; give the "
+                "program a proper prior, or a guide and ImportanceSampling"
             )
 
 
@@ -137,7 +137,8 @@ class PriorSampling(ImportanceSampling):
 class ELBO(ImportanceSampling):
     r"""The evidence lower bound, $\mathbb{E}_q[\log p(x, z) - \log q(z \mid x)]$, by Monte Carlo.
 
-    Its distance to log Z is KL(q || p(z | x)). Jordan et al. (1999); Kingma and Welling (2014), eq. 3.
+    Its distance to log Z is KL(q || p(z | x)). Jordan et al. (1999); Kingma and Welling (2014), eq.
+    3.
 
     Args:
         num_particles: draws for each datum (or for the data set).

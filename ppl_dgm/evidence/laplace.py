@@ -34,8 +34,9 @@ GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 class Modes(NamedTuple):
     """Optima of several starts, points `[starts, *batch, dim]`, and what is known there, `[starts, *batch]`.
 
-    `scale_tril` `[starts, *batch, dim, dim]` is the Cholesky factor of the inverse negative Hessian; `valid` tells where
-    the slope vanishes and the curvature is negative in all directions; `log_z` is Laplace's value.
+    `scale_tril` `[starts, *batch, dim, dim]` is the Cholesky factor of the inverse negative
+    Hessian; `valid` tells where the slope vanishes and the curvature is negative in all directions;
+    `log_z` is Laplace's value.
     """
 
     point: Tensor
@@ -64,8 +65,8 @@ def climb(
 def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
     """Climb by L-BFGS with backtracking, all starts and data at once.
 
-    A start that no longer rises is left where it is: the others go on without it. Nocedal and Wright
-    (2006), algorithm 7.4.
+    A start that no longer rises is left where it is: the others go on without it. Nocedal and
+    Wright (2006), algorithm 7.4.
     """
     end, rising = start.clone(), torch.arange(len(start), device=start.device)
     point = start
@@ -206,27 +207,32 @@ def unseen_share(modes: Modes) -> Tensor:
 class Laplace(Estimator):
     r"""Laplace's approximation, summed over the modes that several starts find, and corrected by importance sampling.
 
-    At each mode $z^*$ in unconstrained space, with $\Lambda = -\nabla^2 \log p(x, z^*)$ and D dimensions,
+    At each mode $z^*$ in unconstrained space, with $\Lambda = -\nabla^2 \log p(x, z^*)$ and D
+    dimensions,
 
-    $$Z^* = p(x, z^*) (2\pi)^{D/2} |\Lambda|^{-1/2}, \qquad \log \hat Z = \log \sum_{\text{modes}} Z^*.$$
+    $$Z^* = p(x, z^*) (2\pi)^{D/2} |\Lambda|^{-1/2}, \qquad \log \hat Z = \log \sum_{\text{modes}}
+    Z^*.$$
 
-    With `num_particles` the same normals, widened to Student t with 5 degrees of freedom, are the proposal of an
-    importance sampler, with a quarter of its draws from the prior as a defence (Hesterberg 1995): then the number is
-    consistent and its standard error is a Monte Carlo error. Without, the number is as good as the posterior is normal,
-    and its error is unknown (NaN). The number is withheld (NaN) where no start reaches a mode. Costs `num_starts` L-BFGS
-    climbs at once and D backward passes.
+    With `num_particles` the same normals, widened to Student t with 5 degrees of freedom, are the
+    proposal of an importance sampler, with a quarter of its draws from the prior as a defence
+    (Hesterberg 1995): then the number is consistent and its standard error is a Monte Carlo error.
+    Without, the number is as good as the posterior is normal, and its error is unknown (NaN). The
+    number is withheld (NaN) where no start reaches a mode. Costs `num_starts` L-BFGS climbs at once
+    and D backward passes.
 
     Tierney and Kadane (1986); MacKay (2003), ch. 27.
 
     Args:
-        num_starts: starts: draws from the guide (the prior, where there is none), half of them each the best of `screened`.
+        num_starts: starts: draws from the guide (the prior, where there is none), half of them each
+            the best of `screened`.
         num_steps: L-BFGS steps at most.
         num_particles: draws of the importance sampler; 0 for the plain approximation.
         screened: draws of which each start of the second half is the best.
         memory: bytes that evaluating densities may allocate.
 
     Raises:
-        ValueError: for discrete latents that cannot be summed out, no start, or too few particles for an error bar.
+        ValueError: for discrete latents that cannot be summed out, no start, or too few particles
+            for an error bar.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -249,7 +255,8 @@ class Laplace(Estimator):
         check_least(self, num_starts=1, num_steps=1, num_particles=0, screened=1, memory=1)
         if 0 < self.num_particles < FEWEST:
             raise ValueError(
-                f"num_particles is {self.num_particles}; expected 0, or at least {FEWEST} for an error bar"
+                f"num_particles is {self.num_particles}; expected 0, or at least {FEWEST} for an "
+                "error bar"
             )
 
     def draws_from(self, bound: Bound) -> Proposal | None:
@@ -315,7 +322,10 @@ def mode_warnings(new: Tensor) -> tuple[str, ...]:
         return ()
     which = "" if new.dim() == 1 else f" for {100 * share:.3g} % of the data"
     return (
-        f"withheld: no start has reached a mode with negative curvature{which}: the density has none, or needs more num_steps",
+        (
+            f"withheld: no start has reached a mode with negative curvature{which}: the density "
+            "has none, or needs more num_steps"
+        ),
     )
 
 
@@ -324,5 +334,8 @@ def unseen_warnings(share: Tensor) -> tuple[str, ...]:
     if float(share.mean()) <= UNSEEN:
         return ()
     return (
-        f"{100 * float(share.mean()):.2g} % of the starts found a mode of their own: others are missed; raise num_starts",
+        (
+            f"{100 * float(share.mean()):.2g} % of the starts found a mode of their own: others "
+            "are missed; raise num_starts"
+        ),
     )

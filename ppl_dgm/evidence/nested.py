@@ -31,7 +31,8 @@ dynesty: Any = _dynesty
 SAMPLES = ("auto", "unif", "rwalk", "slice", "rslice")
 EDGE = 1e-15  # of the unit cube, kept away from
 
-# quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile, distribution)
+# quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile,
+# distribution)
 QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
     "Gamma": lambda u, d: special.gammaincinv(d.concentration, u) / d.rate,
     "InverseGamma": lambda u, d: d.rate / special.gammainccinv(d.concentration, u),
@@ -45,11 +46,12 @@ QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
 class NestedSampling(Estimator):
     r"""Nested sampling: the likelihood integrated over shells of prior volume, by dynesty.
 
-    $Z = \int_0^1 L(X)\, \mathrm{d}X$ with X the prior volume above a likelihood, which shrinks by a factor
-    $e^{-1/n}$ with each of the live points that is replaced. It finds all modes that a live point starts in, and needs
-    no guide. The prior transform from the unit cube is read from the program: quantile functions of its latents, one
-    given those before. One run of the program at a time, thousands of them: for data-set evidence of up to about twenty
-    dimensions. Needs `pip install ppl-dgm[nested]`.
+    $Z = \int_0^1 L(X)\, \mathrm{d}X$ with X the prior volume above a likelihood, which shrinks by a
+    factor $e^{-1/n}$ with each of the live points that is replaced. It finds all modes that a live
+    point starts in, and needs no guide. The prior transform from the unit cube is read from the
+    program: quantile functions of its latents, one given those before. One run of the program at a
+    time, thousands of them: for data-set evidence of up to about twenty dimensions. Needs `pip
+    install ppl-dgm[nested]`.
 
     Skilling (2006); Speagle (2020), "dynesty".
 
@@ -60,8 +62,8 @@ class NestedSampling(Estimator):
         max_calls: evaluations of the likelihood at most.
 
     Raises:
-        ValueError: where dynesty is absent, for one evidence for each datum, discrete latents, or a prior without a
-            quantile function.
+        ValueError: where dynesty is absent, for one evidence for each datum, discrete latents, or a
+            prior without a quantile function.
 
     Example:
         >>> from ppl_dgm.evidence.nested import dynesty
@@ -83,7 +85,8 @@ class NestedSampling(Estimator):
             )
         if dynesty is None:
             raise ValueError(
-                "nested sampling runs on dynesty, which is not installed: pip install ppl-dgm[nested]"
+                "nested sampling runs on dynesty, which is not installed: pip install "
+                "ppl-dgm[nested]"
             )
 
     def draws_from(self, bound: Bound) -> Proposal | None:
@@ -93,8 +96,8 @@ class NestedSampling(Estimator):
         check_continuous(bound)
         if bound.structure.per_datum:
             raise ValueError(
-                "nested sampling runs one integral at a time, and this program has one for each datum; use AIS, SMC or "
-                "BridgeSampling, which run all data at once"
+                "nested sampling runs one integral at a time, and this program has one for each "
+                "datum; use AIS, SMC or BridgeSampling, which run all data at once"
             )
         cube_dim(bound)
 
@@ -132,7 +135,10 @@ class NestedSampling(Estimator):
         if calls < self.max_calls:
             return ()
         return (
-            f"stopped after {calls} evaluations, before the remaining evidence was small; raise max_calls",
+            (
+                f"stopped after {calls} evaluations, before the remaining evidence was small; "
+                "raise max_calls"
+            ),
         )
 
 
@@ -154,7 +160,10 @@ class Likelihood:
         if not self.undefined:
             return ()
         return (
-            f"the likelihood was NaN or infinite at {self.undefined} points, which count as impossible",
+            (
+                f"the likelihood was NaN or infinite at {self.undefined} points, which count as "
+                "impossible"
+            ),
         )
 
 
@@ -230,8 +239,9 @@ def quantile(name: str, fn: Any, u: np.ndarray, shape: torch.Size) -> Tensor:
         )
     except NotImplementedError as error:
         raise ValueError(
-            f"the prior {kind} of latent {name!r} has no quantile function, which nested sampling needs; write it as a "
-            "transform of Normal or Uniform variables, or use SMC, AIS or BridgeSampling"
+            f"the prior {kind} of latent {name!r} has no quantile function, which nested sampling "
+            "needs; write it as a transform of Normal or Uniform variables, or use SMC, AIS or "
+            "BridgeSampling"
         ) from error
 
 

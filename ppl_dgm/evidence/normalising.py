@@ -1,7 +1,8 @@
 r"""Unnormalised densities of data: the program at its data over the same program without data.
 
-Where factors depend on the data, $\log p(x) = \log f(x) - \log Z$ with $Z = \int f(x)\, dx$, which is the evidence of the
-program whose data site is one more latent. Every estimator estimates it so; one $\log Z$ serves all data.
+Where factors depend on the data, $\log p(x) = \log f(x) - \log Z$ with $Z = \int f(x)\, dx$, which
+is the evidence of the program whose data site is one more latent. Every estimator estimates it so;
+one $\log Z$ serves all data.
 """
 
 from typing import Any
@@ -39,13 +40,15 @@ def without_data(program: Program, bound: Bound, sum_out: bool) -> Bound:
     """Bind the same program without data: one datum that is drawn, or one for each datum's covariates.
 
     Raises:
-        ValueError: where latents shared by all data would have a partition function for each of their values.
+        ValueError: where latents shared by all data would have a partition function for each of
+            their values.
     """
     shared = [latent.name for latent in bound.structure.latents if not latent.local]
     if bound.structure.batched and shared:
         raise ValueError(
-            f"the factors {list(bound.structure.energies)} depend on the data and the latents {shared} are shared by all of "
-            "them, so that every value of these has a partition function of its own; fit them as parameters"
+            f"the factors {list(bound.structure.energies)} depend on the data and the latents "
+            f"{shared} are shared by all of them, so that every value of these has a partition "
+            "function of its own; fit them as parameters"
         )
     model = WithoutData(program.model)
     args, kwargs = (bound.args, dict(bound.kwargs)) if keeps_arguments(bound) else ((), {})
@@ -110,8 +113,9 @@ def ladder_to(free: Bound) -> Ladder | None:
     if len(latents) == 1 and is_binary(latents[0].support) and (free.num_data or 1) == 1:
         return FlipLadder(free)
     raise ValueError(
-        f"the sites {[latent.name for latent in latents]} are drawn without data, and are not one binary vector, so that "
-        "no chains move in them; use ImportanceSampling, from the base measure, or give the model a Ladder"
+        f"the sites {[latent.name for latent in latents]} are drawn without data, and are not one "
+        "binary vector, so that no chains move in them; use ImportanceSampling, from the base "
+        "measure, or give the model a Ladder"
     )
 
 

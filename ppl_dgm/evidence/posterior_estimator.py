@@ -33,11 +33,12 @@ class PosteriorEstimator(Estimator):
     """What estimators from posterior draws share: where the draws come from.
 
     Args:
-        posterior: `"hmc"` (all chains and data at once), `"nuts"` (Pyro's, chain by chain), `"guide"` (draws from the
-            guide, resampled by importance), or the user's: a dict of `[chains, draws, *site]` (or `[draws, *site]`) by
-            latent.
+        posterior: `"hmc"` (all chains and data at once), `"nuts"` (Pyro's, chain by chain),
+            `"guide"` (draws from the guide, resampled by importance), or the user's: a dict of
+            `[chains, draws, *site]` (or `[draws, *site]`) by latent.
         num_draws: draws of each chain.
-        num_chains: chains that are run; draws of `"guide"` are independent, `num_chains * num_draws` of them.
+        num_chains: chains that are run; draws of `"guide"` are independent, `num_chains *
+            num_draws` of them.
         num_warmup: steps of each chain that adapt it and are discarded.
         num_leapfrog: steps of each move of `"hmc"`.
         memory: bytes that evaluating densities may allocate.
@@ -74,7 +75,8 @@ class PosteriorEstimator(Estimator):
         draws = self._draw(target)
         if draws.points.shape[1] < LEAST_DRAWS:
             raise ValueError(
-                f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least 8"
+                f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least "
+                "8"
             )
         return draws
 

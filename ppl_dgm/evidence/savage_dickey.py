@@ -25,7 +25,8 @@ INFINITE_MEAN_K = 0.9  # about 1, the shape from which a mean is infinite
 class SavageDickey:
     """log Bayes factor of the point hypothesis against the program, in nats, and its standard error.
 
-    Positive where the data favour the point. `log_posterior` and `log_prior` are the densities at the point.
+    Positive where the data favour the point. `log_posterior` and `log_prior` are the densities at
+    the point.
     """
 
     log_bayes_factor: Tensor
@@ -54,31 +55,35 @@ def savage_dickey(
 
     $$\mathrm{BF}_{01} = \frac{p(\theta_0 \mid x)}{p(\theta_0)}$$
 
-    for a nested hypothesis whose other latents have, given $\theta_0$, the prior of the full program. Each density is an
-    importance-weighted marginal density estimate: with any normalised w, any matrix B and draws of $(\theta, \psi)$,
+    for a nested hypothesis whose other latents have, given $\theta_0$, the prior of the full
+    program. Each density is an importance-weighted marginal density estimate: with any normalised
+    w, any matrix B and draws of $(\theta, \psi)$,
 
     $$p(\theta_0 \mid x) = \mathbb{E}\!\left[w(\theta)\,
       \frac{p(x, \theta_0, \psi + B(\theta_0 - \theta))}{p(x, \theta, \psi)}\right],$$
 
-    B the regression of the other latents on $\theta$ and w a normal inside the posterior of $\theta$, from the moments
-    of half of the draws; the same from prior draws for $p(\theta_0)$, with B = 0 and quartiles in place of moments. The
-    standard error is withheld (NaN, with a warning) where Pareto k says that the average has none.
+    B the regression of the other latents on $\theta$ and w a normal inside the posterior of
+    $\theta$, from the moments of half of the draws; the same from prior draws for $p(\theta_0)$,
+    with B = 0 and quartiles in place of moments. The standard error is withheld (NaN, with a
+    warning) where Pareto k says that the average has none.
 
-    Dickey (1971); Chen (1994), "Importance-weighted marginal Bayesian posterior density estimation".
+    Dickey (1971); Chen (1994), "Importance-weighted marginal Bayesian posterior density
+    estimation".
 
     Args:
         program: the program of the full hypothesis.
         *args: its data.
         site: the latent that the point hypothesis fixes.
         value: where it fixes it; broadcast to the latent's shape.
-        sampler: where posterior draws come from: any estimator that uses them, with its settings; HMC by default.
+        sampler: where posterior draws come from: any estimator that uses them, with its settings;
+            HMC by default.
         num_prior: draws from the prior.
         seed: makes the result repeatable.
         **kwargs: further data.
 
     Raises:
-        ValueError: for a latent that the program lacks, a value outside its support or of infinite prior density, or one
-            evidence for each datum.
+        ValueError: for a latent that the program lacks, a value outside its support or of infinite
+            prior density, or one evidence for each datum.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -98,7 +103,8 @@ def savage_dickey(
     bound = program.bind(*args, **kwargs).in_double()
     if bound.structure.per_datum:
         raise ValueError(
-            "every datum has latents of its own here; Savage-Dickey fixes a latent shared by all data"
+            "every datum has latents of its own here; Savage-Dickey fixes a latent shared by all "
+            "data"
         )
     with torch.no_grad(), seeded(seed, bound.device):
         target = Unconstrained(bound)
@@ -145,8 +151,9 @@ def check_finite_prior(prior: Density, site: str, value: float | Tensor) -> None
     infinite = bool(prior.log_density.isposinf()) or float(prior.pareto_k) >= INFINITE_MEAN_K
     if infinite or not bool(torch.isfinite(prior.log_density)):
         raise ValueError(
-            f"the prior density of {site!r} at {value} is infinite or zero, as far as its draws tell (Pareto k of its terms "
-            f"is {float(prior.pareto_k):.2f}), so that the point has no Bayes factor; compare two programs by evidence.auto"
+            f"the prior density of {site!r} at {value} is infinite or zero, as far as its draws "
+            f"tell (Pareto k of its terms is {float(prior.pareto_k):.2f}), so that the point has "
+            "no Bayes factor; compare two programs by evidence.auto"
         )
 
 
@@ -156,7 +163,8 @@ def find_slot(target: Unconstrained, site: str) -> Slot:
         if slot.latent.name == site:
             return slot
     raise ValueError(
-        f"the program has no continuous latent {site!r}; it has {[s.latent.name for s in target.slots]}"
+        f"the program has no continuous latent {site!r}; it has "
+        f"{[s.latent.name for s in target.slots]}"
     )
 
 
@@ -172,7 +180,8 @@ def unconstrained_value(target: Unconstrained, slot: Slot, value: float | Tensor
     flat = inverse(full).reshape(-1)
     if not bool(torch.isfinite(flat).all()):
         raise ValueError(
-            f"value {value} is at the edge of the support of {slot.latent.name!r}, which has no density"
+            f"value {value} is at the edge of the support of {slot.latent.name!r}, which has no "
+            "density"
         )
     return flat
 
@@ -182,7 +191,8 @@ def marginal_density(
 ) -> Density:
     """Density of one latent at a point, from draws `[chains, draws, dim]` of posterior or prior.
 
-    In unconstrained coordinates: the Jacobian of the latent's own transform is common to posterior and prior.
+    In unconstrained coordinates: the Jacobian of the latent's own transform is common to posterior
+    and prior.
     """
     fitting, rest = split_halves(draws)
     flat = rest.flatten(0, 1)
@@ -238,7 +248,8 @@ def density_warnings(posterior: Density, prior: Density) -> tuple[str, ...]:
     """Warn of tails too heavy for the averages."""
     found = {"posterior": posterior.pareto_k, "prior": prior.pareto_k}
     return tuple(
-        f"the standard error is withheld: Pareto k of the {name} density is {float(k):.2f} > {UNRELIABLE_K}"
+        f"the standard error is withheld: Pareto k of the {name} density is {float(k):.2f} > "
+        f"{UNRELIABLE_K}"
         for name, k in found.items()
         if float(k) > UNRELIABLE_K
     )

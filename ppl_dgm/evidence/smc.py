@@ -29,18 +29,19 @@ GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
 class SMC(Estimator):
     r"""Sequential Monte Carlo along tempered densities, from the prior or the guide to the posterior.
 
-    Particles at $f_\beta \propto p(y)\, p(x \mid y)^\beta$ are reweighted by $p(x \mid y)^{\Delta\beta}$, resampled, and
-    moved; $\hat Z = \prod_t \sum_i W_i\, p(x \mid y_i)^{\Delta\beta_t}$. Each independent group gives one such estimate;
-    the mean of the groups' $\hat Z$ is returned, its standard error from their spread (delta method, widened by
-    Student's t for few groups). Where data have latents of their own, every datum has its own temperatures, step sizes
-    and resampling. Consistent in the number of particles. It costs, for each temperature, `num_moves` moves of
-    `num_particles * num_groups` particles.
+    Particles at $f_\beta \propto p(y)\, p(x \mid y)^\beta$ are reweighted by $p(x \mid
+    y)^{\Delta\beta}$, resampled, and moved; $\hat Z = \prod_t \sum_i W_i\, p(x \mid
+    y_i)^{\Delta\beta_t}$. Each independent group gives one such estimate; the mean of the groups'
+    $\hat Z$ is returned, its standard error from their spread (delta method, widened by Student's t
+    for few groups). Where data have latents of their own, every datum has its own temperatures,
+    step sizes and resampling. Consistent in the number of particles. It costs, for each
+    temperature, `num_moves` moves of `num_particles * num_groups` particles.
 
-    Groups agree on what none of them reaches: a posterior mode or a direction that the moves are too few for. Compare
-    with `with_twice_the_moves()`, as `check_moves` does.
+    Groups agree on what none of them reaches: a posterior mode or a direction that the moves are
+    too few for. Compare with `with_twice_the_moves()`, as `check_moves` does.
 
-    Del Moral, Doucet and Jasra (2006), "Sequential Monte Carlo samplers"; adaptive temperatures after Zhou, Johansen
-    and Aston (2016), "Toward automatic model comparison".
+    Del Moral, Doucet and Jasra (2006), "Sequential Monte Carlo samplers"; adaptive temperatures
+    after Zhou, Johansen and Aston (2016), "Toward automatic model comparison".
 
     Args:
         num_particles: particles in each group.
@@ -48,7 +49,8 @@ class SMC(Estimator):
         num_moves: moves at each temperature.
         kernel: how particles move; HMC, MALA, RandomWalk or ULA of `ppl_dgm.sampling.kernels`.
         start: `"prior"` or `"guide"`.
-        cess: conditional effective sample size from one temperature to the next, as a share in (0, 1).
+        cess: conditional effective sample size from one temperature to the next, as a share in (0,
+            1).
         resample_below: effective sample size below which to resample, as a share in [0, 1].
         resampling: `"systematic"`, `"stratified"`, `"residual"` or `"multinomial"`.
         memory: bytes that one evaluation may allocate.
@@ -56,7 +58,8 @@ class SMC(Estimator):
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
-        ValueError: for settings out of range, discrete latents, or a likelihood that is zero at all particles.
+        ValueError: for settings out of range, discrete latents, or a likelihood that is zero at all
+            particles.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -90,7 +93,8 @@ class SMC(Estimator):
             )
         if not 0 <= self.resample_below <= 1:
             raise ValueError(
-                f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. 0.5"
+                f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. "
+                "0.5"
             )
         check_choice(self, "resampling", SCHEMES)
         check_compile(self.compile)

@@ -80,8 +80,9 @@ class TemperedChains(Estimator):
         check_compile(self.compile)
         if not self.kernel.adjusted:
             raise ValueError(
-                f"{type(self.kernel).__name__} leaves no density invariant, so that means over its chains are biased; use "
-                "HMC, MALA or RandomWalk, or give it to AIS, which weights its error away"
+                f"{type(self.kernel).__name__} leaves no density invariant, so that means over its "
+                "chains are biased; use HMC, MALA or RandomWalk, or give it to AIS, which weights "
+                "its error away"
             )
 
     def draws_from(self, bound: Bound) -> Start:
@@ -144,7 +145,8 @@ class TemperedChains(Estimator):
     def _first_points(self, path: Path, pilot: Population) -> Tensor:
         """Prior draws for the lower half of the rungs, the pilot's for the upper half: `[chains * rungs, *batch, dim]`.
 
-        Prior draws that the data rule out are the pilot's too: chains that must first find the support learn no step.
+        Prior draws that the data rule out are the pilot's too: chains that must first find the
+        support learn no step.
         """
         rungs = self.num_temperatures + 1
         prior = path.draw(self.num_chains * rungs)
@@ -173,13 +175,15 @@ class TemperedChains(Estimator):
 class ThermodynamicIntegration(TemperedChains):
     r"""Thermodynamic integration along tempered posteriors.
 
-    $\log Z = \int_0^1 \mathbb{E}_\beta[\log p(x \mid y)]\, d\beta$, by the trapezoid rule with the end correction of
-    Friel, Hurn and Wyse (2014), "Improving power posterior estimation of statistical evidence", eq. 10:
-    $\sum_i \tfrac{\Delta_i}{2}(E_i + E_{i+1}) - \tfrac{\Delta_i^2}{12}(V_{i+1} - V_i)$, at temperatures that a pilot
-    finds. The first interval is a stepping stone, because under a heavy-tailed prior $\mathbb{E}_0$ need not exist.
-    Chains at all temperatures run at once, neighbours exchanging points. The standard error counts autocorrelation and
-    the dependence between temperatures, and the rule's own error, a fifteenth of what half as many nodes change (a rule
-    of fourth order). It costs `num_chains * num_temperatures * (num_draws + num_warmup)` moves for each datum.
+    $\log Z = \int_0^1 \mathbb{E}_\beta[\log p(x \mid y)]\, d\beta$, by the trapezoid rule with the
+    end correction of Friel, Hurn and Wyse (2014), "Improving power posterior estimation of
+    statistical evidence", eq. 10: $\sum_i \tfrac{\Delta_i}{2}(E_i + E_{i+1}) -
+    \tfrac{\Delta_i^2}{12}(V_{i+1} - V_i)$, at temperatures that a pilot finds. The first interval
+    is a stepping stone, because under a heavy-tailed prior $\mathbb{E}_0$ need not exist. Chains at
+    all temperatures run at once, neighbours exchanging points. The standard error counts
+    autocorrelation and the dependence between temperatures, and the rule's own error, a fifteenth
+    of what half as many nodes change (a rule of fourth order). It costs `num_chains *
+    num_temperatures * (num_draws + num_warmup)` moves for each datum.
 
     Gelman and Meng (1998), "Simulating normalizing constants"; Lartillot and Philippe (2006).
 
@@ -196,7 +200,8 @@ class ThermodynamicIntegration(TemperedChains):
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
-        ValueError: for settings out of range, a kernel that never rejects, or latents that are discrete.
+        ValueError: for settings out of range, a kernel that never rejects, or latents that are
+            discrete.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -237,12 +242,12 @@ def corrected_trapezoid(beta: Tensor, mean: Tensor, slope: Tensor) -> tuple[Tens
 class SteppingStone(TemperedChains):
     r"""Stepping-stone sampling: a product of importance-sampling ratios between neighbouring temperatures.
 
-    $\log Z = \sum_i \log \mathbb{E}_{\beta_i}[p(x \mid y)^{\beta_{i+1} - \beta_i}]$: no error of integration. The
-    standard error is the delta method's on the sum, autocorrelation and dependence between temperatures counted.
-    Chains are those of `ThermodynamicIntegration`, at the same cost.
+    $\log Z = \sum_i \log \mathbb{E}_{\beta_i}[p(x \mid y)^{\beta_{i+1} - \beta_i}]$: no error of
+    integration. The standard error is the delta method's on the sum, autocorrelation and dependence
+    between temperatures counted. Chains are those of `ThermodynamicIntegration`, at the same cost.
 
-    Xie, Lewis, Fan, Kuo and Chen (2011), "Improving marginal likelihood estimation for Bayesian phylogenetic model
-    selection".
+    Xie, Lewis, Fan, Kuo and Chen (2011), "Improving marginal likelihood estimation for Bayesian
+    phylogenetic model selection".
 
     Args:
         num_temperatures: number of ratios.
@@ -257,7 +262,8 @@ class SteppingStone(TemperedChains):
         checkpoint: a file to continue from if it exists, and to write progress to.
 
     Raises:
-        ValueError: for settings out of range, a kernel that never rejects, or latents that are discrete.
+        ValueError: for settings out of range, a kernel that never rejects, or latents that are
+            discrete.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm

@@ -24,8 +24,8 @@ WIDE = 0.5  # share of the draws that come from it
 class WideCount(dist.TorchDistribution):
     r"""A count from a base distribution or, half of the time, from a far wider one.
 
-    The wide part has $P(n) = \log\frac{n + 2}{n + 1} / \log(M + 1)$ for n < M, about equal mass for each
-    factor of two. Values below zero and above M come from the base alone.
+    The wide part has $P(n) = \log\frac{n + 2}{n + 1} / \log(M + 1)$ for n < M, about equal mass for
+    each factor of two. Values below zero and above M come from the base alone.
 
     Args:
         base: the distribution of the count.
@@ -106,9 +106,10 @@ class WideProposal:
 class WideSampling(ImportanceSampling):
     r"""Prior sampling with counts from a far wider proposal, for data that the prior finds rare.
 
-    $\log \hat Z = \log \frac1K \sum_k p(x, z_k) / q(z_k)$ with q the prior, but half of the draws of each
-    Poisson, geometric or negative binomial latent from about equal mass on each factor of two (`WideCount`):
-    no count is out of reach. The other latents come from the prior, and the guide is ignored.
+    $\log \hat Z = \log \frac1K \sum_k p(x, z_k) / q(z_k)$ with q the prior, but half of the draws
+    of each Poisson, geometric or negative binomial latent from about equal mass on each factor of
+    two (`WideCount`): no count is out of reach. The other latents come from the prior, and the
+    guide is ignored.
 
     Hesterberg (1995), "Weighted average importance sampling and defensive mixture distributions".
 
@@ -135,12 +136,13 @@ class WideSampling(ImportanceSampling):
     def check(self, bound: Bound) -> None:
         if not has_counts(bound):
             raise ValueError(
-                "no latent is a count without upper limit, so that there is nothing to widen; use PriorSampling"
+                "no latent is a count without upper limit, so that there is nothing to widen; use "
+                "PriorSampling"
             )
         if bound.is_entangled():
             raise ValueError(
-                "latents depend on others that are summed out, so that their density at a draw is unknown; use "
-                "PriorSampling"
+                "latents depend on others that are summed out, so that their density at a draw is "
+                "unknown; use PriorSampling"
             )
 
     def estimate(self, bound: Bound) -> Estimate:

@@ -1,6 +1,7 @@
 """Families of generative models, each a Program: choose one, or put one together of parts.
 
-Many models of the literature are combinations, of a family with its parts here and with an objective elsewhere:
+Many models of the literature are combinations, of a family with its parts here and with an
+objective elsewhere:
 
     naive Bayes, Markov chain       bayesnet.naive_bayes(...), bayesnet.markov_chain(...)
     Chow-Liu tree                   bayesnet.chow_liu(x)

@@ -28,7 +28,8 @@ class Progress:
 class Callback:
     """Called by `fit(..., callbacks=[...])`; a subclass overrides what it wants to hear of.
 
-    What it raises ends the fit. It may look at the program, but changes nothing that a checkpoint would have to know.
+    What it raises ends the fit. It may look at the program, but changes nothing that a checkpoint
+    would have to know.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm

@@ -54,43 +54,51 @@ def fit(
 ) -> Fit:
     """Fit the parameters of a program to data by stochastic gradient steps.
 
-    Minibatches are taken along the data plate; beside latents shared by all data their sites are scaled up, so that the
-    ELBO stays unbiased. Objectives with a logarithm of a mean (`IWELBO`, `Renyi`) are then too high, and no bounds: give
-    them all data at once. All figures are in nats per datum. Ctrl-C ends the fit and returns what was learned.
+    Minibatches are taken along the data plate; beside latents shared by all data their sites are
+    scaled up, so that the ELBO stays unbiased. Objectives with a logarithm of a mean (`IWELBO`,
+    `Renyi`) are then too high, and no bounds: give them all data at once. All figures are in nats
+    per datum. Ctrl-C ends the fit and returns what was learned.
 
-    Where the objective has several players (`objectives.Game`), a step is a round of all of them. It deals as many
-    minibatches as the busiest player makes steps; each player's k-th step is on the k-th of them.
+    Where the objective has several players (`objectives.Game`), a step is a round of all of them.
+    It deals as many minibatches as the busiest player makes steps; each player's k-th step is on
+    the k-th of them.
 
     Args:
         program: the program; its parameters are changed in place.
-        data: a Tensor or array, a tuple or dict of them (positional or named arguments of the program), a
-            DataFrame (a named argument for each column), a Dataset, a torch Dataset or DataLoader; nothing for a
-            program that holds its data.
+        data: a Tensor or array, a tuple or dict of them (positional or named arguments of the
+            program), a DataFrame (a named argument for each column), a Dataset, a torch Dataset or
+            DataLoader; nothing for a program that holds its data.
         objective: one of `ppl_dgm.objectives`, or of Pyro's ELBOs; default `ELBO()`.
         steps: number of optimisation steps (rounds, of a game); or else
         epochs: passes over the data.
         batch_size: data in a minibatch; default all.
-        shared: names of arguments that all data share and no minibatch cuts; default those of the program. What is not
-            named is learnt from the program, which must give a minibatch the densities that it has among all data.
-        optimizer: makes a torch optimiser of the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`; of each
-            player's that brings none of its own.
-        schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step, but
-            `ReduceLROnPlateau` after every validation, with the loss.
+        shared: names of arguments that all data share and no minibatch cuts; default those of the
+            program. What is not named is learnt from the program, which must give a minibatch the
+            densities that it has among all data.
+        optimizer: makes a torch optimiser of the parameters, e.g.
+            `functools.partial(torch.optim.Adam, lr=1e-3)`; of each player's that brings none of its
+            own.
+        schedule: makes a torch learning-rate scheduler of the optimiser; stepped after every step,
+            but `ReduceLROnPlateau` after every validation, with the loss.
         clip_norm: largest joint norm of the gradient of the loss per datum, of each player.
-        seed: of shuffles and draws; torch's generator is left as it was. None draws from torch's generator.
+        seed: of shuffles and draws; torch's generator is left as it was. None draws from torch's
+            generator.
         device: where to train; the program and the data are moved there.
-        valid: validation data, as `data`; judged by the objective as it is at the last step, annealed weights included.
+        valid: validation data, as `data`; judged by the objective as it is at the last step,
+            annealed weights included.
         valid_every: steps between validations; default one epoch.
-        patience: stop after so many validations without improvement. The best parameters seen are restored.
+        patience: stop after so many validations without improvement. The best parameters seen are
+            restored.
         checkpoint: file to resume from, if it exists, and to write.
         checkpoint_every: steps between writes; default one epoch.
-        resume: True goes on from the checkpoint, which must exist; False starts anew and overwrites it; None goes on
-            if it exists.
+        resume: True goes on from the checkpoint, which must exist; False starts anew and overwrites
+            it; None goes on if it exists.
         progress: show a progress bar.
-        callbacks: what to call after steps and validations and at the end: `ppl_dgm.fitting.CSVLog`, `TensorBoard`,
-            `Log`, or subclasses of `Callback`.
-        compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough for that to pay,
-            and stays eager (see `Fit.notes`) where it cannot; True compiles or raises; False stays eager.
+        callbacks: what to call after steps and validations and at the end:
+            `ppl_dgm.fitting.CSVLog`, `TensorBoard`, `Log`, or subclasses of `Callback`.
+        compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough
+            for that to pay, and stays eager (see `Fit.notes`) where it cannot; True compiles or
+            raises; False stays eager.
 
     Returns:
         The fit: program, history, timings, `.plot()`.
@@ -98,7 +106,8 @@ def fit(
     Raises:
         ValueError: for settings, data or a program that do not fit each other, before any work.
         CaptureError: with `compile=True`, for a program that cannot be captured.
-        NonFiniteError: when the objective or a gradient becomes NaN or infinite; its `.fit` has what was learned.
+        NonFiniteError: when the objective or a gradient becomes NaN or infinite; its `.fit` has
+            what was learned.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -209,7 +218,8 @@ def check_counts(**numbers: Any) -> None:
     for name, value in numbers.items():
         if value is not None and not isinstance(value, Integral):
             raise ValueError(
-                f"{name} is {value!r}; expected a whole number, an int (len(x) // 10, not len(x) / 10)"
+                f"{name} is {value!r}; expected a whole number, an int (len(x) // 10, not len(x) / "
+                "10)"
             )
     check_positive(**numbers)
 
@@ -220,7 +230,8 @@ def check_makers(**makers: Any) -> None:
         if make is not None and not callable(make):
             raise TypeError(
                 f"{name} is a {type(make).__name__}; expected a function that makes one, e.g. "
-                "optimizer=functools.partial(torch.optim.Adam, lr=1e-3) or schedule=lambda o: StepLR(o, 100)"
+                "optimizer=functools.partial(torch.optim.Adam, lr=1e-3) or schedule=lambda o: "
+                "StepLR(o, 100)"
             )
 
 
@@ -257,10 +268,11 @@ def batch_length(found: Examination, batch_size: int | None) -> int:
         return num_data
     if not found.structure.divisible:
         raise ValueError(
-            f"batch_size is {batch_size} but the program does not take a part of its {num_data} data: its data plate has a "
-            "fixed size, its data are not tensor arguments, or data have other densities in a part than among all (as with a "
-            "mean over the data). Open pyro.plate('data', len(x)), name arguments that all data share (shared=[...]), or leave "
-            "batch_size out"
+            f"batch_size is {batch_size} but the program does not take a part of its {num_data} "
+            "data: its data plate has a fixed size, its data are not tensor arguments, or data "
+            "have other densities in a part than among all (as with a mean over the data). Open "
+            "pyro.plate('data', len(x)), name arguments that all data share (shared=[...]), or "
+            "leave batch_size out"
         )
     return batch_size
 

@@ -15,9 +15,10 @@ from ppl_dgm.program import Program, unvalidated
 class BatchLoss:
     """Minus the objective of a minibatch, in nats per datum, which estimates that of all data.
 
-    Where every datum has its own latents a minibatch is a mean over its data. Where latents are shared by all data,
-    the data's sites are scaled up by (number of data) / (minibatch) before the whole is divided by the number of data:
-    unbiased for objectives that are linear in the log weights, as the ELBO is.
+    Where every datum has its own latents a minibatch is a mean over its data. Where latents are
+    shared by all data, the data's sites are scaled up by (number of data) / (minibatch) before the
+    whole is divided by the number of data: unbiased for objectives that are linear in the log
+    weights, as the ELBO is.
     """
 
     def __init__(

@@ -26,17 +26,19 @@ class Fit:
     """A fitted program and how it got there.
 
     Attributes:
-        program: the program that was given, its parameters as learned (the best seen, where validated).
-        history: `step` and `objective` (nats per datum, higher is better), both `[steps]`; with validation data also
-            `valid_step` and `valid`, `[validations]`. Of a game, `objective` is the first player's, and each
-            player's own is there too, by its name.
+        program: the program that was given, its parameters as learned (the best seen, where
+            validated).
+        history: `step` and `objective` (nats per datum, higher is better), both `[steps]`; with
+            validation data also `valid_step` and `valid`, `[validations]`. Of a game, `objective`
+            is the first player's, and each player's own is there too, by its name.
         steps: optimisation steps made in all, resumed ones included.
         stopped: `"finished"` (all steps were made; see `improving`), `"early"` (validation stopped
             improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
         seconds: wall-clock time of this call.
         compile_seconds: part of `seconds` spent on capture and compilation.
         notes: one line each on what the fit decided, e.g. why it did not compile.
-        averages: running averages of players' modules, by the player's name, where one was asked for.
+        averages: running averages of players' modules, by the player's name, where one was asked
+            for.
     """
 
     program: Program
@@ -52,8 +54,9 @@ class Fit:
     def improving(self) -> bool:
         """Whether the objective was still rising when the steps were used up: more of them would give a better program.
 
-        Judged by validation where there is one: its best was among the last tenth, and better than all before. Else by
-        the slope through the block means of the last fifth of the steps. Never after early stopping.
+        Judged by validation where there is one: its best was among the last tenth, and better than
+        all before. Else by the slope through the block means of the last fifth of the steps. Never
+        after early stopping.
         """
         if self.stopped == "early":
             return False
@@ -97,7 +100,8 @@ class Fit:
         """Read a fit back, and its parameters into the program, built as it was when fitted.
 
         Raises:
-            ValueError: for a file that is no fit's, was changed, or whose parameters are not this program's.
+            ValueError: for a file that is no fit's, was changed, or whose parameters are not this
+                program's.
         """
         saved = read_tensors(path)
         if saved is None:

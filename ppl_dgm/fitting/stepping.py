@@ -55,9 +55,10 @@ class Stepper:
 class CompiledStepper(Stepper):
     """Makes the first steps eagerly, checked in full, and the rest as one compiled call each.
 
-    With `"auto"` it compiles when the eager steps left to make take long enough for that to pay, and stays or
-    becomes eager, with a note, where the program cannot be captured. With True it compiles after the first step and
-    raises instead. Minibatches of another size than `size`, the last of an epoch, are run eagerly.
+    With `"auto"` it compiles when the eager steps left to make take long enough for that to pay,
+    and stays or becomes eager, with a note, where the program cannot be captured. With True it
+    compiles after the first step and raises instead. Minibatches of another size than `size`, the
+    last of an epoch, are run eagerly.
     """
 
     def __init__(
@@ -168,6 +169,6 @@ def make_stepper(
 def undifferentiable(loss: BatchLoss) -> str:
     """Why an objective without a differentiable loss is not compiled."""
     return (
-        f"{type(loss.objective).__name__} has no differentiable loss, so that its step cannot be captured; use an "
-        "objective of ppl_dgm.objectives, or compile=False"
+        f"{type(loss.objective).__name__} has no differentiable loss, so that its step cannot be "
+        "captured; use an objective of ppl_dgm.objectives, or compile=False"
     )

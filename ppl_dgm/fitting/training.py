@@ -163,9 +163,10 @@ class Training:
         reason = explain_nonfinite(self.loss.program, batch, parameters.items())
         whose = f" of the player {learner.name!r}" if len(self.learners) > 1 else ""
         raise NonFiniteError(
-            f"the objective{whose} or its gradient is not finite at step {self.state.step} ({-value} nats per datum): "
-            f"{reason}; the norm of the parameters is {norm:.6g}. Lower the learning rate, clip gradients with clip_norm, or "
-            "bound the scale at that site; what was learned before is in the error's .fit"
+            f"the objective{whose} or its gradient is not finite at step {self.state.step} "
+            f"({-value} nats per datum): {reason}; the norm of the parameters is {norm:.6g}. Lower "
+            "the learning rate, clip gradients with clip_norm, or bound the scale at that site; "
+            "what was learned before is in the error's .fit"
         )
 
     def _named_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -230,8 +231,9 @@ class Training:
         unlike = list(self.loss.program.unlike_pyro)
         if unlike and isinstance(self.loss.objective, Objective):
             self._note(
-                f"the sites {unlike} count otherwise than in Pyro's losses: masks of model and guide "
-                "differ, so that what is masked would not cancel, or data are off their support"
+                f"the sites {unlike} count otherwise than in Pyro's losses: masks of model and "
+                "guide differ, so that what is masked would not cancel, or data are off their "
+                "support"
             )
         return Fit(
             program=self.loss.program,

@@ -11,13 +11,15 @@ class ConvEncoder(nn.Module):
     """Convolutional net from images to vectors: 3 x 3 convolutions of stride two, then an affine map.
 
     Args:
-        image_shape: (channels, height, width), of any size: each layer halves the sides, rounding up.
+        image_shape: (channels, height, width), of any size: each layer halves the sides, rounding
+            up.
         channels: of the layers.
         out_features: size of the output.
         activation: makes the activation.
 
     Shape:
-        `[..., channels, height, width]`, or flattened `[..., channels * height * width]`, to `[..., out_features]`.
+        `[..., channels, height, width]`, or flattened `[..., channels * height * width]`, to `[...,
+        out_features]`.
 
     Raises:
         ValueError: a size below one, no layers; images of another shape.
@@ -126,7 +128,8 @@ def unflatten_images(x: Tensor, image_shape: ImageShape | tuple[int, ...]) -> Te
         return x
     if x.shape[-1] != image_shape[0] * image_shape[1] * image_shape[2]:
         raise ValueError(
-            f"expected images [..., {list(image_shape)}], flattened or not, got shape {list(x.shape)}"
+            f"expected images [..., {list(image_shape)}], flattened or not, got shape "
+            f"{list(x.shape)}"
         )
     return x.unflatten(-1, image_shape)
 

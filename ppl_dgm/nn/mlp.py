@@ -1,7 +1,8 @@
 """Perceptrons, plain and residual.
 
-Every net maps the last one or three dimensions and broadcasts over any number of dimensions on the left, since
-programs put data, chains and particles there. Parameters take torch's default dtype; `.to` moves all buffers too.
+Every net maps the last one or three dimensions and broadcasts over any number of dimensions on the
+left, since programs put data, chains and particles there. Parameters take torch's default dtype;
+`.to` moves all buffers too.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +52,8 @@ class MLP(nn.Sequential):
 class ResidualMLP(nn.Module):
     """Residual perceptron with pre-activation blocks: h -> h + W_2 a(W_1 a(h) + b_1) + b_2 (He et al. 2016, figure 4e).
 
-    The second layer of each block starts at zero, so the net starts as an affine map (Zhang et al. 2019, Fixup).
+    The second layer of each block starts at zero, so the net starts as an affine map (Zhang et al.
+    2019, Fixup).
 
     Args:
         in_features: size of the input.
@@ -104,7 +106,8 @@ def hidden_sizes(hidden: Sequence[int]) -> list[int]:
         return list(hidden)
     except TypeError:
         raise ValueError(
-            f"hidden is {hidden!r}; expected the sizes of all hidden layers, e.g. hidden=[{hidden!r}]"
+            f"hidden is {hidden!r}; expected the sizes of all hidden layers, e.g. "
+            f"hidden=[{hidden!r}]"
         ) from None
 
 

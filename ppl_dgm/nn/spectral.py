@@ -17,8 +17,8 @@ _LAYERS = (
 def spectral_normalised(net: nn.Module) -> nn.Module:
     r"""Divide the weight of every linear and convolutional layer by its largest singular value.
 
-    A net of such layers with activations of slope at most one maps distances of one to distances of at
-    most one, as critics should (Miyato et al. 2018). The singular value is followed by one power
+    A net of such layers with activations of slope at most one maps distances of one to distances of
+    at most one, as critics should (Miyato et al. 2018). The singular value is followed by one power
     iteration in each run in training mode. Changes the net in place and returns it.
 
     Raises:
@@ -33,8 +33,8 @@ def spectral_normalised(net: nn.Module) -> nn.Module:
     layers = [module for module in net.modules() if isinstance(module, _LAYERS)]
     if not layers:
         raise ValueError(
-            f"{type(net).__name__} has no linear or convolutional layer to normalise; expected a net "
-            "that has"
+            f"{type(net).__name__} has no linear or convolutional layer to normalise; expected a "
+            "net that has"
         )
     for layer in layers:
         spectral_norm(layer)

@@ -3,23 +3,28 @@
 How to choose, by what the guide draws:
 
 - nothing (no latents, or all summed out by enumeration): `ELBO()` is the log likelihood itself.
-- latents with a path gradient (Normal, flows): `ELBO()` first; near convergence `ELBO(gradient="stl")` has less noise.
-  `IWELBO(K, gradient="dreg")` fits the model to a tighter bound, and leaves a guide that is a good proposal rather than a
-  good approximation; `MIWAE` and `CIWAE` lie between the two. `Renyi` covers more (alpha < 1) or less of the posterior.
+- latents with a path gradient (Normal, flows): `ELBO()` first; near convergence
+  `ELBO(gradient="stl")` has less noise. `IWELBO(K, gradient="dreg")` fits the model to a tighter
+  bound, and leaves a guide that is a good proposal rather than a good approximation; `MIWAE` and
+  `CIWAE` lie between the two. `Renyi` covers more (alpha < 1) or less of the posterior.
 - latents that collapse to the prior: `ELBO(kl_weight=linear_warmup(n))`, or `FreeBits`.
-- an encoder that is too weak: `SemiAmortised(k, rate)` refines what it says before the bound is taken.
+- an encoder that is too weak: `SemiAmortised(k, rate)` refines what it says before the bound is
+  taken.
 - dimensions that should be independent: `BetaTC`, or `ELBO(kl_weight=4.0)`, the beta-VAE.
 - a few discrete latents: sum them out (`infer={"enumerate": "parallel"}`, left out of the guide).
-- many discrete latents: `VIMCO(K)` or `ReweightedWakeSleep(K)` for the importance-weighted bound, `RLOO(K)` for the ELBO;
-  `REINFORCE` with a baseline where a second particle costs too much; `StraightThrough` where the program is differentiable
-  in them and a bias of the guide's gradient is tolerable.
-- a density that is unnormalised (an RBM, an energy net): `PersistentContrastiveDivergence(k)`, or `ContrastiveDivergence(k)`,
-  which needs fewer moves and has a bias. Without chains: `ScoreMatching` (real data), `PseudoLikelihood` or `RatioMatching`
-  (binary), `NoiseContrastive(noise)` where a density near the data's is at hand.
-- nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more than likelihood: a critic.
-  `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does not settle, `pack` where it loses modes; `FGAN` where
-  it should say which divergence it bounds.
-- latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient of those that have one.
+- many discrete latents: `VIMCO(K)` or `ReweightedWakeSleep(K)` for the importance-weighted bound,
+  `RLOO(K)` for the ELBO; `REINFORCE` with a baseline where a second particle costs too much;
+  `StraightThrough` where the program is differentiable in them and a bias of the guide's gradient
+  is tolerable.
+- a density that is unnormalised (an RBM, an energy net): `PersistentContrastiveDivergence(k)`, or
+  `ContrastiveDivergence(k)`, which needs fewer moves and has a bias. Without chains:
+  `ScoreMatching` (real data), `PseudoLikelihood` or `RatioMatching` (binary),
+  `NoiseContrastive(noise)` where a density near the data's is at hand.
+- nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more
+  than likelihood: a critic. `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does
+  not settle, `pack` where it loses modes; `FGAN` where it should say which divergence it bounds.
+- latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient
+  of those that have one.
 """
 
 from ppl_dgm.objectives.adversarial import FGAN, GAN, AdversarialLoss

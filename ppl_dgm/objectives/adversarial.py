@@ -31,7 +31,8 @@ class AdversarialLoss:
         real: the critic's loss on data.
         fake: the critic's loss on draws.
         generator: the generator's loss on its draws.
-        lipschitz: whether the critic must be kept Lipschitz, by a gradient penalty or spectral norm.
+        lipschitz: whether the critic must be kept Lipschitz, by a gradient penalty or spectral
+            norm.
     """
 
     real: Function
@@ -66,8 +67,8 @@ def named_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
         return loss
     if loss not in LOSSES:
         raise ValueError(
-            f"loss is {loss!r}; expected one of {sorted(LOSSES)}, or an AdversarialLoss of your own. "
-            "f-divergences are FGAN's"
+            f"loss is {loss!r}; expected one of {sorted(LOSSES)}, or an AdversarialLoss of your "
+            "own. f-divergences are FGAN's"
         )
     return LOSSES[loss]
 
@@ -95,8 +96,8 @@ class Judge:
         scores = self.net(x, *args, **kwargs)
         if tuple(scores.shape) not in ((len(x),), (len(x), 1)):
             raise ValueError(
-                f"the critic maps {tuple(x.shape)} to {tuple(scores.shape)}; expected one score for "
-                f"each datum, ({len(x)},) or ({len(x)}, 1): end it in a layer of one output"
+                f"the critic maps {tuple(x.shape)} to {tuple(scores.shape)}; expected one score "
+                f"for each datum, ({len(x)},) or ({len(x)}, 1): end it in a layer of one output"
             )
         return scores.reshape(-1)
 
@@ -146,7 +147,8 @@ def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any
     """Draw as many data from a model as it is given, with their path gradient.
 
     Raises:
-        ValueError: no data, no site of that name, draws of another shape or without a path gradient.
+        ValueError: no data, no site of that name, draws of another shape or without a path
+            gradient.
     """
     if site in kwargs:
         real, rest = kwargs[site], (args, {k: v for k, v in kwargs.items() if k != site})
@@ -154,7 +156,8 @@ def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any
         real, rest = args[0], (args[1:], dict(kwargs))
     else:
         raise ValueError(
-            f"the program was given no data for {site!r}; pass them as its first argument or by name"
+            f"the program was given no data for {site!r}; pass them as its first argument or by "
+            "name"
         )
     fake = draw(model, site, args, kwargs)
     if fake.shape != real.shape:
@@ -175,9 +178,9 @@ def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> 
         raise ValueError(f"the program has no site {site!r}, only {names}; name it: site=...")
     if not (is_deterministic(found) or found["fn"].has_rsample):
         raise ValueError(
-            f"the program draws {site!r} from a {type(found['fn']).__name__} without a path gradient, "
-            "so that a critic cannot teach it; use a distribution with rsample, such as Normal or "
-            "RelaxedBernoulli, or pyro.deterministic"
+            f"the program draws {site!r} from a {type(found['fn']).__name__} without a path "
+            "gradient, so that a critic cannot teach it; use a distribution with rsample, such as "
+            "Normal or RelaxedBernoulli, or pyro.deterministic"
         )
     return found["value"]
 
@@ -185,26 +188,27 @@ def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> 
 class GAN(Game):
     r"""A critic c learns to tell data from the program's draws, and the program to deceive it.
 
-    With $D = \mathrm{sigmoid}(c)$ the critic maximises $V = E_p \log D(x) + E_q \log(1 - D(x))$; at its
-    best, $D = p / (p + q)$, $V = 2 \mathrm{JSD}(p, q) - \log 4$ (Goodfellow et al. 2014, prop. 1 and
-    thm. 1). The program, which may draw its data site deterministically or from a distribution with a
-    path gradient, minimises V (`"minimax"`), or $-E_q \log D$ (`"nonsaturating"`). Further losses:
-    `"least_squares"` (Mao et al. 2017), `"hinge"` (Lim and Ye 2017), `"wasserstein"` (Arjovsky et al.
-    2017).
+    With $D = \mathrm{sigmoid}(c)$ the critic maximises $V = E_p \log D(x) + E_q \log(1 - D(x))$; at
+    its best, $D = p / (p + q)$, $V = 2 \mathrm{JSD}(p, q) - \log 4$ (Goodfellow et al. 2014, prop.
+    1 and thm. 1). The program, which may draw its data site deterministically or from a
+    distribution with a path gradient, minimises V (`"minimax"`), or $-E_q \log D$
+    (`"nonsaturating"`). Further losses: `"least_squares"` (Mao et al. 2017), `"hinge"` (Lim and Ye
+    2017), `"wasserstein"` (Arjovsky et al. 2017).
 
-    The players are `"generator"` and `"critic"`. Histories hold minus their losses per datum: for the
-    first two losses that of the critic is V. Validation watches the energy distance between data and
-    draws, which nobody trains on.
+    The players are `"generator"` and `"critic"`. Histories hold minus their losses per datum: for
+    the first two losses that of the critic is V. Validation watches the energy distance between
+    data and draws, which nobody trains on.
 
     Args:
-        critic: maps data `[N, *event]`, and what else the program is given, to scores `[N]` or `[N, 1]`.
+        critic: maps data `[N, *event]`, and what else the program is given, to scores `[N]` or `[N,
+            1]`.
         loss: one of the names above, or an `AdversarialLoss`.
         num_steps: steps of the critic in a round.
-        optimizer: makes the critic's optimiser, `schedule` its learning-rate scheduler; by default as
-            the fit's.
-        gradient_penalty: weight of $(|\nabla c| - 1)^2$ on lines between data and draws (Gulrajani et
-            al. 2017); by default 10 for `"wasserstein"`, else 0. Give 0 for a critic that is Lipschitz
-            by itself, as `nn.spectral_normalised` makes it.
+        optimizer: makes the critic's optimiser, `schedule` its learning-rate scheduler; by default
+            as the fit's.
+        gradient_penalty: weight of $(|\nabla c| - 1)^2$ on lines between data and draws (Gulrajani
+            et al. 2017); by default 10 for `"wasserstein"`, else 0. Give 0 for a critic that is
+            Lipschitz by itself, as `nn.spectral_normalised` makes it.
         r1: weight gamma of $|\nabla c|^2 / 2$ at data (Mescheder et al. 2018).
         smoothing: share of data taken for draws by the critic: label smoothing, one-sided (Salimans
             et al. 2016); at best $D = (1 - s) p / (p + q)$.
@@ -343,6 +347,6 @@ def check_smoothing(smoothing: float, loss: AdversarialLoss) -> None:
         raise ValueError(f"smoothing is {smoothing}; expected a share of at least 0 and below 0.5")
     if smoothing and loss.lipschitz:
         raise ValueError(
-            f"smoothing is {smoothing}, but the critic of this loss tells no labels; leave it out, or "
-            "use loss='nonsaturating', 'minimax', 'least_squares' or 'hinge'"
+            f"smoothing is {smoothing}, but the critic of this loss tells no labels; leave it out, "
+            "or use loss='nonsaturating', 'minimax', 'least_squares' or 'hinge'"
         )

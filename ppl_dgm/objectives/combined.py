@@ -11,8 +11,8 @@ from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
 class MIWAE(IWELBO):
     r"""The mean of M importance-weighted bounds of K particles each.
 
-    $\frac1M \sum_m \log \frac1K \sum_k w_{mk}$; M = 1 is `IWELBO(K)`, K = 1 the ELBO of M particles. Rainforth et al.
-    (2018), eq. 7.
+    $\frac1M \sum_m \log \frac1K \sum_k w_{mk}$; M = 1 is `IWELBO(K)`, K = 1 the ELBO of M
+    particles. Rainforth et al. (2018), eq. 7.
 
     Args:
         num_bounds: M.
@@ -45,7 +45,8 @@ class MIWAE(IWELBO):
 class CIWAE(IWELBO):
     r"""A convex combination of the ELBO and the importance-weighted bound of the same particles.
 
-    $\beta \frac1K \sum_k \log w_k + (1 - \beta) \log \frac1K \sum_k w_k$: Rainforth et al. (2018), eq. 8.
+    $\beta \frac1K \sum_k \log w_k + (1 - \beta) \log \frac1K \sum_k w_k$: Rainforth et al. (2018),
+    eq. 8.
 
     Args:
         num_particles: K.

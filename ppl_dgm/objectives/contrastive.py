@@ -19,21 +19,25 @@ GAIN = 0.05  # of the step size's adaptation, per call
 class ContrastiveDivergence(EnergyObjective):
     r"""Contrastive divergence, CD-k: chains of k moves that start at the data.
 
-    $\nabla \log f(x_i) - \nabla \log f(x_i')$ with $x_i'$ the end of a chain from $x_i$: the gradient of the log
-    likelihood as k grows, biased for small k. Models that know moves of their own (`RBM`) are moved by these, block Gibbs;
-    binary data by a Gibbs sweep over all bits for each move; real data by a kernel whose step size adapts to its target
-    acceptance. The value is a difference of energies in nats, no likelihood.
+    $\nabla \log f(x_i) - \nabla \log f(x_i')$ with $x_i'$ the end of a chain from $x_i$: the
+    gradient of the log likelihood as k grows, biased for small k. Models that know moves of their
+    own (`RBM`) are moved by these, block Gibbs; binary data by a Gibbs sweep over all bits for each
+    move; real data by a kernel whose step size adapts to its target acceptance. The value is a
+    difference of energies in nats, no likelihood.
 
     Hinton (2002), "Training products of experts by minimizing contrastive divergence", eq. 5.
 
     Args:
         k: moves of each chain.
-        kernel: moves of real data: MALA, ULA (Langevin), HMC or RandomWalk of `ppl_dgm.sampling.kernels`.
-        step_size: of the kernel at first, in units of the data; kept where the kernel never rejects (ULA).
+        kernel: moves of real data: MALA, ULA (Langevin), HMC or RandomWalk of
+            `ppl_dgm.sampling.kernels`.
+        step_size: of the kernel at first, in units of the data; kept where the kernel never rejects
+            (ULA).
         plate: name of the data plate.
 
     Raises:
-        ValueError: for counts below one, latents that are drawn, or data that are neither real nor binary.
+        ValueError: for counts below one, latents that are drawn, or data that are neither real nor
+            binary.
 
     Example:
         >>> import torch, ppl_dgm
@@ -64,8 +68,8 @@ class ContrastiveDivergence(EnergyObjective):
     def check_support(self, argument: DataArgument) -> None:
         if kind_of(argument.support) == "other":
             raise ValueError(
-                f"{type(self).__name__} moves real and binary data, but site {argument.site!r} has the support "
-                f"{argument.support}; transform the data, or use {CURES['other']}"
+                f"{type(self).__name__} moves real and binary data, but site {argument.site!r} has "
+                f"the support {argument.support}; transform the data, or use {CURES['other']}"
             )
 
     def contrast(self, density: DataDensity) -> Tensor:
@@ -125,25 +129,28 @@ def flattened(density: Callable[[Tensor], Tensor], shape: torch.Size) -> Callabl
 class PersistentContrastiveDivergence(ContrastiveDivergence):
     r"""Persistent contrastive divergence: chains of k moves that go on from where the last step left them.
 
-    $\frac1N \sum_i \nabla \log f(x_i) - \frac1M \sum_m \nabla \log f(x'_m)$. The chains are kept in a buffer; each step
-    moves a random part of it, as many as there are data in the minibatch (all of it, where it is that small), and puts
-    them back. Chains that follow slow changes of the parameters are nearly draws of the model, so that the gradient is
-    nearly the likelihood's. Moves are those of `ContrastiveDivergence`.
+    $\frac1N \sum_i \nabla \log f(x_i) - \frac1M \sum_m \nabla \log f(x'_m)$. The chains are kept in
+    a buffer; each step moves a random part of it, as many as there are data in the minibatch (all
+    of it, where it is that small), and puts them back. Chains that follow slow changes of the
+    parameters are nearly draws of the model, so that the gradient is nearly the likelihood's. Moves
+    are those of `ContrastiveDivergence`.
 
-    Tieleman (2008), "Training restricted Boltzmann machines using approximations to the likelihood gradient"; replay
-    buffers with restarts: Du and Mordatch (2019), "Implicit generation and modeling with energy-based models".
+    Tieleman (2008), "Training restricted Boltzmann machines using approximations to the likelihood
+    gradient"; replay buffers with restarts: Du and Mordatch (2019), "Implicit generation and
+    modeling with energy-based models".
 
     Args:
         k: moves of each chain in a step.
         buffer_size: number of chains; by default as many as the first minibatch has data.
-        restart: probability that a chain begins anew, at a random datum of the minibatch, before it moves.
+        restart: probability that a chain begins anew, at a random datum of the minibatch, before it
+            moves.
         kernel: moves of real data, as in `ContrastiveDivergence`.
         step_size: of the kernel at first.
         plate: name of the data plate.
 
     Raises:
-        ValueError: for counts below one, a probability outside [0, 1], a buffer smaller than a minibatch, programs with
-            covariates, or what `ContrastiveDivergence` refuses.
+        ValueError: for counts below one, a probability outside [0, 1], a buffer smaller than a
+            minibatch, programs with covariates, or what `ContrastiveDivergence` refuses.
 
     Example:
         >>> import torch, ppl_dgm
@@ -193,8 +200,9 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         chains = self._buffer("chains", lambda: self._first(x, density))
         if len(chains) < len(x):
             raise ValueError(
-                f"the buffer holds {len(chains)} chains for minibatches of {len(x)} data; expected at least as many chains. "
-                f"Give buffer_size={len(x)} or more, or a smaller batch_size"
+                f"the buffer holds {len(chains)} chains for minibatches of {len(x)} data; expected "
+                f"at least as many chains. Give buffer_size={len(x)} or more, or a smaller "
+                "batch_size"
             )
         if not torch.is_grad_enabled():  # validation looks on
             return chains
@@ -216,8 +224,9 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         others = [t for t in tensors_of(density.bound.args, density.bound.kwargs) if t.dim()]
         if len(others) > 1:
             raise ValueError(
-                f"the program takes {len(others)} arguments with data, but persistent chains belong to no datum, and so to "
-                "no covariates; use ContrastiveDivergence(k), whose chains start at the data"
+                f"the program takes {len(others)} arguments with data, but persistent chains "
+                "belong to no datum, and so to no covariates; use ContrastiveDivergence(k), whose "
+                "chains start at the data"
             )
         size = self.buffer_size or len(x)
         return x[torch.arange(size, device=x.device) % len(x)].detach().clone()

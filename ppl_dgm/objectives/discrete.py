@@ -26,8 +26,8 @@ def check_scored(structure: Structure, name: str, cure: str) -> None:
     """Refuse programs that draw nothing without a path gradient."""
     if all(latent.reparameterised or latent.point_mass for latent in structure.latents):
         raise ValueError(
-            f"{name} is for latents without a path gradient, but the guide draws every latent differentiably (or none is "
-            f"drawn); use {cure}, which has less noise"
+            f"{name} is for latents without a path gradient, but the guide draws every latent "
+            f"differentiably (or none is drawn); use {cure}, which has less noise"
         )
 
 
@@ -52,9 +52,9 @@ class ScoreFunction(Objective):
 class RunningMean(nn.Module):
     r"""A baseline of REINFORCE: the exponentially weighted mean of past rewards, free of the bias of its start.
 
-    $b_t = \sum_{s<t} \lambda^{t-s} r_s / \sum_{s<t} \lambda^{t-s}$. Its state is in buffers: give it to the program
-    (`program.baseline = baseline`) to have it moved between devices and saved with it. It learns from calls with
-    gradients alone, not from validation.
+    $b_t = \sum_{s<t} \lambda^{t-s} r_s / \sum_{s<t} \lambda^{t-s}$. Its state is in buffers: give
+    it to the program (`program.baseline = baseline`) to have it moved between devices and saved
+    with it. It learns from calls with gradients alone, not from validation.
 
     Args:
         decay: lambda, between 0 and 1.
@@ -91,21 +91,22 @@ class RunningMean(nn.Module):
 class REINFORCE(ScoreFunction):
     r"""The ELBO with the score-function gradient, $\nabla_\phi = \mathbb{E}_q[(\log w - b) \nabla_\phi \log q(z \mid x)]$.
 
-    Williams (1992); the baseline b lowers the variance and leaves the mean. Latents with a path gradient keep it. For
-    several particles `RLOO` needs no baseline of its own.
+    Williams (1992); the baseline b lowers the variance and leaves the mean. Latents with a path
+    gradient keep it. For several particles `RLOO` needs no baseline of its own.
 
     Args:
         num_particles: draws of the latents for each datum.
-        baseline: None; `RunningMean()`; or any module called with the program's data that returns `[data]` (or
-            `[data, 1]`) numbers: an input-dependent baseline, fitted to the log weights by least squares in the same
-            optimisation (Mnih and Gregor 2014, section 2.3). A module with parameters must belong to the program, so
-            that it is trained, moved and saved: `program.baseline = net`.
+        baseline: None; `RunningMean()`; or any module called with the program's data that returns
+            `[data]` (or `[data, 1]`) numbers: an input-dependent baseline, fitted to the log
+            weights by least squares in the same optimisation (Mnih and Gregor 2014, section 2.3). A
+            module with parameters must belong to the program, so that it is trained, moved and
+            saved: `program.baseline = net`.
         kl_weight: factor of log p(z) - log q(z | x); a number or a function of the step.
         plate: name of the data plate.
 
     Raises:
-        ValueError: if every latent has a path gradient, for an input-dependent baseline beside latents shared by all
-            data, or one whose parameters are not the program's.
+        ValueError: if every latent has a path gradient, for an input-dependent baseline beside
+            latents shared by all data, or one whose parameters are not the program's.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -132,7 +133,8 @@ class REINFORCE(ScoreFunction):
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         if baseline is not None and not isinstance(baseline, nn.Module):
             raise TypeError(
-                f"baseline is a {type(baseline).__name__}; expected None, RunningMean() or a torch module"
+                f"baseline is a {type(baseline).__name__}; expected None, RunningMean() or a torch "
+                "module"
             )
         self.baseline = baseline
 
@@ -145,8 +147,9 @@ class REINFORCE(ScoreFunction):
         check_scored(structure, "REINFORCE", "ELBO()")
         if self.learned and not structure.per_datum:
             raise ValueError(
-                "an input-dependent baseline needs every latent inside the data plate, but this program has latents shared "
-                "by all data, for which it would be one constant; use RunningMean() or RLOO"
+                "an input-dependent baseline needs every latent inside the data plate, but this "
+                "program has latents shared by all data, for which it would be one constant; use "
+                "RunningMean() or RLOO"
             )
 
     def structure_of(
@@ -183,8 +186,8 @@ def check_forecast(expected: Any, reward: Tensor) -> None:
     shape, allowed = torch.as_tensor(expected).shape, ((), (1,), reward.shape[1:])
     if shape not in allowed:
         raise ValueError(
-            f"the baseline returned {list(shape)} for log weights of {list(reward.shape[1:])} data; expected one number for "
-            "each datum, [data] or [data, 1]"
+            f"the baseline returned {list(shape)} for log weights of {list(reward.shape[1:])} "
+            "data; expected one number for each datum, [data] or [data, 1]"
         )
 
 
@@ -193,16 +196,17 @@ def check_ownership(model: Any, baseline: nn.Module) -> None:
     scope = getattr(model, "scope", None)
     if isinstance(scope, Program) and not {*baseline.parameters()} <= {*scope.parameters()}:
         raise ValueError(
-            "the baseline's parameters are not among the program's, so that they would not be trained, moved or saved; "
-            "write program.baseline = net before fitting"
+            "the baseline's parameters are not among the program's, so that they would not be "
+            "trained, moved or saved; write program.baseline = net before fitting"
         )
 
 
 class RLOO(ELBO):
     r"""The ELBO with the score-function gradient, the other particles' mean log weight as each one's baseline.
 
-    $\frac{1}{K} \sum_k \big(\log w_k - \frac{1}{K-1} \sum_{j \ne k} \log w_j\big) \nabla_\phi \log q(z_k \mid x)$:
-    Kool et al. (2019); Mnih and Rezende (2016), section 2.5. What `ELBO(K)` does for discrete latents, under its name.
+    $\frac{1}{K} \sum_k \big(\log w_k - \frac{1}{K-1} \sum_{j \ne k} \log w_j\big) \nabla_\phi \log
+    q(z_k \mid x)$: Kool et al. (2019); Mnih and Rezende (2016), section 2.5. What `ELBO(K)` does
+    for discrete latents, under its name.
 
     Args:
         num_particles: K, at least 2, for each datum.
@@ -230,10 +234,10 @@ class RLOO(ELBO):
 class VIMCO(ScoreFunction):
     r"""The importance-weighted bound for discrete latents, each particle's signal its own part in the bound.
 
-    $\hat L = \log \frac1K \sum_k w_k$ has the gradient
-    $\sum_k (\hat L - \hat L_{-k}) \nabla \log q(z_k \mid x) + \sum_k \tilde w_k \nabla \log w_k$, where
-    $\hat L_{-k}$ has $w_k$ replaced by the geometric mean of the others. Mnih and Rezende (2016), eqs. 9 to 12.
-    Latents with a path gradient keep it.
+    $\hat L = \log \frac1K \sum_k w_k$ has the gradient $\sum_k (\hat L - \hat L_{-k}) \nabla \log
+    q(z_k \mid x) + \sum_k \tilde w_k \nabla \log w_k$, where $\hat L_{-k}$ has $w_k$ replaced by
+    the geometric mean of the others. Mnih and Rezende (2016), eqs. 9 to 12. Latents with a path
+    gradient keep it.
 
     Args:
         num_particles: K, at least 2, for each datum.
@@ -275,8 +279,8 @@ class VIMCO(ScoreFunction):
 def leave_one_out_bounds(log_w: Tensor) -> Tensor:
     """log-mean-exp of log weights `[K, ...]` with each in turn replaced by the mean of the others: `[K, ...]`.
 
-    In O(K), from sums on either side. Where the others' weights are all zero the result is zero: it may be any number
-    that does not depend on the particle.
+    In O(K), from sums on either side. Where the others' weights are all zero the result is zero: it
+    may be any number that does not depend on the particle.
 
     Example:
         >>> leave_one_out_bounds(torch.tensor([1.0, 3.0]))
@@ -300,20 +304,22 @@ class ReweightedWakeSleep(Objective):
     r"""Reweighted wake-sleep: the model ascends the importance-weighted bound, the guide the posterior's log density.
 
     With draws $z_k \sim q(z \mid x)$ and self-normalised weights $\tilde w_k$ of each datum: model
-    $\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)$; guide, wake phase, $\sum_k \tilde w_k \nabla_\phi \log q(z_k \mid x)$;
-    guide, sleep phase, $\nabla_\phi \log q(z' \mid x')$ with $(x', z')$ dreamed by the model. No gradient goes through
-    the latents, of whatever kind. Bornschein and Bengio (2015), eqs. 8 and 12; Le et al. (2019). Unlike Pyro's it weights
-    the particles of each datum on their own, so that minibatches are right. The value is the bound, `IWELBO`'s.
+    $\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)$; guide, wake phase, $\sum_k \tilde w_k
+    \nabla_\phi \log q(z_k \mid x)$; guide, sleep phase, $\nabla_\phi \log q(z' \mid x')$ with $(x',
+    z')$ dreamed by the model. No gradient goes through the latents, of whatever kind. Bornschein
+    and Bengio (2015), eqs. 8 and 12; Le et al. (2019). Unlike Pyro's it weights the particles of
+    each datum on their own, so that minibatches are right. The value is the bound, `IWELBO`'s.
 
     Args:
         num_particles: K, for each datum.
-        sleep: share of the sleep phase in the guide's gradient, 0 to 1. Dreamed data take the place of the arguments that
-            the program observes, one dream for each datum.
+        sleep: share of the sleep phase in the guide's gradient, 0 to 1. Dreamed data take the place
+            of the arguments that the program observes, one dream for each datum.
         plate: name of the data plate.
 
     Raises:
-        ValueError: for a share outside [0, 1]; a program without guide, or one with point masses; in the sleep phase,
-            factors, auxiliary guide variables, or observed values that are not arguments of the program as given.
+        ValueError: for a share outside [0, 1]; a program without guide, or one with point masses;
+            in the sleep phase, factors, auxiliary guide variables, or observed values that are not
+            arguments of the program as given.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -347,8 +353,8 @@ class ReweightedWakeSleep(Objective):
             structure.factors or any(latent.auxiliary for latent in structure.latents)
         ):
             raise ValueError(
-                "the sleep phase dreams data and latents from the model, but the program has factors or its guide has "
-                "auxiliary variables; use sleep=0"
+                "the sleep phase dreams data and latents from the model, but the program has "
+                "factors or its guide has auxiliary variables; use sleep=0"
             )
 
     def value(self, bound: Bound) -> Tensor:
@@ -386,8 +392,9 @@ def with_dreamed_data(
     lost = [name for name, site in sites.items() if id(site["infer"]["obs"]) not in given]
     if lost:
         raise ValueError(
-            f"the sleep phase hands dreamed data to the guide, but what the sites {lost} observe is not an argument of the "
-            "program as it was given; pass obs=x unchanged (convert data before the call), or use sleep=0"
+            f"the sleep phase hands dreamed data to the guide, but what the sites {lost} observe "
+            "is not an argument of the program as it was given; pass obs=x unchanged (convert "
+            "data before the call), or use sleep=0"
         )
     return tree_map(lambda leaf: dreamed.get(id(leaf), leaf), (args, kwargs))
 

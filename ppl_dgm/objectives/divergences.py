@@ -24,8 +24,8 @@ class Divergence:
     r"""An f-divergence: a convex f with f(1) = 0, its conjugate and an activation.
 
     To add one, make an instance. It is checked numerically, on ratios from 1/20 to 20: f(1) = 0, f
-    convex, and $f(u) = \sup_v [u \, a(v) - f^*(a(v))]$, which says that the conjugate is f's and that
-    the activation a runs through all of its domain that matters.
+    convex, and $f(u) = \sup_v [u \, a(v) - f^*(a(v))]$, which says that the conjugate is f's and
+    that the activation a runs through all of its domain that matters.
 
     Args:
         name: in messages.
@@ -35,8 +35,8 @@ class Divergence:
         composed: conjugate(activation(v)) in one formula, where that of the two parts overflows.
 
     Raises:
-        ValueError: f(1) that is not zero, f that is not convex, a conjugate or activation of another
-            f, a composition that is not theirs.
+        ValueError: f(1) that is not zero, f that is not convex, a conjugate or activation of
+            another f, a composition that is not theirs.
 
     Example:
         >>> import torch
@@ -70,8 +70,9 @@ def _check_at_one(divergence: Divergence) -> None:
     value = float(divergence.f(torch.ones((), dtype=torch.float64)))
     if not abs(value) < 1e-6:
         raise ValueError(
-            f"f(1) is {value:.6g} for the divergence {divergence.name!r}; expected 0, so that equal "
-            f"distributions have no divergence. Subtract {value:.6g} from f (add it to the conjugate)"
+            f"f(1) is {value:.6g} for the divergence {divergence.name!r}; expected 0, so that "
+            f"equal distributions have no divergence. Subtract {value:.6g} from f (add it to the "
+            "conjugate)"
         )
 
 
@@ -81,8 +82,8 @@ def _check_convex(divergence: Divergence) -> None:
     if bool(falls.any()) or not bool(slopes.isfinite().all()):
         where = _RATIOS[1:-1][falls | ~slopes.diff().isfinite()]
         raise ValueError(
-            f"f of the divergence {divergence.name!r} is not convex near {where[0]:.3g}; expected a "
-            "convex function of all positive ratios. An f that is concave has -f convex"
+            f"f of the divergence {divergence.name!r} is not convex near {where[0]:.3g}; expected "
+            "a convex function of all positive ratios. An f that is concave has -f convex"
         )
 
 
@@ -107,8 +108,9 @@ def _check_composed(divergence: Divergence) -> None:
     v = torch.linspace(-5.0, 5.0, 101, dtype=torch.float64)
     if not torch.allclose(divergence.penalty(v), divergence.conjugate(divergence.activation(v))):
         raise ValueError(
-            f"composed of the divergence {divergence.name!r} is not its conjugate of its activation; "
-            "expected conjugate(activation(v)) in another form. Leave it out to have it composed"
+            f"composed of the divergence {divergence.name!r} is not its conjugate of its "
+            "activation; expected conjugate(activation(v)) in another form. Leave it out to have "
+            "it composed"
         )
 
 
@@ -124,8 +126,8 @@ def _entropic(u: Tensor) -> Tensor:
 def alpha_divergence(alpha: float) -> Divergence:
     r"""The alpha divergence, $f(u) = (u^\alpha - 1 - \alpha (u - 1)) / (\alpha (\alpha - 1))$.
 
-    alpha = 2 is half of Pearson's chi-squared, 1/2 twice the squared Hellinger distance; 1 and 0 are
-    the limits KL and reverse KL, which have names of their own.
+    alpha = 2 is half of Pearson's chi-squared, 1/2 twice the squared Hellinger distance; 1 and 0
+    are the limits KL and reverse KL, which have names of their own.
 
     Raises:
         ValueError: for alpha 0 or 1, or one that is not finite.
@@ -138,8 +140,8 @@ def alpha_divergence(alpha: float) -> Divergence:
     """
     if alpha in (0, 1) or not math.isfinite(alpha):
         raise ValueError(
-            f"alpha is {alpha}; expected a number other than 0 and 1, whose limits are 'reverse_kl' "
-            "and 'kl'"
+            f"alpha is {alpha}; expected a number other than 0 and 1, whose limits are "
+            "'reverse_kl' and 'kl'"
         )
 
     def f(u: Tensor) -> Tensor:

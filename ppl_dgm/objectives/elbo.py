@@ -40,9 +40,10 @@ def parameter_path(bound: Bound, values: Values) -> Any:
 def doubly_reparameterised(objective: Objective, bound: Bound) -> tuple[Tensor, Any]:
     """Log weights whose gradient through the latents is multiplied by the normalised weight once more.
 
-    Summed with weights w~ they give w~ for the model's parameters and w~^2 for the guide's: Tucker et al. (2019),
-    eq. 8. The guide's direct dependence on its parameters is taken out, as in `parameter_path`: where log q has the
-    factor beta in log w, it is worth beta (w~ - w~^2) of the path's gradient, which leaves w~ (1 - beta + beta w~).
+    Summed with weights w~ they give w~ for the model's parameters and w~^2 for the guide's: Tucker
+    et al. (2019), eq. 8. The guide's direct dependence on its parameters is taken out, as in
+    `parameter_path`: where log q has the factor beta in log w, it is worth beta (w~ - w~^2) of the
+    path's gradient, which leaves w~ (1 - beta + beta w~).
     """
     factors: list[Tensor] = []
     drawn = bound.draw(objective.num_particles).values
@@ -72,7 +73,8 @@ def align(factors: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Te
         return factors.reshape((-1,) + (1,) * (value.dim() - 1))
     if latent.batch_dim == 0:  # a sequential data plate: the gradient of this datum's column
         raise ValueError(
-            "doubly reparameterised gradients need a vectorised data plate, not a Python loop over it"
+            "doubly reparameterised gradients need a vectorised data plate, not a Python loop "
+            "over it"
         )
     return factors.reshape(
         (factors.shape[0],) + (1,) * (latent.batch_dim - 1) + (-1,) + (1,) * latent.event_dim
@@ -88,10 +90,11 @@ def check_reparameterised(structure: Structure, mode: str) -> None:
     ]
     if names:
         raise ValueError(
-            f"{mode} needs reparameterised latents, but the guide draws {names} without a path gradient (discrete, or no "
-            "rsample); use VIMCO(num_particles) or ReweightedWakeSleep(num_particles) for the importance-weighted bound, "
-            "ELBO() or RLOO() for the ELBO, or mark finite discrete latents infer={'enumerate': 'parallel'} and leave them "
-            "out of the guide to sum them out"
+            f"{mode} needs reparameterised latents, but the guide draws {names} without a path "
+            "gradient (discrete, or no rsample); use VIMCO(num_particles) or "
+            "ReweightedWakeSleep(num_particles) for the importance-weighted bound, ELBO() or "
+            "RLOO() for the ELBO, or mark finite discrete latents infer={'enumerate': "
+            "'parallel'} and leave them out of the guide to sum them out"
         )
 
 
@@ -100,26 +103,28 @@ def check_score(structure: Structure, mode: str) -> None:
     moved = [latent.name for latent in structure.latents if latent.transported]
     if moved:
         raise ValueError(
-            f"{mode} needs log q at fixed latents, but the guide draws {moved} by transforms of auxiliary noise that need no "
-            "inverse; use gradient='reparam', or a guide with a density such as DiagonalNormal or FullRankNormal"
+            f"{mode} needs log q at fixed latents, but the guide draws {moved} by transforms of "
+            "auxiliary noise that need no inverse; use gradient='reparam', or a guide with a "
+            "density such as DiagonalNormal or FullRankNormal"
         )
     if structure.noisy_guide:
         raise ValueError(
-            f"{mode} runs the guide twice and needs the same log q at the same latents, but it has noise of its own, such as "
-            "dropout; use gradient='reparam' (or VIMCO, RLOO for discrete latents), or put the guide's dropout in "
-            "evaluation mode"
+            f"{mode} runs the guide twice and needs the same log q at the same latents, but it has "
+            "noise of its own, such as dropout; use gradient='reparam' (or VIMCO, RLOO for "
+            "discrete latents), or put the guide's dropout in evaluation mode"
         )
 
 
 class ELBO(Objective):
     r"""The evidence lower bound, $\mathbb{E}_q[\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))]$.
 
-    Reparameterised latents have the path gradient; others the score function with, for several particles, the other
-    particles' mean as baseline (Mnih and Rezende 2016; Kool et al. 2019). Enumerated latents are summed out, so that for a
-    program without drawn latents this is the log likelihood itself.
+    Reparameterised latents have the path gradient; others the score function with, for several
+    particles, the other particles' mean as baseline (Mnih and Rezende 2016; Kool et al. 2019).
+    Enumerated latents are summed out, so that for a program without drawn latents this is the log
+    likelihood itself.
 
-    Kingma and Welling (2014), eq. 3; `kl_weight`: Higgins et al. (2017), eq. 4; `"stl"`: Roeder et al. (2017), eq. 8, whose
-    gradient vanishes without noise where the guide is the posterior.
+    Kingma and Welling (2014), eq. 3; `kl_weight`: Higgins et al. (2017), eq. 4; `"stl"`: Roeder et
+    al. (2017), eq. 8, whose gradient vanishes without noise where the guide is the posterior.
 
     Args:
         num_particles: draws of the latents for each datum.
@@ -184,10 +189,10 @@ def score_function(log_w: Tensor, score: Tensor) -> Tensor:
 class IWELBO(Objective):
     r"""The importance-weighted bound, $\mathbb{E} \log \frac1K \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k \mid x)$.
 
-    Tightens with K and equals the ELBO at K = 1 (Burda et al. 2016, eq. 8). With `"reparam"` the signal-to-noise ratio
-    of the guide's gradient falls as $K^{-1/2}$ (Rainforth et al. 2018); `"dreg"` is unbiased and has it grow as $K^{1/2}$
-    (Tucker et al. 2019, eq. 8); `"stl"` drops the score term (Roeder et al. 2017), which has little noise but for K > 1
-    a small bias.
+    Tightens with K and equals the ELBO at K = 1 (Burda et al. 2016, eq. 8). With `"reparam"` the
+    signal-to-noise ratio of the guide's gradient falls as $K^{-1/2}$ (Rainforth et al. 2018);
+    `"dreg"` is unbiased and has it grow as $K^{1/2}$ (Tucker et al. 2019, eq. 8); `"stl"` drops the
+    score term (Roeder et al. 2017), which has little noise but for K > 1 a small bias.
 
     Args:
         num_particles: K, for each datum.
@@ -230,8 +235,9 @@ class IWELBO(Objective):
             check_score(structure, f"gradient={self.gradient!r}")
         if self.gradient == "dreg" and not structure.common_scale:
             raise ValueError(
-                "gradient='dreg' needs one scale for all sites, but some latents are scaled unlike the data (poutine.scale, or "
-                "minibatches beside shared latents); use kl_weight for a weight of the KL term, or gradient='stl'"
+                "gradient='dreg' needs one scale for all sites, but some latents are scaled "
+                "unlike the data (poutine.scale, or minibatches beside shared latents); use "
+                "kl_weight for a weight of the KL term, or gradient='stl'"
             )
 
     def value(self, bound: Bound) -> Tensor:
@@ -242,9 +248,10 @@ class IWELBO(Objective):
 class Renyi(Objective):
     r"""The variational Renyi bound, $\frac{1}{1-\alpha} \log \frac1K \sum_k w_k^{1-\alpha}$.
 
-    A lower bound for alpha > 0 that falls as alpha grows; alpha = 0 is the importance-weighted bound, alpha -> 1 the
-    ELBO, and for alpha < 0 an upper bound as K grows. Li and Turner (2016), eq. 8. Unlike Pyro's `RenyiELBO` it is right
-    on scaled minibatches: the scale multiplies the logarithm, not the exponent.
+    A lower bound for alpha > 0 that falls as alpha grows; alpha = 0 is the importance-weighted
+    bound, alpha -> 1 the ELBO, and for alpha < 0 an upper bound as K grows. Li and Turner (2016),
+    eq. 8. Unlike Pyro's `RenyiELBO` it is right on scaled minibatches: the scale multiplies the
+    logarithm, not the exponent.
 
     Args:
         alpha: order, not 1.

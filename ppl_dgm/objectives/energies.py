@@ -46,7 +46,8 @@ class DataDensity:
 class EnergyObjective(Objective):
     """An objective that needs no partition function.
 
-    To add one, implement `contrast(density)`; set `support` to what data it takes. Programs may be normalised too.
+    To add one, implement `contrast(density)`; set `support` to what data it takes. Programs may be
+    normalised too.
 
     Args:
         plate: name of the data plate.
@@ -81,13 +82,15 @@ class EnergyObjective(Objective):
         drawn = [latent.name for latent in structure.latents]
         if drawn:
             raise ValueError(
-                f"{name} takes programs whose latents are summed out, but {drawn} are drawn; sum them out "
-                "(a free energy, infer={'enumerate': 'parallel'}), or use ELBO() where the program is normalised"
+                f"{name} takes programs whose latents are summed out, but {drawn} are drawn; sum "
+                "them out (a free energy, infer={'enumerate': 'parallel'}), or use ELBO() where "
+                "the program is normalised"
             )
         if not structure.per_datum:
             raise ValueError(
-                f"{name} takes independent data, but sites are outside the plate {structure.plate!r}; write all of the "
-                f"program in `with pyro.plate({structure.plate!r}, len(x)):`"
+                f"{name} takes independent data, but sites are outside the plate "
+                f"{structure.plate!r}; write all of the program in `with "
+                f"pyro.plate({structure.plate!r}, len(x)):`"
             )
 
     def check_support(self, argument: DataArgument) -> None:
@@ -96,8 +99,8 @@ class EnergyObjective(Objective):
         if self.support is None or kind == self.support:
             return
         raise ValueError(
-            f"{type(self).__name__} takes {self.support} data, but site {argument.site!r} has the support "
-            f"{argument.support}; use {CURES[kind]}"
+            f"{type(self).__name__} takes {self.support} data, but site {argument.site!r} has the "
+            f"support {argument.support}; use {CURES[kind]}"
         )
 
 

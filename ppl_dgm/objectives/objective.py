@@ -20,18 +20,19 @@ KLWeight = float | Callable[[int], float]
 class Objective(pyro.infer.ELBO):
     """An objective of variational inference, made of log weights.
 
-    A subclass of `pyro.infer.ELBO`, so that `pyro.infer.SVI(model, guide, optim, loss=objective)` takes it, and
-    `objective(model, guide)` is a torch module whose call is the loss. To add one, implement `value(bound)`, the quantity
-    to maximise: `[data]` (per datum) or `[]` (data set). Scales common to all sites of a datum (minibatches,
-    `poutine.scale`) multiply the value of that datum; they never enter an exponent.
+    A subclass of `pyro.infer.ELBO`, so that `pyro.infer.SVI(model, guide, optim, loss=objective)`
+    takes it, and `objective(model, guide)` is a torch module whose call is the loss. To add one,
+    implement `value(bound)`, the quantity to maximise: `[data]` (per datum) or `[]` (data set).
+    Scales common to all sites of a datum (minibatches, `poutine.scale`) multiply the value of that
+    datum; they never enter an exponent.
 
-    `differentiable_loss` reads no tensor on the host, so that it can be captured. The first call for a model/guide
-    pair checks them against each other and the data.
+    `differentiable_loss` reads no tensor on the host, so that it can be captured. The first call
+    for a model/guide pair checks them against each other and the data.
 
     Args:
         num_particles: draws of the latents for each datum.
-        kl_weight: factor of log p(z) - log q(z | x); a number, or a function of the step (`linear_warmup`), which
-            `fit`, or SVI's calls, advance.
+        kl_weight: factor of log p(z) - log q(z | x); a number, or a function of the step
+            (`linear_warmup`), which `fit`, or SVI's calls, advance.
         plate: name of the data plate.
     """
 
@@ -136,9 +137,10 @@ def check_energies(objective: Objective, structure: Structure) -> None:
     """Refuse an unnormalised density where the objective would take it for a normalised one."""
     if structure.energies and not objective.takes_energies:
         raise ValueError(
-            f"the factors {list(structure.energies)} depend on the data, so that the program's density is unnormalised and "
-            f"{type(objective).__name__} would rise without end; use ContrastiveDivergence(k), "
-            "PersistentContrastiveDivergence(k), ScoreMatching(), NoiseContrastive(noise) or PseudoLikelihood()"
+            f"the factors {list(structure.energies)} depend on the data, so that the program's "
+            f"density is unnormalised and {type(objective).__name__} would rise without end; use "
+            "ContrastiveDivergence(k), PersistentContrastiveDivergence(k), ScoreMatching(), "
+            "NoiseContrastive(noise) or PseudoLikelihood()"
         )
 
 

@@ -18,9 +18,9 @@ from ppl_dgm.program.supports import innermost
 class FreeBits(Objective):
     r"""The ELBO that leaves each group of latents `nats` of KL divergence for free, so that none is worth collapsing.
 
-    $\mathbb{E}_q \log p(x \mid z) - \sum_g \max(\lambda, \mathrm{mean}_i \mathrm{KL}_g(q(z \mid x_i) \| p))$, the mean
-    over the minibatch: Kingma et al. (2016), eq. 15. Divergences are analytic where torch knows them, else estimated
-    from the draw. One draw of the latents.
+    $\mathbb{E}_q \log p(x \mid z) - \sum_g \max(\lambda, \mathrm{mean}_i \mathrm{KL}_g(q(z \mid
+    x_i) \| p))$, the mean over the minibatch: Kingma et al. (2016), eq. 15. Divergences are
+    analytic where torch knows them, else estimated from the draw. One draw of the latents.
 
     Args:
         nats: lambda, for each group.
@@ -29,8 +29,9 @@ class FreeBits(Objective):
         plate: name of the data plate.
 
     Raises:
-        ValueError: for a negative floor, a guide that draws latents in another order than the model, or latents that are not
-            reparameterised, summed out, masked, in a Python loop over the data plate, or both inside and outside it.
+        ValueError: for a negative floor, a guide that draws latents in another order than the
+            model, or latents that are not reparameterised, summed out, masked, in a Python loop
+            over the data plate, or both inside and outside it.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -93,8 +94,9 @@ def check_order(draw: PairedDraw, structure: Structure) -> None:
     )
     if drawn != declared:
         raise ValueError(
-            f"the guide draws the latents in the order {drawn}, the model in the order {declared}, so that the KL divergence "
-            "is not the sum of those of each given the former; draw them in the model's order, or use ELBO(kl_weight=...)"
+            f"the guide draws the latents in the order {drawn}, the model in the order {declared}, "
+            "so that the KL divergence is not the sum of those of each given the former; draw "
+            "them in the model's order, or use ELBO(kl_weight=...)"
         )
 
 
@@ -102,12 +104,13 @@ def check_one_place(structure: Structure, name: str) -> None:
     """Refuse latents of data beside latents shared by all data, and latents that are one site for each datum."""
     if not structure.per_datum and any(latent.local for latent in structure.latents):
         raise ValueError(
-            f"{name} treats latents of each datum or latents shared by all data, but the program has both; use "
-            "ELBO(kl_weight=...)"
+            f"{name} treats latents of each datum or latents shared by all data, but the program "
+            "has both; use ELBO(kl_weight=...)"
         )
     if any(latent.local and latent.batch_dim == 0 for latent in structure.latents):
         raise ValueError(
-            f"{name} needs a vectorised data plate, not a Python loop over it; use ELBO(kl_weight=...)"
+            f"{name} needs a vectorised data plate, not a Python loop over it; use "
+            "ELBO(kl_weight=...)"
         )
 
 
@@ -126,25 +129,27 @@ def divergences(pair: Pair) -> Tensor:
 class BetaTC(Objective):
     r"""The ELBO with its KL term in three parts, each with a weight of its own: the beta-TCVAE.
 
-    $\mathbb{E}_x \mathrm{KL}(q(z \mid x) \| p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \| \prod_d q(z_d)) +
-    \sum_d \mathrm{KL}(q(z_d) \| p(z_d))$ are weighted by alpha, beta and gamma; the second, the total correlation, is what
-    makes dimensions dependent. Chen et al. (2018), eqs. 2 and 4. The aggregate posterior $q(z) = \frac1N \sum_n
-    q(z \mid x_n)$ is estimated without bias from a minibatch of M data: the datum itself with weight 1/N, the others
-    with $(N - 1) / (N (M - 1))$; from all data at once it is exact. With all weights one this is the ELBO, draw by draw.
-    Several latents must be drawn independently given the datum: where the guide draws one from another, the total
-    correlation is not seen.
+    $\mathbb{E}_x \mathrm{KL}(q(z \mid x) \| p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \| \prod_d q(z_d))
+    + \sum_d \mathrm{KL}(q(z_d) \| p(z_d))$ are weighted by alpha, beta and gamma; the second, the
+    total correlation, is what makes dimensions dependent. Chen et al. (2018), eqs. 2 and 4. The
+    aggregate posterior $q(z) = \frac1N \sum_n q(z \mid x_n)$ is estimated without bias from a
+    minibatch of M data: the datum itself with weight 1/N, the others with $(N - 1) / (N (M - 1))$;
+    from all data at once it is exact. With all weights one this is the ELBO, draw by draw. Several
+    latents must be drawn independently given the datum: where the guide draws one from another, the
+    total correlation is not seen.
 
     Args:
         num_data: N, size of the data set.
         beta: weight of the total correlation.
         alpha: weight of the mutual information of index and latents.
-        gamma: weight of the dimensions' divergence from the prior (from a prior that does not factorise, as a whole).
+        gamma: weight of the dimensions' divergence from the prior (from a prior that does not
+            factorise, as a whole).
         kl_weight: factor of all three; a number or a function of the step.
         plate: name of the data plate.
 
     Raises:
-        ValueError: for negative weights, fewer data than in a minibatch, latents outside the data plate or not
-            reparameterised, or a guide whose dimensions are dependent.
+        ValueError: for negative weights, fewer data than in a minibatch, latents outside the data
+            plate or not reparameterised, or a guide whose dimensions are dependent.
 
     Example:
         >>> import torch
@@ -173,8 +178,8 @@ class BetaTC(Objective):
         super().__init__(kl_weight=kl_weight, plate=plate)
         if num_data < 1 or not all(0 <= weight < math.inf for weight in (alpha, beta, gamma)):
             raise ValueError(
-                f"num_data is {num_data}, alpha {alpha}, beta {beta}, gamma {gamma}; expected at least one datum and "
-                "weights >= 0"
+                f"num_data is {num_data}, alpha {alpha}, beta {beta}, gamma {gamma}; expected at "
+                "least one datum and weights >= 0"
             )
         self.num_data, self.alpha, self.beta, self.gamma = num_data, alpha, beta, gamma
 
@@ -182,8 +187,8 @@ class BetaTC(Objective):
         check_reparameterised(structure, "BetaTC")
         if not structure.per_datum or any(latent.batch_dim != 1 for latent in structure.latents):
             raise ValueError(
-                "BetaTC needs every latent inside the data plate and in no other, with to_event for its dimensions; use "
-                "ELBO(kl_weight=...)"
+                "BetaTC needs every latent inside the data plate and in no other, with to_event "
+                "for its dimensions; use ELBO(kl_weight=...)"
             )
 
     def value(self, bound: Bound) -> Tensor:
@@ -207,7 +212,8 @@ class BetaTC(Objective):
         size, total = each.shape[0], self.num_data
         if size > total:
             raise ValueError(
-                f"a minibatch has {size} data, but num_data is {total}; pass the size of the data set"
+                f"a minibatch has {size} data, but num_data is {total}; pass the size of the data "
+                "set"
             )
         if size == 1:
             return each.new_zeros(1, 1)  # nothing to estimate the others from
@@ -221,8 +227,9 @@ def cross_log_probs(pair: Pair) -> Tensor:
     q = innermost(pair.guide)
     if q.event_dim:
         raise ValueError(
-            f"BetaTC needs a guide whose dimensions are independent given the datum, but {pair.latent.name!r} is drawn from "
-            f"a {type(q).__name__}; use a diagonal one, e.g. Normal(loc, scale).to_event(1)"
+            "BetaTC needs a guide whose dimensions are independent given the datum, but "
+            f"{pair.latent.name!r} is drawn from a {type(q).__name__}; use a diagonal one, e.g. "
+            "Normal(loc, scale).to_event(1)"
         )
     value = pair.value
     return q.expand(value.shape).log_prob(value.unsqueeze(1)).reshape(len(value), len(value), -1)

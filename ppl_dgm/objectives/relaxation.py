@@ -91,8 +91,9 @@ class Relaxation(Messenger):
             logits, draw = inner.logits.expand(shape), draw_bernoulli
         else:
             raise ValueError(
-                f"StraightThrough draws Bernoulli and OneHotCategorical latents, but site {msg['name']!r} is a "
-                f"{type(inner).__name__}; write a Categorical as OneHotCategorical, or use RLOO or VIMCO"
+                "StraightThrough draws Bernoulli and OneHotCategorical latents, but site "
+                f"{msg['name']!r} is a {type(inner).__name__}; write a Categorical as "
+                "OneHotCategorical, or use RLOO or VIMCO"
             )
         if not msg["done"]:
             msg["value"], msg["done"] = draw(logits, self.temperature), True
@@ -101,12 +102,13 @@ class Relaxation(Messenger):
 class StraightThrough(Objective):
     r"""The ELBO of discrete latents, differentiated through their Gumbel-softmax relaxation.
 
-    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\arg\max_i (\log \pi_i + g_i))$ with Gumbel noise g; backward,
-    their gradient is that of $\mathrm{softmax}((\log \pi + g) / \tau)$. The value is the ELBO without bias, the guide's
-    gradient has a bias that falls and a variance that grows as the temperature falls. Jang et al. (2017), section 2.2.
-    Latents must be `Bernoulli` or `OneHotCategorical`, and the program differentiable in them. For an objective that is
-    relaxed itself write `RelaxedBernoulli` or `RelaxedOneHotCategorical` in model and guide, and take `ELBO` or `IWELBO`
-    (Maddison et al. 2017).
+    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\arg\max_i (\log \pi_i + g_i))$ with
+    Gumbel noise g; backward, their gradient is that of $\mathrm{softmax}((\log \pi + g) / \tau)$.
+    The value is the ELBO without bias, the guide's gradient has a bias that falls and a variance
+    that grows as the temperature falls. Jang et al. (2017), section 2.2. Latents must be
+    `Bernoulli` or `OneHotCategorical`, and the program differentiable in them. For an objective
+    that is relaxed itself write `RelaxedBernoulli` or `RelaxedOneHotCategorical` in model and
+    guide, and take `ELBO` or `IWELBO` (Maddison et al. 2017).
 
     Args:
         num_particles: draws of the latents for each datum.
@@ -115,8 +117,8 @@ class StraightThrough(Objective):
         plate: name of the data plate.
 
     Raises:
-        ValueError: for a temperature that is not positive, if every latent has a path gradient, or for discrete latents of
-            other distributions.
+        ValueError: for a temperature that is not positive, if every latent has a path gradient, or
+            for discrete latents of other distributions.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist

@@ -15,12 +15,13 @@ from ppl_dgm.program import Bound, Structure
 class SemiAmortised(ELBO):
     r"""The ELBO at variational parameters that gradient ascent has improved, datum by datum, from the encoder's.
 
-    $\lambda_0 = \mathrm{encoder}(x)$, $\lambda_{j + 1} = \lambda_j + \eta\, \nabla_\lambda \mathrm{ELBO}(x; \lambda_j)$ with
-    new draws at each step, and the objective $\mathrm{ELBO}(x; \lambda_k)$ with its whole gradient, second derivatives of
-    the inner steps included: the encoder learns to give good starts, the model to fit refined posteriors (Kim et al. 2018,
-    "Semi-amortized variational autoencoders", algorithm 1, without momentum). Gradients longer than c are cut to that
-    length: one step too far can make a scale so small that log q is lost in rounding. `amortisation.refine` makes a
-    program of parameters that are refined to the end.
+    $\lambda_0 = \mathrm{encoder}(x)$, $\lambda_{j + 1} = \lambda_j + \eta\, \nabla_\lambda
+    \mathrm{ELBO}(x; \lambda_j)$ with new draws at each step, and the objective $\mathrm{ELBO}(x;
+    \lambda_k)$ with its whole gradient, second derivatives of the inner steps included: the encoder
+    learns to give good starts, the model to fit refined posteriors (Kim et al. 2018,
+    "Semi-amortized variational autoencoders", algorithm 1, without momentum). Gradients longer than
+    c are cut to that length: one step too far can make a scale so small that log q is lost in
+    rounding. `amortisation.refine` makes a program of parameters that are refined to the end.
 
     Args:
         num_steps: k.
@@ -31,7 +32,8 @@ class SemiAmortised(ELBO):
         plate: name of the data plate.
 
     Raises:
-        ValueError: for settings out of range, or a guide other than an `AmortisedGuide` with reparameterised latents.
+        ValueError: for settings out of range, or a guide other than an `AmortisedGuide` with
+            reparameterised latents.
 
     Example:
         >>> from ppl_dgm.families import VAE
@@ -55,8 +57,8 @@ class SemiAmortised(ELBO):
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         if num_steps < 1 or not min(learning_rate, clip_norm) > 0:
             raise ValueError(
-                f"num_steps is {num_steps}, learning_rate {learning_rate}, clip_norm {clip_norm}; expected at least 1, and "
-                "positive numbers"
+                f"num_steps is {num_steps}, learning_rate {learning_rate}, clip_norm {clip_norm}; "
+                "expected at least 1, and positive numbers"
             )
         self.num_steps, self.learning_rate, self.clip_norm = num_steps, learning_rate, clip_norm
 
@@ -92,7 +94,7 @@ def amortised(guide: Any) -> AmortisedGuide:
     own = getattr(guide, "fn", guide)
     if not isinstance(own, AmortisedGuide):
         raise ValueError(
-            f"SemiAmortised refines what an encoder says, but the guide is a {type(own).__name__}; give the program an "
-            "AmortisedGuide, or use ELBO()"
+            f"SemiAmortised refines what an encoder says, but the guide is a {type(own).__name__}; "
+            "give the program an AmortisedGuide, or use ELBO()"
         )
     return own

@@ -37,7 +37,8 @@ Values = dict[str, Tensor]
 class LogJoint(NamedTuple):
     """log p(z) and log p(x | z), each `[particles, data]` (per datum) or `[particles]` (data set).
 
-    `scale` is the factor by which each datum counts, a number or `[data]`: 10 for a minibatch of a tenth of the data.
+    `scale` is the factor by which each datum counts, a number or `[data]`: 10 for a minibatch of a
+    tenth of the data.
     """
 
     prior: Any
@@ -65,12 +66,13 @@ class Draw(NamedTuple):
 class Bound:
     """A model and guide with their data, seen as functions of particles of latent values.
 
-    Every method takes and returns tensors whose first dimension is particles; latent values are `[particles, *shape]`
-    with the shape that one run of the program gives them. Log densities are in nats, `[particles, data]` where the
-    structure is per datum and `[particles]` otherwise. A scale common to all sites of a datum (minibatch scaling,
-    `poutine.scale` around model and guide) is not in them but in `LogJoint.scale`; other scales are exponents and stay.
-    `num_data` counts the data in the data plate, `num_dims` the observed numbers, which `digest` identifies. With `double`
-    the program computes in float64, whatever it is written in.
+    Every method takes and returns tensors whose first dimension is particles; latent values are
+    `[particles, *shape]` with the shape that one run of the program gives them. Log densities are
+    in nats, `[particles, data]` where the structure is per datum and `[particles]` otherwise. A
+    scale common to all sites of a datum (minibatch scaling, `poutine.scale` around model and guide)
+    is not in them but in `LogJoint.scale`; other scales are exponents and stay. `num_data` counts
+    the data in the data plate, `num_dims` the observed numbers, which `digest` identifies. With
+    `double` the program computes in float64, whatever it is written in.
     """
 
     model: Callable
@@ -156,7 +158,8 @@ class Bound:
     def model_trace(self) -> Any:
         """One unvectorised trace of the model at the data, latents drawn by the guide.
 
-        Of a model that runs only under enumeration the latents that are summed out have all their values.
+        Of a model that runs only under enumeration the latents that are summed out have all their
+        values.
         """
         values = (
             self._evaluate(lambda: self._draw_once(None).values) if self.structure.latents else {}
@@ -194,7 +197,8 @@ class Bound:
 
         return self._evaluate(evaluate)
 
-    # ---- one run, with `particles` as an outer plate or without --------------------------------------------------
+    # ---- one run, with `particles` as an outer plate or without
+    # --------------------------------------------------
 
     def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
         trace = self._trace(self._proposal, shared or {}, particles)
@@ -267,7 +271,8 @@ class Bound:
         listed = site["name"] in self.structure.enumerated
         return {"enumerate": "parallel" if listed else None}
 
-    # ---- many particles ------------------------------------------------------------------------------------------
+    # ---- many particles
+    # ------------------------------------------------------------------------------------------
 
     def _draw_many(self, num_particles: int) -> Draw:
         if self.structure.guide_runs == "plate" and num_particles > 1:
@@ -357,7 +362,8 @@ def exactly() -> Iterator[None]:
 class Prior:
     """The model's prior as a guide: all its latents, with the data and the factors hidden.
 
-    As the guide of Pyro's own losses it must hide the latents that are summed out too: they are none of the guide's.
+    As the guide of Pyro's own losses it must hide the latents that are summed out too: they are
+    none of the guide's.
     """
 
     def __init__(self, model: Callable, hide: Callable[[Any], bool] | None = None) -> None:

@@ -96,9 +96,10 @@ def refuse_implicit(structure: Structure, site: str) -> None:
     if structure.density(site) == "implicit":
         raise ValueError(
             f"the data site {site!r} is deterministic, so that the program has no density: no "
-            "likelihood, no evidence. Give it an observation noise, e.g. generator.with_noise(0.1), or "
-            "pyro.sample('x', dist.Normal(generator(z), noise).to_event(1), obs=x); to fit it without "
-            "one, use objectives.GAN(critic) or FGAN(critic)"
+            "likelihood, no evidence. Give it an observation noise, e.g. "
+            "generator.with_noise(0.1), or pyro.sample('x', dist.Normal(generator(z), "
+            "noise).to_event(1), obs=x); to fit it without one, use objectives.GAN(critic) or "
+            "FGAN(critic)"
         )
 
 
@@ -113,8 +114,9 @@ def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
     for name, leaf in named:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
             raise ValueError(
-                f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN; expected finite data. "
-                "Remove or impute them, or pass a mask to the program (poutine.mask)"
+                f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN; "
+                "expected finite data. Remove or impute them, or pass a mask to the program "
+                "(poutine.mask)"
             )
 
 
@@ -144,8 +146,9 @@ def check_something_to_score(structure: Structure, model_trace: Any) -> None:
         return
     sites = [name for name, _ in random_sites(model_trace)]
     raise ValueError(
-        f"the program has no observed site and no factor; its sample sites are {sites}. Pass the data on with obs=..., "
-        "e.g. pyro.sample('x', ..., obs=x), and call the program with the data"
+        f"the program has no observed site and no factor; its sample sites are {sites}. Pass the "
+        "data on with obs=..., e.g. pyro.sample('x', ..., obs=x), and call the program with the "
+        "data"
     )
 
 
@@ -155,8 +158,9 @@ def check_plate(structure: Structure, *traces: Any) -> None:
             for frame in site["cond_indep_stack"]:
                 if frame.name == structure.plate and frame.dim not in (-1, None):
                     raise ValueError(
-                        f"the data plate {frame.name!r} is at dim {frame.dim} at site {name!r}; expected dim -1. Open it "
-                        f"innermost, or write pyro.plate({frame.name!r}, ..., dim=-1) and give inner plates dim=-2, -3, ..."
+                        f"the data plate {frame.name!r} is at dim {frame.dim} at site {name!r}; "
+                        f"expected dim -1. Open it innermost, or write pyro.plate({frame.name!r}, "
+                        "..., dim=-1) and give inner plates dim=-2, -3, ..."
                     )
 
 
@@ -170,8 +174,9 @@ def check_sequential(structure: Structure, model_trace: Any) -> None:
     ]
     if loops:
         raise ValueError(
-            f"the latents {[name for name, _ in loops]} are in a Python loop over a random part of the plate {loops[0][1]!r}, "
-            "so that other runs have others; write it `with pyro.plate(...) as index:`, or leave out subsample_size"
+            f"the latents {[name for name, _ in loops]} are in a Python loop over a random part of "
+            f"the plate {loops[0][1]!r}, so that other runs have others; write it `with "
+            "pyro.plate(...) as index:`, or leave out subsample_size"
         )
 
 
@@ -180,7 +185,8 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
     name, fn, value = site["name"], site["fn"], site["value"]
     if not isinstance(value, Tensor):
         raise ValueError(
-            f"site {name!r} observes a {type(value).__name__}; expected a torch.Tensor. Use torch.as_tensor"
+            f"site {name!r} observes a {type(value).__name__}; expected a torch.Tensor. Use "
+            "torch.as_tensor"
         )
     check_observed_shape(name, fn, value)
     if value.is_floating_point() and bool(value.isnan().any()):
@@ -193,9 +199,10 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
     ):
         share = 100.0 * (1.0 - inside.double().mean().item())
         raise ValueError(
-            f"site {name!r} observes values outside the support {fn.support} of {type(innermost(fn)).__name__} "
-            f"({share:.3g} % of them; min {value.min().item():.6g}, max {value.max().item():.6g}). Transform the data "
-            "or choose a likelihood with their support"
+            f"site {name!r} observes values outside the support {fn.support} of "
+            f"{type(innermost(fn)).__name__} ({share:.3g} % of them; min {value.min().item():.6g}, "
+            f"max {value.max().item():.6g}). Transform the data or choose a likelihood with their "
+            "support"
         )
 
 
@@ -212,8 +219,8 @@ def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
         repeated = True
     if repeated:
         raise ValueError(
-            f"site {name!r} observes data of shape {tuple(value.shape)}; its distribution has batch shape "
-            f"{tuple(fn.batch_shape)} and event shape {event}, so expected {expected}"
+            f"site {name!r} observes data of shape {tuple(value.shape)}; its distribution has "
+            f"batch shape {tuple(fn.batch_shape)} and event shape {event}, so expected {expected}"
         )
 
 
@@ -229,8 +236,9 @@ def check_data_dimension(site: Site, structure: Structure) -> None:
     batch = value.shape[: value.dim() - event]
     if (batch[-1] if batch else 1) != frame.size:
         raise ValueError(
-            f"site {site['name']!r} observes one value of shape {tuple(value.shape)} for all {frame.size} data of the plate "
-            f"{frame.name!r}; expected {(frame.size, *value.shape[value.dim() - event :])}. Give one datum a dimension of "
+            f"site {site['name']!r} observes one value of shape {tuple(value.shape)} for all "
+            f"{frame.size} data of the plate {frame.name!r}; expected "
+            f"{(frame.size, *value.shape[value.dim() - event :])}. Give one datum a dimension of "
             "data, x.unsqueeze(0)"
         )
 
@@ -241,17 +249,18 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
     lacking = sorted(drawn - guide_sites.keys())
     if lacking:
         raise ValueError(
-            f"the guide lacks the latent sites {lacking} of the model; expected it to sample every one. Add them to the "
-            "guide, or mark finite discrete ones infer={'enumerate': 'parallel'} to sum them out"
+            f"the guide lacks the latent sites {lacking} of the model; expected it to sample every "
+            "one. Add them to the guide, or mark finite discrete ones infer={'enumerate': "
+            "'parallel'} to sum them out"
         )
     for name, site in guide_sites.items():
         if site["is_observed"] or site["infer"].get("is_auxiliary"):
             continue
         if name not in drawn:
             raise ValueError(
-                f"the guide samples {name!r}, which is not a latent site of the model (those are {sorted(drawn)}). "
-                "Rename it, or sample it in the model too; noise whose images are the latents is marked "
-                "infer={'is_auxiliary': True}"
+                f"the guide samples {name!r}, which is not a latent site of the model (those are "
+                f"{sorted(drawn)}). Rename it, or sample it in the model too; noise whose images "
+                "are the latents is marked infer={'is_auxiliary': True}"
             )
         check_same_site(name, model_sites[name], site)
     check_auxiliary(guide_sites)
@@ -272,9 +281,10 @@ def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
     if given > taken:
         raise ValueError(
             f"the guide's auxiliary variables {noise} are {given} numbers, of which the latents "
-            f"drawn by dist.Delta are {taken}: the density of the others would have to be integrated out. Make the latents "
-            "their images, z = pyro.sample('z', dist.Delta(f(a), log_density=-log|f'(a)|)), or sample the auxiliary variables "
-            "in the model too, given the latents"
+            f"drawn by dist.Delta are {taken}: the density of the others would have to be "
+            "integrated out. Make the latents their images, z = pyro.sample('z', dist.Delta(f(a), "
+            "log_density=-log|f'(a)|)), or sample the auxiliary variables in the model too, given "
+            "the latents"
         )
 
 
@@ -286,15 +296,17 @@ def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
         or model_fn.event_dim != guide_fn.event_dim
     ):
         raise ValueError(
-            f"latent {name!r} has batch and event shape {tuple(model_fn.batch_shape)}, {tuple(model_fn.event_shape)} in the "
-            f"model but {tuple(guide_fn.batch_shape)}, {tuple(guide_fn.event_shape)} in the guide; make them equal"
+            f"latent {name!r} has batch and event shape {tuple(model_fn.batch_shape)}, "
+            f"{tuple(model_fn.event_shape)} in the model but {tuple(guide_fn.batch_shape)}, "
+            f"{tuple(guide_fn.event_shape)} in the guide; make them equal"
         )
     if isinstance(innermost(guide_fn), dist.Delta):
         return
     if not bool(model_fn.support.check(guide_site["value"]).all()) or narrower(guide_fn, model_fn):
         raise ValueError(
-            f"the support of latent {name!r} is {model_fn.support} in the model but {guide_fn.support} in the guide; "
-            "expected the guide to cover exactly the model's. Use a guide distribution with that support, or transform it"
+            f"the support of latent {name!r} is {model_fn.support} in the model but "
+            f"{guide_fn.support} in the guide; expected the guide to cover exactly the model's. "
+            "Use a guide distribution with that support, or transform it"
         )
 
 
@@ -325,8 +337,9 @@ def check_shapes(role: str, trace: Any, structure: Structure) -> None:
             check_site_shape(site, declared)  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(
-                f"site {name!r} of the {role} has a batch dimension that no plate declares: {error}. Expected the data "
-                f"in `with pyro.plate({structure.plate!r}, size):` at dim -1 and event dimensions in .to_event(...)"
+                f"site {name!r} of the {role} has a batch dimension that no plate declares: "
+                f"{error}. Expected the data in `with pyro.plate({structure.plate!r}, size):` at "
+                "dim -1 and event dimensions in .to_event(...)"
             ) from error
 
 
@@ -347,6 +360,7 @@ def refuse_point_masses(bound: Any) -> None:
             "pyro.deterministic(name, value)"
         )
     raise ValueError(
-        f"the guide puts a point mass on {fixed}, which is no proposal distribution; use a guide with a density "
-        "(AutoNormal, not AutoDelta), or Program(model) to propose from the prior, or Laplace"
+        f"the guide puts a point mass on {fixed}, which is no proposal distribution; use a guide "
+        "with a density (AutoNormal, not AutoDelta), or Program(model) to propose from the prior, "
+        "or Laplace"
     )

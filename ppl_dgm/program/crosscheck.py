@@ -15,7 +15,8 @@ TOLERANCE = 1e-3  # nats, and relative
 def unlike_pyro(bound: Bound, guide_trace: Any, model_trace: Any) -> tuple[str, ...]:
     """Find the sites whose terms in our losses are not those in Pyro's, on traces of both halves.
 
-    Pyro leaves out what a mask takes out of one half alone; sites that are summed out have no term of their own.
+    Pyro leaves out what a mask takes out of one half alone; sites that are summed out have no term
+    of their own.
     """
     if bound.structure.enumerated:
         return ()

@@ -36,8 +36,9 @@ class DataArgument:
         names = bound.structure.observed
         if len(names) != 1:
             raise ValueError(
-                f"the program observes the sites {list(names)}; expected exactly one, whose density is learnt. Observe "
-                "one site, with the other variables in its event dimensions"
+                f"the program observes the sites {list(names)}; expected exactly one, whose "
+                "density is learnt. Observe one site, with the other variables in its event "
+                "dimensions"
             )
         site = bound.model_trace().nodes[names[0]]
         leaves = tree_flatten((bound.args, dict(bound.kwargs)))[0]
@@ -71,6 +72,7 @@ def position_of(name: str, value: Any, leaves: list[Any]) -> int:
         if isinstance(leaf, Tensor) and leaf.shape == value.shape and torch.equal(leaf, value):
             return i
     raise ValueError(
-        f"the value that site {name!r} observes is not among the program's arguments, so that other data cannot take "
-        "its place; pass it as an argument and observe it as it is: pyro.sample(..., obs=x)"
+        f"the value that site {name!r} observes is not among the program's arguments, so that "
+        "other data cannot take its place; pass it as an argument and observe it as it is: "
+        "pyro.sample(..., obs=x)"
     )

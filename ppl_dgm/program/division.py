@@ -43,7 +43,8 @@ def places_of(
     names = names_of(getattr(model, "fn", model), args, kwargs)
     if unknown := sorted(set(shared) - set(names)):
         raise ValueError(
-            f"shared names {unknown}, which are no tensor arguments of the program; those are {names}"
+            f"shared names {unknown}, which are no tensor arguments of the program; those are "
+            f"{names}"
         )
     return frozenset(place for place, name in enumerate(names) if name in shared)
 
@@ -58,15 +59,18 @@ def learn_division(
 ) -> Held | None:
     """Find the arguments that all data share, such that parts of the data have the densities that they have in the whole.
 
-    Every site inside the data plate must have, on the first and on the last few data alone, the log density that it has
-    for them among all data, and every site outside must have the same one. Arguments whose first dimension happens to
-    be the number of data, but which every datum uses whole, are found so.
+    Every site inside the data plate must have, on the first and on the last few data alone, the log
+    density that it has for them among all data, and every site outside must have the same one.
+    Arguments whose first dimension happens to be the number of data, but which every datum uses
+    whole, are found so.
 
     Returns:
-        Places of the shared tensors in the order of `tensors_of`, or None where the program takes no part of its data.
+        Places of the shared tensors in the order of `tensors_of`, or None where the program takes
+            no part of its data.
 
     Raises:
-        ValueError: where several choices would do, naming the arguments; the program may leave no trace otherwise.
+        ValueError: where several choices would do, naming the arguments; the program may leave no
+            trace otherwise.
     """
     modules = [fn for fn in (model, guide) if isinstance(fn, torch.nn.Module)]
     with undone(*modules), undisturbed(*modules), SizedPlates(), unvalidated():
@@ -115,8 +119,8 @@ class Trial:
         names = names_of(getattr(self.model, "fn", self.model), self.args, self.kwargs)
         held = [sorted({names[place] for place in choice - declared}) for choice in found]
         raise ValueError(
-            f"each of the arguments {held} has as many rows as there are data, {self.size}, and any of them may be what "
-            f"all data share; name it: shared={held[0]}"
+            f"each of the arguments {held} has as many rows as there are data, {self.size}, and "
+            f"any of them may be what all data share; name it: shared={held[0]}"
         )
 
     def agrees(self, held: Collection[int]) -> bool:

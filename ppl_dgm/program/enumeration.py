@@ -16,8 +16,9 @@ from ppl_dgm.program.sites import Site, is_drawn, is_summed_out
 def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:
     """log p(z) and log p(x | z) of the drawn latents z, the enumerated ones summed out exactly.
 
-    Where no drawn latent depends on an enumerated one, these are summed out of p(x | z) alone; else p(x | z) is
-    p(x, z) / p(z), each with its own sum. Masks do not touch what is summed out: a masked sum would count values.
+    Where no drawn latent depends on an enumerated one, these are summed out of p(x | z) alone; else
+    p(x | z) is p(x, z) / p(z), each with its own sum. Masks do not touch what is summed out: a
+    masked sum would count values.
     """
     if entangled(trace, sites):
         prior = eliminate(trace, [site for site in sites if not site["is_observed"]], layout)
@@ -41,8 +42,8 @@ def entangled(trace: Any, sites: list[Site]) -> bool:
 def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
     """Sum the packed log densities of sites after summing out the enumerated ones among them (tensor variable elimination).
 
-    Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks of what depends on them apply
-    inside the sum over the discrete values, scales outside.
+    Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks of what
+    depends on them apply inside the sum over the discrete values, scales outside.
     """
     summed, tally = enumerated_symbols(sites), Tally(layout)
     for site in sites:
@@ -100,9 +101,10 @@ def shared_site(group: list[Site], layout: Layout) -> Site:
     site = {**group[0], "cond_indep_stack": stack}
     if layout.per_datum and layout.data_frame(site) is None:
         raise ValueError(
-            f"the turns of the sequential data plate {layout.plate!r} share summed-out latents (sites "
-            f"{[other['name'] for other in group]}), so that no datum has an evidence of its own. Loop by "
-            "pyro.markov(range(n)) in place of the plate: then the data have one evidence together"
+            f"the turns of the sequential data plate {layout.plate!r} share summed-out latents "
+            f"(sites {[other['name'] for other in group]}), so that no datum has an evidence of "
+            "its own. Loop by pyro.markov(range(n)) in place of the plate: then the data have one "
+            "evidence together"
         )
     return site
 
@@ -114,6 +116,7 @@ def shared_scale(scales: list[Any]) -> Any:
     ):
         return scales[0]
     raise ValueError(
-        "sites that share an enumerated variable have different poutine.scale factors, so that the variable cannot be "
-        f"summed out; expected one common scale, got {scales}. Scale them alike, or add the variable to the guide"
+        "sites that share an enumerated variable have different poutine.scale factors, so that "
+        f"the variable cannot be summed out; expected one common scale, got {scales}. Scale them "
+        "alike, or add the variable to the guide"
     )

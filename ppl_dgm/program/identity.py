@@ -19,8 +19,8 @@ def identify(parts: Mapping[str, Any]) -> Identity:
     """Name the content of each part: short values as text, all others by digest.
 
     Args:
-        parts: anything by name; tensors count by dtype, shape and values, modules by class, settings,
-            parameters and buffers, functions by their code and what they close over.
+        parts: anything by name; tensors count by dtype, shape and values, modules by class,
+            settings, parameters and buffers, functions by their code and what they close over.
 
     Example:
         >>> import torch

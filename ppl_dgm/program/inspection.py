@@ -79,14 +79,16 @@ def examine(
 ) -> Examination:
     """Find the structure of a model and guide, checking that they fit each other and all of their data.
 
-    Runs both once on all of the data with all of Pyro's checks on, then proves that running several particles at once
-    gives what running them one by one gives, unless `particles` is 1. Whether parts of the data can stand for the whole
-    is tried when somebody asks; data too large to be run at once, of programs made of modules, are run in parts. With
-    `sum_out` every finite discrete latent that the guide lacks is enumerated, not only those marked
-    `infer={"enumerate": "parallel"}`. `shared` names the arguments that all data share. The structure is that of
+    Runs both once on all of the data with all of Pyro's checks on, then proves that running several
+    particles at once gives what running them one by one gives, unless `particles` is 1. Whether
+    parts of the data can stand for the whole is tried when somebody asks; data too large to be run
+    at once, of programs made of modules, are run in parts. With `sum_out` every finite discrete
+    latent that the guide lacks is enumerated, not only those marked `infer={"enumerate":
+    "parallel"}`. `shared` names the arguments that all data share. The structure is that of
     evaluation mode, or with `training` that of the modes in which the modules are, run once more.
 
-    The runs leave nothing behind but the parameters that the first one creates, and a run that fails not even those.
+    The runs leave nothing behind but the parameters that the first one creates, and a run that
+    fails not even those.
 
     Raises:
         ValueError: naming the site, what was expected and the cure.
@@ -150,7 +152,8 @@ def leading_size(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
 def prepared(*callables: Any) -> bool:
     """Whether the program's state cannot be shaped by its first run: that one then may see a part of the data.
 
-    Functions make parameters (`pyro.param("loc", torch.zeros(len(x)))`) and autoguides plates at their first run.
+    Functions make parameters (`pyro.param("loc", torch.zeros(len(x)))`) and autoguides plates at
+    their first run.
     """
     for fn in callables:
         own = fn.fn if isinstance(fn, ScopedCallable) else fn
@@ -252,7 +255,8 @@ def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False)
 def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
     """The drawn latents whose masks in model and guide differ, so that what is masked does not cancel.
 
-    A point mass that is no image of noise has nothing to cancel: its prior counts where the model says so.
+    A point mass that is no image of noise has nothing to cancel: its prior counts where the model
+    says so.
     """
     sites, guides = dict(random_sites(model_trace)), dict(random_sites(guide_trace))
     images = any(map(is_auxiliary, guides.values()))

@@ -111,8 +111,9 @@ def put_back(places: list[Noted]) -> None:
 class Snapshot:
     """What modules hold, to be put back after a run that should not have happened.
 
-    Lists and dicts (plates that a guide keeps, say) get their contents back, and whatever was created is dropped;
-    parameters are taken to have kept their values, as they do without gradients.
+    Lists and dicts (plates that a guide keeps, say) get their contents back, and whatever was
+    created is dropped; parameters are taken to have kept their values, as they do without
+    gradients.
     """
 
     def __init__(self, *callables: Any) -> None:

@@ -35,8 +35,8 @@ def draw_pairs(bound: Bound) -> PairedDraw:
     """Draw the latents from the guide once, without particles.
 
     Raises:
-        ValueError: for latents whose distributions do not stand for their whole term in log p(z) - log q(z | x): summed
-            out, masked, auxiliary, or scaled unlike the rest.
+        ValueError: for latents whose distributions do not stand for their whole term in log p(z) -
+            log q(z | x): summed out, masked, auxiliary, or scaled unlike the rest.
     """
     return bound._evaluate(lambda: read_pairs(bound))
 
@@ -66,8 +66,8 @@ def check_plain(name: str, site: Site, layout: Layout) -> None:
     scale = layout.relative_scale(site)
     if is_masked(site) or isinstance(scale, Tensor) or scale != 1:
         raise ValueError(
-            f"latent {name!r} is masked, or scaled unlike the data, so that its distributions are not its whole term; leave "
-            "out the mask or scale, or use ELBO()"
+            f"latent {name!r} is masked, or scaled unlike the data, so that its distributions are "
+            "not its whole term; leave out the mask or scale, or use ELBO()"
         )
 
 
@@ -91,6 +91,6 @@ def check_pairs(bound: Bound) -> None:
     found = [fault for fault, present in faults.items() if present]
     if found:
         raise ValueError(
-            f"the program's KL term does not divide into the latents of a guide: {found[0]}; use ELBO(kl_weight=...) "
-            "or another objective made of log weights"
+            f"the program's KL term does not divide into the latents of a guide: {found[0]}; use "
+            "ELBO(kl_weight=...) or another objective made of log weights"
         )

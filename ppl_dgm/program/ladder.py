@@ -14,9 +14,10 @@ STATES_AT_ONCE = 2**14
 class Ladder(ABC):
     r"""What an unnormalised model knows of itself beyond its density: a path to it, and moves along that path.
 
-    A model that is a `Ladder` is annealed and moved by its own transitions, in place of those that only see its log
-    density: $f_\beta$ for $\beta$ in [0, 1] goes from a normalised density, which can be drawn, to the model's own,
-    $f_1$. To add one, implement `draw`, `log_density` and `move`; `log_partition` where a sum is to be had.
+    A model that is a `Ladder` is annealed and moved by its own transitions, in place of those that
+    only see its log density: $f_\beta$ for $\beta$ in [0, 1] goes from a normalised density, which
+    can be drawn, to the model's own, $f_1$. To add one, implement `draw`, `log_density` and `move`;
+    `log_partition` where a sum is to be had.
     """
 
     @abstractmethod

@@ -48,8 +48,9 @@ class Layout:
         missing = self.nesting + lead - log_prob.dim()
         if any(size > 1 for size in log_prob.shape[: max(0, -missing)]):
             raise ValueError(
-                f"a log density has shape {tuple(log_prob.shape)}, with dimensions to the left of all its plates; expected "
-                f"at most {self.nesting + lead}. Let the site's distribution broadcast as its plates say"
+                f"a log density has shape {tuple(log_prob.shape)}, with dimensions to the left of "
+                f"all its plates; expected at most {self.nesting + lead}. Let the site's "
+                "distribution broadcast as its plates say"
             )
         shape = (1,) * max(0, missing) + log_prob.shape[max(0, -missing) :]
         log_prob = log_prob.reshape(shape)
@@ -173,6 +174,7 @@ def check_one_scale(sites: Mapping[str, Site]) -> None:
     }
     if len(set(scales.values())) > 1:
         raise ValueError(
-            f"the sites' scales are {scales}, but they were all alike when the program was first run, so that they count as "
-            "one. Initialise it with scales that differ (a weight of 0.5, not of 1), or leave them out and use kl_weight"
+            f"the sites' scales are {scales}, but they were all alike when the program was first "
+            "run, so that they count as one. Initialise it with scales that differ (a weight of "
+            "0.5, not of 1), or leave them out and use kl_weight"
         )

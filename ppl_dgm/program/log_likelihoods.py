@@ -14,8 +14,9 @@ from ppl_dgm.program.sites import Site, random_sites
 def log_likelihoods(bound: Bound, values: Values) -> Values:
     """log p(x_i | z) of every observed site at latent values `[particles, *shape]`, masked but not scaled.
 
-    Where discrete latents are summed out they tie the observed sites of a datum together; then the result is their
-    joint density, under their names joined by `+`, or nothing if one of those sites is outside the data plate.
+    Where discrete latents are summed out they tie the observed sites of a datum together; then the
+    result is their joint density, under their names joined by `+`, or nothing if one of those sites
+    is outside the data plate.
 
     Returns:
         Nats, `{site: [particles, *plates]}`: event dimensions are summed, plates are kept.

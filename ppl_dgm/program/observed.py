@@ -21,8 +21,8 @@ Trace = Callable[[tuple, Mapping[str, Any]], Any]
 class Observed:
     """Running digest and count of the observed values that are not masked, piece by piece.
 
-    Data are told by their columns, each the values of one variable over the data: one site of vectors and several sites
-    of scalars agree. Columns count in no order, their entries do.
+    Data are told by their columns, each the values of one variable over the data: one site of
+    vectors and several sites of scalars agree. Columns count in no order, their entries do.
 
     Args:
         trace: runs the model at arguments with new latents, and returns its trace.
@@ -125,8 +125,9 @@ def data_behind(
 ) -> dict[str, Tensor]:
     """The data that the observed values stand for, in double on the CPU.
 
-    They are the values themselves, unless these move with the latents, as residuals `y - prediction` do. Those are
-    densities of the argument whose unit they have, y; where there is none such, all arguments are the data.
+    They are the values themselves, unless these move with the latents, as residuals `y -
+    prediction` do. Those are densities of the argument whose unit they have, y; where there is none
+    such, all arguments are the data.
     """
     found = {name: site["value"].detach() for name, site in sites.items()}
     made = [name for name, value in found.items() if not is_given(value, args, kwargs)]

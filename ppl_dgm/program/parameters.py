@@ -34,7 +34,8 @@ def resolve_parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
 def calling_module() -> tuple[str, nn.Module] | None:
     """Return name and module of the `pyro.module` statement being executed, if any.
 
-    `pyro.module` is not an effect: the module it was given (with its buffers) is only to be seen in its frame.
+    `pyro.module` is not an effect: the module it was given (with its buffers) is only to be seen in
+    its frame.
     """
     frame = sys._getframe()
     while frame is not None:
@@ -64,8 +65,8 @@ class ModuleRecorder(Messenger):
             return
         if self.known.setdefault(name, id(msg["args"][1])) != id(msg["args"][1]):
             raise ValueError(
-                f"the name {name.split(MODULE_DIVIDER)[0]!r} of a pyro.module statement stands for two different "
-                "modules in one half of a program; give each module its own name"
+                f"the name {name.split(MODULE_DIVIDER)[0]!r} of a pyro.module statement stands for "
+                "two different modules in one half of a program; give each module its own name"
             )
         found = calling_module()
         if found is not None:
@@ -83,7 +84,8 @@ def placed(start: Any, device: torch.device | None) -> Any:
 def store_contents(params: dict[str, Any], constraints: dict[str, Any]) -> Iterator[None]:
     """Exchange the contents of Pyro's parameter store; what the block creates lands in the given dictionaries.
 
-    `ParamStoreDict.scope` copies all parameters on each call and strips them of what `pyro.infer.SVI` looks for.
+    `ParamStoreDict.scope` copies all parameters on each call and strips them of what
+    `pyro.infer.SVI` looks for.
     """
     store = pyro.get_param_store()
     outer = store._params, store._constraints, store._param_to_name
@@ -98,7 +100,8 @@ def store_contents(params: dict[str, Any], constraints: dict[str, Any]) -> Itera
 class CopyValues(TorchFunctionMode):
     """Inside it, `copy.deepcopy` takes of a tensor in an autograd graph its value; torch refuses to copy such tensors.
 
-    Modules hold them as what they remember of their last run, as Pyro's transforms do of their last input and output.
+    Modules hold them as what they remember of their last run, as Pyro's transforms do of their last
+    input and output.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,9 +113,10 @@ class CopyValues(TorchFunctionMode):
 class ParameterScope(nn.Module):
     """Owns the parameters of one program and lends them to Pyro's parameter store while the program runs.
 
-    Names are those of the program: `pyro.param("loc")` is the parameter `loc`, `pyro.module("decoder", net)` the
-    submodule `decoder`. Values are unconstrained; constraints are kept beside them. Outside a call of the program
-    Pyro's global store is untouched, and the program never sees what the global store holds.
+    Names are those of the program: `pyro.param("loc")` is the parameter `loc`,
+    `pyro.module("decoder", net)` the submodule `decoder`. Values are unconstrained; constraints are
+    kept beside them. Outside a call of the program Pyro's global store is untouched, and the
+    program never sees what the global store holds.
     """
 
     def __init__(self) -> None:
@@ -140,9 +144,10 @@ class ParameterScope(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
         if self._borrowed:
             raise ValueError(
-                f"the program's functions hold the modules {self._borrowed} themselves, so that a copy of the program would "
-                "go on using them; write the model or guide as a torch.nn.Module that owns them, or build a second program "
-                "(initialise it on data) and load_state_dict"
+                f"the program's functions hold the modules {self._borrowed} themselves, so that a "
+                "copy of the program would go on using them; write the model or guide as a "
+                "torch.nn.Module that owns them, or build a second program (initialise it on "
+                "data) and load_state_dict"
             )
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
@@ -153,7 +158,8 @@ class ParameterScope(nn.Module):
     def adopt(self, name: str, module: nn.Module, role: str = "") -> bool:
         """Register a module, with its parameters and buffers, under a name; false if it is known by another.
 
-        Where model and guide have modules of one name, the later one's name is that of its half and its own.
+        Where model and guide have modules of one name, the later one's name is that of its half and
+        its own.
         """
         if any(module is own for own in self.modules()):
             return False
@@ -208,7 +214,8 @@ class ParameterScope(nn.Module):
                 if value.shape != own[name].shape:
                     raise ValueError(
                         f"{self._source} does not hold the parameters of this program: {name!r} is "
-                        f"{list(value.shape)} there and {list(own[name].shape)} here. Build the program as it was saved"
+                        f"{list(value.shape)} there and {list(own[name].shape)} here. Build the "
+                        "program as it was saved"
                     )
                 own[name].copy_(value)
 
@@ -217,8 +224,8 @@ class ParameterScope(nn.Module):
         if self._waiting:
             names, self._waiting = sorted(self._waiting), {}
             raise ValueError(
-                f"{self._source} does not hold the parameters of this program: it has no {names}. Build the program as it "
-                "was saved"
+                f"{self._source} does not hold the parameters of this program: it has no {names}. "
+                "Build the program as it was saved"
             )
 
     @contextmanager
@@ -248,8 +255,9 @@ class ParameterScope(nn.Module):
                 continue
             if self._sealed:
                 raise ValueError(
-                    f"the program created parameter {name!r} on a later call; parameters must all be created on the "
-                    "first call, because optimisers and checkpoints already hold the others. Create it unconditionally"
+                    f"the program created parameter {name!r} on a later call; parameters must all "
+                    "be created on the first call, because optimisers and checkpoints already "
+                    "hold the others. Create it unconditionally"
                 )
             self._register(name, value, constraints[name])
 
@@ -265,8 +273,8 @@ class ParameterScope(nn.Module):
 class ScopedCallable(nn.Module):
     """A model or guide as a plain Pyro callable that finds its parameters in its program's scope.
 
-    It owns the scope, so that `.parameters()` of a model or guide is never empty; a plain `torch.nn.Module` announces
-    its parameters to Pyro, so that `pyro.infer.SVI` sees them.
+    It owns the scope, so that `.parameters()` of a model or guide is never empty; a plain
+    `torch.nn.Module` announces its parameters to Pyro, so that `pyro.infer.SVI` sees them.
     """
 
     def __init__(self, name: str, fn: Callable, scope: ParameterScope) -> None:

@@ -29,7 +29,8 @@ def data_size(trace: Any, plate: str) -> int | None:
 class SizedPlates(Messenger):
     """Gives plates written without a size, `pyro.plate("data")`, the size that each site has along them.
 
-    Pyro leaves a site without that dimension as it is, one draw for all; so it is taken out of the plate.
+    Pyro leaves a site without that dimension as it is, one draw for all; so it is taken out of the
+    plate.
     """
 
     def _pyro_sample(self, msg: Any) -> None:

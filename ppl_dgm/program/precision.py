@@ -59,8 +59,8 @@ def widen(leaf: Any) -> Any:
 class Widening(TorchFunctionMode):
     """Hands every torch function its arguments in float64, and has it make tensors of no fewer digits.
 
-    Parameters, buffers, closures and literals are raised as they are used and stay what they are. What a program writes
-    in place to a tensor from outside is rounded to that tensor's dtype.
+    Parameters, buffers, closures and literals are raised as they are used and stay what they are.
+    What a program writes in place to a tensor from outside is rounded to that tensor's dtype.
     """
 
     def __init__(self) -> None:
@@ -112,8 +112,8 @@ class Widening(TorchFunctionMode):
 class Shaking(TorchDispatchMode):
     """Moves every result of an operation by one unit in its last place, up or down: another run tells what rounding does.
 
-    Whole numbers that their dtype holds exactly stay. Stochastic arithmetic: Vignes (1993), "A stochastic arithmetic for
-    reliable scientific computation".
+    Whole numbers that their dtype holds exactly stay. Stochastic arithmetic: Vignes (1993), "A
+    stochastic arithmetic for reliable scientific computation".
 
     Example:
         >>> with Shaking():

@@ -28,15 +28,16 @@ _LOG = logging.getLogger("ppl_dgm")
 class Program(ParameterScope):
     """A generative model and, if it has latents, a guide: any Pyro model/guide pair as one `torch.nn.Module`.
 
-    The model is a callable `model(x=None, ...)` that scores the data site when `x` is given and draws it when not;
-    the guide takes the same arguments. Both may be functions with `pyro.param` and `pyro.module` statements, plain
-    torch modules, `PyroModule`s or (the guide) autoguides. Data are independent in `pyro.plate("data", size)` at dim
-    -1; latents inside it are local, latents outside are shared by all data. What `pyro.poutine.mask` takes out counts for
-    nothing, datum or latent: series of different lengths are padded and masked.
+    The model is a callable `model(x=None, ...)` that scores the data site when `x` is given and
+    draws it when not; the guide takes the same arguments. Both may be functions with `pyro.param`
+    and `pyro.module` statements, plain torch modules, `PyroModule`s or (the guide) autoguides. Data
+    are independent in `pyro.plate("data", size)` at dim -1; latents inside it are local, latents
+    outside are shared by all data. What `pyro.poutine.mask` takes out counts for nothing, datum or
+    latent: series of different lengths are padded and masked.
 
-    Parameters are torch parameters: unconstrained, named as in the program, listed by `named_parameters()`, kept in
-    `state_dict()`, moved by `.to(device)`. They exist after the first run (`initialise`); nothing enters or leaves
-    Pyro's global parameter store.
+    Parameters are torch parameters: unconstrained, named as in the program, listed by
+    `named_parameters()`, kept in `state_dict()`, moved by `.to(device)`. They exist after the first
+    run (`initialise`); nothing enters or leaves Pyro's global parameter store.
 
     Args:
         model: the generative model.
@@ -44,8 +45,9 @@ class Program(ParameterScope):
             `infer={"enumerate": "parallel"}` are summed out and others are proposed from the prior.
         site: name of the data site, which `sample` returns.
         plate: name of the data plate.
-        shared: names of arguments that all data share, though they may have as many rows as there are data; what is not
-            named is learnt from the program when minibatches or parts of the data are asked for.
+        shared: names of arguments that all data share, though they may have as many rows as there
+            are data; what is not named is learnt from the program when minibatches or parts of the
+            data are asked for.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -186,8 +188,8 @@ class Program(ParameterScope):
     ) -> Structure:
         """The structure at arguments of this kind, in the mode in which the program is; looked for once.
 
-        With one particle it may be one that has not been tried with more. A capture under way can't run the program to
-        look; it takes what was found in the other mode.
+        With one particle it may be one that has not been tried with more. A capture under way can't
+        run the program to look; it takes what was found in the other mode.
         """
         kind = kind_of(args, kwargs)
         found = self._kinds.get((self.training, kind))
@@ -218,8 +220,8 @@ class Program(ParameterScope):
     def density(self) -> Density:
         """`exact`, `latent`, `unnormalised` or `implicit`: which objectives and estimators apply.
 
-        exact: log p(x) is computed (no latents, or all summed out); latent: some latents are drawn; unnormalised: the
-        program has factors; implicit: the data site is deterministic.
+        exact: log p(x) is computed (no latents, or all summed out); latent: some latents are drawn;
+        unnormalised: the program has factors; implicit: the data site is deterministic.
         """
         return self._sampling_structure((), {}).density(self.site)
 
@@ -234,7 +236,8 @@ class Program(ParameterScope):
         if site is None and not given:
             names = [name for name, _ in random_sites(trace)]
             raise ValueError(
-                f"the program has no site {self.site!r}, only {names}; name it: Program(..., site=...)"
+                f"the program has no site {self.site!r}, only {names}; name it: Program(..., "
+                "site=...)"
             )
         if site is None or site["is_observed"]:
             return inspect(self.model, None, args, kwargs, self.plate)
@@ -246,10 +249,12 @@ class Program(ParameterScope):
 
         Args:
             num_samples: number of independent draws.
-            *args: passed on to the model (covariates, labels); the data themselves are left out or ignored.
+            *args: passed on to the model (covariates, labels); the data themselves are left out or
+                ignored.
 
         Returns:
-            Draws `[num_samples, *event]`; a data plate of size m > 1 gives `[num_samples, m, *event]`.
+            Draws `[num_samples, *event]`; a data plate of size m > 1 gives `[num_samples, m,
+                *event]`.
 
         Raises:
             ValueError: for an unnormalised program, or one whose data site cannot be told.
@@ -258,7 +263,8 @@ class Program(ParameterScope):
         site = self._data_site()
         if site not in draws:
             raise ValueError(
-                f"the program has no site {site!r}, only {sorted(draws)}; name it: Program(..., site=...)"
+                f"the program has no site {site!r}, only {sorted(draws)}; name it: Program(..., "
+                "site=...)"
             )
         value = draws[site]
         return (
@@ -274,8 +280,9 @@ class Program(ParameterScope):
         structure = self._sampling_structure(args, kwargs)
         if structure.factors:
             raise ValueError(
-                f"the program has factors {list(structure.factors)}, so that ancestral draws do not follow its density; "
-                "draw by Markov chain Monte Carlo or resample importance-weighted draws instead"
+                f"the program has factors {list(structure.factors)}, so that ancestral draws do "
+                "not follow its density; draw by Markov chain Monte Carlo or resample "
+                "importance-weighted draws instead"
             )
         with evaluating(self), torch.no_grad():
             return draw_sites(self.model, structure, num_samples, args, kwargs)
@@ -307,8 +314,9 @@ class Program(ParameterScope):
     def load(self, path: str | os.PathLike) -> "Program":
         """Read parameters and buffers into this program, without unpickling code. Returns itself.
 
-        The file is one of `Program.save`, `Fit.save`, or a checkpoint of `fit`. What `pyro.param` and `pyro.module`
-        statements have yet to create takes its values from the file when they first run.
+        The file is one of `Program.save`, `Fit.save`, or a checkpoint of `fit`. What `pyro.param`
+        and `pyro.module` statements have yet to create takes its values from the file when they
+        first run.
 
         Raises:
             ValueError: if the file's names or shapes are not this program's.
@@ -322,7 +330,8 @@ class Program(ParameterScope):
             self.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} does not hold the parameters of this program: {error}. Build the program as it was saved"
+                f"{path} does not hold the parameters of this program: {error}. Build the program "
+                "as it was saved"
             ) from error
         return self
 

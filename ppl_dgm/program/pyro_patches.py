@@ -32,7 +32,8 @@ def _entered(context: Any, fn: Callable, /, *args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
 
 
-# Pyro's own takes no argument of a program that is called `context` or `fn`; the same with these names free.
+# Pyro's own takes no argument of a program that is called `context` or `fn`; the same with these
+# names free.
 messenger._context_wrap = _entered  # type: ignore[assignment]
 
 
@@ -55,7 +56,8 @@ def forgiving_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
 def _sample_onion(self: LKJCholesky, sample_shape: Any = ()) -> Tensor:
     """Draw Cholesky factors row by row from balls (Lewandowski, Kurowicka and Joe 2009, sec. 3.2).
 
-    The squared length of row i is Beta(i / 2, eta + (dim - 1 - i) / 2); torch has i - 1/2 in place of i / 2.
+    The squared length of row i is Beta(i / 2, eta + (dim - 1 - i) / 2); torch has i - 1/2 in place
+    of i / 2.
     """
     row = torch.arange(1, self.dim).to(self.concentration)
     spread = self.concentration.unsqueeze(-1) + 0.5 * (self.dim - 1 - row)
@@ -67,8 +69,9 @@ def _sample_onion(self: LKJCholesky, sample_shape: Any = ()) -> Tensor:
     return factor + torch.cat([torch.ones_like(rest[..., :1]), rest], -1).diag_embed()
 
 
-# Argument checks read tensors on the host, which neither `torch.func.vmap` nor a captured graph allows. Distributions
-# made while checks were on keep their flag, so that the check of values is left out too.
+# Argument checks read tensors on the host, which neither `torch.func.vmap` nor a captured graph
+# allows. Distributions made while checks were on keep their flag, so that the check of values is
+# left out too.
 unvalidated = ContextPatches(
     Patch(Distribution, "__init__", _initialise_unvalidated),
     Patch(Distribution, "_validate_sample", _accept_value),
@@ -78,5 +81,6 @@ unvalidated = ContextPatches(
 # Draws that follow their density.
 right_draws = ContextPatches(Patch(LKJCholesky, "sample", _sample_onion))
 
-# One particle's singular covariance makes its own density NaN, and does not stop all the others with an error.
+# One particle's singular covariance makes its own density NaN, and does not stop all the others
+# with an error.
 forgiving_factors = ContextPatches(Patch(torch.linalg, "cholesky", forgiving_cholesky))

@@ -16,10 +16,11 @@ Density = Literal["exact", "latent", "unnormalised", "implicit"]
 class Latent:
     """One latent site: its support, the number of its batch and event dimensions, and where it lives.
 
-    `local` latents are inside the data plate, the others are shared by all data. `auxiliary` ones exist in the guide
-    alone. `reparameterised` tells whether the guide draws it differentiably, `point_mass` whether it is a Delta there,
-    `transported` (a Delta marked `infer={"transported": True}`) that it is the image of an auxiliary latent under a map
-    with parameters, so that log q at a fixed value is not to be had.
+    `local` latents are inside the data plate, the others are shared by all data. `auxiliary` ones
+    exist in the guide alone. `reparameterised` tells whether the guide draws it differentiably,
+    `point_mass` whether it is a Delta there, `transported` (a Delta marked `infer={"transported":
+    True}`) that it is the image of an auxiliary latent under a map with parameters, so that log q
+    at a fixed value is not to be had.
     """
 
     name: str
@@ -49,7 +50,8 @@ class Division:
     """Which tensor arguments all data share, learnt when it is first asked for.
 
     Args:
-        learn: finds the places of those tensors, or None where the program takes no part of its data.
+        learn: finds the places of those tensors, or None where the program takes no part of its
+            data.
     """
 
     def __init__(self, learn: Callable[[], frozenset[int] | None] | None = None) -> None:
@@ -87,15 +89,17 @@ def names_of(latents: tuple[Latent, ...]) -> list[str]:
 class Structure:
     """The sites and plates of a program.
 
-    `latents` are those that are drawn; `enumerated` are discrete and summed out exactly; `observed` have data,
-    `factors` are unnormalised terms, those of them that depend on observed values `energies`; `deterministic` are
-    functions of the others. `nesting` counts the plate dimensions, `batched` tells whether there is a data plate,
-    `per_datum` whether every random site is inside it and no datum's density moves with another's latents, so that each
-    datum has an evidence of its own. `model_runs` and `guide_runs` tell how many particles run: inside an outer plate, by
-    `torch.func.vmap` where the program does not broadcast, or one by one in a loop, for the reason `slow`; "single" ones
-    have not been tried with more than one. `has_guide` is false when the prior proposes; `noisy_guide` tells that log q at
-    fixed latents is random, as under dropout; `division` tells whether the program takes a part of its data for the
-    whole. A masked latent counts for nothing, in model and guide, unless it is one of the `unmasked`, which keep their
+    `latents` are those that are drawn; `enumerated` are discrete and summed out exactly; `observed`
+    have data, `factors` are unnormalised terms, those of them that depend on observed values
+    `energies`; `deterministic` are functions of the others. `nesting` counts the plate dimensions,
+    `batched` tells whether there is a data plate, `per_datum` whether every random site is inside
+    it and no datum's density moves with another's latents, so that each datum has an evidence of
+    its own. `model_runs` and `guide_runs` tell how many particles run: inside an outer plate, by
+    `torch.func.vmap` where the program does not broadcast, or one by one in a loop, for the reason
+    `slow`; "single" ones have not been tried with more than one. `has_guide` is false when the
+    prior proposes; `noisy_guide` tells that log q at fixed latents is random, as under dropout;
+    `division` tells whether the program takes a part of its data for the whole. A masked latent
+    counts for nothing, in model and guide, unless it is one of the `unmasked`, which keep their
     densities; `unlike_pyro` names the sites that Pyro's losses count otherwise.
     """
 

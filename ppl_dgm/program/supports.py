@@ -11,7 +11,8 @@ from torch.distributions import TransformedDistribution, constraints
 def possible(fn: Any, value: Tensor) -> Tensor | None:
     """Whether values `[*batch, *event]` are in the support, `[*batch]`; None if it is the whole space, or discrete.
 
-    A transformed distribution is asked for its base too: torch takes a shifted exponential to be everywhere.
+    A transformed distribution is asked for its base too: torch takes a shifted exponential to be
+    everywhere.
     """
     inner = innermost(fn)
     if not is_bounded(inner):

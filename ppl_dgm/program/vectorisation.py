@@ -44,8 +44,9 @@ def prove_vectorisation(bound: Bound) -> Structure:
             return structure
         failures[f"guide by {guide_runs}, model by {model_runs}"] = error
     raise ValueError(
-        f"the density of the program is random itself, or fails: single runs at the same latents disagree ({error}). Draw "
-        "what is random by pyro.sample, mark it as a latent, or give every run the same noise"
+        "the density of the program is random itself, or fails: single runs at the same latents "
+        f"disagree ({error}). Draw what is random by pyro.sample, mark it as a latent, or give "
+        "every run the same noise"
     )
 
 

@@ -30,10 +30,11 @@ READ_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 class MappedRun(TorchFunctionMode):
     """Lets a Pyro program run inside vmap.
 
-    The tensor that an in-place sampler fills is made to vary with the mapped index, as are those that torch's binomial
-    and multinomial draws start from; `clamp_` (in Gamma draws), which cannot be mapped, copies; asking a parameter that
-    requires a gradient to require one (Pyro's parameter store does so on each call) changes nothing and is let pass;
-    `.data` (Pyro's enumeration looks at `.data.shape`) is `.detach()`.
+    The tensor that an in-place sampler fills is made to vary with the mapped index, as are those
+    that torch's binomial and multinomial draws start from; `clamp_` (in Gamma draws), which cannot
+    be mapped, copies; asking a parameter that requires a gradient to require one (Pyro's parameter
+    store does so on each call) changes nothing and is let pass; `.data` (Pyro's enumeration looks
+    at `.data.shape`) is `.detach()`.
     """
 
     def __init__(self, index: Tensor) -> None:
@@ -88,8 +89,9 @@ def vmap_runs(
 ) -> Any:
     """Run `once(given)` `num` times at once with independent noise; outputs gain a leading dimension.
 
-    Tensors in `given` are `[num, ...]`, one slice for each run. A single run is not mapped, so that modules that update
-    statistics of their inputs, as batch normalisation does, can be trained with one particle.
+    Tensors in `given` are `[num, ...]`, one slice for each run. A single run is not mapped, so that
+    modules that update statistics of their inputs, as batch normalisation does, can be trained with
+    one particle.
     """
     given = given or {}
     if num == 1:

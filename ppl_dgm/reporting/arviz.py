@@ -1,6 +1,7 @@
 """To ArviZ, 0.x and 1.x: programs with their posterior as InferenceData or DataTree, evidences as stacking weights.
 
-What differs between the two generations of ArviZ is in `build_tree` and `as_elpd`; nothing else asks which one it is.
+What differs between the two generations of ArviZ is in `build_tree` and `as_elpd`; nothing else
+asks which one it is.
 """
 
 import os
@@ -36,27 +37,32 @@ FEWEST_DRAWS = 4  # that ArviZ's diagnostics take
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
     """A posterior with prior, predictive draws, pointwise log-likelihood and data, for all of ArviZ's functions.
 
-    Groups: `posterior` and `prior` (latents and deterministic sites), `posterior_predictive` and `prior_predictive`
-    (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for each observed site, summed over event
-    dimensions but not over plates: `az.loo` leaves out one entry of all plates) and `observed_data`. Dimensions are
-    `chain` (one), `draw`, then the names of the plates. Programs with factors have no predictive
-    groups: ancestral draws do not follow their density.
+    Groups: `posterior` and `prior` (latents and deterministic sites), `posterior_predictive` and
+    `prior_predictive` (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for
+    each observed site, summed over event dimensions but not over plates: `az.loo` leaves out one
+    entry of all plates) and `observed_data`. Dimensions are `chain` (one), `draw`, then the names
+    of the plates. Programs with factors have no predictive groups: ancestral draws do not follow
+    their density.
 
-    Resampled draws repeat each other, which ArviZ's own effective sample size does not see: no more are handed on than
-    the smallest effective sample size of the weights (but at least 4). Entries of the data that a mask takes out are NaN in
-    `observed_data` and absent from `log_likelihood`, whose plates then are one dimension. Sites and plates named `chain`
-    or `draw`, ArviZ's own dimensions, get an underscore at their end. `posterior.attrs` has the sampler, its particles,
+    Resampled draws repeat each other, which ArviZ's own effective sample size does not see: no more
+    are handed on than the smallest effective sample size of the weights (but at least 4). Entries
+    of the data that a mask takes out are NaN in `observed_data` and absent from `log_likelihood`,
+    whose plates then are one dimension. Sites and plates named `chain` or `draw`, ArviZ's own
+    dimensions, get an underscore at their end. `posterior.attrs` has the sampler, its particles,
     `ess`, `pareto_k`, whether the draws are reliable, and why not.
 
     Args:
-        posterior: of `ppl_dgm.sampling.posterior`, or `Posterior(program.bind(*data), draws)` around draws of another sampler.
-        seed: of the prior and predictive draws, as many as the posterior has; torch's generator is left as it was.
+        posterior: of `ppl_dgm.sampling.posterior`, or `Posterior(program.bind(*data), draws)`
+            around draws of another sampler.
+        seed: of the prior and predictive draws, as many as the posterior has; torch's generator is
+            left as it was.
 
     Returns:
         `arviz.InferenceData` with ArviZ 0.x, `xarray.DataTree` with 1.x.
 
     Warns:
-        UserWarning: if an alarm was raised for the draws, or they are worth fewer than 100 independent ones.
+        UserWarning: if an alarm was raised for the draws, or they are worth fewer than 100
+        independent ones.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -256,15 +262,16 @@ def write_netcdf(tree: Any, path: str | os.PathLike) -> None:
 def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
     r"""Weights of the mixture of programs that predicts the data best, by ArviZ.
 
-    $\max_w \sum_i \log \sum_m w_m\, p_m(x_i)$ over the simplex. Yao, Vehtari, Simpson and Gelman (2018), "Using stacking
-    to average Bayesian predictive distributions", eq. 4. The data should be held out: their log density is then the
-    predictive score that leave-one-out approximates.
+    $\max_w \sum_i \log \sum_m w_m\, p_m(x_i)$ over the simplex. Yao, Vehtari, Simpson and Gelman
+    (2018), "Using stacking to average Bayesian predictive distributions", eq. 4. The data should be
+    held out: their log density is then the predictive score that leave-one-out approximates.
 
     Args:
         log_p: log p_m(x_i) in nats by program, each `[data]`.
 
     Returns:
-        Weights by program, adding up to one; NaN where some datum has a finite density under no program.
+        Weights by program, adding up to one; NaN where some datum has a finite density under no
+            program.
 
     Example:
         >>> weights = stacking_weights({"a": torch.tensor([-1.0, -5.0]), "b": torch.tensor([-5.0, -1.0])})
@@ -277,7 +284,8 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
     best = rows.max(0).values
     if not bool(torch.isfinite(best).all()):
         return dict.fromkeys(log_p, float("nan"))
-    # A shift by datum changes no weight, and keeps exp(log p) from underflowing; exp(-700) counts for as little as zero.
+    # A shift by datum changes no weight, and keeps exp(log p) from underflowing; exp(-700) counts
+    # for as little as zero.
     centred = (rows - best).clamp_min(-700.0).numpy()
     elpds = {name: as_elpd(row) for name, row in zip(log_p, centred, strict=True)}
     with warnings.catch_warnings():
@@ -289,8 +297,8 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
 def as_elpd(log_p: NDArray[np.float64]) -> Any:
     """Held-out log densities `[data]` in the class in which ArviZ keeps leave-one-out results.
 
-    In 0.x it is a table of fields, in 1.x a class whose arguments depend on the release: there a result of `loo` is
-    given other figures.
+    In 0.x it is a table of fields, in 1.x a class whose arguments depend on the release: there a
+    result of `loo` is given other figures.
     """
     total, error = float(log_p.sum()), float(np.sqrt(len(log_p) * log_p.var()))
     pointwise = xr.DataArray(log_p, dims=["datum"])

@@ -1,6 +1,7 @@
 """Pictures: forests of evidences, learning curves, grids of samples, tails of weights.
 
-Every function takes numbers and tensors, draws on the axes it is given or on a new figure, and returns the axes.
+Every function takes numbers and tensors, draws on the axes it is given or on a new figure, and
+returns the axes.
 """
 
 import math
@@ -87,7 +88,8 @@ class ForestRow(NamedTuple):
 def style() -> Iterator[None]:
     """The settings under which all of these pictures are drawn.
 
-    Unlike `plt.rc_context` it leaves all others alone: in a notebook the first figure turns interactive drawing on.
+    Unlike `plt.rc_context` it leaves all others alone: in a notebook the first figure turns
+    interactive drawing on.
     """
     settings: Any = plt.rcParams
     before = {key: settings[key] for key in STYLE}
@@ -126,8 +128,9 @@ def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArra
 def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) -> Axes:
     """Intervals of 95 % around each row's centre, the first row on top.
 
-    A thick bar spans the error, a thin one the wide error. The marker says what the number is: a circle is exact, an
-    arrow points to where the truth lies beyond a bound, a diamond is an estimate; rows not to be believed are red.
+    A thick bar spans the error, a thin one the wide error. The marker says what the number is: a
+    circle is exact, an arrow points to where the truth lies beyond a bound, a diamond is an
+    estimate; rows not to be believed are red.
 
     Args:
         rows: from top to bottom; rows without a finite centre keep their line and stay empty.
@@ -191,8 +194,9 @@ def plot_curves(histories: Mapping[str, Mapping[str, Tensor]], ax: Axes | None =
     """Learning curves: the objective in nats per datum against steps, one colour for each program.
 
     Args:
-        histories: by program; each holds "step" and "objective", `[steps]`, and may hold "valid_step" and "valid",
-            `[checks]`, which are dashed. Long curves are averaged over windows.
+        histories: by program; each holds "step" and "objective", `[steps]`, and may hold
+            "valid_step" and "valid", `[checks]`, which are dashed. Long curves are averaged over
+            windows.
         ax: where to draw; a new figure if None.
 
     Example:
@@ -271,7 +275,8 @@ def plot_images(
     """Grids of images side by side, data next to samples: one axes for each group.
 
     Args:
-        groups: images by title, each `[images, *event]`; the first (the data) sets the range of grey.
+        groups: images by title, each `[images, *event]`; the first (the data) sets the range of
+            grey.
         image_shape: `(height, width)` or `(channels, height, width)` with 1 or 3 channels.
         num_columns: images across one grid.
         num_rows: images down one grid.
@@ -319,8 +324,9 @@ def tile(
     channels, height, width = (1, *image_shape) if len(image_shape) == 2 else image_shape
     if channels not in (1, 3) or images[0].numel() != channels * height * width:
         raise ValueError(
-            f"images of shape {list(images.shape[1:])} are not of image_shape {tuple(image_shape)}; expected (height, "
-            "width) or (channels, height, width) with 1 or 3 channels and as many pixels"
+            f"images of shape {list(images.shape[1:])} are not of image_shape "
+            f"{tuple(image_shape)}; expected (height, width) or (channels, height, width) with 1 "
+            "or 3 channels and as many pixels"
         )
     count, gap = min(len(images), num_columns * num_rows), max(1, height // 16)
     rows, columns = math.ceil(count / num_columns), min(count, num_columns)
@@ -335,8 +341,8 @@ def tile(
 def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
     r"""The tail of importance weights: the share of weights above w against w / mean(w), both logarithmic.
 
-    A straight line of slope -1/k is a Pareto tail of shape k; the dashed line is the one that was fitted. Above
-    k = 0.7 the estimate is not to be believed (Vehtari et al. 2024).
+    A straight line of slope -1/k is a Pareto tail of shape k; the dashed line is the one that was
+    fitted. Above k = 0.7 the estimate is not to be believed (Vehtari et al. 2024).
 
     Args:
         log_weights: nats, `[particles]`.
@@ -353,8 +359,9 @@ def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
     """
     if log_weights.dim() != 1 or int(torch.isfinite(log_weights).sum()) < 2:
         raise ValueError(
-            f"expected the log weights of one datum or data set, [particles] with at least 2 finite ones, got shape "
-            f"{list(log_weights.shape)}; select one column, e.g. log_weights[:, 0]"
+            "expected the log weights of one datum or data set, [particles] with at least 2 "
+            f"finite ones, got shape {list(log_weights.shape)}; select one column, e.g. "
+            "log_weights[:, 0]"
         )
     summary = WeightSummary(len(log_weights))
     summary.add(log_weights)

@@ -47,9 +47,10 @@ EAGER = Switch(False)
 class PosteriorDraws(NamedTuple):
     """Points `[chains, draws, *batch, dim]`; where they were resampled, how many independent ones they are worth.
 
-    `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated instead. `divergent`, the
-    share of moves that diverged, and `bfmi` are those of Hamiltonian chains, `[*batch]`. `stein` is by how many standard
-    errors given draws fail Stein's identity, `[*batch]`.
+    `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated
+    instead. `divergent`, the share of moves that diverged, and `bfmi` are those of Hamiltonian
+    chains, `[*batch]`. `stein` is by how many standard errors given draws fail Stein's identity,
+    `[*batch]`.
     """
 
     points: Tensor
@@ -104,7 +105,8 @@ def evaluate(
         return possible(torch.cat([log_density(part) for part in points.split(size)]).double())
 
 
-# ---- sources ---------------------------------------------------------------------------------------------------------
+# ---- sources
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Frame(NamedTuple):
@@ -140,8 +142,9 @@ def hmc_draws(
 ) -> PosteriorDraws:
     """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
 
-    The chains start at tempered draws from the prior; the covariance and the step size of each datum are learned in two
-    rounds of warm-up. Where moves diverge, all chains go on with shorter steps, twice as many of them.
+    The chains start at tempered draws from the prior; the covariance and the step size of each
+    datum are learned in two rounds of warm-up. Where moves diverge, all chains go on with shorter
+    steps, twice as many of them.
     """
     kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
     points = tempered_points(kernel, target, num_chains, switch)
@@ -177,8 +180,9 @@ def adapted_chains(
 def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:
     r"""Bring prior draws to the posterior through $p(z) p(x \mid z)^\beta$: `[num_chains, *batch, dim]`.
 
-    $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and moved (Del Moral,
-    Doucet and Jasra 2006). Modes are so represented in about the right proportion.
+    $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and
+    moved (Del Moral, Doucet and Jasra 2006). Modes are so represented in about the right
+    proportion.
     """
     tempered = Target(target.raw_split)
     state = tempered.evaluate(target.sample_prior(max(num_chains, MIN_TEMPERED)))
@@ -290,8 +294,8 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
         inside = slot.latent.support.check(value)
         if not bool(inside.all()) or not bool(torch.isfinite(value).all()):
             raise ValueError(
-                f"posterior draws of {name!r} lie outside its support {slot.latent.support}; give them in the space of "
-                "the model's site, untransformed"
+                f"posterior draws of {name!r} lie outside its support {slot.latent.support}; give "
+                "them in the space of the model's site, untransformed"
             )
         values[name] = value
     sizes = {name: tuple(value.shape[:2]) for name, value in values.items()}
@@ -306,8 +310,9 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
 def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) -> Tensor:
     r"""Standard errors by which draws `[chains, draws, *batch, dim]` fail Stein's identity, at most: `[*batch]`.
 
-    $\mathbb{E}[g] = 0$ and $\mathbb{E}[y g] = -1$ for each coordinate y and its slope g of the log posterior:
-    the first fails for shifted draws, the second for draws too wide or too narrow. Gorham and Mackey (2015).
+    $\mathbb{E}[g] = 0$ and $\mathbb{E}[y g] = -1$ for each coordinate y and its slope g of the log
+    posterior: the first fails for shifted draws, the second for draws too wide or too narrow.
+    Gorham and Mackey (2015).
     """
     flat = points.flatten(0, 1)
     row = allocated_bytes(lambda: target.log_joint(flat[:1]))
@@ -331,7 +336,7 @@ def with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     extra = value.dim() - len(shape)
     if extra not in (1, 2) or value.shape[extra:] != shape:
         raise ValueError(
-            f"posterior draws of {name!r} have shape {tuple(value.shape)}; expected [chains, draws, *{list(shape)}] or "
-            f"[draws, *{list(shape)}]"
+            f"posterior draws of {name!r} have shape {tuple(value.shape)}; expected [chains, "
+            f"draws, *{list(shape)}] or [draws, *{list(shape)}]"
         )
     return value.unsqueeze(0) if extra == 1 else value

@@ -32,7 +32,8 @@ SAVE_SECONDS = 20.0  # between two writes of a checkpoint
 class Checkpoint:
     """Runs loops whose progress is kept in a file, with the state of the random number generators.
 
-    The file holds tensors and numbers only, is written atomically, and is read without unpickling code.
+    The file holds tensors and numbers only, is written atomically, and is read without unpickling
+    code.
 
     Args:
         path: the file, or None to keep nothing.
@@ -72,8 +73,8 @@ class Checkpoint:
         found = difference(contents.get("identity"), identity)
         if found:
             raise ValueError(
-                f"{path} is not a checkpoint of this computation: {found}. Delete it, or name another "
-                "file"
+                f"{path} is not a checkpoint of this computation: {found}. Delete it, or name "
+                "another file"
             )
         self.contents = contents
         set_generator_states(contents["start"])

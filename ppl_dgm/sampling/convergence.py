@@ -26,8 +26,8 @@ ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing 
 def chain_ess(series: Tensor) -> Tensor:
     """Effective sample size of series `[chains, draws, ...]`, autocorrelation and differences of chains counted.
 
-    Vehtari et al. (2021), eq. 10, by Pyro; at most the number of draws, and all of them where nothing varies
-    or draws are antithetic.
+    Vehtari et al. (2021), eq. 10, by Pyro; at most the number of draws, and all of them where
+    nothing varies or draws are antithetic.
     """
     chains, draws = series.shape[:2]
     values = series.double()
@@ -86,10 +86,11 @@ def is_divergent(log_ratio: Tensor) -> Tensor:
 def energy_bfmi(log_density: Tensor, dim: int) -> Tensor:
     r"""Energy Bayesian fraction of missing information of chains `[draws, chains, *batch]`: `[*batch]`.
 
-    $2\, \mathrm{Var}(K) / (\mathrm{Var}(K) + \mathrm{Var}(U))$ with U minus the log density and K the kinetic
-    energy, drawn afresh before each move, of variance D / 2: 1 for a normal density. Where it is small
-    the chains pass between energies by small steps. Betancourt (2016), "Diagnosing suboptimal
-    cotangent disintegrations in Hamiltonian Monte Carlo", eq. 8, which has the same expectation.
+    $2\, \mathrm{Var}(K) / (\mathrm{Var}(K) + \mathrm{Var}(U))$ with U minus the log density and K
+    the kinetic energy, drawn afresh before each move, of variance D / 2: 1 for a normal density.
+    Where it is small the chains pass between energies by small steps. Betancourt (2016),
+    "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo", eq. 8, which has
+    the same expectation.
     """
     return dim / (0.5 * dim + log_density.double().flatten(0, 1).var(0))
 
@@ -106,8 +107,8 @@ def divergence_warnings(divergent: Tensor, place: str = "the posterior") -> tupl
     if largest <= allowed and float(divergent.mean()) <= DIVERGENT_SHARE:
         return ()
     warning = (
-        f"{100 * largest:.2g} % of the moves at {place} diverged: chains miss places of high curvature; "
-        "reparameterise, or use SMC"
+        f"{100 * largest:.2g} % of the moves at {place} diverged: chains miss places of high "
+        "curvature; reparameterise, or use SMC"
     )
     return (warning,)
 
@@ -146,10 +147,10 @@ def stein_warnings(distance: Tensor) -> tuple[str, ...]:
 def mean_exp_std_error(log_values: Tensor) -> Tensor:
     r"""Standard error of log(mean(exp(.))) over the first dimension, for few values: `[*batch]`.
 
-    The delta method, $\mathrm{sd}(w) / (\bar w \sqrt n)$, times the ratio of Student's to the normal 97.5 % quantile. If the
-    upper half of the log values is spread more than that tells, as far tails that few draws do not show would be, the
-    value of a log-normal distribution with that spread s, $\sqrt{(e^{s^2} - 1) / n}$, but at most s, is taken in its
-    place.
+    The delta method, $\mathrm{sd}(w) / (\bar w \sqrt n)$, times the ratio of Student's to the
+    normal 97.5 % quantile. If the upper half of the log values is spread more than that tells, as
+    far tails that few draws do not show would be, the value of a log-normal distribution with that
+    spread s, $\sqrt{(e^{s^2} - 1) / n}$, but at most s, is taken in its place.
 
     Args:
         log_values: nats, `[n, *batch]`; infinite error where all weights are zero.

@@ -54,8 +54,8 @@ def defended_weights(
 ) -> Weighted:
     r"""Weigh draws of a proposal and of the prior by their mixture (Hesterberg 1995).
 
-    $w = p(x, y) / ((1 - s) q(y) + s\, p(y))$ for a fixed number of draws from each: no part of the prior
-    is left out, and weights are at most $p(x \mid y) / s$.
+    $w = p(x, y) / ((1 - s) q(y) + s\, p(y))$ for a fixed number of draws from each: no part of the
+    prior is left out, and weights are at most $p(x \mid y) / s$.
 
     Args:
         target: the program's density.

@@ -7,8 +7,8 @@ from torch import Tensor
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     r"""The energy distance, $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2013).
 
-    Zero only for equal distributions. Unbiased: pairs of one datum with itself are left out, so that
-    the value may fall below zero.
+    Zero only for equal distributions. Unbiased: pairs of one datum with itself are left out, so
+    that the value may fall below zero.
 
     Args:
         x: data `[n, *event]`.

@@ -39,8 +39,8 @@ def draws_alarm(bound: Bound, proposal: Proposal) -> tuple[str, ...]:
     $$\mathbb{E}[g] = 0, \qquad \mathbb{E}[u\, g] = -1, \qquad
       \mathbb{E}[\tanh(u)\, g] = -\mathbb{E}[1 - \tanh^2 u], \qquad \mathbb{E}[u_i\, g_j] = 0,$$
 
-    at one draw of what the distribution depends on. Stein (1972); Gorham and Mackey (2015), "Measuring
-    sample quality with Stein's method".
+    at one draw of what the distribution depends on. Stein (1972); Gorham and Mackey (2015),
+    "Measuring sample quality with Stein's method".
     """
     guided = proposal == "guide" and bound.structure.has_guide
     latents = bound.structure.latents if guided else bound.structure.model_latents
@@ -55,8 +55,8 @@ def draws_alarm(bound: Bound, proposal: Proposal) -> tuple[str, ...]:
     with seeded(0, bound.device), undisturbed(run), torch.enable_grad():
         found = bound._evaluate(distances)
     return tuple(
-        f"draws of latent {name!r} ({kind}) do not follow its density: they coincide at the smallest float, "
-        "or Stein's identity fails"
+        f"draws of latent {name!r} ({kind}) do not follow its density: they coincide at the "
+        "smallest float, or Stein's identity fails"
         for name, (kind, distance) in found.items()
         if distance > APART
     )

@@ -1,7 +1,7 @@
 """Log importance weights, the central quantity: many particles in bounded memory, and what their sums tell.
 
-log w = log p(x, z) - log q(z | x) with z drawn from q. Their mean is the ELBO, their log-mean-exp the
-importance-weighted bound, and their tail says when to believe neither.
+log w = log p(x, z) - log q(z | x) with z drawn from q. Their mean is the ELBO, their log-mean-exp
+the importance-weighted bound, and their tail says when to believe neither.
 """
 
 import math
@@ -33,8 +33,9 @@ def log_weights(
 ) -> Tensor:
     r"""Draw log importance weights of a program at its data.
 
-    $\log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} \mid x_i)$ with $z_{ki} \sim q$, discrete latents that are
-    enumerated summed out exactly. Modules are in evaluation mode and gradients are not kept; objectives are for that.
+    $\log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} \mid x_i)$ with $z_{ki} \sim q$, discrete
+    latents that are enumerated summed out exactly. Modules are in evaluation mode and gradients are
+    not kept; objectives are for that.
 
     Args:
         program: the program.
@@ -42,14 +43,17 @@ def log_weights(
         num_particles: number of weights for each datum (or for the data set).
         proposal: `"guide"` or `"prior"`.
         memory: bytes that one chunk of particles may allocate.
-        seed: makes the draw repeatable and leaves torch's generator as it was; None draws from torch's generator.
+        seed: makes the draw repeatable and leaves torch's generator as it was; None draws from
+            torch's generator.
         **kwargs: further data.
 
     Returns:
-        Nats: `[num_particles, data]` where every latent is inside the data plate, else `[num_particles]`.
+        Nats: `[num_particles, data]` where every latent is inside the data plate, else
+            `[num_particles]`.
 
     Raises:
-        ValueError: if the program does not fit itself or the data, or `num_particles` is less than 1.
+        ValueError: if the program does not fit itself or the data, or `num_particles` is less than
+            1.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -132,8 +136,8 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
 class WeightSummary:
     r"""Streaming sums of log weights in float64: mean, log-mean-exp, their standard errors, ESS and Pareto k.
 
-    Feed it `[particles, ...]` chunks with `add`; it keeps a constant number of numbers for each datum, and the
-    largest weights for the tail. $\mathrm{ESS} = (\sum w)^2 / \sum w^2$.
+    Feed it `[particles, ...]` chunks with `add`; it keeps a constant number of numbers for each
+    datum, and the largest weights for the tail. $\mathrm{ESS} = (\sum w)^2 / \sum w^2$.
     """
 
     num_particles: int
@@ -180,9 +184,9 @@ class WeightSummary:
     def std_error(self) -> Tensor:
         r"""Standard error of `log_mean_exp`, by the jackknife.
 
-        $\sqrt{\frac{K-1}{K} \sum_k (\ell_k - \bar\ell)^2}$ with $\ell_k = \log(1 - w_k / \sum w)$: that of
-        the delta method where no weight has a large share, and honest where one has. Exact for the
-        largest weights, to second order for the others. Efron and Stein (1981).
+        $\sqrt{\frac{K-1}{K} \sum_k (\ell_k - \bar\ell)^2}$ with $\ell_k = \log(1 - w_k / \sum w)$:
+        that of the delta method where no weight has a large share, and honest where one has. Exact
+        for the largest weights, to second order for the others. Efron and Stein (1981).
         """
         even, count = 1 / self.count, self.count
         if count == 1:
@@ -225,8 +229,9 @@ def log_rest(largest: Tensor, log_sum: Tensor) -> Tensor:
 def tail_shapes(largest: Tensor) -> Tensor:
     """Pareto shapes of the weights above the smallest, of rows `[rows, n]` of the largest log weights.
 
-    Rows are sorted downwards. -inf where all are equal, inf where fewer than five differ from zero, and the
-    growth of the weights with their rarity where they are a few atoms, as discrete latents make them.
+    Rows are sorted downwards. -inf where all are equal, inf where fewer than five differ from zero,
+    and the growth of the weights with their rarity where they are a few atoms, as discrete latents
+    make them.
     """
     log_w = largest - largest[:, :1]
     excess = (log_w[:, :-1].exp() - log_w[:, -1:].exp()).flip(1)
@@ -253,7 +258,8 @@ def uneven_shape(log_w: Tensor, excess: Tensor) -> float:
 def atom_shape(log_w: Tensor) -> float:
     r"""Growth of weights with their rarity, $\max \Delta \log w / \Delta \log n$, from the largest atom down.
 
-    n counts the weights at least as large as an atom: a Pareto tail of shape k has the slope k everywhere.
+    n counts the weights at least as large as an atom: a Pareto tail of shape k has the slope k
+    everywhere.
     """
     atoms, counts = torch.unique_consecutive(log_w, return_counts=True)
     if len(atoms) == len(log_w):
@@ -284,7 +290,8 @@ def generalised_pareto_shape(excess: Tensor) -> Tensor:
 def pareto_k(log_weights: Tensor) -> Tensor:
     """Pareto shape of log weights `[particles, ...]` along the first dimension; see `WeightSummary.pareto_k`.
 
-    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling". The fit is Pyro's.
+    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling". The fit
+    is Pyro's.
 
     Example:
         >>> import torch

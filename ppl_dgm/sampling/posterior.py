@@ -21,15 +21,20 @@ from ppl_dgm.sampling.smc.resampling import resample, shuffle
 class Posterior:
     """Draws of a program's latents given its data, on their own (constrained) scale, equally weighted.
 
-    `Posterior(program.bind(*data), draws)` holds the draws of another sampler, e.g. those of Pyro's NUTS.
+    `Posterior(program.bind(*data), draws)` holds the draws of another sampler, e.g. those of Pyro's
+    NUTS.
 
     Attributes:
         bound: the program at its data.
-        draws: `[draws, *shape]` by latent site; latents in the data plate are resampled for each datum on its own.
-        mean: weighted means over all particles, `[*shape]` by site; those of the draws where not given.
+        draws: `[draws, *shape]` by latent site; latents in the data plate are resampled for each
+            datum on its own.
+        mean: weighted means over all particles, `[*shape]` by site; those of the draws where not
+            given.
         std: weighted standard deviations over all particles, likewise.
-        ess: effective sample size of the weights, `[data]` or `[]`; None for draws of another sampler.
-        pareto_k: shape of the weights' tail, `[data]` or `[]`; above 0.7 the draws do not represent the posterior.
+        ess: effective sample size of the weights, `[data]` or `[]`; None for draws of another
+            sampler.
+        pareto_k: shape of the weights' tail, `[data]` or `[]`; above 0.7 the draws do not represent
+            the posterior.
         num_particles: particles for each datum (or data set) that were weighted.
         warnings: why the draws should not be believed; empty if nothing speaks against them.
     """
@@ -81,8 +86,8 @@ class Posterior:
         bound = self.bound
         if bound.structure.factors:
             raise ValueError(
-                f"the program has factors {list(bound.structure.factors)}, so that ancestral draws do not follow its "
-                "density; draw new data by Markov chain Monte Carlo"
+                f"the program has factors {list(bound.structure.factors)}, so that ancestral draws "
+                "do not follow its density; draw new data by Markov chain Monte Carlo"
             )
         with undisturbed(bound.model), seeded(seed, bound.device):
             return draw_sites(
@@ -132,13 +137,14 @@ def posterior(
 ) -> Posterior:
     r"""Draw from the posterior of a program's latents by importance resampling.
 
-    Particles $z_k \sim q(z \mid x)$ get weights $w_k = p(x, z_k) / q(z_k \mid x)$; draws are resampled from them
-    systematically, for each datum on its own where all latents are inside the data plate. The guide (the prior, where
-    there is none) need only cover the posterior: the weights correct the rest, and `ess` and `pareto_k` say how well.
-    Discrete latents that are summed out have no draws here.
+    Particles $z_k \sim q(z \mid x)$ get weights $w_k = p(x, z_k) / q(z_k \mid x)$; draws are
+    resampled from them systematically, for each datum on its own where all latents are inside the
+    data plate. The guide (the prior, where there is none) need only cover the posterior: the
+    weights correct the rest, and `ess` and `pareto_k` say how well. Discrete latents that are
+    summed out have no draws here.
 
-    Rubin (1988), "Using the SIR algorithm to simulate posterior distributions"; Kitagawa (1996) for the systematic
-    scheme; Vehtari et al. (2024) for Pareto k.
+    Rubin (1988), "Using the SIR algorithm to simulate posterior distributions"; Kitagawa (1996) for
+    the systematic scheme; Vehtari et al. (2024) for Pareto k.
 
     Args:
         program: the program, with its parameters as they are.
@@ -150,7 +156,8 @@ def posterior(
         **kwargs: further data.
 
     Raises:
-        ValueError: for a program without latents to draw, fewer than 2 particles or 1 draw, or weights that are all zero.
+        ValueError: for a program without latents to draw, fewer than 2 particles or 1 draw, or
+            weights that are all zero.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -165,7 +172,8 @@ def posterior(
     """
     if num_particles < 2 or num_draws < 1:
         raise ValueError(
-            f"num_particles is {num_particles} and num_draws {num_draws}; expected at least 2 particles and 1 draw"
+            f"num_particles is {num_particles} and num_draws {num_draws}; expected at least 2 "
+            "particles and 1 draw"
         )
     require_program(program, "posterior")
     bound = program.bind(*args, **kwargs)
@@ -193,8 +201,8 @@ def check_latents(bound: Bound) -> None:
         )
     if structure.per_datum and any(latent.batch_dim == 0 for latent in structure.model_latents):
         raise ValueError(
-            f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with pyro.plate(...):` to draw "
-            "for all data at once"
+            f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with "
+            "pyro.plate(...):` to draw for all data at once"
         )
 
 
@@ -209,13 +217,15 @@ def check_draws(bound: Bound, draws: Values) -> None:
         shape, num_dims = list(draws[latent.name].shape), 1 + latent.batch_dim + latent.event_dim
         if len(shape) != num_dims:
             raise ValueError(
-                f"the draws of {latent.name!r} are {shape}; expected [draws, *shape of the latent], in dimensions {num_dims}; "
-                "chains that are a dimension of their own are joined by draws.flatten(0, 1)"
+                f"the draws of {latent.name!r} are {shape}; expected [draws, *shape of the "
+                f"latent], in dimensions {num_dims}; chains that are a dimension of their own are "
+                "joined by draws.flatten(0, 1)"
             )
     counts = {name: draw.shape[0] for name, draw in draws.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(
-            f"the sites have unequal numbers of draws {counts}; expected one leading dimension for all"
+            f"the sites have unequal numbers of draws {counts}; expected one leading dimension for "
+            "all"
         )
 
 
@@ -269,8 +279,9 @@ def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int)
     weights = log_w.softmax(0)
     if not bool(torch.isfinite(weights).all()):
         raise ValueError(
-            "all weights are zero or one is not a number: the proposal misses the posterior, or the program gives the "
-            "data no density; give the program a guide that covers the posterior, or check the data"
+            "all weights are zero or one is not a number: the proposal misses the posterior, or "
+            "the program gives the data no density; give the program a guide that covers the "
+            "posterior, or check the data"
         )
     index = shuffle(resample(log_w, num_draws))
     dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}

@@ -1,7 +1,7 @@
 """Proposal distributions fitted to posterior draws: normal and flow.
 
-Each takes draws `[draws, *batch, dim]` in unconstrained space, one fit for each datum of `batch`, and gives an object
-with `sample(n) -> [n, *batch, dim]` and `log_prob(point) -> [n, *batch]`.
+Each takes draws `[draws, *batch, dim]` in unconstrained space, one fit for each datum of `batch`,
+and gives an object with `sample(n) -> [n, *batch, dim]` and `log_prob(point) -> [n, *batch]`.
 """
 
 from typing import Protocol
@@ -61,7 +61,8 @@ def fit_normal(draws: Tensor) -> Wrapped:
     )
 
 
-# ---- flow ------------------------------------------------------------------------------------------------------------
+# ---- flow
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Flow(nn.Module):

@@ -13,9 +13,10 @@ from torch.nn.functional import logsigmoid
 class LogStickBreaking(Transform):
     r"""Torch's stick breaking, $x_i = \sigma(y_i - o_i) \prod_{j<i} (1 - \sigma(y_j - o_j))$, in logarithms.
 
-    Torch's own keeps $\sigma$ from 0 and 1 by the precision of floats and takes sums from 1, so that points
-    nearer to an edge than that, where Dirichlet distributions of small concentration have their mass, coincide.
-    Here entries are right to their last digit down to the smallest float.
+    Torch's own keeps $\sigma$ from 0 and 1 by the precision of floats and takes sums from 1, so
+    that points nearer to an edge than that, where Dirichlet distributions of small concentration
+    have their mass, coincide. Here entries are right to their last digit down to the smallest
+    float.
 
     Example:
         >>> import torch

@@ -1,9 +1,10 @@
 """Mirrored modes: sign flips and label permutations that leave the joint density (nearly) unchanged.
 
-Factor models, mixtures and neural nets have posteriors of several modes that are each other's images. A chain finds
-one of them and its diagnostics are silent. Here every flip of a run of entries of a real latent, and every swap of two
-labels, is tried on posterior draws as a Metropolis move: those that are accepted are reported, and used to move the
-draws between the modes in the right proportion.
+Factor models, mixtures and neural nets have posteriors of several modes that are each other's
+images. A chain finds one of them and its diagnostics are silent. Here every flip of a run of
+entries of a real latent, and every swap of two labels, is tried on posterior draws as a Metropolis
+move: those that are accepted are reported, and used to move the draws between the modes in the
+right proportion.
 """
 
 from collections.abc import Callable, Iterator

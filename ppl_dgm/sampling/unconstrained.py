@@ -48,16 +48,17 @@ class SplitDensity(NamedTuple):
 class Unconstrained:
     r"""Log densities of a bound program as functions of unconstrained vectors.
 
-    A point is `[chains, *batch, dim]`: `batch` is `[data]` where each datum has its own latents and evidence, `[]`
-    where the data set has one. Each latent goes through Pyro's `biject_to` of its support,
-    $\log p(y) = \log p(v(y)) + \log |\mathrm{d}v / \mathrm{d}y|$, so that integrals over the vector are those over the
-    latents. Densities are differentiable in the point and in nats.
+    A point is `[chains, *batch, dim]`: `batch` is `[data]` where each datum has its own latents and
+    evidence, `[]` where the data set has one. Each latent goes through Pyro's `biject_to` of its
+    support, $\log p(y) = \log p(v(y)) + \log |\mathrm{d}v / \mathrm{d}y|$, so that integrals over
+    the vector are those over the latents. Densities are differentiable in the point and in nats.
 
     Args:
         bound: the program with its data.
 
     Raises:
-        ValueError: for discrete latents that are not summed out, no latents, or a support that depends on others.
+        ValueError: for discrete latents that are not summed out, no latents, or a support that
+            depends on others.
     """
 
     def __init__(self, bound: Bound) -> None:
@@ -161,8 +162,8 @@ class Unconstrained:
         """log q(y | x) of points `[chains, *batch, dim]`.
 
         Raises:
-            ValueError: if the guide's density at a given point is not to be had (auxiliary variables that are not the
-                unconstrained latents).
+            ValueError: if the guide's density at a given point is not to be had (auxiliary
+                variables that are not the unconstrained latents).
         """
         values, jacobian = self._transformed(point)
         return self.bound.log_guide(values | self._auxiliary(point)) + jacobian
@@ -173,9 +174,9 @@ class Unconstrained:
             return {}
         if not self._auxiliary_known:
             raise ValueError(
-                f"the guide's auxiliary variables {list(self._auxiliary_names)} are not its unconstrained latents, so that "
-                "its density at a given point is unknown; use a guide that samples the model's latents, AutoNormal or "
-                "AutoMultivariateNormal"
+                f"the guide's auxiliary variables {list(self._auxiliary_names)} are not its "
+                "unconstrained latents, so that its density at a given point is unknown; use a "
+                "guide that samples the model's latents, AutoNormal or AutoMultivariateNormal"
             )
         return self._as_auxiliary(point)
 
@@ -218,8 +219,9 @@ def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Trans
     ]
     if bounds:
         raise ValueError(
-            f"each component of a mixture that is a latent has a {' and '.join(bounds)} of its own, so that no one transform "
-            "unconstrains it; mix standardised components, e.g. Beta in place of Uniform, and scale the draw"
+            f"each component of a mixture that is a latent has a {' and '.join(bounds)} of its "
+            "own, so that no one transform unconstrains it; mix standardised components, e.g. "
+            "Beta in place of Uniform, and scale the draw"
         )
     return biject_to(support.base_constraint)
 
@@ -249,16 +251,16 @@ def check_continuous(bound: Bound) -> None:
     discrete = [latent.name for latent in structure.model_latents if latent.discrete]
     if discrete:
         raise ValueError(
-            f"the latents {discrete} are discrete, but gradients and Markov chains here need continuous ones; mark finite "
-            "ones infer={'enumerate': 'parallel'} and leave them out of the guide to sum them out, or use "
-            "ImportanceSampling"
+            f"the latents {discrete} are discrete, but gradients and Markov chains here need "
+            "continuous ones; mark finite ones infer={'enumerate': 'parallel'} and leave them "
+            "out of the guide to sum them out, or use ImportanceSampling"
         )
     if not structure.model_latents:
         raise ValueError("the program has no latents to integrate over; its evidence is Exact()")
     if structure.per_datum and any(latent.batch_dim == 0 for latent in structure.model_latents):
         raise ValueError(
-            f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with pyro.plate(...):` to run "
-            "chains for all data at once"
+            f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with "
+            "pyro.plate(...):` to run chains for all data at once"
         )
 
 
@@ -266,6 +268,7 @@ def check_support(latent: Latent, draws: Tensor) -> None:
     """Refuse a support that changes with other latents: it was read from one draw."""
     if not bool(latent.support.check(draws).all()):
         raise ValueError(
-            f"the support {latent.support} of latent {latent.name!r} depends on other latents, so that no fixed transform "
-            "unconstrains it; sample a standardised variable and scale it with pyro.deterministic"
+            f"the support {latent.support} of latent {latent.name!r} depends on other latents, so "
+            "that no fixed transform unconstrains it; sample a standardised variable and scale it "
+            "with pyro.deterministic"
         )

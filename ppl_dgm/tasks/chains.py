@@ -33,8 +33,8 @@ def move_draws(
 ) -> tuple[Posterior, Mapping[str, Tensor]]:
     """Move each draw of the latents of each datum by a chain of its own, all data at once where memory allows.
 
-    Half of the moves learn the step size and the covariance of each datum from all its chains; acceptance and split R-hat
-    are those of the other half.
+    Half of the moves learn the step size and the covariance of each datum from all its chains;
+    acceptance and split R-hat are those of the other half.
 
     Args:
         found: posterior draws of latents that are continuous and inside the data plate, 64 or more.
@@ -44,7 +44,8 @@ def move_draws(
         memory: bytes that evaluating densities may allocate.
 
     Returns:
-        The chains' last points, and `{"acceptance", "r_hat", "divergent"}`, `[data]` each, R-hat the largest of
+        The chains' last points, and `{"acceptance", "r_hat", "divergent"}`, `[data]` each, R-hat
+            the largest of
         all coordinates.
 
     Raises:

@@ -33,7 +33,8 @@ class Completion:
     Attributes:
         draws: `[draws, data, *event]`: observed entries as they are, missing ones drawn given them.
         posterior: draws of the latents given the observed entries; None where the program has none.
-        diagnostics: `[data]` each: `ess` and `pareto_k` of the weights; or `acceptance` and `r_hat` of the chains.
+        diagnostics: `[data]` each: `ess` and `pareto_k` of the weights; or `acceptance` and `r_hat`
+            of the chains.
         warnings: why the draws should not be believed; empty if nothing speaks against them.
     """
 
@@ -70,25 +71,30 @@ def complete(
 ) -> Completion:
     r"""Fill in the missing entries of data: draw from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$ by importance resampling, or HMC.
 
-    Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z)$, are resampled, and the missing
-    entries drawn given them. In the first round $q(z) = q(z \mid x)$ with x as given, in later ones the guide's mixture
-    $\frac1M \sum_m q(z \mid \hat x_m)$ over M completions $\hat x_m$ of the last round, which brings it nearer to the
-    posterior: the pseudo-Gibbs of Rezende, Mohamed and Wierstra (2014, appendix F) as population Monte Carlo (Cappe et
-    al. 2004), its draws weighted as in Mattei and Frellsen (2018). The weights are right for any completions.
+    Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z)$, are
+    resampled, and the missing entries drawn given them. In the first round $q(z) = q(z \mid x)$
+    with x as given, in later ones the guide's mixture $\frac1M \sum_m q(z \mid \hat x_m)$ over M
+    completions $\hat x_m$ of the last round, which brings it nearer to the posterior: the
+    pseudo-Gibbs of Rezende, Mohamed and Wierstra (2014, appendix F) as population Monte Carlo
+    (Cappe et al. 2004), its draws weighted as in Mattei and Frellsen (2018). The weights are right
+    for any completions.
 
-    Where even that leaves few effective draws, `method="hmc"` takes the resampled latents as starts of Markov chains with
-    $p(z)\, p(x_\mathrm{obs} \mid z)$ as their density, one for each draw, whose last points are the draws: Hamiltonian
-    Monte Carlo for all chains and data at once, step size and covariance learned for each datum (Neal 2011). It moves far
-    within a mode, but hardly from one to another.
+    Where even that leaves few effective draws, `method="hmc"` takes the resampled latents as starts
+    of Markov chains with $p(z)\, p(x_\mathrm{obs} \mid z)$ as their density, one for each draw,
+    whose last points are the draws: Hamiltonian Monte Carlo for all chains and data at once, step
+    size and covariance learned for each datum (Neal 2011). It moves far within a mode, but hardly
+    from one to another.
 
-    An autoregressive program has no latents: its missing entries are drawn one after the other in its order, the observed
-    ones held fast, weighted by the conditionals of the observed ones and resampled (see `log_marginal`). The draws are
-    exact where the observed entries come first in the order.
+    An autoregressive program has no latents: its missing entries are drawn one after the other in
+    its order, the observed ones held fast, weighted by the conditionals of the observed ones and
+    resampled (see `log_marginal`). The draws are exact where the observed entries come first in the
+    order.
 
     Args:
-        program: an autoregressive program, or one with latents in the data plate, whose data site is independent over
-            entries given them.
-        x: data `[data, *event]`, the first argument of the program; missing entries hold any number within the support.
+        program: an autoregressive program, or one with latents in the data plate, whose data site
+            is independent over entries given them.
+        x: data `[data, *event]`, the first argument of the program; missing entries hold any number
+            within the support.
         observed: True where an entry is observed, `[data, *event]` or broadcasting to it.
         *args: further data.
         num_particles: weighted particles for each datum, in each round.
@@ -103,8 +109,8 @@ def complete(
         **kwargs: further data.
 
     Raises:
-        ValueError: for a mask that does not fit, or a program without latents to draw or with entries that depend on one
-            another given them.
+        ValueError: for a mask that does not fit, or a program without latents to draw or with
+            entries that depend on one another given them.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -187,12 +193,13 @@ def check_program(bound: Bound, site: str) -> None:
             else "latents are shared by all data"
         )
         raise ValueError(
-            f"completion draws every latent of a datum given its observed entries, but {fault}; let the guide draw all of "
-            "them, inside the data plate"
+            f"completion draws every latent of a datum given its observed entries, but {fault}; "
+            "let the guide draw all of them, inside the data plate"
         )
     if site not in structure.observed:
         raise ValueError(
-            f"the program observes {list(structure.observed)}, not {site!r}; name it: Program(..., site=...)"
+            f"the program observes {list(structure.observed)}, not {site!r}; name it: Program(..., "
+            "site=...)"
         )
 
 
@@ -272,8 +279,9 @@ class ScoreObserved(Messenger):
         entries = innermost(msg["fn"])
         if entries.event_dim:
             raise ValueError(
-                f"the entries of data site {self.site!r} ({type(entries).__name__}) depend on one another given the latents, "
-                "so that some of them have no density of their own; use a likelihood that factorises over entries"
+                f"the entries of data site {self.site!r} ({type(entries).__name__}) depend on one "
+                "another given the latents, so that some of them have no density of their own; "
+                "use a likelihood that factorises over entries"
             )
         counted = self.observed & seen_entries(msg)
         msg["fn"] = entries.mask(counted).to_event(len(msg["fn"].event_shape))

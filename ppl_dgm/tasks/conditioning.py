@@ -52,9 +52,10 @@ def log_marginal(
 ) -> Marginal:
     r"""Find $\log p(x_\mathrm{obs})$ of an autoregressive program, the other entries summed out.
 
-    Over all their values, where these are few; otherwise by importance sampling: with observed entries held fast the
-    others are drawn one after the other, and weigh $\prod_{d\,\mathrm{observed}} p(x_d \mid x_{<d})$, whose mean is
-    $p(x_\mathrm{obs})$. All weights of a datum are equal where its observed entries come first in the order.
+    Over all their values, where these are few; otherwise by importance sampling: with observed
+    entries held fast the others are drawn one after the other, and weigh
+    $\prod_{d\,\mathrm{observed}} p(x_d \mid x_{<d})$, whose mean is $p(x_\mathrm{obs})$. All
+    weights of a datum are equal where its observed entries come first in the order.
 
     Args:
         program: an autoregressive program, with its parameters as they are.
@@ -82,8 +83,8 @@ def log_marginal(
         law = autoregressive_law(bound, program.site)
         if law is None:
             raise ValueError(
-                "the program is not autoregressive, so that its entries cannot be drawn one after the other; ask a "
-                "BayesNet by its query, and a program with latents by complete"
+                "the program is not autoregressive, so that its entries cannot be drawn one after "
+                "the other; ask a BayesNet by its query, and a program with latents by complete"
             )
         values = levels(law)
         if values is not None and num_completions(observed, len(values)) <= ENUMERABLE:
@@ -239,6 +240,6 @@ def check_mask(x: Tensor, observed: Tensor) -> Tensor:
         return observed.to(x.device).expand(x.shape)
     except RuntimeError as error:
         raise ValueError(
-            f"observed is {list(observed.shape)} but the data are {list(x.shape)}; expected one mask entry for each entry "
-            "of the data, or for each entry of one datum"
+            f"observed is {list(observed.shape)} but the data are {list(x.shape)}; expected one "
+            "mask entry for each entry of the data, or for each entry of one datum"
         ) from error

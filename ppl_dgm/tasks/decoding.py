@@ -30,8 +30,8 @@ def mean_of(fn: Any, site: str) -> Tensor:
         return fn.mean
     except NotImplementedError as error:
         raise ValueError(
-            f"the distribution of data site {site!r} ({fn}) has no mean in closed form; draw data with "
-            "posterior(...).predict() instead"
+            f"the distribution of data site {site!r} ({fn}) has no mean in closed form; draw data "
+            "with posterior(...).predict() instead"
         ) from error
 
 
@@ -39,7 +39,8 @@ def decode(bound: Bound, values: Values, site: str) -> Tensor:
     """E[x | z] of latent values `[codes, *shape]`: `[codes, data, *event]`."""
     if site not in bound.structure.observed:
         raise ValueError(
-            f"the program observes {list(bound.structure.observed)}, not {site!r}; name its data: Program(..., site=...)"
+            f"the program observes {list(bound.structure.observed)}, not {site!r}; name its data: "
+            "Program(..., site=...)"
         )
     num_codes = bound.count(values)
     with Expectation(site):
@@ -52,7 +53,8 @@ def check_drawn(bound: Bound) -> None:
     """Refuse programs without latents to decode."""
     if not bound.structure.model_latents:
         raise ValueError(
-            "the program draws no latents, so that there is nothing to decode; sample it: program.sample(n)"
+            "the program draws no latents, so that there is nothing to decode; sample it: "
+            "program.sample(n)"
         )
 
 
@@ -62,7 +64,8 @@ def reconstruct(
     r"""Reconstruct data through the latents: $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$.
 
     Args:
-        program: the program, with its parameters as they are; the data site's distribution must have a mean.
+        program: the program, with its parameters as they are; the data site's distribution must
+            have a mean.
         *args: data, as its model takes them.
         num_draws: draws of the latents for each datum.
         seed: makes the draws repeatable; torch's generator is left as it was.
@@ -101,10 +104,10 @@ def interpolate(
 ) -> Tensor:
     r"""Decode points on a path between the posterior means of pairs of data.
 
-    Linear: $z_t = (1 - t) z_0 + t z_1$. Spherical:
-    $z_t = \frac{\sin((1 - t) \omega)}{\sin \omega} z_0 + \frac{\sin(t \omega)}{\sin \omega} z_1$ with the angle
-    $\omega$ between the two, which keeps to the shell where a normal prior in many dimensions has its mass (White 2016,
-    section 2.1). Latents with constraints are interpolated unconstrained.
+    Linear: $z_t = (1 - t) z_0 + t z_1$. Spherical: $z_t = \frac{\sin((1 - t) \omega)}{\sin \omega}
+    z_0 + \frac{\sin(t \omega)}{\sin \omega} z_1$ with the angle $\omega$ between the two, which
+    keeps to the shell where a normal prior in many dimensions has its mass (White 2016, section
+    2.1). Latents with constraints are interpolated unconstrained.
 
     Args:
         program: the program, with its parameters as they are.
@@ -121,7 +124,8 @@ def interpolate(
         Expected data `[num_steps, data, *event]`.
 
     Raises:
-        ValueError: for unequal shapes, fewer than 2 steps, no or discrete latents, or a data site without a mean.
+        ValueError: for unequal shapes, fewer than 2 steps, no or discrete latents, or a data site
+            without a mean.
 
     Example:
         >>> import torch
@@ -131,11 +135,13 @@ def interpolate(
     """
     if start.shape != end.shape:
         raise ValueError(
-            f"start is {list(start.shape)} and end {list(end.shape)}; expected pairs of data of one shape"
+            f"start is {list(start.shape)} and end {list(end.shape)}; expected pairs of data of "
+            "one shape"
         )
     if num_steps < 2 or path not in PATHS:
         raise ValueError(
-            f"num_steps is {num_steps}, path {path!r}; expected at least 2, and one of {sorted(PATHS)}"
+            f"num_steps is {num_steps}, path {path!r}; expected at least 2, and one of "
+            f"{sorted(PATHS)}"
         )
     bounds = [program.bind(x, *args, **kwargs) for x in (start, end)]
     check_drawn(bounds[0])

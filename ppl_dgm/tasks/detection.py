@@ -44,15 +44,16 @@ class Detection:
 def detect(usual: Evidence, anomalies: Evidence) -> Detection:
     r"""Score data by their surprise, $-\log p(x)$, and measure how well it detects anomalies.
 
-    High density is not typicality: programs of images may find simpler foreign images more probable than their own
-    (Nalisnick et al. 2019); an AUROC below one half shows it.
+    High density is not typicality: programs of images may find simpler foreign images more probable
+    than their own (Nalisnick et al. 2019); an AUROC below one half shows it.
 
     Args:
         usual: evidence of data of the kind the program was fitted to, `[data]`.
         anomalies: evidence of foreign data under the same program, by the same estimator.
 
     Raises:
-        ValueError: for evidence of a whole data set, by different estimators, of data of unequal size, or not finite.
+        ValueError: for evidence of a whole data set, by different estimators, of data of unequal
+            size, or not finite.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -79,25 +80,28 @@ def check_comparable(usual: Evidence, anomalies: Evidence) -> None:
     for role, result in (("usual", usual), ("anomalies", anomalies)):
         if result.target != "datum":
             raise ValueError(
-                f"the evidence of {role} is of the data set as a whole; detection needs one for each datum"
+                f"the evidence of {role} is of the data set as a whole; detection needs one for "
+                "each datum"
             )
         if not bool(torch.isfinite(result.log_z).all()):
             raise ValueError(
-                f"the evidence of {role} is not finite for some data; check the support of their values"
+                f"the evidence of {role} is not finite for some data; check the support of their "
+                "values"
             )
     sizes = [result.num_dims / result.log_z.numel() for result in (usual, anomalies)]
     if usual.estimator != anomalies.estimator or sizes[0] != sizes[1]:
         raise ValueError(
-            f"the usual data have {sizes[0]:g} numbers each, by {usual.estimator}, the anomalies {sizes[1]:g}, by "
-            f"{anomalies.estimator}; expected the same program, estimator and size of data"
+            f"the usual data have {sizes[0]:g} numbers each, by {usual.estimator}, the anomalies "
+            f"{sizes[1]:g}, by {anomalies.estimator}; expected the same program, estimator and "
+            "size of data"
         )
 
 
 def auroc_std_error(auroc: float, num_anomalies: int, num_usual: int) -> float:
     """Standard error of an area under the ROC curve (Hanley and McNeil 1982, eqs. 1 and 2).
 
-    An area of 0 or 1, where the formula gives zero, is taken to be that with one more anomaly (or usual datum, whichever
-    are fewer) that ranks at random.
+    An area of 0 or 1, where the formula gives zero, is taken to be that with one more anomaly (or
+    usual datum, whichever are fewer) that ranks at random.
 
     Example:
         >>> round(auroc_std_error(0.8, 50, 50), 3)

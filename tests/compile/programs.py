@@ -1,7 +1,7 @@
 """Small Pyro programs of every kind that capture must handle: one dictionary of named constructors.
 
-To add one: write a function that returns a `Case` and mark it with `@program`. Its loss must not depend on anything but
-torch's generator, the parameters and the arguments.
+To add one: write a function that returns a `Case` and mark it with `@program`. Its loss must not
+depend on anything but torch's generator, the parameters and the arguments.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,8 @@ def enumerating() -> TraceEnum_ELBO:
     return TraceEnum_ELBO(max_plate_nesting=1)
 
 
-# ---- global latents, hand-written guides ---------------------------------------------------------------------------
+# ---- global latents, hand-written guides
+# ---------------------------------------------------------------------------
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -230,7 +231,8 @@ def distributions_made_before() -> Case:
     return Case(model, normal_guide, Trace_ELBO(), (torch.randn(4),))
 
 
-# ---- autoguides ----------------------------------------------------------------------------------------------------
+# ---- autoguides
+# ----------------------------------------------------------------------------------------------------
 
 
 def hierarchical(x: Tensor) -> None:
@@ -275,7 +277,8 @@ def location_scale_reparameterised() -> Case:
     return Case(model, AutoNormal(model), Trace_ELBO(), (torch.randn(6),))
 
 
-# ---- plates, subsampling, nets -------------------------------------------------------------------------------------
+# ---- plates, subsampling, nets
+# -------------------------------------------------------------------------------------
 
 FEATURES = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
 RESPONSES = FEATURES @ torch.tensor([1.0, -1.0, 0.5])
@@ -442,7 +445,8 @@ def bayesian_net() -> Case:
     return Case(model, AutoNormal(model), Trace_ELBO(), (FEATURES, RESPONSES))
 
 
-# ---- discrete latents ----------------------------------------------------------------------------------------------
+# ---- discrete latents
+# ----------------------------------------------------------------------------------------------
 
 
 @program
@@ -543,7 +547,8 @@ def relaxed_labels() -> Case:
     return Case(model, guide, Trace_ELBO(), (torch.randn(6),))
 
 
-# ---- flows ---------------------------------------------------------------------------------------------------------
+# ---- flows
+# ---------------------------------------------------------------------------------------------------------
 
 
 def flow(

@@ -57,7 +57,8 @@ def test_no_sum_with_a_factor_reaches_the_compiler() -> None:
     assert set(factors) == {1}
 
 
-# ---- checks at birth and later ----------------------------------------------------------------------------------------
+# ---- checks at birth and later
+# ----------------------------------------------------------------------------------------
 
 
 class Counter:
@@ -157,7 +158,8 @@ def test_inputs_that_are_written_to_are_known_through_views() -> None:
     assert [captured.lifted[place - 1] is a for place in places] == [True]
 
 
-# ---- what callers do ----------------------------------------------------------------------------------------------------
+# ---- what callers do
+# ----------------------------------------------------------------------------------------------------
 
 
 def broken(self, flat):

@@ -395,7 +395,8 @@ def test_differentiable_optimisers_are_refused() -> None:
         Fit(partial(Adam, differentiable=True))
 
 
-# ---- loops of one's own --------------------------------------------------------------------------------------------
+# ---- loops of one's own
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_loop_is_a_recurrence() -> None:

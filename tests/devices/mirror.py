@@ -1,15 +1,15 @@
 """A second torch device made of host memory: finds faults of devices where there is none.
 
-Importing this registers the device "mirror" in torch's PrivateUse1 slot, for good: import it only in
-a process of its own. Its tensors compute on the CPU, but behave as those of an accelerator do:
+Importing this registers the device "mirror" in torch's PrivateUse1 slot, for good: import it only
+in a process of its own. Its tensors compute on the CPU, but behave as those of an accelerator do:
 
 - they mix with CPU tensors only where these are indices, or numbers `[]` in pointwise operations;
 - `.numpy()` refuses;
 - random numbers come from a generator of the device, which `torch.manual_seed` seeds;
 - what makes the host wait for the device is counted by `host_reads`.
 
-Not covered: Inductor, streams, several devices, operations that an accelerator lacks or sums in another
-order, and Pyro's `ProvenanceTensor`.
+Not covered: Inductor, streams, several devices, operations that an accelerator lacks or sums in
+another order, and Pyro's `ProvenanceTensor`.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class MirrorTensor(Tensor):
 
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
-            "can't convert mirror:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor "
-            "to host memory first."
+            "can't convert mirror:0 device type tensor to numpy. Use Tensor.cpu() to copy the "
+            "tensor to host memory first."
         )
 
     __array__ = numpy
@@ -226,8 +226,8 @@ def _check_devices(op: Any, args: tuple, kwargs: dict) -> None:
     host = [leaf for leaf in tree_leaves(given) if _is_on_host(leaf)]
     if (name.endswith("_") and _is_on_host(args[0])) or any(t.dim() or not numbers for t in host):
         raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, mirror:0 "
-            f"and cpu! ({op}, CPU tensors of shapes {[tuple(t.shape) for t in host]})"
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"mirror:0 and cpu! ({op}, CPU tensors of shapes {[tuple(t.shape) for t in host]})"
         )
 
 

@@ -76,7 +76,8 @@ def test_differences_of_shape_are_found_where_means_agree(name: str) -> None:
     assert diagnostics.mean_test(x, y - y.mean() + x.mean()).p_value > 0.5
 
 
-# ---- statistics ------------------------------------------------------------------------------------------------------
+# ---- statistics
+# ------------------------------------------------------------------------------------------------------
 
 X, Y = normal(7, 3), normal(5, 4, shift=0.5)
 

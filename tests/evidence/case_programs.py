@@ -1,8 +1,8 @@
 """Programs whose evidence is known to many digits: one dictionary, for tests and benchmarks of estimators.
 
-`CASES[name]` has the program, its data and log Z in nats. The larger data sets are read from a folder of reference
-cases beside the repository (or at `PPL_DGM_SHARED`); where it is absent `CASES` has the small ones only, and
-`case(name)` skips the test that asks for another.
+`CASES[name]` has the program, its data and log Z in nats. The larger data sets are read from a
+folder of reference cases beside the repository (or at `PPL_DGM_SHARED`); where it is absent `CASES`
+has the small ones only, and `case(name)` skips the test that asks for another.
 """
 
 import json
@@ -57,7 +57,8 @@ def normal(loc: float, scale: float, dims: int) -> dist.Distribution:
     ).to_event(1)
 
 
-# ---- conjugate models of coins and lines -------------------------------------------------------------------------
+# ---- conjugate models of coins and lines
+# -------------------------------------------------------------------------
 
 
 def beta_binomial(x: Tensor) -> None:
@@ -88,7 +89,8 @@ def radiata(x: Tensor, covariate: Tensor) -> None:
         )
 
 
-# ---- hierarchies and regressions -----------------------------------------------------------------------------------
+# ---- hierarchies and regressions
+# -----------------------------------------------------------------------------------
 
 
 def hierarchy(mean_is_zero: bool) -> Callable:
@@ -166,7 +168,8 @@ def exchange_rates(x: Tensor) -> None:
         pyro.sample("x", dist.LowRankMultivariateNormal(x.new_zeros(6), factors, variances), obs=x)
 
 
-# ---- unnormalised densities: a uniform or normal reference times a factor --------------------------------------------
+# ---- unnormalised densities: a uniform or normal reference times a factor
+# --------------------------------------------
 
 
 def normal_kernel(loc: tuple[float, float]) -> Callable:
@@ -217,7 +220,8 @@ def log_gamma() -> None:
     pyro.factor("target", (5 * x - 10 * x.exp()).sum(-1) - reference.log_prob(x))
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
+# ---- data
+# ------------------------------------------------------------------------------------------------------------
 
 HIERARCHY_X = tensor(
     [

@@ -74,7 +74,8 @@ SKEWED = LocalTarget(
     math.lgamma(11.5) - math.lgamma(1.5) - 11.5 * math.log(2) - math.lgamma(11),
 )
 
-# Cauchy prior, Cauchy likelihood: the posterior has polynomial tails; Z is the Cauchy density of the summed scales
+# Cauchy prior, Cauchy likelihood: the posterior has polynomial tails; Z is the Cauchy density of
+# the summed scales
 CAUCHY = LocalTarget(
     "heavy-tailed",
     dist.Cauchy(torch.zeros(2, dtype=FLOAT), 1.0).to_event(1),
@@ -89,7 +90,8 @@ BIMODAL = LocalTarget(
     convolved(1.5, 0.3, 2),
 )
 
-# two normals as GAUSSIAN's, of which z_0 > 1 alone is possible: under the posterior N(0.862, 0.371) that is 35.5 %
+# two normals as GAUSSIAN's, of which z_0 > 1 alone is possible: under the posterior N(0.862, 0.371)
+# that is 35.5 %
 CUT = LocalTarget(
     "cut",
     standard(2),

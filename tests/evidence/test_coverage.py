@@ -1,6 +1,7 @@
 """Coverage of 95 % intervals over two hundred seeds, on normal, skewed, heavy-tailed and bimodal targets.
 
-Seeds are data: one datum is repeated, so that every estimator that is per datum gives all its replicates in one call.
+Seeds are data: one datum is repeated, so that every estimator that is per datum gives all its
+replicates in one call.
 """
 
 import math

@@ -174,7 +174,8 @@ def test_the_error_of_smc_falls_as_the_square_root_of_particles() -> None:
     assert 1.0 < errors[0] - errors[1] < 2.1  # 8 times as many: 2^1.5
 
 
-# ---- too few moves ---------------------------------------------------------------------------------------------------
+# ---- too few moves
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_groups_that_disagree_are_reported() -> None:
@@ -284,7 +285,8 @@ def test_settings_out_of_range_are_refused(estimator: type, settings: dict, mess
         estimator(**settings)
 
 
-# ---- coverage --------------------------------------------------------------------------------------------------------
+# ---- coverage
+# --------------------------------------------------------------------------------------------------------
 
 SLOW: list[Estimator] = [
     SMC(num_particles=200),

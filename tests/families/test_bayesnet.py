@@ -532,7 +532,10 @@ BAD_FILES = {
         "expected 2 probabilities",
     ),
     "row": (
-        "variable a { type discrete [ 1 ] { x }; } variable b { type discrete [ 1 ] { x }; } probability ( b | a ) { }",
+        (
+            "variable a { type discrete [ 1 ] { x }; } variable b { type discrete [ 1 ] { x }; "
+            "} probability ( b | a ) { }"
+        ),
         "lack rows",
     ),
 }

@@ -190,7 +190,8 @@ def test_components_of_ones_own() -> None:
     assert rates.tolist() == pytest.approx([1.0, 9.0], rel=0.1)
 
 
-# ---- the Bayesian mixture -------------------------------------------------------------------------------------------
+# ---- the Bayesian mixture
+# -------------------------------------------------------------------------------------------
 
 
 def log_marginal_of_one_component(x: Tensor) -> float:

@@ -39,7 +39,8 @@ from ppl_dgm.nn.conv import ConvDecoder, ConvEncoder
 from ppl_dgm.nn.mlp import ResidualMLP
 from ppl_dgm.objectives import ELBO
 
-# ---- likelihoods ----------------------------------------------------------------------------------------------------
+# ---- likelihoods
+# ----------------------------------------------------------------------------------------------------
 
 DISCRETE = {
     "bernoulli": (likelihoods.Bernoulli(), 2),
@@ -129,7 +130,8 @@ def test_discretised_logistic_is_exact_far_in_the_tails() -> None:
     assert bool(torch.isfinite(scale.grad).all())
 
 
-# ---- priors ---------------------------------------------------------------------------------------------------------
+# ---- priors
+# ---------------------------------------------------------------------------------------------------------
 
 
 def vamp() -> priors.VampPrior:
@@ -214,7 +216,8 @@ def test_flow_prior_forgets_values_of_old_parameters(name: str) -> None:
     copy.deepcopy(vae.model.fn.prior)
 
 
-# ---- nets, layers, labels -------------------------------------------------------------------------------------------
+# ---- nets, layers, labels
+# -------------------------------------------------------------------------------------------
 
 
 def test_convolutional_and_residual_nets_fit_in() -> None:
@@ -360,7 +363,8 @@ def test_layers_of_the_hierarchy_have_their_sizes() -> None:
         assert shapes == {"z1": (7, 4, 5), "z2": (7, 4, 3), "z3": (7, 4, 2)}
 
 
-# ---- densities without latents --------------------------------------------------------------------------------------
+# ---- densities without latents
+# --------------------------------------------------------------------------------------
 
 
 def test_counting_is_maximum_likelihood_and_smoothing_the_posterior_mean() -> None:

@@ -63,7 +63,8 @@ def equal_states(first: object, second: object) -> bool:
     return first == second
 
 
-# ---- validation ------------------------------------------------------------------------------------------------------
+# ---- validation
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_early_stopping_restores_the_best() -> None:
@@ -212,7 +213,8 @@ def test_validation_data_of_another_size_beside_a_shared_latent() -> None:
     assert result.history["valid"].item() == pytest.approx(truth.item(), rel=1e-5)
 
 
-# ---- interruption ----------------------------------------------------------------------------------------------------
+# ---- interruption
+# ----------------------------------------------------------------------------------------------------
 
 
 class Interrupted(ELBO):
@@ -267,7 +269,8 @@ def test_ctrl_c_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- checkpoints
+# -----------------------------------------------------------------------------------------------------
 
 
 def halving(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

@@ -133,7 +133,8 @@ def test_a_fit_of_one_has_no_players_in_its_history() -> None:
     assert set(quietly(Program(located), X, steps=2).history) == {"step", "objective"}
 
 
-# ---- validation and checkpoints --------------------------------------------------------------------------------------
+# ---- validation and checkpoints
+# --------------------------------------------------------------------------------------
 
 
 def test_early_stopping_restores_all_players() -> None:
@@ -197,7 +198,8 @@ def test_an_average_is_kept_up_to_date() -> None:
     assert averages["follower"].sample(3).shape == (3,)
 
 
-# ---- what goes wrong -------------------------------------------------------------------------------------------------
+# ---- what goes wrong
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -249,7 +251,8 @@ def test_names_are_checked() -> None:
         quietly(Program(located), X, Twins(), steps=2)
 
 
-# ---- Pyro's SVI ------------------------------------------------------------------------------------------------------
+# ---- Pyro's SVI
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("as_program", [False, True])

@@ -61,7 +61,8 @@ def best_scores(game: GAN, table: Table) -> Tensor:
     return table.scores.detach()
 
 
-# ---- the best critic -------------------------------------------------------------------------------------------------
+# ---- the best critic
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["minimax", "nonsaturating"])
@@ -137,7 +138,8 @@ def test_generators_minimise_what_their_papers_say() -> None:
         assert torch.allclose(LOSSES[name].generator(scores), values, atol=1e-5), name
 
 
-# ---- penalties, packs ------------------------------------------------------------------------------------------------
+# ---- penalties, packs
+# ------------------------------------------------------------------------------------------------
 
 
 def linear_critic(*weight: float) -> nn.Linear:
@@ -259,7 +261,8 @@ def test_labels_reach_the_critic() -> None:
     assert bool((program.get_parameter("means") != 0).all())
 
 
-# ---- fits ------------------------------------------------------------------------------------------------------------
+# ---- fits
+# ------------------------------------------------------------------------------------------------------------
 
 
 def normal_data(num_data: int = 2000) -> Tensor:
@@ -439,7 +442,8 @@ def test_a_generator_with_noise_is_a_latent_program() -> None:
     assert torch.allclose(draws.var(0), clean.var(0) + 0.09, atol=0.05)
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
+# ---- bad input
+# -------------------------------------------------------------------------------------------------------
 
 
 X = torch.randn(6, 1)

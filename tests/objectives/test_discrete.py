@@ -70,7 +70,8 @@ def shared_recogniser(x):
     )
 
 
-# ---- enumeration -----------------------------------------------------------------------------------------------------
+# ---- enumeration
+# -----------------------------------------------------------------------------------------------------
 
 STATES = torch.tensor(list(product([0.0, 1.0], repeat=UNITS)))  # [4, 2]
 
@@ -118,7 +119,8 @@ def flat(by_name, program):
     return torch.cat([by_name[name].reshape(-1) for name, _ in program.named_parameters()])
 
 
-# ---- estimates -------------------------------------------------------------------------------------------------------
+# ---- estimates
+# -------------------------------------------------------------------------------------------------------
 
 
 def build(model, guide, x):
@@ -279,7 +281,8 @@ def test_running_mean_learns_from_training_alone():
     assert objective.baseline.weight.item() > 0.0
 
 
-# ---- input-dependent baselines ---------------------------------------------------------------------------------------
+# ---- input-dependent baselines
+# ---------------------------------------------------------------------------------------
 
 
 def with_baseline():
@@ -350,7 +353,8 @@ def test_svi_trains_an_input_dependent_baseline():
         assert not torch.equal(before, net.weight)
 
 
-# ---- reweighted wake-sleep -------------------------------------------------------------------------------------------
+# ---- reweighted wake-sleep
+# -------------------------------------------------------------------------------------------
 
 
 def wake_gradients(p, x, count):
@@ -457,7 +461,8 @@ def test_dreams_have_the_dtype_of_the_data():
     assert agree(draws, torch.cat([g.reshape(-1) for g in truth]))
 
 
-# ---- straight-through and relaxed ------------------------------------------------------------------------------------
+# ---- straight-through and relaxed
+# ------------------------------------------------------------------------------------
 
 
 def test_straight_through_values_are_the_elbo():
@@ -595,7 +600,8 @@ def test_relaxed_latents_are_reparameterised_and_match_quadrature():
     assert agree(draws, truth.float().reshape(1))
 
 
-# ---- everything together ---------------------------------------------------------------------------------------------
+# ---- everything together
+# ---------------------------------------------------------------------------------------------
 
 
 def mixed_model(x):
@@ -785,7 +791,8 @@ class IWELBOValue(IWELBO):
         pass
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors
+# ----------------------------------------------------------------------------------------------------------
 
 
 def normal_model(x):

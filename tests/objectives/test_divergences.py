@@ -120,7 +120,8 @@ def test_jensen_shannon_is_symmetric_and_its_root_a_metric() -> None:
     assert js.between(p, q).max().item() <= math.log(2) + 1e-9
 
 
-# ---- divergences of a user's own -------------------------------------------------------------------------------------
+# ---- divergences of a user's own
+# -------------------------------------------------------------------------------------
 
 
 def triangular(**changes: Callable) -> Divergence:

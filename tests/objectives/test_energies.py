@@ -52,7 +52,8 @@ def value(objective: EnergyObjective, program: Program, x: Tensor) -> float:
     return -objective.loss(program.model, program.guide, x) / len(x)
 
 
-# ---- score matching --------------------------------------------------------------------------------
+# ---- score matching
+# --------------------------------------------------------------------------------
 
 
 def gaussian_score_value(x: Tensor) -> Tensor:
@@ -106,7 +107,8 @@ def test_denoising_fits_the_blurred_density() -> None:
     assert found[1] > max(found[0], found[2])
 
 
-# ---- known exponential families -------------------------------------------------------------------
+# ---- known exponential families
+# -------------------------------------------------------------------
 
 
 def fitted(program: Program, x: Tensor, objective: EnergyObjective, steps: int = 400) -> Program:

@@ -24,7 +24,8 @@ def normal_evidence(x: Tensor, variance: float) -> Tensor:
     return dist.MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(x)
 
 
-# ---- programs that look at their data -----------------------------------------------------------------------------
+# ---- programs that look at their data
+# -----------------------------------------------------------------------------
 
 
 def asserting(x: Tensor) -> None:
@@ -138,7 +139,8 @@ def test_plates_of_an_easy_guide_are_not_left_stale() -> None:
     assert total.item() == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(X).sum().item(), 1e-5)
 
 
-# ---- plates without a size ------------------------------------------------------------------------------------------
+# ---- plates without a size
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_sizeless_plate_has_the_size_of_the_data() -> None:
@@ -193,7 +195,8 @@ def test_data_in_a_sizeless_plate_share_what_is_drawn_once(plate: str) -> None:
         assert evidence.auto(program, X, seed=0).total.item() == pytest.approx(truth, abs=1e-3)
 
 
-# ---- shapes that only the density knows, programs that run only under enumeration ------------------------------------
+# ---- shapes that only the density knows, programs that run only under enumeration
+# ------------------------------------
 
 
 def test_a_shape_is_refused_only_where_the_density_refuses_it() -> None:
@@ -236,7 +239,8 @@ def test_programs_that_run_only_under_enumeration_are_tried_under_it() -> None:
     assert evidence.Exact()(Program(assigning), X).total.item() == pytest.approx(truth, rel=1e-6)
 
 
-# ---- modules of one name -----------------------------------------------------------------------------------------------
+# ---- modules of one name
+# -----------------------------------------------------------------------------------------------
 
 
 def test_model_and_guide_may_have_modules_of_one_name() -> None:
@@ -263,7 +267,8 @@ def test_model_and_guide_may_have_modules_of_one_name() -> None:
     assert len(program.state_dict()) == 4
 
 
-# ---- which arguments are data -------------------------------------------------------------------------------------------
+# ---- which arguments are data
+# -------------------------------------------------------------------------------------------
 
 
 def quadratic(x: Tensor, locs: Tensor) -> None:
@@ -334,7 +339,8 @@ def test_coupled_data_are_not_divided() -> None:
         fit(Program(model), torch.randn(8), steps=1, batch_size=2, progress=False, compile=False)
 
 
-# ---- one particle at a time -------------------------------------------------------------------------------------------
+# ---- one particle at a time
+# -------------------------------------------------------------------------------------------
 
 
 # Drawn once: in float64, in which evidence is computed, a seed gives other numbers.

@@ -97,7 +97,8 @@ def store_is_empty() -> bool:
     return not list(pyro.get_param_store().keys())
 
 
-# ---- the ways of writing a program -------------------------------------------------------------------------------
+# ---- the ways of writing a program
+# -------------------------------------------------------------------------------
 
 
 def test_pyro_param_names_values_and_constraints() -> None:
@@ -201,7 +202,8 @@ def test_weights_under_an_autoguide_equal_its_own_density() -> None:
     assert torch.allclose(draw.log_prob, base - log_tau, atol=1e-5)
 
 
-# ---- torch's view of a program -----------------------------------------------------------------------------------
+# ---- torch's view of a program
+# -----------------------------------------------------------------------------------
 
 
 def test_state_dict_round_trip_without_pickle(tmp_path) -> None:
@@ -367,7 +369,8 @@ def test_gradients_reach_the_parameters() -> None:
     assert program.get_parameter("noise.scale").grad.item() == pytest.approx(expected, rel=1e-5)
 
 
-# ---- isolation -----------------------------------------------------------------------------------------------------
+# ---- isolation
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_programs_of_equal_names_do_not_touch_each_other() -> None:
@@ -464,7 +467,8 @@ def test_a_parameter_created_on_a_later_call_is_an_error() -> None:
     assert names(program) == {"loc", "noise.scale"}
 
 
-# ---- Pyro takes the halves ----------------------------------------------------------------------------------------
+# ---- Pyro takes the halves
+# ----------------------------------------------------------------------------------------
 
 
 def latent_pair() -> tuple[Callable, Callable]:

@@ -19,7 +19,8 @@ WEIGHT = torch.tensor([0.1, 1e-3, 16777216.0])
 LAYER = nn.Linear(3, 1)
 TENTH = torch.tensor(0.1, dtype=torch.float64)
 
-# Ways in which programs come by float32: each must end as the double that Python has, or that the tensor stands for.
+# Ways in which programs come by float32: each must end as the double that Python has, or that the
+# tensor stands for.
 MAKERS: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
     "literal": (lambda: torch.tensor(0.1), TENTH),
     "list": (lambda: torch.tensor([0.1, 0.2])[0], TENTH),

@@ -99,7 +99,8 @@ def case(request: pytest.FixtureRequest) -> tuple:
     return Unconstrained(Program(model).bind(data)), batch, dim
 
 
-# ---- coordinates -----------------------------------------------------------------------------------------------------
+# ---- coordinates
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_shapes(case: tuple) -> None:
@@ -167,7 +168,8 @@ def test_gradients(case: tuple) -> None:
     assert torch.autograd.gradcheck(target.log_joint, (point,), eps=1e-6, atol=1e-5)
 
 
-# ---- integrals -------------------------------------------------------------------------------------------------------
+# ---- integrals
+# -------------------------------------------------------------------------------------------------------
 
 
 def line(num: int = 4001, reach: float = 25.0) -> Tensor:
@@ -246,7 +248,8 @@ def test_angles_have_one_turn(joint: bool) -> None:
     assert torch.allclose(target.unconstrain(target.constrain(points)), points)
 
 
-# ---- guides ----------------------------------------------------------------------------------------------------------
+# ---- guides
+# ----------------------------------------------------------------------------------------------------------
 
 
 def pair_guide(x: Tensor) -> None:
@@ -336,7 +339,8 @@ def test_summed_out_latents_are_no_coordinates() -> None:
     assert torch.allclose(torch.trapezoid(values, grid, dim=0).log(), truth, atol=1e-6)
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------------
+# ---- errors
+# ----------------------------------------------------------------------------------------------------------
 
 
 def discrete(x: Tensor) -> None:

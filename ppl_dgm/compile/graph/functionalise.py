@@ -14,8 +14,8 @@ from ppl_dgm.compile.graph.nodes import finish, graphs_of, insert, nodes, replac
 aten = torch.ops.aten
 
 _VIEWS = (
-    "alias detach diagonal expand permute select slice split split_with_sizes squeeze t transpose unbind unfold "
-    "unsqueeze view"
+    "alias detach diagonal expand permute select slice split split_with_sizes squeeze t transpose "
+    "unbind unfold unsqueeze view"
 )
 _VIEW_OF_COPY = {
     getattr(getattr(aten, f"{name}_copy"), overload): getattr(getattr(aten, name), overload)

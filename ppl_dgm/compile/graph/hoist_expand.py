@@ -24,10 +24,11 @@ _COPIES = {
 def hoist_expands(graph: GraphModule) -> int:
     r"""Compute pointwise operations before broadcasting: `f(expand(x))` becomes `expand(f(x))`.
 
-    Pyro expands the parameters of a distribution to its batch shape first, so that `log`, `softplus` or `lgamma` of one
-    number runs once per datum. The pass keeps, for each broadcast node, a *compact* node of the same rank with size 1
-    along broadcast dimensions, pushes views and pointwise operations through it, and expands at the end. What is
-    returned is written out in full, as the operations had it.
+    Pyro expands the parameters of a distribution to its batch shape first, so that `log`,
+    `softplus` or `lgamma` of one number runs once per datum. The pass keeps, for each broadcast
+    node, a *compact* node of the same rank with size 1 along broadcast dimensions, pushes views and
+    pointwise operations through it, and expands at the end. What is returned is written out in
+    full, as the operations had it.
     """
     output: Any = graph.graph.output_node()
     compact: dict[Any, Any] = {}

@@ -171,7 +171,8 @@ def draw_standard_normals(graph: GraphModule) -> int:
 def merge_draws(graph: GraphModule) -> int:
     """Draw neighbouring small CPU normals in one call, which costs a microsecond each and yields the same numbers.
 
-    Below 16 elements torch draws one number after the other, so that several calls equal one call for all of them.
+    Below 16 elements torch draws one number after the other, so that several calls equal one call
+    for all of them.
     """
     draws = [node for node in nodes(graph) if is_random(node)]
     merged, start = 0, 0
@@ -224,7 +225,8 @@ def multiply_matrices(graph: GraphModule) -> int:
 def spell_out_alpha(graph: GraphModule) -> int:
     """Write `add(x, y, alpha=c)` and `sub` as a product and a sum: Inductor loses the factor of a matrix product.
 
-    Its `addmm` fusion (torch 2.13, `_inductor/fx_passes/post_grad.py`) takes any such sum for one with alpha 1.
+    Its `addmm` fusion (torch 2.13, `_inductor/fx_passes/post_grad.py`) takes any such sum for one
+    with alpha 1.
     """
     found = [
         node for node in nodes(graph) if node.target in _SUMS and node.kwargs.get("alpha", 1) != 1
@@ -256,7 +258,8 @@ def draw_bernoullis(graph: GraphModule) -> int:
 def transpose_products(graph: GraphModule) -> int:
     r"""Compute $(A B)^\top$ as $B^\top A^\top$ where it is wide: what follows reads long rows, and can use vectors.
 
-    So come the chains of a regression, `[chains, data]`. Gradients of weights, about square, stay: they are fast as written.
+    So come the chains of a regression, `[chains, data]`. Gradients of weights, about square, stay:
+    they are fast as written.
     """
     found = [
         node

@@ -43,7 +43,8 @@ class Compiled:
         """Run on new inputs and the lifted tensors' present values; outputs carry no gradient.
 
         Raises:
-            ValueError: inputs of another kind than the examples, or modules that were set differently at capture.
+            ValueError: inputs of another kind than the examples, or modules that were set
+                differently at capture.
         """
         return self.captured.rebuild(self.run(*self.captured.fitted(inputs), *self.captured.lifted))
 
@@ -53,14 +54,14 @@ def compile_function(
 ) -> Compiled:
     """Capture `fn(*inputs)` and compile the graph.
 
-    Random numbers come from torch's generator in the order of the program, so that the compiled function equals the
-    original at equal seeds, to rounding.
+    Random numbers come from torch's generator in the order of the program, so that the compiled
+    function equals the original at equal seeds, to rounding.
 
     Args:
         fn: function of tensors, as in `capture`.
         inputs: example arguments.
-        backend: `"inductor"` for machine code, on a CPU or a CUDA device; `"eager"` runs the graph as it is, which
-            takes no time to compile and shows in a debugger what is computed.
+        backend: `"inductor"` for machine code, on a CPU or a CUDA device; `"eager"` runs the graph
+            as it is, which takes no time to compile and shows in a debugger what is computed.
 
     Raises:
         CaptureError: the function cannot be captured, or the compiler fails on its graph.
@@ -104,7 +105,8 @@ def compile_captured(
     except Exception as error:
         message = " ".join(str(error).split())[:300]
         raise CaptureError(
-            f"the compiler failed on the captured graph: {type(error).__name__}: {message}. Run with compile=False."
+            f"the compiler failed on the captured graph: {type(error).__name__}: {message}. Run "
+            "with compile=False."
         ) from error
 
 
@@ -121,7 +123,8 @@ def without_gradients(run: Callable[..., Any]) -> Flat:
 def cache_folder() -> Path:
     """Return the folder that keeps compiled code between runs, and tell the compiler of it.
 
-    It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the user's cache folder.
+    It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the
+    user's cache folder.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # noqa: PLC0415 - seconds
 
@@ -184,8 +187,9 @@ def _aliases(flat: list[torch.Tensor]) -> tuple[int, ...]:
 class CudaReplay:
     """Inductor's kernels recorded once as a CUDA graph on static buffers, and launched by one call.
 
-    Inputs are copied to the buffers, lifted tensors are used where they are, outputs are copied out. Random numbers are
-    fresh at every launch: torch moves its generator's offset between replays.
+    Inputs are copied to the buffers, lifted tensors are used where they are, outputs are copied
+    out. Random numbers are fresh at every launch: torch moves its generator's offset between
+    replays.
     """
 
     def __init__(self, run: Flat, captured: Captured) -> None:

@@ -32,9 +32,10 @@ class WrongNumbersError(CaptureError):
 class CheckedRun:
     """Compiled code of a captured graph; the first, tenth, hundredth and thousandth call are checked.
 
-    Outputs and the tensors that are written in place must be those that the graph gives, run operation by operation with
-    the same random numbers. What exceeds rounding is compared with the effect of a perturbation of the inputs in their
-    last places, so that ill-conditioned numbers are not taken for wrong ones.
+    Outputs and the tensors that are written in place must be those that the graph gives, run
+    operation by operation with the same random numbers. What exceeds rounding is compared with the
+    effect of a perturbation of the inputs in their last places, so that ill-conditioned numbers are
+    not taken for wrong ones.
 
     Args:
         run: the machine code.
@@ -42,7 +43,8 @@ class CheckedRun:
         turns: place of the input that counts the turns of a loop, of which only a few are checked.
 
     Raises:
-        WrongNumbersError: naming the output; parameters, buffers and generators are as before the call.
+        WrongNumbersError: naming the output; parameters, buffers and generators are as before the
+            call.
     """
 
     def __init__(self, run: Flat, captured: Captured, turns: int | None = None) -> None:

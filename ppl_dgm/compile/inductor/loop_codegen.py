@@ -1,8 +1,9 @@
 """Loops without allocations: what a step of a compiled loop writes lies in tensors that are made once.
 
-Inductor's C++ around the kernels of a `while_loop` makes a tensor for every intermediate result of every step. For
-programs of a few numbers that is nine tenths of the time. `StandingWrapper` writes the same C++ with tensors that stand
-from the first step on; what is carried from step to step is copied where it is small, and handed over where it is large.
+Inductor's C++ around the kernels of a `while_loop` makes a tensor for every intermediate result of
+every step. For programs of a few numbers that is nine tenths of the time. `StandingWrapper` writes
+the same C++ with tensors that stand from the first step on; what is carried from step to step is
+copied where it is small, and handed over where it is large.
 """
 
 import hashlib
@@ -73,7 +74,9 @@ class StandingWrapper(CppWrapperCpu):
         condition, body = while_loop.cond_subgraph.graph, while_loop.body_subgraph.graph
         self._part(condition, [*carried, *shared])
         self.writeline(
-            f"if (!*static_cast<bool*>({condition.graph_outputs[0].codegen_reference()}.data_ptr())) break;"
+            "if "
+            f"(!*static_cast<bool*>({condition.graph_outputs[0].codegen_reference()}.data_ptr())) "
+            "break;"
         )
         self._part(body, [*carried, *shared])
         self._hand_over(body, carried)

@@ -47,7 +47,8 @@ def rules_once() -> Iterator[None]:
 def vectors_by_flags() -> Iterator[None]:
     """Let Inductor ask the compiler whether it takes the flags of vectors that torch has found in the processor.
 
-    By itself it compiles and loads a program for each kind of vector, which takes seconds in every fresh cache folder.
+    By itself it compiles and loads a program for each kind of vector, which takes seconds in every
+    fresh cache folder.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         yield

@@ -49,13 +49,17 @@ class Captured:
     """A captured function: its graph, and the tensors it reads by reference.
 
     Attributes:
-        graph: maps the flat input tensors followed by `lifted` to the flat output tensors; no Pyro handler is in it.
-        lifted: parameters, buffers and closure tensors the function touched, each once; in-place writes reach them.
-            They may change their values, not their types, shapes or devices.
-        examples: the flat input tensors it was captured with; shapes, dtypes and devices are theirs.
+        graph: maps the flat input tensors followed by `lifted` to the flat output tensors; no Pyro
+            handler is in it.
+        lifted: parameters, buffers and closure tensors the function touched, each once; in-place
+            writes reach them. They may change their values, not their types, shapes or devices.
+        examples: the flat input tensors it was captured with; shapes, dtypes and devices are
+            theirs.
         rebuild: nests flat output tensors as the function does.
-        rest: what else told the example arguments from others, baked in: lengths, names, leaves that are no tensors.
-        settings: what the modules that ran held: flags (`training`), numbers, which tensors are their parameters.
+        rest: what else told the example arguments from others, baked in: lengths, names, leaves
+            that are no tensors.
+        settings: what the modules that ran held: flags (`training`), numbers, which tensors are
+            their parameters.
     """
 
     graph: GraphModule
@@ -82,7 +86,8 @@ class Captured:
         leaves, rest = leaves_and_rest(inputs)
         if rest != self.rest:
             raise ValueError(
-                f"expected arguments nested like the examples, {self.rest}, got {rest}; capture again for others"
+                f"expected arguments nested like the examples, {self.rest}, got {rest}; capture "
+                "again for others"
             )
         return fitted(leaves, self.examples)
 
@@ -94,8 +99,9 @@ class Captured:
         seen, given = ([(list(leaf.shape), leaf.dtype) for leaf in leaves] for leaves in (new, old))
         if nesting != new_nesting or seen != given:
             raise CaptureError(
-                f"a turn of a loop must return what it was given, {given} nested as {nesting}, but returned {seen} nested "
-                f"as {new_nesting}. Keep nesting, shapes and types from turn to turn."
+                f"a turn of a loop must return what it was given, {given} nested as {nesting}, but "
+                f"returned {seen} nested as {new_nesting}. Keep nesting, shapes and types from "
+                "turn to turn."
             )
 
     def __call__(self, *inputs: Any) -> Any:
@@ -108,25 +114,29 @@ class Captured:
 def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     r"""Trace `fn(*inputs)` to a static graph that holds no Python.
 
-    The function may run Pyro programs under handlers and call `torch.autograd.grad` inside. It is run twice on tensors
-    without data: first to find every tensor it reads besides its inputs (parameters, buffers, closures; aliases count
-    once), then to record the graph with those tensors as further inputs. So the graph follows their present values, and
-    what `fn` does to them in place, `\theta \leftarrow \theta - \epsilon \nabla f`, happens at every call. All else that
-    Python knows is baked in: a number in a closure is what it was. Numbers, modes and tensors of modules are compared at
-    every call, and numbers that differ between the two runs (drawn by numpy, counted by Python) are refused, as are
-    tensors handed from run to run outside of buffers; modules get back the tensors they kept.
+    The function may run Pyro programs under handlers and call `torch.autograd.grad` inside. It is
+    run twice on tensors without data: first to find every tensor it reads besides its inputs
+    (parameters, buffers, closures; aliases count once), then to record the graph with those tensors
+    as further inputs. So the graph follows their present values, and what `fn` does to them in
+    place, `\theta \leftarrow \theta - \epsilon \nabla f`, happens at every call. All else that
+    Python knows is baked in: a number in a closure is what it was. Numbers, modes and tensors of
+    modules are compared at every call, and numbers that differ between the two runs (drawn by
+    numpy, counted by Python) are refused, as are tensors handed from run to run outside of buffers;
+    modules get back the tensors they kept.
 
     Args:
-        fn: function of nested tuples, lists and dicts of tensors, with the same structure for all values. Leaves that
-            are no tensors are held fixed.
+        fn: function of nested tuples, lists and dicts of tensors, with the same structure for all
+            values. Leaves that are no tensors are held fixed.
         inputs: example arguments; their shapes, dtypes and devices are those of the graph.
 
     Returns:
-        The graph with the tensors it reads; random numbers are drawn anew at every call, from torch's own generator.
+        The graph with the tensors it reads; random numbers are drawn anew at every call, from
+            torch's own generator.
 
     Raises:
-        CaptureError: the function reads a value on the host, has data-dependent shapes or control flow, uses other
-            numbers in its second run, creates or replaces parameters or buffers, or uses a sampler that does.
+        CaptureError: the function reads a value on the host, has data-dependent shapes or control
+            flow, uses other numbers in its second run, creates or replaces parameters or buffers,
+            or uses a sampler that does.
 
     Example:
         >>> import torch
@@ -192,7 +202,8 @@ def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
         graph, written = split_writes(functionalise(captured.graph, flat))
     if written:
         raise CaptureError(
-            "the body of a loop writes to a tensor in place. Hand the tensor from turn to turn instead."
+            "the body of a loop writes to a tensor in place. Hand the tensor from turn to turn "
+            "instead."
         )
     final = emit_loop(graph, tensor_leaves(carry), [*tensor_leaves(fixed), *captured.lifted], count)
     return with_tensors(carry, final)
@@ -315,6 +326,7 @@ def _one_error() -> Iterator[None]:
         line = user_line(traceback.extract_tb(error.__traceback__))
         message = " ".join(str(error).split())[:300]
         raise CaptureError(
-            f"the program cannot be traced: {type(error).__name__} at {line}: {message}. Check that it runs eagerly; "
-            "if it does, it uses an operation the tracer does not know: run with compile=False."
+            f"the program cannot be traced: {type(error).__name__} at {line}: {message}. Check "
+            "that it runs eagerly; if it does, it uses an operation the tracer does not know: run "
+            "with compile=False."
         ) from error

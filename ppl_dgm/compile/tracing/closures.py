@@ -37,16 +37,18 @@ Constants = tuple[str, ...]
 
 _MASK = "_ppl_dgm_mask"
 _HOST_CURE = (
-    "A captured program has one structure for all values: use torch.where, masks or enumeration instead of control "
-    "flow on values, keep numbers as tensors, build distributions with validate_args=False, or run with compile=False."
+    "A captured program has one structure for all values: use torch.where, masks or enumeration "
+    "instead of control flow on values, keep numbers as tensors, build distributions with "
+    "validate_args=False, or run with compile=False."
 )
 _STATE_CURE = (
-    "Python's memory is gone after capture: keep state in a buffer of a module (`register_buffer`), written in place "
-    "with `copy_`, fill caches by running the program once before compiling it, or run with compile=False."
+    "Python's memory is gone after capture: keep state in a buffer of a module "
+    "(`register_buffer`), written in place with `copy_`, fill caches by running the program once "
+    "before compiling it, or run with compile=False."
 )
 _SHAPE_CURE = (
-    "A captured program has static shapes: use torch.where or a weighted sum instead of selecting by a mask, or run "
-    "with compile=False."
+    "A captured program has static shapes: use torch.where or a weighted sum instead of selecting "
+    "by a mask, or run with compile=False."
 )
 
 

@@ -18,13 +18,14 @@ Runner = Callable[[torch.Tensor, Body, Any, Any], Any]
 def repeat(count: torch.Tensor | int, body: Body, carry: Any, fixed: Any = ()) -> Any:
     r"""Apply $c \leftarrow f(c, \mathrm{fixed})$ `count` times and return $c$.
 
-    In a captured function the whole loop is one node of the graph, whatever `count` turns out to be, and `count` is not
-    read on the host.
+    In a captured function the whole loop is one node of the graph, whatever `count` turns out to
+    be, and `count` is not read on the host.
 
     Args:
-        count: how often, an integer `[]`; a Python number of turns is written out in the graph one after the other.
-        body: `(carry, fixed) -> carry`, with the same nesting, shapes and dtypes; it may read other tensors, but writes
-            to none in place.
+        count: how often, an integer `[]`; a Python number of turns is written out in the graph one
+            after the other.
+        body: `(carry, fixed) -> carry`, with the same nesting, shapes and dtypes; it may read other
+            tensors, but writes to none in place.
         carry: where it starts, nested tensors.
         fixed: what all turns share, nested tensors.
 

@@ -76,7 +76,8 @@ class Watch:
         if replaced:
             names = ", ".join(replaced)
             raise CaptureError(
-                f"a module assigns to its buffer ({names}) while it runs. Write in place, with `copy_`."
+                f"a module assigns to its buffer ({names}) while it runs. Write in place, with "
+                "`copy_`."
             )
         self.first_run = {key: _held(*key) for key in self.assigned}
 

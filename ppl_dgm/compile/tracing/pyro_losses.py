@@ -15,11 +15,12 @@ def differentiable_loss(
 ) -> torch.Tensor:
     r"""Return a scalar whose value is the loss (nats) and whose gradient is that of Pyro's surrogate loss.
 
-    $L + (S - \mathrm{stop}(S))$ for loss $L$ and surrogate $S$; they differ for latents that cannot be reparameterised.
-    `TraceGraph_ELBO` has no such method of its own.
+    $L + (S - \mathrm{stop}(S))$ for loss $L$ and surrogate $S$; they differ for latents that cannot
+    be reparameterised. `TraceGraph_ELBO` has no such method of its own.
 
     Raises:
-        CaptureError: the loss has no differentiable form (Pyro's `RenyiELBO`, `ReweightedWakeSleep`).
+        CaptureError: the loss has no differentiable form (Pyro's `RenyiELBO`,
+            `ReweightedWakeSleep`).
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -37,7 +38,8 @@ def differentiable_loss(
     loss: Any = elbo
     if not hasattr(loss, "differentiable_loss"):
         raise CaptureError(
-            f"{type(elbo).__name__} has no differentiable loss, so it cannot be compiled. Use one of "
-            "ppl_dgm.objectives, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO or TraceGraph_ELBO."
+            f"{type(elbo).__name__} has no differentiable loss, so it cannot be compiled. Use one "
+            "of ppl_dgm.objectives, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO or "
+            "TraceGraph_ELBO."
         )
     return loss.differentiable_loss(model, guide, *args, **kwargs)

@@ -49,8 +49,9 @@ class SiteTracker(Messenger):
 
 def _born(names: list[str]) -> CaptureError:
     return CaptureError(
-        f"parameter {', '.join(map(repr, names))} does not exist yet and would be created during capture. Run the program "
-        "once before compiling it, and give parameters names that don't change from call to call."
+        f"parameter {', '.join(map(repr, names))} does not exist yet and would be created during "
+        "capture. Run the program once before compiling it, and give parameters names that don't "
+        "change from call to call."
     )
 
 
@@ -69,21 +70,24 @@ def traceable_pyro() -> Iterator[SiteTracker]:
 
 def _patches() -> list[tuple[Any, str, Any]]:
     patches: list[tuple[Any, str, Any]] = [
-        # Distributions made before capture keep their own validation flag, and checking reads values.
+        # Distributions made before capture keep their own validation flag, and checking reads
+        # values.
         (Distribution, "_validate_sample", lambda self, value: None),
         # A lazy property of a distribution the caller owns would keep a tensor of the trace.
         (lazy_property, "__get__", _compute_property),
         # Boolean masks have dynamic shapes; positions in a triangle are known.
         (transforms, "vec_to_tril_matrix", _fill_triangle),
         (transforms, "tril_matrix_to_vec", _read_triangle),
-        # A plate looped over in Python reads its indices with `.item()`; without subsampling they are 0..size-1.
+        # A plate looped over in Python reads its indices with `.item()`; without subsampling they
+        # are 0..size-1.
         (IndepMessenger, "__iter__", _iterate_plate),
         # DiCE selects the entries of positive probability; a selection by mask has a dynamic shape.
         (Dice, "compute_expectation", _dice_expectation),
         (infer_util, "_fulldot", _masked_dot),
     ]
     for module in _ELBO_MODULES:
-        # Pyro's losses separate value from gradient with `.item()`; detaching does the same in a graph.
+        # Pyro's losses separate value from gradient with `.item()`; detaching does the same in a
+        # graph.
         if hasattr(module, "torch_item"):
             patches.append((module, "torch_item", _detached))
         # The check for NaN reads the loss; a fit checks it on what comes out of the graph.
@@ -183,7 +187,8 @@ def _unchanged_store() -> Iterator[None]:
             _born(born)
             if born
             else CaptureError(
-                f"the program writes to the parameter store during a step ({', '.join(map(repr, changed))}); such a write "
-                "would happen once, at capture. Keep running averages in a buffer of a module instead, updated in place."
+                "the program writes to the parameter store during a step "
+                f"({', '.join(map(repr, changed))}); such a write would happen once, at capture. "
+                "Keep running averages in a buffer of a module instead, updated in place."
             )
         )

@@ -37,7 +37,8 @@ def fitted(leaves: Sequence[torch.Tensor], examples: Sequence[torch.Tensor]) -> 
     """
     if len(leaves) != len(examples):
         raise ValueError(
-            f"expected {len(examples)} tensors, as at capture, got {len(leaves)}; capture again for others"
+            f"expected {len(examples)} tensors, as at capture, got {len(leaves)}; capture again "
+            "for others"
         )
     for leaf, example in zip(leaves, examples, strict=True):
         if (
@@ -47,7 +48,8 @@ def fitted(leaves: Sequence[torch.Tensor], examples: Sequence[torch.Tensor]) -> 
         ):
             expected, got = (f"{list(t.shape)} of {t.dtype} on {t.device}" for t in (example, leaf))
             raise ValueError(
-                f"expected a tensor {expected}, as at capture, got {got}; convert it, or capture again for it"
+                f"expected a tensor {expected}, as at capture, got {got}; convert it, or capture "
+                "again for it"
             )
     return laid_out(leaves, examples)
 

@@ -32,8 +32,8 @@ class LogDensity(nn.Module):
 def scores_of(model: nn.Module, density: Callable[..., Tensor], data: Given) -> Scores:
     r"""$\nabla_\theta \log p_\theta(x_n)$ of each datum, `{name: [N, *shape]}`.
 
-    One pass for all data where torch maps every layer over them; recurrent layers, which it does not
-    map, take a backward pass for each datum, side by side.
+    One pass for all data where torch maps every layer over them; recurrent layers, which it does
+    not map, take a backward pass for each datum, side by side.
     """
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         parts = zip(*(part.split(AT_ONCE) for part in data), strict=True)

@@ -29,7 +29,8 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
     """Read a net of tables from a BIF file, variables in the order of the file.
 
     Raises:
-        ValueError: for a file that declares no variables, or tables that miss rows or do not fit the variables.
+        ValueError: for a file that declares no variables, or tables that miss rows or do not fit
+            the variables.
 
     Example:
         >>> import tempfile
@@ -43,7 +44,8 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
     states = {words(name)[0]: words(names) for name, _, names in VARIABLE.findall(text)}
     if not states:
         raise ValueError(
-            f"{path} declares no variables; expected a file in the Bayesian interchange format (BIF)"
+            f"{path} declares no variables; expected a file in the Bayesian interchange format "
+            "(BIF)"
         )
     tables = {}
     for header, body in PROBABILITY.findall(text):

@@ -14,22 +14,24 @@ def chow_liu(
 ) -> BayesNet:
     r"""Learn the most likely tree, structure and tables (Chow and Liu 1968).
 
-    Of all trees the one whose edges have the largest sum of mutual informations
-    $\sum_{a,b} p(a, b) \log \frac{p(a, b)}{p(a)\, p(b)}$ has the largest likelihood; a maximum spanning tree
-    finds it, in $O(N D^2 + D^2 \log D)$. Which node is the root changes no density at smoothing 0.
+    Of all trees the one whose edges have the largest sum of mutual informations $\sum_{a,b} p(a, b)
+    \log \frac{p(a, b)}{p(a)\, p(b)}$ has the largest likelihood; a maximum spanning tree finds it,
+    in $O(N D^2 + D^2 \log D)$. Which node is the root changes no density at smoothing 0.
 
     Args:
         x: data of discrete variables, `[N, D]`, or columns `[N]` by name.
-        num_states: number of states of every variable, 0 to num_states - 1; by default the largest value and one.
-        smoothing: pseudo-count of each entry of the tables, and of each pair of states in the mutual informations.
+        num_states: number of states of every variable, 0 to num_states - 1; by default the largest
+            value and one.
+        smoothing: pseudo-count of each entry of the tables, and of each pair of states in the
+            mutual informations.
         root: number of the variable without parent.
 
     Returns:
         A fitted net; its variables are called x1, x2, ... unless they have names.
 
     Raises:
-        ValueError: for data of another shape, values that are no whole numbers from 0 to num_states - 1, no data, a
-            negative smoothing, or a root out of range.
+        ValueError: for data of another shape, values that are no whole numbers from 0 to num_states
+            - 1, no data, a negative smoothing, or a root out of range.
 
     Example:
         >>> x = torch.tensor([[0.0, 0, 1], [1, 1, 0], [1, 1, 1], [0, 0, 0]])
@@ -39,7 +41,8 @@ def chow_liu(
     columns = named_columns(x)
     if smoothing < 0 or not 0 <= root < len(columns):
         raise ValueError(
-            f"smoothing is {smoothing} and root {root}; expected at least 0, and a number of one of {len(columns)} variables"
+            f"smoothing is {smoothing} and root {root}; expected at least 0, and a number of one "
+            f"of {len(columns)} variables"
         )
     size = num_states or 1 + int(max(column.max() for column in columns.values()))
     for name, column in columns.items():

@@ -25,7 +25,8 @@ def log_marginal(
 ) -> Tensor:
     """log p(query, evidence) with all other variables summed out, in the order that opt_einsum finds cheapest.
 
-    Nodes that are neither in query nor evidence nor ancestors of these sum to one and are left out (Shachter 1986).
+    Nodes that are neither in query nor evidence nor ancestors of these sum to one and are left out
+    (Shachter 1986).
 
     Args:
         nodes: the net's conditionals by name.
@@ -76,8 +77,8 @@ def check_discrete(nodes: Mapping[str, Conditional], scope: Sequence[str]) -> No
     continuous = [variable for variable in scope if nodes[variable].num_states is None]
     if continuous:
         raise ValueError(
-            f"the variables {continuous} are continuous and not observed, so that they cannot be summed out; observe "
-            "them, or estimate by ImportanceSampling"
+            f"the variables {continuous} are continuous and not observed, so that they cannot be "
+            "summed out; observe them, or estimate by ImportanceSampling"
         )
 
 

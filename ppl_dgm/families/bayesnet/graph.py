@@ -66,8 +66,8 @@ def d_separated(
 ) -> bool:
     """Whether no path is active between two sets of nodes given a third (Pearl 1988, definition 3.3.1).
 
-    Then they are independent given the third set in every distribution that factorises along the graph. The active
-    paths are followed by Bayes ball (Shachter 1998), in time linear in the edges.
+    Then they are independent given the third set in every distribution that factorises along the
+    graph. The active paths are followed by Bayes ball (Shachter 1998), in time linear in the edges.
 
     Raises:
         ValueError: for unknown nodes.

@@ -21,15 +21,17 @@ YES, NO = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "
 class BayesNet(Program):
     r"""A Bayes net, $p(x) = \prod_i p(x_i \mid \mathrm{parents}(x_i))$ (Pearl 1988), one site for each variable.
 
-    Data are a tensor `[N, number of nodes]` with columns in the order of the nodes, or a mapping from names to columns
-    `[N]`. Discrete variables that the mapping leaves out are summed out exactly: the evidence of partly observed data.
+    Data are a tensor `[N, number of nodes]` with columns in the order of the nodes, or a mapping
+    from names to columns `[N]`. Discrete variables that the mapping leaves out are summed out
+    exactly: the evidence of partly observed data.
 
     Args:
         nodes: the conditional distribution of each variable by name, which names its parents.
         states: names of a variable's states, where they have any.
 
     Raises:
-        ValueError: for a cycle, unknown parents, tables that do not fit their parents, wrong numbers of state names.
+        ValueError: for a cycle, unknown parents, tables that do not fit their parents, wrong
+            numbers of state names.
 
     Example:
         >>> net = BayesNet({
@@ -112,10 +114,12 @@ class BayesNet(Program):
             evidence: values, state names, or columns `[N]` of values by name.
 
         Returns:
-            Probabilities with one dimension for each query variable; `[N, ...]` where the evidence is columns.
+            Probabilities with one dimension for each query variable; `[N, ...]` where the evidence
+                is columns.
 
         Raises:
-            ValueError: for unknown or repeated variables, states outside the classes, or evidence of probability zero.
+            ValueError: for unknown or repeated variables, states outside the classes, or evidence
+                of probability zero.
         """
         return self.log_query(query, evidence).exp()
 
@@ -127,7 +131,8 @@ class BayesNet(Program):
         total = joint.reshape(len(joint), -1).logsumexp(1)
         if not bool(torch.isfinite(total).all()):
             raise ValueError(
-                f"the evidence {dict(evidence or {})} has probability zero, so that nothing follows from it"
+                f"the evidence {dict(evidence or {})} has probability zero, so that nothing "
+                "follows from it"
             )
         joint = joint - total.reshape(-1, *(1,) * len(query))
         return joint if any(v.dim() for v in values.values()) else joint.squeeze(0)
@@ -142,15 +147,17 @@ class BayesNet(Program):
     def fit_counts(self, x: Data, smoothing: float = 1.0) -> "BayesNet":
         r"""Fit every node in closed form; returns itself.
 
-        Tables by counting, $p_{jk} = (n_{jk} + \alpha) / (n_j + K \alpha)$: the posterior mean under a symmetric
-        Dirichlet prior (Heckerman 1995, equation 13); linear Gaussians by least squares.
+        Tables by counting, $p_{jk} = (n_{jk} + \alpha) / (n_j + K \alpha)$: the posterior mean
+        under a symmetric Dirichlet prior (Heckerman 1995, equation 13); linear Gaussians by least
+        squares.
 
         Args:
             x: data of all variables.
             smoothing: alpha, a pseudo-count for each entry; 0 is maximum likelihood.
 
         Raises:
-            ValueError: for values outside the classes, missing variables, or conditionals without closed form.
+            ValueError: for values outside the classes, missing variables, or conditionals without
+                closed form.
         """
         if smoothing < 0:
             raise ValueError(f"smoothing is {smoothing}; expected a pseudo-count of at least 0")
@@ -163,16 +170,18 @@ class BayesNet(Program):
         r"""log p(data | graph) in nats with all tables integrated out under symmetric Dirichlet priors.
 
         $\sum_{i,j} \log \frac{\Gamma(K\alpha)}{\Gamma(n_{ij} + K\alpha)} \prod_k
-        \frac{\Gamma(n_{ijk} + \alpha)}{\Gamma(\alpha)}$ (Cooper and Herskovits 1992, equation 8, for alpha = 1): compares
-        graphs, not fitted nets.
+        \frac{\Gamma(n_{ijk} + \alpha)}{\Gamma(\alpha)}$ (Cooper and Herskovits 1992, equation 8,
+        for alpha = 1): compares graphs, not fitted nets.
 
         Raises:
-            ValueError: for nodes that are no tables, a smoothing that is not positive, or values outside the classes.
+            ValueError: for nodes that are no tables, a smoothing that is not positive, or values
+                outside the classes.
         """
         others = [name for name, node in self.nodes.items() if not isinstance(node, Table)]
         if others or not smoothing > 0:
             raise ValueError(
-                f"expected tables only and a positive smoothing; got others at {others}, {smoothing}"
+                f"expected tables only and a positive smoothing; got others at {others}, "
+                f"{smoothing}"
             )
         columns, total = self._complete(x), 0.0
         for name, node in self.nodes.items():
@@ -230,7 +239,8 @@ class BayesNetModel(nn.Module):
         others = [name for name, node in nodes.items() if not isinstance(node, Conditional)]
         if others or not nodes:
             raise TypeError(
-                f"expected a Conditional (Table, Logistic, ...) for every node; got others for {others}"
+                "expected a Conditional (Table, Logistic, ...) for every node; got others for "
+                f"{others}"
             )
         self.order = topological_order({name: node.parents for name, node in nodes.items()})
         num_states = {name: node.num_states for name, node in nodes.items()}
@@ -264,7 +274,8 @@ def columns_of(
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.shape[1] != len(nodes):
             raise ValueError(
-                f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape {list(x.shape)}"
+                f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape "
+                f"{list(x.shape)}"
             )
         x = dict(zip(nodes, x.unbind(-1), strict=True))
     unknown = [name for name in x if name not in nodes]
@@ -287,7 +298,8 @@ def numbered(name: str, states: Sequence[str], value: Tensor) -> Tensor:
     yes, no = ([state for state in states if state.lower() in words] for words in (YES, NO))
     if not (len(states) == 2 and yes and no):
         raise ValueError(
-            f"variable {name!r} is given True or False, but its states are {list(states)}; give their names or numbers"
+            f"variable {name!r} is given True or False, but its states are {list(states)}; give "
+            "their names or numbers"
         )
     return torch.where(value, states.index(yes[0]), states.index(no[0]))
 
@@ -297,7 +309,8 @@ def check_lengths(columns: Mapping[str, Tensor]) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"the columns have different lengths {lengths}; expected one value of each variable per datum"
+            f"the columns have different lengths {lengths}; expected one value of each variable "
+            "per datum"
         )
 
 
@@ -327,8 +340,9 @@ def check_states(name: str, num_states: int | None, values: Tensor) -> None:
     values = values.double()
     if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= num_states:
         raise ValueError(
-            f"variable {name!r} has values outside its classes 0, ..., {num_states - 1} (min {values.min().item():.6g}, "
-            f"max {values.max().item():.6g}); expected whole numbers in that range"
+            f"variable {name!r} has values outside its classes 0, ..., {num_states - 1} (min "
+            f"{values.min().item():.6g}, max {values.max().item():.6g}); expected whole numbers in "
+            "that range"
         )
 
 

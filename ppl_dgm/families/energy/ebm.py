@@ -17,21 +17,22 @@ BASES = ("normal", "bernoulli")
 class Energy(Program):
     r"""Energy-based model, $p(x) = \mathrm{base}(x)\, e^{-E(x)} / Z$ with $Z = \int \mathrm{base}(x)\, e^{-E(x)}\, dx$.
 
-    The energy is any net; the base measure is a normalised density that the energy tilts, so that Z is finite where E
-    is bounded from below, and chains have where to begin. Its density is unnormalised: fit it with
-    `ContrastiveDivergence`, `PersistentContrastiveDivergence`, `ScoreMatching`, `NoiseContrastive` or (binary data)
-    `PseudoLikelihood`.
+    The energy is any net; the base measure is a normalised density that the energy tilts, so that Z
+    is finite where E is bounded from below, and chains have where to begin. Its density is
+    unnormalised: fit it with `ContrastiveDivergence`, `PersistentContrastiveDivergence`,
+    `ScoreMatching`, `NoiseContrastive` or (binary data) `PseudoLikelihood`.
 
     LeCun et al. (2006), "A tutorial on energy-based learning".
 
     Args:
         net: maps data `[N, *shape]` to energies `[N]`, in nats.
         num_dims: number of dimensions of the data, or their shape, such as `(1, 28, 28)`.
-        base: `"normal"` (standard), `"bernoulli"` (even odds), or a distribution with the data's event shape.
+        base: `"normal"` (standard), `"bernoulli"` (even odds), or a distribution with the data's
+            event shape.
 
     Raises:
-        ValueError: for sizes below one, an unknown base, or one of another event shape; on call, for a net whose output
-            is not `[N]`.
+        ValueError: for sizes below one, an unknown base, or one of another event shape; on call,
+            for a net whose output is not `[N]`.
 
     Example:
         >>> import torch, ppl_dgm
@@ -68,8 +69,9 @@ def check_base(base: Any, shape: tuple[int, ...]) -> None:
         return
     if tuple(base.event_shape) != shape or tuple(base.batch_shape):
         raise ValueError(
-            f"base has batch shape {list(base.batch_shape)} and event shape {list(base.event_shape)}; expected [] and "
-            f"{list(shape)}. Declare event dimensions, base.to_event({len(shape)})"
+            f"base has batch shape {list(base.batch_shape)} and event shape "
+            f"{list(base.event_shape)}; expected [] and {list(shape)}. Declare event dimensions, "
+            f"base.to_event({len(shape)})"
         )
 
 
@@ -106,8 +108,9 @@ class EnergyModel(nn.Module):
         energy = self.net(flat)
         if tuple(energy.shape) != (len(flat),):
             raise ValueError(
-                f"the energy net returned shape {list(energy.shape)} for {len(flat)} data; expected one energy each, "
-                f"[{len(flat)}]. Sum over what is left, or drop it: net(x).squeeze(-1)"
+                f"the energy net returned shape {list(energy.shape)} for {len(flat)} data; "
+                f"expected one energy each, [{len(flat)}]. Sum over what is left, or drop it: "
+                "net(x).squeeze(-1)"
             )
         return energy.reshape(batch)
 

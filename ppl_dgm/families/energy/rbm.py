@@ -18,14 +18,16 @@ from ppl_dgm.validation import check_sizes
 class RBM(Program):
     r"""Restricted Boltzmann machine, $p(v) \propto \sum_h e^{-E(v, h)} = e^{-F(v)}$.
 
-    $-E(v, h) = b^\top v + v^\top W h + c^\top h$ with binary hidden units h, which are summed out in the free energy
-    $F(v) = -b^\top v - \sum_j \log(1 + e^{c_j + (v^\top W)_j})$. Real visible units have
-    $-E(v, h) = -\sum_i (v_i - b_i)^2 / 2 \sigma_i^2 + (v / \sigma)^\top W h + c^\top h$. As a program it is a base measure, the
-    data site, times a factor, so that its density is unnormalised: fit it with `ContrastiveDivergence`,
-    `PersistentContrastiveDivergence`, `PseudoLikelihood` (binary) or `ScoreMatching` (real).
+    $-E(v, h) = b^\top v + v^\top W h + c^\top h$ with binary hidden units h, which are summed out
+    in the free energy $F(v) = -b^\top v - \sum_j \log(1 + e^{c_j + (v^\top W)_j})$. Real visible
+    units have $-E(v, h) = -\sum_i (v_i - b_i)^2 / 2 \sigma_i^2 + (v / \sigma)^\top W h + c^\top h$.
+    As a program it is a base measure, the data site, times a factor, so that its density is
+    unnormalised: fit it with `ContrastiveDivergence`, `PersistentContrastiveDivergence`,
+    `PseudoLikelihood` (binary) or `ScoreMatching` (real).
 
-    Smolensky (1986); Hinton (2002), "Training products of experts by minimizing contrastive divergence"; the path of
-    densities from base rates is that of Salakhutdinov and Murray (2008), eq. 14.
+    Smolensky (1986); Hinton (2002), "Training products of experts by minimizing contrastive
+    divergence"; the path of densities from base rates is that of Salakhutdinov and Murray (2008),
+    eq. 14.
 
     Args:
         num_visible: number D of dimensions of the data.
@@ -88,7 +90,8 @@ class RBM(Program):
         Args:
             num_samples: number of chains.
             num_steps: sweeps over hidden and visible units.
-            start: where the chains begin, `[num_samples, D]`; by default, draws of the base measure.
+            start: where the chains begin, `[num_samples, D]`; by default, draws of the base
+                measure.
 
         Returns:
             `[num_samples, D]`.
@@ -133,7 +136,8 @@ class RBMModel(nn.Module, Ladder):
             pyro.factor("energy", -self.free_energy(v) - base.log_prob(v))
         return v
 
-    # ---- the ladder ----------------------------------------------------------------------------------------------
+    # ---- the ladder
+    # ----------------------------------------------------------------------------------------------
 
     def draw(self, num_draws: int) -> Tensor:
         return self.units.base().sample((num_draws,))

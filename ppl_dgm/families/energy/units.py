@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Units(nn.Module, ABC):
     r"""Visible units: a term of the energy, what hidden units see of them, and a base measure.
 
-    $-E(v, h) = u(v) + s(v)^\top W h + c^\top h$; `score` is u, `signal` s. To add a kind, implement the methods below.
-    All are over data `[..., D]`.
+    $-E(v, h) = u(v) + s(v)^\top W h + c^\top h$; `score` is u, `signal` s. To add a kind, implement
+    the methods below. All are over data `[..., D]`.
     """
 
     @abstractmethod
@@ -78,8 +78,9 @@ class BinaryUnits(Units):
 class GaussianUnits(Units):
     r"""Real units: $u(v) = -\sum_i (v_i - b_i)^2 / 2\sigma_i^2$, $s(v) = v / \sigma$; normals are the base measure.
 
-    Given hidden units each is normal with mean $b + \sigma W h$ and standard deviation $\sigma$, a parameter. Hinton and
-    Salakhutdinov (2006), "Reducing the dimensionality of data with neural networks".
+    Given hidden units each is normal with mean $b + \sigma W h$ and standard deviation $\sigma$, a
+    parameter. Hinton and Salakhutdinov (2006), "Reducing the dimensionality of data with neural
+    networks".
     """
 
     base_loc: Tensor

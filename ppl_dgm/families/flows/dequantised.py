@@ -1,8 +1,8 @@
 r"""Dequantisation: flows on whole numbers, scored by lower bounds of a discrete likelihood.
 
-A density of real numbers has no upper limit at whole ones: a flow fitted to levels as they are piles
-up on them and its log density says nothing. The probability of a level is the integral of the density
-over its cell,
+A density of real numbers has no upper limit at whole ones: a flow fitted to levels as they are
+piles up on them and its log density says nothing. The probability of a level is the integral of the
+density over its cell,
 
 $$P(x) = \int_{[0, 1)^D} p(x + u)\, du = E_{q(u \mid x)} \frac{p(x + u)}{q(u \mid x)},$$
 
@@ -45,12 +45,11 @@ class Dequantised(Program):
 
     $\log P(x) \ge E_q[\log p(x + u) - \log q(u \mid x)]$, uniform q by default, or learned:
     variational dequantisation (Ho et al. 2019, Flow++, section 3.1). The flow is fitted by `ELBO()`
-    or, with K draws of the noise, `IWELBO(K)` (Hoogeboom, Cohen and Tomczak 2020);
-    `evidence.ELBO` and `evidence.IWELBO` give lower bounds of log P(x), in nats, `ImportanceSampling`
-    estimates it.
+    or, with K draws of the noise, `IWELBO(K)` (Hoogeboom, Cohen and Tomczak 2020); `evidence.ELBO`
+    and `evidence.IWELBO` give lower bounds of log P(x), in nats, `ImportanceSampling` estimates it.
 
-    Draws are whole numbers; where the flow has mass below 0 and above levels, draws lie there too. A
-    flow that ends with `SigmoidTransform()` and `AffineTransform(0.0, levels)` has none.
+    Draws are whole numbers; where the flow has mass below 0 and above levels, draws lie there too.
+    A flow that ends with `SigmoidTransform()` and `AffineTransform(0.0, levels)` has none.
 
     Args:
         flow: the density p of real vectors. It starts from the first data.

@@ -14,10 +14,10 @@ from ppl_dgm.program import Program
 class Generator(Program):
     r"""The generator of a GAN, $z \sim p(z)$, $x = g(z)$ (Goodfellow et al. 2014).
 
-    Its density is `"implicit"`: objectives such as `GAN` and `FGAN` fit it, likelihoods and evidence
-    do not apply. With a `noise` $\sigma$ it is $x \mid z \sim N(g(z), \sigma^2)$, a latent-variable
-    program like any other, whose evidence estimators find (Wu et al. 2017). `with_noise` makes that of
-    a fitted generator.
+    Its density is `"implicit"`: objectives such as `GAN` and `FGAN` fit it, likelihoods and
+    evidence do not apply. With a `noise` $\sigma$ it is $x \mid z \sim N(g(z), \sigma^2)$, a
+    latent-variable program like any other, whose evidence estimators find (Wu et al. 2017).
+    `with_noise` makes that of a fitted generator.
 
     Args:
         net: maps `[..., L]` to `[..., D]`.

@@ -19,9 +19,9 @@ from ppl_dgm.program import Program
 class HierarchicalVAE(Program):
     r"""VAE with layers of latents z1 (nearest to the data) to zL, each a diagonal normal given the one above.
 
-    $z_L \sim N(0, I)$, $z_l \sim N(\mu_l(z_{l+1}), \sigma_l^2(z_{l+1}))$, $x \sim p(x \mid z_1)$ (Burda et al. 2016, section
-    5: two layers). The guide goes bottom-up, $q(z_1 \mid x) \prod_l q(z_{l+1} \mid z_l)$, or top-down,
-    $q(z_L \mid x) \prod_l q(z_l \mid x, z_{l+1})$.
+    $z_L \sim N(0, I)$, $z_l \sim N(\mu_l(z_{l+1}), \sigma_l^2(z_{l+1}))$, $x \sim p(x \mid z_1)$
+    (Burda et al. 2016, section 5: two layers). The guide goes bottom-up, $q(z_1 \mid x) \prod_l
+    q(z_{l+1} \mid z_l)$, or top-down, $q(z_L \mid x) \prod_l q(z_l \mid x, z_{l+1})$.
 
     Args:
         num_dims: number D of dimensions.
@@ -53,7 +53,8 @@ class HierarchicalVAE(Program):
     ) -> None:
         if len(num_latents) != len(hidden) or not num_latents:
             raise ValueError(
-                f"expected hidden layers for each of {len(num_latents)} layers of latents, got {len(hidden)}"
+                f"expected hidden layers for each of {len(num_latents)} layers of latents, got "
+                f"{len(hidden)}"
             )
         likelihood = named_likelihood(likelihood)
         decoder = MLP(num_latents[0], hidden[0], num_dims * likelihood.num_params, activation)

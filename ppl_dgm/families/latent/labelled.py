@@ -21,8 +21,8 @@ from ppl_dgm.program import Program
 class ConditionalVAE(Program):
     r"""VAE of data given a label, $p(x \mid y) = \int p(x \mid y, z) p(z) dz$ (Sohn, Lee and Yan 2015).
 
-    Data are `(x, y)`: `[N, D]` and labels `[N]`; the evidence is log p(x | y). `sample(n, y=labels)` draws
-    `[n, len(labels), D]`, or `[n, D]` for one label.
+    Data are `(x, y)`: `[N, D]` and labels `[N]`; the evidence is log p(x | y). `sample(n,
+    y=labels)` draws `[n, len(labels), D]`, or `[n, D]` for one label.
 
     Args:
         num_dims: number D of dimensions.
@@ -63,18 +63,21 @@ class SemiSupervisedVAE(Program):
     $y \sim \mathrm{Uniform}\{0, \dots, C - 1\}$, $z \sim N(0, I)$, $x \sim p(x \mid y, z)$; guide
     $q(y \mid x)\, q(z \mid x, y)$.
 
-    Data are `(x, y)` with y = -1 where there is no label, or x alone. The evidence of a labelled datum is
-    log p(x, y), of another log p(x). `sample(n, y=labels)` draws `[n, len(labels), D]`, or `[n, D]` for one label.
+    Data are `(x, y)` with y = -1 where there is no label, or x alone. The evidence of a labelled
+    datum is log p(x, y), of another log p(x). `sample(n, y=labels)` draws `[n, len(labels), D]`, or
+    `[n, D]` for one label.
 
-    The guide's class is marked for enumeration, so that `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums over it
-    exactly; other objectives draw it. In training mode the objective has the extra term `classifier_weight` log q(y | x)
-    of labelled data (their equation 9), in evaluation mode not.
+    The guide's class is marked for enumeration, so that
+    `pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)` sums over it exactly; other objectives draw it.
+    In training mode the objective has the extra term `classifier_weight` log q(y | x) of labelled
+    data (their equation 9), in evaluation mode not.
 
     Args:
         num_dims: number D of dimensions.
         num_latents: size L of the latent vector.
         num_classes: number C of classes.
-        hidden: sizes of the decoder's hidden layers, and reversed, of the encoder's and the classifier's.
+        hidden: sizes of the decoder's hidden layers, and reversed, of the encoder's and the
+            classifier's.
         likelihood: a `Likelihood`, `"bernoulli"` or `"gaussian"`.
         classifier_weight: alpha, in nats for each labelled datum.
         activation: makes the activation.
@@ -151,12 +154,13 @@ def check_labels(y: Tensor, least: int, num_classes: int) -> None:
         return
     if y.dim() != 1:
         raise ValueError(
-            f"the labels have shape {list(y.shape)}; expected the number of a class for each datum, [N]"
+            f"the labels have shape {list(y.shape)}; expected the number of a class for each "
+            "datum, [N]"
         )
     if bool(((y < least) | (y >= num_classes) | (y != y.long())).any()):
         raise ValueError(
-            f"the labels go from {y.min().item()} to {y.max().item()}; expected whole numbers in {least}, ..., "
-            f"{num_classes - 1}"
+            f"the labels go from {y.min().item()} to {y.max().item()}; expected whole numbers in "
+            f"{least}, ..., {num_classes - 1}"
         )
 
 
@@ -171,7 +175,8 @@ class ConditionalModel(nn.Module):
         """Score data `[data, D]` with labels `[data]`, or draw data of the labels."""
         if y is None:
             raise ValueError(
-                "the labels are missing; a ConditionalVAE is called with (x, y) and sampled with y=labels"
+                "the labels are missing; a ConditionalVAE is called with (x, y) and sampled with "
+                "y=labels"
             )
         check_labels(y, 0, self.num_classes)
         with pyro.plate("data", len(y), dim=-1):

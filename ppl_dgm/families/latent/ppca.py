@@ -15,9 +15,9 @@ from ppl_dgm.validation import ROUNDING, warn_of_rounding
 class PPCA(Program):
     r"""Probabilistic principal component analysis (Tipping and Bishop 1999).
 
-    $z \sim N(0, I)$, $x \mid z \sim N(W z + \mu, \sigma^2 I)$; so $x \sim N(\mu, W W^T + \sigma^2 I)$ and the posterior
-    $z \mid x \sim N(M^{-1} W^T (x - \mu), \sigma^2 M^{-1})$ with $M = W^T W + \sigma^2 I$ (their equations 4 and 7) is
-    the guide.
+    $z \sim N(0, I)$, $x \mid z \sim N(W z + \mu, \sigma^2 I)$; so $x \sim N(\mu, W W^T + \sigma^2
+    I)$ and the posterior $z \mid x \sim N(M^{-1} W^T (x - \mu), \sigma^2 M^{-1})$ with $M = W^T W +
+    \sigma^2 I$ (their equations 4 and 7) is the guide.
 
     Args:
         num_dims: number D of observed dimensions.
@@ -38,7 +38,8 @@ class PPCA(Program):
     def __init__(self, num_dims: int, num_latents: int) -> None:
         if not 1 <= num_latents < num_dims:
             raise ValueError(
-                f"num_latents is {num_latents}; expected at least 1 and less than num_dims = {num_dims}"
+                f"num_latents is {num_latents}; expected at least 1 and less than num_dims = "
+                f"{num_dims}"
             )
         model = LinearGaussianModel(num_dims, num_latents)
         super().__init__(model, LinearGaussianPosterior(model))
@@ -51,12 +52,13 @@ class PPCA(Program):
         r"""Maximise the likelihood of data `[N, D]` in closed form; returns itself.
 
         $\mu = \bar x$, $\sigma^2$ the mean of the D - L smallest eigenvalues of the covariance, and
-        $W = U_L (\Lambda_L - \sigma^2 I)^{1/2}$ (Tipping and Bishop 1999, equations 14 and 15, with R = I). All is computed
-        in float64; data in float64 raise the parameters to it, which otherwise keep their dtype, with a warning where it
-        costs likelihood.
+        $W = U_L (\Lambda_L - \sigma^2 I)^{1/2}$ (Tipping and Bishop 1999, equations 14 and 15, with
+        R = I). All is computed in float64; data in float64 raise the parameters to it, which
+        otherwise keep their dtype, with a warning where it costs likelihood.
 
         Raises:
-            ValueError: for data of another shape, fewer than two, or without noise outside the L directions.
+            ValueError: for data of another shape, fewer than two, or without noise outside the L
+                directions.
         """
         model: Any = self.model.fn
         num_dims, num_latents = model.weight.shape
@@ -71,8 +73,9 @@ class PPCA(Program):
         rounding = ROUNDING * num_dims * values[-1] + (ROUNDING * loc).square().sum()
         if not variance > rounding:
             raise ValueError(
-                f"the data have no variance outside {num_latents} directions, so that the likelihood has no maximum; "
-                "use fewer latents, or leave out constant and repeated columns"
+                f"the data have no variance outside {num_latents} directions, so that the "
+                "likelihood has no maximum; use fewer latents, or leave out constant and repeated "
+                "columns"
             )
         signal = (values[-num_latents:] - variance).clamp_min(0).sqrt()
         kept = torch.cat([values[-num_latents:], variance.expand(num_dims - num_latents)])

@@ -16,12 +16,13 @@ from ppl_dgm.program import Program
 class VAE(Program):
     r"""Variational autoencoder (Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014).
 
-    $z \sim p(z)$, $x_d \mid z \sim p(x_d \mid \mathrm{decoder}(z)_d)$, guide $q(z \mid x)$ with parameters
-    $\mathrm{encoder}(x)$. Each part may be replaced; none of them knows the others or the objective.
+    $z \sim p(z)$, $x_d \mid z \sim p(x_d \mid \mathrm{decoder}(z)_d)$, guide $q(z \mid x)$ with
+    parameters $\mathrm{encoder}(x)$. Each part may be replaced; none of them knows the others or
+    the objective.
 
-    Data with missing entries are `(x, observed)`: a boolean mask `[N, D]`, the missing entries of x any value inside the
-    support. They are integrated out exactly, $\log p(x_{obs})$, and set to zero for the encoder (Mattei and Frellsen
-    2019; Nazabal et al. 2020).
+    Data with missing entries are `(x, observed)`: a boolean mask `[N, D]`, the missing entries of x
+    any value inside the support. They are integrated out exactly, $\log p(x_{obs})$, and set to
+    zero for the encoder (Mattei and Frellsen 2019; Nazabal et al. 2020).
 
     Args:
         num_dims: number D of dimensions.
@@ -29,16 +30,17 @@ class VAE(Program):
         hidden: sizes of the decoder's hidden layers, and reversed, of the encoder's.
         likelihood: a `Likelihood`, `"bernoulli"` or `"gaussian"`.
         prior: a `LatentPrior` of size L; standard normal by default.
-        guide: a `Posterior` of size L, whose parameters the encoder gives (a diagonal normal by default), or a whole
-            guide: a module called with the data that samples `"z"`.
+        guide: a `Posterior` of size L, whose parameters the encoder gives (a diagonal normal by
+            default), or a whole guide: a module called with the data that samples `"z"`.
         activation: makes the activation of the default nets.
         encoder: maps `[..., D]` to `[..., guide.num_params]`; an `MLP` by default.
-        decoder: maps `[..., L]` to `[..., D * likelihood.num_params]` or `[..., D, likelihood.num_params]`; an `MLP` by
-            default.
+        decoder: maps `[..., L]` to `[..., D * likelihood.num_params]` or `[..., D,
+            likelihood.num_params]`; an `MLP` by default.
 
     Raises:
-        ValueError: sizes below one, an unknown likelihood, a prior or guide of another size, an encoder beside a whole
-            guide; when run, a decoder whose outputs are not sorted by dimension.
+        ValueError: sizes below one, an unknown likelihood, a prior or guide of another size, an
+            encoder beside a whole guide; when run, a decoder whose outputs are not sorted by
+            dimension.
 
     Example:
         >>> import torch
@@ -66,7 +68,8 @@ class VAE(Program):
         for name, part in (("prior", prior), ("guide", guide)):
             if getattr(part, "num_latents", num_latents) != num_latents:
                 raise ValueError(
-                    f"the {name} has {part.num_latents} latents; expected num_latents = {num_latents}"
+                    f"the {name} has {part.num_latents} latents; expected num_latents = "
+                    f"{num_latents}"
                 )
         decoder = decoder or MLP(num_latents, hidden, num_dims * likelihood.num_params, activation)
         if isinstance(guide, Posterior):
@@ -113,8 +116,9 @@ class LatentVectorModel(nn.Module):
         given = tuple(params.shape[z.dim() - 1 :])
         if sizes[1] > 1 and given not in (sizes, (sizes[0] * sizes[1],)):
             raise ValueError(
-                f"the decoder gives {list(given)} numbers for each latent vector; expected {list(sizes)}, the parameters of "
-                f"each of {sizes[0]} dimensions last, or [{sizes[0] * sizes[1]}], these flattened"
+                f"the decoder gives {list(given)} numbers for each latent vector; expected "
+                f"{list(sizes)}, the parameters of each of {sizes[0]} dimensions last, or "
+                f"[{sizes[0] * sizes[1]}], these flattened"
             )
         return self.likelihood(params.reshape(*z.shape[:-1], *sizes))
 

@@ -18,13 +18,14 @@ from ppl_dgm.program import Program
 class VQVAE(Program):
     r"""Vector-quantised VAE (van den Oord, Vinyals and Kavukcuoglu 2017) with a MADE over its codes.
 
-    Codes $k = (k_1, \dots, k_M) \sim \mathrm{MADE}$, $x \sim p(x \mid \mathrm{decoder}(c_{k_1}, \dots, c_{k_M}))$ with c the
-    codebook. In training mode the guide takes the vector nearest to each of the encoder's M outputs e, the gradient
-    passes straight through to e, and the objective has the terms $-\beta \|e - \mathrm{sg}(c_k)\|^2$ and, unless the
-    codebook follows the moving averages of e (their appendix A.1), $-\|\mathrm{sg}(e) - c_k\|^2$.
+    Codes $k = (k_1, \dots, k_M) \sim \mathrm{MADE}$, $x \sim p(x \mid \mathrm{decoder}(c_{k_1},
+    \dots, c_{k_M}))$ with c the codebook. In training mode the guide takes the vector nearest to
+    each of the encoder's M outputs e, the gradient passes straight through to e, and the objective
+    has the terms $-\beta \|e - \mathrm{sg}(c_k)\|^2$ and, unless the codebook follows the moving
+    averages of e (their appendix A.1), $-\|\mathrm{sg}(e) - c_k\|^2$.
 
-    In evaluation mode the guide is $q(k_m \mid x) \propto \exp(-\|e_m - c_{k_m}\|^2 / \tau)$, which covers all codes, so
-    that importance sampling estimates log p(x) itself.
+    In evaluation mode the guide is $q(k_m \mid x) \propto \exp(-\|e_m - c_{k_m}\|^2 / \tau)$, which
+    covers all codes, so that importance sampling estimates log p(x) itself.
 
     Args:
         num_dims: number D of dimensions.
@@ -40,7 +41,8 @@ class VQVAE(Program):
         activation: makes the activation.
 
     Raises:
-        ValueError: sizes below one, a codebook of fewer than two vectors, a decay or temperature out of range.
+        ValueError: sizes below one, a codebook of fewer than two vectors, a decay or temperature
+            out of range.
 
     Example:
         >>> vqvae = VQVAE(6, num_codes=2, codebook_size=4, code_dim=3, hidden=[8])
@@ -97,7 +99,8 @@ class VQVAE(Program):
         outputs = guide.encoder(x).flatten(0, -2)
         if len(outputs) < len(codebook.vectors):
             raise ValueError(
-                f"there are {len(outputs)} codes for a codebook of {len(codebook.vectors)}; give it more data"
+                f"there are {len(outputs)} codes for a codebook of {len(codebook.vectors)}; give "
+                "it more data"
             )
         from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
 

@@ -27,7 +27,8 @@ class NormalInverseWishart:
     Args:
         loc: m, a number for all dimensions or D of them.
         kappa: the number of data that the prior of the mean is worth.
-        df: nu, above D - 1; D + 2 by default, where $\Psi$ is the mean of $\Sigma$, which is $\Psi / (\nu - D - 1)$.
+        df: nu, above D - 1; D + 2 by default, where $\Psi$ is the mean of $\Sigma$, which is $\Psi
+            / (\nu - D - 1)$.
         scale: Psi, a number that multiplies the identity, or a positive definite matrix `[D, D]`.
 
     Example:
@@ -53,16 +54,18 @@ class NormalInverseWishart:
         scale = scale * torch.eye(num_dims).to(scale) if scale.dim() == 0 else scale
         if self.kappa <= 0 or df <= num_dims - 1:
             raise ValueError(
-                f"kappa is {self.kappa} and df {df}; expected above 0 and above D - 1 = {num_dims - 1}"
+                f"kappa is {self.kappa} and df {df}; expected above 0 and above D - 1 = "
+                f"{num_dims - 1}"
             )
         if loc.shape not in ((), (num_dims,)) or scale.shape != (num_dims, num_dims):
             raise ValueError(
-                f"loc is {list(loc.shape)} and scale {list(scale.shape)}; expected numbers, or [{num_dims}] and "
-                f"[{num_dims}, {num_dims}]"
+                f"loc is {list(loc.shape)} and scale {list(scale.shape)}; expected numbers, or "
+                f"[{num_dims}] and [{num_dims}, {num_dims}]"
             )
         if bool(is_singular(scale)) or not torch.allclose(scale, scale.T):
             raise ValueError(
-                "scale is not positive definite; expected a symmetric matrix with positive eigenvalues"
+                "scale is not positive definite; expected a symmetric matrix with positive "
+                "eigenvalues"
             )
         return loc.expand(num_dims), self.kappa, df, torch.linalg.cholesky(scale).to(loc)
 
@@ -70,18 +73,21 @@ class NormalInverseWishart:
 class BayesianMixture(Program):
     r"""Mixture of K Gaussians whose weights, means and covariances are latent; the components z are summed out.
 
-    $\pi \sim \mathrm{Dirichlet}(\alpha)$. The components' parameters are independent of one another; with `"diagonal"` and
-    `"full"` covariances $\mu_{kd} \sim N(m, s^2)$, $\log \sigma_{kd} \sim N(u, v^2)$, and for the latter a correlation
-    matrix $\sim \mathrm{LKJ}(\eta)$ (Lewandowski et al. 2009); or means and covariances have a `NormalInverseWishart` prior.
+    $\pi \sim \mathrm{Dirichlet}(\alpha)$. The components' parameters are independent of one
+    another; with `"diagonal"` and `"full"` covariances $\mu_{kd} \sim N(m, s^2)$, $\log \sigma_{kd}
+    \sim N(u, v^2)$, and for the latter a correlation matrix $\sim \mathrm{LKJ}(\eta)$ (Lewandowski
+    et al. 2009); or means and covariances have a `NormalInverseWishart` prior.
 
-    The components are numbered by their means in the first dimension (`OrderStatistics`): the K! relabelled copies of
-    every mode are one, and since the likelihood does not depend on the labels, the evidence is that of the
-    unordered model. An estimator that sees one mode therefore has the whole evidence, without adding log K!.
+    The components are numbered by their means in the first dimension (`OrderStatistics`): the K!
+    relabelled copies of every mode are one, and since the likelihood does not depend on the labels,
+    the evidence is that of the unordered model. An estimator that sees one mode therefore has the
+    whole evidence, without adding log K!.
 
     Args:
         num_dims: number D of dimensions.
         num_components: number K of components.
-        covariance: `"diagonal"`, `"full"`, or a `NormalInverseWishart` prior of means and full covariances.
+        covariance: `"diagonal"`, `"full"`, or a `NormalInverseWishart` prior of means and full
+            covariances.
         concentration: alpha.
         loc_prior: (m, s), for `"diagonal"` and `"full"`.
         log_scale_prior: (u, v), likewise.
@@ -89,8 +95,8 @@ class BayesianMixture(Program):
         guide: an approximate posterior of all latents but z; Pyro's `AutoNormal` by default.
 
     Raises:
-        ValueError: sizes below one, another covariance, prior scales that are not positive, or arguments of one prior
-            given with another.
+        ValueError: sizes below one, another covariance, prior scales that are not positive, or
+            arguments of one prior given with another.
 
     Example:
         >>> program = BayesianMixture(2, 3)
@@ -114,11 +120,13 @@ class BayesianMixture(Program):
     ) -> None:
         if num_dims < 1 or num_components < 1:
             raise ValueError(
-                f"expected num_dims and num_components of at least 1, got {num_dims} and {num_components}"
+                f"expected num_dims and num_components of at least 1, got {num_dims} and "
+                f"{num_components}"
             )
         if min(concentration, loc_prior[1], log_scale_prior[1], correlation) <= 0:
             raise ValueError(
-                "expected positive concentration, correlation and second entries of loc_prior, log_scale_prior"
+                "expected positive concentration, correlation and second entries of loc_prior, "
+                "log_scale_prior"
             )
         sizes = (num_dims, num_components, concentration)
         if isinstance(covariance, NormalInverseWishart):
@@ -128,8 +136,8 @@ class BayesianMixture(Program):
                 CORRELATION,
             ):
                 raise ValueError(
-                    "loc_prior, log_scale_prior and correlation belong to 'diagonal' and 'full' covariances; give "
-                    "NormalInverseWishart its own loc, kappa, df and scale"
+                    "loc_prior, log_scale_prior and correlation belong to 'diagonal' and 'full' "
+                    "covariances; give NormalInverseWishart its own loc, kappa, df and scale"
                 )
             model: BayesianMixtureModel = ConjugateModel(*sizes, covariance)
         elif covariance in ("diagonal", "full"):
@@ -137,7 +145,8 @@ class BayesianMixture(Program):
             model = ScalesModel(*sizes, loc_prior, log_scale_prior, eta)
         else:
             raise ValueError(
-                f"covariance is {covariance!r}; expected 'diagonal' or 'full', or a NormalInverseWishart prior"
+                f"covariance is {covariance!r}; expected 'diagonal' or 'full', or a "
+                "NormalInverseWishart prior"
             )
         super().__init__(model, guide or AutoNormal(pyro.poutine.block(model, hide=["z"])))
 
@@ -232,11 +241,12 @@ class ScalesModel(BayesianMixtureModel):
 class ConjugateModel(BayesianMixtureModel):
     r"""Means and covariances of the normal-inverse-Wishart law, drawn in an order that lets components be numbered.
 
-    Bartlett's decomposition: $\Sigma = L L^\top$, $L = T M^{-1}$, where $\Psi = T T^\top$ and M is lower triangular with
-    independent $M_{ii}^2 \sim \chi^2_{\nu - D + i}$ and $M_{ij} \sim N(0, 1)$ below. The first mean depends on $\Sigma$ by
-    $M_{11}$ alone. Without it, $\mu_1 \sim t_{\nu - D + 1}(m_1, \Psi_{11} / (\kappa (\nu - D + 1)))$, independent of other
-    components' and therefore to be ordered; given it, $M_{11}^2 \sim \mathrm{Gamma}((\nu - D + 2) / 2,
-    (1 + \kappa (\mu_1 - m_1)^2 / \Psi_{11}) / 2)$, and the other means are normal given $\mu_1$ and $\Sigma$.
+    Bartlett's decomposition: $\Sigma = L L^\top$, $L = T M^{-1}$, where $\Psi = T T^\top$ and M is
+    lower triangular with independent $M_{ii}^2 \sim \chi^2_{\nu - D + i}$ and $M_{ij} \sim N(0, 1)$
+    below. The first mean depends on $\Sigma$ by $M_{11}$ alone. Without it, $\mu_1 \sim t_{\nu - D
+    + 1}(m_1, \Psi_{11} / (\kappa (\nu - D + 1)))$, independent of other components' and therefore
+    to be ordered; given it, $M_{11}^2 \sim \mathrm{Gamma}((\nu - D + 2) / 2, (1 + \kappa (\mu_1 -
+    m_1)^2 / \Psi_{11}) / 2)$, and the other means are normal given $\mu_1$ and $\Sigma$.
     """
 
     loc: Tensor

@@ -20,7 +20,8 @@ class Mixture(Program):
     Args:
         num_dims: number D of dimensions.
         num_components: number K of components.
-        components: `"bernoulli"`, `"diagonal"`, `"full"` or `"tied"` (Gaussians), or `Components` of one's own.
+        components: `"bernoulli"`, `"diagonal"`, `"full"` or `"tied"` (Gaussians), or `Components`
+            of one's own.
 
     Raises:
         ValueError: sizes below one, or unknown components.
@@ -75,25 +76,27 @@ class Mixture(Program):
     ) -> "EMFit":
         r"""Fit by expectation maximisation, in place (Dempster, Laird and Rubin 1977).
 
-        E: $r_{nk} = p(z_n = k \mid x_n)$; M: each component's weighted maximum likelihood, $\pi_k = \sum_n r_{nk} / N$.
-        No step lowers the likelihood (with a regularisation of 0). All is computed in float64; data in float64 raise the
-        parameters to it, which otherwise keep their dtype, with a warning where it costs likelihood.
+        E: $r_{nk} = p(z_n = k \mid x_n)$; M: each component's weighted maximum likelihood, $\pi_k =
+        \sum_n r_{nk} / N$. No step lowers the likelihood (with a regularisation of 0). All is
+        computed in float64; data in float64 raise the parameters to it, which otherwise keep their
+        dtype, with a warning where it costs likelihood.
 
         Args:
             x: data `[N, D]`.
             num_steps: at most so many.
             tolerance: stops when the mean log-likelihood rises by less, in nats per datum.
-            regularisation: added to variances (1e-6 by default); for Bernoullis, the pseudo-count of each of 0 and 1
-                (0.5 by default).
+            regularisation: added to variances (1e-6 by default); for Bernoullis, the pseudo-count
+                of each of 0 and 1 (0.5 by default).
             seed: of the k-means start; None starts from the parameters as they are.
 
         Raises:
-            ValueError: for data of another shape or fewer than components, no steps, a negative regularisation, or
-                covariances that it leaves singular.
+            ValueError: for data of another shape or fewer than components, no steps, a negative
+                regularisation, or covariances that it leaves singular.
         """
         if num_steps < 1 or (regularisation is not None and regularisation < 0):
             raise ValueError(
-                f"num_steps is {num_steps} and regularisation {regularisation}; expected at least 1 and 0 (or None)"
+                f"num_steps is {num_steps} and regularisation {regularisation}; expected at least "
+                "1 and 0 (or None)"
             )
         x, parts = self._raised(x)
         if seed is not None:

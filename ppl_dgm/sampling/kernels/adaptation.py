@@ -10,8 +10,9 @@ class DualAveraging(NamedTuple):
     r"""Step-size adaptation at a fixed density, one step size for each entry of any batch.
 
     $\log \epsilon_{t+1} = \mu - \frac{\sqrt t}{\gamma} \bar H_t$ with $\bar H$ the running mean of
-    (target - acceptance); the average $\bar\epsilon$ is used when adaptation has ended. Hoffman and Gelman (2014), "The
-    No-U-Turn sampler", equation 6, with their $\gamma = 0.05$, $t_0 = 10$, $\kappa = 0.75$.
+    (target - acceptance); the average $\bar\epsilon$ is used when adaptation has ended. Hoffman and
+    Gelman (2014), "The No-U-Turn sampler", equation 6, with their $\gamma = 0.05$, $t_0 = 10$,
+    $\kappa = 0.75$.
 
     Example:
         >>> import torch
@@ -61,8 +62,9 @@ def nudge_step_size(
 ) -> Tensor:
     r"""Step sizes for the next temperature: $\log \epsilon \leftarrow \log \epsilon + g (a - a^*)$.
 
-    A constant gain follows a density that changes from move to move, as Wu et al. (2017), "On the quantitative analysis
-    of decoder-based generative models", adapt along the temperatures to an acceptance of 0.65.
+    A constant gain follows a density that changes from move to move, as Wu et al. (2017), "On the
+    quantitative analysis of decoder-based generative models", adapt along the temperatures to an
+    acceptance of 0.65.
 
     Example:
         >>> import torch
@@ -75,8 +77,8 @@ def nudge_step_size(
 def weighted_scale(point: Tensor, log_weights: Tensor, previous: Tensor) -> Tensor:
     """Standard deviations of coordinates over the first dimension, for a diagonal mass.
 
-    Their logarithms are drawn towards those of `previous` with the weight of 5 draws: few effective draws must not make
-    them collapse.
+    Their logarithms are drawn towards those of `previous` with the weight of 5 draws: few effective
+    draws must not make them collapse.
 
     Args:
         point: `[particles, *batch, dim]`.

@@ -13,9 +13,10 @@ from ppl_dgm.compile import repeat
 class BitFlips:
     r"""Draws each bit of each chain from its full conditional, one bit after the other in a random order.
 
-    $x_i \leftarrow 1 - x_i$ with probability $\sigma(\log f(x^{(i)}) - \log f(x))$, where $x^{(i)}$ has bit i flipped. Each
-    chain has an order of its own, backwards as likely as forwards, so that a sweep is reversible. It costs an evaluation of
-    the density for each bit. Geman and Geman (1984).
+    $x_i \leftarrow 1 - x_i$ with probability $\sigma(\log f(x^{(i)}) - \log f(x))$, where $x^{(i)}$
+    has bit i flipped. Each chain has an order of its own, backwards as likely as forwards, so that
+    a sweep is reversible. It costs an evaluation of the density for each bit. Geman and Geman
+    (1984).
 
     Args:
         log_density: of data `[n, *event]` in {0, 1}: `[n]` in nats.

@@ -14,16 +14,17 @@ from ppl_dgm.program.bound_program import Values
 class Gibbs:
     r"""Draws each entry of a program's discrete latents from its full conditional, given everything else.
 
-    $z_j \sim p(z_j \mid z_{-j}, x) \propto p(x, z)$, by evaluating the joint density at every value of $z_j$. Entries
-    are visited in order; where each datum has latents of its own, those of all data are drawn at once, and chains
-    always are. Geman and Geman (1984). It is a transition for discrete draws alone: annealing works on continuous
-    latents with the discrete ones summed out.
+    $z_j \sim p(z_j \mid z_{-j}, x) \propto p(x, z)$, by evaluating the joint density at every value
+    of $z_j$. Entries are visited in order; where each datum has latents of its own, those of all
+    data are drawn at once, and chains always are. Geman and Geman (1984). It is a transition for
+    discrete draws alone: annealing works on continuous latents with the discrete ones summed out.
 
     Args:
         bound: the program with its data.
 
     Raises:
-        ValueError: if the program has no discrete latents that are drawn, or one with infinitely many values.
+        ValueError: if the program has no discrete latents that are drawn, or one with infinitely
+            many values.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -42,7 +43,8 @@ class Gibbs:
     def __post_init__(self) -> None:
         if not self.latents:
             raise ValueError(
-                "the program draws no discrete latents; use HMC, MALA or RandomWalk for continuous ones"
+                "the program draws no discrete latents; use HMC, MALA or RandomWalk for "
+                "continuous ones"
             )
         for latent in self.latents:
             values_of(latent, torch.zeros(()))
@@ -98,7 +100,8 @@ def values_of(latent: Latent, like: Tensor) -> Tensor:
     bounds = [torch.as_tensor(bound).unique() for bound in (lower, upper) if bound is not None]
     if [len(bound) for bound in bounds] != [1, 1]:
         raise ValueError(
-            f"latent {latent.name!r} with support {support} cannot be enumerated; expected finitely many integers, as "
-            "many for every entry, as of Bernoulli, Categorical or Binomial"
+            f"latent {latent.name!r} with support {support} cannot be enumerated; expected "
+            "finitely many integers, as many for every entry, as of Bernoulli, Categorical or "
+            "Binomial"
         )
     return torch.arange(int(bounds[0]), int(bounds[1]) + 1, dtype=like.dtype, device=like.device)

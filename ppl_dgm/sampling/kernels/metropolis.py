@@ -14,9 +14,10 @@ from ppl_dgm.sampling.kernels.targets import State, Target
 class Move(NamedTuple):
     r"""One transition of all chains.
 
-    `acceptance` is the Metropolis probability $\min(1, e^r)$, `[chains, *batch]`. `correction`, same shape, is what an
-    importance weight must be multiplied with (in nats): 0 for a kernel that leaves the density invariant, $r$ for one
-    that skips the accept step. `log_ratio`, same shape, is r itself: minus the energy error of Hamiltonian moves.
+    `acceptance` is the Metropolis probability $\min(1, e^r)$, `[chains, *batch]`. `correction`,
+    same shape, is what an importance weight must be multiplied with (in nats): 0 for a kernel that
+    leaves the density invariant, $r$ for one that skips the accept step. `log_ratio`, same shape,
+    is r itself: minus the energy error of Hamiltonian moves.
     """
 
     state: State
@@ -29,14 +30,16 @@ class Move(NamedTuple):
 class Kernel(ABC):
     r"""A transition that leaves $f_\beta$ invariant, for any number of chains and data at once.
 
-    To add one, write a frozen dataclass with `propose` and `first_step_size`. The proposal must be reversible up to its
-    own densities: `propose` returns the log of the Metropolis-Hastings ratio with it.
+    To add one, write a frozen dataclass with `propose` and `first_step_size`. The proposal must be
+    reversible up to its own densities: `propose` returns the log of the Metropolis-Hastings ratio
+    with it.
 
     Attributes:
         target_acceptance: mean acceptance that adaptation of the step size aims at.
-        adjusted: whether the proposal is accepted or rejected; if not, the ratio is handed on as a correction of
-            importance weights (Geffner and Domke 2021, "MCMC variational inference via uncorrected Hamiltonian
-            annealing"; Thin et al. 2021, "Monte Carlo variational auto-encoders").
+        adjusted: whether the proposal is accepted or rejected; if not, the ratio is handed on as a
+            correction of importance weights (Geffner and Domke 2021, "MCMC variational inference
+            via uncorrected Hamiltonian annealing"; Thin et al. 2021, "Monte Carlo variational
+            auto-encoders").
     """
 
     target_acceptance: float = 0.65
@@ -45,7 +48,8 @@ class Kernel(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
-                f"target_acceptance is {self.target_acceptance}; expected between 0 and 1, e.g. 0.65"
+                f"target_acceptance is {self.target_acceptance}; expected between 0 and 1, e.g. "
+                "0.65"
             )
 
     @property
@@ -73,8 +77,8 @@ class Kernel(ABC):
             state: where the chains are.
             beta: inverse temperature, broadcasts to `[chains, *batch]`.
             step_size: step size, broadcasts to `[chains, *batch]`.
-            scale: standard deviations of the coordinates (the inverse square root of the mass), broadcasts to
-                `[chains, *batch, dim]`.
+            scale: standard deviations of the coordinates (the inverse square root of the mass),
+                broadcasts to `[chains, *batch, dim]`.
 
         Returns:
             New states, acceptance probabilities and corrections.
@@ -93,17 +97,21 @@ class Kernel(ABC):
 class HMC(Kernel):
     r"""Hamiltonian Monte Carlo with full refreshment of the momentum.
 
-    $v \leftarrow v + \tfrac{\epsilon}{2} s \nabla \log f$, $y \leftarrow y + \epsilon s v$, ... with $v \sim N(0, I)$
-    and scales $s$; accepted with probability $\min(1, e^{-\Delta H})$. The step size of each chain is jittered by up to
-    `jitter` of itself, against orbits that return to their start. Neal (2011), "MCMC using Hamiltonian dynamics".
+    $v \leftarrow v + \tfrac{\epsilon}{2} s \nabla \log f$, $y \leftarrow y + \epsilon s v$, ...
+    with $v \sim N(0, I)$ and scales $s$; accepted with probability $\min(1, e^{-\Delta H})$. The
+    step size of each chain is jittered by up to `jitter` of itself, against orbits that return to
+    their start. Neal (2011), "MCMC using Hamiltonian dynamics".
 
     Args:
-        target_acceptance: what step-size adaptation aims at; 0.65 is optimal in high dimensions for a fixed cost (Beskos
-            et al. 2013), 0.8 more robust (Betancourt, Byrne and Girolami 2014).
+        target_acceptance: what step-size adaptation aims at; 0.65 is optimal in high dimensions for
+            a fixed cost (Beskos et al. 2013), 0.8 more robust (Betancourt, Byrne and Girolami
+            2014).
         adjusted: whether to accept or reject.
-        num_leapfrog: largest number of leapfrog steps, each one evaluation of the density and its gradient.
-        trajectory: steps are taken until they add up to this many scales. A quarter of a normal density's period, pi / 2
-            less what discretisation adds, makes its next draw independent; `math.inf` always takes `num_leapfrog` steps.
+        num_leapfrog: largest number of leapfrog steps, each one evaluation of the density and its
+            gradient.
+        trajectory: steps are taken until they add up to this many scales. A quarter of a normal
+            density's period, pi / 2 less what discretisation adds, makes its next draw independent;
+            `math.inf` always takes `num_leapfrog` steps.
         jitter: largest relative change of a chain's step size, in [0, 1).
 
     Raises:
@@ -168,7 +176,8 @@ def leapfrog(
 ) -> tuple[State, Tensor]:
     """Take `num_steps` leapfrog steps of sizes `stride` `[chains, *batch, dim]`: final state and momentum.
 
-    The map is volume-preserving, and reversible by turning the momentum round. Only the last step needs the density itself.
+    The map is volume-preserving, and reversible by turning the momentum round. Only the last step
+    needs the density itself.
     """
 
     def step(carry: tuple[Tensor, Tensor], fixed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -186,8 +195,8 @@ def leapfrog(
 class MALA(HMC):
     """Metropolis-adjusted Langevin algorithm: HMC with one leapfrog step.
 
-    Roberts and Tweedie (1996), "Exponential convergence of Langevin distributions and their discrete approximations";
-    the optimal acceptance is 0.574.
+    Roberts and Tweedie (1996), "Exponential convergence of Langevin distributions and their
+    discrete approximations"; the optimal acceptance is 0.574.
 
     Example:
         >>> MALA().num_leapfrog
@@ -206,7 +215,8 @@ class MALA(HMC):
 class ULA(MALA):
     """Unadjusted Langevin: never rejects; its error goes into importance weights as the correction of its moves.
 
-    By itself it leaves no density invariant; AIS and SMC with it are still unbiased, because the weights are corrected.
+    By itself it leaves no density invariant; AIS and SMC with it are still unbiased, because the
+    weights are corrected.
 
     Example:
         >>> ULA().adjusted
@@ -221,7 +231,8 @@ class ULA(MALA):
 class RandomWalk(Kernel):
     """Random-walk Metropolis: a normal step, no gradient.
 
-    The optimal acceptance is 0.234 in high dimensions (Roberts, Gelman and Gilks 1997), 0.44 in one.
+    The optimal acceptance is 0.234 in high dimensions (Roberts, Gelman and Gilks 1997), 0.44 in
+    one.
 
     Example:
         >>> import torch

@@ -12,9 +12,10 @@ Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 class State(NamedTuple):
     r"""Points of chains with what is known there: a new temperature costs no new evaluation.
 
-    $\log f_\beta = \mathrm{base} + \beta\, \mathrm{tilt}$. `point` and the gradients are `[chains, *batch, dim]`,
-    `base` and `tilt` `[chains, *batch]` in nats; gradients are None where the kernel needs none.
-    Densities that are NaN or plus infinity count as zero, gradients that are not finite as zero.
+    $\log f_\beta = \mathrm{base} + \beta\, \mathrm{tilt}$. `point` and the gradients are `[chains,
+    *batch, dim]`, `base` and `tilt` `[chains, *batch]` in nats; gradients are None where the kernel
+    needs none. Densities that are NaN or plus infinity count as zero, gradients that are not finite
+    as zero.
     """
 
     point: Tensor

@@ -16,8 +16,8 @@ from ppl_dgm.sampling.smc.resampling import effective_size
 class Walk(NamedTuple):
     """Chains on their way along a path.
 
-    `log_weights` are `[chains, *batch]`, `acceptance` sums over the moves for each chain and datum, both float64;
-    `by_temperature` and `overlap` are `[temperatures]`, means over chains and data.
+    `log_weights` are `[chains, *batch]`, `acceptance` sums over the moves for each chain and datum,
+    both float64; `by_temperature` and `overlap` are `[temperatures]`, means over chains and data.
     """
 
     step: int
@@ -32,10 +32,11 @@ class Walk(NamedTuple):
 class Annealing:
     r"""Chains along a fixed sequence of temperatures, either way.
 
-    Forwards, $\log w = \sum_t (\beta_t - \beta_{t-1})\,[\log f_1 - \log f_0](y_{t-1})$ with $y_t \sim K_t(\cdot \mid
-    y_{t-1})$; backwards the negative of that, with the same transitions in the opposite order. The temperatures, step
-    sizes and scales are fixed beforehand, so that $\mathbb{E}\, w = Z$ forwards from $f_0$ and $\mathbb{E}\, w = 1/Z$
-    backwards from the posterior, for any number of temperatures.
+    Forwards, $\log w = \sum_t (\beta_t - \beta_{t-1})\,[\log f_1 - \log f_0](y_{t-1})$ with $y_t
+    \sim K_t(\cdot \mid y_{t-1})$; backwards the negative of that, with the same transitions in the
+    opposite order. The temperatures, step sizes and scales are fixed beforehand, so that
+    $\mathbb{E}\, w = Z$ forwards from $f_0$ and $\mathbb{E}\, w = 1/Z$ backwards from the
+    posterior, for any number of temperatures.
 
     Args:
         path: the path of densities.

@@ -76,8 +76,9 @@ def resampled(climb: Climb, below: float) -> Climb:
 class Pilot(NamedTuple):
     r"""What a first walk up a ladder tells: the thermodynamic length from its foot to each of its rungs.
 
-    $L(\beta) = \int_0^\beta \mathrm{sd}(\partial \log f_b / \partial b)\, db$; rungs equally far apart in it spread the
-    weights least (Grosse, Maddison and Salakhutdinov 2013, "Annealing between distributions by averaging moments").
+    $L(\beta) = \int_0^\beta \mathrm{sd}(\partial \log f_b / \partial b)\, db$; rungs equally far
+    apart in it spread the weights least (Grosse, Maddison and Salakhutdinov 2013, "Annealing
+    between distributions by averaging moments").
     """
 
     beta: Tensor

@@ -16,8 +16,9 @@ from ppl_dgm.sampling.smc.population import Plan, fold
 class Ladders(NamedTuple):
     """Chains at every temperature: states `[chains * rungs, *batch, ...]`, chains first; scales `[rungs, *batch, dim]`.
 
-    `tilts` are log f_1 - log f_0 so far, `[draws, chains, rungs, *batch]` in float64; `acceptance` and `swaps` are sums
-    over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`, `divergent` those of moves that lost their energy.
+    `tilts` are log f_1 - log f_0 so far, `[draws, chains, rungs, *batch]` in float64; `acceptance`
+    and `swaps` are sums over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`, `divergent`
+    those of moves that lost their energy.
     """
 
     step: int

@@ -29,9 +29,10 @@ class Filtered(NamedTuple):
 class ParticleFilter:
     r"""Sequential Monte Carlo at temperatures, step sizes and scales fixed beforehand.
 
-    Free, $\mathbb{E}\,\hat Z = Z$. Conditional on a trajectory that was annealed backwards from a posterior draw,
-    which takes the place of the first particle at every temperature, $\mathbb{E}\,\hat Z^{-1} = Z^{-1}$. Andrieu, Doucet
-    and Holenstein (2010), "Particle Markov chain Monte Carlo methods", section 4.3; Grosse, Ancha and Roy (2016).
+    Free, $\mathbb{E}\,\hat Z = Z$. Conditional on a trajectory that was annealed backwards from a
+    posterior draw, which takes the place of the first particle at every temperature,
+    $\mathbb{E}\,\hat Z^{-1} = Z^{-1}$. Andrieu, Doucet and Holenstein (2010), "Particle Markov
+    chain Monte Carlo methods", section 4.3; Grosse, Ancha and Roy (2016).
 
     Args:
         annealing: path, kernel, temperatures and settings.

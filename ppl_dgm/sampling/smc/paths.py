@@ -26,8 +26,8 @@ PROBE_DATA = 16  # data on which supports are read and memory is measured
 class Path:
     r"""The geometric path $f_\beta(y) = f_0(y)^{1-\beta}\, p(x, y)^{\beta}$ from the prior or the guide to the joint.
 
-    From the prior this is $p(y)\, p(x \mid y)^\beta$. Points are `[chains, *batch, dim]`, unconstrained, and densities
-    in nats.
+    From the prior this is $p(y)\, p(x \mid y)^\beta$. Points are `[chains, *batch, dim]`,
+    unconstrained, and densities in nats.
 
     Args:
         space: the program's latents as one vector.
@@ -54,7 +54,8 @@ class Path:
     ) -> Any:
         """Return `fn(self, *inputs)`, compiled once for all parts of the data that look alike.
 
-        Where it is done `last` times for each part of the data, `step` tells how often it has been done.
+        Where it is done `last` times for each part of the data, `step` tells how often it has been
+        done.
         """
         bound = self.space.bound
         given = self.origin or self, fn, bound.args, dict(bound.kwargs), bound.num_data
@@ -84,8 +85,9 @@ class Path:
         point = torch.cat(pieces)
         if not bool(torch.isfinite(point).all()):
             raise ValueError(
-                f"draws from the {self.start} are not finite in unconstrained coordinates, so that no path can begin "
-                "there; give the program a proper prior that stays inside its support, or begin at a guide: start='guide'"
+                f"draws from the {self.start} are not finite in unconstrained coordinates, so that "
+                "no path can begin there; give the program a proper prior that stays inside its "
+                "support, or begin at a guide: start='guide'"
             )
         return point
 
@@ -120,8 +122,8 @@ def open_space(bound: Bound) -> Unconstrained:
         return Unconstrained(few)
     except NotImplementedError as error:
         raise ValueError(
-            f"the prior cannot be drawn from: {error}. Evidence needs a proper prior; replace the improper one by, e.g., "
-            "a wide Normal or Cauchy"
+            f"the prior cannot be drawn from: {error}. Evidence needs a proper prior; replace the "
+            "improper one by, e.g., a wide Normal or Cauchy"
         ) from error
 
 
@@ -162,8 +164,9 @@ def linear_temperatures(num_temperatures: int) -> Tensor:
 def sigmoid_temperatures(num_temperatures: int, sharpness: float = 4.0) -> Tensor:
     r"""Inverse temperatures denser at both ends, `[T + 1]`.
 
-    $\tilde\beta_t = \sigma(\delta (2t/T - 1))$, shifted and scaled to begin at 0 and end at 1. Grosse, Ghahramani and Adams
-    (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo", section 6.
+    $\tilde\beta_t = \sigma(\delta (2t/T - 1))$, shifted and scaled to begin at 0 and end at 1.
+    Grosse, Ghahramani and Adams (2015), "Sandwiching the marginal likelihood using bidirectional
+    Monte Carlo", section 6.
 
     Example:
         >>> sigmoid_temperatures(4)
@@ -183,8 +186,9 @@ def clipping_alarm(bound: Bound, start: Start) -> tuple[str, ...]:
     if share < MAX_TIES:
         return ()
     message = (
-        f"{100 * share:.2g} % of the prior draws of a latent coincide: floating-point numbers do not reach into its "
-        "prior's tails, so that paths from the prior are biased; begin at a guide (start='guide')"
+        f"{100 * share:.2g} % of the prior draws of a latent coincide: floating-point numbers do "
+        "not reach into its prior's tails, so that paths from the prior are biased; begin at a "
+        "guide (start='guide')"
     )
     return (message,)
 

@@ -34,7 +34,8 @@ ROUNDING = 1e-6  # temperatures aim at an ESS; rounding must not decide whether 
 class Record(NamedTuple):
     """What happened at each temperature: `[temperatures, groups, *batch]`, scales with a last dimension `dim`.
 
-    `overlap` is the conditional ESS on the way to the temperature, `acceptance` the mean over particles and moves.
+    `overlap` is the conditional ESS on the way to the temperature, `acceptance` the mean over
+    particles and moves.
     """
 
     beta: Tensor
@@ -53,8 +54,8 @@ class Record(NamedTuple):
 class Population(NamedTuple):
     """Particles of independent groups at their temperatures.
 
-    States are `[particles * groups, *batch, ...]`, particles first; `log_weights` are normalised, `[particles, groups,
-    *batch]`, and `log_z` is `[groups, *batch]`, both float64.
+    States are `[particles * groups, *batch, ...]`, particles first; `log_weights` are normalised,
+    `[particles, groups, *batch]`, and `log_z` is `[groups, *batch]`, both float64.
     """
 
     state: State
@@ -100,8 +101,9 @@ def even_weights(like: Tensor) -> Tensor:
 class Tempering:
     """Sequential Monte Carlo from the start of a path to its end, each group and datum at temperatures of its own.
 
-    Temperatures are chosen so that the conditional ESS is `cess`; particles are resampled where their ESS falls below
-    `resample_below` of their number; step sizes and scales follow the population.
+    Temperatures are chosen so that the conditional ESS is `cess`; particles are resampled where
+    their ESS falls below `resample_below` of their number; step sizes and scales follow the
+    population.
 
     Args:
         path: the path of densities.
@@ -175,9 +177,10 @@ class Tempering:
             (tilt > -torch.inf).any(0).all()
         ):
             raise ValueError(
-                f"the likelihood is zero at all {self.num_particles} particles of a group, or so uneven that "
-                f"{MAX_TEMPERATURES} temperatures do not reach the posterior; use more particles, a prior that the data do "
-                "not contradict, or begin at a guide: start='guide'"
+                f"the likelihood is zero at all {self.num_particles} particles of a group, or so "
+                f"uneven that {MAX_TEMPERATURES} temperatures do not reach the posterior; use more "
+                "particles, a prior that the data do not contradict, or begin at a guide: "
+                "start='guide'"
             )
         increments = power(tilt, step)
         beta = torch.where(
@@ -234,7 +237,8 @@ def move_groups(
 class Plan(NamedTuple):
     """Temperatures along a path with step sizes and scales that suit them: what a pilot population has learnt.
 
-    `beta` and `step_size` are `[knots, *batch]`, rising from 0 to 1, and `scale` `[knots, *batch, dim]`.
+    `beta` and `step_size` are `[knots, *batch]`, rising from 0 to 1, and `scale` `[knots, *batch,
+    dim]`.
     """
 
     beta: Tensor

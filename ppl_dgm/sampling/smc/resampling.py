@@ -19,11 +19,12 @@ def resample(
     Args:
         log_weights: `[particles, *batch]`, of any normalisation.
         num_draws: number M of draws; as many as there are particles by default.
-        scheme: `"systematic"` (one uniform), `"stratified"` (one in each of M strata), `"residual"` (whole copies, the
-            rest multinomial) or `"multinomial"`.
+        scheme: `"systematic"` (one uniform), `"stratified"` (one in each of M strata), `"residual"`
+            (whole copies, the rest multinomial) or `"multinomial"`.
 
     Returns:
-        Indices of ancestors, `[draws, *batch]`, in the order of the particles where the scheme is systematic or
+        Indices of ancestors, `[draws, *batch]`, in the order of the particles where the scheme is
+            systematic or
         stratified. Particles of weight zero are never drawn.
 
     Example:
@@ -103,8 +104,8 @@ def effective_size(log_weights: Tensor) -> Tensor:
 def conditional_ess(log_weights: Tensor, increments: Tensor) -> Tensor:
     r"""Conditional effective sample size as a share, $(\sum W v)^2 / \sum W v^2$ with $W$ normalised: `[*batch]`.
 
-    How alike two neighbouring densities are: 1 when they are equal. Zhou, Johansen and Aston (2016), "Toward automatic
-    model comparison", eq. 14.
+    How alike two neighbouring densities are: 1 when they are equal. Zhou, Johansen and Aston
+    (2016), "Toward automatic model comparison", eq. 14.
 
     Args:
         log_weights: log W, `[particles, *batch]`.
