@@ -82,12 +82,14 @@ class Judge:
             Packs of m reach it as `[N / m, m * event[0], *event[1:]]`.
         pack: m, the data in a pack.
         gradient_penalty: weight of (|gradient| - 1)^2 between data and draws.
+        one_sided: whether gradients below 1 go free.
         r1: weight gamma of |gradient|^2 / 2 at data.
     """
 
     net: nn.Module
     pack: int = 1
     gradient_penalty: float = 0.0
+    one_sided: bool = False
     r1: float = 0.0
 
     def scores(self, x: Tensor, rest: Any) -> Tensor:
@@ -122,8 +124,10 @@ class Judge:
             shape = (len(real),) + (1,) * (real.dim() - 1)
             share = torch.rand(shape, dtype=real.dtype, device=real.device)
             between = self._squared_gradients(real + share * (fake - real), rest)
-            norms = (between + 1e-12).sqrt()
-            total = total + self.gradient_penalty * (norms - 1).square().mean()
+            excess = (between + 1e-12).sqrt() - 1
+            if self.one_sided:
+                excess = relu(excess)
+            total = total + self.gradient_penalty * excess.square().mean()
         if self.r1:
             total = total + self.r1 / 2 * self._squared_gradients(real, rest).mean()
         return total
@@ -208,7 +212,10 @@ class GAN(Game):
             as the fit's.
         gradient_penalty: weight of $(|\nabla c| - 1)^2$ on lines between data and draws (Gulrajani
             et al. 2017); by default 10 for `"wasserstein"`, else 0. Give 0 for a critic that is
-            Lipschitz by itself, as `nn.spectral_normalised` makes it.
+            Lipschitz by itself, as `nn.spectral_normalised` makes it. In one dimension a critic whose
+            slope has the wrong sign stays there until the means differ by twice the weight: to turn
+            it must pass slope 0, where the penalty is at its highest.
+        one_sided: penalise gradients above 1 only (Petzka et al. 2018), which bars no slope.
         r1: weight gamma of $|\nabla c|^2 / 2$ at data (Mescheder et al. 2018).
         smoothing: share of data taken for draws by the critic: label smoothing, one-sided (Salimans
             et al. 2016); at best $D = (1 - s) p / (p + q)$.
@@ -243,6 +250,7 @@ class GAN(Game):
         optimizer: Callable[[Any], Optimizer] | None = None,
         schedule: Callable[[Optimizer], Any] | None = None,
         gradient_penalty: float | None = None,
+        one_sided: bool = False,
         r1: float = 0.0,
         smoothing: float = 0.0,
         pack: int = 1,
@@ -259,8 +267,8 @@ class GAN(Game):
         check_count("pack", pack)
         check_smoothing(smoothing, self.adversarial)
         self.critic, self.pack, self.gradient_penalty, self.r1 = critic, pack, gradient_penalty, r1
-        self.smoothing, self.ema, self.site = smoothing, ema, site
-        self._judge = Judge(critic, pack, gradient_penalty, r1)
+        self.smoothing, self.ema, self.site, self.one_sided = smoothing, ema, site, one_sided
+        self._judge = Judge(critic, pack, gradient_penalty, one_sided, r1)
         self._moves = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
 
     def players(self, module: nn.Module | None) -> Sequence[Player]:
