@@ -1,11 +1,21 @@
 """What a fitted program does with its latents, and whether its draws are like data.
 
 Latents: code lengths and active units. Draws: two-sample tests with p-values (`mmd_test` and
-others).
+others), counts of modes, precision and recall, memorisation, the Fréchet distance.
 """
 
 from ppl_dgm.diagnostics.codes import CodeLength, code_length
 from ppl_dgm.diagnostics.latent_use import LatentUse, latent_use
+from ppl_dgm.diagnostics.sample_quality import (
+    Memorisation,
+    ModeCounts,
+    PrecisionRecall,
+    class_counts,
+    frechet_distance,
+    memorisation,
+    mode_counts,
+    precision_recall,
+)
 from ppl_dgm.diagnostics.two_sample import (
     TwoSampleTest,
     classifier_test,
@@ -20,14 +30,22 @@ from ppl_dgm.diagnostics.two_sample import (
 __all__ = [
     "CodeLength",
     "LatentUse",
+    "Memorisation",
+    "ModeCounts",
+    "PrecisionRecall",
     "TwoSampleTest",
+    "class_counts",
     "classifier_test",
     "code_length",
     "energy_test",
+    "frechet_distance",
     "ks_test",
     "latent_use",
     "linear_mmd_test",
     "mean_test",
+    "memorisation",
     "mmd_test",
+    "mode_counts",
     "permutation_test",
+    "precision_recall",
 ]
