@@ -107,18 +107,16 @@ def class_counts(labels: Tensor, num_classes: int) -> ModeCounts:
         ModeCounts(2 of 4, quality 100.0%)
     """
     check_sizes(num_classes=num_classes)
-    parts = labels.reshape(len(labels), -1).long()
-    if not parts.numel() or bool(
-        ((parts < 0) | (parts >= num_classes) | (parts != labels.reshape(parts.shape))).any()
-    ):
+    parts = labels.unsqueeze(-1) if labels.dim() == 1 else labels
+    named = (parts >= 0) & (parts < num_classes) & (parts == parts.floor())
+    if parts.dim() != 2 or not parts.numel() or not bool(named.all()):
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} are not all whole numbers from 0 to "
             f"{num_classes - 1}; expected one for each draw and part, [n] or [n, parts]"
         )
     places = num_classes ** torch.arange(parts.shape[1], device=parts.device)
-    return ModeCounts(
-        (parts * places).sum(1).bincount(minlength=num_classes ** parts.shape[1]), 1.0
-    )
+    modes = (parts.long() * places).sum(1)
+    return ModeCounts(modes.bincount(minlength=num_classes ** parts.shape[1]), 1.0)
 
 
 @dataclass(frozen=True)
