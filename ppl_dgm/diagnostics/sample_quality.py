@@ -52,8 +52,8 @@ def mode_counts(
 ) -> ModeCounts:
     """Count draws at the modes of a mixture of round components.
 
-    A draw belongs to the nearest centre, and is of high quality within `num_scales` deviations of it
-    (Srivastava et al. 2017, VEEGAN, section 5.1). In two dimensions a share of 1 - exp(-9 / 2) =
+    A draw belongs to the nearest centre, and is of high quality within `num_scales` deviations of
+    it (Srivastava et al. 2017, VEEGAN, section 5.1). In two dimensions a share of 1 - exp(-9 / 2) =
     98.9 % of the mixture itself is within three.
 
     Args:
@@ -77,8 +77,8 @@ def mode_counts(
         or not len(draws)
     ):
         raise ValueError(
-            f"draws and centres have shapes {tuple(draws.shape)} and {tuple(centres.shape)}; expected "
-            "[n, D] and [modes, D]"
+            f"draws and centres have shapes {tuple(draws.shape)} and {tuple(centres.shape)}; "
+            "expected [n, D] and [modes, D]"
         )
     if not scale > 0 or not num_scales > 0:
         raise ValueError(f"scale is {scale} and num_scales {num_scales}; expected positive numbers")
@@ -140,8 +140,8 @@ def precision_recall(data: Any, draws: Any, *, k: int = 3) -> PrecisionRecall:
     r"""Compare the supports of data and draws by neighbourhoods.
 
     A neighbourhood is the ball around a point to its k-th nearest neighbour in its own set.
-    Precision and recall are those of Kynkäänniemi et al. (2019), eq. 2, density and coverage those of
-    Naeem et al. (2020), eq. 3 and 4: one far outlier has a ball that holds much, which moves
+    Precision and recall are those of Kynkäänniemi et al. (2019), eq. 2, density and coverage those
+    of Naeem et al. (2020), eq. 3 and 4: one far outlier has a ball that holds much, which moves
     precision, and not coverage. Where both are of one law, the expected coverage of N data by M
     draws is $1 - \prod_{j<k} (N - 1 - j) / (N + M - 1 - j)$, and the expected density near 1.
 
@@ -239,9 +239,9 @@ def frechet_distance(
 ) -> float:
     r"""Compute the Fréchet distance of two samples' moments.
 
-    $|m_1 - m_2|^2 + \mathrm{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})$, the squared Wasserstein distance of
-    normals with these means and covariances (Dowson and Landau 1982); of features of an image net it
-    is the FID (Heusel et al. 2017). It is biased upwards by a term of order 1 / n, so compare only
+    $|m_1 - m_2|^2 + \mathrm{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})$, the squared Wasserstein distance
+    of normals with these means and covariances (Dowson and Landau 1982); of features of an image net
+    it is the FID (Heusel et al. 2017). It is biased upwards by a term of order 1 / n, so compare only
     values of equal numbers of data.
 
     Args:
@@ -304,8 +304,8 @@ def _pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 def _flat_sets(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Return two sets as vectors in double precision, checked."""
     x, y = _pair(x, y)
-    y = y.to(x.device)
-    return tuple(_finite(side.flatten(1).double(), "data") for side in (x, y))  # type: ignore[return-value]
+    x, y = (_finite(side.flatten(1).double(), "data") for side in (x, y.to(x.device)))
+    return x, y
 
 
 def _finite(x: Tensor, what: str) -> Tensor:

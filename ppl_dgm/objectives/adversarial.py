@@ -212,9 +212,9 @@ class GAN(Game):
             as the fit's.
         gradient_penalty: weight of $(|\nabla c| - 1)^2$ on lines between data and draws (Gulrajani
             et al. 2017); by default 10 for `"wasserstein"`, else 0. Give 0 for a critic that is
-            Lipschitz by itself, as `nn.spectral_normalised` makes it. In one dimension a critic whose
-            slope has the wrong sign stays there until the means differ by twice the weight: to turn
-            it must pass slope 0, where the penalty is at its highest.
+            Lipschitz by itself, as `nn.spectral_normalised` makes it. In one dimension a critic
+            whose slope has the wrong sign stays there until the means differ by twice the weight:
+            to turn it must pass slope 0, where the penalty is at its highest.
         one_sided: penalise gradients above 1 only (Petzka et al. 2018), which bars no slope.
         r1: weight gamma of $|\nabla c|^2 / 2$ at data (Mescheder et al. 2018).
         smoothing: share of data taken for draws by the critic: label smoothing, one-sided (Salimans

@@ -323,10 +323,7 @@ STABLE: dict[str, Callable[[], GAN]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        n if n == "nonsaturating" else pytest.param(n, marks=pytest.mark.slow)
-        for n in STABLE
-    ],
+    [n if n == "nonsaturating" else pytest.param(n, marks=pytest.mark.slow) for n in STABLE],
 )
 def test_each_objective_learns_a_normal(name: str) -> None:
     torch.manual_seed(1)
