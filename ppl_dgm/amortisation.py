@@ -13,6 +13,8 @@ from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.importance import WeightSummary, weight_chunks
 
+__all__ = ["amortisation_gap", "refine"]
+
 FAR = 0.5  # of the way that steps in one direction would lead
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+__all__ = ["ContextPatches", "Patch"]
+
 _LOCK = threading.RLock()
 
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+__all__ = ["run_environment"]
+
 __version__ = "0.1.0"
 
 PACKAGES = ("torch", "pyro-ppl", "numpy")  # whose releases change numbers

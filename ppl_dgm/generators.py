@@ -8,6 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = [
+    "generator_states",
+    "seed_generators",
+    "set_generator_states",
+    "unmoved_generators",
+    "unmoved_python_generators",
+]
+
 _WITHOUT_GENERATOR = ("cpu", "meta")  # torch's CPU generator is always kept
 
 

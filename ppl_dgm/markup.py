@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
+__all__ = ["html_facts", "html_table", "latex_table", "latex_text"]
+
 ALARM = "#c62828"
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import pyro
 from pyro.poutine import runtime
 
+__all__ = ["PYRO_LOCK", "deferred_interrupts", "pyro_in_turn"]
+
 # Pyro's stack of handlers, its parameter store and torch's generators belong to all threads.
 PYRO_LOCK = threading.RLock()
 

@@ -30,6 +30,8 @@ from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
 from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
 from ppl_dgm.sampling.posterior import posterior
 
+__all__ = ["Section", "make_folder", "write_report"]
+
 DOTS_PER_INCH = 150
 CSS_PER_INCH = 96  # pixels of a page, as browsers count them
 NUM_IMAGES = 64

@@ -7,6 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = [
+    "ROUNDING",
+    "check_choice",
+    "check_least",
+    "check_sizes",
+    "is_singular",
+    "warn_of_rounding",
+]
+
 ROUNDING = 10 * torch.finfo(torch.float64).eps  # what sums of doubles may be off by, relatively
 LOST = 1e-3  # nats a datum that rounded parameters may cost without a word
 

@@ -8,12 +8,17 @@ from torch import Tensor, nn
 
 from ppl_dgm import Program, evidence
 from ppl_dgm.amortisation import amortisation_gap, refine
-from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, FullRankNormal, Posterior
+from ppl_dgm.conditionals.guides import (
+    AmortisedGuide,
+    DiagonalNormal,
+    FullRankNormal,
+    PosteriorFamily,
+)
 from ppl_dgm.families import PPCA, VAE
 from ppl_dgm.sampling.importance import weight_chunks
 
 
-def linear_gaussian(posterior: Posterior) -> tuple[Program, PPCA, Tensor]:
+def linear_gaussian(posterior: PosteriorFamily) -> tuple[Program, PPCA, Tensor]:
     """PPCA with an untrained encoder, the exact one, and data."""
     torch.manual_seed(0)
     x = torch.randn(20, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64)

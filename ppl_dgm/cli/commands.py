@@ -11,7 +11,7 @@ import torch
 
 from ppl_dgm.cli.estimating import estimate
 from ppl_dgm.cli.loading import (
-    Arguments,
+    CallArguments,
     arguments_for,
     load_data,
     load_program,
@@ -24,6 +24,8 @@ from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting import Fit, fit
 from ppl_dgm.program import Program
 from ppl_dgm.report import Section, make_folder, write_report
+
+__all__ = ["run_compare", "run_evidence"]
 
 UNRELIABLE = 3  # the exit status where an alarm speaks against a number
 NO_FITS: Mapping[str, Fit] = {}
@@ -90,7 +92,7 @@ def _compare_programs(args: Namespace) -> int:
     return _finish(table, folder, Path(args.data).stem, args.seed, fits)
 
 
-def _fit(name: str, program: Program, given: Arguments, args: Namespace) -> Fit:
+def _fit(name: str, program: Program, given: CallArguments, args: Namespace) -> Fit:
     result = fit(
         program,
         given.data,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ppl_dgm.cli.loading import Arguments
+from ppl_dgm.cli.loading import CallArguments
 from ppl_dgm.evidence import (
     AIS,
     ELBO,
@@ -16,6 +16,8 @@ from ppl_dgm.evidence import (
     PriorSampling,
     auto,
 )
+
+__all__ = ["estimate"]
 
 ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
     "auto": lambda particles: auto,
@@ -30,7 +32,7 @@ ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
 }
 
 
-def estimate(program: Any, given: Arguments, name: str, particles: int, seed: int) -> Evidence:
+def estimate(program: Any, given: CallArguments, name: str, particles: int, seed: int) -> Evidence:
     """The evidence of a program at its data, by the estimator of that name."""
     estimator = ESTIMATORS[name](particles)
     return estimator(program, *given.args, seed=seed, **given.kwargs)

@@ -17,10 +17,19 @@ from ppl_dgm.data.conversion import as_argument
 from ppl_dgm.data.tables import read_table
 from ppl_dgm.program import Program
 
+__all__ = [
+    "CallArguments",
+    "arguments_for",
+    "load_data",
+    "load_program",
+    "load_state",
+    "program_names",
+]
+
 Table = dict[str, Tensor]
 
 
-class Arguments(NamedTuple):
+class CallArguments(NamedTuple):
     """What a program is called with."""
 
     args: tuple
@@ -137,21 +146,21 @@ def _number(column: np.ndarray) -> Tensor:
     return rounded if bool((rounded.double() == value.double()).all()) else value.double()
 
 
-def arguments_for(program: Program, data: Dataset | Table | None) -> Arguments:
+def arguments_for(program: Program, data: Dataset | Table | None) -> CallArguments:
     """What a program takes of the data: of a table the columns that its model names, else all."""
     if data is None:
-        return Arguments((), {})
+        return CallArguments((), {})
     if isinstance(data, Dataset):
-        return Arguments(data.args, dict(data.kwargs))
+        return CallArguments(data.args, dict(data.kwargs))
     fn: Any = program.model.fn
     names = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
     taken = {name: column for name, column in data.items() if name in names}
     if taken:
-        return Arguments((), taken)
-    return Arguments((torch.stack(list(data.values()), -1),), {})
+        return CallArguments((), taken)
+    return CallArguments((torch.stack(list(data.values()), -1),), {})
 
 
-def load_state(program: Program, path: Path | None, given: Arguments) -> None:
+def load_state(program: Program, path: Path | None, given: CallArguments) -> None:
     """Give the program its saved parameters."""
     if path is None:
         return

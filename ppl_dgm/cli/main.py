@@ -6,6 +6,8 @@ from pkgutil import resolve_name
 
 from ppl_dgm.cli.parser import parser
 
+__all__ = ["main"]
+
 # NonFiniteError of a fit is an ArithmeticError.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
 INTERRUPTED = 130  # the exit status of a program ended by Ctrl-C

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from ppl_dgm import __version__
 
+__all__ = ["parser"]
+
 STUDIES = ("binary", "grey")
 ESTIMATORS = ("auto", "exact", "importance", "prior", "elbo", "laplace", "ais", "smc", "bridge")
 COMPILE = ("auto", "always", "never")

@@ -33,6 +33,8 @@ from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.observed import same_data
 
+__all__ = ["Comparison", "compare"]
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:

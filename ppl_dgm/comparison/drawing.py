@@ -13,6 +13,8 @@ from ppl_dgm.reporting.plots import MUTED, ForestRow, add_key, forest_axes, plot
 if TYPE_CHECKING:
     from ppl_dgm.comparison.comparison import Comparison
 
+__all__ = ["plot_comparison"]
+
 NARROW_LETTERS = 32  # of a title
 
 

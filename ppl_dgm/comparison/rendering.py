@@ -10,6 +10,8 @@ from ppl_dgm.markup import html_table, latex_table, latex_text
 if TYPE_CHECKING:
     from ppl_dgm.comparison.comparison import Comparison
 
+__all__ = ["cells", "html", "latex", "notes", "others", "text_table", "title", "words"]
+
 WORDS = {
     "log p": "log probability (density) of the data under the program, in nats; higher is better",
     "± MC": "standard error of the estimator: what more particles would make smaller",

@@ -10,6 +10,19 @@ from torch import Tensor
 
 from ppl_dgm.evidence import Evidence
 
+__all__ = [
+    "NAN",
+    "SENSES",
+    "SIGNS",
+    "BayesFactor",
+    "Row",
+    "is_ranked",
+    "make_row",
+    "probabilities",
+    "sense_of",
+    "stack",
+]
+
 Sense = Literal["exact", "lower", "upper", "estimate", "unknown"]
 SIGNS: dict[str, str] = {"exact": "=", "lower": "≥", "upper": "≤", "estimate": "≈", "unknown": "?"}
 SENSES: dict[str, str] = {

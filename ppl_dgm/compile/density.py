@@ -7,6 +7,8 @@ import torch
 
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
 
+__all__ = ["compile_density", "value_and_gradient"]
+
 LogDensity = Callable[..., torch.Tensor]
 
 

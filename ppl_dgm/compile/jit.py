@@ -12,6 +12,8 @@ from ppl_dgm.compile.inductor.checking import WrongNumbersError
 from ppl_dgm.compile.specialisations import Versions
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, looks
 
+__all__ = ["CompileMode", "Switch", "check_compile", "pays"]
+
 CompileMode = Literal["auto"] | bool
 COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost
 SPEEDUP = 2.0  # what it is reckoned to gain, at least

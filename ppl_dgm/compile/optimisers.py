@@ -10,6 +10,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ppl_dgm.compile.errors import CaptureError
 
+__all__ = ["GraphOptimiser"]
+
 Group = dict[str, Any]
 State = dict[str, torch.Tensor]
 Moved = tuple[torch.Tensor, State]

@@ -17,6 +17,8 @@ from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, tensor_leaves
 from ppl_dgm.generators import unmoved_generators
 
+__all__ = ["Loop", "compile_loop"]
+
 
 @dataclass(frozen=True)
 class Loop:

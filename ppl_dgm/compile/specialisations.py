@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.tracing.capture import Captured
 
+__all__ = ["Versions"]
+
 VERSIONS = 4  # of one kind of call; a setting that takes more values is taken to change for ever
 
 Code = TypeVar("Code")

@@ -16,6 +16,8 @@ from ppl_dgm.compile.specialisations import Versions
 from ppl_dgm.compile.tracing.capture import capture
 from ppl_dgm.compile.tracing.pytrees import Rest, laid_out, leaves_and_rest, looks
 
+__all__ = ["TrainStep"]
+
 Gradients = dict[torch.Tensor, torch.Tensor]
 
 _SMALL = (

@@ -24,6 +24,8 @@ from ppl_dgm.program.identity import digest
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 
+__all__ = ["decode", "encode"]
+
 TAGS = 2, 3  # bytes of the digests of the program, and of program and code
 ROWS = 1024  # data coded side by side, at most
 SHARE = 16  # data coded before, for each that draws from their bits side by side with others

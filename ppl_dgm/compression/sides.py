@@ -16,6 +16,8 @@ from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.program.sites import is_deterministic, is_subsample
 from ppl_dgm.program.supports import innermost
 
+__all__ = ["Coded", "Receiver", "Sender", "Side"]
+
 GRID = 2.0**-7  # distance of the values that a real latent may take
 REACH = 2**12  # how many of them lie on each side of its prior mean
 TAILS = 8.0  # standard deviations of its posterior that they go to
@@ -103,7 +105,7 @@ class Sender(Side):
 
     def mixture(self, law: EqualMixture, value: Any) -> Tensor:
         """Draw the components, then tell them and the data under them."""
-        components = self.drawn(posterior(law, value), None)
+        components = self.drawn(component_law(law, value), None)
         self.told(prior(law), components)
         return self.under(law, components, value)
 
@@ -123,7 +125,7 @@ class Receiver(Side):
         """Take the components and the data under them, then give the components' bits back."""
         components = self.told(prior(law), None)
         value = self.under(law, components, None)
-        self.drawn(posterior(law, value), components)
+        self.drawn(component_law(law, value), components)
         return value
 
 
@@ -216,7 +218,7 @@ def flat(numbers: Tensor) -> Any:
     return numbers.double().flatten().cpu().numpy()
 
 
-def posterior(law: EqualMixture, value: Tensor) -> Law:
+def component_law(law: EqualMixture, value: Tensor) -> Law:
     """The components of a mixture given data `[data, D]`."""
     log_probs = torch.stack([part.log_prob(value) for part in law.laws], -1).double()
     return finite_law(log_probs.softmax(-1).cpu().numpy())

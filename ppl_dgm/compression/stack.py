@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["BitStack", "Law", "Symbols", "finite_law", "normal_law"]
+
 try:
     import constriction as _constriction  # pyright: ignore[reportMissingImports]
 except ImportError:

@@ -5,7 +5,7 @@ To add a kind, subclass `Components`: `forward(z)` gives the distribution of dat
 still fitted by gradients.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import pyro.distributions as dist
 import torch
@@ -13,10 +13,13 @@ from pyro.distributions import TorchDistribution
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from ppl_dgm.validation import ROUNDING, is_singular
+from ppl_dgm.conditionals.conditional import Conditional
+from ppl_dgm.validation import ROUNDING, check_sizes, is_singular
+
+__all__ = ["BernoulliComponents", "Components", "GaussianComponents", "named_components"]
 
 
-class Components(nn.Module, ABC):
+class Components(Conditional):
     """K distributions of data `[D]`, indexed by an integer tensor of any shape.
 
     `regularisation` is what `maximise` adds where none is given: it keeps a component from falling
@@ -27,11 +30,7 @@ class Components(nn.Module, ABC):
 
     def __init__(self, num_dims: int, num_components: int) -> None:
         super().__init__()
-        if num_dims < 1 or num_components < 1:
-            raise ValueError(
-                f"expected num_dims and num_components of at least 1, got {num_dims} and "
-                f"{num_components}"
-            )
+        check_sizes(num_dims=num_dims, num_components=num_components)
         self.num_dims, self.num_components = num_dims, num_components
 
     @abstractmethod

@@ -1,11 +1,11 @@
 """Guides: approximate posteriors of a latent vector for each datum.
 
 An amortised guide is an encoder followed by a posterior family: a module that turns the encoder's
-outputs into a distribution. To add a family, subclass `Posterior`: `num_params` numbers in, a
+outputs into a distribution. To add a family, subclass `PosteriorFamily`: `num_params` numbers in, a
 distribution of event shape `[L]` out.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +14,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.transforms import (
-    Autoregressive,
     FlowDistribution,
+    MaskedAutoregressive,
     Planar,
     ScalarMap,
     Spline,
@@ -24,15 +25,25 @@ from ppl_dgm.transforms import (
     condition_all,
     push,
 )
+from ppl_dgm.validation import check_sizes
+
+__all__ = [
+    "AmortisedGuide",
+    "BernoulliPosterior",
+    "DiagonalNormal",
+    "FlowPosterior",
+    "FullRankNormal",
+    "LocalGuide",
+    "PosteriorFamily",
+]
 
 
-class Posterior(nn.Module, ABC):
+class PosteriorFamily(Conditional):
     """A family of distributions of a latent vector `[L]`, indexed by `num_params` numbers."""
 
     def __init__(self, num_latents: int, num_params: int) -> None:
         super().__init__()
-        if num_latents < 1:
-            raise ValueError(f"num_latents is {num_latents}; expected at least 1")
+        check_sizes(num_latents=num_latents)
         self.num_latents, self.num_params = num_latents, num_params
 
     @abstractmethod
@@ -44,7 +55,7 @@ class Posterior(nn.Module, ABC):
         return pyro.sample(name, self(params))
 
 
-class DiagonalNormal(Posterior):
+class DiagonalNormal(PosteriorFamily):
     """N(loc, diag(scale^2)), parameters loc and log scale.
 
     Example:
@@ -61,7 +72,7 @@ class DiagonalNormal(Posterior):
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
-class BernoulliPosterior(Posterior):
+class BernoulliPosterior(PosteriorFamily):
     """Independent binary latents, the parameters their logits: for sigmoid belief nets.
 
     Example:
@@ -77,7 +88,7 @@ class BernoulliPosterior(Posterior):
         return dist.Bernoulli(logits=params).to_event(1)
 
 
-class FullRankNormal(Posterior):
+class FullRankNormal(PosteriorFamily):
     """N(loc, T T^T) with T lower triangular: parameters loc, log of T's diagonal, and T below it.
 
     Example:
@@ -105,7 +116,7 @@ class FullRankNormal(Posterior):
         return dist.MultivariateNormal(loc, scale_tril=lower + torch.diag_embed(log_diagonal.exp()))
 
 
-class FlowPosterior(Posterior):
+class FlowPosterior(PosteriorFamily):
     r"""A diagonal normal passed through transforms that the encoder's outputs condition (Rezende and Mohamed 2015).
 
     $e \sim N(\mu, \mathrm{diag}(\sigma^2))$, $z = t_n(\dots t_1(e; h) \dots; h)$ with $\mu, \sigma,
@@ -184,7 +195,7 @@ def autoregressive(
     """An autoregressive layer; every other one goes through the dimensions backwards."""
     order = range(num_latents)[:: 1 if place % 2 == 0 else -1]
     hidden = [2 * num_latents + num_context]
-    return Autoregressive(num_latents, scalar, hidden, order, num_context)
+    return MaskedAutoregressive(num_latents, scalar, hidden, order, num_context)
 
 
 def named_flow(
@@ -212,7 +223,7 @@ class AmortisedGuide(nn.Module):
         torch.Size([7, 3])
     """
 
-    def __init__(self, encoder: nn.Module, posterior: Posterior) -> None:
+    def __init__(self, encoder: nn.Module, posterior: PosteriorFamily) -> None:
         super().__init__()
         self.encoder, self.posterior = encoder, posterior
 
@@ -253,7 +264,7 @@ class LocalGuide(nn.Module):
         torch.Size([7, 3])
     """
 
-    def __init__(self, posterior: Posterior, start: Tensor) -> None:
+    def __init__(self, posterior: PosteriorFamily, start: Tensor) -> None:
         super().__init__()
         if start.dim() != 2 or start.shape[1] != posterior.num_params:
             raise ValueError(

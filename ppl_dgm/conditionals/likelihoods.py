@@ -6,7 +6,7 @@ set `num_params`, write `forward`.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,13 +14,27 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.distributions import discretised as distributions
 from ppl_dgm.distributions.discretised import DiscretisedLogisticMixture
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretisedLogistic",
+    "Gaussian",
+    "Likelihood",
+    "MixtureDensity",
+    "check_levels",
+    "named_likelihood",
+    "scaled_levels",
+]
 
 MIN_SCALE = 1e-4
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Conditional):
     """Turns `num_params` numbers per dimension into a distribution of that dimension."""
 
     num_params: int = 1
@@ -170,7 +184,7 @@ class ContinuousBernoulli(Likelihood):
         return self(params / temperature)
 
 
-class Mixture(Likelihood):
+class MixtureDensity(Likelihood):
     r"""Real numbers from mixtures of Gaussians or logistics.
 
     $x_d \sim \sum_k \pi_k\, p((x_d - \mu_k) / s_k) / s_k$, p a standard Gaussian or logistic.
@@ -186,7 +200,7 @@ class Mixture(Likelihood):
         ValueError: fewer than one component, another kind.
 
     Example:
-        >>> Mixture(3)(torch.zeros(4, 9)).log_prob(torch.zeros(4)).exp()
+        >>> MixtureDensity(3)(torch.zeros(4, 9)).log_prob(torch.zeros(4)).exp()
         tensor([0.3989, 0.3989, 0.3989, 0.3989])
     """
 

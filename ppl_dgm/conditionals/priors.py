@@ -1,6 +1,6 @@
 """Priors of a latent vector: modules that return a distribution of event shape `[L]`."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,17 +8,27 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.conditionals.guides import AmortisedGuide
 from ppl_dgm.transforms import FlowDistribution, Held
+from ppl_dgm.validation import check_sizes
+
+__all__ = [
+    "BernoulliPrior",
+    "FlowPrior",
+    "GaussianMixturePrior",
+    "LatentPrior",
+    "StandardNormal",
+    "VampPrior",
+]
 
 
-class LatentPrior(nn.Module, ABC):
+class LatentPrior(Conditional):
     """A distribution of a latent vector `[L]`, with or without parameters."""
 
     def __init__(self, num_latents: int) -> None:
         super().__init__()
-        if num_latents < 1:
-            raise ValueError(f"num_latents is {num_latents}; expected at least 1")
+        check_sizes(num_latents=num_latents)
         self.num_latents = num_latents
 
     @abstractmethod
@@ -87,8 +97,7 @@ class GaussianMixturePrior(LatentPrior):
         self, num_latents: int, num_components: int, learned_weights: bool = False
     ) -> None:
         super().__init__(num_latents)
-        if num_components < 1:
-            raise ValueError(f"num_components is {num_components}; expected at least 1")
+        check_sizes(num_components=num_components)
         self.locs = nn.Parameter(torch.randn(num_components, num_latents))
         self.log_scales = nn.Parameter(torch.zeros(num_components, num_latents))
         start = torch.zeros(num_components)

@@ -1,11 +1,11 @@
 """Conditional distributions of a Bayes net's node given its parents: tables, logistic, neural, Gaussian, any other.
 
-To add a kind, subclass `Conditional` and write `forward`, which makes a distribution of the
+To add a kind, subclass `NodeConditional` and write `forward`, which makes a distribution of the
 parents' values; with `fit` it can be fitted by counting.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +15,12 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.conditionals.conditional import Conditional
 
-class Conditional(nn.Module, ABC):
+__all__ = ["Function", "LinearGaussian", "Logistic", "Neural", "NodeConditional", "Table"]
+
+
+class NodeConditional(Conditional):
     """p(x | parents) of a scalar variable; `num_states` is None for a continuous one."""
 
     def __init__(self, parents: Sequence[str], num_states: int | None) -> None:
@@ -52,7 +56,7 @@ class Conditional(nn.Module, ABC):
         """Raise ValueError if the parents, whose numbers of states are given, are not what the conditional takes."""
 
 
-class Table(Conditional):
+class Table(NodeConditional):
     r"""A conditional probability table, one row of probabilities for each state of the parents.
 
     Args:
@@ -133,7 +137,7 @@ class Table(Conditional):
             )
 
 
-class Logistic(Conditional):
+class Logistic(NodeConditional):
     r"""A binary variable with $\mathrm{logit}\, p(x = 1 \mid u) = b + \sum_i w_i u_i$.
 
     Args:
@@ -162,7 +166,7 @@ class Logistic(Conditional):
         return dist.Categorical(logits=torch.stack([torch.zeros_like(logit), logit], -1))
 
 
-class LinearGaussian(Conditional):
+class LinearGaussian(NodeConditional):
     r"""A real variable, $x \mid u \sim N(b + \sum_i w_i u_i, \sigma^2)$.
 
     Args:
@@ -214,7 +218,7 @@ class LinearGaussian(Conditional):
             self.log_scale.copy_(variance.clamp_min(torch.finfo(x.dtype).tiny).log() / 2)
 
 
-class Neural(Conditional):
+class Neural(NodeConditional):
     """A discrete variable whose logits are a neural net's outputs for the vector of the parents' values.
 
     Args:
@@ -238,7 +242,7 @@ class Neural(Conditional):
         return dist.Categorical(logits=self.net(vector))
 
 
-class Function(Conditional):
+class Function(NodeConditional):
     """Any Pyro distribution: a function or module from the parents' values to it.
 
     Args:

@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
+__all__ = ["as_constraint", "check_rows", "check_splits", "check_support", "collect", "items"]
+
 
 def collect(tensors: Any) -> tuple[Tensor, ...] | dict[str, Tensor]:
     """The tensors as a tuple (positional arguments) or a dict (named ones).

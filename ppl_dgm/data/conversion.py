@@ -12,6 +12,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ppl_dgm.data.dataset import Dataset
 
+__all__ = ["Arguments", "as_argument", "as_arguments", "is_collection"]
+
 Arguments = tuple[tuple, dict[str, Any]]
 _CURE = (
     "expected a Tensor, a NumPy array, a pandas DataFrame, a tuple or dict of these, a Dataset, or "

@@ -20,6 +20,8 @@ from ppl_dgm.data.checks import (
     items,
 )
 
+__all__ = ["SPLIT_NAMES", "Dataset", "as_dataset"]
+
 CHUNK_ROWS = 4096
 SPLIT_NAMES = ("train", "valid", "test")
 _INTEGERS = constraints.integer_interval(0, 1)

@@ -12,6 +12,16 @@ from torch.distributions import Transform, constraints
 from ppl_dgm.data.dataset import Dataset
 from ppl_dgm.generators import seed_generators, unmoved_generators
 
+__all__ = [
+    "DENSITIES",
+    "banana",
+    "funnel",
+    "gaussian_grid",
+    "gaussian_ring",
+    "load_density",
+    "pinwheel",
+]
+
 
 def gaussian_ring(
     num_modes: int = 8, radius: float = 2.0, scale: float = 0.1

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pooch
 
+__all__ = ["Source", "fetch", "missing"]
+
 CACHE_VARIABLE = "PPL_DGM_DATA"
 
 

@@ -15,6 +15,8 @@ from ppl_dgm.data.dataset import SPLIT_NAMES, Dataset
 from ppl_dgm.data.files import Source, fetch, missing
 from ppl_dgm.data.tables import read_table
 
+__all__ = ["load_array", "load_binarized_mnist", "load_digits", "load_mnist"]
+
 NEGLIGIBLE = 1e-5  # share of a column's spread by which rounding may move a value
 DIGITS_SPLIT_SIZES = (1197, 200, 400)
 MNIST_SPLIT_SIZES = (50_000, 10_000, 10_000)

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["read_table"]
+
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
 
 

@@ -11,6 +11,8 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
+__all__ = ["CodeLength", "code_length"]
+
 
 @dataclass(frozen=True, eq=False)
 class CodeLength:

@@ -9,6 +9,8 @@ from torch import Tensor
 from ppl_dgm.program import Bound, Latent, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
 
+__all__ = ["LatentUse", "latent_use"]
+
 
 @dataclass(frozen=True, eq=False)
 class LatentUse:

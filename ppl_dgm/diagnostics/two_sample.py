@@ -25,6 +25,17 @@ from torch import Tensor
 from ppl_dgm.sampling.discrepancies import distances
 from ppl_dgm.validation import check_sizes
 
+__all__ = [
+    "TwoSampleTest",
+    "classifier_test",
+    "energy_test",
+    "ks_test",
+    "linear_mmd_test",
+    "mean_test",
+    "mmd_test",
+    "permutation_test",
+]
+
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -9,6 +9,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from tqdm import tqdm
 
+__all__ = ["Autoregressive", "EqualMixture"]
+
 Step = Callable[[int, Tensor], Tensor]
 
 

@@ -8,6 +8,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+__all__ = ["Floored", "WithinCell"]
+
 
 class Whole(constraints.Constraint):
     """Whole numbers."""

@@ -9,6 +9,8 @@ from pyro.distributions import Categorical, TorchDistribution, constraints
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["ContinuousBernoulli", "DiscretisedLogisticMixture", "OrderStatistics"]
+
 
 class OrderStatistics(TorchDistribution):
     r"""K independent draws of one distribution, sorted upwards: $K! \prod_k p(x_k)$ where $x_1 < \dots < x_K$.

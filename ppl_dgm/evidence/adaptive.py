@@ -18,6 +18,8 @@ from ppl_dgm.sampling.student_mixtures import StudentMixture, fit_student_mixtur
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
 from ppl_dgm.validation import check_least
 
+__all__ = ["AdaptiveImportanceSampling"]
+
 COMPONENTS = (1, 2, 4, 8, 16, 32)
 DRAWS_PER_DIMENSION = 8  # of each component at least
 EM_STEPS = 20

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ppl_dgm.evidence.base import Evidence
 
+__all__ = ["Attempts", "check_part", "telling", "warned"]
+
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement
 # nats of standard error, of a data set or of each datum, above which agreement tells nothing

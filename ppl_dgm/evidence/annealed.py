@@ -15,7 +15,7 @@ from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.kernels import HMC, Kernel
-from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.memory import MEMORY, join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing, Walk
 from ppl_dgm.sampling.smc.ladder import Pilot, advance, begin
 from ppl_dgm.sampling.smc.paths import (
@@ -30,6 +30,8 @@ from ppl_dgm.sampling.smc.paths import (
 from ppl_dgm.sampling.smc.population import Plan, Tempering
 from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.validation import check_choice, check_least
+
+__all__ = ["AIS"]
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
 SCHEDULES = ("adaptive", "sigmoid", "linear")
@@ -119,7 +121,7 @@ class AIS(Estimator):
         ):
             annealing = self.annealing(path, checkpoint, f"pilot from {first}")
             walks.append(annealing.forwards(checkpoint, f"chains from {first}", self.num_chains))
-        log_weights = join([walk.log_weights for walk in walks], True)
+        log_weights = join_parts([walk.log_weights for walk in walks], True)
         diagnostics = weight_diagnostics(log_weights) | move_diagnostics(walks)
         warnings = clipping_alarm(bound, self.start) + chain_alarms(diagnostics, self.num_chains)
         return Estimate(
@@ -181,7 +183,7 @@ def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
     counts = [walk.log_weights[0].numel() for walk in walks]
     shares = torch.tensor(counts, dtype=torch.float64, device=walks[0].overlap.device) / sum(counts)
     return {
-        "acceptance": join([(walk.acceptance / moves).mean(0) for walk in walks]),
+        "acceptance": join_parts([(walk.acceptance / moves).mean(0) for walk in walks]),
         "acceptance_by_temperature": torch.stack([walk.by_temperature for walk in walks], -1)
         @ shares,
         "overlap_by_temperature": torch.stack([walk.overlap for walk in walks], -1) @ shares,

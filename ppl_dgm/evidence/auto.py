@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
-from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence, evaluating
+from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.grid import GridSampling
@@ -21,8 +21,10 @@ from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested import NestedSampling, dynesty
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
-from ppl_dgm.program import Bound, Program
+from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.sampling.memory import MEMORY
+
+__all__ = ["auto"]
 
 BUDGET = 2_000_000
 SMC_COST = 1500  # densities for each particle: about 25 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3

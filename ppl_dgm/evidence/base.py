@@ -20,6 +20,8 @@ from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.importance import Proposal
 
+__all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
+
 UNDEFINED_DRAWS = 1000  # at which densities are looked at for NaN
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same

@@ -11,19 +11,21 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ppl_dgm.evidence.annealed import AIS
-from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence, evaluating
-from ppl_dgm.program import Bound, Program, draw_sites
+from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence
+from ppl_dgm.program import Bound, Program, draw_sites, evaluating
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
-from ppl_dgm.sampling.memory import join
+from ppl_dgm.sampling.memory import join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing
 from ppl_dgm.sampling.smc.particle_filter import ParticleFilter
 from ppl_dgm.sampling.smc.paths import divide
 from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.validation import check_least
+
+__all__ = ["BDMC", "Sandwich"]
 
 WIDE_GAP = 1.0  # nats per datum
 CROSSED = 4.0  # standard errors
@@ -239,9 +241,10 @@ class BDMC:
             annealing = method.annealing(path, checkpoint, f"pilot from {first}")
             run = self._anneal if self.num_particles == 1 else self._filter
             ways.append(run(annealing, checkpoint, f" from {first}", posterior))
-        acceptance = {"acceptance": join([way.acceptance for way in ways])}
+        acceptance = {"acceptance": join_parts([way.acceptance for way in ways])}
         lower, upper = (
-            join([getattr(way, name) for way in ways], True) for name in ("forwards", "backwards")
+            join_parts([getattr(way, name) for way in ways], True)
+            for name in ("forwards", "backwards")
         )
         return bound_estimate(lower, 1.0, acceptance), bound_estimate(upper, -1.0, acceptance)
 

@@ -16,6 +16,8 @@ from ppl_dgm.sampling.importance import Proposal, log_mean_exp, pareto_k, weight
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.validation import check_choice, check_least
 
+__all__ = ["CUBO", "IWELBO", "JVI", "SUMO"]
+
 PROPOSALS = ("guide", "prior")
 CERTAIN_TERMS = 80  # where SUMO's stopping changes from 1 / k to geometric
 DECAY = 0.9

@@ -20,6 +20,8 @@ from ppl_dgm.sampling.symmetries import try_mirrors
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_choice, check_least
 
+__all__ = ["BridgeSampling", "bridge_iteration"]
+
 BridgeProposal = Literal["normal", "warp3", "student_mixture", "guide", "flow"]
 PROPOSALS = ("normal", "warp3", "student_mixture", "guide", "flow")
 DISAGREEMENT = 4.0  # standard errors between the bridge and importance sampling from its proposal

@@ -8,6 +8,8 @@ import torch
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.program import Program
 
+__all__ = ["check_moves"]
+
 
 class Moving(Protocol):
     """An estimator whose number of moves can be doubled: AIS, SMC, ThermodynamicIntegration, SteppingStone."""

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+__all__ = ["degree_in"]
+
 MORE = math.inf  # not a polynomial, or not known to be one
 
 # What moves, selects, copies or adds up entries: the degree of the result is the highest of the

@@ -14,9 +14,11 @@ from ppl_dgm.evidence.normalising import FlipLadder, is_binary, sum_out
 from ppl_dgm.program import Bound, ladder_of
 from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
 from ppl_dgm.program.precision import Shaking
-from ppl_dgm.sampling.memory import MEMORY, chunk_plan, join
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan, join_parts
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import is_singular
+
+__all__ = ["Exact"]
 
 NOT_GAUSSIAN = (
     "the program's Gaussian latents do not enter its means linearly, or enter its variances, so "
@@ -98,9 +100,9 @@ class Exact(Estimator):
     def estimate(self, bound: Bound) -> Estimate:
         evaluate = integrate_gaussian if bound.structure.latents else sum_out
         parts = [part for _, part, _ in chunk_plan(bound, 1, self.memory, evaluate)]
-        log_z = join([evaluate(part) for part in parts])
+        log_z = join_parts([evaluate(part) for part in parts])
         with Shaking():
-            shaken = join([evaluate(part) for part in parts])
+            shaken = join_parts([evaluate(part) for part in parts])
         rounding = rounding_between(log_z, shaken)
         errors = torch.where(rounding > SHOWN, rounding, 0.0)
         return Estimate(log_z, errors, {"rounding": rounding.square().sum().sqrt().item()})

@@ -16,6 +16,8 @@ from ppl_dgm.sampling.kernels.gibbs import values_of
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 from ppl_dgm.validation import check_least
 
+__all__ = ["GridSampling"]
+
 
 @dataclass(frozen=True)
 class GridSampling(Estimator):

@@ -17,6 +17,8 @@ from ppl_dgm.sampling.symmetries import try_mirrors
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_least
 
+__all__ = ["HarmonicMean", "LearnedHarmonicMean"]
+
 NEARLY_NORMAL = 1e4  # degrees of freedom
 UNFIT = (
     "the harmonic mean of the likelihood has infinite variance for almost every model, and its "

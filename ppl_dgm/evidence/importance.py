@@ -13,6 +13,8 @@ from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, WeightSummary, weight_chunks
 from ppl_dgm.sampling.memory import MEMORY
 
+__all__ = ["ELBO", "ImportanceSampling", "PriorSampling"]
+
 
 def summarise(
     bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode

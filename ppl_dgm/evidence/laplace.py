@@ -21,6 +21,8 @@ from ppl_dgm.sampling.student_mixtures import StudentMixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_least
 
+__all__ = ["Laplace"]
+
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
 SECOND_DERIVATIVES = 4  # times the memory of a gradient

@@ -21,6 +21,8 @@ from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.validation import check_choice, check_least
 
+__all__ = ["NestedSampling", "dynesty"]
+
 try:
     import dynesty as _dynesty  # pyright: ignore[reportMissingImports]
 except ImportError:

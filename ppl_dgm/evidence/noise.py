@@ -7,6 +7,8 @@ import torch
 
 from ppl_dgm.evidence.base import Evidence
 
+__all__ = ["over_noise"]
+
 
 def over_noise(evidences: Sequence[Evidence]) -> Evidence:
     r"""Average evidences at several draws of dequantising noise: a lower bound.

@@ -18,6 +18,16 @@ from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.sampling.kernels.flips import BitFlips
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
+__all__ = [
+    "FlipLadder",
+    "is_binary",
+    "ladder_to",
+    "score_exactly",
+    "squeezed",
+    "sum_out",
+    "without_data",
+]
+
 
 class WithoutData(nn.Module):
     """A model whose observed sites are drawn; `fn` is the model as its author wrote it."""

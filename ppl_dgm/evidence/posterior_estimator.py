@@ -24,7 +24,9 @@ from ppl_dgm.sampling.memory import MEMORY, part_of, spans
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_choice, check_least
 
-Posterior = Literal["hmc", "nuts", "guide"]
+__all__ = ["PosteriorEstimator", "estimate_in_parts", "split_halves"]
+
+PosteriorSource = Literal["hmc", "nuts", "guide"]
 POSTERIORS = ("hmc", "nuts", "guide")
 
 
@@ -45,7 +47,7 @@ class PosteriorEstimator(Estimator):
         compile: whether moves of `"hmc"` run compiled: True, False, or `"auto"`, where that pays.
     """
 
-    posterior: Posterior | Mapping[str, Tensor] = "hmc"
+    posterior: PosteriorSource | Mapping[str, Tensor] = "hmc"
     num_draws: int = 100
     num_chains: int = 64
     num_warmup: int = 100

@@ -17,6 +17,8 @@ from ppl_dgm.sampling.kernels import robust_scale
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
 
+__all__ = ["SavageDickey", "savage_dickey"]
+
 SHRINK = 0.7  # of standard deviations, for a weight with lighter tails than the posterior
 INFINITE_MEAN_K = 0.9  # about 1, the shape from which a mean is infinite
 

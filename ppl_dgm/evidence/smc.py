@@ -14,12 +14,14 @@ from ppl_dgm.sampling.checkpoint import checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, dominates, mean_exp_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, Kernel
-from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.memory import MEMORY, join_parts
 from ppl_dgm.sampling.smc.ladder import Pilot, advance, begin
 from ppl_dgm.sampling.smc.paths import Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Population, Tempering
 from ppl_dgm.sampling.smc.resampling import SCHEMES, Scheme, effective_size
 from ppl_dgm.validation import check_choice, check_least
+
+__all__ = ["SMC"]
 
 LEAST_PILOTS = 48
 GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
@@ -172,7 +174,7 @@ def combine(
 ) -> Estimate:
     """One estimate from those of all parts of the data."""
     joined = {
-        name: join([part[name] for part in parts], name == "group_log_z") for name in parts[0]
+        name: join_parts([part[name] for part in parts], name == "group_log_z") for name in parts[0]
     }
     alarms = acceptance_alarm(joined["acceptance"]) + group_alarms(joined)
     return grouped(joined, num_particles, warnings + alarms)

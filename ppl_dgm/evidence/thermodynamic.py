@@ -22,12 +22,14 @@ from ppl_dgm.sampling.convergence import (
     split_r_hat,
 )
 from ppl_dgm.sampling.kernels import HMC, Kernel
-from ppl_dgm.sampling.memory import MEMORY, join
+from ppl_dgm.sampling.memory import MEMORY, join_parts
 from ppl_dgm.sampling.smc.parallel_tempering import Ladders, Rungs
 from ppl_dgm.sampling.smc.paths import Path, Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Plan, Population, Tempering
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.validation import check_least
+
+__all__ = ["SteppingStone", "ThermodynamicIntegration"]
 
 STUCK_R_HAT = 1.2  # of chains at any temperature, of which there are many
 
@@ -114,11 +116,12 @@ class TemperedChains(Estimator):
             )
         ]
         log_z, error = (
-            join([part.log_z for part in parts]),
-            join([part.std_error for part in parts]),
+            join_parts([part.log_z for part in parts]),
+            join_parts([part.std_error for part in parts]),
         )
         diagnostics: dict[str, Any] = {
-            name: join([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics
+            name: join_parts([part.diagnostics[name] for part in parts])
+            for name in parts[0].diagnostics
         }
         warnings = clipping_alarm(bound, self.start) + acceptance_alarm(diagnostics["acceptance"])
         warnings += r_hat_warnings(diagnostics["r_hat"])

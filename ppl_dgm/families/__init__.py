@@ -6,7 +6,7 @@ objective elsewhere:
     naive Bayes, Markov chain       bayesnet.naive_bayes(...), bayesnet.markov_chain(...)
     Chow-Liu tree                   bayesnet.chow_liu(x)
     latent class analysis           Mixture(D, K, "bernoulli")
-    RNADE                           NADE(D, H, likelihoods.Mixture(K))
+    RNADE                           NADE(D, H, likelihoods.MixtureDensity(K))
     EoNADE                          NADE(D, H, orders=K), or MADE(D, hidden=[H], orders=K)
     sigmoid belief net              VAE(D, L, [], prior=priors.BernoulliPrior(L), guide=guides.BernoulliPosterior(L))
     GMVAE                           VAE(D, L, prior=priors.GaussianMixturePrior(L, K))

@@ -9,6 +9,8 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_dgm.program import select_data
 
+__all__ = ["Batch", "Batches", "Scaled"]
+
 Batch = tuple[tuple, dict[str, Any]]
 
 

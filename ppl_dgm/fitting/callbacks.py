@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+__all__ = ["CSVLog", "Callback", "Log", "Progress", "TensorBoard"]
+
 
 @dataclass(frozen=True)
 class Progress:

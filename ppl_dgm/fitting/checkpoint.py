@@ -20,6 +20,8 @@ from ppl_dgm.program import (
 )
 from ppl_dgm.program.identity import Identity, digest
 
+__all__ = ["CheckpointFile", "identity_of_fit"]
+
 _GUESSED = {"max_plate_nesting"}  # what Pyro's objectives find out at their first run
 
 

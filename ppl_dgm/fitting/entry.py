@@ -25,6 +25,8 @@ from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
 
+__all__ = ["fit"]
+
 ADAM = partial(Adam, lr=1e-3)
 
 

@@ -19,6 +19,8 @@ from ppl_dgm.objectives.players import Game, Player, trainable
 from ppl_dgm.program import Program
 from ppl_dgm.program.checks import refuse_implicit
 
+__all__ = ["Learner", "Maker", "players_of"]
+
 
 @dataclass(frozen=True, eq=False)
 class Learner:

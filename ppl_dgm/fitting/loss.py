@@ -11,6 +11,8 @@ from torch import Tensor
 from ppl_dgm.fitting.batches import Batch, Scaled
 from ppl_dgm.program import Program, unvalidated
 
+__all__ = ["BatchLoss", "explain_nonfinite"]
+
 
 class BatchLoss:
     """Minus the objective of a minibatch, in nats per datum, which estimates that of all data.

@@ -12,6 +12,8 @@ from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Program
 from ppl_dgm.program.storage import PROGRAM_PREFIX, read_tensors, write_tensors
 
+__all__ = ["Fit", "NonFiniteError", "Stopped"]
+
 Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
 NUM_BLOCKS = 10  # into which the end of a learning curve is cut
 LATE = 0.2  # part of a learning curve that is its end

@@ -12,6 +12,8 @@ from ppl_dgm.compile.jit import pays
 from ppl_dgm.fitting.batches import Batch
 from ppl_dgm.fitting.loss import BatchLoss
 
+__all__ = ["Stepper", "make_stepper"]
+
 TRIAL_STEPS = 12  # eager steps that are timed before deciding to compile
 
 

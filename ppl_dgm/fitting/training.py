@@ -26,6 +26,8 @@ from ppl_dgm.program import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import deferred_interrupts
 
+__all__ = ["Training"]
+
 
 @dataclass
 class State:

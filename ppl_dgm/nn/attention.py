@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_dgm.nn.causal import Memory, Order, SequenceNet
-from ppl_dgm.nn.mlp import _check_sizes
+from ppl_dgm.nn.mlp import check_widths
 from ppl_dgm.nn.sequence import Tokens
+
+__all__ = ["CausalAttention", "Positions", "TransformerNet"]
 
 Positions = Literal["learned", "rotary"]
 
@@ -38,7 +40,7 @@ class CausalAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, length: int, rotary: bool = False) -> None:
         super().__init__()
-        _check_sizes([width, num_heads, length])
+        check_widths([width, num_heads, length])
         parts = num_heads * (2 if rotary else 1)
         if width % parts:
             raise ValueError(f"width is {width}; expected a multiple of {parts}")
@@ -117,7 +119,7 @@ class TransformerNet(SequenceNet):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
-        _check_sizes([width, num_layers, num_heads])
+        check_widths([width, num_layers, num_heads])
         if positions not in ("learned", "rotary"):
             raise ValueError(f"positions is {positions!r}; expected 'learned' or 'rotary'")
         self.tokens = Tokens(num_dims, width, num_context)

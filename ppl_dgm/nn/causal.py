@@ -16,7 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppl_dgm.nn.mlp import _check_sizes
+from ppl_dgm.nn.mlp import check_widths
+
+__all__ = [
+    "CausalNet",
+    "Memory",
+    "Order",
+    "SequenceNet",
+    "Step",
+    "check_order",
+    "flat_context",
+    "pick",
+]
 
 Order = Tensor | Sequence[int] | None
 Step = Callable[[int, Tensor], Tensor]
@@ -51,7 +62,7 @@ class CausalNet(nn.Module, ABC):
         num_context: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes([num_dims, num_outputs_per_dim, num_orders])
+        check_widths([num_dims, num_outputs_per_dim, num_orders])
         self.num_dims, self.num_outputs_per_dim = num_dims, num_outputs_per_dim
         self.num_context = num_context
         orders = draw_orders(check_order(order, num_dims), num_orders, seed)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.nn.conv import over_images
-from ppl_dgm.nn.mlp import Activation, ImageShape, _check_sizes, hidden_sizes
+from ppl_dgm.nn.mlp import Activation, ImageShape, check_widths, hidden_sizes
+
+__all__ = ["BesideImage", "ContextConvNet", "ContextMLP", "TangentMLP", "start_small"]
 
 
 class ContextMLP(nn.Module):
@@ -42,7 +44,7 @@ class ContextMLP(nn.Module):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        sizes = _check_sizes([in_features, *hidden_sizes(hidden), out_features])
+        sizes = check_widths([in_features, *hidden_sizes(hidden), out_features])
         self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
         self.contexts = nn.ModuleList(context_maps(num_context, sizes[1:]))
         self.activation = activation()
@@ -125,7 +127,7 @@ class ContextConvNet(nn.Module):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        channels = _check_sizes([in_channels, *hidden_sizes(hidden), out_channels])
+        channels = check_widths([in_channels, *hidden_sizes(hidden), out_channels])
         sizes = [3, *[1] * (len(channels) - 3), 3] if len(channels) > 2 else [3]
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, size, padding=size // 2)

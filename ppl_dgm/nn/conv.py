@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ppl_dgm.nn.mlp import Activation, ImageShape, _check_sizes
+from ppl_dgm.nn.mlp import Activation, ImageShape, check_widths
+
+__all__ = ["ConvDecoder", "ConvEncoder", "over_images", "unflatten_images"]
 
 
 class ConvEncoder(nn.Module):
@@ -40,7 +42,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_layers(channels)
-        _check_sizes([*image_shape, *channels, out_features])
+        check_widths([*image_shape, *channels, out_features])
         self.image_shape = tuple(image_shape)
         sides = _halved_sides(image_shape, len(channels))
         layers: list[nn.Module] = []
@@ -86,7 +88,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_layers(channels)
-        _check_sizes([in_features, *channels, *image_shape])
+        check_widths([in_features, *channels, *image_shape])
         sides = _halved_sides(image_shape, len(channels))[::-1]
         self.first_shape = (channels[0], *sides[0])
         self.first = nn.Linear(in_features, channels[0] * sides[0][0] * sides[0][1])

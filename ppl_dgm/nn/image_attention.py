@@ -6,8 +6,10 @@ from torch.nn import functional as F
 
 from ppl_dgm.nn.conditioned import start_small
 from ppl_dgm.nn.conv import over_images
-from ppl_dgm.nn.mlp import ImageShape, _check_sizes
+from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel_unet import both_signs
+
+__all__ = ["AttentionImageNet"]
 
 
 class AttentionImageNet(nn.Module):
@@ -46,7 +48,7 @@ class AttentionImageNet(nn.Module):
         num_context: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes([*image_shape, width, out_channels, num_blocks, num_heads])
+        check_widths([*image_shape, width, out_channels, num_blocks, num_heads])
         if width % num_heads:
             raise ValueError(f"width is {width}; expected a multiple of {num_heads}, the heads")
         self.first = nn.Conv2d(image_shape[0], width, 3, padding=1)

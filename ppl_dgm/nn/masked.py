@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from ppl_dgm.nn.causal import CausalNet, Order, Step, check_order, pick
 from ppl_dgm.nn.conv import over_images
-from ppl_dgm.nn.mlp import Activation, _check_sizes, hidden_sizes
+from ppl_dgm.nn.mlp import Activation, check_widths, hidden_sizes
+
+__all__ = ["CausalConv2d", "MADENet", "MaskedLinear", "autoregressive_masks"]
 
 
 class MaskedLinear(nn.Linear):
@@ -101,7 +103,7 @@ class MADENet(CausalNet):
         activation: Activation = nn.ReLU,
         num_orders: int = 1,
     ) -> None:
-        _check_sizes([num_dims, *hidden_sizes(hidden), num_outputs_per_dim])
+        check_widths([num_dims, *hidden_sizes(hidden), num_outputs_per_dim])
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
         seeds = [seed if seed is None else seed + k for k in range(num_orders)]
         self.degrees = [
@@ -196,7 +198,7 @@ class CausalConv2d(nn.Conv2d):
         sees_centre: bool,
         dilation: int = 1,
     ) -> None:
-        _check_sizes([in_channels, out_channels, kernel_size, dilation])
+        check_widths([in_channels, out_channels, kernel_size, dilation])
         if kernel_size % 2 == 0:
             raise ValueError(f"expected an odd kernel size, got {kernel_size}")
         padding = dilation * (kernel_size // 2)

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+__all__ = ["MLP", "Activation", "ImageShape", "ResidualMLP", "check_widths", "hidden_sizes"]
+
 Activation = Callable[[], nn.Module]
 ImageShape = tuple[int, int, int]
 
@@ -42,7 +44,7 @@ class MLP(nn.Sequential):
         out_features: int,
         activation: Activation = nn.ReLU,
     ) -> None:
-        sizes = _check_sizes([in_features, *hidden_sizes(hidden), out_features])
+        sizes = check_widths([in_features, *hidden_sizes(hidden), out_features])
         layers: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
             layers += [nn.Linear(size, next_size), activation()]
@@ -83,7 +85,7 @@ class ResidualMLP(nn.Module):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        _check_sizes([in_features, width, num_blocks, out_features])
+        check_widths([in_features, width, num_blocks, out_features])
         self.first = nn.Linear(in_features, width)
         self.blocks = nn.ModuleList(_residual_branch(width, activation) for _ in range(num_blocks))
         self.last = nn.Sequential(activation(), nn.Linear(width, out_features))
@@ -111,7 +113,7 @@ def hidden_sizes(hidden: Sequence[int]) -> list[int]:
         ) from None
 
 
-def _check_sizes(sizes: list[int]) -> list[int]:
+def check_widths(sizes: list[int]) -> list[int]:
     if min(sizes) < 1:
         raise ValueError(f"expected sizes of at least one, got {sizes}")
     return sizes

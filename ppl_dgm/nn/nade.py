@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
-from ppl_dgm.nn.mlp import Activation, _check_sizes
+from ppl_dgm.nn.mlp import Activation, check_widths
+
+__all__ = ["NADENet"]
 
 
 class NADENet(CausalNet):
@@ -48,7 +50,7 @@ class NADENet(CausalNet):
         num_orders: int = 1,
     ) -> None:
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
-        _check_sizes([hidden])
+        check_widths([hidden])
         self.columns = nn.Linear(num_dims, hidden)  # W and c
         self.rows = nn.Parameter(
             torch.empty(num_dims, num_outputs_per_dim, hidden).uniform_(-1, 1) / hidden**0.5

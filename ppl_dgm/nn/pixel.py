@@ -18,7 +18,19 @@ from torch.nn import functional as F
 from ppl_dgm.nn.attention import CausalAttention
 from ppl_dgm.nn.causal import CausalNet, Memory, Order, Step, flat_context, pick
 from ppl_dgm.nn.masked import CausalConv2d, MaskedLinear
-from ppl_dgm.nn.mlp import ImageShape, _check_sizes
+from ppl_dgm.nn.mlp import ImageShape, check_widths
+
+__all__ = [
+    "FeatureStep",
+    "GatedConvNet",
+    "ImageNet",
+    "PixelConvNet",
+    "ShiftedConv2d",
+    "SnailNet",
+    "raster_order",
+    "shift_down",
+    "shift_right",
+]
 
 FeatureStep = Callable[[Tensor, int, int], Tensor]
 
@@ -118,7 +130,7 @@ class ChannelHead(nn.Module):
 
     def __init__(self, channels: int, num_features: int, num_outputs: int) -> None:
         super().__init__()
-        _check_sizes([channels, num_features, num_outputs])
+        check_widths([channels, num_features, num_outputs])
         earlier = torch.ones(channels, channels).tril(-1).repeat_interleave(num_features, 0)
         self.channels = MaskedLinear(earlier) if channels > 1 else None
         self.last = nn.Linear(num_features, num_outputs)
@@ -217,7 +229,7 @@ class PixelConvNet(PixelwiseNet):
         num_context: int = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
-        _check_sizes([width, num_layers])
+        check_widths([width, num_layers])
         self.first = CausalConv2d(shape[0], width, kernel_size + 4, sees_centre=False)
         self.blocks = nn.ModuleList(
             CausalBlock(width, kernel_size, num_context) for _ in range(num_layers)
@@ -290,7 +302,7 @@ class GatedConvNet(ImageNet):
         num_context: int = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
-        _check_sizes([width, num_layers])
+        check_widths([width, num_layers])
         if kernel_size % 2 == 0:
             raise ValueError(f"expected an odd kernel size, got {kernel_size}")
         self.layers = nn.ModuleList(
@@ -449,7 +461,7 @@ class SnailNet(PixelwiseNet):
         num_context: int = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
-        _check_sizes([width, num_blocks, num_layers, num_heads])
+        check_widths([width, num_blocks, num_layers, num_heads])
         self.first = CausalConv2d(shape[0], width, kernel_size + 2, sees_centre=False)
         self.blocks = nn.ModuleList(
             SnailBlock(shape, width, num_layers, num_heads, kernel_size, num_context)
@@ -551,4 +563,4 @@ def raster_order(shape: ImageShape) -> Tensor:
 def _num_pixels(shape: ImageShape) -> int:
     if len(shape) != 3:
         raise ValueError(f"shape is {shape}; expected (channels, height, width)")
-    return math.prod(_check_sizes(list(shape)))
+    return math.prod(check_widths(list(shape)))

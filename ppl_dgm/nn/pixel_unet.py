@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_dgm.nn.causal import Order
-from ppl_dgm.nn.mlp import ImageShape, _check_sizes
+from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel import FeatureStep, ImageNet, ShiftedConv2d, shift_down, shift_right
+
+__all__ = ["PixelUNet", "both_signs"]
 
 Streams = tuple[Tensor, Tensor]
 
@@ -56,7 +58,7 @@ class PixelUNet(ImageNet):
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
         if num_scales is None:
             num_scales = 2 if shape[1] % 4 or shape[2] % 4 else 3
-        _check_sizes([width, num_scales, num_blocks])
+        check_widths([width, num_scales, num_blocks])
         self.stride = 2 ** (num_scales - 1)
         if shape[1] % self.stride or shape[2] % self.stride:
             raise ValueError(

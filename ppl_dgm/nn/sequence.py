@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_dgm.nn.causal import Memory, Order, SequenceNet
-from ppl_dgm.nn.mlp import _check_sizes
+from ppl_dgm.nn.mlp import check_widths
+
+__all__ = ["Cell", "RecurrentSequenceNet", "Tokens", "WaveNetNet"]
 
 Cell = Literal["gru", "lstm"]
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -84,7 +86,7 @@ class RecurrentSequenceNet(SequenceNet):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
-        _check_sizes([hidden, num_layers])
+        check_widths([hidden, num_layers])
         if cell not in CELLS:
             raise ValueError(f"cell is {cell!r}; expected one of {tuple(CELLS)}")
         self.tokens = Tokens(num_dims, hidden, num_context)
@@ -151,7 +153,7 @@ class WaveNetNet(SequenceNet):
         if num_layers is None:
             num_layers = max(1, math.ceil(math.log2(num_dims)))
         cycle = num_layers if cycle is None else cycle
-        _check_sizes([width, num_layers, cycle, skip_width])
+        check_widths([width, num_layers, cycle, skip_width])
         self.tokens = Tokens(num_dims, width)
         self.layers = nn.ModuleList(
             DilatedLayer(

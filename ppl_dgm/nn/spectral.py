@@ -3,6 +3,8 @@
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+__all__ = ["spectral_normalised"]
+
 _LAYERS = (
     nn.Linear,
     nn.Conv1d,

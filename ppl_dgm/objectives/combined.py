@@ -7,6 +7,8 @@ from ppl_dgm.objectives.objective import KLWeight, check_count
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
 
+__all__ = ["CIWAE", "MIWAE"]
+
 
 class MIWAE(IWELBO):
     r"""The mean of M importance-weighted bounds of K particles each.

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.compile import repeat
-from ppl_dgm.objectives.energies import CURES, DataDensity, EnergyObjective, kind_of
+from ppl_dgm.objectives.energies import CURES, DataDensity, EnergyObjective, value_kind
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.program import DataArgument, ladder_of, tensors_of
 from ppl_dgm.sampling.kernels import MALA, Kernel, Target
 from ppl_dgm.sampling.kernels.flips import BitFlips
+
+__all__ = ["ContrastiveDivergence", "PersistentContrastiveDivergence"]
 
 GAIN = 0.05  # of the step size's adaptation, per call
 
@@ -66,7 +68,7 @@ class ContrastiveDivergence(EnergyObjective):
         self.memory = nn.Module()  # buffers, which captured steps may write to
 
     def check_support(self, argument: DataArgument) -> None:
-        if kind_of(argument.support) == "other":
+        if value_kind(argument.support) == "other":
             raise ValueError(
                 f"{type(self).__name__} moves real and binary data, but site {argument.site!r} has "
                 f"the support {argument.support}; transform the data, or use {CURES['other']}"
@@ -82,7 +84,7 @@ class ContrastiveDivergence(EnergyObjective):
         ladder = ladder_of(density.bound.model)
         if ladder is not None:
             return self._repeated(ladder.move, x, x.device)
-        if kind_of(density.argument.support) == "binary":
+        if value_kind(density.argument.support) == "binary":
             return self._repeated(BitFlips(density).move, x, x.device)
         return self._moved_by_kernel(density, x)
 

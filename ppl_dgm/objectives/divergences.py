@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+__all__ = ["Divergence", "alpha_divergence", "named_divergence"]
+
 Function = Callable[[Tensor], Tensor]
 
 _RATIOS = torch.linspace(-3.0, 3.0, 61, dtype=torch.float64).exp()

@@ -9,6 +9,16 @@ from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Latent, Structure
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
+from ppl_dgm.validation import check_choice
+
+__all__ = [
+    "ELBO",
+    "IWELBO",
+    "Renyi",
+    "check_reparameterised",
+    "check_score",
+    "log_weights_with_paths",
+]
 
 Gradient = Literal["reparam", "stl", "dreg"]
 
@@ -159,8 +169,8 @@ class ELBO(Objective):
         plate: str = "data",
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
-        check_choice("gradient", gradient, ("reparam", "stl"))
         self.gradient: Gradient = gradient
+        check_choice(self, "gradient", ("reparam", "stl"))
 
     def check(self, structure: Structure) -> None:
         if self.gradient == "stl":
@@ -226,8 +236,8 @@ class IWELBO(Objective):
         plate: str = "data",
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
-        check_choice("gradient", gradient, ("reparam", "stl", "dreg"))
         self.gradient: Gradient = gradient
+        check_choice(self, "gradient", ("reparam", "stl", "dreg"))
 
     def check(self, structure: Structure) -> None:
         check_reparameterised(structure, f"IWELBO(gradient={self.gradient!r})")
@@ -299,9 +309,3 @@ class Renyi(Objective):
         log_w, scale = log_weights_with_paths(self, bound, "reparam")
         power = 1.0 - self.alpha
         return log_mean_exp(power * expand_particles(log_w, self.num_particles)) / power * scale
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")

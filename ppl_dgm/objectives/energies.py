@@ -10,6 +10,8 @@ from torch.distributions import constraints
 from ppl_dgm.objectives.objective import Objective
 from ppl_dgm.program import Bound, DataArgument, Structure
 
+__all__ = ["CURES", "DataDensity", "EnergyObjective", "value_kind"]
+
 
 class DataDensity:
     """The log density of a program, unnormalised, as a function of data in place of those it is bound to.
@@ -95,7 +97,7 @@ class EnergyObjective(Objective):
 
     def check_support(self, argument: DataArgument) -> None:
         """Raise ValueError for data of a kind that the objective does not take, naming what does."""
-        kind = kind_of(argument.support)
+        kind = value_kind(argument.support)
         if self.support is None or kind == self.support:
             return
         raise ValueError(
@@ -111,7 +113,7 @@ CURES = {
 }
 
 
-def kind_of(support: Any) -> str:
+def value_kind(support: Any) -> str:
     """Return `"real"`, `"binary"` or `"other"`: what values the entries of a support take."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -12,6 +12,8 @@ from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.program import Bound, Program
 
+__all__ = ["NoiseContrastive"]
+
 KINDS = ("ranking", "binary")
 
 

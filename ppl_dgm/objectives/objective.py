@@ -11,8 +11,10 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from ppl_dgm.program import Bound, LogJoint, Program, Structure, inspect, kind_of
+from ppl_dgm.program import Bound, LogJoint, Program, Structure, call_signature, inspect
 from ppl_dgm.program.checks import refuse_implicit
+
+__all__ = ["KLWeight", "Objective", "check_count", "linear_warmup"]
 
 KLWeight = float | Callable[[int], float]
 
@@ -95,7 +97,7 @@ class Objective(pyro.infer.ELBO):
         """Structure of a model/guide pair, found at its first call with arguments of a kind, in the mode it is in."""
         scope = own_program(model, guide)
         training = scope is None or scope.training
-        key = (model, guide, training, kind_of(args, kwargs))
+        key = (model, guide, training, call_signature(args, kwargs))
         if key not in self._structures:
             structure = (
                 inspect(model, guide, args, kwargs, self.plate, training=True)

@@ -11,6 +11,8 @@ import pyro.poutine as poutine
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+__all__ = ["Game", "Goal", "Player", "trainable"]
+
 
 @dataclass(frozen=True, eq=False)
 class Goal:

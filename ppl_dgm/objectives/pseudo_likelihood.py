@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 
+__all__ = ["PseudoLikelihood", "RatioMatching"]
+
 
 class PseudoLikelihood(EnergyObjective):
     r"""Pseudo-likelihood of binary data, $\sum_d \log p(x_d \mid x_{-d})$, in nats.

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_dgm.objectives.elbo import check_choice, check_reparameterised
+from ppl_dgm.objectives.elbo import check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import LogJoint, Structure
 from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.kl_terms import Pair, PairedDraw, draw_pairs
 from ppl_dgm.program.supports import innermost
+from ppl_dgm.validation import check_choice
+
+__all__ = ["BetaTC", "FreeBits"]
 
 
 class FreeBits(Objective):
@@ -57,8 +60,8 @@ class FreeBits(Objective):
         super().__init__(kl_weight=kl_weight, plate=plate)
         if not nats >= 0:
             raise ValueError(f"nats is {nats}; expected a number >= 0")
-        check_choice("per", per, ("dimension", "site"))
         self.nats, self.per = nats, per
+        check_choice(self, "per", ("dimension", "site"))
 
     def check(self, structure: Structure) -> None:
         check_reparameterised(structure, "FreeBits")

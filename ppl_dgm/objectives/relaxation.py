@@ -14,6 +14,8 @@ from ppl_dgm.program import Bound, Structure
 from ppl_dgm.program.sites import is_deterministic, is_subsample
 from ppl_dgm.program.supports import innermost
 
+__all__ = ["StraightThrough"]
+
 
 class OneHot(dist.OneHotCategorical):
     """A one-hot categorical whose log density is the linear function of the value that agrees with it at the corners.

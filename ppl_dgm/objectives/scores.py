@@ -10,6 +10,8 @@ from torch import Tensor
 from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
 
+__all__ = ["ScoreMatching"]
+
 Kind = Literal["exact", "sliced", "denoising"]
 KINDS = ("exact", "sliced", "denoising")
 

@@ -11,6 +11,8 @@ from ppl_dgm.objectives.elbo import ELBO, check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight
 from ppl_dgm.program import Bound, Structure
 
+__all__ = ["SemiAmortised"]
+
 
 class SemiAmortised(ELBO):
     r"""The ELBO at variational parameters that gradient ascent has improved, datum by datum, from the encoder's.

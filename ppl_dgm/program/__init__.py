@@ -1,6 +1,6 @@
 """Programs: Pyro model/guide pairs as torch modules, checked, and evaluated over many particles at once."""
 
-from ppl_dgm.program.arguments import kind_of, move_data, select_data, tensors_of
+from ppl_dgm.program.arguments import call_signature, move_data, select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior
 from ppl_dgm.program.data_argument import DataArgument
 from ppl_dgm.program.identity import difference, identify
@@ -19,12 +19,12 @@ from ppl_dgm.program.storage import (
     write_bytes,
     write_state,
 )
-from ppl_dgm.program.structure import Density, Latent, Structure
+from ppl_dgm.program.structure import DensityKind, Latent, Structure
 
 __all__ = [
     "Bound",
     "DataArgument",
-    "Density",
+    "DensityKind",
     "Draw",
     "Ladder",
     "Latent",
@@ -32,6 +32,7 @@ __all__ = [
     "Prior",
     "Program",
     "Structure",
+    "call_signature",
     "check_target",
     "data_size",
     "difference",
@@ -39,7 +40,6 @@ __all__ = [
     "evaluating",
     "identify",
     "inspect",
-    "kind_of",
     "ladder_of",
     "log_likelihoods",
     "move_data",

@@ -11,6 +11,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ppl_dgm.data.conversion import Arguments, as_argument, as_arguments, is_collection
 
+__all__ = [
+    "call_signature",
+    "move_data",
+    "names_of",
+    "select_data",
+    "tensors_of",
+    "unpack_arguments",
+]
+
 
 def unpack_arguments(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
     """Arguments as called, with data sets and tables among the positional ones unpacked."""
@@ -47,7 +56,7 @@ def names_of(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
     return [name for name, value in named for _ in tensors_of((value,), {})]
 
 
-def kind_of(args: tuple, kwargs: Mapping[str, Any]) -> Hashable:
+def call_signature(args: tuple, kwargs: Mapping[str, Any]) -> Hashable:
     """What tells calls of a program apart, whatever the size of their data: nesting, types, dimensions, other leaves."""
     leaves, nesting = tree_flatten((args, dict(kwargs)))
     return str(nesting), tuple(map(_kind, leaves))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ppl_dgm.program.arguments import Arguments, select_data, tensors_of
+from ppl_dgm.data.conversion import Arguments
+from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.enumeration import entangled, split_enumerated
 from ppl_dgm.program.log_densities import (
     Layout,
@@ -22,13 +23,23 @@ from ppl_dgm.program.log_densities import (
     unmask,
 )
 from ppl_dgm.program.plates import SizedPlates
-from ppl_dgm.program.precision import in_float64, widen
+from ppl_dgm.program.precision import in_float64, to_double
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 from ppl_dgm.program.zero_probabilities import exact_probabilities
 from ppl_dgm.pyro_state import pyro_in_turn
+
+__all__ = [
+    "PARTICLE_PLATE",
+    "Bound",
+    "Draw",
+    "LogJoint",
+    "Prior",
+    "Values",
+    "is_given_or_summed_out",
+]
 
 PARTICLE_PLATE = "_particles"
 Values = dict[str, Tensor]
@@ -88,7 +99,7 @@ class Bound:
 
     def in_double(self) -> "Bound":
         """The same in float64: data raised, and parameters, constants and literals as the program uses them."""
-        args, kwargs = tree_map(widen, (self.args, dict(self.kwargs)))
+        args, kwargs = tree_map(to_double, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs, double=True)
 
     def draw(self, num_particles: int) -> Draw:

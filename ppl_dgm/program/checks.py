@@ -17,6 +17,15 @@ from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, is_summed_out, 
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.supports import innermost, moves
 
+__all__ = [
+    "blame",
+    "check",
+    "check_finite_arguments",
+    "refuse_implicit",
+    "refuse_point_masses",
+    "run",
+]
+
 NUM_RERUNS = 8  # in which a support that moves with the latents shows it
 MAX_NESTING = 5  # plates of a program that runs only under enumeration
 

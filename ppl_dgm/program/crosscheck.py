@@ -9,6 +9,8 @@ from ppl_dgm.program.log_densities import sum_sites
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site
 
+__all__ = ["unlike_pyro"]
+
 TOLERANCE = 1e-3  # nats, and relative
 
 

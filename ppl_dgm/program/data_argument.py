@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ppl_dgm.program.arguments import select_data
 from ppl_dgm.program.bound_program import Bound
 
+__all__ = ["DataArgument"]
+
 
 @dataclass(frozen=True)
 class DataArgument:

@@ -5,6 +5,8 @@ from torch import nn
 from ppl_dgm.markup import html_table
 from ppl_dgm.program.structure import Latent, Structure
 
+__all__ = ["describe_program"]
+
 MOST_PARAMETERS = 20  # that are listed one by one
 
 

@@ -18,6 +18,8 @@ from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, Substitute, random_sites
 from ppl_dgm.program.structure import Division
 
+__all__ = ["PROOF_DATA", "lazy_division", "learn_division"]
+
 PROOF_DATA = 4
 MAX_TRIALS = 64  # choices of shared arguments
 Held = frozenset[int]

@@ -12,6 +12,8 @@ from ppl_dgm.program.log_densities import log_prob_of
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_deterministic, is_factor, random_sites
 
+__all__ = ["find_energies"]
+
 NUM_REDRAWS = 3  # other data, in one of which an energy shows itself
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from ppl_dgm.program.log_densities import Layout, Tally, log_prob_of, unmask
 from ppl_dgm.program.sites import Site, is_drawn, is_summed_out
 
+__all__ = ["entangled", "split_enumerated"]
+
 
 def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:
     """log p(z) and log p(x | z) of the drawn latents z, the enumerated ones summed out exactly.

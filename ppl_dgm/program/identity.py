@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Identity", "difference", "digest", "identify"]
+
 Identity = dict[str, str]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ppl_dgm.program.bound_program import Bound, Values
 
+__all__ = ["are_independent"]
+
 NUM_MIXTURES = 3  # of two draws of the latents
 NUM_TURNS = 8  # about, of a loop over data: their latents are changed one by one
 TOLERANCE = 1e-4  # nats, and relative

@@ -36,6 +36,8 @@ from ppl_dgm.program.structure import Division, Latent, Structure
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.program.vectorisation import prove_vectorisation
 
+__all__ = ["Examination", "examine", "inspect"]
+
 PIECE = 1024
 LARGE = 64 * 2**20  # bytes of data that are run at once
 

@@ -13,6 +13,8 @@ from ppl_dgm.generators import unmoved_generators, unmoved_python_generators
 from ppl_dgm.program.parameters import MODULE_DIVIDER, calling_module
 from ppl_dgm.pyro_state import pyro_in_turn
 
+__all__ = ["evaluating", "repeatable", "undisturbed", "undone", "undone_on_error"]
+
 
 class EvaluationMode(Messenger):
     """Puts modules in evaluation mode, also those that a program registers by `pyro.module` while it runs, and back."""

@@ -11,6 +11,8 @@ from ppl_dgm.program.log_densities import Layout, sum_sites
 from ppl_dgm.program.sites import Site, random_sites
 from ppl_dgm.program.structure import Latent
 
+__all__ = ["Pair", "PairedDraw", "draw_pairs"]
+
 
 @dataclass(frozen=True)
 class Pair:

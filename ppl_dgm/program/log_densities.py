@@ -12,7 +12,19 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.sites import Site, is_factor
-from ppl_dgm.program.supports import possible
+from ppl_dgm.program.supports import in_support
+
+__all__ = [
+    "Layout",
+    "Tally",
+    "check_one_scale",
+    "count_observed",
+    "log_prob_of",
+    "seen_entries",
+    "sum_scores",
+    "sum_sites",
+    "unmask",
+]
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ def log_prob_of(site: Site, scale: Any) -> Tensor:
     fn, mask = part_mask(site)
     value = counted(site["value"]) if site["is_observed"] else site["value"]
     log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
-    inside = possible(fn, value) if site["is_observed"] and not is_factor(site) else None
+    inside = in_support(fn, value) if site["is_observed"] and not is_factor(site) else None
     log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
     return scale_and_mask(log_prob, scale, mask)
 

@@ -10,6 +10,8 @@ from ppl_dgm.program.enumeration import split_enumerated
 from ppl_dgm.program.log_densities import log_prob_of
 from ppl_dgm.program.sites import Site, random_sites
 
+__all__ = ["log_likelihoods"]
+
 
 def log_likelihoods(bound: Bound, values: Values) -> Values:
     """log p(x_i | z) of every observed site at latent values `[particles, *shape]`, masked but not scaled.

@@ -14,6 +14,8 @@ from ppl_dgm.program.plates import plate_frames
 from ppl_dgm.program.sites import Site
 from ppl_dgm.program.structure import Structure
 
+__all__ = ["Observed", "same_data"]
+
 MANY_COLUMNS = 4096  # of one site, above which it is told as a whole
 Trace = Callable[[tuple, Mapping[str, Any]], Any]
 

@@ -18,6 +18,8 @@ from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.pyro_state import pyro_in_turn
 
+__all__ = ["MODULE_DIVIDER", "ParameterScope", "ScopedCallable", "calling_module"]
+
 MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter names
 
 

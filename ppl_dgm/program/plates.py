@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ppl_dgm.program.sites import Site, is_subsample, random_sites
 
+__all__ = ["SizedPlates", "data_size", "in_plate", "plate_frames"]
+
 
 def plate_frames(site: Site, plate: str) -> list[Any]:
     """The frames of a plate around a site: one, or none."""

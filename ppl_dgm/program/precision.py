@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 from ppl_dgm.context_patches import ContextPatches, Patch
 
+__all__ = ["Shaking", "in_float64", "to_double"]
+
 WIDE = {
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,
@@ -49,7 +51,7 @@ def map_leaves(value: Any, change: Any) -> Any:
     return change(value)
 
 
-def widen(leaf: Any) -> Any:
+def to_double(leaf: Any) -> Any:
     """Raise a tensor, or a dtype, to float64 or complex128; anything else stays."""
     if isinstance(leaf, Tensor):
         return leaf.to(WIDE[leaf.dtype]) if leaf.dtype in WIDE else leaf
@@ -85,9 +87,9 @@ class Widening(TorchFunctionMode):
     def _widen(self, leaf: Any) -> Any:
         """Raise a parameter once, anything else at each use."""
         if not isinstance(leaf, nn.Parameter) or leaf.dtype not in WIDE:
-            return widen(leaf)
+            return to_double(leaf)
         if id(leaf) not in self._raised:
-            self._raised[id(leaf)] = leaf, widen(leaf)
+            self._raised[id(leaf)] = leaf, to_double(leaf)
         return self._raised[id(leaf)][1]
 
     def _made_anew(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor:

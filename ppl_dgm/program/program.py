@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.compile import is_tracing
-from ppl_dgm.program.arguments import kind_of, unpack_arguments
+from ppl_dgm.program.arguments import call_signature, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import blame, refuse_implicit
 from ppl_dgm.program.description import describe_program
@@ -20,7 +20,9 @@ from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.storage import parameters_in, write_state
-from ppl_dgm.program.structure import Density, Structure
+from ppl_dgm.program.structure import DensityKind, Structure
+
+__all__ = ["Program", "require_program"]
 
 _LOG = logging.getLogger("ppl_dgm")
 
@@ -180,7 +182,7 @@ class Program(ParameterScope):
         self.seal()
         self._structures[sum_out] = found.structure
         if not sum_out:
-            self._kinds[training, kind_of(args, kwargs)] = found.structure
+            self._kinds[training, call_signature(args, kwargs)] = found.structure
         return found
 
     def structure_at(
@@ -191,7 +193,7 @@ class Program(ParameterScope):
         With one particle it may be one that has not been tried with more. A capture under way can't
         run the program to look; it takes what was found in the other mode.
         """
-        kind = kind_of(args, kwargs)
+        kind = call_signature(args, kwargs)
         found = self._kinds.get((self.training, kind))
         if found is None and is_tracing():
             found = self._kinds.get((not self.training, kind)) or self._structures.get(False)
@@ -217,7 +219,7 @@ class Program(ParameterScope):
         return self._structures[False]
 
     @property
-    def density(self) -> Density:
+    def density(self) -> DensityKind:
         """`exact`, `latent`, `unnormalised` or `implicit`: which objectives and estimators apply.
 
         exact: log p(x) is computed (no latents, or all summed out); latent: some latents are drawn;

@@ -17,6 +17,8 @@ from torch.distributions import Beta, Distribution, LKJCholesky
 
 from ppl_dgm.context_patches import ContextPatches, Patch
 
+__all__ = ["forgiving_factors", "right_draws", "unvalidated"]
+
 _INITIALISE = Distribution.__init__
 _HANDLERS = (
     lift_messenger,

@@ -20,6 +20,8 @@ from ppl_dgm.program.sites import (
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 
+__all__ = ["Uncondition", "draw_sites"]
+
 
 def draw_sites(
     model: Callable,

@@ -7,6 +7,8 @@ import torch
 
 from ppl_dgm.generators import seed_generators, unmoved_generators
 
+__all__ = ["seeded"]
+
 
 @contextmanager
 def seeded(seed: int | None, *devices: torch.device | None) -> Iterator[None]:

@@ -10,6 +10,20 @@ from torch import Tensor
 
 from ppl_dgm.program.supports import innermost
 
+__all__ = [
+    "Site",
+    "Substitute",
+    "is_auxiliary",
+    "is_deterministic",
+    "is_drawn",
+    "is_enumerated",
+    "is_factor",
+    "is_random_subsample",
+    "is_subsample",
+    "is_summed_out",
+    "random_sites",
+]
+
 Site = dict[str, Any]
 
 

@@ -18,6 +18,18 @@ from torch import Tensor
 
 from ppl_dgm.program.identity import digest
 
+__all__ = [
+    "PROGRAM_PREFIX",
+    "check_target",
+    "parameters_in",
+    "read_state",
+    "read_tensors",
+    "remove_leftovers",
+    "write_bytes",
+    "write_state",
+    "write_tensors",
+]
+
 _CURE = "Give one that Program.save, Fit.save or a checkpoint wrote"
 PROGRAM_PREFIX = "program/"  # of the program's tensors in the file of a fit
 

@@ -9,7 +9,9 @@ from torch.distributions.constraints import Constraint
 
 from ppl_dgm.program.log_densities import Layout
 
-Density = Literal["exact", "latent", "unnormalised", "implicit"]
+__all__ = ["DensityKind", "Division", "Latent", "Structure", "Way"]
+
+DensityKind = Literal["exact", "latent", "unnormalised", "implicit"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Structure:
         """Whose evidence the program has: each datum's, or the data set's."""
         return "datum" if self.per_datum else "dataset"
 
-    def density(self, site: str) -> Density:
+    def density(self, site: str) -> DensityKind:
         """Classify the density of the data: what it decides is which objectives and estimators apply."""
         if self.factors:
             return "unnormalised"

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
+__all__ = ["in_support", "innermost", "moves"]
 
-def possible(fn: Any, value: Tensor) -> Tensor | None:
+
+def in_support(fn: Any, value: Tensor) -> Tensor | None:
     """Whether values `[*batch, *event]` are in the support, `[*batch]`; None if it is the whole space, or discrete.
 
     A transformed distribution is asked for its base too: torch takes a shifted exponential to be
@@ -23,7 +25,7 @@ def possible(fn: Any, value: Tensor) -> Tensor | None:
         for transform in reversed(inner.transforms):
             base = transform.inv(base)
         inside = inside & all_of(
-            possible(inner.base_dist, base), dims(inner) - dims(inner.base_dist)
+            in_support(inner.base_dist, base), dims(inner) - dims(inner.base_dist)
         )
     return all_of(inside, dims(fn) - dims(inner))
 

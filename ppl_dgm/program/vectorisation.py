@@ -9,6 +9,8 @@ from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.structure import Structure, Way
 
+__all__ = ["prove_vectorisation"]
+
 PROOF_PARTICLES = 3  # at least
 TOGETHER: tuple[tuple[Way, Way], ...] = (
     ("plate", "plate"),

@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_map
 
 from ppl_dgm.context_patches import ContextPatches, Patch
 
+__all__ = ["loop_runs", "vmap_runs"]
+
 IN_PLACE_SAMPLERS = {
     "normal_",
     "uniform_",

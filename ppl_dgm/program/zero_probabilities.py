@@ -14,6 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from ppl_dgm.context_patches import ContextPatches, Patch
 
+__all__ = ["exact_probabilities"]
+
 
 def given_probs(fn: Any) -> Tensor | None:
     """The probabilities that a distribution was made of, or None if it was made of logits."""

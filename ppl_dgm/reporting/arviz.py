@@ -23,6 +23,8 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_subsample
 from ppl_dgm.sampling.posterior import Posterior
 
+__all__ = ["stacking_weights", "to_arviz", "write_netcdf"]
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x on every import
     import arviz

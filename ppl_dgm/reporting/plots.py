@@ -23,6 +23,18 @@ from torch import Tensor
 from ppl_dgm.sampling.convergence import UNRELIABLE_K
 from ppl_dgm.sampling.importance import WeightSummary
 
+__all__ = [
+    "MUTED",
+    "ForestRow",
+    "add_key",
+    "forest_axes",
+    "narrow_axes",
+    "plot_curves",
+    "plot_forest",
+    "plot_images",
+    "plot_weights",
+]
+
 INK, MUTED, GRID, ALARM = "#1f2933", "#7b8794", "#e4e7eb", "#c62828"
 COLOURS = (
     "#2563a8",

@@ -32,7 +32,21 @@ from ppl_dgm.sampling.kernels import (
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle
-from ppl_dgm.sampling.unconstrained import Unconstrained, possible
+from ppl_dgm.sampling.unconstrained import Unconstrained, rule_out_overflow
+
+__all__ = [
+    "LEAST_DRAWS",
+    "POINTS_AT_ONCE",
+    "Frame",
+    "PosteriorDraws",
+    "adapted_chains",
+    "evaluate",
+    "given_draws",
+    "guide_draws",
+    "hmc_draws",
+    "nuts_draws",
+    "tempered_points",
+]
 
 LEAST_DRAWS = 8
 POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the draws kept
@@ -102,7 +116,9 @@ def evaluate(
     """A log density at points `[n, *batch, dim]`, a bounded number at a time: `[n, *batch]` in float64."""
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
-        return possible(torch.cat([log_density(part) for part in points.split(size)]).double())
+        return rule_out_overflow(
+            torch.cat([log_density(part) for part in points.split(size)]).double()
+        )
 
 
 # ---- sources

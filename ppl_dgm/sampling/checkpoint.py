@@ -25,6 +25,8 @@ from ppl_dgm.program import (
 from ppl_dgm.program.identity import Identity
 from ppl_dgm.pyro_state import deferred_interrupts
 
+__all__ = ["Checkpoint", "checkpoint_of", "switch_of"]
+
 Progress = TypeVar("Progress")
 SAVE_SECONDS = 20.0  # between two writes of a checkpoint
 

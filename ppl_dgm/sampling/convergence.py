@@ -7,6 +7,24 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
+__all__ = [
+    "DIVERGENT_SHARE",
+    "UNRELIABLE_K",
+    "acceptance_alarm",
+    "bfmi_warnings",
+    "chain_ess",
+    "divergence_warnings",
+    "dominates",
+    "energy_bfmi",
+    "is_divergent",
+    "mean_exp_std_error",
+    "r_hat_warnings",
+    "series_std_error",
+    "split_r_hat",
+    "stein_warnings",
+    "tail_warnings",
+]
+
 MAX_R_HAT = 1.05
 R_HAT_CHANCE = 0.05  # by which the largest R-hat grows for each tenfold of data
 CONSTANT = 1e-12  # relative variance below which a series does not move

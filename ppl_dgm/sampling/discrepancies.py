@@ -3,6 +3,8 @@ r"""Discrepancies between two samples that need no density: energy distance and 
 import torch
 from torch import Tensor
 
+__all__ = ["distances", "energy_distance"]
+
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     r"""The energy distance, $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2013).

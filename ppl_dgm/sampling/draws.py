@@ -18,6 +18,8 @@ from ppl_dgm.sampling.kernels import robust_scale
 from ppl_dgm.sampling.simplex import precise
 from ppl_dgm.sampling.unconstrained import ANGLES, ONE_TURN
 
+__all__ = ["draws_alarm"]
+
 NUM_DRAWS, LEAST_DRAWS = 4000, 200
 MOST_TIES = 0.02  # share of draws that may coincide
 MOST_NUMBERS = 2_000_000  # in all draws of one site

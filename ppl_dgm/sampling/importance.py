@@ -17,6 +17,16 @@ from ppl_dgm.program import Bound, Program, evaluating, require_program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
+__all__ = [
+    "Proposal",
+    "WeightSummary",
+    "expand_particles",
+    "log_mean_exp",
+    "log_weights",
+    "pareto_k",
+    "weight_chunks",
+]
+
 Proposal = Literal["guide", "prior"]
 FEW_ATOMS = 4  # different weights in a tail that make no curve
 ROWS_AT_ONCE = 10_000  # weights whose tails are fitted together

@@ -11,11 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Bound
 
+__all__ = ["MEMORY", "allocated_bytes", "chunk_plan", "join_parts", "part_of", "spans"]
+
 # Bytes that one chunk of particles may allocate, all intermediate results counted.
 MEMORY = 256 * 2**20
 
 
-def join(parts: list[Tensor], groups: bool = False) -> Tensor:
+def join_parts(parts: list[Tensor], groups: bool = False) -> Tensor:
     """Put results of parts of the data together: along the data, after a dimension of groups if there is one."""
     return parts[0] if parts[0].dim() == int(groups) else torch.cat(parts, int(groups))
 

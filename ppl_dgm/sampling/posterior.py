@@ -16,6 +16,16 @@ from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 
+__all__ = [
+    "Posterior",
+    "check_latents",
+    "join_posteriors",
+    "joined",
+    "posterior",
+    "resample_part",
+    "storable_parts",
+]
+
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
@@ -184,7 +194,7 @@ def posterior(
             resample_part(part, num_particles, num_draws, memory)
             for part in storable_parts(bound, num_particles, memory)
         ]
-    return join(bound, parts)
+    return join_posteriors(bound, parts)
 
 
 def check_latents(bound: Bound) -> None:
@@ -312,7 +322,7 @@ def take(value: Tensor, index: Tensor, batch_dim: int) -> Tensor:
     )
 
 
-def join(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
+def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
     """Put the parts of the data together again."""
     results = [result for part in parts for result in part]
     dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}

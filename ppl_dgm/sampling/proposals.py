@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ppl_dgm.transforms import Coupling, Elementwise, FlowDistribution, Held, Spline
 
+__all__ = ["DEGREES_OF_FREEDOM", "Fitted", "fit_flow", "fit_normal", "moments"]
+
 RIDGE = 1e-6  # of the variances, keeps covariances positive definite
 DEGREES_OF_FREEDOM = 5.0
 FLOW_LAYERS, FLOW_BINS, FLOW_BOUND = 3, 8, 5.0

@@ -9,6 +9,8 @@ from torch.distributions import IndependentTransform, constraints
 from torch.distributions.transforms import StickBreakingTransform, Transform
 from torch.nn.functional import logsigmoid
 
+__all__ = ["precise"]
+
 
 class LogStickBreaking(Transform):
     r"""Torch's stick breaking, $x_i = \sigma(y_i - o_i) \prod_{j<i} (1 - \sigma(y_j - o_j))$, in logarithms.

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM, moments
 
+__all__ = ["StudentMixture", "fit_student_mixture"]
+
 EM_STEPS = 60
 
 

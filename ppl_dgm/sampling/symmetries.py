@@ -19,6 +19,8 @@ from ppl_dgm.program.bound_program import Values
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
+__all__ = ["try_mirrors"]
+
 MAX_RUNS = 64  # sign flips that are tried for one latent
 MAX_LABELS = 8
 NUM_TRIED = 32  # draws on which each move is tried

@@ -18,6 +18,8 @@ from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.simplex import precise
 
+__all__ = ["ANGLES", "ONE_TURN", "Slot", "Unconstrained", "check_continuous", "rule_out_overflow"]
+
 ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)
 NUM_PROBES = 64  # prior draws on which supports are checked
@@ -136,7 +138,7 @@ class Unconstrained:
 
     def split(self, point: Tensor) -> SplitDensity:
         """log prior (with the Jacobian) and log likelihood at points `[chains, *batch, dim]`."""
-        return SplitDensity(*map(possible, self.raw_split(point)))
+        return SplitDensity(*map(rule_out_overflow, self.raw_split(point)))
 
     def raw_split(self, point: Tensor) -> SplitDensity:
         """`split` with NaN and plus infinity where numbers overflow: its gradients need no values."""
@@ -240,7 +242,7 @@ def inverse(transform: Transform, value: Tensor) -> Tensor:
     return transform.inv(value)  # type: ignore[misc]
 
 
-def possible(log_density: Tensor) -> Tensor:
+def rule_out_overflow(log_density: Tensor) -> Tensor:
     """Zero density where overflow far out gives NaN or plus infinity, which would trap chains and rule sums."""
     return torch.where(log_density.isnan() | log_density.isposinf(), -torch.inf, log_density)
 

@@ -14,6 +14,8 @@ from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.posterior import Posterior, joined
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
+__all__ = ["LEAST_CHAINS", "LEAST_MOVES", "move_draws"]
+
 LEAST_MOVES = 20
 LEAST_CHAINS = 64  # so that they tell a covariance
 POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and what it keeps

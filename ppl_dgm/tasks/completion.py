@@ -16,11 +16,19 @@ from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.memory import MEMORY
-from ppl_dgm.sampling.posterior import Posterior, check_latents, join, resample_part, storable_parts
+from ppl_dgm.sampling.posterior import (
+    Posterior,
+    check_latents,
+    join_posteriors,
+    resample_part,
+    storable_parts,
+)
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
 from ppl_dgm.tasks.conditioning import autoregressive_law, check_mask, filled
+
+__all__ = ["Completion", "complete"]
 
 Method = Literal["resampling", "hmc"]
 METHODS = ("resampling", "hmc")
@@ -148,7 +156,7 @@ def complete(
         for turn in range(rounds if program.has_guide else 1):
             seen = shown(bound, fills, observed, program.site)
             parts = storable_parts(seen, num_particles, memory)
-            found = join(
+            found = join_posteriors(
                 seen, [resample_part(part, num_particles, starts, memory) for part in parts]
             )
             draws = torch.where(observed, x, found.predict(seed + turn)[program.site])

@@ -15,6 +15,15 @@ from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 
+__all__ = [
+    "Marginal",
+    "autoregressive_law",
+    "check_mask",
+    "filled",
+    "log_conditional",
+    "log_marginal",
+]
+
 AT_ONCE = 2**14  # particles of all data together that are drawn side by side
 ENUMERABLE = 2**12  # completions that are summed over rather than drawn
 

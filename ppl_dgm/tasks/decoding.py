@@ -11,6 +11,8 @@ from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
+__all__ = ["interpolate", "reconstruct"]
+
 
 class Expectation(Messenger):
     """Gives a site its distribution's mean in place of a draw."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ppl_dgm.evidence import Evidence
 
+__all__ = ["Detection", "detect"]
+
 
 @dataclass(frozen=True, eq=False)
 class Detection:

@@ -14,23 +14,22 @@ from ppl_dgm.transforms.distribution import FlowDistribution, Held
 from ppl_dgm.transforms.images import Chain, MultiScale, Squeeze, check_halvings
 from ppl_dgm.transforms.layers import (
     COUPLING_LOG_SCALE,
-    Autoregressive,
     Coupling,
     Elementwise,
     ImageCoupling,
+    MaskedAutoregressive,
     checkerboard,
     half_channels,
 )
 from ppl_dgm.transforms.linear import ActNorm, BatchNorm, LULinear, Permutation, starting
 from ppl_dgm.transforms.planar import Planar, Radial, Sylvester
 from ppl_dgm.transforms.scalar import Affine, LogisticMixture, ScalarMap, Shift, Spline
-from ppl_dgm.transforms.solving import solve_increasing, widen
+from ppl_dgm.transforms.solving import bracket, solve_increasing
 
 __all__ = [
     "COUPLING_LOG_SCALE",
     "ActNorm",
     "Affine",
-    "Autoregressive",
     "BatchNorm",
     "Bijection",
     "Chain",
@@ -43,6 +42,7 @@ __all__ = [
     "Inverse",
     "LULinear",
     "LogisticMixture",
+    "MaskedAutoregressive",
     "MultiScale",
     "Permutation",
     "Planar",
@@ -52,6 +52,7 @@ __all__ = [
     "Spline",
     "Squeeze",
     "Sylvester",
+    "bracket",
     "call_and_log_det",
     "check_halvings",
     "checkerboard",
@@ -62,5 +63,4 @@ __all__ = [
     "push",
     "solve_increasing",
     "starting",
-    "widen",
 ]

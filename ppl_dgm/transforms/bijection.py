@@ -16,6 +16,20 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+__all__ = [
+    "Bijection",
+    "Images",
+    "Inverse",
+    "call_and_log_det",
+    "condition_all",
+    "forget",
+    "inverse_and_log_det",
+    "modules_of",
+    "pull",
+    "push",
+    "sum_last",
+]
+
 Images = tuple[Tensor, Tensor]  # values `[..., *event]` and log |det| in nats `[...]`
 
 
@@ -159,8 +173,8 @@ class Conditioned(Transform):
 class Inverse(Bijection):
     """A bijection with its directions exchanged, its parameters still learned.
 
-    What is fast in one direction is then fast in the other: `Inverse(Autoregressive(...))` scores
-    data in one pass (a masked autoregressive flow), `Autoregressive(...)` draws in one (an inverse
+    What is fast in one direction is then fast in the other: `Inverse(MaskedAutoregressive(...))` scores
+    data in one pass (a masked autoregressive flow), `MaskedAutoregressive(...)` draws in one (an inverse
     autoregressive flow).
 
     Example:

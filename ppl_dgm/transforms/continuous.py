@@ -9,6 +9,8 @@ from torch import Tensor
 from ppl_dgm.nn.conditioned import TangentMLP
 from ppl_dgm.transforms.bijection import Bijection, Images
 
+__all__ = ["Continuous", "Trace"]
+
 Trace = Literal["exact", "hutchinson"]
 State = tuple[Tensor, Tensor]
 NUM_REFINEMENTS = 2

@@ -10,6 +10,8 @@ from torch.distributions import Distribution, Transform, constraints
 
 from ppl_dgm.transforms.bijection import condition_all, forget, modules_of, pull, sum_last
 
+__all__ = ["FlowDistribution", "Held"]
+
 
 class FlowDistribution(dist.TransformedDistribution):
     r"""Noise passed through transforms: x = t_n(... t_1(z) ...).

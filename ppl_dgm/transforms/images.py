@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ppl_dgm.nn.mlp import ImageShape
 from ppl_dgm.transforms.bijection import Bijection, Images, condition_all, pull, push
 
+__all__ = ["Chain", "MultiScale", "Squeeze", "check_halvings"]
+
 
 class Squeeze(Bijection):
     """Each square of 2 x 2 pixels becomes one pixel of four times the channels (Dinh et al. 2017,

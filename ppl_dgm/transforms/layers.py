@@ -11,6 +11,16 @@ from ppl_dgm.nn.mlp import Activation, ImageShape
 from ppl_dgm.transforms.bijection import Bijection, Images, sum_last
 from ppl_dgm.transforms.scalar import Affine, ScalarMap
 
+__all__ = [
+    "COUPLING_LOG_SCALE",
+    "Coupling",
+    "Elementwise",
+    "ImageCoupling",
+    "MaskedAutoregressive",
+    "checkerboard",
+    "half_channels",
+]
+
 COUPLING_LOG_SCALE = 2.0  # sixteen couplings of a dimension in a row stay far from float32's end
 
 
@@ -197,7 +207,7 @@ class ImageCoupling(Bijection):
         return torch.where(self.mask, y, x), sum_last(torch.where(self.mask, 0.0, log_slope), 3)
 
 
-class Autoregressive(Bijection):
+class MaskedAutoregressive(Bijection):
     """Each dimension mapped by a scalar map whose parameters a masked net computes of the
     dimensions before.
 
@@ -218,7 +228,7 @@ class Autoregressive(Bijection):
 
     Example:
         >>> x = torch.randn(5, 3)
-        >>> iaf = Autoregressive(3, order=[2, 0, 1])
+        >>> iaf = MaskedAutoregressive(3, order=[2, 0, 1])
         >>> torch.allclose(iaf.inv(iaf(x)), x, atol=1e-5)
         True
     """

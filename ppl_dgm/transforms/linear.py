@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ppl_dgm.transforms.bijection import Bijection, Images
 
+__all__ = ["ActNorm", "BatchNorm", "LULinear", "Permutation", "starting"]
+
 
 class LULinear(Bijection):
     r"""$y = W x + b$ with $W = P L U$, on vectors or on the channels of images (Glow's 1 x 1

@@ -10,6 +10,8 @@ from ppl_dgm.nn.conditioned import ContextMLP
 from ppl_dgm.transforms.bijection import Bijection, Images
 from ppl_dgm.transforms.solving import solve_increasing
 
+__all__ = ["Planar", "Radial", "Sylvester"]
+
 
 class Parametric(Bijection):
     """A bijection of vectors by so many numbers: parameters, to which a net of the context may add.

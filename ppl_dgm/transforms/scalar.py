@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from ppl_dgm.transforms.solving import solve_increasing
 
+__all__ = ["Affine", "LogisticMixture", "ScalarMap", "Shift", "Spline"]
+
 MAX_LOG_SCALE = 7.0
 EXTREME = 2.0**-40  # least distance of a probability from 0 and 1 in inverses, relative
 

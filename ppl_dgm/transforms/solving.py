@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+__all__ = ["bracket", "solve_increasing"]
+
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]  # value and derivative, both elementwise
 
 
@@ -51,7 +53,9 @@ def _num_turns(dtype: torch.dtype) -> int:
     return 64 if dtype == torch.float64 else 32
 
 
-def widen(function: Function, y: Tensor, centre: Tensor, turns: int = 60) -> tuple[Tensor, Tensor]:
+def bracket(
+    function: Function, y: Tensor, centre: Tensor, turns: int = 60
+) -> tuple[Tensor, Tensor]:
     """Brackets of the solutions of f(x) = y, doubled from one around a centre until they hold them.
 
     Args:
@@ -61,7 +65,7 @@ def widen(function: Function, y: Tensor, centre: Tensor, turns: int = 60) -> tup
         turns: doublings at most.
 
     Example:
-        >>> low, high = widen(lambda x: (x / 1000, 0 * x), torch.tensor(5.0), torch.tensor(0.0))
+        >>> low, high = bracket(lambda x: (x / 1000, 0 * x), torch.tensor(5.0), torch.tensor(0.0))
         >>> bool(low <= 5000 <= high)
         True
     """

@@ -310,8 +310,8 @@ def test_temperature_sharpens_each_conditional(make: Make, temperature: float) -
 CONTINUOUS = {
     "gaussian": likelihoods.Gaussian(0.5),
     "learned gaussian": likelihoods.Gaussian(learned="net"),
-    "mixture": likelihoods.Mixture(3),
-    "logistics": likelihoods.Mixture(3, "logistic"),
+    "mixture": likelihoods.MixtureDensity(3),
+    "logistics": likelihoods.MixtureDensity(3, "logistic"),
     "continuous bernoulli": likelihoods.ContinuousBernoulli(),
 }
 
@@ -393,8 +393,8 @@ BAD = {
     "cell": (lambda: RecurrentNet(3, cell="rnn"), "expected one of"),
     "orders": (lambda: MADE(3, orders=0), "at least one"),
     "likelihood": (lambda: WaveNet(3, likelihood="poisson"), "no likelihood 'poisson'"),
-    "mixture": (lambda: likelihoods.Mixture(0), "at least 1"),
-    "mixture kind": (lambda: likelihoods.Mixture(2, "cauchy"), "expected one of"),
+    "mixture": (lambda: likelihoods.MixtureDensity(0), "at least 1"),
+    "mixture kind": (lambda: likelihoods.MixtureDensity(2, "cauchy"), "expected one of"),
     "grey pixels": (lambda: NADE(3).bind(torch.full((4, 3), 0.5)), "outside the support"),
     "columns": (lambda: FVSBN(3).bind(torch.ones(4, 5)), "expected \\(4, 3\\)"),
     "temperature": (lambda: FVSBN(3).sample(2, temperature=0.0), "expected a positive number"),

@@ -24,7 +24,7 @@ from ppl_dgm.families import (
     RealNVP,
     likelihoods,
 )
-from ppl_dgm.transforms import ActNorm, Autoregressive, Coupling, Inverse, Planar
+from ppl_dgm.transforms import ActNorm, Coupling, Inverse, MaskedAutoregressive, Planar
 
 FLOWS: dict[str, Callable[[int], Flow]] = {
     "planar": lambda size: PlanarFlow(size, length=4),
@@ -88,7 +88,7 @@ def test_the_gaussian_autoregressive_net_is_a_masked_autoregressive_flow() -> No
     with torch.no_grad():
         law = likelihood(made.model.fn.net(x))  # type: ignore[union-attr]
         log_scale = -7 * (law.scale.log() / 7).atanh()
-        step = Autoregressive(3, hidden=[8])
+        step = MaskedAutoregressive(3, hidden=[8])
         flow = Flow(noise(3), [Inverse(step)]).double()
         step.net = Given(torch.stack([-law.loc / law.scale, log_scale], -1))
         found = flow.distribution().log_prob(x)

@@ -14,13 +14,13 @@ from ppl_dgm.conditionals.guides import (
     DiagonalNormal,
     FlowPosterior,
     FullRankNormal,
-    Posterior,
+    PosteriorFamily,
 )
 from ppl_dgm.families import PPCA, VAE
 from ppl_dgm.objectives import ELBO, SemiAmortised
 
 
-def small_vae(posterior: Posterior | None = None) -> tuple[VAE, Tensor]:
+def small_vae(posterior: PosteriorFamily | None = None) -> tuple[VAE, Tensor]:
     """A VAE and data in double precision."""
     torch.manual_seed(0)
     x = (torch.rand(5, 4, dtype=torch.float64) < 0.5).double()
@@ -33,7 +33,7 @@ def loss(objective: Any, program: Program, x: Tensor, seed: int = 0) -> Tensor:
     return objective.differentiable_loss(program.model, program.guide, x)
 
 
-POSTERIORS: dict[str, Callable[[], Posterior]] = {
+POSTERIORS: dict[str, Callable[[], PosteriorFamily]] = {
     "diagonal": lambda: DiagonalNormal(2),
     "full rank": lambda: FullRankNormal(2),
     "planar flow": lambda: FlowPosterior(2, "planar", num_context=3),

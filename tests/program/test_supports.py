@@ -10,7 +10,7 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor
 
 from ppl_dgm import Program, evidence
-from ppl_dgm.program.supports import possible
+from ppl_dgm.program.supports import in_support
 
 FLOAT = torch.float64
 
@@ -67,7 +67,7 @@ def number(value: float) -> Tensor:
     ],
 )
 def test_supports_are_read_through_wrappers_and_transforms(fn, value, expected):
-    inside = possible(fn, value)
+    inside = in_support(fn, value)
     assert (inside if inside is None else inside.tolist()) == expected
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from ppl_dgm.transforms import (
     ActNorm,
     Affine,
-    Autoregressive,
     BatchNorm,
     Chain,
     Continuous,
@@ -20,6 +19,7 @@ from ppl_dgm.transforms import (
     Inverse,
     LogisticMixture,
     LULinear,
+    MaskedAutoregressive,
     MultiScale,
     Permutation,
     Planar,
@@ -83,10 +83,10 @@ VECTORS: dict[str, Case] = {
     "masked coupling": Case(lambda: Coupling(2, mask=torch.tensor([False, True]))),
     "spline coupling": Case(lambda: Coupling(2, Spline())),
     "logistic-mixture coupling": Case(lambda: Coupling(2, LogisticMixture(3)), True),
-    "affine autoregressive": Case(lambda: Autoregressive(2)),
-    "masked autoregressive": Case(lambda: Inverse(Autoregressive(2, order=[1, 0]))),
-    "spline autoregressive": Case(lambda: Autoregressive(2, Spline())),
-    "neural autoregressive": Case(lambda: Autoregressive(2, LogisticMixture(3)), True),
+    "affine autoregressive": Case(lambda: MaskedAutoregressive(2)),
+    "masked autoregressive": Case(lambda: Inverse(MaskedAutoregressive(2, order=[1, 0]))),
+    "spline autoregressive": Case(lambda: MaskedAutoregressive(2, Spline())),
+    "neural autoregressive": Case(lambda: MaskedAutoregressive(2, LogisticMixture(3)), True),
     "lu linear": Case(lambda: LULinear((2,))),
     "act norm": Case(lambda: ActNorm((2,))),
     "batch norm": Case(lambda: BatchNorm((2,))),
@@ -101,12 +101,12 @@ CONDITIONAL: dict[str, Case] = {
     "conditional elementwise": Case(lambda: Elementwise((2,), num_context=3)),
     "conditional coupling": Case(lambda: Coupling(2, num_context=3)),
     "conditional spline coupling": Case(lambda: Coupling(2, Spline(), num_context=3)),
-    "conditional autoregressive": Case(lambda: Autoregressive(2, num_context=3)),
+    "conditional autoregressive": Case(lambda: MaskedAutoregressive(2, num_context=3)),
     "conditional masked autoregressive": Case(
-        lambda: Inverse(Autoregressive(2, Spline(), num_context=3))
+        lambda: Inverse(MaskedAutoregressive(2, Spline(), num_context=3))
     ),
     "conditional neural autoregressive": Case(
-        lambda: Autoregressive(2, LogisticMixture(3), num_context=3), True
+        lambda: MaskedAutoregressive(2, LogisticMixture(3), num_context=3), True
     ),
     "conditional planar": Case(lambda: Planar(2, 3), True),
     "conditional radial": Case(lambda: Radial(2, 3)),

@@ -11,6 +11,16 @@ from torch.fx.node import map_arg
 
 from ppl_dgm.compile.graph.nodes import finish, graphs_of, insert, nodes, replace, writes
 
+__all__ = [
+    "fold_literals",
+    "functionalise",
+    "lift_constants",
+    "repeated",
+    "restore_views",
+    "separate_loops",
+    "split_writes",
+]
+
 aten = torch.ops.aten
 
 _VIEWS = (

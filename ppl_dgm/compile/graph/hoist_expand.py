@@ -10,6 +10,8 @@ from torch.fx.node import map_arg
 
 from ppl_dgm.compile.graph.nodes import insert, is_random, nodes, shape, writes
 
+__all__ = ["hoist_expands"]
+
 aten = torch.ops.aten
 
 _IN_FULL: dict[str, Any] = {"memory_format": torch.contiguous_format}

@@ -7,6 +7,18 @@ from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule
 from torch.fx.node import map_arg
 
+__all__ = [
+    "finish",
+    "graphs_of",
+    "has_loops",
+    "insert",
+    "is_random",
+    "nodes",
+    "replace",
+    "shape",
+    "writes",
+]
+
 
 def nodes(graph: GraphModule) -> list[Any]:
     """Return the nodes as they are now, so that the graph can be changed meanwhile."""

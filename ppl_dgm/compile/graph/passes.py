@@ -21,6 +21,8 @@ from ppl_dgm.compile.graph.nodes import (
     writes,
 )
 
+__all__ = ["prepare", "rewrite"]
+
 aten = torch.ops.aten
 
 _SAME_VALUE = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}

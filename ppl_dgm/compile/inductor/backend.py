@@ -17,6 +17,8 @@ from ppl_dgm.compile.inductor.checking import CheckedRun
 from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
 from ppl_dgm.generators import unmoved_generators
 
+__all__ = ["Backend", "Compiled", "cache_folder", "compile_captured", "compile_function"]
+
 Backend = Literal["inductor", "eager"]
 Flat = Callable[..., Sequence[torch.Tensor]]
 

@@ -12,6 +12,8 @@ from ppl_dgm.compile.graph.nodes import nodes, writes
 from ppl_dgm.compile.tracing.capture import Captured
 from ppl_dgm.generators import unmoved_generators
 
+__all__ = ["CheckedRun", "WrongNumbersError"]
+
 Flat = Callable[..., Sequence[torch.Tensor]]
 
 CHECKED = frozenset({1, 10, 100, 1000})  # calls

@@ -19,6 +19,8 @@ from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.codegen.wrapper import EnterSubgraphLine, ExitSubgraphLine
 from torch._inductor.virtualized import V
 
+__all__ = ["edition", "standing_buffers"]
+
 _SMALL = 1 << 16  # bytes; above, a copy costs more than a new tensor
 _STANDING = """
 #include <cstring>

@@ -17,6 +17,8 @@ from ppl_dgm.compile.graph.nodes import graphs_of, has_loops
 from ppl_dgm.compile.inductor.loop_codegen import edition, standing_buffers
 from ppl_dgm.compile.inductor.startup_patches import shortcuts
 
+__all__ = ["machine_code"]
+
 Flat = Callable[..., Sequence[torch.Tensor]]
 
 _THREADED = 8192  # elements; a second thread costs more than it saves on tensors smaller than this

@@ -13,6 +13,8 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.cpu_vec_isa import VecISA
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 
+__all__ = ["shortcuts"]
+
 
 @contextmanager
 def shortcuts(on_cpu: bool) -> Iterator[None]:

@@ -38,6 +38,8 @@ from ppl_dgm.compile.tracing.pytrees import (
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.pyro_state import PYRO_LOCK
 
+__all__ = ["ONE_AT_A_TIME", "Captured", "capture", "is_tracing"]
+
 aten = torch.ops.aten
 # Captures run Pyro's handlers, and their patches of modules and Inductor are the whole process's:
 # the same lock as for runs of programs, since each of the two may come inside the other.

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, refusal
 
+__all__ = ["Discovery", "Lifting", "Replacement", "refuse_selections"]
+
 _TENSOR = torch.Tensor
 _HOST_READS = {
     _TENSOR.item,

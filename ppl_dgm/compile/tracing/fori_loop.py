@@ -11,6 +11,8 @@ from torch._higher_order_ops.while_loop import while_loop_op
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
+__all__ = ["Body", "emit_loop", "outside_of_traces", "repeat", "running_loops"]
+
 Body = Callable[[Any, Any], Any]
 Runner = Callable[[torch.Tensor, Body, Any, Any], Any]
 

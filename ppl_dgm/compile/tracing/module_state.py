@@ -14,6 +14,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError
 from ppl_dgm.compile.tracing.pytrees import tensor_leaves
 
+__all__ = ["Settings", "watched_modules"]
+
 Setting = tuple[
     dict[str, Any], str, Any, str
 ]  # where it is held, its name, its value, the kind of its module

@@ -7,6 +7,8 @@ from pyro.ops.provenance import extract_provenance, get_provenance, track_proven
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
+__all__ = ["TrackProvenance"]
+
 _NAMES = "_ppl_dgm_provenance"
 
 

@@ -9,6 +9,8 @@ from pyro.infer import ELBO, TraceGraph_ELBO
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.tracing.provenance import TrackProvenance
 
+__all__ = ["differentiable_loss"]
+
 
 def differentiable_loss(
     elbo: ELBO, model: Callable, guide: Callable, *args: Any, **kwargs: Any

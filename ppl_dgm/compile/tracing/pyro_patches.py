@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_dgm.compile.errors import CaptureError
 
+__all__ = ["SiteTracker", "traceable_pyro"]
+
 _ITERATE_PLATE = IndepMessenger.__iter__
 _EXPECTATION = Dice.compute_expectation
 _ELBO_MODULES = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo)

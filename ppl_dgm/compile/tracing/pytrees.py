@@ -8,6 +8,17 @@ import torch
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils import _pytree as pytree
 
+__all__ = [
+    "Rest",
+    "dense",
+    "fitted",
+    "laid_out",
+    "leaves_and_rest",
+    "looks",
+    "tensor_leaves",
+    "with_tensors",
+]
+
 Rest = tuple[Hashable, ...]
 
 

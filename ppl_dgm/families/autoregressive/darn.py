@@ -15,6 +15,8 @@ from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import MLP
 from ppl_dgm.program import Program
 
+__all__ = ["DARN"]
+
 
 class DARN(Program):
     r"""Deep autoregressive network with one stochastic layer (Gregor et al. 2014).

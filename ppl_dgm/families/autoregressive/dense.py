@@ -10,6 +10,8 @@ from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import Activation
 from ppl_dgm.nn.nade import NADENet
 
+__all__ = ["FVSBN", "MADE", "NADE"]
+
 
 class MADE(AutoregressiveProgram):
     r"""Masked autoencoder for distribution estimation (Germain et al. 2015).
@@ -97,7 +99,7 @@ class NADE(AutoregressiveProgram):
     r"""Neural autoregressive distribution estimator (Larochelle and Murray 2011).
 
     The conditionals share hidden units $\mathrm{act}(c + W_{:, <d} x_{<d})$, whose inputs each
-    dimension changes by one column: O(D H) for a datum. With `likelihoods.Mixture` it is RNADE
+    dimension changes by one column: O(D H) for a datum. With `likelihoods.MixtureDensity` it is RNADE
     (Uria, Murray and Larochelle 2013), with several orders a small EoNADE (Uria, Murray and
     Larochelle 2014).
 

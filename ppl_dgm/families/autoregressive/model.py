@@ -20,6 +20,8 @@ from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
 from ppl_dgm.program import Program, evaluating, unvalidated
 
+__all__ = ["AutoregressiveModel", "AutoregressiveProgram"]
+
 
 class AutoregressiveProgram(Program):
     r"""A program of conditionals, each given the earlier dimensions.

@@ -8,6 +8,8 @@ from ppl_dgm.nn.attention import Positions, TransformerNet
 from ppl_dgm.nn.mlp import ImageShape
 from ppl_dgm.nn.pixel import GatedConvNet, PixelConvNet, SnailNet, raster_order
 
+__all__ = ["GatedPixelCNN", "PixelCNN", "PixelSNAIL", "PixelTransformer"]
+
 
 class PixelCNN(AutoregressiveProgram):
     """Masked convolutions over images (van den Oord et al. 2016, Pixel RNN, section 3.3).

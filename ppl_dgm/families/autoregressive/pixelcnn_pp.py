@@ -12,6 +12,8 @@ from ppl_dgm.nn.causal import CausalNet, Step, pick
 from ppl_dgm.nn.mlp import ImageShape
 from ppl_dgm.nn.pixel_unet import PixelUNet
 
+__all__ = ["PixelCNNPlusPlus"]
+
 
 class PixelCNNPlusPlus(AutoregressiveProgram):
     r"""PixelCNN++ (Salimans, Karpathy, Chen and Kingma 2017).

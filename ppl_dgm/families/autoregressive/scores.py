@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+__all__ = ["scores_of"]
+
 Scores = dict[str, Tensor]
 Given = tuple[Tensor, ...]
 AT_ONCE = 64  # data whose gradients are taken side by side

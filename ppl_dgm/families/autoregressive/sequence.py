@@ -6,6 +6,8 @@ from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.nn.sequence import Cell, RecurrentSequenceNet, WaveNetNet
 
+__all__ = ["RecurrentNet", "WaveNet"]
+
 
 class RecurrentNet(AutoregressiveProgram):
     r"""GRU or LSTM over the dimensions.

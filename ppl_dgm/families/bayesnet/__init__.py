@@ -1,11 +1,11 @@
 """Bayes nets: graphs, conditional distributions, exact inference, files, classic nets, learnt trees."""
 
 from ppl_dgm.conditionals.tables import (
-    Conditional,
     Function,
     LinearGaussian,
     Logistic,
     Neural,
+    NodeConditional,
     Table,
 )
 from ppl_dgm.families.bayesnet.bif import read_bif, write_bif
@@ -17,12 +17,12 @@ from ppl_dgm.families.bayesnet.networks import alarm, asia, burglary, sachs_grap
 
 __all__ = [
     "BayesNet",
-    "Conditional",
     "Function",
     "IndependentBernoulli",
     "LinearGaussian",
     "Logistic",
     "Neural",
+    "NodeConditional",
     "Table",
     "alarm",
     "asia",

@@ -11,6 +11,8 @@ from torch import Tensor
 from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
 
+__all__ = ["read_bif", "write_bif"]
+
 QUOTED_OR_COMMENT = re.compile(r'"([^"]*)"|//[^\n]*|/\*.*?\*/', re.S)
 PROPERTY = re.compile(r"(?<=[{};])\s*property\b[^;]*;")
 VARIABLE = re.compile(

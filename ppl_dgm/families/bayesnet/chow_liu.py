@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from ppl_dgm.families.bayesnet.net import BayesNet, Data, check_lengths, check_states
 
+__all__ = ["chow_liu"]
+
 
 def chow_liu(
     x: Data, num_states: int | None = None, smoothing: float = 1.0, root: int = 0

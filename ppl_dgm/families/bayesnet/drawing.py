@@ -5,6 +5,8 @@ from typing import Any
 from ppl_dgm.families.bayesnet.graph import Parents, layers
 from ppl_dgm.families.bayesnet.net import BayesNet
 
+__all__ = ["draw_graph"]
+
 
 def draw_graph(net: BayesNet, axes: Any = None) -> Any:
     """Draw a net's graph from the roots down, every edge pointing downwards; returns the matplotlib axes.

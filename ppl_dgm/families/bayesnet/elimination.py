@@ -7,8 +7,10 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from ppl_dgm.conditionals.tables import Conditional
+from ppl_dgm.conditionals.tables import NodeConditional
 from ppl_dgm.families.bayesnet.graph import ancestors
+
+__all__ = ["log_marginal_of", "prototype"]
 
 LOG_SPACE: Any = "pyro.ops.einsum.torch_log"  # sums of products of exponentials, in log space
 
@@ -20,8 +22,8 @@ class Factor(NamedTuple):
     log_prob: Tensor
 
 
-def log_marginal(
-    nodes: Mapping[str, Conditional], query: Sequence[str], evidence: Mapping[str, Tensor]
+def log_marginal_of(
+    nodes: Mapping[str, NodeConditional], query: Sequence[str], evidence: Mapping[str, Tensor]
 ) -> Tensor:
     """log p(query, evidence) with all other variables summed out, in the order that opt_einsum finds cheapest.
 
@@ -57,7 +59,7 @@ def log_marginal(
 
 
 def factor_of(
-    nodes: Mapping[str, Conditional], name: str, evidence: Mapping[str, Tensor]
+    nodes: Mapping[str, NodeConditional], name: str, evidence: Mapping[str, Tensor]
 ) -> Factor:
     """One node's log probabilities, its observed variables at their values, the others on their grid of states."""
     names = (*nodes[name].parents, name)
@@ -72,7 +74,7 @@ def factor_of(
     return Factor(scope, log_prob.squeeze(0) if shape[0] == 1 else log_prob)
 
 
-def check_discrete(nodes: Mapping[str, Conditional], scope: Sequence[str]) -> None:
+def check_discrete(nodes: Mapping[str, NodeConditional], scope: Sequence[str]) -> None:
     """Refuse to sum over continuous variables."""
     continuous = [variable for variable in scope if nodes[variable].num_states is None]
     if continuous:
@@ -83,7 +85,7 @@ def check_discrete(nodes: Mapping[str, Conditional], scope: Sequence[str]) -> No
 
 
 def on_grid(
-    nodes: Mapping[str, Conditional],
+    nodes: Mapping[str, NodeConditional],
     variable: str,
     scope: Sequence[str],
     evidence: Mapping[str, Tensor],
@@ -97,7 +99,7 @@ def on_grid(
     return states.reshape(1, *(1,) * position, -1, *(1,) * (len(scope) - position - 1))
 
 
-def prototype(nodes: Mapping[str, Conditional]) -> Tensor:
+def prototype(nodes: Mapping[str, NodeConditional]) -> Tensor:
     """A tensor with the dtype and device of the net's parameters."""
     return next(
         (parameter for node in nodes.values() for parameter in node.parameters()), torch.empty(0)

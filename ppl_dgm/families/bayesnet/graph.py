@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+__all__ = ["Parents", "ancestors", "d_separated", "layers", "topological_order"]
+
 Parents = Mapping[str, Sequence[str]]
 
 

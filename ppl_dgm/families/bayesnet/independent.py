@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ppl_dgm.program import Program
 
+__all__ = ["IndependentBernoulli"]
+
 
 class IndependentBernoulli(Program):
     r"""The Bayes net without edges over binary variables, $p(x) = \prod_d p_d^{x_d} (1 - p_d)^{1 - x_d}$: a baseline.

@@ -8,11 +8,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_dgm.conditionals.tables import Conditional, Table
-from ppl_dgm.families.bayesnet.elimination import log_marginal, prototype
+from ppl_dgm.conditionals.tables import NodeConditional, Table
+from ppl_dgm.families.bayesnet.elimination import log_marginal_of, prototype
 from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
+
+__all__ = ["BayesNet", "Data", "check_lengths", "check_states", "markov_chain", "naive_bayes"]
 
 Data = Tensor | Mapping[str, Tensor]
 YES, NO = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
@@ -45,7 +47,9 @@ class BayesNet(Program):
     """
 
     def __init__(
-        self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None
+        self,
+        nodes: Mapping[str, NodeConditional],
+        states: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         model = BayesNetModel(nodes, states)
         super().__init__(model)
@@ -80,7 +84,7 @@ class BayesNet(Program):
         )
 
     @property
-    def nodes(self) -> dict[str, Conditional]:
+    def nodes(self) -> dict[str, NodeConditional]:
         """The conditional distributions by name, in the order of the columns."""
         return self.model.fn.conditionals  # type: ignore[attr-defined,return-value]
 
@@ -127,7 +131,7 @@ class BayesNet(Program):
         """log p(query | evidence); see `query`."""
         values = self._evidence(query, evidence or {})
         with torch.no_grad():
-            joint = log_marginal(self.nodes, query, values)
+            joint = log_marginal_of(self.nodes, query, values)
         total = joint.reshape(len(joint), -1).logsumexp(1)
         if not bool(torch.isfinite(total).all()):
             raise ValueError(
@@ -141,7 +145,7 @@ class BayesNet(Program):
         """log p(evidence) in nats, all other variables summed out: `[]`, or `[N]` for columns; see `query`."""
         values = self._evidence((), evidence)
         with torch.no_grad():
-            log_z = log_marginal(self.nodes, (), values)
+            log_z = log_marginal_of(self.nodes, (), values)
         return log_z if any(v.dim() for v in values.values()) else log_z.squeeze(0)
 
     def fit_counts(self, x: Data, smoothing: float = 1.0) -> "BayesNet":
@@ -233,13 +237,15 @@ class BayesNetModel(nn.Module):
     """Every variable given its parents, in topological order."""
 
     def __init__(
-        self, nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]] | None = None
+        self,
+        nodes: Mapping[str, NodeConditional],
+        states: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
-        others = [name for name, node in nodes.items() if not isinstance(node, Conditional)]
+        others = [name for name, node in nodes.items() if not isinstance(node, NodeConditional)]
         if others or not nodes:
             raise TypeError(
-                "expected a Conditional (Table, Logistic, ...) for every node; got others for "
+                "expected a NodeConditional (Table, Logistic, ...) for every node; got others for "
                 f"{others}"
             )
         self.order = topological_order({name: node.parents for name, node in nodes.items()})
@@ -251,7 +257,7 @@ class BayesNetModel(nn.Module):
         self._nodes = nn.ModuleList(nodes.values())
 
     @property
-    def conditionals(self) -> dict[str, Conditional]:
+    def conditionals(self) -> dict[str, NodeConditional]:
         """The conditional distributions by name."""
         return dict(zip(self._names, self._nodes, strict=True))  # type: ignore[arg-type]
 
@@ -315,7 +321,7 @@ def check_lengths(columns: Mapping[str, Tensor]) -> None:
 
 
 def named_states(
-    nodes: Mapping[str, Conditional], states: Mapping[str, Sequence[str]]
+    nodes: Mapping[str, NodeConditional], states: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
     """Names of the states of every discrete variable, their numbers by default."""
     named = {name: tuple(map(str, range(node.num_states or 0))) for name, node in nodes.items()}

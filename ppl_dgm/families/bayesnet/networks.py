@@ -6,6 +6,8 @@ from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.bif import read_bif
 from ppl_dgm.families.bayesnet.net import BayesNet
 
+__all__ = ["alarm", "asia", "burglary", "sachs_graph"]
+
 YES_NO = ("yes", "no")
 
 SACHS_EDGES = (

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ppl_dgm.program import Program
 from ppl_dgm.validation import check_sizes
 
+__all__ = ["Energy"]
+
 BASES = ("normal", "bernoulli")
 
 

@@ -14,6 +14,8 @@ from ppl_dgm.program import Ladder, Program, evaluating
 from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
 from ppl_dgm.validation import check_sizes
 
+__all__ = ["RBM"]
+
 
 class RBM(Program):
     r"""Restricted Boltzmann machine, $p(v) \propto \sum_h e^{-E(v, h)} = e^{-F(v)}$.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["UNITS", "BinaryUnits", "Units"]
+
 
 class Units(nn.Module, ABC):
     r"""Visible units: a term of the energy, what hidden units see of them, and a base measure.

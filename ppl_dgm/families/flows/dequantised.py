@@ -39,6 +39,8 @@ from ppl_dgm.transforms import (
     checkerboard,
 )
 
+__all__ = ["Dequantised", "UniformNoise", "VariationalNoise"]
+
 
 class Dequantised(Program):
     r"""A flow on levels 0, ..., levels - 1 by dequantisation (Theis, van den Oord and Bethge 2016).

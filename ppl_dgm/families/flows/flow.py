@@ -27,6 +27,8 @@ from ppl_dgm.transforms import (
     starting,
 )
 
+__all__ = ["Flow", "FlowModel", "standard_normal"]
+
 NUM_START = 2000  # data that activations are normalised with at the start, at most
 
 
@@ -235,7 +237,7 @@ def _tried(place: int, transform: Any, value: Tensor) -> Tensor:
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
             f"transform {place}, {type(transform).__name__}, has no inverse: {error}. Planar, "
-            f"Radial, Sylvester and Autoregressive of ppl_dgm.transforms have one"
+            f"Radial, Sylvester and MaskedAutoregressive of ppl_dgm.transforms have one"
         ) from error
     except RuntimeError as error:
         raise ValueError(

@@ -29,6 +29,8 @@ from ppl_dgm.transforms import (
     half_channels,
 )
 
+__all__ = ["FlowPlusPlus", "Glow", "check_sides", "checked_length", "realnvp_images"]
+
 CoupleImages = Callable[[ImageShape, Any], Bijection]  # of a shape, and the mask of what stays
 
 

@@ -9,6 +9,8 @@ from ppl_dgm.families.flows.flow import Flow, standard_normal
 from ppl_dgm.families.flows.images import checked_length
 from ppl_dgm.transforms import ActNorm, Elementwise, Inverse, LogisticMixture, LULinear, Radial
 
+__all__ = ["AffineFlow", "MixtureCDFFlow", "RadialFlow"]
+
 
 class AffineFlow(Flow):
     """x = W z + b: a normal distribution with any mean and covariance, W by its LU factors.

@@ -15,19 +15,21 @@ from ppl_dgm.families.flows.images import checked_length, realnvp_images
 from ppl_dgm.nn.mlp import Activation, ImageShape
 from ppl_dgm.transforms import (
     ActNorm,
-    Autoregressive,
     Bijection,
     Continuous,
     Coupling,
     ImageCoupling,
     Inverse,
     LULinear,
+    MaskedAutoregressive,
     Planar,
     ScalarMap,
     Shift,
     Spline,
 )
 from ppl_dgm.transforms.continuous import Trace
+
+__all__ = ["FFJORD", "IAF", "MAF", "NICE", "NSF", "PlanarFlow", "RealNVP"]
 
 
 class PlanarFlow(Flow):
@@ -332,7 +334,7 @@ def autoregressive(
 ) -> Bijection:
     """An autoregressive layer; every other one goes through the dimensions backwards."""
     order = range(num_dims)[:: 1 if step % 2 == 0 else -1]
-    return Autoregressive(num_dims, scalar, hidden, order, num_context, activation)
+    return MaskedAutoregressive(num_dims, scalar, hidden, order, num_context, activation)
 
 
 def repeated(length: int, layer: Callable[[int], list[Any]]) -> list[Any]:

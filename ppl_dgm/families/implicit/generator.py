@@ -10,6 +10,8 @@ from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.families.latent.vae import LatentVectorModel
 from ppl_dgm.program import Program
 
+__all__ = ["Generator"]
+
 
 class Generator(Program):
     r"""The generator of a GAN, $z \sim p(z)$, $x = g(z)$ (Goodfellow et al. 2014).

@@ -15,6 +15,8 @@ from ppl_dgm.families.latent.vae import LatentVectorModel
 from ppl_dgm.nn.mlp import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
+__all__ = ["HierarchicalVAE"]
+
 
 class HierarchicalVAE(Program):
     r"""VAE with layers of latents z1 (nearest to the data) to zL, each a diagonal normal given the one above.

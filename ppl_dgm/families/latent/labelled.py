@@ -17,6 +17,8 @@ from ppl_dgm.families.latent.vae import LatentVectorModel, ScaledInputs
 from ppl_dgm.nn.mlp import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
+__all__ = ["ConditionalVAE", "SemiSupervisedVAE", "check_labels"]
+
 
 class ConditionalVAE(Program):
     r"""VAE of data given a label, $p(x \mid y) = \int p(x \mid y, z) p(z) dz$ (Sohn, Lee and Yan 2015).

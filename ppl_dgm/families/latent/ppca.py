@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ppl_dgm.program import Program
 from ppl_dgm.validation import ROUNDING, warn_of_rounding
 
+__all__ = ["PPCA"]
+
 
 class PPCA(Program):
     r"""Probabilistic principal component analysis (Tipping and Bishop 1999).

@@ -6,11 +6,13 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, Posterior
+from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, PosteriorFamily
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.nn.mlp import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
+
+__all__ = ["VAE", "LatentVectorModel", "ScaledInputs"]
 
 
 class VAE(Program):
@@ -30,7 +32,7 @@ class VAE(Program):
         hidden: sizes of the decoder's hidden layers, and reversed, of the encoder's.
         likelihood: a `Likelihood`, `"bernoulli"` or `"gaussian"`.
         prior: a `LatentPrior` of size L; standard normal by default.
-        guide: a `Posterior` of size L, whose parameters the encoder gives (a diagonal normal by
+        guide: a `PosteriorFamily` of size L, whose parameters the encoder gives (a diagonal normal by
             default), or a whole guide: a module called with the data that samples `"z"`.
         activation: makes the activation of the default nets.
         encoder: maps `[..., D]` to `[..., guide.num_params]`; an `MLP` by default.
@@ -72,14 +74,14 @@ class VAE(Program):
                     f"{num_latents}"
                 )
         decoder = decoder or MLP(num_latents, hidden, num_dims * likelihood.num_params, activation)
-        if isinstance(guide, Posterior):
+        if isinstance(guide, PosteriorFamily):
             encoder = encoder or MLP(
                 num_dims, hidden_sizes(hidden)[::-1], guide.num_params, activation
             )
             guide = AmortisedGuide(nn.Sequential(ScaledInputs(likelihood), encoder), guide)
         elif encoder is not None:
             raise ValueError(
-                "a whole guide has its own nets; give the encoder to it, or a Posterior as guide"
+                "a whole guide has its own nets; give the encoder to it, or a PosteriorFamily as guide"
             )
         super().__init__(LatentVectorModel(decoder, likelihood, prior, num_dims), guide)
 

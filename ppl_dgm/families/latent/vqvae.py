@@ -14,6 +14,8 @@ from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
+__all__ = ["VQVAE"]
+
 
 class VQVAE(Program):
     r"""Vector-quantised VAE (van den Oord, Vinyals and Kavukcuoglu 2017) with a MADE over its codes.

@@ -16,6 +16,8 @@ from ppl_dgm.distributions.discretised import OrderStatistics
 from ppl_dgm.program import Program
 from ppl_dgm.validation import is_singular
 
+__all__ = ["BayesianMixture", "NormalInverseWishart"]
+
 LOC_PRIOR, LOG_SCALE_PRIOR, CORRELATION = (0.0, 3.0), (0.0, 1.0), 1.0
 
 

@@ -13,6 +13,8 @@ from ppl_dgm.conditionals.components import Components, named_components
 from ppl_dgm.program import Program
 from ppl_dgm.validation import warn_of_rounding
 
+__all__ = ["Mixture"]
+
 
 class Mixture(Program):
     r"""Finite mixture, $p(x) = \sum_k \pi_k\, p(x \mid \theta_k)$, the component z enumerated: an exact density.

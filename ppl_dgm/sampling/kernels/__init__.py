@@ -8,16 +8,16 @@ from ppl_dgm.sampling.kernels.adaptation import (
 )
 from ppl_dgm.sampling.kernels.gibbs import Gibbs
 from ppl_dgm.sampling.kernels.metropolis import HMC, MALA, ULA, Kernel, Move, RandomWalk, leapfrog
-from ppl_dgm.sampling.kernels.targets import Density, State, Target, power
+from ppl_dgm.sampling.kernels.targets import LogDensityGradient, State, Target, power
 
 __all__ = [
     "HMC",
     "MALA",
     "ULA",
-    "Density",
     "DualAveraging",
     "Gibbs",
     "Kernel",
+    "LogDensityGradient",
     "Move",
     "RandomWalk",
     "State",

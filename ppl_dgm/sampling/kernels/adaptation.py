@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["DualAveraging", "nudge_step_size", "robust_scale", "weighted_scale"]
+
 
 class DualAveraging(NamedTuple):
     r"""Step-size adaptation at a fixed density, one step size for each entry of any batch.

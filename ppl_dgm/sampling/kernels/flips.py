@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ppl_dgm.compile import repeat
 
+__all__ = ["BitFlips"]
+
 
 @dataclass(frozen=True)
 class BitFlips:

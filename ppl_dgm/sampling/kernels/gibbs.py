@@ -9,6 +9,8 @@ from torch import Tensor
 from ppl_dgm.program import Bound, Latent
 from ppl_dgm.program.bound_program import Values
 
+__all__ = ["Gibbs", "values_of"]
+
 
 @dataclass(frozen=True)
 class Gibbs:

@@ -10,6 +10,8 @@ from torch import Tensor
 from ppl_dgm.compile import repeat
 from ppl_dgm.sampling.kernels.targets import State, Target
 
+__all__ = ["HMC", "MALA", "ULA", "Kernel", "Move", "RandomWalk", "leapfrog"]
+
 
 class Move(NamedTuple):
     r"""One transition of all chains.

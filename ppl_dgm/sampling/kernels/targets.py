@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Density = Callable[[Tensor], tuple[Tensor, Tensor]]
+__all__ = ["LogDensityGradient", "State", "Target", "power", "take"]
+
+LogDensityGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class State(NamedTuple):
@@ -69,7 +71,7 @@ class Target(NamedTuple):
         ([-1.0, -1.0, -1.0], [-1.0, -1.0])
     """
 
-    density: Density
+    density: LogDensityGradient
     chains_at_once: int | None = None
 
     def evaluate(self, point: Tensor, gradient: bool = True) -> State:

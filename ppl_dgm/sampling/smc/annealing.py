@@ -12,6 +12,8 @@ from ppl_dgm.sampling.smc.paths import Path
 from ppl_dgm.sampling.smc.population import Plan
 from ppl_dgm.sampling.smc.resampling import effective_size
 
+__all__ = ["Annealing", "Walk"]
+
 
 class Walk(NamedTuple):
     """Chains on their way along a path.

@@ -10,6 +10,8 @@ from ppl_dgm.program import Ladder
 from ppl_dgm.sampling.smc.paths import sigmoid_temperatures
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 
+__all__ = ["Pilot", "advance", "begin"]
+
 PILOT_TEMPERATURES = 100
 STEP = 1e-4  # in inverse temperature, over which slopes are taken
 

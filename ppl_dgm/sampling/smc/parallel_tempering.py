@@ -12,6 +12,8 @@ from ppl_dgm.sampling.kernels import DualAveraging, Kernel, Move, State
 from ppl_dgm.sampling.smc.paths import Path
 from ppl_dgm.sampling.smc.population import Plan, fold
 
+__all__ = ["Ladders", "Rungs"]
+
 
 class Ladders(NamedTuple):
     """Chains at every temperature: states `[chains * rungs, *batch, ...]`, chains first; scales `[rungs, *batch, dim]`.

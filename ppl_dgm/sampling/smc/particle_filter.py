@@ -12,6 +12,8 @@ from ppl_dgm.sampling.smc.annealing import Annealing, Walk
 from ppl_dgm.sampling.smc.population import even_weights, move_groups, unfold
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 
+__all__ = ["ParticleFilter"]
+
 RESAMPLE_BELOW = 0.5
 
 

@@ -14,6 +14,16 @@ from ppl_dgm.sampling.kernels import Kernel, Target
 from ppl_dgm.sampling.memory import allocated_bytes, part_of
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
 
+__all__ = [
+    "Path",
+    "Start",
+    "check_start",
+    "clipping_alarm",
+    "divide",
+    "linear_temperatures",
+    "sigmoid_temperatures",
+]
+
 Start = Literal["prior", "guide"]
 NUM_DRAWS, MAX_TIES = (
     256,

@@ -25,6 +25,8 @@ from ppl_dgm.sampling.smc.resampling import (
     resample,
 )
 
+__all__ = ["Plan", "Population", "Tempering", "even_weights", "fold", "move_groups", "unfold"]
+
 WARM_UP = 15  # moves at the start of the path that find a step size
 MAX_TEMPERATURES = 20_000
 KNOTS = 64

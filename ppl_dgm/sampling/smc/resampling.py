@@ -6,6 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+__all__ = [
+    "SCHEMES",
+    "Scheme",
+    "conditional_ess",
+    "effective_size",
+    "next_increment",
+    "resample",
+    "shuffle",
+]
+
 Scheme = Literal["systematic", "stratified", "multinomial", "residual"]
 
 
