@@ -1,4 +1,7 @@
-"""Probabilistic programming for deep generative models: fit Pyro programs, ask for their evidence, compare them."""
+"""Probabilistic programming for deep generative models on Pyro.
+
+Fit Pyro programs, estimate their evidence, and compare them.
+"""
 
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Variational parameters refined datum by datum, and what an encoder's shortcut costs."""
+"""Per-datum refinement of variational parameters, and the amortisation gap."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,10 @@ def refine(
     seed: int | None = 0,
     **kwargs: Any,
 ) -> Program:
-    r"""Give each datum variational parameters of its own, started at the encoder's and improved by ascent of the ELBO.
+    r"""Refine the encoder's variational parameters separately for each datum.
+
+    The parameters of each datum start at the encoder's output and are improved by gradient ascent
+    of its ELBO.
 
     $\lambda_i \leftarrow \lambda_i + \eta\, \nabla_{\lambda_i} E_{q(z; \lambda_i)}[\log p(x_i, z) -
     \log q(z; \lambda_i)]$ from $\lambda_i = \mathrm{encoder}(x_i)$, the model held. Many steps make
@@ -83,7 +86,10 @@ def ascend(
     args: tuple,
     kwargs: Mapping[str, Any],
 ) -> None:
-    """Improve parameters by Adam; all others keep their values and gradients."""
+    """Improve variational parameters by Adam on the ELBO.
+
+    All other parameters keep their values and gradients.
+    """
     optimiser = torch.optim.Adam([params], learning_rate)
     for step in range(num_steps):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
@@ -94,7 +100,10 @@ def ascend(
 
 @dataclass(frozen=True, eq=False)
 class AmortisationGap:
-    """ELBOs in nats, `[N]`: with the encoder's parameters, with refined ones, and standard errors of their difference.
+    """ELBO of each datum before and after refinement.
+
+    `amortised` and `refined` are ELBOs in nats, `[N]`, with the encoder's parameters and with
+    refined ones. `std_error` is the standard error of their difference.
 
     `warnings` tell why the gap should not be believed: refinement that did not arrive sees only a
     part of it.
@@ -126,7 +135,10 @@ def amortisation_gap(
     seed: int | None = 0,
     **kwargs: Any,
 ) -> AmortisationGap:
-    r"""Measure how much of the ELBO an encoder gives away: $\mathrm{ELBO}(\lambda_i^*) - \mathrm{ELBO}(\mathrm{encoder}(x_i))$.
+    r"""Measure the amortisation gap of an encoder for each datum.
+
+    The gap is the ELBO that the encoder loses, $\mathrm{ELBO}(\lambda_i^*) -
+    \mathrm{ELBO}(\mathrm{encoder}(x_i))$.
 
     Cremer, Li and Duvenaud (2018), equation 6. The rest of the gap to the evidence is that of the
     posterior's family.
@@ -162,7 +174,11 @@ def amortisation_gap(
 
 
 def travel_alarm(travel: Tensor) -> tuple[str, ...]:
-    """Warn of data whose refinement went straight on for most of the way that its steps reach, `[N]` shares of it."""
+    """Warn if the refinement of some data has not converged.
+
+    `travel`, `[N]`, is the distance moved as a share of the farthest that the steps can reach. A
+    datum that moved straight on for more than half of it counts as not converged.
+    """
     share = float((travel > FAR).double().mean())
     text = (
         f"refinement was still on its way for {100 * share:.3g} % of the data, so that the gap is "
@@ -174,7 +190,10 @@ def travel_alarm(travel: Tensor) -> tuple[str, ...]:
 def elbos(
     program: Program, args: tuple, kwargs: Mapping[str, Any], num_particles: int, seed: int | None
 ) -> tuple[Tensor, Tensor]:
-    """ELBOs `[N]` at the guide and their standard errors; a `LocalGuide` takes its data together."""
+    """Estimate the ELBO of each datum and its standard error.
+
+    Both have shape `[N]`. A `LocalGuide` takes all of its data together.
+    """
     bound = program.bind(*args, **kwargs)
     summaries: dict[int, WeightSummary] = {}
     with torch.no_grad(), seeded(seed, bound.device):

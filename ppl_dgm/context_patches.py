@@ -1,4 +1,7 @@
-"""Changes to other libraries that only the context which asked for them sees, and no other thread."""
+"""Patches of other libraries that are local to a context.
+
+Only the context that asked for them sees them, and no other thread.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +15,10 @@ _LOCK = threading.RLock()
 
 
 class Patch(NamedTuple):
-    """A function of a module or class and what stands in for it."""
+    """Function to be patched, and its replacement.
+
+    The function belongs to a module or class.
+    """
 
     owner: Any
     name: str
@@ -20,7 +26,9 @@ class Patch(NamedTuple):
 
 
 class ContextPatches:
-    """Stands in for functions of other libraries inside a `with` block, for the thread that is in it.
+    """Context manager that patches functions for one thread only.
+
+    It replaces functions of other libraries inside a `with` block, for the thread that is in it.
 
     While any thread is in the block, each function is one that asks who calls: the threads outside
     get the original. When the last one leaves, also by an error or KeyboardInterrupt, the originals
@@ -70,7 +78,10 @@ class ContextPatches:
                 self._undo.pop()()
 
     def _replace(self, patch: Patch) -> Callable[[], None]:
-        """Put a function that asks who calls in an original's place; return what undoes it."""
+        """Replace a function by one that checks who calls.
+
+        Returns a function that undoes this.
+        """
         owner, name, replacement = patch
         original, inside, own = getattr(owner, name), self._inside, vars(owner).get(name)
 

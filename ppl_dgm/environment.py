@@ -15,7 +15,9 @@ PACKAGES = ("torch", "pyro-ppl", "numpy")  # whose releases change numbers
 
 
 def run_environment(seed: int | None = None) -> dict[str, str]:
-    """Return what a reader needs to repeat a result, by name: each a short text.
+    """Describe the environment needed to repeat a result.
+
+    Each entry is a short text, by name.
 
     Example:
         >>> list(run_environment(seed=3))
@@ -41,7 +43,10 @@ def device_name() -> str:
 
 
 def command() -> str:
-    """The command line of this process, without folders of the interpreter's."""
+    """Return the command line of this process.
+
+    The folder of the program is left out.
+    """
     program, *rest = sys.argv or [""]
     name = Path(program).name or "an interactive session"
     return shlex.join([name, *rest]) if rest else name

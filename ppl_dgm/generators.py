@@ -1,4 +1,7 @@
-"""Random number generators of the CPU and of every device in use: put back after a block."""
+"""Random number generators: reading, seeding and restoring their states.
+
+They are those of the CPU and of every device in use, and those of Python and numpy.
+"""
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +24,10 @@ _WITHOUT_GENERATOR = ("cpu", "meta")  # torch's CPU generator is always kept
 
 @contextmanager
 def unmoved_generators(*devices: torch.device | None) -> Iterator[None]:
-    """Put the generators of the CPU, of these devices and of those in use back after a block."""
+    """Restore the torch generators after a block.
+
+    They are those of the CPU, of the given devices and of the devices in use.
+    """
     states = generator_states(*devices)
     try:
         yield
@@ -31,7 +37,7 @@ def unmoved_generators(*devices: torch.device | None) -> Iterator[None]:
 
 @contextmanager
 def unmoved_python_generators() -> Iterator[None]:
-    """Put the generators of Python and of numpy back after a block."""
+    """Restore the generators of Python and numpy after a block."""
     numpys = np.random.mtrand._rand  # type: ignore[attr-defined]
     before = random.getstate(), numpys.get_state()
     try:
@@ -42,7 +48,10 @@ def unmoved_python_generators() -> Iterator[None]:
 
 
 def generator_states(*devices: torch.device | None) -> dict[str, Tensor]:
-    """The states of the generators of the CPU, of these devices and of those in use, by device."""
+    """Return the states of the torch generators by device.
+
+    They are those of the CPU, of the given devices and of the devices in use.
+    """
     states = {
         str(device): torch.get_device_module(device).get_rng_state(device)
         for device in accelerators(devices)
@@ -51,7 +60,10 @@ def generator_states(*devices: torch.device | None) -> dict[str, Tensor]:
 
 
 def set_generator_states(states: Mapping[str, Tensor]) -> None:
-    """Set generators to states, wherever these lie, leaving out devices that are not here."""
+    """Set the torch generators to saved states.
+
+    The states may lie on any device. Devices that this machine lacks are left out.
+    """
     torch.set_rng_state(states["cpu"].cpu())
     for name in states.keys() - {"cpu"}:
         device = torch.device(name)
@@ -60,7 +72,10 @@ def set_generator_states(states: Mapping[str, Tensor]) -> None:
 
 
 def seed_generators(seed: int, *devices: torch.device | None) -> None:
-    """Seed the generators of the CPU, of these devices and of those in use."""
+    """Seed the torch generators.
+
+    They are those of the CPU, of the given devices and of the devices in use.
+    """
     torch.default_generator.manual_seed(seed)
     for device in accelerators(devices):
         state = torch.Generator(device).manual_seed(seed).get_state()
@@ -68,7 +83,10 @@ def seed_generators(seed: int, *devices: torch.device | None) -> None:
 
 
 def accelerators(devices: Iterable[torch.device | None]) -> list[torch.device]:
-    """The devices with a generator of their own: given ones, torch's default and those in use."""
+    """List the devices with a generator of their own.
+
+    They are the given devices, torch's default one and those in use, without the CPU.
+    """
     given = [*filter(None, devices), torch.get_default_device()]
     found = [_numbered(device) for device in given if device.type not in _WITHOUT_GENERATOR]
     return list(dict.fromkeys([*found, *_in_use()]))
@@ -82,7 +100,10 @@ def _numbered(device: torch.device) -> torch.device:
 
 
 def _in_use() -> list[torch.device]:
-    """The accelerators that this process has worked on, which it may draw from unasked."""
+    """List all accelerators if this process has used one.
+
+    A program may draw from them without being asked to.
+    """
     kind = torch.accelerator.current_accelerator()
     if kind is None or not torch.get_device_module(kind).is_initialized():
         return []

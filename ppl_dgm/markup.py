@@ -1,4 +1,7 @@
-"""Tables of text as HTML, for notebooks and pages, and as LaTeX with booktabs, for papers."""
+"""Tables of text as HTML and as LaTeX.
+
+HTML is for notebooks and pages, LaTeX with booktabs for papers.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
@@ -33,7 +36,10 @@ def html_table(
     left: Collection[int] = (0,),
     meanings: Mapping[str, str] | None = None,
 ) -> str:
-    """Rows of text, a header first, as a table that scrolls where it is too wide and reads on light and dark.
+    """Render rows of text as an HTML table.
+
+    The first row is the header. The table scrolls where it is too wide, and is readable on light
+    and dark backgrounds.
 
     Args:
         rows: the cells; a sign never breaks from its number.
@@ -62,7 +68,10 @@ def html_table(
 
 
 def html_facts(title: str, facts: Mapping[str, str], alarms: Sequence[str] = ()) -> str:
-    """Named facts as a table of two columns, alarms below in red."""
+    """Render named facts as an HTML table of two columns.
+
+    Alarms stand below it in red.
+    """
     body = "".join(
         f"<tr>{_cell('th', name, True)}{_cell('td', value, True)}</tr>"
         for name, value in facts.items()
@@ -85,7 +94,9 @@ def _cell(tag: str, text: str, left: bool, meaning: str = "") -> str:
 
 
 def latex_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    r"""Rows of text, a header first, as a LaTeX table; its document needs `\usepackage{booktabs}`.
+    r"""Render rows of text as a LaTeX table.
+
+    The first row is the header. The document needs `\usepackage{booktabs}`.
 
     The first column is text, all others are mathematics; notes become comments above.
 
@@ -118,7 +129,7 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Words, with what LaTeX takes for commands escaped, and signs as mathematics."""
+    """Escape text for LaTeX, with signs as mathematics."""
     escaped = "".join(_LATEX.get(sign, sign) for sign in text)
     for sign in "Δ±≈≥≤−":
         escaped = escaped.replace(sign, f"${_SIGNS[sign].strip()}$")
@@ -126,7 +137,10 @@ def latex_text(text: str) -> str:
 
 
 def latex_number(text: str) -> str:
-    """A number with its sign and error as mathematics; a dash for none."""
+    """Format a number with sign and error as mathematics.
+
+    A dash stands for no number.
+    """
     if text in ("", "–"):
         return text.replace("–", "--")
     spaced = "".join(_SIGNS.get(sign, sign) for sign in text)

@@ -1,4 +1,7 @@
-"""What Pyro and Python keep for the whole process: used in turns, and left as it was found."""
+"""Exclusive use of the global state of Pyro and Python.
+
+This state belongs to the whole process. It is used in turns, and left as it was found.
+"""
 
 import signal
 import threading
@@ -16,7 +19,9 @@ PYRO_LOCK = threading.RLock()
 
 @contextmanager
 def pyro_in_turn() -> Iterator[None]:
-    """Use Pyro alone for a block; after an error handlers and store are as before it.
+    """Reserve Pyro for the current thread during a block.
+
+    After an error, Pyro's handlers and parameter store are as before the block.
 
     Threads that run programs take turns, block by block. An interruption inside one of Pyro's
     handlers would otherwise leave it, and its dimensions, to whatever runs next.
@@ -35,7 +40,9 @@ def pyro_in_turn() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold the first Ctrl-C back; the block asks whether it came. A second one stops at once.
+    """Hold back the first Ctrl-C during a block.
+
+    The function that is yielded tells whether it came. A second Ctrl-C stops at once.
 
     Only the main thread is interrupted, and only where nobody else has asked for interrupts.
 

@@ -1,4 +1,7 @@
-"""A folder that tells what was compared: one self-contained page, its pictures, and the numbers as JSON and netCDF."""
+"""Reports of comparisons as a folder of files.
+
+A report is one self-contained page, its pictures, and the numbers as JSON and netCDF.
+"""
 
 import base64
 import io
@@ -65,7 +68,7 @@ NARROW = "(max-width: 600px)"  # screens that get the narrow pictures
 
 @dataclass(frozen=True)
 class Section:
-    """One comparison of a report, with what it was made from.
+    """One comparison of a report, with its sources.
 
     Attributes:
         title: heading; also names the section's files.
@@ -97,7 +100,9 @@ def write_report(
     seed: int = 0,
     settings: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a report of one or several comparisons to a folder, which is made if it does not exist.
+    """Write a report of one or several comparisons.
+
+    The folder is created if it does not exist.
 
     `report.html` needs no other file: table, forest of evidences, learning curves, grids of samples
     next to data, what the words mean, and at its foot how the numbers were made. It reads on phones
@@ -152,7 +157,7 @@ def explained(sections: Sequence[Section]) -> str:
 
 
 def footer(made: Mapping[str, str]) -> str:
-    """How the numbers were made, at the foot of the page."""
+    """Render how the numbers were made as a page footer."""
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in made.items())
     return f"<footer><dl>{body}</dl></footer>"
 
@@ -176,7 +181,10 @@ def make_folder(folder: str | os.PathLike) -> Path:
 
 
 def write_section(folder: Path, section: Section, seed: int) -> str:
-    """Write the pictures and netCDF files of one section; its HTML."""
+    """Write the files of one section and return its HTML.
+
+    The files are pictures and netCDF files.
+    """
     write_netcdf(as_dataset(section.comparison), folder / f"{section.slug}.nc")
     write_posteriors(folder, section, seed)
     drawn = draw_images(section.programs, seed) if shows_images(section) else {}
@@ -195,7 +203,10 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
 
 
 def picture(title: str, figure: Figure, narrow: str, path: Path) -> str:
-    """A figure, written to a file, under its title at its own size; another one where the screen is narrow."""
+    """Write a figure to a file and return its HTML.
+
+    The figure stands under its title at its own size. Narrow screens show another one.
+    """
     name, width = escape(title), round(CSS_PER_INCH * figure.get_size_inches()[0])
     wide = save_picture(path, figure)
     return (
@@ -214,7 +225,10 @@ def shows_images(section: Section) -> bool:
 def figures(
     section: Section, drawn: Mapping[str, Tensor], narrow: bool = False
 ) -> dict[str, tuple[str, Figure]]:
-    """The pictures of a section: by the end of their file name, a title and a figure."""
+    """Draw the figures of a section.
+
+    Each has a title, and as its key the end of its file name.
+    """
     across = 1 if narrow else 2
     found = {"evidence": ("Evidence", section.comparison.plot(across)[0].figure)}
     histories = {
@@ -241,7 +255,10 @@ def draw_images(programs: Mapping[str, Program], seed: int) -> dict[str, Tensor]
 
 
 def save_picture(path: Path, figure: Figure) -> str:
-    """Write a figure to a PNG file and close it; the same as a data URI."""
+    """Save a figure as PNG and return its data URI.
+
+    The figure is closed.
+    """
     image = as_png(figure)
     path.write_bytes(image)
     return as_uri(image)
@@ -261,7 +278,10 @@ def as_uri(image: bytes) -> str:
 
 
 def write_posteriors(folder: Path, section: Section, seed: int) -> None:
-    """ArviZ files of the programs with latents, for the first data."""
+    """Write posteriors of programs with latents as ArviZ files.
+
+    They are those of the first data only.
+    """
     if section.data is None:
         return
     first = section.data.select(slice(NUM_EXPORTED))

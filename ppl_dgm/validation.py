@@ -1,4 +1,4 @@
-"""Validation of settings, covariances and the precision in which parameters are kept."""
+"""Validation of settings, covariances and parameter precision."""
 
 import warnings
 from collections.abc import Collection
@@ -41,7 +41,9 @@ def check_choice(settings: Any, name: str, choices: Collection[str]) -> None:
 
 
 def is_singular(matrix: Tensor) -> Tensor:
-    """Tell which symmetric matrices `[..., D, D]` are not positive definite, to rounding in float64: `[...]`.
+    """Check which symmetric matrices are not positive definite.
+
+    Matrices are `[..., D, D]`, the result is `[...]`, up to rounding in float64.
 
     The rows and columns are scaled to a unit diagonal first, so that units do not count; whether a
     float32 Cholesky factorisation fails would depend on the processor.
@@ -58,7 +60,10 @@ def is_singular(matrix: Tensor) -> Tensor:
 
 
 def warn_of_rounding(lost: float, dtype: torch.dtype) -> None:
-    """Warn where parameters that were found in float64 lose likelihood in the dtype that keeps them."""
+    """Warn where rounded parameters lose likelihood.
+
+    They were found in float64 and are kept in another dtype.
+    """
     if not lost <= LOST:
         warnings.warn(
             f"kept in {dtype}, the fitted parameters lose {lost:.3g} nats a datum: they are large "

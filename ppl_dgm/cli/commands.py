@@ -33,7 +33,10 @@ _COMPILE: dict[str, CompileMode] = {"auto": "auto", "always": True, "never": Fal
 
 
 def run_compare(args: Namespace) -> int:
-    """Compare the user's programs, or families on digits where there are none."""
+    """Compare the user's programs, or model families on digits.
+
+    The families are compared where no programs are given.
+    """
     with _threads(args.threads):
         return _compare_programs(args) if args.programs else _compare_digits(args)
 

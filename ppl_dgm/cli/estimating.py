@@ -33,6 +33,6 @@ ESTIMATORS: dict[str, Callable[[int], Callable[..., Evidence]]] = {
 
 
 def estimate(program: Any, given: CallArguments, name: str, particles: int, seed: int) -> Evidence:
-    """The evidence of a program at its data, by the estimator of that name."""
+    """Estimate the evidence of a program with the named estimator."""
     estimator = ESTIMATORS[name](particles)
     return estimator(program, *given.args, seed=seed, **given.kwargs)

@@ -42,7 +42,9 @@ class CallArguments(NamedTuple):
 
 
 def load_program(reference: str) -> Program:
-    """Load a program from `path/to/file.py:name`: a Program or a function that makes one.
+    """Load a program from a reference `path/to/file.py:name`.
+
+    The name is that of a Program, or of a function that makes one.
 
     The file is run as a module of its own, its folder first on the path of imports.
 
@@ -76,7 +78,10 @@ def _split_reference(reference: str) -> tuple[Path, str]:
 
 
 def _run_file(path: Path) -> Any:
-    """Import a file as a module that is known by name, as dataclasses and pickle ask for."""
+    """Import a file as a module with a unique name.
+
+    The module is known by that name, as dataclasses and pickle need.
+    """
     name = f"_program_{path.stem}_{abs(hash(path)):x}"  # no other module's
     if name in sys.modules:
         return sys.modules[name]
@@ -91,7 +96,7 @@ def _run_file(path: Path) -> Any:
 
 
 def _run_lines(path: Path, run: Callable[[], Any]) -> Any:
-    """Run code of a file; what goes wrong in it is told with its line."""
+    """Run a file's code and report errors with their line."""
     try:
         with _import_path(path.parent):
             return run()
@@ -104,7 +109,10 @@ def _run_lines(path: Path, run: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _import_path(folder: Path) -> Iterator[None]:
-    """Import from a folder first; what the file does to the path is undone."""
+    """Put a folder first on the import path, temporarily.
+
+    What the file changes in the path is undone too.
+    """
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
@@ -114,7 +122,7 @@ def _import_path(folder: Path) -> Iterator[None]:
 
 
 def _last_line(error: BaseException, path: Path) -> int | str:
-    """The last line of the file that an error passed through."""
+    """Return the file's last line that an error passed through."""
     lines, frame = [], error.__traceback__
     while frame is not None:
         if frame.tb_frame.f_code.co_filename == str(path):
@@ -129,7 +137,10 @@ def _takes_nothing(function: Any) -> bool:
 
 
 def load_data(path: Path | None) -> Dataset | Table | None:
-    """The data in a file: a table's columns by name; of arrays in splits the test split."""
+    """Load the data in a file.
+
+    A table gives its columns by name. Arrays in splits give the test split.
+    """
     if path is None:
         return None
     if path.suffix == ".csv" and path.is_file():
@@ -140,14 +151,21 @@ def load_data(path: Path | None) -> Dataset | Table | None:
 
 
 def _number(column: np.ndarray) -> Tensor:
-    """Single precision where that is exact, else double: no digit of a table is lost."""
+    """Convert a column to a tensor without loss of digits.
+
+    It has torch's default precision where that is exact, else double.
+    """
     value = as_argument(column)
     rounded = value.to(torch.get_default_dtype())
     return rounded if bool((rounded.double() == value.double()).all()) else value.double()
 
 
 def arguments_for(program: Program, data: Dataset | Table | None) -> CallArguments:
-    """What a program takes of the data: of a table the columns that its model names, else all."""
+    """Select the data that a program takes as arguments.
+
+    Of a table these are the columns that its model names. If it names none, all columns are stacked
+    to one argument.
+    """
     if data is None:
         return CallArguments((), {})
     if isinstance(data, Dataset):
@@ -171,7 +189,9 @@ def load_state(program: Program, path: Path | None, given: CallArguments) -> Non
 
 
 def program_names(references: Sequence[str]) -> list[str]:
-    """What tables call programs: their names, or where these are alike their references.
+    """Return the names of programs for use in tables.
+
+    These are the programs' own names, or their references where names are alike.
 
     Example:
         >>> program_names(["a.py:line", "b.py:program"]), program_names(["a.py:line", "b.py:line"])

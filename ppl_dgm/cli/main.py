@@ -1,4 +1,7 @@
-"""The entry of the command line: errors in one line, exit statuses, threads."""
+"""Entry point of the command line.
+
+Errors are reported in one line, with an exit status.
+"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Commands and their arguments; nothing heavy is imported, so that --help answers at once."""
+"""Parser of the commands and their arguments.
+
+It imports nothing heavy, so that `--help` answers at once.
+"""
 
 import argparse
 from pathlib import Path

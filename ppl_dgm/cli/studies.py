@@ -1,4 +1,7 @@
-"""What `ppl-dgm compare` fits: families of models of the digits, on binary and on grey pixels."""
+"""Model families and data that `ppl-dgm compare` uses.
+
+The families are fitted to digits with binary and with grey pixels.
+"""
 
 import sys
 from collections.abc import Callable
@@ -29,7 +32,11 @@ NORMAL = partial(Gaussian, 0.3, learned="net")  # a mean and a scale for each pi
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to spend: temperatures of annealed importance sampling, at most so many epochs, and on compiling."""
+    """Computational budget of a study.
+
+    It sets the temperatures of annealed importance sampling, the largest number of epochs, and
+    whether to compile.
+    """
 
     temperatures: int = 40
     max_epochs: int | None = None
@@ -48,7 +55,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Learning:
-    """A fit by gradient steps: its objective, epochs, learning rate, and validations without gain before it stops."""
+    """Settings of a fit by gradient steps.
+
+    `patience` is the number of validations without gain before the fit stops.
+    """
 
     objective: Callable[[], Objective] = ELBO
     epochs: int = 100
@@ -56,7 +66,10 @@ class Learning:
     patience: int = 15
 
     def __call__(self, program: Program, data: Dataset, budget: Budget, seed: int) -> Fit:
-        """Fit the program to the training split, stopping by the validation split."""
+        """Fit a program to the training split with early stopping.
+
+        The validation split decides when to stop.
+        """
         return fit(
             program,
             data.train,
@@ -73,7 +86,11 @@ class Learning:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: how the program is built (and perhaps fitted in closed form), and how it learns beyond that."""
+    """One program of a study: its construction and training.
+
+    `make` builds the program and perhaps fits it in closed form. `learn` is the training beyond
+    that.
+    """
 
     name: str
     make: Callable[[Dataset], Program]
@@ -82,7 +99,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """Programs to be compared on the same data, tested with several draws of noise where they carry it."""
+    """Programs to be compared on the same data.
+
+    Where the data carry noise, the programs are tested with several draws of it.
+    """
 
     title: str
     note: str
@@ -92,7 +112,7 @@ class Study:
 
 
 def run_study(study: Study, budget: Budget, seed: int) -> Section:
-    """Fit every program of a study, and ask for its evidence on the test split."""
+    """Fit all programs and estimate their evidence on test data."""
     data, *others = (study.load(noise) for noise in range(study.num_noises))
     budget = replace(budget, temperatures=max(10, budget.temperatures // study.num_noises))
     tests = [one.test for one in (data, *others)]
@@ -112,7 +132,11 @@ def run_study(study: Study, budget: Budget, seed: int) -> Section:
 
 
 def held_out_evidence(program: Program, test: Dataset, budget: Budget, seed: int) -> Evidence:
-    """Exact where the density is; else annealed importance sampling, from the guide to the posterior of each datum."""
+    """Estimate the evidence of a program on test data.
+
+    It is exact where the density is. Otherwise it comes from annealed importance sampling, from the
+    guide to the posterior of each datum.
+    """
     exact = not program.initialise(test.x).structure.latents or isinstance(program, PPCA)
     estimator = (
         Exact() if exact else AIS(budget.temperatures, start="guide", compile=budget.compile)

@@ -1,4 +1,7 @@
-"""Comparing programs by their evidence: one table, paired differences, Bayes factors, stacking weights."""
+"""Comparison of programs by their evidence.
+
+One table holds paired differences, Bayes factors and stacking weights.
+"""
 
 from ppl_dgm.comparison.comparison import Comparison, compare
 from ppl_dgm.comparison.rows import BayesFactor, Row

@@ -1,4 +1,7 @@
-"""Comparison: evidences of several programs on the same data, side by side, with what can be said of differences."""
+"""Side-by-side comparison of several programs on the same data.
+
+It shows their evidences and what can be said of the differences.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -38,7 +41,9 @@ __all__ = ["Comparison", "compare"]
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Evidences of several programs on the same data, best first; made by `compare`.
+    """Evidences of several programs on the same data, best first.
+
+    It is made by `compare`.
 
     Printed, it is a table with notes; in a notebook an HTML table. `to_dataframe()` has all
     numbers, `plot()` the forest.
@@ -64,7 +69,10 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The first row that is ranked (no alarm, no upper bound, nothing withheld); None if there is none."""
+        """First row that is ranked, or None.
+
+        A ranked row has no alarm, is no upper bound, and withholds no datum.
+        """
         return next((row for row in self.rows if row.ranked), None)
 
     def __getitem__(self, name: str) -> Row:
@@ -76,7 +84,9 @@ class Comparison:
         )
 
     def bayes_factor(self, numerator: str, denominator: str) -> BayesFactor:
-        r"""log p(D | numerator) - log p(D | denominator), with the error of both estimates.
+        """Compute the log Bayes factor of two programs.
+
+        It is log p(D | numerator) - log p(D | denominator), with the error of both estimates.
 
         A Bayes factor where latents were integrated out under their priors; with parameters fitted
         to other data it is the likelihood ratio of the fitted programs.
@@ -96,7 +106,9 @@ class Comparison:
         )
 
     def to_dataframe(self) -> Any:
-        """All figures of all rows, indexed by name; see `Row`. Totals in nats, and the same per datum.
+        """Return all figures as a table indexed by program name.
+
+        The columns are described in `Row`. Totals are in nats, and are given per datum too.
 
         Returns:
             A pandas DataFrame.
@@ -112,7 +124,9 @@ class Comparison:
         return frame
 
     def plot(self, across: int = 2) -> NDArray[Any]:
-        """Forests of the evidences and of their differences to the reference, with 95 % intervals: two axes.
+        """Draw forest plots of the evidences and their differences.
+
+        Differences are taken to the reference. Intervals are 95 %. Returns both axes.
 
         Args:
             across: 2 puts them side by side, 1 one above the other.
@@ -132,7 +146,10 @@ class Comparison:
         return html(self)
 
     def to_latex(self) -> str:
-        r"""The table for a paper, with `\usepackage{booktabs}`; all that is told below it as comments above.
+        r"""Return the table as LaTeX for a paper.
+
+        It needs `\usepackage{booktabs}`. All that is printed below the table becomes comments above
+        it.
 
         Example:
             >>> import torch
@@ -233,7 +250,11 @@ def compare(
 
 
 def in_original_units(evidence: Evidence, log_offset: Tensor | float) -> Evidence:
-    """The evidence with nats per datum added; the sum of one for each datum where the data set has one evidence."""
+    """Convert an evidence to the units of the original data.
+
+    `log_offset`, in nats per datum, is added. Where the data set has one evidence, the sum over its
+    data is added.
+    """
     offset = torch.as_tensor(log_offset).to(evidence.log_z)
     if evidence.target == "dataset" and offset.dim() == 0 and offset != 0:
         raise ValueError(
@@ -252,7 +273,7 @@ def in_original_units(evidence: Evidence, log_offset: Tensor | float) -> Evidenc
 def estimate_programs(
     candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None
 ) -> dict[str, Evidence]:
-    """The candidates with programs replaced by their evidence at the data."""
+    """Replace programs by estimates of their evidence on the data."""
     if not isinstance(candidates, Mapping):
         raise TypeError(
             f"candidates is a {type(candidates).__name__}; expected evidences or programs by name: "
@@ -312,7 +333,7 @@ def check_alike(
 def check_names(
     evidences: Mapping[str, Evidence], reference: str | None, prior: Mapping[str, float] | None
 ) -> None:
-    """Refuse a reference or a prior that does not belong to the evidences."""
+    """Check that reference and prior belong to the evidences."""
     names = list(evidences)
     if reference is not None and reference not in evidences:
         raise ValueError(f"the reference {reference!r} is not among the programs {names}")

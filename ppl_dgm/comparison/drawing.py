@@ -1,4 +1,7 @@
-"""A comparison as a forest plot; imported when one is drawn."""
+"""Forest plot of a comparison.
+
+The module is imported only when one is drawn.
+"""
 
 import math
 from textwrap import fill
@@ -19,7 +22,11 @@ NARROW_LETTERS = 32  # of a title
 
 
 def plot_comparison(comparison: "Comparison", across: int = 2) -> NDArray[Any]:
-    """Two forests, side by side or (across=1) one above the other: evidences, differences to the reference."""
+    """Draw forest plots of the evidences and their differences.
+
+    Differences are taken to the reference. The plots lie side by side, or one above the other for
+    `across=1`.
+    """
     per_datum = comparison.target == "datum"
     scale = 1 / comparison.num_data if per_datum else 1.0
     unit = "nats per datum" if per_datum else "nats"

@@ -74,13 +74,19 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]
 
 
 def decimals(errors: Sequence[float]) -> int:
-    """Digits after the point that show the smallest error with two digits, between 1 and 4."""
+    """Choose the number of decimals for a set of errors.
+
+    It shows the smallest error with two digits, and is between 1 and 4.
+    """
     known = [error for error in errors if error > 0 and math.isfinite(error)]
     return min(max(1 - math.floor(math.log10(min(known))), 1), 4) if known else 3
 
 
 def notes(comparison: "Comparison") -> list[str]:
-    """Lines under the table: signs, weights or Bayes factors, and every alarm."""
+    """Compose the notes below a comparison table.
+
+    They explain signs, give weights or Bayes factors, and list every alarm.
+    """
     used = {row.bound for row in comparison.rows} | {
         row.difference_sense for row in others(comparison)
     }
@@ -118,7 +124,10 @@ def others(comparison: "Comparison") -> list[Row]:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned lines: names and methods to the left, numbers to the right."""
+    """Format rows as aligned lines of text.
+
+    Names and methods are aligned to the left, numbers to the right.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left = {0, len(widths) - 1}
     lines = [
@@ -132,7 +141,10 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def html(comparison: "Comparison") -> str:
-    """The table as HTML, rows not to be believed in red, headings explained where the pointer rests."""
+    """Render the comparison as an HTML table.
+
+    Unreliable rows are red. Headings are explained where the pointer rests.
+    """
     rows = cells(comparison)
     return html_table(
         rows,
@@ -152,12 +164,15 @@ def meanings(header: Sequence[str]) -> dict[str, str]:
 
 
 def words(comparison: "Comparison") -> dict[str, str]:
-    """What the headings of a comparison mean, in a sentence each."""
+    """Explain the headings of a comparison, one sentence each."""
     return meanings(cells(comparison)[0])
 
 
 def latex(comparison: "Comparison") -> str:
-    """The columns that a paper shows: log p, bits per dimension, difference, weight, estimator."""
+    """Render the comparison as a LaTeX table for a paper.
+
+    It has only the columns that a paper shows: log p, bits per dimension, difference and weight.
+    """
     per_datum = comparison.target == "datum"
     wanted = [
         "log p",

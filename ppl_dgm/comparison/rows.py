@@ -1,4 +1,7 @@
-"""The figures of one program in a comparison: errors, paired differences, probabilities, stacking weights."""
+"""Figures of one program in a comparison.
+
+These are errors, paired differences, probabilities and stacking weights.
+"""
 
 import math
 from collections.abc import Mapping
@@ -43,7 +46,9 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Row:
-    """One program in a comparison. All figures are totals over the data, in nats.
+    """One program in a comparison, with all its figures.
+
+    All figures are totals over the data, in nats.
 
     Attributes:
         name: of the program.
@@ -92,7 +97,9 @@ class Row:
 
 
 class BayesFactor(NamedTuple):
-    """How many times more probable one program makes the data than another.
+    """Bayes factor of one program over another.
+
+    It tells how many times more probable the first program makes the data.
 
     `log` and its Monte Carlo standard error are in nats; `sense` says how the truth lies to it,
     given both bounds. Where an alarm was raised for either evidence, `reliable` is false.
@@ -107,7 +114,9 @@ class BayesFactor(NamedTuple):
 
     @property
     def strength(self) -> str:
-        """In words, for the favoured side; Kass and Raftery (1995), section 3.2, on |log B|.
+        """Strength of the evidence in words, for the favoured side.
+
+        The words for |log B| are those of Kass and Raftery (1995), section 3.2.
 
         Undetermined where an alarm was raised, or where bounds leave open which side is favoured.
         """
@@ -162,7 +171,10 @@ def make_row(
 
 
 def is_ranked(evidence: Evidence) -> bool:
-    """Tell whether an evidence may be the best, the default reference, or have a weight: the one rule for all three.
+    """Return whether an evidence may be ranked.
+
+    A ranked evidence may be the best, the default reference, or have a weight. This is the one rule
+    for all three.
 
     It has no alarm, is not too high by design (an upper bound), and no datum's was withheld (NaN).
     """
@@ -176,12 +188,18 @@ def flat(evidence: Evidence) -> Tensor:
 
 
 def spread(values: Tensor) -> float:
-    """Standard error of the sum of independent numbers; NaN for a single one."""
+    """Estimate the standard error of a sum of independent numbers.
+
+    It is NaN for a single number.
+    """
     return math.sqrt(len(values)) * float(values.std()) if len(values) > 1 else NAN
 
 
 def sense_of(bound: str, other: str) -> Sense:
-    """How the true difference lies to that of two numbers that are bounds.
+    """Return whether a difference of two bounds is a bound.
+
+    The true difference lies above a `"lower"` one and below an `"upper"` one. For `"unknown"` it
+    may lie on either side.
 
     Example:
         >>> sense_of("lower", "exact"), sense_of("exact", "lower"), sense_of("lower", "lower")
@@ -197,7 +215,10 @@ def sense_of(bound: str, other: str) -> Sense:
 
 
 def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
-    """Stacking weights of the programs that are ranked; NaN for the others."""
+    """Compute stacking weights of the ranked programs.
+
+    The weights of the others are NaN.
+    """
     from ppl_dgm.reporting.arviz import stacking_weights  # noqa: PLC0415 - seconds of import
 
     usable = {name: flat(e) for name, e in evidences.items() if is_ranked(e)}
@@ -208,7 +229,9 @@ def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
 def probabilities(
     evidences: Mapping[str, Evidence], prior: Mapping[str, float] | None
 ) -> dict[str, tuple[float, float]]:
-    r"""Posterior probabilities of the programs that are ranked, and their standard errors; NaN for the others.
+    r"""Compute posterior probabilities of ranked programs and their standard errors.
+
+    Those of the other programs are NaN.
 
     $p_m = \mathrm{softmax}_m(\log Z_m + \log \pi_m)$ and, by the delta method,
     $\mathrm{var}(p_m) = p_m^2 \sum_j (\delta_{mj} - p_j)^2\, \mathrm{se}_j^2$.

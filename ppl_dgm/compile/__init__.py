@@ -1,4 +1,6 @@
-"""Capture once, run compiled: a function that runs Pyro programs becomes a static graph and then machine code.
+"""Compilation of Pyro programs to static graphs and machine code.
+
+A function that runs Pyro programs is captured once and then runs compiled.
 
 What to use: `TrainStep` for optimisation, `compile_density` for a log density and its gradient,
 `compile_loop` for thousands of steps of microseconds each, `compile_function` for anything else,

@@ -1,4 +1,7 @@
-"""Log densities and their gradients, compiled: what Markov chains and annealed paths evaluate millions of times."""
+"""Compiled log densities and their gradients.
+
+Markov chains and annealed paths evaluate them millions of times.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +16,9 @@ LogDensity = Callable[..., torch.Tensor]
 
 
 def value_and_gradient(log_density: LogDensity) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    r"""Return the function $(z, \ldots) \mapsto (\log p(z), \nabla_z \log p(z))$.
+    r"""Build a function that returns log density and gradient.
+
+    The function is $(z, \ldots) \mapsto (\log p(z), \nabla_z \log p(z))$.
 
     Args:
         log_density: of points `[*batch, dim]` (and further tensors) gives nats `[*batch]`, each
@@ -39,7 +44,9 @@ def value_and_gradient(log_density: LogDensity) -> Callable[..., tuple[torch.Ten
 def compile_density(
     log_density: LogDensity, point: torch.Tensor, *others: Any, backend: Backend = "inductor"
 ) -> Compiled:
-    """Compile the value and gradient of a log density over all leading dimensions at once.
+    """Compile the value and gradient of a log density.
+
+    All leading dimensions are evaluated at once.
 
     Args:
         log_density: as in `value_and_gradient`; `[chains, data, dim]` to `[chains, data]`, say. It

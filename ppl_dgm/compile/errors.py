@@ -1,4 +1,4 @@
-"""The one error of this layer, and the line of the user's program it points to."""
+"""Compilation errors that point to the user's line of code."""
 
 import traceback
 from pathlib import Path
@@ -19,7 +19,9 @@ _GENERATED = ("<frozen ", "<string>", "<eval_with_key>", "<__array_function__")
 
 
 class CaptureError(RuntimeError):
-    """A function cannot be captured or compiled; the message names the line, the site where known, and the cure.
+    """Error for a function that cannot be captured or compiled.
+
+    The message names the line, the sample site where it is known, and the remedy.
 
     Everything in this layer that fails because of *what the program does* raises this one error, so
     that a caller who can also run eagerly catches it and falls back.
@@ -36,7 +38,11 @@ class CaptureError(RuntimeError):
 
 
 def user_line(stack: traceback.StackSummary) -> str:
-    """Return `file:line` and source of the innermost frame that belongs neither to a library nor to this package."""
+    """Return the user's innermost line of code in a stack.
+
+    It is given as `file:line` and source. Its frame belongs neither to a library nor to this
+    package.
+    """
     outside = [
         frame
         for frame in stack
@@ -50,6 +56,9 @@ def user_line(stack: traceback.StackSummary) -> str:
 
 
 def refusal(what: str, cure: str, site: str | None, stack: traceback.StackSummary) -> CaptureError:
-    """Compose the error: what the program does, where (line and sample site), and what to do instead."""
+    """Compose the error for a program that cannot be compiled.
+
+    It tells what the program does, where (line and sample site), and what to do instead.
+    """
     where = user_line(stack) + (f", in site {site}" if site else "")
     return CaptureError(f"the program {what} at {where}. {cure}")

@@ -29,12 +29,17 @@ def check_compile(mode: Any) -> None:
 
 
 def pays(seconds: float) -> bool:
-    """Whether to compile what would take so many seconds as it stands."""
+    """Return whether compiling is worthwhile for this running time.
+
+    `seconds` is the time without compiling.
+    """
     return seconds * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
 
 
 class Switch:
-    """Calls functions of tensors, eagerly or compiled; the results are the same to rounding.
+    """Switch between eager and compiled execution of functions.
+
+    The results are the same to rounding.
 
     With `"auto"` a function runs as written until it is seen that compiling pays for what is left
     to do, which is taken to be as much as has been done where nobody says. What cannot be compiled
@@ -64,7 +69,9 @@ class Switch:
         self._refused: set[Any] = set()
 
     def __call__(self, fn: Callable[..., Any], *inputs: Any, left: int | None = None) -> Any:
-        """Return `fn(*inputs)`: nested tensors, and other leaves, which are held fixed.
+        """Evaluate `fn(*inputs)`, eagerly or compiled.
+
+        The inputs are nested tensors. Other leaves among them are held fixed.
 
         Functions and leaves are told apart as Python compares them: hand the same function, or the
         same method of the same object, from call to call.
@@ -107,7 +114,10 @@ class Switch:
         return result
 
     def _refuse(self, key: tuple[Any, ...], error: CaptureError) -> None:
-        """Leave a function as written from now on; an error where it must be compiled."""
+        """Leave a function uncompiled from now on.
+
+        It is an error where the function must be compiled.
+        """
         if self.mode is True:
             raise error
         _LOG.warning("not compiled: %s", str(error).splitlines()[0])

@@ -1,4 +1,7 @@
-"""Optimisers as tensor code, so that a whole training step is one graph; their state is torch's own."""
+"""Optimisers written as tensor code for compiled training steps.
+
+A whole training step is one graph. The optimisers' state is torch's own.
+"""
 
 import weakref
 from dataclasses import dataclass
@@ -30,11 +33,17 @@ class Rule:
     switches: ClassVar[tuple[str, ...]] = ("maximize",)
 
     def names(self, group: Group) -> tuple[str, ...]:
-        """Return the names of the tensors of the parameter's shape in torch's state of this group."""
+        """Return the names of the state tensors of a group.
+
+        These are the tensors of the parameter's shape in torch's state.
+        """
         return self.kept
 
     def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the numbers of step `step` (1, 2, ...), or the rows of numbers of an array of steps."""
+        """Return the numbers that a given step needs.
+
+        `step` is 1, 2, ..., or an array of steps, which gives rows of numbers.
+        """
         raise TypeError(f"{type(self).__name__} must define rates")
 
     def move(
@@ -45,12 +54,18 @@ class Rule:
         rates: Any,
         group: Group,
     ) -> Moved:
-        """Return the new parameter and the new tensors of its state, by name."""
+        """Compute the new parameter and its new state tensors.
+
+        The state tensors are given by name.
+        """
         raise TypeError(f"{type(self).__name__} must define move")
 
 
 class AdamRule(Rule):
-    r"""$\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015, algorithm 1).
+    r"""Update rule of Adam and AdamW.
+
+    $\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015,
+    algorithm 1).
 
     Decoupled weight decay makes $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov
     and Hutter, 2019, algorithm 2).
@@ -60,11 +75,18 @@ class AdamRule(Rule):
     switches = ("maximize", "weight_decay", "decoupled_weight_decay", "amsgrad")
 
     def names(self, group: Group) -> tuple[str, ...]:
-        """Return torch's names; AMSGrad keeps the maximum of the second moment too."""
+        """Return torch's names of the state tensors.
+
+        AMSGrad keeps the maximum of the second moment too.
+        """
         return (*self.kept, "max_exp_avg_sq") if group["amsgrad"] else self.kept
 
     def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the step size with bias correction, the second moment's scale, both betas, epsilon and the decay."""
+        """Return the numbers that a step of Adam needs.
+
+        These are the step size with bias correction, the scale of the second moment, both betas,
+        epsilon and the decay.
+        """
         rate, (first, second), decay = (
             float(group["lr"]),
             map(float, group["betas"]),
@@ -104,7 +126,10 @@ class AdamRule(Rule):
 
 
 class SGDRule(Rule):
-    r"""$b \leftarrow \mu b + (1 - \tau) g$, $\theta \leftarrow \theta - \alpha b$, as `torch.optim.SGD`."""
+    r"""Update rule of `torch.optim.SGD`.
+
+    $b \leftarrow \mu b + (1 - \tau) g$, $\theta \leftarrow \theta - \alpha b$.
+    """
 
     switches = ("maximize", "weight_decay", "momentum", "nesterov")
 
@@ -113,7 +138,11 @@ class SGDRule(Rule):
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the learning rate, the momentum, the gradient's weight (the first step is not dampened), the decay."""
+        """Return the numbers that a step of SGD needs.
+
+        These are the learning rate, the momentum, the weight of the gradient (the first step is not
+        dampened) and the decay.
+        """
         undampened = 1.0 - group["dampening"] * (step > 1)
         return [
             float(group["lr"]),
@@ -146,7 +175,10 @@ RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamRule(), SGD: 
 
 @dataclass
 class Cohort:
-    """Parameters of one group that have made equally many steps, and so share their rates."""
+    """Parameters of one group with equal step counts.
+
+    So they share their rates.
+    """
 
     group: Group
     parameters: list[torch.Tensor]
@@ -154,7 +186,9 @@ class Cohort:
 
 
 class GraphOptimiser:
-    """A torch optimiser whose step can be part of a graph; parameters and state stay torch's, changed in place.
+    """Torch optimiser whose step can be part of a graph.
+
+    Parameters and state stay torch's and are changed in place.
 
     The number of steps is counted on the host and written to torch's state when somebody looks:
     `state_dict`, a step of torch's own, `load_state_dict`. So compiled and eager steps may
@@ -198,11 +232,17 @@ class GraphOptimiser:
         return sum(parameter.numel() for parameter in self.parameters)
 
     def is_current(self) -> bool:
-        """Whether torch's optimiser trains the same parameters, and its groups have the same settings on and off."""
+        """Return whether torch's optimiser still has the same configuration.
+
+        It trains the same parameters, and its groups have the same settings on and off.
+        """
         return self._present_form() == self._form
 
     def rates(self) -> list[float]:
-        """Advance the count of steps by one and return that step's numbers, cohort after cohort."""
+        """Advance by one step and return that step's numbers.
+
+        They are in one list, cohort after cohort.
+        """
         numbers: list[float] = []
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # how torch's schedulers see a step
         for cohort in self.cohorts:
@@ -211,7 +251,10 @@ class GraphOptimiser:
         return numbers
 
     def table(self, count: int) -> np.ndarray:
-        """Advance by `count` steps and return their numbers `[count, n]`, at the present learning rates."""
+        """Advance by `count` steps and return their numbers `[count, n]`.
+
+        The present learning rates hold for all of these steps.
+        """
         columns: list[Any] = []
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         for cohort in self.cohorts:
@@ -264,7 +307,10 @@ class GraphOptimiser:
         self._moved.add(parameter)
 
     def flush(self) -> None:
-        """Write counts and state tensors to torch's optimiser, for the parameters that have moved."""
+        """Write step counts and state tensors to torch's optimiser.
+
+        Only parameters that have moved are written.
+        """
         for cohort in self.cohorts:
             moved = [
                 parameter
@@ -282,7 +328,10 @@ class GraphOptimiser:
             state["step"] = _counter(state.get("step"), cohort, parameter)
 
     def reload(self) -> None:
-        """Read counts and state tensors from torch's optimiser, into the tensors the graph knows."""
+        """Read step counts and state tensors from torch's optimiser.
+
+        They are copied into the tensors that the graph knows.
+        """
         for parameter, own in self._states.items():
             theirs = self.optimizer.state.get(parameter, {})
             for name, tensor in own.items():

@@ -1,4 +1,7 @@
-"""Many steps in one compiled call: the loop runs in machine code, without returning to Python in between."""
+"""Compiled loops that make many steps in one call.
+
+The loop runs in machine code and does not return to Python between steps.
+"""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -22,7 +25,9 @@ __all__ = ["Loop", "compile_loop"]
 
 @dataclass(frozen=True)
 class Loop:
-    r"""A compiled loop, $(s_{t+1}, y_t) = f(s_t, x_t, c)$ for $t = 0, \ldots, n - 1$.
+    r"""Compiled loop over a state with stacked inputs.
+
+    It computes $(s_{t+1}, y_t) = f(s_t, x_t, c)$ for $t = 0, \ldots, n - 1$.
 
     Attributes:
         compiled: the machine code of the whole loop.
@@ -61,7 +66,9 @@ def compile_loop(
     *,
     backend: Backend = "inductor",
 ) -> Loop:
-    r"""Compile $n$ repetitions of a step as one call, like `jax.lax.scan`.
+    """Compile $n$ repetitions of a step as one call.
+
+    It is like `jax.lax.scan`.
 
     Worth it where a step takes microseconds; a step of a millisecond is as fast called from Python.
     What `step` writes in place (parameters, buffers, optimiser state) is carried along and written
@@ -147,7 +154,10 @@ class _Plan:
     written: tuple[int, ...]
 
     def run(self, *flat: torch.Tensor) -> list[torch.Tensor]:
-        """The loop: of states, stacked inputs, fixed, count and lifted tensors."""
+        """Run the loop on flat tensors.
+
+        These are states, stacked inputs, fixed tensors, the count and lifted tensors.
+        """
         arguments, count = [*flat[: self.given], *flat[self.given + 1 :]], flat[self.given]
         start = [*arguments[: self.states], *(arguments[place] for place in self.written)]
         blank = self._blank_outputs(arguments[self.states].shape[0])
@@ -173,7 +183,10 @@ class _Plan:
         return results[self.states : len(results) - len(self.written)]
 
     def _shared(self, total: int) -> list[int]:
-        """Places of the arguments that stay the same; every tensor handed to a loop costs time at every step."""
+        """Return the positions of arguments that stay the same.
+
+        Every tensor that is passed to a loop costs time at every step.
+        """
         return [place for place in range(self.states, total) if place not in self.written]
 
     def _body(self, outputs: int, total: int) -> Callable[..., tuple[torch.Tensor, ...]]:

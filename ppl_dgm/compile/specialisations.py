@@ -1,4 +1,7 @@
-"""Code for calls of one kind, in one version for each way in which the modules that run are set."""
+"""Compiled code for each kind of call and module settings.
+
+There is one version for each way in which the modules that run are set.
+"""
 
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
@@ -14,7 +17,9 @@ Code = TypeVar("Code")
 
 
 class Versions(Generic[Code]):
-    """Code by kinds of calls; of each the version is found that was captured with the present settings of its modules.
+    """Compiled code by kind of call and module settings.
+
+    For each kind, the version captured with the present settings of its modules is found.
 
     Args:
         captured: what a piece of code was made of.
@@ -29,7 +34,10 @@ class Versions(Generic[Code]):
         return sum(map(len, self._versions.values()))
 
     def find(self, key: Hashable) -> Code | None:
-        """Return the code for a kind of calls and the present settings, or None."""
+        """Return the code for a kind of call, or None.
+
+        The code must have been captured with the present settings.
+        """
         versions = self._versions.get(key, [])
         for place, code in enumerate(versions):
             if self._captured(code).is_current():
@@ -39,7 +47,9 @@ class Versions(Generic[Code]):
         return None
 
     def add(self, key: Hashable, make: Callable[[], Code]) -> Code:
-        """Make the code for a kind of calls and the present settings.
+        """Make the code for a kind of call.
+
+        It holds for the present settings.
 
         Raises:
             CaptureError: there are many versions already, and so a setting that keeps changing.

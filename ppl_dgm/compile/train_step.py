@@ -1,4 +1,7 @@
-"""A whole training step - program, loss, gradient, clipping, optimiser - as one compiled call."""
+"""Whole training step as one compiled call.
+
+It covers program, loss, gradient, clipping and optimiser.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +30,9 @@ _CHUNK = 256  # steps of one compiled loop
 
 
 class TrainStep:
-    r"""One step of stochastic optimisation, $\theta \leftarrow U(\theta, \nabla_\theta L(\theta, x))$, in one call.
+    r"""Compiled step of stochastic optimisation.
+
+    One call makes the step $\theta \leftarrow U(\theta, \nabla_\theta L(\theta, x))$.
 
     The first call for each shape of batch captures and compiles (seconds); later ones run machine
     code. Parameters, buffers and optimiser state are changed in place: they are the module's and
@@ -102,7 +107,10 @@ class TrainStep:
         return looks(leaves), rest, kind, self._optimiser.arrangement
 
     def __call__(self, *batch: Any) -> torch.Tensor:
-        """Make one step on a batch and return its loss `[]`, detached."""
+        """Make one step on a batch and return its loss.
+
+        The loss, `[]`, is detached.
+        """
         self._follow()
         leaves, rest = leaves_and_rest(batch)
         compiled = self._compiled.find(self._key(leaves, rest)) or self.prepare(*batch)
@@ -112,7 +120,9 @@ class TrainStep:
         )[0]
 
     def repeat(self, count: int, *batch: Any) -> torch.Tensor:
-        """Make `count` steps on one batch and return their losses `[count]`.
+        """Make `count` steps on one batch and return their losses.
+
+        The losses have shape `[count]`.
 
         Programs with few parameters run in a compiled loop that does not return to Python between
         steps; learning rates are then read once, at the start.
@@ -142,7 +152,10 @@ class TrainStep:
         return loop((), table, batch, steps)[1][:steps]
 
     def prepare(self, *batch: Any) -> Compiled:
-        """Compile for a batch of this shape, without making a step, unless that has been done before."""
+        """Compile for a batch of this shape without a step.
+
+        Nothing is done if that has been compiled before.
+        """
         self._follow()
         key = self._key(*leaves_and_rest(batch))
         return self._compiled.find(key) or self._compiled.add(key, lambda: self._make(batch))
@@ -157,12 +170,18 @@ class TrainStep:
         return self._compiled.find(self._key(*leaves_and_rest(batch))) is not None
 
     def eager(self, *batch: Any) -> torch.Tensor:
-        """Make the same step without the compiler: for a last, odd minibatch that does not pay for a compilation."""
+        """Make the same step without the compiler.
+
+        It is for a last, odd minibatch that does not justify a compilation.
+        """
         self._follow()
         return self._step(batch, self._next_rates())
 
     def _follow(self) -> None:
-        """Follow the optimiser, whose parameters and options may change between two steps."""
+        """Adapt to changes of the optimiser between two steps.
+
+        Its parameters and options may change.
+        """
         if not self._optimiser.is_current():
             self._optimiser.flush()
             self._optimiser = GraphOptimiser(self._optimiser.optimizer)

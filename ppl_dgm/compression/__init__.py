@@ -1,4 +1,6 @@
-r"""Lossless compression with a program as the model: arithmetic and bits-back coding.
+r"""Lossless compression with a program as the model.
+
+The methods are arithmetic and bits-back coding.
 
 A datum costs $-\log_2 p(x)$ bits where the density is exact, and the negative ELBO over log 2 where
 latents are drawn. The coder is constriction's: `pip install ppl-dgm[compression]`.

@@ -121,7 +121,10 @@ def send(program: Program, side: Side, x: Tensor, group: Group) -> None:
 
 
 def receive(program: Program, side: Side, group: Group) -> Tensor:
-    """Find data, and push the bits back that their latents were drawn from."""
+    """Decode data and push back the bits of their latents.
+
+    These are the bits that the latents were drawn from.
+    """
     blank, args, kwargs = group
     with Coded(side, False, {}) as coded:
         program.model(blank, *args, **kwargs)
@@ -135,7 +138,9 @@ def receive(program: Program, side: Side, group: Group) -> Tensor:
 
 
 def grouped(program: Program, num_data: int, args: tuple, kwargs: Any) -> Iterator[Group]:
-    """Data coded together: blank ones, which the model is run with, and their further data.
+    """Yield groups of data that are coded together.
+
+    A group has blank data, with which the model is run, and the further data that belong to them.
 
     Few, where they draw from the bits of those before.
     """
@@ -161,7 +166,10 @@ def draws_bits(program: Program, x: Tensor, args: tuple, kwargs: Any) -> bool:
 
 @contextmanager
 def coding(program: Program) -> Iterator[None]:
-    """Run a program the same way on both sides, changing nothing."""
+    """Run a program identically on both sides of a code.
+
+    The program is left unchanged.
+    """
     with undisturbed(program), unvalidated(), seeded(0):
         yield
 
@@ -183,7 +191,10 @@ def check_codable(program: Program, structure: Structure) -> None:
 
 
 def tags(program: Program, body: bytes) -> tuple[bytes, bytes]:
-    """Short digests of a program's structure and parameters, and of these and a code."""
+    """Compute short digests of a program and its encoded data.
+
+    The first digest is of the program's structure and parameters, the second of these and the code.
+    """
     name = digest(program).encode()
     parts = zip((name, name + body), TAGS, strict=True)
     first, second = (hashlib.blake2b(part, digest_size=size).digest() for part, size in parts)
@@ -191,7 +202,10 @@ def tags(program: Program, body: bytes) -> tuple[bytes, bytes]:
 
 
 def unpack(program: Program, code: bytes) -> tuple[int, int, bytes]:
-    """Check a code and take it apart: number of data, words borrowed, bits."""
+    """Check a code and split it into its parts.
+
+    These are the number of data, the number of words borrowed, and the bits.
+    """
     if not isinstance(code, (bytes, bytearray, memoryview)):
         raise TypeError(f"code is a {type(code).__name__}; expected the bytes that encode gave")
     code, (first, _) = bytes(code), TAGS

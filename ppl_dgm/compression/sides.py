@@ -1,4 +1,4 @@
-"""The two sides of a code, and how they code values of distributions."""
+"""Sender and receiver that code values of distributions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -38,7 +38,10 @@ class Channel:
     rows: Any = None
 
     def __call__(self, law: Law, symbols: Symbols | None) -> Symbols:
-        """Code symbols; those left out are zero where they are not known."""
+        """Code the selected symbols and return all of them.
+
+        Symbols that are left out are zero where they are not known.
+        """
         if self.rows is None:
             return self.code(law, symbols)
         found = np.zeros(len(self.rows), np.int32) if symbols is None else symbols.copy()
@@ -48,7 +51,9 @@ class Channel:
 
 
 class Side(ABC):
-    """A side of a code: the sender pushes what the receiver pops, and the other way round.
+    """One side of a code, sender or receiver.
+
+    The sender pushes what the receiver pops, and the other way round.
 
     Each pops all that it pops of a datum before it pushes anything.
     """
@@ -59,18 +64,30 @@ class Side(ABC):
 
     @abstractmethod
     def told(self, law: Law, symbols: Symbols | None) -> Symbols:
-        """Code symbols that the sender tells the receiver, which has none."""
+        """Code symbols that the sender tells the receiver.
+
+        The receiver does not have them before.
+        """
 
     @abstractmethod
     def drawn(self, law: Law, symbols: Symbols | None) -> Symbols:
-        """Code symbols that the sender, which has none, draws from the bits."""
+        """Code symbols that the sender draws from the bits.
+
+        The sender does not have them before.
+        """
 
     @abstractmethod
     def mixture(self, law: EqualMixture, value: Tensor | None) -> Tensor:
-        """Code data under a mixture, whose component the sender draws from its posterior."""
+        """Code data under a mixture.
+
+        The sender draws the component from its posterior.
+        """
 
     def under(self, law: EqualMixture, components: Symbols, value: Tensor | None) -> Tensor:
-        """Code data, each under its component, in order of the components."""
+        """Code data, each under its own mixture component.
+
+        The data are coded in the order of the components.
+        """
         whole = law.laws[0].start
         for k in np.unique(components):
             rows = components == k
@@ -104,7 +121,10 @@ class Sender(Side):
         return self.stack.pop(law)
 
     def mixture(self, law: EqualMixture, value: Any) -> Tensor:
-        """Draw the components, then tell them and the data under them."""
+        """Draw the components, then send them and the data.
+
+        The data are coded under their components.
+        """
         components = self.drawn(component_law(law, value), None)
         self.told(prior(law), components)
         return self.under(law, components, value)
@@ -122,7 +142,10 @@ class Receiver(Side):
         return self._push(law, symbols)
 
     def mixture(self, law: EqualMixture, value: Any) -> Tensor:
-        """Take the components and the data under them, then give the components' bits back."""
+        """Receive components and data, then return the components' bits.
+
+        The data are coded under their components.
+        """
         components = self.told(prior(law), None)
         value = self.under(law, components, None)
         self.drawn(component_law(law, value), components)
@@ -130,7 +153,7 @@ class Receiver(Side):
 
 
 class Coded(Messenger):
-    """Codes every random site of a run, in place of drawing it.
+    """Effect handler that codes random sites instead of drawing them.
 
     Args:
         side: which side runs.
@@ -155,7 +178,10 @@ class Coded(Messenger):
 
 
 def code(channel: Channel, fn: Any, value: Tensor | None) -> Tensor:
-    """Code a value of a distribution, `[*batch, *event]`; None where it is to be found."""
+    """Code a value of a distribution.
+
+    The value is `[*batch, *event]`, or None where it is to be found.
+    """
     law = innermost(fn)
     if isinstance(law, Autoregressive):
         return code_in_turn(channel, law, value)
@@ -171,7 +197,10 @@ def code(channel: Channel, fn: Any, value: Tensor | None) -> Tensor:
 
 
 def code_in_turn(channel: Channel, law: Autoregressive, value: Tensor | None) -> Tensor:
-    """Code one dimension after the other, by the steps that draws take."""
+    """Code one dimension after the other.
+
+    The steps are those that draws take.
+    """
     known = [None] * len(law.order) if value is None else value.unbind(-1)
     turns = iter(law.order)
 
@@ -186,7 +215,10 @@ def code_in_turn(channel: Channel, law: Autoregressive, value: Tensor | None) ->
 
 
 def code_normal(channel: Channel, law: Normal, value: Tensor | None) -> Tensor:
-    """Code real numbers of a grid, counted from the point next to the mean."""
+    """Code real numbers on a grid.
+
+    They are counted from the grid point next to the mean.
+    """
     loc, scale = (flat(part / GRID) for part in (law.loc, law.scale))
     reach = int(np.ceil(TAILS * scale.max())) + 1 if channel.drawn else REACH
     centre = loc.round()

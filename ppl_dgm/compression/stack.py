@@ -1,4 +1,4 @@
-"""A stack of bits onto which symbols are pushed and from which they are popped."""
+"""Stack of bits for pushing and popping symbols."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,10 @@ SUPPLY = 2**14  # words of random bits under the stack, known to both sides
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """Distributions of symbols: a kind of model and its parameters, a row for each symbol."""
+    """Distributions of symbols as model kind and parameters.
+
+    The parameters have a row for each symbol.
+    """
 
     kind: Any
     parameters: tuple[NDArray[np.float64], ...]
@@ -37,7 +40,10 @@ def finite_law(probs: NDArray[np.float64]) -> Law:
 
 
 def normal_law(loc: NDArray[np.float64], scale: NDArray[np.float64], reach: int) -> Law:
-    """Normal symbols rounded to whole numbers from -reach to reach, `[symbols]`."""
+    """Return normal distributions of symbols rounded to whole numbers.
+
+    The symbols, `[symbols]`, lie between -reach and reach.
+    """
     kind = constriction.stream.model.QuantizedGaussian(-reach, reach)
     return Law(kind, (check_finite(loc), np.maximum(check_finite(scale), 1e-3)))
 
@@ -50,7 +56,9 @@ def check_finite(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class BitStack:
-    """Symbols under their laws, last in, first out: asymmetric numeral systems (Duda 2009).
+    """Stack of symbols coded by asymmetric numeral systems.
+
+    Each symbol has its own distribution, and the last in is the first out (Duda 2009).
 
     Popping turns bits into draws, pushing draws into bits. `borrow` lays a supply of random bits
     that both sides know under it, so that popping may come first.
@@ -86,7 +94,11 @@ class BitStack:
             self._borrows = True
 
     def content(self) -> tuple[int, bytes]:
-        """How many words of the supply are used up, and the bytes above the others."""
+        """Return the number of used words and the remaining bytes.
+
+        The words are those of the supply that are used up. The bytes lie above the untouched
+        supply.
+        """
         words, kept = self._coder.get_compressed(), 0
         if self._borrows:
             length = min(len(words), SUPPLY - 1)
@@ -95,7 +107,10 @@ class BitStack:
         return (SUPPLY - kept if self._borrows else 0), above
 
     def is_as_at_the_start(self) -> bool:
-        """Whether all that was pushed has been popped, and all that was popped pushed back."""
+        """Return whether the stack is as at the start.
+
+        All that was pushed has been popped, and all that was popped has been pushed back.
+        """
         if not self._borrows:
             return self._coder.is_empty()
         return np.array_equal(self._coder.get_compressed(), np.append(_supply(), np.uint32(1)))

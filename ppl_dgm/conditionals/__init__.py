@@ -1,1 +1,4 @@
-"""Modules from a context to a distribution: likelihoods, priors, guides, components, tables."""
+"""Modules that map a context to a distribution.
+
+They are likelihoods, priors, guides, components and tables.
+"""

@@ -1,4 +1,6 @@
-"""Components of mixtures: K distributions of one kind, with their closed-form M-steps.
+"""Mixture components with closed-form M-steps.
+
+Each module holds K distributions of one kind.
 
 To add a kind, subclass `Components`: `forward(z)` gives the distribution of data from component z,
 `maximise` sets the parameters that maximise the weighted likelihood. Without `maximise` a kind is
@@ -20,7 +22,9 @@ __all__ = ["BernoulliComponents", "Components", "GaussianComponents", "named_com
 
 
 class Components(Conditional):
-    """K distributions of data `[D]`, indexed by an integer tensor of any shape.
+    """K distributions of data `[D]`, indexed by integers.
+
+    The index is an integer tensor of any shape.
 
     `regularisation` is what `maximise` adds where none is given: it keeps a component from falling
     on a single datum.
@@ -39,7 +43,10 @@ class Components(Conditional):
 
     @abstractmethod
     def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
-        """Set the maximum likelihood parameters for data `[N, D]` weighted by `[N, K]`."""
+        """Set the maximum likelihood parameters for weighted data.
+
+        The data are `[N, D]`, their weights `[N, K]`.
+        """
 
 
 class BernoulliComponents(Components):
@@ -63,7 +70,10 @@ class BernoulliComponents(Components):
         return dist.Bernoulli(logits=Vindex(self.logits)[z]).to_event(1)
 
     def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
-        """Weighted frequencies; `regularisation` is a pseudo-count for each of 0 and 1."""
+        """Set the probabilities to weighted frequencies.
+
+        `regularisation` is a pseudo-count for each of 0 and 1.
+        """
         least = torch.finfo(
             x.dtype
         ).tiny  # keeps the logits finite where a component has seen one value only
@@ -73,7 +83,9 @@ class BernoulliComponents(Components):
 
 
 class GaussianComponents(Components):
-    """Normal distributions whose covariance is `"diagonal"`, `"full"`, or `"tied"` (full and common to all components).
+    """Normal distributions with diagonal, full or tied covariance.
+
+    The names are `"diagonal"`, `"full"` and `"tied"` (full and common to all components).
 
     The covariance is L L^T with L lower triangular, the logarithm of its diagonal a parameter. The
     regularisation is added to all variances.
@@ -149,7 +161,9 @@ def check_regular(singular: Tensor, regularisation: float) -> None:
 def named_components(
     components: str | Components, num_dims: int, num_components: int
 ) -> Components:
-    """Components, or new ones of that kind: `"bernoulli"`, `"diagonal"`, `"full"`, `"tied"`.
+    """Return given components, or new ones of a named kind.
+
+    The kinds are `"bernoulli"`, `"diagonal"`, `"full"` and `"tied"`.
 
     Raises:
         ValueError: for another kind, or components of other sizes.

@@ -1,4 +1,4 @@
-"""The base of all modules from a context to a distribution."""
+"""Base of modules from a context to a distribution."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -26,4 +26,4 @@ class Conditional(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *context: Any) -> Any:
-        """Return the distribution of a context, whose leading dimensions are its batch."""
+        """Return the distribution of a context, batch first."""

@@ -39,7 +39,10 @@ __all__ = [
 
 
 class PosteriorFamily(Conditional):
-    """A family of distributions of a latent vector `[L]`, indexed by `num_params` numbers."""
+    """Family of distributions of a latent vector `[L]`.
+
+    It is indexed by `num_params` numbers.
+    """
 
     def __init__(self, num_latents: int, num_params: int) -> None:
         super().__init__()
@@ -73,7 +76,9 @@ class DiagonalNormal(PosteriorFamily):
 
 
 class BernoulliPosterior(PosteriorFamily):
-    """Independent binary latents, the parameters their logits: for sigmoid belief nets.
+    """Independent binary latents, given by their logits.
+
+    They are for sigmoid belief nets.
 
     Example:
         >>> BernoulliPosterior(3)(torch.zeros(5, 3)).sample().shape
@@ -89,7 +94,10 @@ class BernoulliPosterior(PosteriorFamily):
 
 
 class FullRankNormal(PosteriorFamily):
-    """N(loc, T T^T) with T lower triangular: parameters loc, log of T's diagonal, and T below it.
+    """Normal distribution with a full covariance matrix.
+
+    It is N(loc, T T^T) with T lower triangular. The parameters are loc, the log of T's diagonal,
+    and T below it.
 
     Example:
         >>> FullRankNormal(3)(torch.zeros(5, 9)).covariance_matrix.shape
@@ -106,7 +114,10 @@ class FullRankNormal(PosteriorFamily):
         self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, params: Tensor) -> Any:
-        """Normal distributions of parameters `[..., 2 L + L (L - 1) / 2]`."""
+        """Build normal distributions from their parameters.
+
+        The parameters have shape `[..., 2 L + L (L - 1) / 2]`.
+        """
         loc, log_diagonal, below = params.split(
             [self.num_latents, self.num_latents, len(self.rows)], -1
         )
@@ -117,7 +128,9 @@ class FullRankNormal(PosteriorFamily):
 
 
 class FlowPosterior(PosteriorFamily):
-    r"""A diagonal normal passed through transforms that the encoder's outputs condition (Rezende and Mohamed 2015).
+    r"""Diagonal normal transformed by a conditional normalising flow.
+
+    The encoder's outputs condition the transforms (Rezende and Mohamed 2015).
 
     $e \sim N(\mu, \mathrm{diag}(\sigma^2))$, $z = t_n(\dots t_1(e; h) \dots; h)$ with $\mu, \sigma,
     h$ given by the encoder. The noise e is an auxiliary site and z its image, so that no transform
@@ -173,7 +186,10 @@ class FlowPosterior(PosteriorFamily):
         return FlowDistribution(base, transforms)
 
     def draw(self, name: str, params: Tensor) -> Tensor:
-        """Draw the noise, an auxiliary site, and its image, the latent of that name."""
+        """Draw noise and return the latent that it transforms to.
+
+        The noise is an auxiliary site. Its image is the latent of that name.
+        """
         base, transforms = self._conditioned(params)
         noise = pyro.sample(f"{name}_noise", base, infer={"is_auxiliary": True})
         value, log_det = push(transforms, noise, 1)
@@ -192,7 +208,10 @@ FLOWS: dict[str, Callable[[int, int, int], nn.Module]] = {
 def autoregressive(
     num_latents: int, num_context: int, place: int, scalar: ScalarMap | None
 ) -> nn.Module:
-    """An autoregressive layer; every other one goes through the dimensions backwards."""
+    """Build an autoregressive layer of a flow.
+
+    Every other layer goes through the dimensions backwards.
+    """
     order = range(num_latents)[:: 1 if place % 2 == 0 else -1]
     hidden = [2 * num_latents + num_context]
     return MaskedAutoregressive(num_latents, scalar, hidden, order, num_context)
@@ -211,7 +230,9 @@ def named_flow(
 
 
 class AmortisedGuide(nn.Module):
-    """q(z | x) = posterior(encoder(x)), one latent vector for each datum.
+    """Amortised guide with one latent vector for each datum.
+
+    q(z | x) = posterior(encoder(x)).
 
     Args:
         encoder: maps data `[..., *event]` to `[..., posterior.num_params]`.
@@ -228,25 +249,39 @@ class AmortisedGuide(nn.Module):
         self.encoder, self.posterior = encoder, posterior
 
     def distribution(self, x: Tensor) -> Any:
-        """q(z | x) of data `[..., *event]`: batch `[...]`, event `[L]`."""
+        """Return q(z | x) for the given data.
+
+        For data `[..., *event]` it has batch `[...]` and event `[L]`.
+        """
         return self.posterior(self.encoder(x))
 
     def params(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
-        """The posterior's parameters `[data, num_params]` of data `[data, *event]`, of which the observed part is seen."""
+        """Compute the posterior's parameters `[data, num_params]` of the data.
+
+        Of data `[data, *event]` only the observed part is seen.
+        """
         return self.encoder(x if observed is None else torch.where(observed, x, 0.0))
 
     def draw(self, params: Tensor) -> Tensor:
-        """Draw latents `[data, L]` from the posterior with parameters `[data, num_params]`."""
+        """Draw latents `[data, L]` from the posterior.
+
+        Its parameters have shape `[data, num_params]`.
+        """
         with pyro.plate("data", len(params), dim=-1):
             return self.posterior.draw("z", params)
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
-        """Draw latents `[data, L]` of data `[data, *event]`, of which only the observed part is seen."""
+        """Draw latents `[data, L]` of data `[data, *event]`.
+
+        Only the observed part of the data is seen.
+        """
         return self.draw(self.params(x, observed))
 
 
 class LocalGuide(nn.Module):
-    """q(z | x_i) with parameters of its own for each datum: variational inference without an encoder.
+    """Guide with separate variational parameters for each datum.
+
+    q(z | x_i) has parameters of its own for each datum, without an encoder.
 
     It belongs to one data set, in its order, and is called with all of it.
 

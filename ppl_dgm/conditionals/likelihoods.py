@@ -1,4 +1,6 @@
-"""Likelihoods: what a net's outputs mean as a distribution of each dimension of the data.
+"""Likelihoods that turn a net's outputs into distributions.
+
+Each dimension of the data has its own distribution.
 
 A likelihood is a module that turns parameters `[..., D, num_params]` into a distribution with batch
 shape `[..., D]`. VAEs and autoregressive nets take any of them. To add one, subclass `Likelihood`,
@@ -35,16 +37,25 @@ MIN_SCALE = 1e-4
 
 
 class Likelihood(Conditional):
-    """Turns `num_params` numbers per dimension into a distribution of that dimension."""
+    """Conditional distribution of each dimension of the data.
+
+    It turns `num_params` numbers per dimension into a distribution of that dimension.
+    """
 
     num_params: int = 1
 
     @abstractmethod
     def forward(self, params: Tensor) -> TorchDistribution:
-        """The distribution, batch shape `[..., D]`, of parameters `[..., D, num_params]`."""
+        """Return the distribution for the given parameters.
+
+        Its batch shape is `[..., D]` for parameters `[..., D, num_params]`.
+        """
 
     def inputs(self, x: Tensor) -> Tensor:
-        """The data as a net should see them, of order one: `[..., D]` to `[..., D]`."""
+        """Scale data for use as inputs of a net.
+
+        Inputs are of order one. Both shapes are `[..., D]`.
+        """
         return x
 
     def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
@@ -73,7 +84,10 @@ class Likelihood(Conditional):
 
 
 class Levels(dist.Categorical):
-    """A categorical distribution that draws its levels as real numbers, as the data are."""
+    """Categorical distribution that draws levels as real numbers.
+
+    The data are real numbers too.
+    """
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Levels `[*sample_shape, *batch]`."""
@@ -127,7 +141,10 @@ class Gaussian(Likelihood):
             self.register_buffer("log_scale", start)
 
     def forward(self, params: Tensor) -> TorchDistribution:
-        """Normal distributions `[..., D]` of means, and offsets of log-scales, `[..., D, 1 or 2]`."""
+        """Return normal distributions `[..., D]` for the given parameters.
+
+        The parameters, `[..., D, 1 or 2]`, are means, and offsets of log-scales.
+        """
         log_scale = self.log_scale + (params[..., 1] if self.num_params == 2 else 0.0)
         scale = torch.as_tensor(log_scale).exp() + (MIN_SCALE if self.num_params == 2 else 0.0)
         return dist.Normal(params[..., 0], scale)
@@ -139,7 +156,9 @@ class Gaussian(Likelihood):
 
 
 class Categorical(Likelihood):
-    """Grey levels 0, ..., levels - 1 without an order; the parameters are their logits.
+    """Categorical likelihood of grey levels without an order.
+
+    The levels are 0, ..., levels - 1. The parameters are their logits.
 
     Args:
         levels: number of levels.
@@ -166,7 +185,9 @@ class Categorical(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """Pixels in [0, 1] (Loaiza-Ganem and Cunningham 2019); the parameter is the logit.
+    """Continuous Bernoulli likelihood of pixels in [0, 1].
+
+    The parameter is the logit (Loaiza-Ganem and Cunningham 2019).
 
     The density is normalised, which that of a Bernoulli at grey values is not.
 
@@ -217,7 +238,10 @@ class MixtureDensity(Likelihood):
         return self._mixture(params, 1.0)
 
     def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
-        r"""Temper weights, $\propto \pi_k^{1 / T}$, and scales, $s_k \sqrt T$, each for itself."""
+        r"""Temper the weights and scales of the components separately.
+
+        Weights are $\propto \pi_k^{1 / T}$, scales are $s_k \sqrt T$.
+        """
         return self._mixture(params, temperature)
 
     def _mixture(self, params: Tensor, temperature: float) -> TorchDistribution:
@@ -228,7 +252,9 @@ class MixtureDensity(Likelihood):
 
 
 class DiscretisedLogistic(Likelihood):
-    """Grey levels 0, ..., levels - 1 in their order: a discretised mixture of logistics for each dimension.
+    """Discretised logistic mixture likelihood of ordered grey levels.
+
+    The levels are 0, ..., levels - 1. Each dimension has its own mixture.
 
     The parameters are, for each component, the logit of its weight, its mean in [-1, 1] and the log
     of its scale, less that of 1 / sqrt(levels).

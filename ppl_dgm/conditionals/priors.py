@@ -1,4 +1,7 @@
-"""Priors of a latent vector: modules that return a distribution of event shape `[L]`."""
+"""Prior distributions of a latent vector.
+
+They are modules that return a distribution of event shape `[L]`.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -24,7 +27,10 @@ __all__ = [
 
 
 class LatentPrior(Conditional):
-    """A distribution of a latent vector `[L]`, with or without parameters."""
+    """Prior distribution of a latent vector `[L]`.
+
+    It may have parameters or none.
+    """
 
     def __init__(self, num_latents: int) -> None:
         super().__init__()
@@ -56,7 +62,9 @@ class StandardNormal(LatentPrior):
 
 
 class BernoulliPrior(LatentPrior):
-    """Binary latents, independent with learned probabilities: the top of a sigmoid belief net (Neal 1992).
+    """Independent binary latents with learned probabilities.
+
+    They are the top of a sigmoid belief net (Neal 1992).
 
     `VAE(D, L, hidden=[], prior=BernoulliPrior(L), guide=BernoulliPosterior(L))` is the net with one
     layer.
@@ -76,7 +84,9 @@ class BernoulliPrior(LatentPrior):
 
 
 class GaussianMixturePrior(LatentPrior):
-    r"""$z \sim \sum_k \pi_k N(\mu_k, \mathrm{diag}(\sigma_k^2))$, means and scales learned: the prior of a GMVAE.
+    r"""Gaussian mixture prior with learned means and scales.
+
+    $z \sim \sum_k \pi_k N(\mu_k, \mathrm{diag}(\sigma_k^2))$ is the prior of a GMVAE.
 
     Args:
         num_latents: size L.
@@ -112,8 +122,10 @@ class GaussianMixturePrior(LatentPrior):
 
     @torch.no_grad()
     def start_from_kmeans(self, z: Tensor, seed: int = 0) -> "GaussianMixturePrior":
-        """Put the components at k-means clusters of latents `[N, L]`, e.g. the guide's means after some training with
-        another prior; returns itself.
+        """Set the components to k-means clusters of latents `[N, L]`.
+
+        The latents are, for example, the guide's means after some training with another prior.
+        Returns itself.
 
         Raises:
             ValueError: for latents of another size or fewer than components.
@@ -138,7 +150,10 @@ class GaussianMixturePrior(LatentPrior):
         return self
 
     def responsibilities(self, z: Tensor) -> Tensor:
-        """Posterior p(k | z) of each component for latents `[..., L]`: `[..., K]`, the clustering of a GMVAE."""
+        """Compute the posterior probability of each component.
+
+        p(k | z) for latents `[..., L]` has shape `[..., K]`. It is the clustering of a GMVAE.
+        """
         return (self.logits.log_softmax(-1) + self._components().log_prob(z.unsqueeze(-2))).softmax(
             -1
         )
@@ -148,7 +163,9 @@ class GaussianMixturePrior(LatentPrior):
 
 
 class VampPrior(LatentPrior):
-    r"""$z \sim \frac{1}{K} \sum_k q(z \mid u_k)$: the guide at K learned pseudo-data u (Tomczak and Welling 2018).
+    r"""Mixture of the guide's posteriors at learned pseudo-data.
+
+    $z \sim \frac{1}{K} \sum_k q(z \mid u_k)$ with K pseudo-data u (Tomczak and Welling 2018).
 
     Args:
         guide: the amortised guide of the same VAE, which is given to it too: `VAE(...,
@@ -181,7 +198,9 @@ class VampPrior(LatentPrior):
 
 
 class FlowPrior(LatentPrior):
-    """Standard normal noise passed through transforms: z = t_n(... t_1(e) ...).
+    """Normalising flow prior from standard normal noise.
+
+    The noise e passes through the transforms: z = t_n(... t_1(e) ...).
 
     Args:
         num_latents: size L.

@@ -1,4 +1,6 @@
-"""Conditional distributions of a Bayes net's node given its parents: tables, logistic, neural, Gaussian, any other.
+"""Conditional distributions of Bayes net nodes given their parents.
+
+They are tables, logistic, neural, Gaussian, or any other.
 
 To add a kind, subclass `NodeConditional` and write `forward`, which makes a distribution of the
 parents' values; with `fit` it can be fitted by counting.
@@ -21,7 +23,10 @@ __all__ = ["Function", "LinearGaussian", "Logistic", "Neural", "NodeConditional"
 
 
 class NodeConditional(Conditional):
-    """p(x | parents) of a scalar variable; `num_states` is None for a continuous one."""
+    """Conditional distribution of a scalar variable given its parents.
+
+    It is p(x | parents). `num_states` is None for a continuous variable.
+    """
 
     def __init__(self, parents: Sequence[str], num_states: int | None) -> None:
         super().__init__()
@@ -38,7 +43,10 @@ class NodeConditional(Conditional):
 
     @abstractmethod
     def forward(self, *parents: Tensor) -> Any:
-        """The distribution of the parents' values, which broadcast: batch `[...]`, event `[]`."""
+        """Return the distribution for the given values of the parents.
+
+        The values broadcast. The distribution has batch `[...]` and event `[]`.
+        """
 
     @property
     def num_free_parameters(self) -> int:
@@ -46,18 +54,26 @@ class NodeConditional(Conditional):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def fit(self, x: Tensor, parents: Sequence[Tensor], smoothing: float) -> None:
-        """Set the parameters to their closed-form fit to values `[N]` of the node and of each parent."""
+        """Fit the parameters in closed form.
+
+        The node and each parent have values `[N]`.
+        """
         raise ValueError(
             f"a {type(self).__name__} conditional has no closed-form fit; fit the net by "
             "gradients, or use a Table"
         )
 
     def check_parents(self, states: Mapping[str, int | None]) -> None:
-        """Raise ValueError if the parents, whose numbers of states are given, are not what the conditional takes."""
+        """Check that the parents suit the conditional.
+
+        ValueError is raised where they do not. `states` gives their numbers of states.
+        """
 
 
 class Table(NodeConditional):
-    r"""A conditional probability table, one row of probabilities for each state of the parents.
+    """Conditional probability table of a discrete variable.
+
+    It has one row of probabilities for each state of the parents.
 
     Args:
         probs: `[*parent_states, K]`, rows that sum to one.
@@ -87,7 +103,10 @@ class Table(NodeConditional):
 
     @classmethod
     def uniform(cls, num_states: int, parents: Mapping[str, int] | None = None) -> "Table":
-        """A table of equal probabilities; `parents` maps names to numbers of states."""
+        """Create a table of equal probabilities.
+
+        `parents` maps names to numbers of states.
+        """
         parents = parents or {}
         return cls(torch.full((*parents.values(), num_states), 1.0 / num_states), tuple(parents))
 
@@ -110,7 +129,10 @@ class Table(NodeConditional):
         )
 
     def counts(self, x: Tensor, parents: Sequence[Tensor]) -> Tensor:
-        """How often each entry of the table occurs in values `[N]`: `[*parent_states, K]`."""
+        """Count how often each entry of the table occurs.
+
+        Values are `[N]`, counts `[*parent_states, K]`.
+        """
         flat = torch.zeros_like(x, dtype=torch.long)
         for value, size in zip((*parents, x), self.logits.shape, strict=True):
             flat = flat * size + value.long()
@@ -121,14 +143,21 @@ class Table(NodeConditional):
         )
 
     def fit(self, x: Tensor, parents: Sequence[Tensor], smoothing: float) -> None:
-        r"""$p_{jk} = (n_{jk} + \alpha) / (n_j + K \alpha)$; rows never seen become uniform."""
+        r"""Set the probabilities to smoothed relative frequencies.
+
+        $p_{jk} = (n_{jk} + \alpha) / (n_j + K \alpha)$, where $\alpha$ is the smoothing. Rows never
+        seen become uniform.
+        """
         counts = self.counts(x, parents) + smoothing
         counts = torch.where(counts.sum(-1, keepdim=True) > 0, counts, torch.ones_like(counts))
         with torch.no_grad():
             self.logits.copy_(log_rows(counts / counts.sum(-1, keepdim=True)))
 
     def check_parents(self, states: Mapping[str, int | None]) -> None:
-        """Check that the parents are discrete with the table's numbers of states."""
+        """Check that the parents have the table's numbers of states.
+
+        They must be discrete.
+        """
         given = [states[parent] for parent in self.parents]
         if given != list(self.logits.shape[:-1]):
             raise ValueError(
@@ -138,7 +167,9 @@ class Table(NodeConditional):
 
 
 class Logistic(NodeConditional):
-    r"""A binary variable with $\mathrm{logit}\, p(x = 1 \mid u) = b + \sum_i w_i u_i$.
+    r"""Logistic regression of a binary variable on its parents.
+
+    $\mathrm{logit}\, p(x = 1 \mid u) = b + \sum_i w_i u_i$.
 
     Args:
         parents: names of the parents.
@@ -161,13 +192,18 @@ class Logistic(NodeConditional):
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(self, *parents: Tensor) -> Any:
-        """Distributions over 0 and 1, the weighted sum of the parents as the logit of 1."""
+        """Return distributions over 0 and 1.
+
+        The logit of 1 is the weighted sum of the parents, plus the bias.
+        """
         logit = weighted_sum(parents, self.weights, self.bias)
         return dist.Categorical(logits=torch.stack([torch.zeros_like(logit), logit], -1))
 
 
 class LinearGaussian(NodeConditional):
-    r"""A real variable, $x \mid u \sim N(b + \sum_i w_i u_i, \sigma^2)$.
+    r"""Linear regression of a real variable with normal noise.
+
+    $x \mid u \sim N(b + \sum_i w_i u_i, \sigma^2)$ for parents u.
 
     Args:
         parents: names of the parents.
@@ -219,7 +255,9 @@ class LinearGaussian(NodeConditional):
 
 
 class Neural(NodeConditional):
-    """A discrete variable whose logits are a neural net's outputs for the vector of the parents' values.
+    """Discrete variable whose logits are a neural net's outputs.
+
+    The net takes the vector of the parents' values.
 
     Args:
         net: maps `[..., number of parents]` to `[..., num_states]`.
@@ -243,7 +281,9 @@ class Neural(NodeConditional):
 
 
 class Function(NodeConditional):
-    """Any Pyro distribution: a function or module from the parents' values to it.
+    """Conditional given by a function that returns a distribution.
+
+    The function, or module, takes the parents' values. The distribution may be any of Pyro's.
 
     Args:
         function: takes one tensor for each parent and returns a distribution of scalars.
@@ -294,7 +334,10 @@ def check_rows(probs: Tensor) -> None:
 
 
 def log_rows(probs: Tensor) -> Tensor:
-    """Log probabilities of normalised rows, minus infinity where these are zero."""
+    """Normalise rows of probabilities and take their logarithm.
+
+    It is minus infinity where a probability is zero.
+    """
     return F.normalize(probs, 1.0, -1).log()
 
 

@@ -1,4 +1,6 @@
-"""Data sets: tensors with their splits, support and units; loaders; and densities whose truth is known.
+"""Data sets, loaders, and densities with known truth.
+
+Data sets are tensors with their splits, support and units.
 
 A `Dataset` is what `fit` and every estimator take besides plain tensors. `load_digits` needs no
 network, `load_binarized_mnist` and `load_mnist` fetch the originals or read a folder, `load_array`

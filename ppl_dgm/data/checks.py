@@ -1,4 +1,4 @@
-"""What a data set accepts, and the errors that say so."""
+"""Validation checks of data sets and their error messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,9 @@ __all__ = ["as_constraint", "check_rows", "check_splits", "check_support", "coll
 
 
 def collect(tensors: Any) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """The tensors as a tuple (positional arguments) or a dict (named ones).
+    """Return the tensors as a tuple or a dict.
+
+    A tuple holds positional arguments, a dict named ones.
 
     Raises:
         TypeError: something that is not a tensor.
@@ -34,7 +36,9 @@ def items(tensors: tuple[Tensor, ...] | dict[str, Tensor]) -> list[tuple[str | i
 
 
 def as_constraint(support: constraints.Constraint | int | None) -> constraints.Constraint | None:
-    """The constraint itself, or that of values 0, ..., L - 1 for a number of levels L.
+    """Convert a support to a constraint.
+
+    A constraint is returned as it is. A number of levels L gives that of the values 0, ..., L - 1.
 
     Raises:
         ValueError: neither a constraint nor a number of at least 2.
@@ -50,7 +54,10 @@ def as_constraint(support: constraints.Constraint | int | None) -> constraints.C
 
 
 def check_rows(values: Mapping[str | int, Any], name: str) -> None:
-    """Raises ValueError unless all tensors among `values` have the same, positive number of rows."""
+    """Check that all tensors have equally many rows.
+
+    ValueError is raised unless the tensors among `values` have the same, positive number of rows.
+    """
     shapes = {key: list(value.shape) for key, value in values.items() if isinstance(value, Tensor)}
     if len({tuple(shape[:1]) for shape in shapes.values()}) != 1 or [] in shapes.values():
         raise ValueError(
@@ -62,7 +69,10 @@ def check_rows(values: Mapping[str | int, Any], name: str) -> None:
 
 
 def check_splits(sizes: tuple[int, int, int] | None, num_rows: int) -> None:
-    """Raises ValueError unless the sizes add up to the number of rows."""
+    """Check that the split sizes add up.
+
+    ValueError is raised unless their sum is the number of rows.
+    """
     if sizes is not None and (len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != num_rows):
         raise ValueError(
             f"expected three split sizes (train, valid, test) adding up to {num_rows} rows, got "
@@ -71,7 +81,10 @@ def check_splits(sizes: tuple[int, int, int] | None, num_rows: int) -> None:
 
 
 def check_support(x: Tensor, support: Any, name: str) -> None:
-    """Raises ValueError unless every value satisfies the constraint, if there is one."""
+    """Check that all values satisfy the constraint.
+
+    ValueError is raised otherwise. Without a constraint nothing is checked.
+    """
     if support is None:
         return
     inside = support.check(x)

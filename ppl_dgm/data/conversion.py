@@ -1,4 +1,7 @@
-"""Data as people have them, turned into tensors: NumPy, pandas, torch data sets, tables, AnnData."""
+"""Conversion of common kinds of data to tensors.
+
+These are data of NumPy and pandas, torch data sets, tables and AnnData.
+"""
 
 from collections.abc import Iterator, Mapping, Set
 from numbers import Number
@@ -22,7 +25,7 @@ _CURE = (
 
 
 def as_arguments(data: Any) -> Arguments:
-    """Turn data of any known kind into positional and named arguments of a program.
+    """Convert data to positional and named arguments of a program.
 
     Arrays, Series and lists of numbers are one argument; tuples and lists of arrays one argument
     each. Mappings, DataFrames and tables with `column_names` become named arguments, a column each.
@@ -59,7 +62,9 @@ def _opened(data: Any) -> Arguments:
 
 
 def as_argument(value: Any) -> Any:
-    """Turn one argument into a tensor if it is an array of numbers; leave other values as they are.
+    """Convert an array of numbers to a tensor.
+
+    Other values stay as they are.
 
     Raises:
         TypeError: for sparse, complex or non-numeric arrays.
@@ -82,7 +87,10 @@ def as_argument(value: Any) -> Any:
 
 
 def is_collection(value: Any) -> bool:
-    """Whether one value stands for several arguments: a data set, a table or a loader."""
+    """Return whether one value stands for several arguments.
+
+    Such values are data sets, tables and loaders.
+    """
     return isinstance(value, (Dataset, TorchDataset, DataLoader)) or _is_table(value)
 
 
@@ -108,7 +116,10 @@ def _checked(value: Tensor) -> Tensor:
 
 
 def _from_array(array: np.ndarray, kind: str) -> Tensor:
-    """An array as a tensor that shares its memory where torch can."""
+    """Convert a NumPy array to a tensor.
+
+    The tensor shares its memory where torch can.
+    """
     if array.dtype.kind not in "biuf":
         if array.dtype.kind == "c":
             raise TypeError(f"the {kind} is complex; expected real numbers")
@@ -135,7 +146,10 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _is_table(data: Any) -> bool:
-    """Whether data have named columns, as those of pandas and Hugging Face do."""
+    """Return whether data have named columns.
+
+    Those of pandas and Hugging Face do.
+    """
     is_frame = hasattr(data, "columns") and hasattr(data, "iloc")
     return is_frame or hasattr(data, "column_names")
 
@@ -149,7 +163,7 @@ def _is_anndata(value: Any) -> bool:
 
 
 def _stacked(batches: Iterator[Any]) -> Arguments:
-    """The batches of a loader, one after the other, in memory."""
+    """Read a loader into memory and join its batches."""
     parts = [as_arguments(batch) for batch in batches]
     if not parts:
         raise TypeError("the loader gave no batch; expected at least one")

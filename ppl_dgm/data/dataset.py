@@ -1,4 +1,8 @@
-"""`Dataset`: the rows a program is fitted to and judged on, with what is needed to state the answer in bits."""
+"""Data sets with splits, support and units.
+
+`Dataset` holds the rows that a program is fitted to and judged on, with what is needed to state the
+answer in bits.
+"""
 
 import hashlib
 import math
@@ -29,7 +33,9 @@ _INTEGERS = constraints.integer_interval(0, 1)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Rows of data: the tensors a program takes as arguments, their splits, support and units.
+    """Data set of tensors with splits, support and units.
+
+    A program takes the tensors as arguments.
 
     The first dimension of every tensor counts the data. The first tensor is the observed one, `x`
     of shape `[data, *event]`; the others (covariates) pass through to the program. Stored values
@@ -87,17 +93,26 @@ class Dataset:
 
     @property
     def args(self) -> tuple[Tensor, ...]:
-        """Positional arguments for the program: the tensors, if they came as a tuple."""
+        """Positional arguments for the program.
+
+        These are the tensors, if they came as a tuple.
+        """
         return () if isinstance(self.tensors, dict) else self.tensors
 
     @property
     def kwargs(self) -> dict[str, Tensor]:
-        """Named arguments for the program: the tensors, if they came as a dict."""
+        """Named arguments for the program.
+
+        These are the tensors, if they came as a dict.
+        """
         return dict(self.tensors) if isinstance(self.tensors, dict) else {}
 
     @property
     def x(self) -> Tensor:
-        """The observed tensor, `[data, *event]`: the one called "x", or else the first."""
+        """The observed tensor, `[data, *event]`.
+
+        It is the one called "x", or else the first.
+        """
         if isinstance(self.tensors, dict):
             return self.tensors.get("x", next(iter(self.tensors.values())))
         return self.tensors[0]
@@ -114,7 +129,10 @@ class Dataset:
 
     @property
     def levels(self) -> int | None:
-        """Number of values a scalar of `x` can take, where these are 0, 1, ..., L - 1; otherwise None."""
+        """Number of levels of the observed data, or None.
+
+        It is L where the values of `x` are 0, 1, ..., L - 1, and otherwise None.
+        """
         if self.support is constraints.boolean:
             return 2
         if isinstance(self.support, type(_INTEGERS)) and self.support.lower_bound == 0:
@@ -138,7 +156,10 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and values of the tensors; the same on every device and in wider dtypes."""
+        """SHA-256 digest of the tensors.
+
+        It is over names, shapes and values, and is the same on every device and in wider dtypes.
+        """
         content = hashlib.sha256()
         for name, tensor in items(self.tensors):
             content.update(f"{name}{list(tensor.shape)}".encode())
@@ -147,7 +168,10 @@ class Dataset:
         return content.hexdigest()
 
     def __getitem__(self, rows: Any) -> "Dataset":
-        """The data set of some rows: a slice, a mask or a list of numbers, `data[:4]`."""
+        """Return the data set of some rows.
+
+        They are given by a slice, a mask or a list of numbers, `data[:4]`.
+        """
         if isinstance(rows, int):
             raise TypeError(
                 f"one row is no data set; take a part of one row, data[{rows}:{rows + 1}]"
@@ -173,7 +197,9 @@ class Dataset:
         return f"Dataset({', '.join(parts)})"
 
     def select(self, rows: slice | Tensor) -> "Dataset":
-        """The data at `rows` (a slice, indices or a mask), in that order and without splits.
+        """Select rows, in the given order and without splits.
+
+        `rows` is a slice, indices or a mask.
 
         Example:
             >>> Dataset(torch.arange(5.0)).select(slice(1, 3)).x
@@ -192,7 +218,9 @@ class Dataset:
     def split(
         self, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
     ) -> "Dataset":
-        """The same data shuffled by `seed` and split into training, validation and test rows.
+        """Shuffle the data and split them into three parts.
+
+        The parts are training, validation and test rows.
 
         Args:
             fractions: of the rows, for the three splits; they must add up to one.
@@ -227,7 +255,9 @@ class Dataset:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Dataset":
-        """The same data on another device or, for the floating tensors, in another dtype.
+        """Move the data to another device or dtype.
+
+        Only floating tensors change their dtype.
 
         Example:
             >>> Dataset(torch.zeros(2, 3)).to(dtype=torch.float64).x.dtype
@@ -245,7 +275,7 @@ class Dataset:
         )
 
     def labelled(self, name: str = "y") -> "Dataset":
-        """The same data with the labels as a further, named argument of the program.
+        """Add the labels as a named argument of the program.
 
         Raises:
             ValueError: the data have no labels.
@@ -262,7 +292,7 @@ class Dataset:
         return replace(self, tensors={"x": self.x, name: self.labels})
 
     def as_images(self) -> "Dataset":
-        """The same data with flattened images unfolded to `[data, channels, height, width]`.
+        """Reshape flattened images to `[data, channels, height, width]`.
 
         Raises:
             ValueError: the image shape is not known or does not fit.
@@ -280,7 +310,9 @@ class Dataset:
         return self._with_x(self.x.reshape(len(self), *self.image_shape))
 
     def binarise(self, seed: int | None = None) -> "Dataset":
-        """Binary data from data with L levels, fixed once and for all (static binarisation).
+        """Convert data with L levels to binary data.
+
+        The result is fixed once and for all (static binarisation).
 
         Without a seed the values at or above (L - 1) / 2 become one; with a seed a value k becomes
         one with probability k / (L - 1), as in Salakhutdinov and Murray (2008, section 5).
@@ -298,7 +330,9 @@ class Dataset:
         return self._with_x(is_one.to(self.x.dtype), support=constraints.boolean)
 
     def dequantise(self, seed: int = 0) -> "Dataset":
-        """Continuous data on [0, 1) from data with L levels: x = (k + u) / L with u uniform on [0, 1).
+        """Convert data with L levels to continuous data.
+
+        x = (k + u) / L lies on [0, 1), with u uniform on [0, 1).
 
         For a density p on [0, 1)^D Jensen's inequality gives
 
@@ -325,7 +359,9 @@ class Dataset:
         return self._with_x(x, support=constraints.unit_interval, log_offset=offset)
 
     def logit(self, alpha: float = 1e-6) -> "Dataset":
-        """Unbounded data from data on [0, 1]: y = logit(s), s = alpha + (1 - 2 alpha) x.
+        """Map data on [0, 1] to unbounded data by logits.
+
+        y = logit(s), s = alpha + (1 - 2 alpha) x.
 
         The log-Jacobian per datum, in nats, goes into `log_offset`:
 
@@ -357,7 +393,9 @@ class Dataset:
         )
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
-        """Bits per dimension of the original data from log-probabilities of the stored ones.
+        """Convert log-probabilities to bits per dimension.
+
+        The bits are of the original data, the log-probabilities of the stored ones.
 
             -(log_prob + log_offset) / (D log 2)
 
@@ -417,7 +455,9 @@ class Dataset:
 
 
 def as_dataset(data: Dataset | Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Dataset:
-    """A `Dataset` from whatever a user may hand over: a Tensor, a tuple or a dict of Tensors, or a Dataset as it is.
+    """Convert the user's data to a `Dataset`.
+
+    It takes a Tensor, a tuple or a dict of Tensors. A Dataset is returned as it is.
 
     Raises:
         TypeError, ValueError: as for `Dataset`.

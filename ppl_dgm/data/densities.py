@@ -1,4 +1,7 @@
-"""Two-dimensional distributions with an exact sampler and an exactly known, normalised log-density."""
+"""Test distributions with exact sampler and exact log-density.
+
+They are two-dimensional, and the log-densities are normalised.
+"""
 
 import math
 from collections.abc import Callable
@@ -44,7 +47,9 @@ def gaussian_ring(
 def gaussian_grid(
     side: int = 5, spacing: float = 2.0, scale: float = 0.05
 ) -> TorchDistributionMixin:
-    """Equal mixture of `side`^2 round Gaussians on a square grid around the origin.
+    """Build a mixture of Gaussians on a square grid.
+
+    It has `side`^2 round components of equal weight around the origin.
 
         p(x) = 1/K^2 sum_jk N(x; spacing (j - (K - 1)/2, k - (K - 1)/2), scale^2 I)
 
@@ -63,7 +68,10 @@ def gaussian_grid(
 
 
 def funnel(scale: float = 3.0, num_dims: int = 2) -> TorchDistributionMixin:
-    """Neal's funnel: a normal log-variance v and D - 1 normals of that variance (Neal 2003, Slice sampling, section 8).
+    """Build Neal's funnel, normals with a random common variance.
+
+    It has a normal log-variance v and D - 1 normals of that variance (Neal 2003, Slice sampling,
+    section 8).
 
         p(v, x) = N(v; 0, scale^2) prod_d N(x_d; 0, e^v)
 
@@ -87,7 +95,9 @@ def funnel(scale: float = 3.0, num_dims: int = 2) -> TorchDistributionMixin:
 
 
 def banana(curvature: float = 0.5, scale: float = 1.5) -> TorchDistributionMixin:
-    """A Gaussian sheared along a parabola (Haario, Saksman and Tamminen 1999, section 4).
+    """Build a Gaussian sheared along a parabola.
+
+    See Haario, Saksman and Tamminen (1999, section 4).
 
         x_0 = scale z_0,  x_1 = z_1 + b (x_0^2 - scale^2),  z ~ N(0, I)
 
@@ -107,7 +117,9 @@ def banana(curvature: float = 0.5, scale: float = 1.5) -> TorchDistributionMixin
 def pinwheel(
     num_arms: int = 5, rate: float = 0.8, radial: float = 0.3, tangential: float = 0.1
 ) -> TorchDistributionMixin:
-    """Arms of a pinwheel: elongated Gaussians on a circle of radius one, each point turned by `rate` times its radius.
+    """Build a pinwheel of elongated Gaussians.
+
+    They lie on a circle of radius one, each point turned by `rate` times its radius.
 
         p(x) = 1/K sum_k N(R(-theta_k - rate |x|) x; (1, 0), diag(radial^2, tangential^2)),  theta_k = 2 pi k/K
 
@@ -131,7 +143,10 @@ def pinwheel(
 
 
 def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset:
-    """Exact draws from one of `DENSITIES`, split 80/10/10, so that a fitted program can be held against the truth.
+    """Draw a data set from a density with known truth.
+
+    The exact draws from one of `DENSITIES` are split 80/10/10. A fitted program can be compared
+    with the truth.
 
     Args:
         name: a key of `DENSITIES`; `DENSITIES[name]()` is the distribution itself, with `log_prob`
@@ -165,13 +180,19 @@ def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Rotation matrices `[..., 2, 2]` of the plane, by `angle` `[...]` in radians."""
+    """Return rotation matrices of the plane, `[..., 2, 2]`.
+
+    `angle` `[...]` is in radians.
+    """
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
 class FunnelTransform(Transform):
-    """(v, z) -> (v, e^(v/2) z), with log-Jacobian (D - 1) v / 2."""
+    """Transform of normal noise to a funnel.
+
+    (v, z) -> (v, e^(v/2) z), with log-Jacobian (D - 1) v / 2.
+    """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -189,7 +210,10 @@ class FunnelTransform(Transform):
 
 
 class BananaTransform(Transform):
-    """(a, z) -> (a, z + b (a^2 - scale^2)), which keeps volumes."""
+    """Volume-preserving shear along a parabola.
+
+    (a, z) -> (a, z + b (a^2 - scale^2)).
+    """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector

@@ -1,4 +1,7 @@
-"""Files of published data sets: from the cache, or downloaded into it with checksum and progress."""
+"""Cached files of published data sets.
+
+Files that are missing are downloaded into the cache, with checksum and progress.
+"""
 
 import os
 from collections.abc import Sequence
@@ -28,12 +31,17 @@ class Source:
 
 
 def cache_folder() -> Path:
-    """The folder downloads are kept in: the environment variable `PPL_DGM_DATA`, or the user's cache folder."""
+    """Return the folder that keeps downloads.
+
+    It is given by the environment variable `PPL_DGM_DATA`, or else lies in the user's cache folder.
+    """
     return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("ppl_dgm"))
 
 
 def fetch(source: Source, download: bool) -> dict[str, Path]:
-    """Paths of the files of `source` by name, from the cache or else downloaded into it.
+    """Return the paths of a source's files, by name.
+
+    Files of `source` that are not in the cache are downloaded into it, if `download` is true.
 
     Raises:
         FileNotFoundError: a file is neither in the cache nor to be had, with both cures.
@@ -43,7 +51,10 @@ def fetch(source: Source, download: bool) -> dict[str, Path]:
 
 
 def missing(source: Source, folder: Path, reasons: Sequence[str]) -> FileNotFoundError:
-    """The one error for files that cannot be had: it names them and both ways to get them."""
+    """Build the error for files that cannot be obtained.
+
+    It names the files and both ways to get them.
+    """
     return FileNotFoundError(
         f"the files of {source.name} are not in {folder}: {'; '.join(reasons)}. Either run this "
         f"once on a machine with network access, which fills {cache_folder() / source.name} (copy "

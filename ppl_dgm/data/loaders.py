@@ -1,4 +1,4 @@
-"""Loaders of published data sets and of the user's own files."""
+"""Loaders of published data sets and the user's files."""
 
 import gzip
 import hashlib
@@ -52,7 +52,9 @@ MNIST = Source(
 
 
 def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
-    """The 1797 handwritten 8 x 8 digits bundled with scikit-learn (Alpaydin and Kaynak 1998), with labels.
+    """Load the 8 x 8 handwritten digits of scikit-learn.
+
+    These are 1797 images with labels (Alpaydin and Kaynak 1998), bundled with scikit-learn.
 
     Args:
         levels: 17 for the grey values 0, ..., 16; 2 for pixels that are one where the grey value is
@@ -95,7 +97,9 @@ def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
 
 
 def load_binarized_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
-    """Statically binarised MNIST, the set on which the literature reports nats (Larochelle and Murray 2011, section 6).
+    """Load MNIST in its standard static binarisation.
+
+    It is the set on which the literature reports nats (Larochelle and Murray 2011, section 6).
 
     Args:
         folder: where the files lie: `binarized_mnist_{train,valid,test}.amat` as published, or
@@ -134,7 +138,9 @@ def load_binarized_mnist(folder: str | Path | None = None, download: bool = True
 
 
 def load_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
-    """MNIST with its 256 grey levels and its labels (LeCun, Cortes and Burges 1998).
+    """Load MNIST with 256 grey levels and labels.
+
+    See LeCun, Cortes and Burges (1998).
 
     The last 10000 of the 60000 training images are the validation split, as is customary. For
     binary or continuous data see `Dataset.binarise`, `Dataset.dequantise` and `Dataset.logit`.
@@ -178,7 +184,7 @@ def load_mnist(folder: str | Path | None = None, download: bool = True) -> Datas
 
 
 def load_array(path: str | Path, support: constraints.Constraint | int | None = None) -> Dataset:
-    """The user's own data from a `.npy`, `.npz` or `.csv` file.
+    """Load user data from a `.npy`, `.npz` or `.csv` file.
 
     A `.npy` file or a `.npz` file with one array gives that array as `x`; a `.npz` file with
     several gives them as named arguments, except that `train`, `valid`, `test` (the last two may be
@@ -275,7 +281,10 @@ def _find_idx(folder: Path) -> dict[str, Path]:
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """An array of bytes from the idx format: 0, 0, 8 (the type), the rank, big-endian sizes, the values."""
+    """Read an array of bytes from an idx file.
+
+    The format is 0, 0, 8 (the type), the rank, big-endian sizes, the values.
+    """
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an idx file of bytes: it begins with {content[:4]!r}")
@@ -331,7 +340,10 @@ def _join_splits(
 
 
 def _as_float(array: NDArray) -> Tensor:
-    """Numbers in torch's default dtype; in double where that would move them beside their spread."""
+    """Convert numbers to torch's default dtype, or to double.
+
+    Double is taken where rounding would move a number by too much, compared with the spread.
+    """
     exact = torch.as_tensor(array).double()
     rounded = exact.to(torch.get_default_dtype())
     spread = exact.std(0, correction=0) if len(exact) else exact.new_zeros(())

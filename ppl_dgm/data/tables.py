@@ -1,4 +1,7 @@
-"""Tables of comma-separated values, read so that no row is lost, invented or rounded."""
+"""Strict reader of tables of comma-separated values.
+
+No row is lost, invented or rounded.
+"""
 
 import csv
 from itertools import pairwise
@@ -13,7 +16,9 @@ _MISSING = {"", "na", "n/a", "nan", "null", "none"}
 
 
 def read_table(path: Path) -> dict[str, NDArray]:
-    """Read the columns of a table by name, `[rows]` each; columns without names are called by number.
+    """Read the columns of a table by name.
+
+    Each has shape `[rows]`. Columns without names are called by number.
 
     A byte-order mark, blank lines at the end and the running number that pandas writes in front
     are taken away; everything that could be read in two ways is refused.
@@ -32,7 +37,7 @@ def read_table(path: Path) -> dict[str, NDArray]:
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields, blank lines left out where they mean nothing."""
+    """Read line numbers and fields, without meaningless blank lines."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [
@@ -69,7 +74,10 @@ def _has_names(path: Path, lines: list[tuple[int, list[str]]]) -> bool:
 
 
 def _counts_up(fields: list[str]) -> bool:
-    """Whether fields are whole numbers that rise, as numbers that serve as names do."""
+    """Return whether fields are increasing whole numbers.
+
+    Numbers that serve as column names are like that.
+    """
     if len(fields) < 2 or not all(field.isdigit() for field in fields):
         return False
     values = list(map(int, fields))
@@ -92,7 +100,10 @@ def _check_rows(path: Path, names: list[str], rows: list[tuple[int, list[str]]])
 
 
 def _column(path: Path, rows: list[tuple[int, list[str]]], place: int) -> NDArray:
-    """One column as pandas reads it: integers, truth values or doubles."""
+    """Convert one column to integers, truth values or doubles.
+
+    The type is the one that pandas reads.
+    """
     import pandas as pd  # noqa: PLC0415 - seconds of import, for few users
 
     texts = [fields[place] for _, fields in rows]

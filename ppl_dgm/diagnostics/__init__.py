@@ -1,4 +1,6 @@
-"""What a fitted program does with its latents, and whether its draws are like data.
+"""Diagnostics of the latents and draws of fitted programs.
+
+They show what a program does with its latents, and whether its draws are like data.
 
 Latents: code lengths and active units. Draws: two-sample tests with p-values (`mmd_test` and
 others), counts of modes, precision and recall, memorisation, the Fréchet distance.

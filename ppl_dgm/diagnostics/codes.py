@@ -1,4 +1,7 @@
-"""Rate, distortion and code length: what the ELBO says in the language of compression."""
+"""Rate, distortion and code length of a program.
+
+They express the ELBO in the language of compression.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,9 @@ __all__ = ["CodeLength", "code_length"]
 
 @dataclass(frozen=True, eq=False)
 class CodeLength:
-    """Mean lengths in nats of the parts of a message that tells a datum by way of its latents.
+    """Mean code lengths of the parts of a message.
+
+    Lengths are in nats. The message encodes a datum by way of its latents.
 
     All are float64, `[data]` where each datum has its own latents, else `[]` for the data set.
 
@@ -35,17 +40,26 @@ class CodeLength:
 
     @property
     def two_part(self) -> Tensor:
-        """Length without the refund. Densities stand for probabilities of cells of unit volume."""
+        """Code length without the refund.
+
+        Densities stand for probabilities of cells of unit volume.
+        """
         return self.latents + self.data
 
     @property
     def total(self) -> Tensor:
-        """Net length: minus the ELBO, and so at least -log p(x)."""
+        """Net code length, equal to minus the ELBO.
+
+        So it is at least -log p(x).
+        """
         return self.two_part - self.refund
 
     @property
     def rate(self) -> Tensor:
-        """E_q[log q(z | x) - log p(z)], the net cost of the latents."""
+        """Net code length of the latents.
+
+        It is E_q[log q(z | x) - log p(z)].
+        """
         return self.latents - self.refund
 
     @property
@@ -66,7 +80,7 @@ def code_length(
     memory: int = MEMORY,
     **kwargs: Any,
 ) -> CodeLength:
-    r"""Divide the ELBO of each datum into the parts of a two-part code.
+    r"""Split each datum's ELBO into parts of a two-part code.
 
     Alice draws $z \sim q(z \mid x)$, sends it in a code for $p(z)$, then x in a code for $p(x \mid
     z)$: $-\log p(z) - \log p(x \mid z)$ nats. If her draw was made by bits of another message, Bob,
@@ -111,7 +125,10 @@ def code_length(
 
 
 def lengths(bound: Bound, num_particles: int) -> Tensor:
-    """-log p(z), -log p(x | z) and -log q(z | x) of draws from the guide: `[3, particles, ...]`."""
+    """Compute code lengths of draws from the guide.
+
+    They are -log p(z), -log p(x | z) and -log q(z | x), `[3, particles, ...]`.
+    """
     draw = bound.draw(num_particles)
     joint = bound.log_joint(draw.values)
     shape = (num_particles, *joint.likelihood.shape[1:])
@@ -122,7 +139,11 @@ def lengths(bound: Bound, num_particles: int) -> Tensor:
 
 
 def mean_lengths(bound: Bound, num_particles: int, size: int) -> Tensor:
-    """Means of `lengths`, and the standard error of the net length, a bounded number of particles at a time."""
+    """Average the code lengths over particles.
+
+    The standard error of the net length comes last. A bounded number of particles is drawn at a
+    time.
+    """
     sums, summary = [], WeightSummary(num_particles)
     for done in range(0, num_particles, size):
         chunk = lengths(bound, min(size, num_particles - done))

@@ -1,4 +1,7 @@
-"""Which latents carry information about the data: active units and posterior collapse."""
+"""Active units and posterior collapse of latents.
+
+They tell which latents carry information about the data.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,9 @@ __all__ = ["LatentUse", "latent_use"]
 
 @dataclass(frozen=True, eq=False)
 class LatentUse:
-    """How much each latent dimension varies with the data under the guide.
+    """Variation of each latent dimension with the data.
+
+    It is measured under the guide.
 
     Attributes:
         names: of the dimensions, `"z[0]"`, `"z[1]"`, ...
@@ -41,7 +46,10 @@ class LatentUse:
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        """Names of the dimensions whose posterior is the same for all data."""
+        """Names of the inactive latent dimensions.
+
+        Their posterior is the same for all data.
+        """
         return tuple(
             name
             for name, active in zip(self.names, self.active.tolist(), strict=True)
@@ -60,7 +68,9 @@ def latent_use(
     seed: int = 0,
     **kwargs: Any,
 ) -> LatentUse:
-    r"""Find the active units of a program: latent dimensions whose posterior mean moves with the data.
+    r"""Find the active latent dimensions of a program.
+
+    The posterior mean of an active unit moves with the data.
 
     $A_d = \mathrm{Var}_x(\mathbb{E}_{q(z \mid x)}[z_d]) > 0.01$: Burda et al. (2016), section 5.2.
     A dimension that is not active has collapsed to a posterior that ignores its datum.

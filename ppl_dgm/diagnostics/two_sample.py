@@ -1,4 +1,6 @@
-r"""Two-sample tests: are two sets of data, say a program's draws and held-out data, of one law?
+r"""Two-sample tests for equality of two distributions.
+
+The two sets of data are, say, a program's draws and held-out data.
 
 Each statistic is compared with its values after random exchanges of data between the two sets,
 which leave its distribution as it is if both are of one law. So the p-value of every test, $(1 +
@@ -72,7 +74,9 @@ def permutation_test(
     num_permutations: int = 200,
     seed: int = 0,
 ) -> TwoSampleTest:
-    """Test by any statistic: a function of two sets, higher for sets that are farther apart.
+    """Test equality of two distributions by any statistic.
+
+    The statistic is a function of two sets, higher for sets that are farther apart.
 
     Args:
         x: data `[n, *event]`.
@@ -105,7 +109,9 @@ def mmd_test(
     num_permutations: int = 500,
     seed: int = 0,
 ) -> TwoSampleTest:
-    r"""Test by the maximum mean discrepancy, $E k(x, x') + E k(y, y') - 2 E k(x, y)$.
+    """Test equality of distributions by the maximum mean discrepancy.
+
+    It is $E k(x, x') + E k(y, y') - 2 E k(x, y)$.
 
     The unbiased estimate of Gretton et al. (2012), eq. 3, of all pairs of different data. With
     these kernels it is zero for equal distributions only.
@@ -136,7 +142,9 @@ def mmd_test(
 
 
 def energy_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> TwoSampleTest:
-    r"""Test by the energy distance, $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2004).
+    """Test equality of distributions by the energy distance.
+
+    It is $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2004).
 
     Args and errors as for `permutation_test`. It has no bandwidth to choose.
 
@@ -160,7 +168,9 @@ def linear_mmd_test(
     num_permutations: int = 500,
     seed: int = 0,
 ) -> TwoSampleTest:
-    r"""Test by the maximum mean discrepancy of neighbouring pairs, in time linear in the data.
+    """Test by the maximum mean discrepancy in linear time.
+
+    It is computed over neighbouring pairs of data.
 
     $h_i = k(x_1, x_2) + k(y_1, y_2) - k(x_1, y_2) - k(x_2, y_1)$ of the i-th pair of data in each
     set, averaged (Gretton et al. 2012, lemma 14). Exchanging $x_1$ and $y_1$ turns the sign of
@@ -193,7 +203,9 @@ def linear_mmd_test(
 
 
 def mean_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> TwoSampleTest:
-    r"""Test by the difference of means in units of the pooled deviations, $\sum_d \Delta_d^2 / s_d^2$.
+    r"""Test by the standardised difference of means.
+
+    In units of the pooled deviations it is $\sum_d \Delta_d^2 / s_d^2$.
 
     Args and errors as for `permutation_test`. It sees means and nothing else.
 
@@ -211,7 +223,9 @@ def mean_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> 
 
 
 def ks_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> TwoSampleTest:
-    """Test by the largest difference of distribution functions, in one dimension (Kolmogorov, Smirnov).
+    """Test one-dimensional data by the Kolmogorov-Smirnov statistic.
+
+    It is the largest difference of the distribution functions.
 
     Args and errors as for `permutation_test`; data `[n]` or `[n, 1]`.
 
@@ -240,7 +254,9 @@ def classifier_test(
     num_permutations: int = 500,
     seed: int = 0,
 ) -> TwoSampleTest:
-    """Test by a classifier that learns on half of the data to tell the two sets apart.
+    """Test by a classifier that distinguishes the two sets.
+
+    It learns on half of the data.
 
     The statistic is the area under its ROC curve on the other half, 1/2 where it cannot; the labels
     of that half are exchanged. After Lopez-Paz and Oquab (2017), who count errors, of which too few
@@ -312,7 +328,11 @@ def _two_sets(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def _exchanges(n: int, m: int, num_permutations: int, seed: int) -> Tensor:
-    """Which of all data are in the first set: as they are, then exchanged, `[1 + permutations, n + m]`."""
+    """Draw random assignments of the data to two sets.
+
+    The rows of `[1 + permutations, n + m]` tell which data are in the first set. The first row is
+    the original assignment.
+    """
     check_sizes(num_permutations=num_permutations)
     generator = torch.Generator().manual_seed(seed)
     like: dict[str, Any] = {"dtype": torch.double, "device": "cpu"}
@@ -321,7 +341,10 @@ def _exchanges(n: int, m: int, num_permutations: int, seed: int) -> Tensor:
 
 
 def _judged(values: Tensor) -> TwoSampleTest:
-    """The test of a statistic's values `[1 + permutations]`, the first as the data are."""
+    """Compute the test result from values of a statistic.
+
+    Of the values, `[1 + permutations]`, the first is that of the data as they are.
+    """
     values = values.double().cpu()
     statistic, null = values[0], values[1:]
     as_far = null >= statistic - _ROUNDING * values.abs().amax()
@@ -331,7 +354,11 @@ def _judged(values: Tensor) -> TwoSampleTest:
 def _test_of_pairs(
     similar: Tensor, n: int, m: int, num_permutations: int, seed: int
 ) -> TwoSampleTest:
-    """Test by mean similarities `[n + m, n + m]` within the sets less those between, all exchanges at once."""
+    """Test by mean similarities within and between the sets.
+
+    The statistic is the similarity `[n + m, n + m]` within the sets less that between. All
+    exchanges are computed at once.
+    """
     similar = similar - similar.diagonal().diag()
     first = _exchanges(n, m, num_permutations, seed).to(similar)
     towards = first @ similar

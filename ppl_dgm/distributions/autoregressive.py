@@ -106,17 +106,25 @@ class Autoregressive(TorchDistribution):
         return x
 
     def _naive_step(self, t: int, x: Tensor) -> Tensor:
-        """Parameters of the t-th dimension in the order, by a whole pass."""
+        """Compute one dimension's parameters by a whole pass.
+
+        It is the t-th dimension in the order.
+        """
         return self.net(x)[..., self.order[t], :]
 
 
 def draw_one(conditional: Callable[[Tensor], Any], params: Tensor) -> Tensor:
-    """Draw one dimension `[...]` from the conditional of parameters `[..., P]`."""
+    """Draw one dimension `[...]` from its conditional distribution.
+
+    The parameters have shape `[..., P]`.
+    """
     return conditional(params.unsqueeze(-2)).sample().squeeze(-1)
 
 
 class EqualMixture(TorchDistribution):
-    r"""A mixture of distributions with equal weights, $p(x) = \frac1K \sum_k p_k(x)$.
+    r"""Mixture of distributions with equal weights.
+
+    $p(x) = \frac1K \sum_k p_k(x)$.
 
     Args:
         laws: K distributions of the same batch and event shape.

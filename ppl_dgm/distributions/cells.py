@@ -1,5 +1,6 @@
-"""Numbers rounded down to levels, and noise within the cell of a level: the two halves of
-dequantisation.
+"""Distributions of rounded numbers and of noise within cells.
+
+They are the two halves of dequantisation.
 """
 
 from typing import Any
@@ -22,8 +23,9 @@ class Whole(constraints.Constraint):
 
 
 class Floored(TorchDistribution):
-    """The levels below real numbers: x = floor(y), log P(x | y) zero there and minus infinity
-    elsewhere.
+    """Real numbers rounded down to levels, as a distribution.
+
+    x = floor(y). log P(x | y) is zero there and minus infinity elsewhere.
 
     Args:
         value: y, `[*batch, D]`.
@@ -64,7 +66,9 @@ class Floored(TorchDistribution):
 
 
 class WithinCell(TorchDistribution):
-    """y = x + u in the cell [x, x + 1) of levels x, u from a law of the unit cube; of no density
+    """Level plus noise within its cell [x, x + 1).
+
+    y = x + u for levels x, with u from a distribution on the unit cube. The density is zero
     elsewhere.
 
     Args:
@@ -96,13 +100,19 @@ class WithinCell(TorchDistribution):
         return WithinCell(level, self.noise.expand(shape), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log q(y) in nats of `[..., D]`: `[...]`; minus infinity outside of the cell."""
+        """Compute the log density in nats.
+
+        log q(y) of `[..., D]` is `[...]`. It is minus infinity outside of the cell.
+        """
         noise = value - self.level
         inside = ((noise >= 0) & (noise < 1)).all(-1)
         return torch.where(inside, self.noise.log_prob(noise.clamp(0, 1)), -torch.inf)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw `[*sample_shape, *batch, D]`, differentiably; sums never round up to x + 1."""
+        """Draw reparameterised samples `[*sample_shape, *batch, D]`.
+
+        Sums never round up to x + 1.
+        """
         shape = torch.Size(sample_shape) + self.batch_shape
         noise = self.noise.expand(self.batch_shape).rsample(torch.Size(sample_shape))
         most = 1 - torch.finfo(noise.dtype).eps * (1 + self.level.abs())

@@ -13,7 +13,9 @@ __all__ = ["ContinuousBernoulli", "DiscretisedLogisticMixture", "OrderStatistics
 
 
 class OrderStatistics(TorchDistribution):
-    r"""K independent draws of one distribution, sorted upwards: $K! \prod_k p(x_k)$ where $x_1 < \dots < x_K$.
+    r"""Sorted independent draws from one distribution.
+
+    The density of K draws is $K! \prod_k p(x_k)$ where $x_1 < \dots < x_K$.
 
     Components that are exchangeable otherwise get names by it: of the K! like modes of a mixture's
     posterior one is left, while every integral over a function that does not care for the names
@@ -49,7 +51,10 @@ class OrderStatistics(TorchDistribution):
         super().__init__(torch.Size(), torch.Size([num_draws]), validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x) in nats of `[..., K]`: `[...]`; minus infinity where x is not sorted."""
+        """Compute the log density of sorted draws, in nats.
+
+        log p(x) of `[..., K]` is `[...]`. It is minus infinity where x is not sorted.
+        """
         log_prob = self.base.log_prob(value).sum(-1) + math.lgamma(value.shape[-1] + 1)
         return torch.where((value.diff() >= 0).all(-1), log_prob, -torch.inf)
 
@@ -67,7 +72,10 @@ class OrderStatistics(TorchDistribution):
 
 
 class ContinuousBernoulli(TorchDistribution):
-    r"""The density $p(x) \propto \lambda^x (1 - \lambda)^{1 - x}$ on [0, 1] (Loaiza-Ganem and Cunningham 2019), by its logit.
+    r"""Continuous Bernoulli distribution on [0, 1], given by its logit.
+
+    Its density is $p(x) \propto \lambda^x (1 - \lambda)^{1 - x}$ (Loaiza-Ganem and Cunningham
+    2019).
 
     With $\eta = \mathrm{logit}\, \lambda$ and $h = |\eta| / 2$,
 
@@ -128,7 +136,10 @@ class ContinuousBernoulli(TorchDistribution):
         return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
 
     def _halves(self) -> tuple[Tensor, Tensor]:
-        """Where h is so small that a series is used, and half the logit."""
+        """Return where the logit is small, and half the logit.
+
+        A series is used where h is small.
+        """
         half = self.logits / 2
         return half.abs() < 0.1, half
 
@@ -139,7 +150,9 @@ class ContinuousBernoulli(TorchDistribution):
 
 
 class DiscretisedLogisticMixture(TorchDistribution):
-    r"""A mixture of logistic distributions rounded to the levels 0, ..., levels - 1 (Salimans et al. 2017, equation 2).
+    r"""Mixture of logistic distributions rounded to discrete levels.
+
+    The levels are 0, ..., levels - 1 (Salimans et al. 2017, equation 2).
 
     $P(x) = \sum_k \pi_k [\sigma((u_x + h - \mu_k) / s_k) - \sigma((u_x - h - \mu_k) / s_k)]$ with
     the levels $u_x$ spread over [-1, 1], h half their distance, and the tails added to the

@@ -1,4 +1,7 @@
-"""Estimators of the evidence: how probable a program makes its data, with an error and a statement of what it is.
+"""Estimators of the evidence, with errors and bounds.
+
+The evidence says how probable a program makes its data. Each estimate has an error and a statement
+of what it is.
 
 How to choose ------------- Start with `auto(program, *data)`: it is exact where it can be, and
 elsewhere two kinds of estimator must agree. To choose yourself, go down this list; costs are

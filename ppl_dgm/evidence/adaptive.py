@@ -1,4 +1,7 @@
-"""Adaptive importance sampling: mixtures of Student t that follow the posterior."""
+"""Adaptive importance sampling with mixtures of Student t distributions.
+
+The mixtures follow the posterior.
+"""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +32,9 @@ ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as
 
 @dataclass(frozen=True)
 class AdaptiveImportanceSampling(Estimator):
-    r"""Importance sampling from mixtures of Student t that are fitted to the posterior in rounds.
+    """Importance sampling with Student t mixtures fitted in rounds.
+
+    The mixtures are fitted to the posterior.
 
     Prior draws are tempered to the posterior and a mixture of Student t is fitted to them; then
     `num_rounds` times draws of the mixture are weighted, resampled, and the mixture is fitted
@@ -117,7 +122,9 @@ def resampled(drawn: Weighted) -> Tensor:
 
 
 def fit_best_mixture(points: Tensor) -> StudentMixture:
-    """Fit mixtures of more and more components, while draws held out become more probable.
+    """Fit a mixture and choose its number of components.
+
+    Components are added while draws held out become more probable.
 
     Args:
         points: `[n, *batch, dim]`; the number of components is the same for all data.

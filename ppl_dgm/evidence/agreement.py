@@ -1,4 +1,7 @@
-"""Verdicts on several estimates of one evidence: which to return, and what speaks against it."""
+"""Agreement of several estimates of one evidence.
+
+It decides which estimate to return, and what speaks against it.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +33,7 @@ class Attempts:
     error: Exception | None = None
 
     def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
-        """Run an estimator and keep what it gives, or why it gives nothing."""
+        """Run an estimator and record its result or error."""
         try:
             self.found.append(run())
         except Exception as error:  # whatever the user's program or a solver raises
@@ -40,7 +43,10 @@ class Attempts:
         return self.found[-1]
 
     def verdict(self) -> Evidence:
-        """The most precise estimate without alarm that another one agrees with, telling which.
+        """Return the most precise estimate confirmed by another.
+
+        It is without alarm, and its name tells which other estimate agrees. If none is confirmed,
+        the best one has a warning.
 
         Raises:
             ValueError: if all estimators have raised.
@@ -52,7 +58,7 @@ class Attempts:
 
 
 def telling(evidence: Evidence, failed: Mapping[str, str]) -> Evidence:
-    """The evidence with the estimators that failed in its name and diagnostics."""
+    """Add failed estimators to the evidence's name and diagnostics."""
     if not failed:
         return evidence
     return replace(
@@ -64,7 +70,11 @@ def telling(evidence: Evidence, failed: Mapping[str, str]) -> Evidence:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Difference of two estimates, summed over data, and its standard error, in nats; whether it is within bounds."""
+    """Difference of two estimates and whether they agree.
+
+    The difference is summed over data and has a standard error, both in nats. `agrees` tells
+    whether it is within bounds.
+    """
 
     difference: float
     std_error: float
@@ -72,7 +82,10 @@ class Agreement:
 
 
 def compare_two(first: Evidence, second: Evidence) -> Agreement:
-    """Whether two estimates of the same data agree, in total and in nearly every datum."""
+    """Compare two estimates of the same data.
+
+    They agree if they do so in total and in nearly every datum.
+    """
     difference = (first.log_z - second.log_z).nan_to_num(torch.inf)
     error = torch.hypot(first.std_error, second.std_error).nan_to_num(0.0)
     total_error = float(torch.hypot(first.total_std_error, second.total_std_error).nan_to_num(0.0))
@@ -85,14 +98,20 @@ def compare_two(first: Evidence, second: Evidence) -> Agreement:
 
 
 def is_decisive(evidence: Evidence) -> bool:
-    """Whether agreement with an estimate means anything: it has no alarm and is finite and precise."""
+    """Return whether agreement with an estimate is meaningful.
+
+    The estimate must have no alarm, and be finite and precise.
+    """
     worst = DECISIVE[evidence.target] * math.sqrt(evidence.log_z.numel())
     finite = bool(torch.isfinite(evidence.log_z).all())
     return evidence.reliable and finite and float(evidence.total_std_error) <= worst
 
 
 def choose(found: Sequence[Evidence]) -> Evidence:
-    """The most precise estimate without alarm that another one agrees with, telling which.
+    """Choose the most precise estimate confirmed by another.
+
+    It is without alarm, and its name tells which other estimate agrees. If none is confirmed, the
+    best one has a warning.
 
     Only estimates that are themselves without alarm, finite and precise to `DECISIVE` nats
     count as agreement; those among them that disagree with the chosen one are a warning.
@@ -138,7 +157,7 @@ def warned(evidence: Evidence, warning: str) -> Evidence:
 
 
 def described(estimate: Evidence, found: Sequence[Evidence], text: str) -> Evidence:
-    """The estimate with all the numbers and the text of what was done."""
+    """Add all estimates and a description to the chosen one."""
     numbers = {e.estimator: e.log_z for e in found}
     errors = {e.estimator: e.std_error for e in found}
     diagnostics = {**estimate.diagnostics, "estimates": numbers, "std_errors": errors}
@@ -146,7 +165,10 @@ def described(estimate: Evidence, found: Sequence[Evidence], text: str) -> Evide
 
 
 def check_part(main: Evidence, check: Evidence, data: Tensor) -> Evidence:
-    """The estimate of all data, with what the other kind says of some of them."""
+    """Compare an estimate with another kind on some data.
+
+    Returns the estimate of all data, with what the other kind says of these.
+    """
     part = replace(main, log_z=main.log_z[data], std_error=main.std_error[data])
     verdict = compare_two(part, check)
     found = replace(

@@ -1,4 +1,8 @@
-"""Annealed importance sampling, forwards from the start of a path and backwards from an exact posterior draw."""
+"""Annealed importance sampling (AIS) of the evidence.
+
+Chains run forwards from the start of a path; `BDMC` also runs them backwards from an exact
+posterior draw.
+"""
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -42,7 +46,9 @@ LOW_ESS = 0.1
 
 @dataclass(frozen=True)
 class AIS(Estimator):
-    r"""Annealed importance sampling, for each datum or for the data set.
+    r"""Annealed importance sampling of the evidence.
+
+    It gives one estimate for each datum, or one for the data set.
 
     Chains start at exact draws of the prior (or guide), move through `num_temperatures` tempered
     densities, and gather the weight $w = \prod_t f_{\beta_t}(y_{t-1}) / f_{\beta_{t-1}}(y_{t-1})$;
@@ -109,7 +115,10 @@ class AIS(Estimator):
         check_start(bound, self.start)
 
     def with_twice_the_moves(self) -> "AIS":
-        """The same with twice as many temperatures, and so twice the moves."""
+        """Return a copy with twice as many temperatures.
+
+        This doubles the number of moves.
+        """
         return replace(self, num_temperatures=2 * self.num_temperatures)
 
     def estimate(self, bound: Bound) -> Estimate:
@@ -150,13 +159,20 @@ class AIS(Estimator):
         )
 
     def rungs(self, ladder: Ladder) -> Tensor:
-        """Return inverse temperatures on a ladder, `[T + 1]`; adaptive ones are learnt by a pilot."""
+        """Return inverse temperatures on a ladder, `[T + 1]`.
+
+        A pilot learns them if the schedule is adaptive.
+        """
         if self.schedule == "adaptive":
             return Pilot.walk(ladder, self.num_pilots).temperatures(self.num_temperatures)
         return SPACINGS[self.schedule](self.num_temperatures)
 
     def annealing(self, path: Path, checkpoint: Checkpoint, name: str) -> Annealing:
-        """Temperatures, step sizes and scales for one part of the data, learnt by a pilot population."""
+        """Prepare the annealing of one part of the data.
+
+        A pilot population learns the step sizes, the scales and, if the schedule is adaptive, the
+        temperatures.
+        """
         plan = Plan.learn(Tempering(path, self.kernel, self.num_pilots).run(checkpoint, name))
         if self.schedule == "adaptive":
             beta = plan.temperatures(self.num_temperatures)
@@ -178,7 +194,11 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Any]:
 
 
 def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
-    """Mean acceptance of each datum, and acceptance and overlap of each temperature."""
+    """Summarise acceptance and overlap of the moves.
+
+    Acceptance is given for each datum (a mean) and for each temperature, overlap for each
+    temperature.
+    """
     moves = max(len(walks[0].overlap) - 1, 1)
     counts = [walk.log_weights[0].numel() for walk in walks]
     shares = torch.tensor(counts, dtype=torch.float64, device=walks[0].overlap.device) / sum(counts)
@@ -191,7 +211,10 @@ def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
 
 
 def chain_alarms(diagnostics: dict[str, Any], num_chains: int) -> tuple[str, ...]:
-    """Warnings where moves fail or few chains carry all the weight."""
+    """Warn of failing moves and uneven weights.
+
+    Weights are uneven where few chains carry all the weight.
+    """
     found = (
         acceptance_alarm(diagnostics["acceptance"])
         if len(diagnostics["overlap_by_temperature"]) > 1

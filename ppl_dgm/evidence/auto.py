@@ -1,4 +1,8 @@
-"""auto: picks estimators by what the program allows, spends a stated budget, cross-checks, and says what it did."""
+"""Automatic choice of evidence estimators, with a cross-check.
+
+`auto` picks estimators by what the program allows, spends a stated budget, cross-checks the result,
+and says what it did.
+"""
 
 import time
 from collections.abc import Mapping
@@ -51,7 +55,9 @@ def auto(
     memory: int = MEMORY,
     **kwargs: Any,
 ) -> Evidence:
-    """Estimate the evidence of any program, by two independent kinds of estimator that must agree.
+    """Estimate the evidence of any program, with a cross-check.
+
+    Two independent kinds of estimator must agree.
 
     Exact where the program allows. Else
 
@@ -113,7 +119,10 @@ def auto(
 
 
 def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | None:
-    """Exact evidence, or None where there is no closed form (or too many values to sum over)."""
+    """Compute the exact evidence, if there is a closed form.
+
+    Returns None where there is none, or too many values to sum over.
+    """
     try:
         return Exact()(program, *args, **kwargs)
     except (ValueError, RuntimeError):
@@ -122,21 +131,30 @@ def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | N
 
 @dataclass(frozen=True)
 class Settings:
-    """What `auto` was asked for: standard error in nats, densities, bytes."""
+    """Target error, budget and memory of `auto`.
+
+    The target is a standard error in nats, the budget a number of densities, the memory in bytes.
+    """
 
     target: float
     budget: int
     memory: int
 
     def share(self, bound: Bound) -> int:
-        """Particles that a quarter of the budget is for, by the data that each costs."""
+        """Compute how many particles a quarter of the budget allows.
+
+        The cost of a particle depends on the data.
+        """
         data = (bound.num_data or 1) if bound.structure.per_datum else 1
         cost = data if bound.structure.per_datum else 1 + bound.num_dims / DATA_AT_COST_ONE
         return int(self.budget / (4 * cost))
 
 
 def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence:
-    """One kind of estimator after the other, on as many data as the budget allows, and their verdict."""
+    """Run several kinds of estimator and compare their results.
+
+    They run one after the other, on as many data as the budget allows; their verdict is returned.
+    """
     if bound.structure.energies:
         return unnormalised(program, bound, seed, settings.budget, settings.memory)
     attempts = Attempts()
@@ -169,12 +187,19 @@ def settled(attempts: Attempts, target: float) -> bool:
 
 
 def typical_error(evidence: Evidence) -> float:
-    """Standard error of an evidence, in root mean square over data."""
+    """Compute the root mean square of the standard errors.
+
+    The mean is over data.
+    """
     return float(evidence.std_error.square().mean().sqrt())
 
 
 def pilot(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence | None:
-    """The evidence from as many draws of the guide, or else the prior, as the target needs; None if it needs too many."""
+    """Estimate the evidence from draws of guide or prior.
+
+    The prior is used where there is no guide, with as many draws as the target needs. Returns None
+    if these are too many.
+    """
     discrete = any(latent.discrete for latent in bound.structure.model_latents)
     if bound.structure.per_datum or discrete:
         return None
@@ -205,7 +230,11 @@ def quick_check(settings: Settings) -> SMC:
 def unnormalised(
     program: Program, bound: Bound, seed: int | None, budget: int, memory: int
 ) -> Evidence:
-    """The verdict of two kinds of estimator of a partition function, from the base measure."""
+    """Estimate the evidence of an unnormalised program.
+
+    Two kinds of estimator, AIS and SMC, find the partition function from the base measure; their
+    verdict is returned.
+    """
     temperatures = max(200, min(budget // (8 * PARTITION_CHAINS), 10_000))
     ais = AIS(num_temperatures=temperatures, num_chains=PARTITION_CHAINS, memory=memory)
     smc = SMC(num_particles=PARTITION_CHAINS, num_groups=8, memory=memory)
@@ -217,7 +246,10 @@ def unnormalised(
 
 
 def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
-    """Independent kinds of estimator, run one after the other until two agree."""
+    """List independent kinds of estimator, in order of use.
+
+    They run one after the other until two agree.
+    """
     structure, share, memory = bound.structure, settings.share(bound), settings.memory
     particles = max(200, min(share, 100_000))
     if any(latent.discrete for latent in structure.model_latents):
@@ -257,7 +289,10 @@ def posterior_kinds(bound: Bound, settings: Settings) -> list[Estimator]:
 
 
 def nested(bound: Bound, share: int) -> list[Estimator]:
-    """Nested sampling, where it is installed and the dimensions are few."""
+    """Return nested sampling where it applies, else nothing.
+
+    It applies where dynesty is installed and the dimensions are few.
+    """
     values = bound.draw_prior(1).values.values()
     few = sum(value.numel() for value in values) <= NESTED_DIMS
     return (
@@ -268,7 +303,10 @@ def nested(bound: Bound, share: int) -> list[Estimator]:
 
 
 def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]:
-    """Kinds for discrete latents that cannot be summed out: draws of the guide and the prior, and of all values.
+    """List estimators for discrete latents that cannot be summed out.
+
+    They draw from the guide, from the prior, and from a wider proposal (counts) or all values
+    (finite latents).
 
     Without a guide, importance sampling is prior sampling: it is no second kind.
     """
@@ -283,7 +321,10 @@ def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]
 
 
 def checked_data(bound: Bound, check: Estimator, budget: int) -> Tensor | None:
-    """Indices of the data that the second estimator runs on, evenly spaced; None for all of them."""
+    """Choose the data for the second estimator, as indices.
+
+    The data are evenly spaced; None stands for all of them.
+    """
     num_data = bound.num_data or 1
     if not (bound.structure.per_datum and bound.structure.divisible and isinstance(check, SMC)):
         return None

@@ -32,7 +32,10 @@ BoundKind = Literal["exact", "lower", "upper", "estimate"]
 
 
 class Estimate(NamedTuple):
-    """What an estimator computes: log Z and its standard error in nats, and diagnostics by name."""
+    """Result of an estimator: log Z, its error and diagnostics.
+
+    log Z and its standard error are in nats; diagnostics go by name.
+    """
 
     log_z: Tensor
     std_error: Tensor
@@ -42,7 +45,9 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The log marginal likelihood of data under a program, with its error and a statement of what the number is.
+    """Log marginal likelihood of data under a program.
+
+    It comes with its error and a statement of what the number is: exact, a bound or an estimate.
 
     Attributes:
         log_z: nats, float64: `[data]` (target `"datum"`) or `[]` (target `"dataset"`).
@@ -86,12 +91,17 @@ class Evidence:
 
     @property
     def total_std_error(self) -> Tensor:
-        """Monte Carlo standard error of `total`: data are estimated independently, but for what they share."""
+        """Monte Carlo standard error of `total`.
+
+        The errors of the data are independent, apart from the part that all share.
+        """
         own = (self.std_error.square() - self.shared_std_error**2).clamp_min(0).sum()
         return (own + (self.std_error.numel() * self.shared_std_error) ** 2).sqrt()
 
     def pooled(self) -> "Evidence":
-        """The evidence of all data together, for comparison with programs whose latents are shared by all data.
+        """Pool the evidence of all data into one number.
+
+        It can then be compared with programs whose latents are shared by all data.
 
         log p(D) = sum_i log p(x_i), true where nothing about the program was learned from these
         data.
@@ -105,7 +115,10 @@ class Evidence:
         )
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Normal confidence interval of `log_z` at a level between 0 and 1."""
+        """Compute a normal confidence interval of `log_z`.
+
+        The level lies between 0 and 1.
+        """
         if not 0 < level < 1:
             raise ValueError(
                 f"level is {level}; expected a probability strictly between 0 and 1, e.g. 0.95"
@@ -119,7 +132,10 @@ class Evidence:
         return self.log_z - half * self.std_error, self.log_z + half * self.std_error
 
     def to_dataframe(self) -> Any:
-        """One row for each datum (or for the data set): `log_z`, `std_error`, and diagnostics of each, in nats.
+        """Tabulate the evidence, one row for each datum.
+
+        Columns are `log_z` and `std_error`, in nats, and the diagnostics of each datum; a data set
+        has one row.
 
         Returns:
             A pandas DataFrame, indexed by the number of the datum.
@@ -158,7 +174,10 @@ class Evidence:
 
 
 def summary(value: Any) -> str:
-    """A diagnostic in a few characters: its range where there are many."""
+    """Format a diagnostic in a few characters.
+
+    A tensor of many values is shown by its range.
+    """
     if not isinstance(value, Tensor):
         return str(value)[:80]
     if value.numel() == 1:
@@ -172,7 +191,9 @@ def summary(value: Any) -> str:
 
 
 class Estimator(ABC):
-    """Estimates the evidence of a program: `estimator(program, *data, seed=0) -> Evidence`.
+    """Base class of all evidence estimators.
+
+    Called as `estimator(program, *data, seed=0) -> Evidence`.
 
     To add one, write a frozen dataclass with its settings, set `bound`, and implement `estimate`;
     override `check` to refuse programs it is not made for, with an error that names an estimator
@@ -184,17 +205,26 @@ class Estimator(ABC):
 
     @abstractmethod
     def estimate(self, bound: Bound) -> Estimate:
-        """Estimate log Z of the program bound to its data; gradients are off and the generator is seeded."""
+        """Estimate log Z of a program bound to its data.
+
+        Gradients are off and the generator is seeded.
+        """
 
     def check(self, bound: Bound) -> None:  # noqa: B027 - most estimators apply to every program
-        """Raise ValueError if the method does not apply to the program, naming what does."""
+        """Refuse programs that the method does not apply to.
+
+        Raises a ValueError that names a method that does apply.
+        """
 
     def kind(self, bound: Bound) -> BoundKind:
         """What the number is for this program."""
         return type(self).bound
 
     def draws_from(self, bound: Bound) -> Proposal | None:
-        """What the method draws latents from and takes their density to be; None where it relies on no such draws."""
+        """Return the proposal that latents are drawn from.
+
+        The method relies on its density at the draws; None where it relies on no such draws.
+        """
         return None
 
     @property
@@ -234,7 +264,10 @@ class Estimator(ABC):
         return replace(found, bound=kind)
 
     def partition(self, free: Bound) -> Estimate:
-        """Estimate the log partition function of a program without data; see `ppl_dgm.evidence.normalising`."""
+        """Estimate the log partition function of a program without data.
+
+        See `ppl_dgm.evidence.normalising`.
+        """
         self.check(free)
         return self.estimate(free)
 
@@ -282,7 +315,11 @@ TURNED: dict[str, BoundKind] = {"lower": "upper", "upper": "lower"}  # of log Z,
 
 
 def divide(above: Estimate, below: Estimate) -> Estimate:
-    """Return the estimate of a log ratio, `[data]`, from one log partition function for all data or one for each."""
+    """Divide an unnormalised density by its partition function.
+
+    Returns the estimate of the log ratio, `[data]`; the log partition function is one for all data
+    or one for each.
+    """
     alone = below.log_z.numel() == 1
     log_partition, error = map(squeezed, below[:2]) if alone else below[:2]
     diagnostics = {
@@ -312,7 +349,10 @@ def check_evidence(bound: Bound) -> None:
 
 
 def check_scales(bound: Bound) -> None:
-    """Refuse densities with exponents: a power of a likelihood or of a prior is normalised no more."""
+    """Refuse sites with a scaled log density.
+
+    A power of a likelihood or of a prior is no longer normalised.
+    """
     with seeded(0, bound.device):
         sites = dict(random_sites(bound.model_trace()))
     scaled = [
@@ -350,7 +390,11 @@ def alarms(estimate: Estimate) -> tuple[str, ...]:
 
 
 def undefined_densities(bound: Bound) -> tuple[str, ...]:
-    """Warn of sites whose log density is NaN at draws of the latents: samplers take them for impossible."""
+    """Warn of sites whose log density is NaN.
+
+    The density is evaluated at draws of the latents, which samplers take for impossible where it is
+    NaN.
+    """
     if not bound.structure.latents:
         return ()
     few = some_data(bound)
@@ -374,7 +418,10 @@ def undefined_densities(bound: Bound) -> tuple[str, ...]:
 
 
 def rounding_of(bound: Bound) -> float:
-    """Find by how many nats rounding moves the log density of all data at a draw of the latents, about."""
+    """Estimate the rounding error of the log density.
+
+    It is the error of the sum over all data, in nats, at one draw of the latents.
+    """
     few = some_data(bound)
     share = (few.num_data or 1) / (bound.num_data or 1)
     with torch.no_grad(), seeded(0, bound.device):
@@ -386,7 +433,10 @@ def rounding_of(bound: Bound) -> float:
 
 
 def some_data(bound: Bound) -> Bound:
-    """The program at data taken evenly from all, where it can be divided."""
+    """Restrict the program to some of its data.
+
+    They are evenly spaced among all. A program that cannot be divided keeps all data.
+    """
     if not (bound.structure.divisible and bound.structure.per_datum and bound.num_data):
         return bound
     size = min(bound.num_data, SHOWN_DATA)
@@ -396,6 +446,10 @@ def some_data(bound: Bound) -> Bound:
 
 
 def rounding_between(plain: Tensor, shaken: Tensor) -> Tensor:
-    """Tell the rounding error from two runs, one of them shaken; zero where the digits that are right suffice."""
+    """Compute rounding errors from a plain and a shaken run.
+
+    The shaken run is made under `Shaking`. The error is zero where the digits that are right
+    suffice.
+    """
     error = torch.where(plain == shaken, 0.0, (plain - shaken).abs())
     return torch.where(error <= RELATIVE_ROUNDING * plain.abs(), 0.0, error)

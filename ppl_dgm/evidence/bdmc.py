@@ -1,4 +1,7 @@
-"""Bidirectional Monte Carlo: lower and upper bounds of log Z on data whose posterior draw is known."""
+"""Bidirectional Monte Carlo: bounds of log Z on simulated data.
+
+A posterior draw of simulated data is known, which gives a lower and an upper bound.
+"""
 
 import time
 from collections.abc import Mapping
@@ -34,7 +37,9 @@ TOLERANCE = 0.005  # nats per datum
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sandwich(Evidence):
-    """Bounds of log Z from below and above on simulated data, and how far apart they are.
+    """Lower and upper bounds of log Z on simulated data.
+
+    It also tells how far apart the bounds are.
 
     As an `Evidence` it is the lower bound, by annealing forwards; its expectation is at most log Z.
 
@@ -56,7 +61,10 @@ class Sandwich(Evidence):
 
     @classmethod
     def between(cls, lower: Evidence, upper: Evidence) -> "Sandwich":
-        """The sandwich of a lower and an upper bound on the same data; its diagnostics tell the gap."""
+        """Combine lower and upper bounds on the same data.
+
+        The diagnostics hold the gap between them.
+        """
         diagnostics = {**lower.diagnostics, "gap": upper.log_z - lower.log_z}
         warnings = (*lower.warnings, *upper.warnings, *crossed(lower, upper))
         told = {"diagnostics": diagnostics, "warnings": tuple(dict.fromkeys(warnings))}
@@ -69,7 +77,10 @@ class Sandwich(Evidence):
 
     @property
     def gap(self) -> Tensor:
-        """Upper minus lower bound in nats, `[data]` or `[]`: in expectation more than the error of either."""
+        """Upper minus lower bound in nats, `[data]` or `[]`.
+
+        In expectation it is larger than the error of either bound.
+        """
         return self.upper.log_z - self.lower.log_z
 
     @property
@@ -79,7 +90,11 @@ class Sandwich(Evidence):
 
     @property
     def mean_gap_error(self) -> float:
-        """Standard error of `mean_gap`: from the data's spread, or from the two bounds' errors for one data set."""
+        """Standard error of `mean_gap`.
+
+        It follows from the spread over the data or, for one data set, from the errors of the two
+        bounds.
+        """
         if self.gap.dim() and len(self.gap) > 1:
             return float(self.gap.std() / len(self.gap) ** 0.5)
         return float((self.lower.std_error.square() + self.upper.std_error.square()).sum().sqrt())
@@ -91,7 +106,9 @@ class Sandwich(Evidence):
         return f"Sandwich({low:.3f} <= log p <= {high:.3f} nats{per} on simulated data; {gap})"
 
     def report(self, real: Evidence) -> str:
-        """How far a number on real data, found with the same settings, can be trusted, in words.
+        """Explain how far to trust an estimate on real data.
+
+        The estimate has to be found with the same settings.
 
         The gap bounds the error on simulated data in expectation. It carries over to real data as
         far as they are alike to the estimator: where the weights spread more, the error may be
@@ -116,7 +133,10 @@ class Sandwich(Evidence):
 
 
 def crossed(lower: Evidence, upper: Evidence) -> tuple[str, ...]:
-    """Warn where the lower bound stands above the upper one by more than their errors explain."""
+    """Warn if the lower bound exceeds the upper one.
+
+    The excess must be larger than the errors of the bounds explain.
+    """
     excess = float(lower.total - upper.total)
     error = float(torch.hypot(lower.total_std_error, upper.total_std_error))
     if not excess > CROSSED * error + TOLERANCE * lower.log_z.numel():
@@ -129,7 +149,10 @@ def crossed(lower: Evidence, upper: Evidence) -> tuple[str, ...]:
 
 
 def weight_spread(evidence: Evidence) -> float:
-    """Typical spread of the log weights (or the groups' log Z) behind an evidence, in nats."""
+    """Compute the typical spread of log weights, in nats.
+
+    The weights are those behind an evidence; groups have their log Z in place of log weights.
+    """
     found = evidence.diagnostics.get("log_weight_std", evidence.diagnostics.get("group_std"))
     if found is None:
         raise ValueError(
@@ -140,7 +163,10 @@ def weight_spread(evidence: Evidence) -> float:
 
 
 class BothWays(NamedTuple):
-    """Estimates of log Z, unbiased forwards for Z and backwards for 1/Z, each `[chains, *batch]`."""
+    """Forward and backward estimates of log Z.
+
+    Each is `[chains, *batch]`; forwards they are unbiased for Z, backwards for 1/Z.
+    """
 
     forwards: Tensor
     backwards: Tensor
@@ -149,7 +175,9 @@ class BothWays(NamedTuple):
 
 @dataclass(frozen=True)
 class BDMC:
-    r"""Bidirectional Monte Carlo: a certificate for AIS or SMC on data simulated from the program itself.
+    r"""Bidirectional Monte Carlo, a check of AIS or SMC.
+
+    It certifies the method on data simulated from the program itself.
 
     Drawing data and latents together, $(y^*, x^*) \sim p(y, x)$, makes $y^*$ an exact draw of the
     posterior of $x^*$. Annealing forwards gives $\mathbb{E}\,\hat Z = Z$ and so a stochastic lower
@@ -200,7 +228,9 @@ class BDMC:
     def __call__(
         self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
     ) -> Sandwich:
-        """Bound log Z of data simulated from the program, as many as the given data and with their covariates.
+        """Bound log Z of data simulated from the program.
+
+        The simulated data are as many as the given ones and have the same covariates.
 
         Args:
             program: the program.
@@ -267,14 +297,20 @@ class BDMC:
 
 
 def bound_estimate(log_z: Tensor, sign: float, diagnostics: Mapping[str, Tensor]) -> Estimate:
-    """log of the mean of Z (sign 1) or minus that of 1/Z (sign -1), over estimates `[chains, *batch]`."""
+    """Combine the log Z estimates of chains into a bound.
+
+    The log of the mean of Z (sign 1), or minus the log of the mean of 1/Z (sign -1), over estimates
+    `[chains, *batch]`.
+    """
     signed = sign * log_z
     found = {"ess": effective_size(signed), "log_weight_std": log_z.std(0), **diagnostics}
     return Estimate(sign * log_mean_exp(signed), mean_exp_std_error(signed), found)
 
 
 def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
-    """Draw latents and data jointly: latent values `[1, *shape]`, and the arguments with simulated data in them.
+    """Draw latents and data jointly from the program.
+
+    Returns latent values `[1, *shape]`, and the arguments with simulated data in them.
 
     Raises:
         ValueError: for factors, which cannot be drawn, and observed values that are no argument of
@@ -300,7 +336,10 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
 
 
 def check_no_covariates(given: Bound, simulated: Bound, draws: Values) -> None:
-    """Refuse data that the program conditions on too: simulated ones would change what they were drawn from."""
+    """Refuse observed data that the program also conditions on.
+
+    Simulated data would change the distribution that they were drawn from.
+    """
     latents = {latent.name: draws[latent.name][0] for latent in given.structure.model_latents}
     before, after = (
         bound._evaluate(partial(bound._trace, bound.model, latents, None)).nodes
@@ -318,7 +357,9 @@ def check_no_covariates(given: Bound, simulated: Bound, draws: Values) -> None:
 
 
 def observed_argument(bound: Bound, name: str, leaves: list[Any], spec: TreeSpec) -> int:
-    """Number of the argument whose values a site observes, by exchanging one argument after the other.
+    """Find the number of the argument that a site observes.
+
+    The arguments are exchanged one after the other, to see which one changes the observed value.
 
     Raises:
         ValueError: where no argument changes the observed value alone, or several do.
@@ -348,7 +389,10 @@ def observed_argument(bound: Bound, name: str, leaves: list[Any], spec: TreeSpec
 def follows(
     bound: Bound, name: str, value: Tensor, leaves: list[Any], place: int, spec: TreeSpec
 ) -> bool:
-    """Whether a site observes an argument as it is: reordered values of the one are those of the other."""
+    """Check whether a site observes an argument unchanged.
+
+    If the values of the argument are reordered, so are those that the site observes.
+    """
     leaf = leaves[place]
     if not torch.equal(leaf.flatten().to(value.dtype), value.flatten()):
         return False
@@ -362,7 +406,10 @@ def follows(
 
 
 def another(leaf: Tensor) -> Tensor:
-    """Values of the same kind at other places: turned round, or where that changes nothing, the first one other."""
+    """Make other values of the same kind and shape.
+
+    The values are rotated by one place or, where that changes nothing, the first one is replaced.
+    """
     turned = leaf.flatten().roll(1)
     if torch.equal(turned, leaf.flatten()):
         turned = turned.clone()

@@ -1,5 +1,6 @@
-"""Bounds and bias corrections from log weights: CUBO (an upper bound), IWELBO (a lower one), the
-jackknife, Russian roulette.
+"""Evidence bounds and bias corrections from log weights.
+
+CUBO is an upper bound and IWELBO a lower one; the jackknife and Russian roulette correct the bias.
 """
 
 import math
@@ -29,7 +30,10 @@ TOLERANCE = 0.001  # nats per datum that are no bias
 def all_weights(
     bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode
 ) -> Tensor:
-    """Log weights `[num_particles, data]` or `[num_particles]`, float64, drawn in bounded memory."""
+    """Draw log weights of all data in bounded memory.
+
+    They are `[num_particles, data]` or `[num_particles]`, in float64.
+    """
     rows: dict[int, list[Tensor]] = {}
     for chunk in weight_chunks(bound, num_particles, proposal, memory, compile):
         rows.setdefault(chunk.start, []).append(chunk.log_weights.double())
@@ -38,7 +42,10 @@ def all_weights(
 
 @dataclass(frozen=True)
 class WeightEstimator(Estimator):
-    """What the estimators of this file share: draws from the guide or the prior."""
+    """Base class of estimators that use log weights.
+
+    Latents are drawn from the guide or the prior.
+    """
 
     num_particles: int = 1000
     proposal: Proposal = "guide"
@@ -63,7 +70,9 @@ class WeightEstimator(Estimator):
 
 @dataclass(frozen=True)
 class CUBO(WeightEstimator):
-    r"""The chi upper bound of log Z, with an estimate that is an upper bound in expectation.
+    r"""Chi upper bound (CUBO) of log Z.
+
+    Its estimate is an upper bound too, in expectation.
 
     $$\mathrm{CUBO}_n = \tfrac1n \log \mathbb{E}_q[w^n] \ge \log Z \quad (n \ge 1),$$
 
@@ -130,7 +139,11 @@ class CUBO(WeightEstimator):
 
 
 def tangent(inside: Tensor, outside: Tensor) -> Tensor:
-    """Tangent of the log at the mean of `exp(outside)`, at the mean of `exp(inside)`: at least its log on average."""
+    """Bound a log mean from above by a tangent.
+
+    The tangent of the log at the mean of `exp(outside)` is taken at the mean of `exp(inside)`: on
+    average it is at least the log of that mean.
+    """
     point = log_mean_exp(outside)
     return point - 1 + (log_mean_exp(inside) - point).exp()
 
@@ -154,8 +167,9 @@ def narrow_guide(k: Tensor) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class IWELBO(WeightEstimator):
-    r"""The importance-weighted lower bound, $E \log \frac1K \sum_k w_k \le \log Z$, by its mean over
-    replicates.
+    r"""Importance-weighted lower bound (IWELBO) of log Z.
+
+    $E \log \frac1K \sum_k w_k \le \log Z$ is estimated by its mean over replicates.
 
     `ImportanceSampling` with the same draws estimates log Z; this stays a bound at any number K.
 
@@ -199,7 +213,7 @@ class IWELBO(WeightEstimator):
 
 @dataclass(frozen=True)
 class JVI(WeightEstimator):
-    r"""The importance-weighted bound with its bias taken off by the jackknife.
+    r"""Importance-weighted bound with bias corrected by the jackknife.
 
     With $\mathcal{L}_K = \log \frac1K \sum_k w_k$ and $\bar{\mathcal L}_{K-j}$ its mean over all
     ways to leave out j draws,
@@ -259,7 +273,9 @@ class JVI(WeightEstimator):
 
 
 def remaining_bias(log_z: Tensor, std_error: Tensor, pooled: Tensor) -> tuple[str, ...]:
-    """Warn where what the jackknife leaves of the bias adds up over data.
+    """Warn of the bias that the jackknife leaves.
+
+    The warning is for a bias that adds up over data.
 
     Args:
         log_z: jackknifed values, `[data]` or `[]`, and their standard errors.
@@ -301,7 +317,7 @@ def leave_one_out(log_weights: Tensor) -> Tensor:
 
 
 def leave_two_out(log_weights: Tensor) -> Tensor:
-    """Mean over pairs of draws of the log-mean-exp of all the others."""
+    """Average the log-mean-exp over all ways to omit two draws."""
     share = log_weights.softmax(0)
     first, second = torch.triu_indices(len(share), len(share), 1, device=share.device)
     left = (1 - share[first] - share[second]).clamp_min(torch.finfo(share.dtype).eps)
@@ -310,7 +326,9 @@ def leave_two_out(log_weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SUMO(WeightEstimator):
-    r"""An estimate of log Z without bias, by Russian roulette over the number of particles.
+    r"""Unbiased estimate of log Z by Russian roulette (SUMO).
+
+    The roulette is over the number of particles.
 
     With $\Delta_k = \mathcal{L}_{m+k} - \mathcal{L}_{m+k-1}$ the gains of the importance-weighted
     bound,
@@ -369,14 +387,21 @@ def reach(k: Tensor) -> Tensor:
 
 
 def stopping_times(uniform: Tensor) -> Tensor:
-    """Invert `reach`: the largest k with P(T >= k) >= u."""
+    """Compute stopping times from uniform draws.
+
+    This inverts `reach`: the largest k with P(T >= k) >= u.
+    """
     early = (1 / uniform).floor()
     late = CERTAIN_TERMS + ((uniform * CERTAIN_TERMS).log() / math.log(DECAY)).floor()
     return torch.where(uniform * CERTAIN_TERMS >= 1, early, late).clamp_min(1)
 
 
 def roulette(log_weights: Tensor, num_certain: int, stops: Tensor) -> Tensor:
-    """SUMO of log weights `[replicates, particles, *batch]` stopped at `[replicates, *batch]`: one for each replicate."""
+    """Compute the SUMO estimate of each replicate.
+
+    Log weights are `[replicates, particles, *batch]`, the numbers at which they stop `[replicates,
+    *batch]`.
+    """
     position = torch.arange(
         1, log_weights.shape[1] + 1, dtype=log_weights.dtype, device=log_weights.device
     )

@@ -1,4 +1,7 @@
-"""Bridge sampling: the evidence from posterior draws and a proposal that overlaps the posterior."""
+"""Bridge sampling: evidence from posterior draws and a proposal.
+
+The proposal must overlap the posterior.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -29,7 +32,10 @@ RELIABLE_K = 0.5
 
 
 class Bridge(NamedTuple):
-    """The fixed point of the bridge iteration, each `[*batch]`: nats, their error, and whether it was reached.
+    """Fixed point of the bridge iteration, with its error.
+
+    The log evidence in nats, its standard error, and whether the fixed point was reached are each
+    `[*batch]`.
 
     `numerator` and `denominator` are the terms whose means' ratio is the estimate, `[draws,
     *batch]`.
@@ -53,7 +59,9 @@ def bridge_iteration(
     tolerance: float = 1e-10,
     max_iterations: int = 1000,
 ) -> Bridge:
-    r"""Iterate the optimal bridge of Meng and Wong to its fixed point, and give its Monte Carlo standard error.
+    r"""Iterate the optimal bridge to its fixed point.
+
+    The bridge is that of Meng and Wong; the Monte Carlo standard error is returned too.
 
     With $l_1 = q_{11} - q_{12}$ at $N_1$ posterior draws and $l_2 = q_{21} - q_{22}$ at $N_2$
     proposal draws,
@@ -103,7 +111,10 @@ def bridge_iteration(
 
 
 def bridge_terms(a1: Tensor, a2: Tensor, s1: Tensor, log_r: Tensor) -> tuple[Tensor, Tensor]:
-    """The terms of numerator and denominator at a ratio r; infinite log densities are no harm."""
+    """Compute the terms of the bridge ratio at r.
+
+    These are the terms of its numerator and denominator; infinite log densities do no harm.
+    """
     numerator = 1 / (s1 + (1 - s1) * (log_r - a2).exp())
     return numerator, (-log_r).exp() / (s1 * (a1 - log_r).exp() + (1 - s1))
 
@@ -111,7 +122,10 @@ def bridge_terms(a1: Tensor, a2: Tensor, s1: Tensor, log_r: Tensor) -> tuple[Ten
 def bridge_error(
     numerator: Tensor, denominator: Tensor, ess: Tensor | None, num_chains: int | None
 ) -> Tensor:
-    """Standard error of the log ratio of the means (Micaletto and Vehtari 2025)."""
+    """Compute the standard error of the log bridge ratio.
+
+    The formula for the log ratio of means is by Micaletto and Vehtari (2025).
+    """
     count = torch.as_tensor(float(len(denominator))).to(denominator) if ess is None else ess
     if num_chains is not None:
         count = chain_ess(denominator.unflatten(0, (num_chains, -1)))
@@ -122,7 +136,9 @@ def bridge_error(
 
 @dataclass(frozen=True)
 class BridgeSampling(PosteriorEstimator):
-    r"""Bridge sampling from posterior draws, with the error of Micaletto and Vehtari.
+    r"""Bridge sampling of the evidence from posterior draws.
+
+    The standard error is that of Micaletto and Vehtari.
 
     $$Z = \frac{\mathbb{E}_{q}[\alpha(z)\, p(x, z)]}{\mathbb{E}_{p(z \mid x)}[\alpha(z)\, q(z)]},$$
 
@@ -200,7 +216,10 @@ class BridgeSampling(PosteriorEstimator):
     def _proposal(
         self, target: Unconstrained, fitting: Tensor
     ) -> tuple[Fitted, Callable[[Tensor], Tensor]]:
-        """The proposal, and the log density that it is bridged to."""
+        """Return the proposal and the target log density.
+
+        The bridge leads from the proposal to the target.
+        """
         if self.proposal == "guide":
             return GuideProposal(target), target.log_joint
         if self.proposal == "flow":
@@ -249,7 +268,11 @@ class GuideProposal:
 
 
 def symmetrised(target: Unconstrained, centre: Tensor) -> Callable[[Tensor], Tensor]:
-    """log of the mean of the joint density at a point and at its reflection in the centre (Meng and Schilling 2002)."""
+    """Symmetrise the joint density around a centre.
+
+    Returns the log of the mean of the density at a point and at its reflection in the centre (Meng
+    and Schilling 2002).
+    """
 
     def log_density(point: Tensor) -> Tensor:
         return torch.logaddexp(
@@ -262,7 +285,10 @@ def symmetrised(target: Unconstrained, centre: Tensor) -> Callable[[Tensor], Ten
 def refresh(
     target: Unconstrained, proposal: Fitted, points: Tensor, num_moves: int, memory: int
 ) -> Tensor:
-    """Independence Metropolis moves (Tierney 1994) of posterior draws `[chains, draws, *batch, dim]`."""
+    """Move posterior draws by independence Metropolis steps.
+
+    The draws are `[chains, draws, *batch, dim]` (Tierney 1994).
+    """
     here = points.flatten(0, 1)
     weight = (
         evaluate(target.log_joint, here, memory) - proposal.log_prob(here) if num_moves else here
@@ -277,7 +303,10 @@ def refresh(
 
 
 def bridge_diagnostics(draws: PosteriorDraws, found: Bridge, log_weights: Tensor) -> dict[str, Any]:
-    """R-hat of the draws, importance sampling from the proposal, and its Pareto tail."""
+    """Collect the diagnostics of bridge sampling.
+
+    They are R-hat of the draws, importance sampling from the proposal, and its Pareto tail.
+    """
     weights = WeightSummary(len(log_weights))
     weights.add(log_weights)
     diagnostics = {

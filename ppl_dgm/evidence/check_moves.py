@@ -1,4 +1,7 @@
-"""Whether a tempered estimate still changes when its chains move more."""
+"""Convergence check of tempered estimates by more moves.
+
+It tells whether the estimate still changes when the chains move more.
+"""
 
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,7 +15,10 @@ __all__ = ["check_moves"]
 
 
 class Moving(Protocol):
-    """An estimator whose number of moves can be doubled: AIS, SMC, ThermodynamicIntegration, SteppingStone."""
+    """Protocol of estimators whose number of moves can double.
+
+    They are AIS, SMC, ThermodynamicIntegration and SteppingStone.
+    """
 
     def with_twice_the_moves(self) -> "Moving":
         """The same with twice the moves."""
@@ -28,7 +34,9 @@ class Moving(Protocol):
 def check_moves(
     estimator: Moving, program: Program, *args: Any, seed: int = 0, **kwargs: Any
 ) -> Evidence:
-    """Estimate with twice the moves too, and warn where that moved the answer by more than the error bars allow.
+    """Repeat an estimate with twice the moves and compare.
+
+    Warns where the answer changes by more than the error bars allow.
 
     Groups or chains that agree with each other do not show that all of them move too little; a
     second estimate does. It costs three times the estimate.

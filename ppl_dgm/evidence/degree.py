@@ -1,4 +1,7 @@
-"""The degree of a computed quantity as a polynomial in some tensors, read off the operations that compute it."""
+"""Degree of a computed quantity as a polynomial in tensors.
+
+It is read off the operations that compute the quantity.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -51,7 +54,10 @@ ADDITIVE, SHAPE_ONLY = frozenset(_ADDITIVE.split()), frozenset(_SHAPE_ONLY.split
 
 
 def degree_in(variables: list[Tensor], compute: Callable[[], Tensor]) -> float:
-    """Bound from above the degree of `compute()` as a polynomial in the entries of tensors; infinite if it is none.
+    """Bound the polynomial degree of a computation from above.
+
+    It is the degree of `compute()` in the entries of the tensors, infinite if that is no
+    polynomial.
 
     Each operation is judged by what it is, not by values: `z.clamp(min=0)` is no polynomial
     wherever z is. What Python reads of a value may decide anything, so that it makes the degree
@@ -70,7 +76,10 @@ def degree_in(variables: list[Tensor], compute: Callable[[], Tensor]) -> float:
 
 
 class Degrees(TorchDispatchMode):
-    """Follows degrees from operation to operation; all that shares memory has one."""
+    """Tracker of polynomial degrees through torch operations.
+
+    Tensors that share memory have one degree.
+    """
 
     def __init__(self, variables: list[Tensor]) -> None:
         super().__init__()
@@ -79,7 +88,10 @@ class Degrees(TorchDispatchMode):
         self._alive: list[Any] = [*variables]  # the addresses of what is gone are given anew
 
     def of(self, value: Any) -> float:
-        """The degree of a tensor, or the highest in a list; 0 for anything else."""
+        """Return the degree of a tensor or list.
+
+        Of a list it is the highest degree of its tensors, and it is 0 for anything else.
+        """
         return max((self._degrees.get(storage(t), 0) for t in tensors(value)), default=0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,8 @@
-"""Evidence in closed form: no latents, finite latents summed out, or linear-Gaussian ones integrated out."""
+"""Exact evidence in closed form.
+
+Programs have no latents, finite latents that are summed out, or linear-Gaussian ones that are
+integrated out.
+"""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +34,10 @@ NUM_CHECKS = 4  # random points at which a log density must be its own quadratic
 
 
 class Quadratic(NamedTuple):
-    """Mode `[1, *batch, dim]`, height `[1, *batch]` and precision `[*batch, dim, dim]` of a Gaussian log density."""
+    """Gaussian log density by mode, height and precision.
+
+    The mode is `[1, *batch, dim]`, the height `[1, *batch]` and the precision `[*batch, dim, dim]`.
+    """
 
     mode: Tensor
     height: Tensor
@@ -121,7 +128,10 @@ class Exact(Estimator):
 
 
 def exact_partition(free: Bound) -> Tensor | None:
-    """Compute the log partition function of a program without data by a sum, `[]`; None where that would take too long."""
+    """Compute the log partition function by a sum, `[]`.
+
+    The program has no data. Returns None where the sum would take too long.
+    """
     own = ladder_of(free.model)
     if own is not None:
         return own.log_partition()
@@ -139,7 +149,10 @@ def exact_partition(free: Bound) -> Tensor | None:
 
 
 def is_gaussian(bound: Bound) -> bool:
-    """Whether log p(x, z) is of degree two in latents that range over all real numbers."""
+    """Check whether the joint density is Gaussian in the latents.
+
+    Then log p(x, z) is of degree two in latents that range over all real numbers.
+    """
     if not all(is_real(latent.support) for latent in bound.structure.model_latents):
         return False
     values = {name: value.clone() for name, value in bound.draw_prior(1).values.items()}
@@ -161,7 +174,11 @@ def integrate_gaussian(bound: Bound) -> Tensor:
 
 
 def check_quadratic(bound: Bound) -> None:
-    """Refuse a log density that is not its own quadratic expansion, as where numpy computes a part of it."""
+    """Refuse a log density that is not quadratic.
+
+    It is compared with its own quadratic expansion, from which it differs where numpy computes a
+    part of it.
+    """
     target = Unconstrained(bound)
     start = target.sample_prior(1 + NUM_CHECKS)
     values, expected = (
@@ -177,7 +194,10 @@ def check_quadratic(bound: Bound) -> None:
 
 @torch.enable_grad()
 def expand_quadratically(target: Unconstrained, point: Tensor) -> Quadratic:
-    """Expand log p(x, z) around a point `[1, *batch, dim]` and complete the square."""
+    """Expand the log joint density quadratically around a point.
+
+    The point is `[1, *batch, dim]`; the square is completed.
+    """
     point = point.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(target.log_joint(point).sum(), point, create_graph=True)
     rows = [

@@ -21,7 +21,9 @@ __all__ = ["GridSampling"]
 
 @dataclass(frozen=True)
 class GridSampling(Estimator):
-    r"""Naive Monte Carlo with finite latents drawn uniformly from all their values.
+    r"""Naive Monte Carlo with uniform draws of finite latents.
+
+    Latents are drawn from all their values.
 
     $$\log \hat Z = \log |\mathcal{Z}| + \log \frac1K \sum_k p(x, z_k), \qquad z_k \sim
     \mathrm{Uniform}(\mathcal{Z}),$$
@@ -102,7 +104,10 @@ class GridSampling(Estimator):
 
 
 def grid_weights(bound: Bound, num_particles: int) -> Tensor:
-    """log p(x, z) + log |Z| at uniform draws: `[num_particles, *batch]`."""
+    """Compute log weights at uniform draws of the latents.
+
+    They are log p(x, z) + log |Z|, `[num_particles, *batch]`.
+    """
     values: Values = {}
     log_size = 0.0
     example = bound.draw_prior(1).values
@@ -116,6 +121,9 @@ def grid_weights(bound: Bound, num_particles: int) -> Tensor:
 
 
 def entries(bound: Bound, latent: Latent, value: Tensor) -> int:
-    """Number of discrete variables in a latent, of one datum where data have latents of their own."""
+    """Count the discrete variables in a latent.
+
+    Only those of one datum count where data have latents of their own.
+    """
     data = value.shape[latent.batch_dim] if bound.structure.per_datum else 1
     return value[0].numel() // data

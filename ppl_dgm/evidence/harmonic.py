@@ -1,4 +1,7 @@
-"""The harmonic mean of the likelihood, and its learned version that works."""
+"""Harmonic mean estimators of the evidence.
+
+The harmonic mean of the likelihood fails; its learned version works.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +30,11 @@ UNFIT = (
 
 
 def reciprocal_mean(draws: PosteriorDraws, log_ratio: Tensor) -> Estimate:
-    """log of one over the mean of ratios at posterior draws, `[chains * draws, *batch]` in nats, and its error."""
+    """Estimate log Z by the reciprocal of a mean ratio.
+
+    The log ratios at posterior draws are `[chains * draws, *batch]` in nats; the standard error is
+    estimated too.
+    """
     centred = (log_ratio - log_ratio.amax(0)).exp()
     ess = (
         chain_ess(centred.unflatten(0, draws.points.shape[:2]))
@@ -41,7 +48,9 @@ def reciprocal_mean(draws: PosteriorDraws, log_ratio: Tensor) -> Estimate:
 
 @dataclass(frozen=True)
 class HarmonicMean(PosteriorEstimator):
-    r"""The harmonic mean of the likelihood over posterior draws: known to fail, here for comparison, with a warning.
+    r"""Harmonic mean of the likelihood, an unreliable estimator.
+
+    The mean over posterior draws is known to fail. It is here for comparison, with a warning.
 
     $1 / \hat Z = \mathbb{E}_{p(z \mid x)}[1 / p(x \mid z)]$. The variance is infinite unless the
     posterior's tails are as heavy as the prior's, and the number is too high in practice. Always
@@ -77,7 +86,9 @@ class HarmonicMean(PosteriorEstimator):
 
 @dataclass(frozen=True)
 class LearnedHarmonicMean(PosteriorEstimator):
-    r"""The learned harmonic mean: a normalised density inside the posterior in place of the prior.
+    r"""Learned harmonic mean estimator of the evidence.
+
+    A normalised density inside the posterior takes the place of the prior.
 
     $$\frac1Z = \mathbb{E}_{p(z \mid x)}\!\left[\frac{\varphi(z)}{p(x, z)}\right]$$
 

@@ -1,4 +1,7 @@
-"""Evidence from independent weighted draws: importance sampling, prior sampling, and the ELBO."""
+"""Evidence from independent weighted draws.
+
+The estimators are importance sampling, prior sampling, and the ELBO.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +22,10 @@ __all__ = ["ELBO", "ImportanceSampling", "PriorSampling"]
 def summarise(
     bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode
 ) -> list[WeightSummary]:
-    """Stream the log weights of all data; one summary for each part of the data, in order."""
+    """Summarise the log weights of all data.
+
+    Weights are streamed; there is one summary for each part of the data, in order.
+    """
     summaries: dict[int, WeightSummary] = {}
     for chunk in weight_chunks(bound, num_particles, proposal, memory, compile):
         summaries.setdefault(chunk.start, WeightSummary(num_particles)).add(chunk.log_weights)
@@ -105,7 +111,9 @@ class ImportanceSampling(Estimator):
 
 @dataclass(frozen=True)
 class PriorSampling(ImportanceSampling):
-    r"""Naive Monte Carlo: the likelihood averaged over draws from the prior, guide ignored.
+    r"""Naive Monte Carlo with draws from the prior.
+
+    The likelihood is averaged over the draws; a guide is ignored.
 
     $\log \hat Z = \log \frac1K \sum_k p(x \mid z_k)$ with $z_k \sim p(z)$. Right for priors close
     to the posterior (few, weak data); its effective sample size says so.
@@ -137,7 +145,9 @@ class PriorSampling(ImportanceSampling):
 
 @dataclass(frozen=True)
 class ELBO(ImportanceSampling):
-    r"""The evidence lower bound, $\mathbb{E}_q[\log p(x, z) - \log q(z \mid x)]$, by Monte Carlo.
+    r"""Evidence lower bound (ELBO), estimated by Monte Carlo.
+
+    The bound is $\mathbb{E}_q[\log p(x, z) - \log q(z \mid x)]$.
 
     Its distance to log Z is KL(q || p(z | x)). Jordan et al. (1999); Kingma and Welling (2014), eq.
     3.

@@ -1,4 +1,7 @@
-"""Laplace's approximation of the evidence, at the best of several modes."""
+"""Laplace's approximation of the evidence.
+
+It sums over the modes that several starts find.
+"""
 
 import math
 from collections.abc import Callable
@@ -34,7 +37,9 @@ GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 
 
 class Modes(NamedTuple):
-    """Optima of several starts, points `[starts, *batch, dim]`, and what is known there, `[starts, *batch]`.
+    """Optima found from several starts.
+
+    Points are `[starts, *batch, dim]`, and what is known there is `[starts, *batch]`.
 
     `scale_tril` `[starts, *batch, dim, dim]` is the Cholesky factor of the inverse negative
     Hessian; `valid` tells where the slope vanishes and the curvature is negative in all directions;
@@ -50,7 +55,10 @@ class Modes(NamedTuple):
 
 @torch.enable_grad()
 def value_and_slope(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
-    """log p and its gradient at points `[n, *batch, dim]`; infinite values have no slope."""
+    """Compute log p and its gradient at points.
+
+    Points are `[n, *batch, dim]`; a gradient that is not finite becomes zero.
+    """
     point = point.detach().requires_grad_()
     value = log_joint(point)
     (slope,) = torch.autograd.grad(value.sum(), point)
@@ -60,12 +68,17 @@ def value_and_slope(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tup
 def climb(
     log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int, at_once: int = 1 << 30
 ) -> Tensor:
-    """Climb to optima from starts `[n, *batch, dim]`, `at_once` of them together."""
+    """Climb to optima from several starts.
+
+    Starts are `[n, *batch, dim]`; `at_once` of them climb together.
+    """
     return torch.cat([climb_together(log_joint, part, num_steps) for part in start.split(at_once)])
 
 
 def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
-    """Climb by L-BFGS with backtracking, all starts and data at once.
+    """Climb from all starts together by L-BFGS.
+
+    Backtracking finds the length of each step, for all starts and data at once.
 
     A start that no longer rises is left where it is: the others go on without it. Nocedal and
     Wright (2006), algorithm 7.4.
@@ -91,7 +104,10 @@ def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_ste
 
 
 def two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The quasi-Newton direction from remembered steps and changes of slope; pairs without curvature are passed over."""
+    """Compute the L-BFGS direction by the two-loop recursion.
+
+    It uses remembered steps and changes of slope, and skips pairs without curvature.
+    """
     direction, coefficients = slope, []
     usable = [(s, y, curvature(s, y)) for s, y in pairs]
     for s, y, rho in reversed(usable):
@@ -108,7 +124,10 @@ def two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def curvature(s: Tensor, y: Tensor) -> Tensor:
-    """1 / (s'y) where it is safely positive, else 0: `[n, *batch, 1]`."""
+    """Compute inverse curvatures, `[n, *batch, 1]`.
+
+    They are 1 / (s'y) where it is safely positive, else 0.
+    """
     product = (s * y).sum(-1, keepdim=True)
     safe = product > 1e-12 * s.norm(dim=-1, keepdim=True) * y.norm(dim=-1, keepdim=True)
     return torch.where(safe, 1 / product, 0.0).nan_to_num(0.0, 0.0, 0.0)
@@ -122,7 +141,10 @@ def backtrack(
     direction: Tensor,
     first: bool,
 ) -> Tensor:
-    """Shorten each step until it climbs enough (Armijo); a start stays where none does."""
+    """Shorten each step until it climbs enough.
+
+    Enough is what Armijo's rule asks. A start stays where no step does.
+    """
     length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
     promise = (direction * slope).sum(-1)
     best = point
@@ -144,7 +166,11 @@ def backtrack(
 def hessian_of(
     log_joint: Callable[[Tensor], Tensor], point: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p, slope and Hessian `[n, *batch, dim, dim]`: one backward pass for each coordinate, all data at once."""
+    """Compute log p, its gradient and its Hessian.
+
+    The Hessian is `[n, *batch, dim, dim]`; it takes one backward pass for each coordinate, all data
+    at once.
+    """
     point = point.detach().requires_grad_()
     value = log_joint(point)
     (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
@@ -160,7 +186,10 @@ def hessian_of(
 def find_modes(
     target: Unconstrained, starts: Tensor, num_steps: int, at_once: int = 1 << 30
 ) -> Modes:
-    """Climb from the starts and approximate the density by a normal at each optimum."""
+    """Find modes and a normal approximation at each.
+
+    Each start climbs to an optimum.
+    """
     point = climb(target.log_joint, starts, num_steps, at_once)
     parts = [hessian_of(target.log_joint, part) for part in point.split(at_once)]
     value, slope, hessian = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -182,7 +211,10 @@ def find_modes(
 
 
 def same_mode(modes: Modes) -> Tensor:
-    """Whether start j has ended at the mode of start i: `[i, j, *batch]`."""
+    """Check which starts have ended at the same mode.
+
+    Entry `[i, j, *batch]` tells whether start j has ended at the mode of start i.
+    """
     difference = modes.point.unsqueeze(0) - modes.point.unsqueeze(1)  # [i, j, *batch, dim]: j - i
     scales = modes.scale_tril.square().sum(-1).sqrt()
     near = ((difference / scales.unsqueeze(1)).abs().amax(-1) < SAME_MODE) & modes.valid.unsqueeze(
@@ -192,7 +224,10 @@ def same_mode(modes: Modes) -> Tensor:
 
 
 def distinct(modes: Modes) -> Tensor:
-    """Whether each optimum is a mode that no earlier start has found: `[starts, *batch]`."""
+    """Check which optima are new modes: `[starts, *batch]`.
+
+    A mode is new if no earlier start has found it.
+    """
     near = same_mode(modes)
     earlier = torch.ones(len(near), len(near), device=near.device).triu(1).bool()
     seen = (near & earlier.reshape(earlier.shape + (1,) * (near.dim() - 2))).any(0)
@@ -200,14 +235,19 @@ def distinct(modes: Modes) -> Tensor:
 
 
 def unseen_share(modes: Modes) -> Tensor:
-    """Share of starts that would end at a mode not found yet, by those found once (Good 1953): `[*batch]`."""
+    """Estimate the share of starts at unseen modes: `[*batch]`.
+
+    It is the share of starts whose mode was found once (Good 1953).
+    """
     once = modes.valid & (same_mode(modes).sum(1) == 1)
     return once.sum(0) / modes.valid.sum(0).clamp_min(1)
 
 
 @dataclass(frozen=True)
 class Laplace(Estimator):
-    r"""Laplace's approximation, summed over the modes that several starts find, and corrected by importance sampling.
+    r"""Laplace's approximation over several modes, with importance sampling.
+
+    It is summed over the modes that several starts find, and corrected by importance sampling.
 
     At each mode $z^*$ in unconstrained space, with $\Lambda = -\nabla^2 \log p(x, z^*)$ and D
     dimensions,
@@ -292,7 +332,10 @@ class Laplace(Estimator):
         return max(1, int(self.memory / (SECOND_DERIVATIVES * row + 1)))
 
     def _starts(self, target: Unconstrained) -> Tensor:
-        """Half of the starts are plain draws, half the best of many: `[num_starts, *batch, dim]`."""
+        """Choose the starting points, `[num_starts, *batch, dim]`.
+
+        Half of them are plain draws, half the best of many.
+        """
         points = target.sample_guide(self.num_starts * self.screened)[0]
         log_joint = evaluate(target.log_joint, points, self.memory).nan_to_num(nan=-torch.inf)
         groups = points.unflatten(0, (self.screened, self.num_starts))
@@ -302,7 +345,9 @@ class Laplace(Estimator):
 
 
 def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
-    """Mixture of Student t at the distinct modes, weighted by their Laplace evidence.
+    """Build a Student-t mixture at the distinct modes.
+
+    Components are weighted by their Laplace evidence.
 
     Where a datum has no mode, its best optimum stands in.
     """
@@ -318,7 +363,10 @@ def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
 
 
 def mode_warnings(new: Tensor) -> tuple[str, ...]:
-    """Warn where no start has found a mode with negative curvature."""
+    """Warn where no start has found a mode.
+
+    A mode has negative curvature.
+    """
     share = 1 - float(new.any(0).double().mean())
     if share == 0:
         return ()
@@ -332,7 +380,10 @@ def mode_warnings(new: Tensor) -> tuple[str, ...]:
 
 
 def unseen_warnings(share: Tensor) -> tuple[str, ...]:
-    """Warn where many modes were found by a single start: then others were found by none."""
+    """Warn where some modes are probably missed.
+
+    If many modes were found by a single start, others were found by none.
+    """
     if float(share.mean()) <= UNSEEN:
         return ()
     return (

@@ -1,4 +1,7 @@
-"""Nested sampling by dynesty, with the prior transform read from the program."""
+"""Nested sampling by dynesty.
+
+The prior transform is read from the program.
+"""
 
 import math
 import warnings
@@ -46,7 +49,9 @@ QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class NestedSampling(Estimator):
-    r"""Nested sampling: the likelihood integrated over shells of prior volume, by dynesty.
+    r"""Nested sampling of the evidence by dynesty.
+
+    The likelihood is integrated over shells of prior volume.
 
     $Z = \int_0^1 L(X)\, \mathrm{d}X$ with X the prior volume above a likelihood, which shrinks by a
     factor $e^{-1/n}$ with each of the live points that is replaced. It finds all modes that a live
@@ -145,7 +150,10 @@ class NestedSampling(Estimator):
 
 
 class Likelihood:
-    """The log likelihood at points of the unit cube; -inf where it is zero or no number."""
+    """Log likelihood at points of the unit cube.
+
+    It is -inf where the likelihood is zero, NaN or infinite.
+    """
 
     def __init__(self, bound: Bound) -> None:
         self.bound, self.finite, self.undefined = bound, 0, 0
@@ -170,7 +178,10 @@ class Likelihood:
 
 
 class FromCube(Messenger):
-    """Gives each latent the value at a quantile: the program's prior transform of a point in the unit cube."""
+    """Pyro messenger that maps unit-cube points to latents.
+
+    Each latent gets the value at its quantile, which is the prior transform of the program.
+    """
 
     def __init__(self, cube: np.ndarray, names: Collection[str]) -> None:
         super().__init__()
@@ -190,14 +201,20 @@ class FromCube(Messenger):
 
 
 def from_cube(bound: Bound, cube: np.ndarray) -> dict[str, Tensor]:
-    """Latent values at a point of the unit cube, `[1, *shape]` by name."""
+    """Compute latent values at a point of the unit cube.
+
+    They are `[1, *shape]` by name.
+    """
     with FromCube(cube, [latent.name for latent in bound.structure.model_latents]) as messenger:
         bound.model(*bound.args, **bound.kwargs)
     return messenger.values
 
 
 def cube_size(fn: Any, shape: torch.Size) -> int:
-    """How many quantiles a site takes: one fewer than entries on a simplex."""
+    """Count the quantiles that a site takes.
+
+    On a simplex they are one fewer than the entries.
+    """
     return (
         shape.numel() // shape[-1] * (shape[-1] - 1)
         if type(unwrapped(fn)).__name__ == "Dirichlet"
@@ -224,7 +241,10 @@ def unwrapped(fn: Any) -> Any:
 
 
 def quantile(name: str, fn: Any, u: np.ndarray, shape: torch.Size) -> Tensor:
-    """The value of a site at quantiles `u`, in its shape."""
+    """Compute the value of a site at quantiles `u`.
+
+    It has the shape of the site.
+    """
     base = unwrapped(fn)
     kind = type(base).__name__
     if kind == "Dirichlet":

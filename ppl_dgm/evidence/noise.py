@@ -1,4 +1,4 @@
-"""What densities at noisy data say of the probabilities of levels."""
+"""Bounds of level probabilities from densities at noisy data."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,9 @@ __all__ = ["over_noise"]
 
 
 def over_noise(evidences: Sequence[Evidence]) -> Evidence:
-    r"""Average evidences at several draws of dequantising noise: a lower bound.
+    r"""Average evidences over several draws of dequantising noise.
+
+    The average is a lower bound.
 
     For data k on levels and noise u uniform on [0, 1), in nats,
 
@@ -55,7 +57,10 @@ def over_noise(evidences: Sequence[Evidence]) -> Evidence:
 
 
 def check_alike(evidences: Sequence[Evidence]) -> Evidence:
-    """Return the first of evidences that differ in their noise alone."""
+    """Check that evidences differ only in their noise.
+
+    Returns the first of them.
+    """
     if len(evidences) < 2:
         raise ValueError(
             f"there are {len(evidences)} evidences; expected two or more draws of the noise, whose "

@@ -1,4 +1,6 @@
-r"""Unnormalised densities of data: the program at its data over the same program without data.
+r"""Normalisation of unnormalised densities of data.
+
+The program at its data is divided by the same program without data.
 
 Where factors depend on the data, $\log p(x) = \log f(x) - \log Z$ with $Z = \int f(x)\, dx$, which
 is the evidence of the program whose data site is one more latent. Every estimator estimates it so;
@@ -30,7 +32,10 @@ __all__ = [
 
 
 class WithoutData(nn.Module):
-    """A model whose observed sites are drawn; `fn` is the model as its author wrote it."""
+    """Model whose observed sites are drawn instead.
+
+    `fn` is the model as its author wrote it.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -47,7 +52,9 @@ class WithoutData(nn.Module):
 
 
 def without_data(program: Program, bound: Bound, sum_out: bool) -> Bound:
-    """Bind the same program without data: one datum that is drawn, or one for each datum's covariates.
+    """Bind the same program without its data.
+
+    One datum is drawn, or one for each datum's covariates.
 
     Raises:
         ValueError: where latents shared by all data would have a partition function for each of
@@ -68,24 +75,35 @@ def without_data(program: Program, bound: Bound, sum_out: bool) -> Bound:
 
 
 def keeps_arguments(bound: Bound) -> bool:
-    """Whether the partition function depends on arguments: covariates, or data that are not independent."""
+    """Check whether the partition function depends on arguments.
+
+    It does where there are covariates, or data that are not independent.
+    """
     tensors = tensors_of(bound.args, bound.kwargs)
     return not bound.structure.per_datum or len(tensors) > len(bound.structure.observed)
 
 
 def score_exactly(bound: Bound, memory: int = MEMORY) -> Tensor:
-    """Compute log p(x) of a program whose latents are all summed out: `[data]` or `[]`."""
+    """Compute log p(x) with all latents summed out.
+
+    The result is `[data]` or `[]`.
+    """
     parts = [sum_out(part) for _, part, _ in chunk_plan(bound, 1, memory, sum_out)]
     return parts[0] if parts[0].dim() == 0 else torch.cat(parts)
 
 
 def sum_out(bound: Bound) -> Tensor:
-    """Compute log p(x) of a part of the data, all latents summed out: `[data]` or `[]`."""
+    """Compute log p(x) of some data, all latents summed out.
+
+    The result is `[data]` or `[]`.
+    """
     return bound.log_joint(bound.draw(1).values).total[0].double()
 
 
 class FlipLadder(Ladder):
-    r"""The ladder $\mathrm{base}(x)\, e^{\beta\, \mathrm{factors}(x)}$ of binary data, moved bit by bit.
+    r"""Ladder of densities of binary data, moved bit by bit.
+
+    The densities are $\mathrm{base}(x)\, e^{\beta\, \mathrm{factors}(x)}$.
 
     Args:
         free: the program without data, which draws one binary site.
@@ -111,7 +129,9 @@ class FlipLadder(Ladder):
 
 
 def ladder_to(free: Bound) -> Ladder | None:
-    """Return the ladder to a program without data: the model's own, or that of binary data; None for real ones.
+    """Return the ladder to a program without data.
+
+    It is the model's own, or that of binary data, or None for real data.
 
     Raises:
         ValueError: for discrete data that are not binary, or not alone.
@@ -137,6 +157,6 @@ def is_binary(support: Any) -> bool:
 
 
 def squeezed(value: Any) -> Any:
-    """Return a result for one datum without its dimension of data."""
+    """Remove the data dimension of a result for one datum."""
     one = isinstance(value, Tensor) and value.dim() and value.shape[-1] == 1
     return value.squeeze(-1) if one else value

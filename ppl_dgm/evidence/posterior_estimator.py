@@ -32,7 +32,9 @@ POSTERIORS = ("hmc", "nuts", "guide")
 
 @dataclass(frozen=True)
 class PosteriorEstimator(Estimator):
-    """What estimators from posterior draws share: where the draws come from.
+    """Base class of estimators that use posterior draws.
+
+    The settings say where the draws come from.
 
     Args:
         posterior: `"hmc"` (all chains and data at once), `"nuts"` (Pyro's, chain by chain),
@@ -63,7 +65,10 @@ class PosteriorEstimator(Estimator):
 
     @abstractmethod
     def estimate_part(self, bound: Bound) -> Estimate:
-        """Estimate log Z of some of the data (or of the data set)."""
+        """Estimate log Z of a part of the data.
+
+        For one evidence of the data set, the part is all of the data.
+        """
 
     def estimate(self, bound: Bound) -> Estimate:
         if isinstance(self.posterior, Mapping):
@@ -96,7 +101,10 @@ class PosteriorEstimator(Estimator):
 
 
 def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The first half of each chain, flattened, and the second half `[chains, draws, *batch, dim]`."""
+    """Split each chain into its first and second half.
+
+    The first half is flattened, the second half is `[chains, draws, *batch, dim]`.
+    """
     half = points.shape[1] // 2
     return points[:, :half].flatten(0, 1), points[:, half:]
 
@@ -104,7 +112,10 @@ def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
 def estimate_in_parts(
     bound: Bound, num_points: int, memory: int, run: Callable[[Bound], Estimate]
 ) -> Estimate:
-    """Run an estimator that holds `num_points` points for each datum on as many data at a time as memory allows."""
+    """Run an estimator on parts of the data, within memory.
+
+    It holds `num_points` points for each datum.
+    """
     parts = spans(bound, num_points, memory)
     if len(parts) == 1:
         return run(bound)
@@ -125,7 +136,10 @@ def join_estimates(parts: Sequence[Estimate]) -> Estimate:
 
 
 def join_values(values: Sequence[Any]) -> Any:
-    """Diagnostics of all data: tensors one after the other, tables together, the largest of numbers."""
+    """Join one diagnostic of all parts of the data.
+
+    Tensors are concatenated and tables merged; of numbers the largest is kept.
+    """
     if isinstance(values[0], Tensor):
         return torch.cat(list(values))
     if isinstance(values[0], dict):

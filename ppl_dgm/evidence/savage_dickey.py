@@ -1,4 +1,7 @@
-"""Savage-Dickey: the Bayes factor of a point hypothesis from one posterior."""
+"""Savage-Dickey ratio for point hypotheses.
+
+It gives the Bayes factor of a point hypothesis from one posterior.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +28,9 @@ INFINITE_MEAN_K = 0.9  # about 1, the shape from which a mean is infinite
 
 @dataclass(frozen=True)
 class SavageDickey:
-    """log Bayes factor of the point hypothesis against the program, in nats, and its standard error.
+    """Log Bayes factor of a point hypothesis, in nats.
+
+    It is against the program, and has a standard error.
 
     Positive where the data favour the point. `log_posterior` and `log_prior` are the densities at
     the point.
@@ -53,7 +58,9 @@ def savage_dickey(
     seed: int | None = 0,
     **kwargs: Any,
 ) -> SavageDickey:
-    r"""The Bayes factor of `site = value` against the program that leaves it free.
+    r"""Estimate the Bayes factor of a point hypothesis.
+
+    It compares `site = value` with the program that leaves the site free.
 
     $$\mathrm{BF}_{01} = \frac{p(\theta_0 \mid x)}{p(\theta_0)}$$
 
@@ -136,7 +143,10 @@ def savage_dickey(
 
 @dataclass(frozen=True)
 class Density:
-    """An estimated log density, its standard error, and the Pareto tail of its terms."""
+    """Estimated log density with its error and Pareto k.
+
+    Pareto k describes the tail of the terms.
+    """
 
     log_density: Tensor
     std_error: Tensor
@@ -144,12 +154,18 @@ class Density:
 
     @property
     def has_error(self) -> Tensor:
-        """Whether the terms have a variance that the standard error tells."""
+        """Whether the standard error can be trusted.
+
+        It can where the terms have a variance.
+        """
         return self.pareto_k <= UNRELIABLE_K
 
 
 def check_finite_prior(prior: Density, site: str, value: float | Tensor) -> None:
-    """Refuse a point at which the prior density is infinite: any data would favour the other hypothesis without end."""
+    """Refuse a point with infinite prior density.
+
+    Any data would favour the other hypothesis without limit.
+    """
     infinite = bool(prior.log_density.isposinf()) or float(prior.pareto_k) >= INFINITE_MEAN_K
     if infinite or not bool(torch.isfinite(prior.log_density)):
         raise ValueError(
@@ -191,7 +207,9 @@ def unconstrained_value(target: Unconstrained, slot: Slot, value: float | Tensor
 def marginal_density(
     target: Unconstrained, slot: Slot, point: Tensor, draws: Tensor, prior: bool, memory: int
 ) -> Density:
-    """Density of one latent at a point, from draws `[chains, draws, dim]` of posterior or prior.
+    """Estimate the density of one latent at a point.
+
+    The draws `[chains, draws, dim]` are of the posterior or the prior.
 
     In unconstrained coordinates: the Jacobian of the latent's own transform is common to posterior
     and prior.
@@ -221,7 +239,10 @@ def marginal_density(
 
 
 def along_regression(fitting: Tensor, points: Tensor, slot: Slot, value: Tensor) -> Tensor:
-    """Points with all latents moved by their regression on one that is moved to a value: `[n, dim]`."""
+    """Move points along the regression on one latent.
+
+    That latent is moved to a value, and all others follow: `[n, dim]`.
+    """
     covariance = moments(fitting)[1]
     own = slice(slot.start, slot.stop)
     slope = torch.linalg.solve(covariance[own, own], covariance[own, :])
@@ -229,7 +250,10 @@ def along_regression(fitting: Tensor, points: Tensor, slot: Slot, value: Tensor)
 
 
 def inner_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
-    """log density of one latent, `[n]`, under the normal with the moments of draws, shrunk to lie inside of theirs."""
+    """Compute a latent's log density under a narrow normal: `[n]`.
+
+    The normal has the moments of the draws, shrunk to lie inside theirs.
+    """
     mean, covariance = moments(fitting)
     own = slice(slot.start, slot.stop)
     return torch.distributions.MultivariateNormal(
@@ -238,7 +262,10 @@ def inner_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
 
 
 def robust_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
-    """log density of one latent, `[n]`, under the normal with the quartiles of draws: priors may have no moments."""
+    """Compute a latent's log density under a robust normal: `[n]`.
+
+    The normal has the quartiles of the draws, because priors may have no moments.
+    """
     own = fitting[:, slot.start : slot.stop]
     reference = torch.distributions.Normal(
         own.median(0).values, robust_scale(own), validate_args=False

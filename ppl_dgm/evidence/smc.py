@@ -1,4 +1,7 @@
-"""Sequential Monte Carlo: log Z with a standard error from independent groups of particles."""
+"""Sequential Monte Carlo (SMC) estimation of the evidence.
+
+Independent groups of particles give the standard error of log Z.
+"""
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -29,7 +32,9 @@ GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
 
 @dataclass(frozen=True)
 class SMC(Estimator):
-    r"""Sequential Monte Carlo along tempered densities, from the prior or the guide to the posterior.
+    r"""Sequential Monte Carlo along tempered densities.
+
+    The densities lead from the prior or the guide to the posterior.
 
     Particles at $f_\beta \propto p(y)\, p(x \mid y)^\beta$ are reweighted by $p(x \mid
     y)^{\Delta\beta}$, resampled, and moved; $\hat Z = \prod_t \sum_i W_i\, p(x \mid
@@ -157,7 +162,10 @@ class SMC(Estimator):
 
 
 def summary(population: Population) -> dict[str, Tensor]:
-    """What is kept of a finished population: groups' log Z and diagnostics, `[groups, *batch]` or `[*batch]`."""
+    """Summarise a finished population of particles.
+
+    The groups' log Z is `[groups, *batch]`, the diagnostics are `[*batch]`.
+    """
     record = population.record
     return {
         "group_log_z": population.log_z,

@@ -1,4 +1,7 @@
-"""Thermodynamic integration and stepping stones: log Z from chains at all temperatures at once."""
+"""Thermodynamic integration and stepping-stone sampling.
+
+Both estimate log Z from chains at all temperatures at once.
+"""
 
 import math
 from abc import abstractmethod
@@ -35,8 +38,11 @@ STUCK_R_HAT = 1.2  # of chains at any temperature, of which there are many
 
 
 class Integral(NamedTuple):
-    """log Z `[*batch]`; its linearised series `[chains, draws, *batch]`, whose mean has log Z's error; and what a
-    quadrature rule leaves out, `[*batch]`."""
+    """Estimate of log Z with its error terms.
+
+    log Z is `[*batch]`. The mean of its linearised series `[chains, draws, *batch]` has the error
+    of log Z; a quadrature rule leaves out another error, `[*batch]`.
+    """
 
     log_z: Tensor
     series: Tensor
@@ -53,7 +59,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class TemperedChains(Estimator):
-    """What thermodynamic integration and stepping stones share: chains at all temperatures at once.
+    """Base class of estimators from chains at all temperatures.
+
+    Thermodynamic integration and stepping stones share it; all chains run at once.
 
     To add an estimator, implement `integrate`.
     """
@@ -146,7 +154,10 @@ class TemperedChains(Estimator):
         return Part(found.log_z, error, diagnostics)
 
     def _first_points(self, path: Path, pilot: Population) -> Tensor:
-        """Prior draws for the lower half of the rungs, the pilot's for the upper half: `[chains * rungs, *batch, dim]`.
+        """Choose the first point of each chain.
+
+        The lower half of the rungs gets prior draws, the upper half those of the pilot: `[chains *
+        rungs, *batch, dim]`.
 
         Prior draws that the data rule out are the pilot's too: chains that must first find the
         support learn no step.
@@ -233,7 +244,11 @@ class ThermodynamicIntegration(TemperedChains):
 
 
 def corrected_trapezoid(beta: Tensor, mean: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Integral of a function with values `mean` and derivatives `slope` at `beta`, `[nodes, *batch]`; and the weights."""
+    """Integrate by the trapezoid rule with end correction.
+
+    The function has values `mean` and derivatives `slope` at `beta`, `[nodes, *batch]`; the weights
+    are returned too.
+    """
     width = beta[1:] - beta[:-1]
     none = torch.zeros_like(width[:1])
     node = (torch.cat([width, none]) + torch.cat([none, width])) / 2
@@ -286,7 +301,11 @@ class SteppingStone(TemperedChains):
 
 
 def stepping_stones(beta: Tensor, tilts: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the product of ratios between neighbours, and its linearised series `[chains, draws, *batch]`."""
+    """Compute log Z by stepping stones.
+
+    It is the log of the product of ratios between neighbours; its linearised series `[chains,
+    draws, *batch]` is returned too.
+    """
     exponents = (beta[1:] - beta[:-1]) * tilts[:, :, :-1]
     log_ratios = exponents.flatten(0, 1).logsumexp(0) - math.log(tilts.shape[0] * tilts.shape[1])
     return log_ratios.sum(0), (exponents - log_ratios).exp().sum(2).transpose(0, 1)

@@ -1,4 +1,7 @@
-"""Importance sampling of discrete latents from a proposal far wider than their prior."""
+"""Importance sampling of counts from a wide proposal.
+
+The proposal of these discrete latents is far wider than their prior.
+"""
 
 import math
 from collections.abc import Callable
@@ -24,7 +27,9 @@ WIDE = 0.5  # share of the draws that come from it
 
 
 class WideCount(dist.TorchDistribution):
-    r"""A count from a base distribution or, half of the time, from a far wider one.
+    r"""Mixture of a count distribution and a wider one.
+
+    Half of the draws are from the wider one.
 
     The wide part has $P(n) = \log\frac{n + 2}{n + 1} / \log(M + 1)$ for n < M, about equal mass for
     each factor of two. Values below zero and above M come from the base alone.
@@ -72,7 +77,10 @@ class WideCount(dist.TorchDistribution):
 
 
 class Widen(Messenger):
-    """Proposes counts without upper limit from `WideCount`; all other sites are left as they are."""
+    """Pyro messenger that widens the proposals of counts.
+
+    Counts without upper limit are proposed from `WideCount`; all other sites are left as they are.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and is_count(msg["fn"]):
@@ -80,7 +88,10 @@ class Widen(Messenger):
 
 
 def is_count(fn: Any) -> bool:
-    """Whether a distribution is of counts without upper limit, each its own event but for `to_event`."""
+    """Check whether a distribution is of counts without limit.
+
+    Each count must be its own event, apart from `to_event`.
+    """
     inner = innermost(fn)  # of a plate's indices too, which have no support
     counts = getattr(inner, "support", None) is constraints.nonnegative_integer
     return counts and not inner.event_shape
@@ -106,7 +117,9 @@ class WideProposal:
 
 @dataclass(frozen=True)
 class WideSampling(ImportanceSampling):
-    r"""Prior sampling with counts from a far wider proposal, for data that the prior finds rare.
+    r"""Prior sampling with a wide proposal for counts.
+
+    It is for data that are rare under the prior.
 
     $\log \hat Z = \log \frac1K \sum_k p(x, z_k) / q(z_k)$ with q the prior, but half of the draws
     of each Poisson, geometric or negative binomial latent from about equal mass on each factor of

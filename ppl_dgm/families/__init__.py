@@ -1,4 +1,6 @@
-"""Families of generative models, each a Program: choose one, or put one together of parts.
+"""Families of generative models, each a Program.
+
+Choose one, or put one together from parts.
 
 Many models of the literature are combinations, of a family with its parts here and with an
 objective elsewhere:

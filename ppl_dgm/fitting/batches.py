@@ -16,7 +16,9 @@ Batch = tuple[tuple, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Batches:
-    """All data of a program, dealt out in minibatches: a new shuffle for every epoch, told by the seed alone.
+    """Minibatches of all data of a program.
+
+    Every epoch has a new shuffle, which the seed alone determines.
 
     Args:
         args, kwargs: the program's arguments.
@@ -74,7 +76,10 @@ class Batches:
 
 
 class ScaleData(Messenger):
-    """Scales the sites inside the data plate, so that a minibatch stands for all data beside global latents."""
+    """Pyro messenger that scales the sites of the data plate.
+
+    A minibatch then stands for all data beside global latents.
+    """
 
     def __init__(self, plate: str, factor: float) -> None:
         super().__init__()

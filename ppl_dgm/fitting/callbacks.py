@@ -1,4 +1,7 @@
-"""What a fit calls as it goes on: users' own, and ready ones for CSV files, TensorBoard and logging."""
+"""Callbacks that a fit calls as it runs.
+
+They are users' own, or ready ones for CSV files, TensorBoard and logging.
+"""
 
 import csv
 import logging
@@ -28,7 +31,9 @@ class Progress:
 
 
 class Callback:
-    """Called by `fit(..., callbacks=[...])`; a subclass overrides what it wants to hear of.
+    """Base class of callbacks of `fit`.
+
+    They are given as `fit(..., callbacks=[...])`; a subclass overrides the methods that it needs.
 
     What it raises ends the fit. It may look at the program, but changes nothing that a checkpoint
     would have to know.
@@ -58,7 +63,9 @@ class Callback:
 
 
 class CSVLog(Callback):
-    """Writes a row `step,objective,valid` for every so many steps and every validation.
+    """Callback that writes the progress to a CSV file.
+
+    It writes a row `step,objective,valid` for every so many steps and every validation.
 
     Args:
         path: the file; one of an earlier fit is overwritten.
@@ -84,7 +91,9 @@ class CSVLog(Callback):
 
 
 class Log(Callback):
-    """Tells a logger of every so many steps, of validations and of the end.
+    """Callback that reports the progress to a logger.
+
+    It reports every so many steps, validations and the end.
 
     Args:
         logger: default `ppl_dgm.fit`.
@@ -106,7 +115,9 @@ class Log(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes scalars `objective` and `valid` for TensorBoard, which must be installed.
+    """Callback that writes the progress for TensorBoard.
+
+    It writes the scalars `objective` and `valid`; TensorBoard must be installed.
 
     Args:
         folder: of the event files.

@@ -1,4 +1,7 @@
-"""The file from which a fit goes on, bit by bit, and what it must know to be this fit's."""
+"""Checkpoint file from which a fit resumes exactly.
+
+It goes on bit by bit; the file knows what it must to be recognised as this fit's.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +30,9 @@ _GUESSED = {"max_plate_nesting"}  # what Pyro's objectives find out at their fir
 
 @dataclass
 class CheckpointFile:
-    """A file of one fit's progress: written between steps, refused by every other fit.
+    """File with the progress of one fit.
+
+    It is written between steps, and refused by every other fit.
 
     More steps, another progress bar, compile mode, device or rhythm of writing are no other fit.
 
@@ -51,7 +56,9 @@ class CheckpointFile:
         remove_leftovers(self.path)
 
     def read(self, device: torch.device | None) -> dict[str, Any] | None:
-        """Read the progress, if there is any, after checking that it is this fit's.
+        """Read the progress, if there is any.
+
+        It is first checked to be this fit's.
 
         Raises:
             ValueError: for a file of another fit or program, or one that was damaged.
@@ -70,7 +77,10 @@ class CheckpointFile:
         return content
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Write the progress, with what no step has changed so far."""
+        """Write the progress to the file.
+
+        Digests of what no step has changed so far are written with it.
+        """
         now = self._untrained()
         for name in list(self._constants):
             if digest(now[name]) != self._constants[name]:
@@ -79,7 +89,10 @@ class CheckpointFile:
         write_state(self.path, {**content, **extra})
 
     def _check_constants(self, saved: Mapping[str, str]) -> None:
-        """Refuse other buffers and frozen parameters: the file's would replace them in silence."""
+        """Refuse a program with other buffers or frozen parameters.
+
+        Those of the file would replace them in silence.
+        """
         other = [name for name in saved if self._constants.get(name) != saved[name]]
         if other:
             raise ValueError(
@@ -134,7 +147,10 @@ def _settings(objective: Any) -> dict[str, Any]:
 
 
 def _ways(learner: Learner) -> dict[str, Any]:
-    """How a learner moves: optimiser, rates, schedule, clipping, steps in a round."""
+    """Describe how a learner makes its steps.
+
+    The description has optimiser, rates, schedule, clipping and steps in a round.
+    """
     groups = learner.optimizer.param_groups
     rates = [{name: v for name, v in group.items() if name != "params"} for group in groups]
     scheduler = learner.scheduler

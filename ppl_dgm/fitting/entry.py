@@ -1,4 +1,7 @@
-"""fit: one call from program, data and objective to learned parameters."""
+"""The function `fit`, which learns parameters from data.
+
+One call leads from program, data and objective to learned parameters.
+"""
 
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -54,7 +57,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     compile: CompileMode = "auto",
 ) -> Fit:
-    """Fit the parameters of a program to data by stochastic gradient steps.
+    """Fit a program to data by stochastic gradient steps.
 
     Minibatches are taken along the data plate; beside latents shared by all data their sites are
     scaled up, so that the ELBO stays unbiased. Objectives with a logarithm of a mean (`IWELBO`,
@@ -194,7 +197,10 @@ def check_settings(
 
 
 def check_resume(checkpoint: str | os.PathLike | None, resume: bool | None) -> None:
-    """Raise ValueError for a checkpoint that cannot be written, or is not there to go on from."""
+    """Refuse a checkpoint that cannot be written or resumed.
+
+    Raises ValueError, also where a file to go on from does not exist.
+    """
     if checkpoint is None and resume is not None:
         raise ValueError(
             f"resume is {resume} but there is no checkpoint; name its file, checkpoint=..."
@@ -209,14 +215,20 @@ def check_resume(checkpoint: str | os.PathLike | None, resume: bool | None) -> N
 
 
 def check_positive(**numbers: Any) -> None:
-    """Raise ValueError for a number, given by name, that is not positive."""
+    """Refuse numbers that are not positive.
+
+    Numbers are given by name. Raises ValueError.
+    """
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}; expected a positive number")
 
 
 def check_counts(**numbers: Any) -> None:
-    """Raise ValueError for a number, given by name, that is not positive and whole."""
+    """Refuse numbers that are not positive and whole.
+
+    Numbers are given by name. Raises ValueError.
+    """
     for name, value in numbers.items():
         if value is not None and not isinstance(value, Integral):
             raise ValueError(
@@ -227,7 +239,10 @@ def check_counts(**numbers: Any) -> None:
 
 
 def check_makers(**makers: Any) -> None:
-    """Raise TypeError for an optimiser or a scheduler, given by name, in place of a function that makes one."""
+    """Refuse optimisers and schedulers that are not functions.
+
+    Raises TypeError. Each is given by name, and must be a function that makes one.
+    """
     for name, make in makers.items():
         if make is not None and not callable(make):
             raise TypeError(
@@ -238,7 +253,10 @@ def check_makers(**makers: Any) -> None:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raise TypeError for what is no callback, a function or a class in place of an instance."""
+    """Refuse callbacks that are not instances of `Callback`.
+
+    Raises TypeError, for instance for a function or a class.
+    """
     wrong = [one for one in callbacks if not isinstance(one, Callback)]
     if wrong:
         raise TypeError(
@@ -248,7 +266,10 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def check_objective(objective: Any) -> None:
-    """Raise TypeError for what is no objective: a name, or a class in place of an instance."""
+    """Refuse what is not an instance of an objective.
+
+    Raises TypeError, for instance for a name or a class.
+    """
     if objective is None or (
         hasattr(objective, "loss_and_grads") and not isinstance(objective, type)
     ):
@@ -264,7 +285,10 @@ def check_objective(objective: Any) -> None:
 
 
 def batch_length(found: Examination, batch_size: int | None) -> int:
-    """Data in a minibatch, checked against what the program can do."""
+    """Return the number of data in a minibatch.
+
+    It is checked against what the program can do.
+    """
     num_data = found.num_data or 1
     if batch_size is None or batch_size >= num_data:
         return num_data

@@ -1,4 +1,7 @@
-"""What a fit moves: parts of the parameters, each with a loss, an optimiser and a schedule."""
+"""Learners: the parts of the parameters that a fit moves.
+
+Each has a loss, an optimiser and a schedule.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -39,7 +42,10 @@ class Learner:
         return self.stepper.optimizer
 
     def step(self, size: int, batch: Batch) -> float:
-        """Make one step and return its loss in nats per datum; where that is NaN nothing moves."""
+        """Make one step and return its loss.
+
+        The loss is in nats per datum; where it is NaN, nothing moves.
+        """
         value = self.stepper(size, batch)
         if math.isfinite(value):
             if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
@@ -49,7 +55,10 @@ class Learner:
         return value
 
     def validated(self, loss: float) -> None:
-        """Tell a scheduler that follows it the loss on validation data."""
+        """Pass the validation loss to the scheduler.
+
+        Only a scheduler that follows it uses it.
+        """
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(loss)
 
@@ -64,7 +73,9 @@ class Learner:
 
 
 def players_of(objective: Any, program: Program, device: Any = None) -> tuple[Player, ...]:
-    """The players of a game, moved to a device; of another objective, the program alone.
+    """Return the players of an objective.
+
+    Those of a game are moved to a device; another objective has the program as its only player.
 
     Raises:
         ValueError: players that share parameters or a name; an objective that is no game for a
@@ -83,7 +94,10 @@ def players_of(objective: Any, program: Program, device: Any = None) -> tuple[Pl
 
 
 def check_apart(players: Sequence[Player]) -> None:
-    """Raise ValueError for players with parameters, or a name, in common."""
+    """Refuse players that share parameters or a name.
+
+    Raises ValueError.
+    """
     owners: dict[int, str] = {}
     if len({player.name for player in players}) < len(players):
         raise ValueError(
@@ -104,7 +118,9 @@ def check_apart(players: Sequence[Player]) -> None:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes learners of players: what all players of a fit have in common.
+    """Factory of learners for the players of a fit.
+
+    It holds what all players have in common.
 
     Args:
         program: the program.
@@ -148,7 +164,10 @@ class Maker:
 
 
 def averaged(module: nn.Module, decay: float | None) -> AveragedModel | None:
-    """A copy of the module that will follow it as an exponential moving average."""
+    """Copy a module for an exponential moving average.
+
+    The copy will follow the module.
+    """
     if decay is None:
         return None
     if not 0 <= decay < 1:

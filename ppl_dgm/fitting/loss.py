@@ -1,4 +1,7 @@
-"""The loss of a minibatch in nats per datum, and the search for the site that made it NaN."""
+"""Loss of a minibatch, and the search for NaNs.
+
+The loss is in nats per datum; the search is for the site that made it NaN.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,7 +18,9 @@ __all__ = ["BatchLoss", "explain_nonfinite"]
 
 
 class BatchLoss:
-    """Minus the objective of a minibatch, in nats per datum, which estimates that of all data.
+    """Loss of a minibatch, in nats per datum.
+
+    It is minus the objective, and estimates that of all data.
 
     Where every datum has its own latents a minibatch is a mean over its data. Where latents are
     shared by all data, the data's sites are scaled up by (number of data) / (minibatch) before the
@@ -41,7 +46,10 @@ class BatchLoss:
         return loss / self._divisor(size)
 
     def backward(self, size: int, batch: Batch) -> Tensor:
-        """Add the gradients to the parameters' and return the loss, for objectives that do no more than that."""
+        """Add gradients to the parameters and return the loss.
+
+        It is for objectives that do no more than that.
+        """
         (model, guide), (args, kwargs) = self._pair(size), batch
         loss: Any = self.objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
         for parameter in self.program.parameters():
@@ -57,14 +65,20 @@ class BatchLoss:
 
     @property
     def differentiable(self) -> bool:
-        """Whether the objective has a differentiable loss (Pyro's `ReweightedWakeSleep`, say, has none)."""
+        """Whether the objective has a differentiable loss.
+
+        Pyro's `ReweightedWakeSleep`, for example, has none.
+        """
         return hasattr(self.objective, "differentiable_loss")
 
     def _divisor(self, size: int) -> int:
         return size if self.per_datum else self.num_data
 
     def _pair(self, size: int) -> tuple[Callable, Callable]:
-        """Model and guide, their data scaled up where global latents need it."""
+        """Return model and guide, scaled where needed.
+
+        Their data are scaled up where there are global latents.
+        """
         factor = 1.0 if self.per_datum else self.num_data / size
         if factor not in self._pairs:
             plate = self.program.plate
@@ -78,7 +92,10 @@ class BatchLoss:
 def explain_nonfinite(
     program: Program, batch: Batch, parameters: Iterable[tuple[str, torch.nn.Parameter]]
 ) -> str:
-    """Name the first parameter, site of guide or model, or gradient that is NaN or infinite."""
+    """Name the first value that is NaN or infinite.
+
+    It is a parameter, a site of guide or model, or a gradient.
+    """
     args, kwargs = batch
     named = list(parameters)
     for name, parameter in named:
@@ -102,7 +119,10 @@ def explain_nonfinite(
 
 
 def first_nonfinite(trace: Any) -> str:
-    """Say which sample site has a value or log density that is not finite; empty if none has."""
+    """Find the first sample site that is not finite.
+
+    Says whether its value or its log density is not finite; empty if there is no such site.
+    """
     for name, site in trace.nodes.items():
         if site["type"] != "sample":
             continue

@@ -54,7 +54,9 @@ class Fit:
 
     @property
     def improving(self) -> bool:
-        """Whether the objective was still rising when the steps were used up: more of them would give a better program.
+        """Whether the objective was still rising at the end.
+
+        More steps would then give a better program.
 
         Judged by validation where there is one: its best was among the last tenth, and better than
         all before. Else by the slope through the block means of the last fifth of the steps. Never
@@ -74,7 +76,9 @@ class Fit:
         return f"Fit({self.steps} steps, {ended}, {value}, {self.seconds:.1f} s)"
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write parameters and history as one safetensors file, atomically; `load` and `Program.load` read it.
+        """Write parameters and history as one safetensors file.
+
+        The file is written atomically; `load` and `Program.load` read it.
 
         Settings and counts are JSON in its header; running averages of players are not written.
 
@@ -99,7 +103,9 @@ class Fit:
 
     @classmethod
     def load(cls, path: str | os.PathLike, program: Program) -> "Fit":
-        """Read a fit back, and its parameters into the program, built as it was when fitted.
+        """Read a fit, and its parameters into the program.
+
+        The program must be built as it was when fitted.
 
         Raises:
             ValueError: for a file that is no fit's, was changed, or whose parameters are not this
@@ -116,7 +122,9 @@ class Fit:
         return cls(program, history, **{**about, "notes": tuple(about["notes"])})
 
     def to_dataframe(self) -> Any:
-        """The history, tidy: a row for each figure, with its `step`, `quantity` and `value`.
+        """Tabulate the history in tidy form.
+
+        There is a row for each figure, with its `step`, `quantity` and `value`.
 
         Returns:
             A pandas DataFrame.
@@ -159,7 +167,9 @@ class Fit:
 
 
 def is_late_best(values: Tensor) -> bool:
-    """Whether the last tenth of a curve has its best value, by more than a trifle.
+    """Check whether the best value of a curve is late.
+
+    It must be in the last tenth, and better by more than a trifle.
 
     Example:
         >>> is_late_best(torch.arange(20.0)), is_late_best(torch.arange(20.0).sqrt().clamp(max=4.0))
@@ -170,7 +180,9 @@ def is_late_best(values: Tensor) -> bool:
 
 
 def is_rising(values: Tensor) -> bool:
-    """Whether a line through the block means of the end of a curve rises, by more than chance and a trifle.
+    """Check whether the end of a curve is rising.
+
+    A line through its block means must rise by more than chance and a trifle.
 
     Example:
         >>> is_rising(torch.linspace(0.0, 1.0, 500)), is_rising(torch.zeros(500))
@@ -188,7 +200,9 @@ def is_rising(values: Tensor) -> bool:
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient became NaN or infinite; `fit` holds what was learned before.
+    """Error for a loss or gradient that is not finite.
+
+    It became NaN or infinite; `fit` holds what was learned before.
 
     The message names the site, the step and the norm of the parameters.
     """

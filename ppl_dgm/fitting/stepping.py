@@ -18,7 +18,11 @@ TRIAL_STEPS = 12  # eager steps that are timed before deciding to compile
 
 
 class Stepper:
-    """Makes one step and returns its loss in nats per datum; NaN leaves parameters and optimiser as they were."""
+    """Optimisation step on a minibatch, run eagerly.
+
+    It returns the loss in nats per datum; where that is NaN, parameters and optimiser are left as
+    they were.
+    """
 
     def __init__(self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None) -> None:
         self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
@@ -55,7 +59,9 @@ class Stepper:
 
 
 class CompiledStepper(Stepper):
-    """Makes the first steps eagerly, checked in full, and the rest as one compiled call each.
+    """Optimisation step that is compiled after some eager ones.
+
+    The first steps are made eagerly and checked in full, the rest as one compiled call each.
 
     With `"auto"` it compiles when the eager steps left to make take long enough for that to pay,
     and stays or becomes eager, with a note, where the program cannot be captured. With True it
@@ -108,7 +114,10 @@ class CompiledStepper(Stepper):
         return value
 
     def _pays(self) -> bool:
-        """Whether to compile now: at once if told so, else if what is left takes longer than compiling it."""
+        """Decide whether to compile now.
+
+        Compilation starts at once if told so, else if what is left takes longer than compiling it.
+        """
         if self.mode is True:
             return len(self.times) == 1
         if len(self.times) != TRIAL_STEPS:
@@ -156,7 +165,9 @@ def make_stepper(
     size: int,
     num_steps: int,
 ) -> Stepper:
-    """The stepper for a compile mode, and minibatches of `size` data.
+    """Make the stepper for a compile mode.
+
+    Minibatches have `size` data.
 
     Raises:
         ValueError: for True with an objective that has no differentiable loss.

@@ -31,7 +31,10 @@ __all__ = ["Training"]
 
 @dataclass
 class State:
-    """What a fit knows of itself between two steps: all that a checkpoint must hold beside the parameters."""
+    """State of a fit between two steps.
+
+    A checkpoint holds it beside the parameters, optimisers and generators.
+    """
 
     step: int = 0
     objective: list[float] = field(default_factory=list)
@@ -49,7 +52,10 @@ class State:
 
 @dataclass
 class Training:
-    """One fit in progress; see `ppl_dgm.fitting` for what the settings mean."""
+    """One fit in progress.
+
+    See `ppl_dgm.fitting` for the meaning of the settings.
+    """
 
     loss: BatchLoss
     batches: Batches
@@ -65,7 +71,10 @@ class Training:
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> Fit:
-        """Train to the end, early stopping or Ctrl-C, and return what was learned."""
+        """Train to the end and return the fit.
+
+        Early stopping and Ctrl-C end it sooner, with what was learned so far.
+        """
         if self.file:
             self._resume(self.file)
         start, stopped = time.perf_counter(), "interrupted"
@@ -208,7 +217,10 @@ class Training:
 
     @property
     def _modules(self) -> dict[str, torch.nn.Module]:
-        """All modules whose tensors are learned: the program first, players' own, and averages."""
+        """All modules with learned tensors, by name.
+
+        The program comes first, then modules of the players' own, then averages.
+        """
         program = self.loss.program
         own = {one.name: one.module for one in self.learners if one.module is not program}
         averages = {one.name: one.average for one in self.learners if one.average is not None}
@@ -265,7 +277,10 @@ class Training:
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def keep_in(self, path: str | PathLike, every: int, resume: bool = True) -> None:
-        """Keep the progress in a file, written every so many steps; go on from it if it exists and `resume` says so."""
+        """Save the progress to a file every `every` steps.
+
+        With `resume`, training goes on from the file if it exists.
+        """
         identity = identity_of_fit(
             self.loss.objective,
             self.batches,

@@ -49,7 +49,11 @@ class CausalAttention(nn.Module):
         self.last = nn.Linear(width, width)
 
     def forward(self, h: Tensor, places: Tensor, memory: Memory | None = None) -> Tensor:
-        """`[B, T, width]` to the same; with a memory, of one position after those remembered."""
+        """Apply causal attention to vectors `[B, T, width]`.
+
+        The result has the same shape. With a memory, the input is one position, the next after
+        those remembered.
+        """
         heads = self.projections(h).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, T, size]
         if self.rotary:
@@ -70,7 +74,10 @@ class CausalAttention(nn.Module):
 
 
 def turn(h: Tensor, places: Tensor) -> Tensor:
-    """Turn vectors `[..., T, 2 n]` in n planes, by place / 10000^(i / n)."""
+    """Rotate vectors `[..., T, 2 n]` by angles proportional to place.
+
+    Each is rotated in n planes, in plane i by the angle place / 10000^(i / n).
+    """
     half = h.shape[-1] // 2
     rates = 10000 ** (-torch.arange(half, dtype=h.dtype, device=h.device) / half)
     angles = places.to(h.dtype).unsqueeze(-1) * rates
@@ -80,7 +87,9 @@ def turn(h: Tensor, places: Tensor) -> Tensor:
 
 
 class TransformerNet(SequenceNet):
-    """Decoder-only transformer, normalised before each part (Radford et al. 2019, section 2.3).
+    """Decoder-only transformer with layer normalisation before each part.
+
+    Radford et al. (2019), section 2.3.
 
     Args:
         num_dims: number D of dimensions.
@@ -140,7 +149,10 @@ class TransformerNet(SequenceNet):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a perceptron, each on a normalised branch beside the stream."""
+    """Transformer block of attention and a perceptron.
+
+    Each of them acts on a normalised branch and is added to the stream.
+    """
 
     def __init__(
         self, width: int, num_heads: int, length: int, rotary: bool, dropout: float

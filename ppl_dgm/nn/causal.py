@@ -1,4 +1,4 @@
-"""Causal nets: all conditionals in one pass, or one at a time.
+"""Causal nets, evaluated in one pass or step by step.
 
 A causal net has an order of the dimensions (or several) and maps data `[..., D]` to parameters
 `[..., D, P]`; those of a dimension depend only on the dimensions before it in the order.
@@ -35,7 +35,7 @@ Memory = dict[Any, Any]  # what layers remember from one step to the next, by la
 
 
 class CausalNet(nn.Module, ABC):
-    """Net that gives the parameters of every conditional in one pass.
+    """Net for the parameters of all conditionals at once.
 
     Args:
         num_dims: number D of dimensions.
@@ -90,7 +90,9 @@ class CausalNet(nn.Module, ABC):
         """
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Make a function of (t, x) that gives one conditional's parameters.
+        """Make a function that gives one conditional's parameters per call.
+
+        Its arguments are (t, x).
 
         It is to be called for t = 0, 1, ... with data `[..., D]` whose first t dimensions in the
         order are filled in.
@@ -103,7 +105,7 @@ class CausalNet(nn.Module, ABC):
         return lambda t, x: self(x, context, member)[..., order[t], :]
 
     def check_context(self, context: Tensor | None) -> None:
-        """Refuse a context where the net has none, and none where it has one."""
+        """Check that a context is given exactly when needed."""
         if (context is None) != (self.num_context == 0):
             raise ValueError(
                 f"the net was made with num_context {'> 0' if self.num_context else '= 0'} but "
@@ -139,7 +141,9 @@ class SequenceNet(CausalNet):
     def run(
         self, tokens: Tensor, places: Tensor, context: Tensor | None, memory: Memory | None
     ) -> Tensor:
-        """Compute parameters `[B, T, P]` of tokens `[B, T]`; with a memory, of one new token.
+        """Compute parameters `[B, T, P]` of tokens `[B, T]`.
+
+        With a memory, there is one new token.
 
         Args:
             tokens: `[B, T]`, the value before each place.
@@ -149,7 +153,10 @@ class SequenceNet(CausalNet):
         """
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Run one new token a step; layers remember the earlier ones."""
+        """Make a stepper that runs one new token per step.
+
+        Layers remember the earlier tokens.
+        """
         self.check_context(context)
         order, places, memory = self.sequences[member], self.orders[member], Memory()
         flat = flat_context(context, x)
@@ -163,21 +170,30 @@ class SequenceNet(CausalNet):
 
 
 def pick(table: Tensor, member: int | Tensor) -> Tensor:
-    """Pick a row, by number or tensor `[]`, which the host never reads."""
+    """Pick one row of a table.
+
+    The row is given by number, or by a tensor `[]` that the host never reads.
+    """
     if isinstance(member, Tensor):
         return table.index_select(0, member.reshape(1)).squeeze(0)
     return table[member]
 
 
 def flat_context(context: Tensor | None, x: Tensor) -> Tensor | None:
-    """Expand a context to data `[..., D]` and flatten it: `[B, C]`."""
+    """Expand a context to data `[..., D]` and flatten it.
+
+    The result is `[B, C]`.
+    """
     if context is None:
         return None
     return context.expand(*x.shape[:-1], -1).reshape(-1, context.shape[-1])
 
 
 def check_order(order: Order, num_dims: int) -> Tensor:
-    """Refuse an order that is no permutation; None is the natural one."""
+    """Check that an order is a permutation.
+
+    None stands for the natural order.
+    """
     if order is None:
         return torch.arange(num_dims)
     order = torch.as_tensor(order).to(torch.get_default_device())

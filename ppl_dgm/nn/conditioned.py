@@ -1,4 +1,4 @@
-"""Nets with a context: the parameters of coupling layers and of flows over time."""
+"""Nets with a context, for coupling and continuous flows."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,9 @@ __all__ = ["BesideImage", "ContextConvNet", "ContextMLP", "TangentMLP", "start_s
 
 
 class ContextMLP(nn.Module):
-    """Perceptron every layer of which also sees a context: h -> a(W h + V c + b).
+    """Perceptron whose layers all see a context.
+
+    Each layer is h -> a(W h + V c + b).
 
     The last layer starts small, so that the net starts near zero.
 
@@ -59,7 +61,9 @@ class ContextMLP(nn.Module):
 
 
 class TangentMLP(ContextMLP):
-    """Perceptron of tanh units that carries tangents along: a vector field and its derivatives.
+    """Perceptron of tanh units with derivatives along tangents.
+
+    It gives a vector field and its derivatives in one pass.
 
     Args:
         in_features: size of the input.
@@ -82,8 +86,10 @@ class TangentMLP(ContextMLP):
     def with_tangents(
         self, x: Tensor, tangents: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(x) `[..., out_features]`, and its derivatives `[..., K, out_features]` along tangents
-        `[..., K, in_features]`.
+        """Compute f(x) and its derivatives along tangents.
+
+        Tangents are `[..., K, in_features]`, f(x) is `[..., out_features]`, and the derivatives are
+        `[..., K, out_features]`.
         """
         for depth, layer in enumerate(self.layers):
             if depth > 0:
@@ -95,8 +101,10 @@ class TangentMLP(ContextMLP):
 
 
 class ContextConvNet(nn.Module):
-    """Convolutions of 3, 1, ..., 1 and 3 pixels that keep an image's sides (Kingma and Dhariwal 2018,
-    Glow, section 5.1).
+    """Convolutional net that keeps an image's height and width.
+
+    The kernels have sides of 3, 1, ..., 1 and 3 pixels: Kingma and Dhariwal (2018), Glow, section
+    5.1.
 
     Args:
         in_channels: of the input.
@@ -146,7 +154,9 @@ class ContextConvNet(nn.Module):
 
 
 class BesideImage(nn.Module):
-    """Convolutions of an image and of another beside it, given flattened as a context.
+    """Convolutional net of an image beside a second one.
+
+    The second image is given flattened, as a context.
 
     Args:
         image_shape: (channels, height, width) of both.
@@ -185,12 +195,18 @@ class BesideImage(nn.Module):
 
 
 def context_maps(num_context: int, sizes: Sequence[int]) -> list[nn.Linear]:
-    """Linear maps of a context to so many sizes; none without a context."""
+    """Make linear maps of a context, one per size.
+
+    There are none without a context.
+    """
     return [nn.Linear(num_context, size, bias=False) for size in sizes if num_context > 0]
 
 
 def start_small(*layers: nn.Module, factor: float = 0.1) -> None:
-    """Shrink the weights and biases that layers start with; gradients still reach those before."""
+    """Shrink the initial weights and biases of layers.
+
+    Gradients still reach the layers before these.
+    """
     for layer in layers:
         for parameter in layer.parameters():
             parameter.data.mul_(factor)

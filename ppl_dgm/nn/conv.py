@@ -10,7 +10,9 @@ __all__ = ["ConvDecoder", "ConvEncoder", "over_images", "unflatten_images"]
 
 
 class ConvEncoder(nn.Module):
-    """Convolutional net from images to vectors: 3 x 3 convolutions of stride two, then an affine map.
+    """Convolutional net from images to vectors.
+
+    Convolutions of 3 x 3 pixels and stride two are followed by an affine map.
 
     Args:
         image_shape: (channels, height, width), of any size: each layer halves the sides, rounding
@@ -52,12 +54,17 @@ class ConvEncoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., channels, height, width]` or `[..., channels * height * width]` to `[..., out_features]`."""
+        """Encode images as vectors `[..., out_features]`.
+
+        Images are `[..., channels, height, width]` or `[..., channels * height * width]`.
+        """
         return over_images(self.layers, unflatten_images(x, self.image_shape))
 
 
 class ConvDecoder(nn.Module):
-    """Convolutional net from vectors to images: an affine map, then transposed convolutions that mirror `ConvEncoder`.
+    """Convolutional net from vectors to images.
+
+    An affine map is followed by transposed convolutions that mirror `ConvEncoder`.
 
     `torch.nn.Sequential(decoder, torch.nn.Flatten(-3))` gives flattened images.
 
@@ -104,7 +111,9 @@ class ConvDecoder(nn.Module):
 
 
 def over_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Applies a map of image batches `[batch, ...]` to images `[..., channels, height, width]`.
+    """Apply a map of batches to images `[..., channels, height, width]`.
+
+    The map takes images `[batch, ...]`.
 
     Example:
         >>> import torch
@@ -116,7 +125,9 @@ def over_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def unflatten_images(x: Tensor, image_shape: ImageShape | tuple[int, ...]) -> Tensor:
-    """Images `[..., channels, height, width]` from these or from flattened ones.
+    """Reshape flattened images to `[..., channels, height, width]`.
+
+    Images that have this shape already are returned as they are.
 
     Raises:
         ValueError: neither the last three dimensions nor the last one fit.

@@ -1,4 +1,7 @@
-"""Convolutions and self-attention over whole images, in turn: the nets of Flow++."""
+"""Nets of convolutions and self-attention over whole images.
+
+They are the nets of Flow++.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,9 @@ __all__ = ["AttentionImageNet"]
 
 
 class AttentionImageNet(nn.Module):
-    """Blocks of a gated convolution and gated self-attention, every pixel seeing all others (Ho et
-    al. 2019, Flow++, section 3.3).
+    """Net of gated convolutions and gated self-attention in turn.
+
+    Every pixel sees all others: Ho et al. (2019), Flow++, section 3.3.
 
     The last layer starts small, so that the net starts near zero.
 
@@ -79,7 +83,10 @@ class AttentionImageNet(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """h + a sigmoid(b), with a and b of two convolutions."""
+    """Gated residual block of two convolutions.
+
+    It computes h + a sigmoid(b), where a and b are the halves of their output.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,7 +99,10 @@ class GatedConv(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """h + a sigmoid(b), with a and b linear in what each pixel attends to."""
+    """Gated residual block of self-attention over pixels.
+
+    It computes h + a sigmoid(b), with a and b linear in what each pixel attends to.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

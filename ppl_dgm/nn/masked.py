@@ -16,7 +16,9 @@ __all__ = ["CausalConv2d", "MADENet", "MaskedLinear", "autoregressive_masks"]
 
 
 class MaskedLinear(nn.Linear):
-    """Affine map with a fixed mask on its weights: x -> (M * W) x + b.
+    """Affine map with a fixed mask on its weights.
+
+    It maps x -> (M * W) x + b.
 
     Args:
         mask: M, `[out_features, in_features]`, zero where an output must not see an input; or
@@ -48,12 +50,17 @@ class MaskedLinear(nn.Linear):
         return self.weight * (self.mask if self.mask.ndim == 2 else pick(self.mask, member))
 
     def forward(self, x: Tensor, member: int | Tensor = 0) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`, under the mask of that number."""
+        """Apply the affine map under mask number `member`.
+
+        It takes `[..., in_features]` to `[..., out_features]`.
+        """
         return F.linear(x, self.masked_weight(member), self.bias)
 
 
 class MADENet(CausalNet):
-    """Masked perceptron, autoregressive in an order (Germain et al. 2015, section 3).
+    """Masked perceptron, autoregressive in a given order.
+
+    Germain et al. (2015), section 3.
 
     Hidden unit k of layer l has a degree m_l(k); with the rank of an input in the ordering as its
     degree the masks are
@@ -136,7 +143,10 @@ class MADENet(CausalNet):
         return h.unflatten(-1, (-1, self.num_outputs_per_dim))
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Compute each hidden unit once, as soon as its inputs are known."""
+        """Make a stepper that computes each hidden unit once.
+
+        A unit is computed as soon as its inputs are known.
+        """
         self.check_context(context)
         order, degrees = self.sequences[member], self.degrees[member][1:]
         weights = [layer.masked_weight(member) for layer in self.layers]
@@ -220,7 +230,7 @@ def autoregressive_masks(
     order: Order = None,
     seed: int | None = None,
 ) -> list[Tensor]:
-    """Make the masks of `MADENet`, one `[out, in]` for each layer.
+    """Make the masks `[out, in]` of the layers of `MADENet`.
 
     Their product is strictly triangular in the order.
 
@@ -241,7 +251,10 @@ def autoregressive_masks(
 def layer_degrees(
     num_dims: int, hidden: Sequence[int], ranks: Tensor, seed: int | None
 ) -> list[Tensor]:
-    """Find degrees: the inputs' ranks from 1 on, then each hidden layer's."""
+    """Compute the degrees of the inputs and hidden units.
+
+    The inputs have their ranks, from 1 on. Each hidden layer follows.
+    """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     degrees = [ranks]
     for size in hidden:
@@ -250,7 +263,10 @@ def layer_degrees(
 
 
 def masks_of(degrees: list[Tensor], num_outputs_per_dim: int) -> list[Tensor]:
-    """Make the masks of layers of these degrees, the outputs' last."""
+    """Make the masks of layers with these degrees.
+
+    The mask of the outputs is the last.
+    """
     masks = [after[:, None] >= before for before, after in pairwise(degrees)]
     last = degrees[0].repeat_interleave(num_outputs_per_dim)[:, None] > degrees[-1]
     return [mask.to(torch.get_default_dtype()) for mask in (*masks, last)]

@@ -17,7 +17,9 @@ ImageShape = tuple[int, int, int]
 
 
 class MLP(nn.Sequential):
-    """Multilayer perceptron: x -> W_L a(... a(W_1 x + b_1) ...) + b_L.
+    """Multilayer perceptron.
+
+    It maps x -> W_L a(... a(W_1 x + b_1) ...) + b_L.
 
     Args:
         in_features: size of the input.
@@ -52,7 +54,9 @@ class MLP(nn.Sequential):
 
 
 class ResidualMLP(nn.Module):
-    """Residual perceptron with pre-activation blocks: h -> h + W_2 a(W_1 a(h) + b_1) + b_2 (He et al. 2016, figure 4e).
+    """Residual perceptron with pre-activation blocks.
+
+    Each block is h -> h + W_2 a(W_1 a(h) + b_1) + b_2: He et al. (2016), figure 4e.
 
     The second layer of each block starts at zero, so the net starts as an affine map (Zhang et al.
     2019, Fixup).

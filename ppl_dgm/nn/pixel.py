@@ -65,7 +65,10 @@ class ImageNet(CausalNet):
 
     @abstractmethod
     def features(self, image: Tensor, context: Tensor | None) -> Tensor:
-        """Features `[B, F, H, W]` of images `[B, C, H, W]` and context `[B, num_context]`."""
+        """Compute features `[B, F, H, W]` of images `[B, C, H, W]`.
+
+        The context is `[B, num_context]`.
+        """
 
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, P]`."""
@@ -80,7 +83,10 @@ class ImageNet(CausalNet):
         return params.reshape(*x.shape, -1)
 
     def image(self, x: Tensor) -> Tensor:
-        """Lay data `[..., D]` out on their slots, `[B, C, H, W]`."""
+        """Arrange data `[..., D]` as images `[B, C, H, W]`.
+
+        Each dimension goes to its slot.
+        """
         values = x if self.natural else x.index_select(-1, self.orders[0])
         channels, height, width = self.shape
         return values.reshape(-1, height, width, channels).movedim(-1, 1)
@@ -103,7 +109,9 @@ class ImageNet(CausalNet):
         return step
 
     def feature_stepper(self, context: Tensor | None) -> FeatureStep:
-        """Make a function of (image, row, column) that gives features `[B, F]`.
+        """Make a function that gives features `[B, F]` of a pixel.
+
+        Its arguments are (image, row, column).
 
         It is to be called in raster order; here it runs the net on the rows so far.
         """
@@ -144,7 +152,7 @@ class ChannelHead(nn.Module):
 
 
 class Pixel(NamedTuple):
-    """A pixel at which a net is run, and its layers' memory."""
+    """Current pixel of a net, with its layers' memory."""
 
     row: int
     column: int
@@ -152,11 +160,17 @@ class Pixel(NamedTuple):
     memory: Memory
 
     def window(self, layer: CausalConv2d, image: Tensor) -> Tensor:
-        """Convolve images `[B, F, H, W]` at the pixel alone: `[B, F', 1, 1]`."""
+        """Convolve images `[B, F, H, W]` at this pixel alone.
+
+        The result is `[B, F', 1, 1]`.
+        """
         return self._convolve(layer, F.pad(image, _margins(layer)))
 
     def extend(self, layer: CausalConv2d, value: Tensor) -> Tensor:
-        """Convolve the values so far, this pixel's `[B, F, 1, 1]` the newest."""
+        """Convolve the values so far, including this pixel's.
+
+        Its value, `[B, F, 1, 1]`, is the newest and is remembered.
+        """
         left, _, top, _ = _margins(layer)
         if layer not in self.memory:
             height, width = self.size[0] + 2 * top, self.size[1] + 2 * left
@@ -179,14 +193,20 @@ def _margins(layer: CausalConv2d) -> list[int]:
 
 
 class PixelwiseNet(ImageNet):
-    """Image net whose layers can be run at one pixel after the other."""
+    """Image net that can be run pixel by pixel."""
 
     @abstractmethod
     def features(self, image: Tensor, context: Tensor | None, at: Pixel | None = None) -> Tensor:
-        """`[B, C, H, W]` to `[B, F, H, W]`, or at one pixel to `[B, F, 1, 1]`."""
+        """Compute features of whole images or of one pixel.
+
+        Images `[B, C, H, W]` give `[B, F, H, W]`, one pixel gives `[B, F, 1, 1]`.
+        """
 
     def feature_stepper(self, context: Tensor | None) -> FeatureStep:
-        """Compute one new value a layer; layers remember the earlier ones."""
+        """Make a stepper that computes one pixel per layer.
+
+        Layers remember the values of earlier pixels.
+        """
         memory = Memory()
 
         def step(image: Tensor, row: int, column: int) -> Tensor:
@@ -197,7 +217,10 @@ class PixelwiseNet(ImageNet):
 
 
 class PixelConvNet(PixelwiseNet):
-    """PixelCNN's net: a mask A, then masks B (van den Oord et al. 2016, Pixel RNN, section 3.3).
+    """Net of PixelCNN, made of masked convolutions.
+
+    A layer with mask A is followed by layers with mask B: van den Oord et al. (2016), Pixel RNN,
+    section 3.3.
 
     Above and to the right its reach is bounded by a diagonal, whatever its depth: the blind spot.
 
@@ -236,7 +259,10 @@ class PixelConvNet(PixelwiseNet):
         )
 
     def features(self, image: Tensor, context: Tensor | None, at: Pixel | None = None) -> Tensor:
-        """`[B, C, H, W]` to `[B, F, H, W]`, or at one pixel to `[B, F, 1, 1]`."""
+        """Compute features of whole images or of one pixel.
+
+        Images `[B, C, H, W]` give `[B, F, H, W]`, one pixel gives `[B, F, 1, 1]`.
+        """
         h = self.first(image) if at is None else at.window(self.first, image)
         for block in self.blocks:
             h = block(h, context, at)
@@ -244,7 +270,11 @@ class PixelConvNet(PixelwiseNet):
 
 
 class CausalBlock(nn.Module):
-    """Residual block: a 1 x 1, a masked, a 1 x 1 convolution (ibid., figure 5)."""
+    """Residual block with a masked convolution.
+
+    It has a 1 x 1, a masked and a 1 x 1 convolution: van den Oord et al. (2016), Pixel RNN, figure
+    5.
+    """
 
     def __init__(self, width: int, kernel_size: int, num_context: int) -> None:
         super().__init__()
@@ -319,7 +349,10 @@ class GatedConvNet(ImageNet):
         return h
 
     def feature_stepper(self, context: Tensor | None) -> FeatureStep:
-        """Advance the vertical stack once a row, the horizontal once a pixel."""
+        """Make a stepper that runs the two stacks.
+
+        The vertical stack advances once a row, the horizontal one once a pixel.
+        """
         above, left, links = Memory(), Memory(), []
 
         def step(image: Tensor, row: int, column: int) -> Tensor:
@@ -337,7 +370,10 @@ class GatedConvNet(ImageNet):
     def next_links(
         self, image: Tensor, row: int, context: Tensor | None, above: Memory
     ) -> list[Tensor]:
-        """Tell each layer about the rows above, `[B, 2 F, 1, W]` each."""
+        """Compute each layer's link from the rows above.
+
+        Each link is `[B, 2 F, 1, W]`.
+        """
         if row == 0:
             zeros = image.new_zeros(len(image), self.layers[0].link.in_channels, 1, image.shape[3])
             return [layer.link(zeros) for layer in self.layers]
@@ -411,7 +447,10 @@ class ShiftedConv2d(nn.Conv2d):
         self.margins = [columns - 1 - right, right, rows - 1, 0]
 
     def forward(self, input: Tensor, memory: Memory | None = None) -> Tensor:
-        """Convolve `[B, in, H, W]`; with a memory, the next row, or column of a flat kernel."""
+        """Convolve images `[B, in, H, W]`.
+
+        With a memory, the input is the next row, or the next column where the kernel is flat.
+        """
         left, right, top, _ = self.margins
         if memory is None:
             padded = F.pad(input, self.margins)
@@ -423,7 +462,9 @@ class ShiftedConv2d(nn.Conv2d):
 
 
 class SnailNet(PixelwiseNet):
-    """PixelSNAIL's net: causal convolutions and attention in turn (Chen et al. 2018).
+    """Net of PixelSNAIL: causal convolutions and attention in turn.
+
+    Chen et al. (2018).
 
     Attention sees the features of all earlier pixels and the values before them, so that nothing is
     out of reach.
@@ -469,7 +510,10 @@ class SnailNet(PixelwiseNet):
         )
 
     def features(self, image: Tensor, context: Tensor | None, at: Pixel | None = None) -> Tensor:
-        """`[B, C, H, W]` to `[B, F, H, W]`, or at one pixel to `[B, F, 1, 1]`."""
+        """Compute features of whole images or of one pixel.
+
+        Images `[B, C, H, W]` give `[B, F, H, W]`, one pixel gives `[B, F, 1, 1]`.
+        """
         tokens = F.pad(image.flatten(2).mT, (0, 0, 1, 0))[
             :, :-1
         ]  # the pixel before each, [B, T, C]
@@ -524,7 +568,10 @@ class SnailBlock(nn.Module):
 
 
 def gated(h: Tensor) -> Tensor:
-    """Gate one half of the channels by the other: tanh(u) sigmoid(v)."""
+    """Gate one half of the channels by the other.
+
+    The result is tanh(u) sigmoid(v).
+    """
     content, gate = h.chunk(2, 1)
     return content.tanh() * gate.sigmoid()
 
@@ -540,7 +587,10 @@ def shift_right(h: Tensor) -> Tensor:
 
 
 def recall(memory: Memory, key: object, piece: Tensor, length: int, dim: int) -> Tensor:
-    """Join a piece to the last `length` slices before it, and remember it."""
+    """Join a piece to the last `length` slices before it.
+
+    The newest `length` slices are remembered for the next call.
+    """
     if key not in memory:
         shape = list(piece.shape)
         shape[dim] = length

@@ -1,4 +1,7 @@
-"""PixelCNN++'s net: two causal streams, down-sampled and up-sampled again, with skips between."""
+"""Net of PixelCNN++, a causal U-Net.
+
+Its two streams are down-sampled and up-sampled again, with skips between.
+"""
 
 from typing import Any
 
@@ -16,7 +19,9 @@ Streams = tuple[Tensor, Tensor]
 
 
 class PixelUNet(ImageNet):
-    """PixelCNN++'s net (Salimans, Karpathy, Chen and Kingma 2017, section 2.3 and figure 2).
+    """Net of PixelCNN++, a U-Net of two causal streams.
+
+    Salimans, Karpathy, Chen and Kingma (2017), section 2.3 and figure 2.
 
     One stream sees the rows above, the other the row so far and the first. Each scale has some
     residual blocks of both on the way down and up, those up fed by skips from those down; strides
@@ -96,7 +101,10 @@ class PixelUNet(ImageNet):
         return F.elu(streams[1])
 
     def feature_stepper(self, context: Tensor | None) -> FeatureStep:
-        """The whole net on the rows so far, as many as can be halved."""
+        """Make a stepper that reruns the net at each pixel.
+
+        It runs on the rows so far, filled up to a number that can be halved.
+        """
 
         def step(image: Tensor, row: int, column: int) -> Tensor:
             rows = (row // self.stride + 1) * self.stride
@@ -106,7 +114,10 @@ class PixelUNet(ImageNet):
 
 
 class FirstLayer(nn.Module):
-    """Both streams of the image: what is above, and what is above or to the left."""
+    """First layer, from the image to two streams.
+
+    One stream sees what is above a pixel, the other what is above or to the left.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -121,7 +132,10 @@ class FirstLayer(nn.Module):
 
 
 class TwoStreamBlock(nn.Module):
-    """A residual block of each stream; the second sees the first, both their skips."""
+    """Residual block of each of the two streams.
+
+    The second stream sees the first, and both see their skips.
+    """
 
     def __init__(self, width: int, dropout: float, num_context: int, num_skips: int) -> None:
         super().__init__()
@@ -138,7 +152,10 @@ class TwoStreamBlock(nn.Module):
 
 
 class GatedResidual(nn.Module):
-    """h + a sigmoid(b), with a and b two convolutions deep in h and what is beside it."""
+    """Gated residual block of two convolutions.
+
+    It computes h + a sigmoid(b), where a and b are made of h and of what is beside it.
+    """
 
     def __init__(
         self,

@@ -17,7 +17,9 @@ _LAYERS = (
 
 
 def spectral_normalised(net: nn.Module) -> nn.Module:
-    r"""Divide the weight of every linear and convolutional layer by its largest singular value.
+    """Divide each layer's weight by its largest singular value.
+
+    The layers are all linear and convolutional ones.
 
     A net of such layers with activations of slope at most one maps distances of one to distances of
     at most one, as critics should (Miyato et al. 2018). The singular value is followed by one power

@@ -1,4 +1,7 @@
-"""Adversarial objectives: a program plays against a critic that tells its draws from data."""
+"""Adversarial objectives: a program against a critic.
+
+The critic learns to tell the program's draws from data.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +28,9 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """What critic and generator minimise, as functions of the critic's scores `[...]`, elementwise.
+    """Losses of critic and generator, functions of the scores.
+
+    They act elementwise on the critic's scores `[...]`.
 
     To add one, make an instance and hand it to `GAN`.
 
@@ -77,7 +82,9 @@ def named_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A critic as it is used: scores of packs, and what keeps it smooth.
+    """Critic with its packing of data and its penalties.
+
+    The penalties keep it smooth.
 
     Args:
         net: maps `[N, *event]`, and what else the program is given, to scores `[N]` or `[N, 1]`.
@@ -95,7 +102,10 @@ class Judge:
     r1: float = 0.0
 
     def scores(self, x: Tensor, rest: Any) -> Tensor:
-        """Scores `[packs]` of packed data and the packed rest of the arguments, `(args, kwargs)`."""
+        """Compute the scores `[packs]` of packed data.
+
+        `rest` are the program's other arguments, `(args, kwargs)`, packed too.
+        """
         args, kwargs = rest
         scores = self.net(x, *args, **kwargs)
         if tuple(scores.shape) not in ((len(x),), (len(x), 1)):
@@ -106,7 +116,10 @@ class Judge:
         return scores.reshape(-1)
 
     def packed(self, tree: Any) -> Any:
-        """Tensors `[N, *event]` in packs; the last N mod m data are left out."""
+        """Group tensors `[N, *event]` into packs.
+
+        The last N mod m data are left out.
+        """
         return tree if self.pack == 1 else tree_map_only(Tensor, self._packed, tree)
 
     def _packed(self, x: Tensor) -> Tensor:
@@ -142,7 +155,10 @@ class Judge:
 
 @dataclass(frozen=True)
 class Sides:
-    """Data `[N, *event]`, draws of the same shape, and the program's other arguments."""
+    """Data and draws, with the program's other arguments.
+
+    Data and draws are both `[N, *event]`.
+    """
 
     real: Tensor
     fake: Tensor
@@ -150,7 +166,9 @@ class Sides:
 
 
 def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Sides:
-    """Draw as many data from a model as it is given, with their path gradient.
+    """Draw as many data as the model is given.
+
+    The draws have a path gradient.
 
     Raises:
         ValueError: no data, no site of that name, draws of another shape or without a path
@@ -175,7 +193,10 @@ def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any
 
 
 def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    """Draw a site of a model from its prior, with a path gradient."""
+    """Draw a site of a model from its prior.
+
+    The draw has a path gradient.
+    """
     trace: Any = poutine.trace(Uncondition()(model)).get_trace(*args, **kwargs)
     nodes = trace.nodes
     found = nodes.get(site)
@@ -192,7 +213,9 @@ def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> 
 
 
 class GAN(Game):
-    r"""A critic c learns to tell data from the program's draws, and the program to deceive it.
+    r"""Generative adversarial objective of a program and a critic.
+
+    The critic c learns to tell data from the program's draws, and the program to deceive it.
 
     With $D = \mathrm{sigmoid}(c)$ the critic maximises $V = E_p \log D(x) + E_q \log(1 - D(x))$; at
     its best, $D = p / (p + q)$, $V = 2 \mathrm{JSD}(p, q) - \log 4$ (Goodfellow et al. 2014, prop.
@@ -301,14 +324,20 @@ class GAN(Game):
         return (1 - self.smoothing) * loss + self.smoothing * self.adversarial.fake(scores)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The energy distance between data and draws, times the number of data."""
+        """Compute the energy distance between data and draws.
+
+        It is multiplied by the number of data.
+        """
         with torch.no_grad():
             sides = draw_sides(model, self.site, args, kwargs)
             return len(sides.real) * energy_distance(sides.real, sides.fake).item()
 
 
 class FGAN(GAN):
-    r"""A critic that bounds an f-divergence, which the program minimises (Nowozin et al. 2016, eq. 4).
+    r"""Adversarial objective that minimises an f-divergence.
+
+    The critic bounds the divergence, and the program minimises the bound: Nowozin et al. (2016),
+    eq. 4.
 
     With $T = a(c(x))$ for the critic c and the divergence's activation a, the critic maximises
     $F = E_p T - E_q f^*(T) \le D_f(p \| q)$, equal at $T = f'(p / q)$; the program minimises F. The
@@ -352,7 +381,7 @@ def check_weights(**weights: float) -> None:
 
 
 def check_smoothing(smoothing: float, loss: AdversarialLoss) -> None:
-    """Raise ValueError for a share that is none, or labels where there are none."""
+    """Refuse label smoothing out of range or without labels."""
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"smoothing is {smoothing}; expected a share of at least 0 and below 0.5")
     if smoothing and loss.lipschitz:

@@ -1,4 +1,7 @@
-"""Averages of bounds that trade the tightness of many particles for a guide gradient with less noise: MIWAE, CIWAE."""
+"""Averages of variational bounds: MIWAE and CIWAE.
+
+They trade the tightness of many particles for a guide gradient with less noise.
+"""
 
 from torch import Tensor
 
@@ -45,7 +48,9 @@ class MIWAE(IWELBO):
 
 
 class CIWAE(IWELBO):
-    r"""A convex combination of the ELBO and the importance-weighted bound of the same particles.
+    r"""Convex combination of ELBO and importance-weighted bound.
+
+    Both are of the same particles.
 
     $\beta \frac1K \sum_k \log w_k + (1 - \beta) \log \frac1K \sum_k w_k$: Rainforth et al. (2018),
     eq. 8.

@@ -1,4 +1,7 @@
-"""Contrastive divergence: the likelihood's gradient, its negative phase by Markov chains."""
+"""Contrastive divergence, with Markov chains for the negative phase.
+
+It approximates the gradient of the likelihood.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +22,9 @@ GAIN = 0.05  # of the step size's adaptation, per call
 
 
 class ContrastiveDivergence(EnergyObjective):
-    r"""Contrastive divergence, CD-k: chains of k moves that start at the data.
+    r"""Contrastive divergence (CD-k), with chains started at the data.
+
+    Each chain makes k moves.
 
     $\nabla \log f(x_i) - \nabla \log f(x_i')$ with $x_i'$ the end of a chain from $x_i$: the
     gradient of the log likelihood as k grows, biased for small k. Models that know moves of their
@@ -89,7 +94,10 @@ class ContrastiveDivergence(EnergyObjective):
         return self._moved_by_kernel(density, x)
 
     def _repeated(self, move: Callable[[Any], Any], start: Any, device: torch.device) -> Any:
-        """Apply a move k times; a loop in captured code where there are many."""
+        """Apply a move k times.
+
+        In captured code, many moves are a loop.
+        """
         count = self.k if self.k == 1 else torch.full((), self.k, dtype=torch.long, device=device)
         return repeat(count, lambda state, _: move(state), start)
 
@@ -108,7 +116,7 @@ class ContrastiveDivergence(EnergyObjective):
         return state[0].reshape(x.shape)
 
     def _step_size(self, x: Tensor) -> Tensor:
-        """Return the step size as it has been adapted, a buffer `[]`."""
+        """Return the adapted step size, a buffer `[]`."""
         return self._buffer("steps", lambda: x.new_full((), self.step_size))
 
     def _buffer(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -119,7 +127,10 @@ class ContrastiveDivergence(EnergyObjective):
 
 
 def flattened(density: Callable[[Tensor], Tensor], shape: torch.Size) -> Callable:
-    """Return a density of points `[n, dim]` as kernels take it, all of it in the base."""
+    """Convert a density to one of points `[n, dim]`.
+
+    Kernels take a base and a tilt, and all of the density is in the base.
+    """
 
     def split(point: Tensor) -> tuple[Tensor, Tensor]:
         log_density = density(point.reshape(-1, *shape))
@@ -129,7 +140,9 @@ def flattened(density: Callable[[Tensor], Tensor], shape: torch.Size) -> Callabl
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):
-    r"""Persistent contrastive divergence: chains of k moves that go on from where the last step left them.
+    r"""Persistent contrastive divergence, with chains kept between steps.
+
+    Each chain makes k moves from where it was left.
 
     $\frac1N \sum_i \nabla \log f(x_i) - \frac1M \sum_m \nabla \log f(x'_m)$. The chains are kept in
     a buffer; each step moves a random part of it, as many as there are data in the minibatch (all
@@ -197,7 +210,10 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         return density(density.data) - density(fantasy).mean()
 
     def advanced(self, density: DataDensity) -> Tensor:
-        """Move a random part of the chains on: `[data, *event]`; the chains of late where gradients are off."""
+        """Move a random part of the chains.
+
+        The moved chains are `[data, *event]`. Without gradients, all chains are returned unmoved.
+        """
         x = density.data
         chains = self._buffer("chains", lambda: self._first(x, density))
         if len(chains) < len(x):

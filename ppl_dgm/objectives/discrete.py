@@ -1,4 +1,7 @@
-"""Objectives for latents without a path gradient: score functions with baselines, VIMCO, reweighted wake-sleep."""
+"""Objectives for latents without a path gradient.
+
+These are score functions with baselines, VIMCO and reweighted wake-sleep.
+"""
 
 import math
 from collections.abc import Callable
@@ -45,14 +48,20 @@ class ScoreFunction(Objective):
     """Draws with a score: what the estimators below share."""
 
     def drawn(self, bound: Bound) -> tuple[Tensor, Tensor, LogJoint]:
-        """Log weights and scores `[particles, data]` or `[particles]`, and the log joint they come from."""
+        """Draw latents and compute log weights and scores.
+
+        Both are `[particles, data]` or `[particles]`. The log joint that they come from is returned
+        too.
+        """
         draw = bound.draw(self.num_particles)
         joint = bound.log_joint(draw.values)
         return self.log_weights(joint, draw.log_prob), draw.score, joint
 
 
 class RunningMean(nn.Module):
-    r"""A baseline of REINFORCE: the exponentially weighted mean of past rewards, free of the bias of its start.
+    r"""Running mean of past rewards, a baseline of `REINFORCE`.
+
+    It is exponentially weighted, and free of the bias of its start.
 
     $b_t = \sum_{s<t} \lambda^{t-s} r_s / \sum_{s<t} \lambda^{t-s}$. Its state is in buffers: give
     it to the program (`program.baseline = baseline`) to have it moved between devices and saved
@@ -91,7 +100,9 @@ class RunningMean(nn.Module):
 
 
 class REINFORCE(ScoreFunction):
-    r"""The ELBO with the score-function gradient, $\nabla_\phi = \mathbb{E}_q[(\log w - b) \nabla_\phi \log q(z \mid x)]$.
+    r"""ELBO with the score-function gradient.
+
+    The gradient is $\nabla_\phi = \mathbb{E}_q[(\log w - b) \nabla_\phi \log q(z \mid x)]$.
 
     Williams (1992); the baseline b lowers the variance and leaves the mean. Latents with a path
     gradient keep it. For several particles `RLOO` needs no baseline of its own.
@@ -174,7 +185,10 @@ class REINFORCE(ScoreFunction):
         return (log_w + surrogate).mean(0) * joint.scale
 
     def expected(self, bound: Bound) -> Any:
-        """The baseline's forecast of the log weights: a number, or `[data]`."""
+        """Compute the baseline's prediction of the log weights.
+
+        It is a number, or `[data]`.
+        """
         if self.baseline is None:
             return 0.0
         owned = not self.learned or isinstance(getattr(bound.model, "scope", None), Program)
@@ -184,7 +198,10 @@ class REINFORCE(ScoreFunction):
 
 
 def check_forecast(expected: Any, reward: Tensor) -> None:
-    """Refuse a baseline's forecast that is not one number, or one for each datum."""
+    """Check the shape of a baseline's prediction.
+
+    It must be one number, or one for each datum.
+    """
     shape, allowed = torch.as_tensor(expected).shape, ((), (1,), reward.shape[1:])
     if shape not in allowed:
         raise ValueError(
@@ -194,7 +211,10 @@ def check_forecast(expected: Any, reward: Tensor) -> None:
 
 
 def check_ownership(model: Any, baseline: nn.Module) -> None:
-    """Refuse a baseline that a program's optimiser and checkpoints would not see."""
+    """Check that the program owns the baseline's parameters.
+
+    Otherwise its optimiser and checkpoints would not see them.
+    """
     scope = getattr(model, "scope", None)
     if isinstance(scope, Program) and not {*baseline.parameters()} <= {*scope.parameters()}:
         raise ValueError(
@@ -204,7 +224,9 @@ def check_ownership(model: Any, baseline: nn.Module) -> None:
 
 
 class RLOO(ELBO):
-    r"""The ELBO with the score-function gradient, the other particles' mean log weight as each one's baseline.
+    r"""ELBO with the leave-one-out score-function gradient.
+
+    The baseline of each particle is the mean log weight of the others.
 
     $\frac{1}{K} \sum_k \big(\log w_k - \frac{1}{K-1} \sum_{j \ne k} \log w_j\big) \nabla_\phi \log
     q(z_k \mid x)$: Kool et al. (2019); Mnih and Rezende (2016), section 2.5. What `ELBO(K)` does
@@ -234,7 +256,9 @@ class RLOO(ELBO):
 
 
 class VIMCO(ScoreFunction):
-    r"""The importance-weighted bound for discrete latents, each particle's signal its own part in the bound.
+    r"""Importance-weighted bound with leave-one-out gradients for discrete latents.
+
+    The signal of each particle is its own part in the bound.
 
     $\hat L = \log \frac1K \sum_k w_k$ has the gradient $\sum_k (\hat L - \hat L_{-k}) \nabla \log
     q(z_k \mid x) + \sum_k \tilde w_k \nabla \log w_k$, where $\hat L_{-k}$ has $w_k$ replaced by
@@ -279,7 +303,10 @@ class VIMCO(ScoreFunction):
 
 
 def leave_one_out_bounds(log_w: Tensor) -> Tensor:
-    """log-mean-exp of log weights `[K, ...]` with each in turn replaced by the mean of the others: `[K, ...]`.
+    """Compute the bound with each log weight replaced in turn.
+
+    The bound is log-mean-exp of log weights `[K, ...]`, each in turn replaced by the mean of the
+    others. The result is `[K, ...]`.
 
     In O(K), from sums on either side. Where the others' weights are all zero the result is zero: it
     may be any number that does not depend on the particle.
@@ -295,7 +322,7 @@ def leave_one_out_bounds(log_w: Tensor) -> Tensor:
 
 
 def sums_of_others(values: Tensor, cumulate: Callable, combine: Callable, empty: float) -> Tensor:
-    """Sums over the first dimension with each entry in turn left out."""
+    """Compute leave-one-out sums over the first dimension."""
     start = torch.full_like(values[:1], empty)
     before = torch.cat([start, cumulate(values, 0)[:-1]])
     after = torch.cat([start, cumulate(values.flip(0), 0)[:-1]]).flip(0)
@@ -303,7 +330,9 @@ def sums_of_others(values: Tensor, cumulate: Callable, combine: Callable, empty:
 
 
 class ReweightedWakeSleep(Objective):
-    r"""Reweighted wake-sleep: the model ascends the importance-weighted bound, the guide the posterior's log density.
+    r"""Reweighted wake-sleep, with separate objectives for model and guide.
+
+    The model ascends the importance-weighted bound, the guide its log density at weighted draws.
 
     With draws $z_k \sim q(z \mid x)$ and self-normalised weights $\tilde w_k$ of each datum: model
     $\sum_k \tilde w_k \nabla_\theta \log p(x, z_k)$; guide, wake phase, $\sum_k \tilde w_k
@@ -371,7 +400,10 @@ class ReweightedWakeSleep(Objective):
 
 
 def log_guide_of_dream(bound: Bound) -> Tensor:
-    """log q(z' | x') of latents and data drawn from the model: `[data]`, or `[]` for the data set."""
+    """Compute the guide's log density at draws of the model.
+
+    It is log q(z' | x') of latents and data, `[data]`, or `[]` for the data set.
+    """
     with torch.no_grad(), unvalidated():
         trace: Any = poutine.trace(poutine.uncondition(bound.model)).get_trace(
             *bound.args, **bound.kwargs
@@ -388,7 +420,7 @@ def log_guide_of_dream(bound: Bound) -> Tensor:
 def with_dreamed_data(
     sites: dict[str, Any], args: tuple, kwargs: dict[str, Any]
 ) -> tuple[tuple, dict[str, Any]]:
-    """The program's arguments with those that sites observed replaced by what the sites drew."""
+    """Replace the observed arguments by the model's draws."""
     dreamed = {id(site["infer"]["obs"]): as_observed(site) for site in sites.values()}
     given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
     lost = [name for name, site in sites.items() if id(site["infer"]["obs"]) not in given]
@@ -402,7 +434,10 @@ def with_dreamed_data(
 
 
 def as_observed(site: Any) -> Tensor:
-    """A dreamed value with the dtype of the data it stands for, unless those are whole numbers and it is not."""
+    """Convert a drawn value to the dtype of the data.
+
+    A draw that is not a whole number keeps its dtype where the data are whole numbers.
+    """
     dtype = site["infer"]["obs"].dtype
     return (
         site["value"].to(dtype)

@@ -1,4 +1,6 @@
-r"""f-divergences, $D_f(p \| q) = \mathbb{E}_q f(p(x) / q(x))$, with what a critic needs to bound them.
+r"""f-divergences and what a critic needs to bound them.
+
+An f-divergence is $D_f(p \| q) = \mathbb{E}_q f(p(x) / q(x))$.
 
 For any function T, $D_f(p \| q) \ge \mathbb{E}_p T - \mathbb{E}_q f^*(T)$, with equality at
 $T = f'(p / q)$ (Nguyen, Wainwright and Jordan 2010). A critic's output v becomes T = activation(v),
@@ -23,7 +25,7 @@ _OUTPUTS = torch.linspace(-8.0, 8.0, 20001, dtype=torch.float64).sinh()
 
 @dataclass(frozen=True)
 class Divergence:
-    r"""An f-divergence: a convex f with f(1) = 0, its conjugate and an activation.
+    r"""f-divergence: a convex function, its conjugate and an activation.
 
     To add one, make an instance. It is checked numerically, on ratios from 1/20 to 20: f(1) = 0, f
     convex, and $f(u) = \sup_v [u \, a(v) - f^*(a(v))]$, which says that the conjugate is f's and
@@ -64,7 +66,10 @@ class Divergence:
         return self.conjugate(self.activation(v)) if self.composed is None else self.composed(v)
 
     def between(self, p: Tensor, q: Tensor) -> Tensor:
-        """D_f(p || q) in nats of two mass functions `[..., values]`, q positive: `[...]`."""
+        """Compute the divergence of two mass functions, in nats.
+
+        It is D_f(p || q), `[...]`, of functions `[..., values]`, with q positive.
+        """
         return (q * self.f(p / q)).sum(-1)
 
 
@@ -90,7 +95,10 @@ def _check_convex(divergence: Divergence) -> None:
 
 
 def _check_conjugate(divergence: Divergence) -> None:
-    r"""Compare f with the conjugate of its conjugate over the activation's range."""
+    """Compare f with the conjugate of its conjugate.
+
+    The inner one is taken over the range of the activation.
+    """
     t = divergence.activation(_OUTPUTS)
     conjugate, f = divergence.conjugate(t), divergence.f(_RATIOS)
     sound = conjugate.isfinite() & t.isfinite()
@@ -121,12 +129,17 @@ def _identity(v: Tensor) -> Tensor:
 
 
 def _entropic(u: Tensor) -> Tensor:
-    """u log u - (u + 1) log((u + 1) / 2), twice the Jensen-Shannon divergence."""
+    """Compute f of twice the Jensen-Shannon divergence.
+
+    It is u log u - (u + 1) log((u + 1) / 2).
+    """
     return torch.xlogy(u, u) - (u + 1) * torch.log((u + 1) / 2)
 
 
 def alpha_divergence(alpha: float) -> Divergence:
-    r"""The alpha divergence, $f(u) = (u^\alpha - 1 - \alpha (u - 1)) / (\alpha (\alpha - 1))$.
+    r"""Make the alpha divergence of order `alpha`.
+
+    It has $f(u) = (u^\alpha - 1 - \alpha (u - 1)) / (\alpha (\alpha - 1))$.
 
     alpha = 2 is half of Pearson's chi-squared, 1/2 twice the squared Hellinger distance; 1 and 0
     are the limits KL and reverse KL, which have names of their own.

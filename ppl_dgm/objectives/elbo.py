@@ -26,7 +26,10 @@ Gradient = Literal["reparam", "stl", "dreg"]
 def log_weights_with_paths(
     objective: Objective, bound: Bound, gradient: Gradient
 ) -> tuple[Tensor, Any]:
-    """Log weights `[particles, ...]`, differentiable as the gradient mode has it, and the scale of each datum."""
+    """Compute log weights `[particles, ...]` and the scale of each datum.
+
+    `gradient` says how they are differentiated.
+    """
     if gradient == "dreg" and bound.structure.latents:
         return doubly_reparameterised(objective, bound)
     values, log_q = bound.draw(objective.num_particles)[:2]
@@ -37,7 +40,9 @@ def log_weights_with_paths(
 
 
 def parameter_path(bound: Bound, values: Values) -> Any:
-    """log q(z | x) at fixed z, less its own value: zero, with the score as its gradient.
+    """Return zero with the score of q as gradient.
+
+    It is log q(z | x) at fixed z, less its own value.
 
     What is subtracted from log q to leave the path derivative alone (Roeder et al. 2017, eq. 8).
     """
@@ -48,7 +53,9 @@ def parameter_path(bound: Bound, values: Values) -> Any:
 
 
 def doubly_reparameterised(objective: Objective, bound: Bound) -> tuple[Tensor, Any]:
-    """Log weights whose gradient through the latents is multiplied by the normalised weight once more.
+    """Compute log weights with doubly reparameterised gradients.
+
+    The gradient through the latents is multiplied by the normalised weight once more.
 
     Summed with weights w~ they give w~ for the model's parameters and w~^2 for the guide's: Tucker
     et al. (2019), eq. 8. The guide's direct dependence on its parameters is taken out, as in
@@ -66,7 +73,10 @@ def doubly_reparameterised(objective: Objective, bound: Bound) -> tuple[Tensor, 
 
 
 def weigh_gradient(bound: Bound, name: str, value: Tensor, factors: list[Tensor]) -> Tensor:
-    """A view of a latent value whose incoming gradient is multiplied by factors known only later."""
+    """Multiply the incoming gradient of a latent by factors.
+
+    The result is a view of the value. The factors are filled in after this call.
+    """
     latent = bound.structure.find(name)
     if latent is None or not value.requires_grad:
         return value
@@ -78,7 +88,10 @@ def weigh_gradient(bound: Bound, name: str, value: Tensor, factors: list[Tensor]
 
 
 def align(factors: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Tensor:
-    """Reshape factors `[particles, data]` or `[particles]` to multiply a latent's value `[particles, *shape]`."""
+    """Reshape factors to multiply a latent's value.
+
+    Factors are `[particles, data]` or `[particles]`, the value is `[particles, *shape]`.
+    """
     if not per_datum:
         return factors.reshape((-1,) + (1,) * (value.dim() - 1))
     if latent.batch_dim == 0:  # a sequential data plate: the gradient of this datum's column
@@ -92,7 +105,10 @@ def align(factors: Tensor, latent: Latent, per_datum: bool, value: Tensor) -> Te
 
 
 def check_reparameterised(structure: Structure, mode: str) -> None:
-    """Refuse guides without a path gradient, naming what works for them."""
+    """Refuse guides without a path gradient.
+
+    The error names objectives that work for them.
+    """
     names = [
         latent.name
         for latent in structure.latents
@@ -109,7 +125,7 @@ def check_reparameterised(structure: Structure, mode: str) -> None:
 
 
 def check_score(structure: Structure, mode: str) -> None:
-    """Refuse guides whose log q at fixed latents is not to be had."""
+    """Refuse guides without log q at fixed latents."""
     moved = [latent.name for latent in structure.latents if latent.transported]
     if moved:
         raise ValueError(
@@ -126,7 +142,9 @@ def check_score(structure: Structure, mode: str) -> None:
 
 
 class ELBO(Objective):
-    r"""The evidence lower bound, $\mathbb{E}_q[\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))]$.
+    r"""Evidence lower bound (ELBO).
+
+    It is $\mathbb{E}_q[\log p(x \mid z) + \beta (\log p(z) - \log q(z \mid x))]$.
 
     Reparameterised latents have the path gradient; others the score function with, for several
     particles, the other particles' mean as baseline (Mnih and Rezende 2016; Kool et al. 2019).
@@ -188,7 +206,10 @@ class ELBO(Objective):
 
 
 def score_function(log_w: Tensor, score: Tensor) -> Tensor:
-    """Zero, with the score-function gradient of the mean log weight; other particles' mean is the baseline."""
+    """Return zero with the score-function gradient as its gradient.
+
+    The gradient is that of the mean log weight. The mean of the other particles is the baseline.
+    """
     reward = log_w.detach()
     count = reward.shape[0]
     if count > 1:
@@ -197,7 +218,9 @@ def score_function(log_w: Tensor, score: Tensor) -> Tensor:
 
 
 class IWELBO(Objective):
-    r"""The importance-weighted bound, $\mathbb{E} \log \frac1K \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k \mid x)$.
+    r"""Importance-weighted evidence lower bound.
+
+    It is $\mathbb{E} \log \frac1K \sum_k w_k$ with $w_k = p(x, z_k) / q(z_k \mid x)$.
 
     Tightens with K and equals the ELBO at K = 1 (Burda et al. 2016, eq. 8). With `"reparam"` the
     signal-to-noise ratio of the guide's gradient falls as $K^{-1/2}$ (Rainforth et al. 2018);

@@ -1,4 +1,7 @@
-"""Objectives of unnormalised programs, on one base; the log density of other data than those observed."""
+"""Base of the objectives for unnormalised programs.
+
+It gives the log density of other data than those observed.
+"""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -14,7 +17,9 @@ __all__ = ["CURES", "DataDensity", "EnergyObjective", "value_kind"]
 
 
 class DataDensity:
-    """The log density of a program, unnormalised, as a function of data in place of those it is bound to.
+    """Unnormalised log density of a program, a function of data.
+
+    The data take the place of those that the program is bound to.
 
     Args:
         bound: the program at its data.
@@ -34,13 +39,20 @@ class DataDensity:
         return self.argument.value(self.bound)
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Compute log f of data `[n, *event]` beside the covariates of data `rows` `[n]`: `[n]` in nats."""
+        """Compute log f of data `[n, *event]`, in nats.
+
+        The result is `[n]`. With `rows` `[n]`, the covariates are those of the data of these
+        numbers.
+        """
         joint = self.argument.exchange(self.bound, x, rows).log_joint({})
         self.scale = joint.scale
         return joint.total[0]
 
     def repeated(self, x: Tensor) -> Tensor:
-        """Compute log f of `[copies, data, *event]`, each copy beside the data's own covariates: `[copies, data]`."""
+        """Compute log f of points `[copies, data, *event]`.
+
+        Each copy goes with the data's own covariates. The result is `[copies, data]`.
+        """
         rows = torch.arange(x.shape[1], device=x.device).repeat(len(x))
         return self(x.flatten(0, 1), rows).reshape(x.shape[:2])
 
@@ -71,7 +83,10 @@ class EnergyObjective(Objective):
         return self.contrast(density) * density.scale
 
     def density(self, bound: Bound) -> DataDensity:
-        """Return the program as a density of data; the data's argument is found at its first call."""
+        """Return the program as a density of data.
+
+        The argument that holds the data is found at the first call.
+        """
         key = (bound.model, bound.guide)
         if key not in self._arguments:
             argument = DataArgument.find(bound)
@@ -96,7 +111,10 @@ class EnergyObjective(Objective):
             )
 
     def check_support(self, argument: DataArgument) -> None:
-        """Raise ValueError for data of a kind that the objective does not take, naming what does."""
+        """Refuse data that the objective cannot take.
+
+        The ValueError names objectives that do.
+        """
         kind = value_kind(argument.support)
         if self.support is None or kind == self.support:
             return
@@ -114,7 +132,10 @@ CURES = {
 
 
 def value_kind(support: Any) -> str:
-    """Return `"real"`, `"binary"` or `"other"`: what values the entries of a support take."""
+    """Return the kind of values that a support allows.
+
+    It is `"real"`, `"binary"` or `"other"`, and holds for each entry.
+    """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is constraints.boolean:

@@ -18,7 +18,9 @@ KINDS = ("ranking", "binary")
 
 
 class NoiseContrastive(EnergyObjective):
-    r"""Noise-contrastive estimation, which tells each datum from K draws of a known noise.
+    r"""Noise-contrastive estimation with draws of a known noise.
+
+    The objective tells each datum from K draws of the noise.
 
     With $G(x) = \log f(x) - \log q(x)$ for noise $q$ and draws $x_k \sim q$,
 

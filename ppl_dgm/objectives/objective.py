@@ -1,4 +1,7 @@
-"""Objective: what fits maximise, as a differentiable function of a model and a guide."""
+"""Base of all objectives that fits maximise.
+
+An objective is a differentiable function of a model and a guide.
+"""
 
 import math
 from abc import abstractmethod
@@ -59,15 +62,24 @@ class Objective(pyro.infer.ELBO):
 
     @abstractmethod
     def value(self, bound: Bound) -> Tensor:
-        """The quantity to maximise, in nats: `[data]` or `[]`, before scaling."""
+        """Compute the quantity to maximise, in nats.
+
+        It is `[data]` or `[]`, before scaling.
+        """
 
     def check(self, structure: Structure) -> None:
-        """Raise ValueError if the objective does not apply to programs of this structure, naming what does."""
+        """Refuse programs to which the objective does not apply.
+
+        The ValueError names objectives that do.
+        """
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Minus the scaled objective, summed over data, with gradients; a scalar in nats."""
+        """Compute minus the objective as a differentiable scalar.
+
+        The objective is scaled and summed over data, in nats.
+        """
         structure = self.structure_of(model, guide, args, kwargs)
         bound = Bound(model, guide, structure, args, kwargs, keeps_guide_factors=True)
         return -self.value(bound).sum()
@@ -78,7 +90,10 @@ class Objective(pyro.infer.ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Minus the objective as a number; its gradients are added to the parameters'. Advances the step."""
+        """Add gradients to the parameters and return the loss.
+
+        The loss is minus the objective, a number. The call advances the step.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -94,7 +109,11 @@ class Objective(pyro.infer.ELBO):
     def structure_of(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Structure:
-        """Structure of a model/guide pair, found at its first call with arguments of a kind, in the mode it is in."""
+        """Return the structure of a model and guide.
+
+        It is found at the first call with arguments of a kind, in training and in evaluation mode
+        separately.
+        """
         scope = own_program(model, guide)
         training = scope is None or scope.training
         key = (model, guide, training, call_signature(args, kwargs))
@@ -113,11 +132,18 @@ class Objective(pyro.infer.ELBO):
 
     @property
     def weight(self) -> Any:
-        """The factor of the KL term at this step: a number, or a tensor whose value a captured graph reads anew."""
+        """Factor of the KL term at this step.
+
+        It is a number, or a tensor whose value a captured graph reads anew.
+        """
         return self.kl_weight if self._annealed is None else self._annealed
 
     def log_weights(self, joint: LogJoint, log_q: Any) -> Tensor:
-        """log p(x | z) + kl_weight (log p(z) - log q(z | x)): `[particles, data]` or `[particles]`."""
+        """Compute the log weights of particles.
+
+        They are log p(x | z) + kl_weight (log p(z) - log q(z | x)), `[particles, data]` or
+        `[particles]`.
+        """
         if isinstance(self.weight, float) and self.weight == 1.0:
             return joint.total - log_q
         return joint.likelihood + self.weight * (joint.prior - log_q)
@@ -130,13 +156,16 @@ class Objective(pyro.infer.ELBO):
 
 
 def own_program(model: Any, guide: Any) -> Program | None:
-    """The program whose own model and guide these are, if there is one."""
+    """Return the program that owns a model and guide.
+
+    It is None if there is no such program.
+    """
     scope = getattr(model, "scope", None)
     return scope if isinstance(scope, Program) and scope.guide is guide else None
 
 
 def check_energies(objective: Objective, structure: Structure) -> None:
-    """Refuse an unnormalised density where the objective would take it for a normalised one."""
+    """Refuse unnormalised programs where a normalised density is needed."""
     if structure.energies and not objective.takes_energies:
         raise ValueError(
             f"the factors {list(structure.energies)} depend on the data, so that the program's "
@@ -147,13 +176,15 @@ def check_energies(objective: Objective, structure: Structure) -> None:
 
 
 def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless the value is a whole number above zero."""
+    """Check that a value is a positive whole number."""
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value}; expected at least 1, a whole number")
 
 
 def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Callable[[int], float]:
-    """A weight that goes linearly from `start` to `end` in `num_steps` steps and stays there (Bowman et al. 2016).
+    """Make a weight that changes linearly, then stays constant.
+
+    It goes from `start` to `end` in `num_steps` steps (Bowman et al. 2016).
 
     Example:
         >>> weight = linear_warmup(100)

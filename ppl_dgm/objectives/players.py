@@ -1,4 +1,7 @@
-"""Games: objectives of several players, each with parameters of its own."""
+"""Games: objectives of several players.
+
+Each player has parameters of its own.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,7 +19,9 @@ __all__ = ["Game", "Goal", "Player", "trainable"]
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """What one player minimises, a scalar function of model, guide and the program's arguments.
+    """Objective that one player minimises.
+
+    It is a scalar function of model, guide and the program's arguments.
 
     It is summed over the data; only the player's own parameters follow its gradient.
     """
@@ -26,7 +31,7 @@ class Goal:
 
 @dataclass(frozen=True, eq=False)
 class Player:
-    """One player of a game: a part of the parameters, and what it minimises.
+    """Player of a game, with its parameters and objective.
 
     Attributes:
         name: in histories and messages.
@@ -60,17 +65,25 @@ class Game(pyro.infer.ELBO):
 
     @abstractmethod
     def players(self, module: nn.Module | None) -> Sequence[Player]:
-        """Name the players; `module` holds the parameters of model and guide.
+        """Return the players of the game.
+
+        `module` holds the parameters of model and guide.
 
         The first player's loss is the one that a history calls `objective`.
         """
 
     @abstractmethod
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """What validation watches, lower is better: summed over the data, without gradients."""
+        """Compute the loss for validation.
+
+        Lower is better. It is summed over the data, without gradients.
+        """
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Add each player's gradient to its own parameters; return the first player's loss."""
+        """Add each player's gradient to its own parameters.
+
+        Returns the first player's loss.
+        """
         losses = []
         for player in self.players(None):
             if player.ema is not None:
@@ -85,12 +98,18 @@ class Game(pyro.infer.ELBO):
         return losses[0]
 
     def _get_trace(self, *_: Any) -> Any:
-        """Pyro's hook for traces of one pair, of which games make their own."""
+        """Refuse to trace one pair of model and guide.
+
+        Pyro asks for this hook, but games make traces of their own.
+        """
         raise NotImplementedError(f"{type(self).__name__} scores no traces of a model and guide")
 
 
 def _parameters(player: Player, trace: Any) -> Sequence[Tensor]:
-    """A player's parameters, announced to Pyro if they are not the program's."""
+    """Return a player's parameters.
+
+    Those outside the program are announced to Pyro.
+    """
     if player.module is not None:
         pyro.module(player.name, player.module)
         return trainable(player.module)

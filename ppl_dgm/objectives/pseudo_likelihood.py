@@ -1,4 +1,7 @@
-"""Pseudo-likelihood and ratio matching: binary data, each bit against its flip."""
+"""Objectives for binary data: pseudo-likelihood and ratio matching.
+
+Both compare each datum with copies in which one bit is flipped.
+"""
 
 from typing import ClassVar
 
@@ -12,7 +15,9 @@ __all__ = ["PseudoLikelihood", "RatioMatching"]
 
 
 class PseudoLikelihood(EnergyObjective):
-    r"""Pseudo-likelihood of binary data, $\sum_d \log p(x_d \mid x_{-d})$, in nats.
+    r"""Pseudo-likelihood of binary data, in nats.
+
+    It is $\sum_d \log p(x_d \mid x_{-d})$.
 
     $p(x_d \mid x_{-d}) = \sigma(\log f(x) - \log f(x^{(d)}))$ with bit d of $x^{(d)}$ flipped, so
     that normalisers cancel; D + 1 densities for each datum. Its maximum is consistent.
@@ -39,7 +44,9 @@ class PseudoLikelihood(EnergyObjective):
 
 
 class RatioMatching(EnergyObjective):
-    r"""Ratio matching of binary data, minus $\sum_d \sigma(\log f(x^{(d)}) - \log f(x))^2$.
+    r"""Ratio matching of binary data.
+
+    The objective is minus $\sum_d \sigma(\log f(x^{(d)}) - \log f(x))^2$.
 
     The counterpart of score matching, by the ratios of the density at each datum and with one bit
     flipped; bounded, so that data of tiny density pull less than by `PseudoLikelihood`.
@@ -66,7 +73,10 @@ class RatioMatching(EnergyObjective):
 
 
 def flip_ratios(density: DataDensity) -> Tensor:
-    """Compute log f(x) - log f(x with bit d flipped) for each d: `[D, data]`."""
+    """Compute log density ratios for each bit flip.
+
+    They are log f(x) - log f(x with bit d flipped) for each d, `[D, data]`.
+    """
     x = density.data
     flat = x.flatten(1)
     flips = torch.eye(flat.shape[1], dtype=torch.bool, device=x.device).unsqueeze(1)

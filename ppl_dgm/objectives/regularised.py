@@ -1,4 +1,7 @@
-"""The ELBO with its KL term floored or taken apart: free bits, beta-TC."""
+"""ELBO variants with a modified KL term.
+
+Free bits put a floor under it, beta-TC divides it into weighted parts.
+"""
 
 import math
 from typing import Any, Literal
@@ -19,7 +22,9 @@ __all__ = ["BetaTC", "FreeBits"]
 
 
 class FreeBits(Objective):
-    r"""The ELBO that leaves each group of latents `nats` of KL divergence for free, so that none is worth collapsing.
+    r"""ELBO with a floor under the KL divergences.
+
+    Each group of latents has `nats` of divergence for free, so that none is worth collapsing.
 
     $\mathbb{E}_q \log p(x \mid z) - \sum_g \max(\lambda, \mathrm{mean}_i \mathrm{KL}_g(q(z \mid
     x_i) \| p))$, the mean over the minibatch: Kingma et al. (2016), eq. 15. Divergences are
@@ -77,7 +82,10 @@ class FreeBits(Objective):
         )
 
     def floored(self, pair: Pair, scale: Any) -> Tensor:
-        """Divergences of the groups, averaged over data as they count, at least `nats` each."""
+        """Compute the floored KL divergences of the groups.
+
+        They are averaged over data as these count, and are at least `nats` each.
+        """
         divergence = divergences(pair)
         batch_dim = pair.latent.batch_dim
         if self.per == "site":
@@ -90,7 +98,11 @@ class FreeBits(Objective):
 
 
 def check_order(draw: PairedDraw, structure: Structure) -> None:
-    """Refuse a guide that draws a latent before others on which its prior may depend: their divergence is not of one site."""
+    """Refuse guides that draw latents in another order.
+
+    In the model's order each divergence is of one site. Otherwise a prior may depend on latents
+    that the guide draws later.
+    """
     drawn, declared = (
         [pair.latent.name for pair in draw.pairs],
         [latent.name for latent in structure.latents],
@@ -104,7 +116,10 @@ def check_order(draw: PairedDraw, structure: Structure) -> None:
 
 
 def check_one_place(structure: Structure, name: str) -> None:
-    """Refuse latents of data beside latents shared by all data, and latents that are one site for each datum."""
+    """Refuse latents in two places or in a loop.
+
+    They must be all of each datum or all shared by all data, and not one site for each datum.
+    """
     if not structure.per_datum and any(latent.local for latent in structure.latents):
         raise ValueError(
             f"{name} treats latents of each datum or latents shared by all data, but the program "
@@ -118,7 +133,11 @@ def check_one_place(structure: Structure, name: str) -> None:
 
 
 def divergences(pair: Pair) -> Tensor:
-    """KL(q || p) of a latent in nats, dimension by dimension (`[*batch, *event]`) where both factorise, else `[*batch]`."""
+    """Compute the KL divergence of a latent, in nats.
+
+    KL(q || p) is given dimension by dimension, `[*batch, *event]`, where both factorise, and
+    `[*batch]` otherwise.
+    """
     q, p = innermost(pair.guide), innermost(pair.model)
     if q.event_dim or p.event_dim:
         q, p = pair.guide, pair.model
@@ -130,7 +149,9 @@ def divergences(pair: Pair) -> Tensor:
 
 
 class BetaTC(Objective):
-    r"""The ELBO with its KL term in three parts, each with a weight of its own: the beta-TCVAE.
+    r"""ELBO with a KL term in three weighted parts.
+
+    This is the beta-TCVAE.
 
     $\mathbb{E}_x \mathrm{KL}(q(z \mid x) \| p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \| \prod_d q(z_d))
     + \sum_d \mathrm{KL}(q(z_d) \| p(z_d))$ are weighted by alpha, beta and gamma; the second, the
@@ -211,7 +232,10 @@ class BetaTC(Objective):
         return self.log_weights(LogJoint(-divergence, draw.likelihood), 0.0) * draw.scale
 
     def log_mixing(self, each: Tensor) -> Tensor:
-        """Log weights `[data, data]` with which a minibatch stands for the aggregate posterior of all data."""
+        """Compute mixture log weights `[data, data]` of the aggregate posterior.
+
+        With them a minibatch stands for all data.
+        """
         size, total = each.shape[0], self.num_data
         if size > total:
             raise ValueError(
@@ -226,7 +250,11 @@ class BetaTC(Objective):
 
 
 def cross_log_probs(pair: Pair) -> Tensor:
-    """log q(z_i,d | x_j) of the draw of datum i under the guide of datum j: `[data i, data j, dimensions]`."""
+    """Compute each draw's log density under every datum's guide.
+
+    It is log q(z_i,d | x_j) of the draw of datum i under the guide of datum j, `[data i, data j,
+    dimensions]`.
+    """
     q = innermost(pair.guide)
     if q.event_dim:
         raise ValueError(

@@ -18,7 +18,9 @@ __all__ = ["StraightThrough"]
 
 
 class OneHot(dist.OneHotCategorical):
-    """A one-hot categorical whose log density is the linear function of the value that agrees with it at the corners.
+    """One-hot categorical with a log density linear in the value.
+
+    It agrees with torch's at one-hot vectors.
 
     Torch's looks up the largest entry, which has no gradient.
     """
@@ -30,7 +32,10 @@ class OneHot(dist.OneHotCategorical):
 
 
 def linear_in_value(fn: Any) -> Any:
-    """A one-hot categorical, whatever `to_event`, `mask` and `expand` made of it, with the densities of `OneHot`."""
+    """Give a one-hot categorical the densities of `OneHot`.
+
+    Its `to_event`, `mask` and `expand` are kept.
+    """
     if isinstance(fn, dist.OneHotCategorical):
         return OneHot(logits=fn.logits, validate_args=False)
     inner = linear_in_value(fn.base_dist)
@@ -49,7 +54,10 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def draw_bernoulli(logits: Tensor, temperature: float) -> Tensor:
-    """0 or 1 of log odds `[...]`, with the gradient of sigmoid((logits + logistic noise) / temperature)."""
+    """Draw 0 or 1 with a relaxed gradient.
+
+    Log odds are `[...]`. The gradient is that of sigmoid((logits + logistic noise) / temperature).
+    """
     uniform = torch.rand_like(logits).clamp(
         torch.finfo(logits.dtype).tiny, 1 - torch.finfo(logits.dtype).eps
     )
@@ -58,7 +66,11 @@ def draw_bernoulli(logits: Tensor, temperature: float) -> Tensor:
 
 
 def draw_one_hot(logits: Tensor, temperature: float) -> Tensor:
-    """One-hot vectors of log weights `[..., K]`, with the gradient of softmax((logits + Gumbel noise) / temperature)."""
+    """Draw one-hot vectors with a relaxed gradient.
+
+    Log weights are `[..., K]`. The gradient is that of softmax((logits + Gumbel noise) /
+    temperature).
+    """
     exponential = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny).log().neg()
     noisy = logits - exponential.clamp_min(torch.finfo(logits.dtype).tiny).log()
     hard = one_hot(noisy.argmax(-1), logits.shape[-1]).to(logits)
@@ -66,7 +78,9 @@ def draw_one_hot(logits: Tensor, temperature: float) -> Tensor:
 
 
 class Relaxation(Messenger):
-    """Draws Bernoulli and one-hot sites straight through, and makes their densities differentiable in the value.
+    """Pyro handler that draws Bernoulli and one-hot sites straight-through.
+
+    Their densities become differentiable in the value.
 
     Must be outside of all plates, which give sites their shape.
     """

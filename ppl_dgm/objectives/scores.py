@@ -1,4 +1,7 @@
-"""Score matching: densities fitted by their gradients in the data, without normalisers."""
+"""Score matching: fitting densities without their normalisers.
+
+Densities are fitted by their gradients in the data.
+"""
 
 import math
 from collections.abc import Sequence
@@ -76,7 +79,10 @@ class ScoreMatching(EnergyObjective):
             return -(trace(score, x) + 0.5 * score.square().flatten(1).sum(-1))
 
     def _sliced_trace(self, score: Tensor, x: Tensor) -> Tensor:
-        """Estimate the trace of the score's Jacobian along random signs: `[data]`."""
+        """Estimate the trace of the score's Jacobian, `[data]`.
+
+        The directions are random signs.
+        """
         total = score.new_zeros(len(score))
         for _ in range(self.num_slices):
             signs = torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0).to(x)
@@ -95,12 +101,18 @@ class ScoreMatching(EnergyObjective):
 
 
 def score_of(density: DataDensity, x: Tensor) -> Tensor:
-    """Compute the gradient of log f in data `[data, *event]`, differentiably."""
+    """Compute the gradient of log f in the data.
+
+    Data are `[data, *event]`, and the result is differentiable.
+    """
     return derivative(density(x).sum(), x)
 
 
 def derivative(value: Tensor, x: Tensor) -> Tensor:
-    """Differentiate a scalar in x, differentiably; zero where it does not depend on x."""
+    """Compute the differentiable derivative of a scalar in x.
+
+    It is zero where the scalar does not depend on x.
+    """
     if not value.requires_grad:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(
@@ -110,7 +122,10 @@ def derivative(value: Tensor, x: Tensor) -> Tensor:
 
 
 def exact_trace(score: Tensor, x: Tensor) -> Tensor:
-    """Compute the trace of the score's Jacobian at data `[data, *event]`: `[data]`."""
+    """Compute the trace of the score's Jacobian, `[data]`.
+
+    Data are `[data, *event]`.
+    """
     flat = score.flatten(1)
     rows = [derivative(flat[:, d].sum(), x).flatten(1)[:, d] for d in range(flat.shape[1])]
     return torch.stack(rows).sum(0)

@@ -1,4 +1,7 @@
-"""The ELBO after some steps of refinement of what an encoder says, differentiated through those steps."""
+"""Semi-amortised inference: the ELBO after refinement steps.
+
+The steps refine what an encoder gives, and are differentiated through.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +18,9 @@ __all__ = ["SemiAmortised"]
 
 
 class SemiAmortised(ELBO):
-    r"""The ELBO at variational parameters that gradient ascent has improved, datum by datum, from the encoder's.
+    r"""ELBO at variational parameters refined by gradient ascent.
+
+    Each datum's parameters start at the encoder's.
 
     $\lambda_0 = \mathrm{encoder}(x)$, $\lambda_{j + 1} = \lambda_j + \eta\, \nabla_\lambda
     \mathrm{ELBO}(x; \lambda_j)$ with new draws at each step, and the objective $\mathrm{ELBO}(x;
@@ -84,7 +89,10 @@ class SemiAmortised(ELBO):
         return each * scale
 
     def _elbo(self, bound: Bound, guide: AmortisedGuide, params: Tensor) -> tuple[Tensor, Any]:
-        """The ELBO `[data]` at variational parameters `[data, P]`, and the scale of each datum."""
+        """Compute the ELBO `[data]` at given variational parameters.
+
+        Parameters are `[data, P]`. The scale of each datum is returned too.
+        """
         at_params = replace(bound, guide=lambda *_, **__: guide.draw(params))
         draw = at_params.draw(self.num_particles)
         joint = at_params.log_joint(draw.values)
@@ -92,7 +100,10 @@ class SemiAmortised(ELBO):
 
 
 def amortised(guide: Any) -> AmortisedGuide:
-    """The amortised guide that is called, whether a program's or on its own."""
+    """Unwrap an amortised guide from its program.
+
+    A guide on its own is returned as it is.
+    """
     own = getattr(guide, "fn", guide)
     if not isinstance(own, AmortisedGuide):
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Programs: Pyro model/guide pairs as torch modules, checked, and evaluated over many particles at once."""
+"""Programs: Pyro model/guide pairs as torch modules.
+
+They are checked, and evaluated over many particles at once.
+"""
 
 from ppl_dgm.program.arguments import call_signature, move_data, select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior

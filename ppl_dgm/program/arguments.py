@@ -1,4 +1,7 @@
-"""A program's arguments: data in any of the forms that users have them in."""
+"""Arguments of a program, made of users' data.
+
+The data may have any of the forms that users have them in.
+"""
 
 import inspect
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -22,7 +25,7 @@ __all__ = [
 
 
 def unpack_arguments(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
-    """Arguments as called, with data sets and tables among the positional ones unpacked."""
+    """Unpack data sets and tables among positional arguments."""
     positional: list[Any] = []
     named: dict[str, Any] = {}
     for arg in args:
@@ -34,7 +37,10 @@ def unpack_arguments(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
 
 
 def move_data(arguments: Arguments, device: torch.device | str | None) -> Arguments:
-    """The arguments with their tensors on a device; None leaves them."""
+    """Move the tensors among arguments to a device.
+
+    With None they stay where they are.
+    """
     if device is None:
         return arguments
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
@@ -46,7 +52,10 @@ def tensors_of(args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
 
 
 def names_of(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
-    """Name of the argument of `fn` that holds each tensor, in the order of `tensors_of`."""
+    """Return the argument name of each tensor.
+
+    Names are in the order of `tensors_of`.
+    """
     try:
         own = list(inspect.signature(fn).bind_partial(*args).arguments)
     except (TypeError, ValueError):  # a callable without a signature that can be read
@@ -57,7 +66,11 @@ def names_of(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def call_signature(args: tuple, kwargs: Mapping[str, Any]) -> Hashable:
-    """What tells calls of a program apart, whatever the size of their data: nesting, types, dimensions, other leaves."""
+    """Summarise the kind of a call's arguments.
+
+    Calls of one kind agree in nesting, types, dimensions and other leaves, whatever the size of
+    their data.
+    """
     leaves, nesting = tree_flatten((args, dict(kwargs)))
     return str(nesting), tuple(map(_kind, leaves))
 
@@ -75,7 +88,10 @@ def select_data(
     index: Any,
     held: Collection[int] = (),
 ) -> Arguments:
-    """Index the tensors among the arguments whose first dimension is the data plate's; hand the rest on.
+    """Index the arguments that hold data.
+
+    They are the tensors whose first dimension is the data plate's. All others are returned as they
+    are.
 
     `held` are the places, in the order of `tensors_of`, of tensors that all data share.
     """

@@ -1,4 +1,7 @@
-"""A program bound to data: its log densities over a leading dimension of particles."""
+"""Program bound to data, evaluated over many particles.
+
+Its log densities have a leading dimension of particles.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -46,7 +49,10 @@ Values = dict[str, Tensor]
 
 
 class LogJoint(NamedTuple):
-    """log p(z) and log p(x | z), each `[particles, data]` (per datum) or `[particles]` (data set).
+    """Log prior and log likelihood of latent values.
+
+    These are log p(z) and log p(x | z), each `[particles, data]` (per datum) or `[particles]` (data
+    set).
 
     `scale` is the factor by which each datum counts, a number or `[data]`: 10 for a minibatch of a
     tenth of the data.
@@ -63,7 +69,10 @@ class LogJoint(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Latent values `[particles, *shape]` by site name and their log density under the distribution that drew them.
+    """Latent values and the log density of their draw.
+
+    Values are `[particles, *shape]` by site name. The density is that of the distribution that drew
+    them.
 
     `score` is the log density of the sites drawn without a path gradient, without scales and masks.
     """
@@ -75,7 +84,9 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Bound:
-    """A model and guide with their data, seen as functions of particles of latent values.
+    """Model and guide with their data.
+
+    They are seen as functions of particles of latent values.
 
     Every method takes and returns tensors whose first dimension is particles; latent values are
     `[particles, *shape]` with the shape that one run of the program gives them. Log densities are
@@ -98,12 +109,18 @@ class Bound:
     keeps_guide_factors: bool = False
 
     def in_double(self) -> "Bound":
-        """The same in float64: data raised, and parameters, constants and literals as the program uses them."""
+        """Return the same bound program in float64.
+
+        Data are converted at once, parameters, constants and literals as the program uses them.
+        """
         args, kwargs = tree_map(to_double, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs, double=True)
 
     def draw(self, num_particles: int) -> Draw:
-        """Draw latents from the guide (the prior, where there is none)."""
+        """Draw latents from the guide.
+
+        Without a guide they are drawn from the prior.
+        """
         if not self.structure.latents:
             return Draw(self._subsample_indices(), 0.0)
         draw = self._draw_many(num_particles)
@@ -122,13 +139,19 @@ class Bound:
         return replace(self, structure=structure).draw(num_particles)
 
     def log_guide(self, values: Values) -> Tensor:
-        """log q(z | x) of given latents; point masses of the guide are recomputed from what they depend on."""
+        """Compute log q(z | x) of given latents.
+
+        Point masses of the guide are recomputed from what they depend on.
+        """
         if not self._guide_is_tractable:
             return self.log_joint(values).prior
         return self._map(self._guide_once, values, self.structure.guide_runs)
 
     def log_joint(self, values: Values) -> LogJoint:
-        """log p(z) and log p(x | z) of given latents, enumerated ones summed out."""
+        """Compute log prior and log likelihood of given latents.
+
+        They are log p(z) and log p(x | z), with enumerated latents summed out.
+        """
         scale: list[Any] = []
 
         def once(given: Values, particles: int | None) -> tuple[Any, Any]:
@@ -141,12 +164,18 @@ class Bound:
         return LogJoint(prior, likelihood.unsqueeze(0), scale[0])
 
     def proper(self) -> "Bound":
-        """The same with no latent masked: a density of all latents that integrates to the evidence."""
+        """Return the same bound program without masked latents.
+
+        Its density is one of all latents and integrates to the evidence.
+        """
         unmasked = tuple(latent.name for latent in self.structure.latents)
         return replace(self, structure=replace(self.structure, unmasked=unmasked))
 
     def log_densities_of_one(self, values: Values) -> tuple[Tensor, Tensor]:
-        """log p(x, z) and log q(z | x) of one particle, run without any vectorisation: what the others must equal."""
+        """Compute the log densities of one particle without vectorisation.
+
+        They are log p(x, z) and log q(z | x), which vectorised runs must equal.
+        """
 
         def evaluate() -> tuple[Tensor, Tensor]:
             prior, likelihood = self._model_once(values, None, [])
@@ -156,7 +185,10 @@ class Bound:
         return self._evaluate(evaluate)
 
     def is_entangled(self) -> bool:
-        """Whether drawn latents depend on summed-out ones, so that a draw from their prior is no path to its density."""
+        """Return whether drawn latents depend on summed-out ones.
+
+        Then a draw from their prior gives no path gradient of its density.
+        """
 
         def evaluate() -> bool:
             trace = self._trace(self.model, self._draw_once(None).values, None, enumerate_=True)
@@ -167,7 +199,9 @@ class Bound:
         )
 
     def model_trace(self) -> Any:
-        """One unvectorised trace of the model at the data, latents drawn by the guide.
+        """Trace the model once at the data, without vectorisation.
+
+        Latents are drawn by the guide.
 
         Of a model that runs only under enumeration the latents that are summed out have all their
         values.
@@ -183,7 +217,10 @@ class Bound:
             return self._evaluate(lambda: self._trace(self.model, values, None, enumerate_=True))
 
     def guide_is_noisy(self) -> bool:
-        """Whether log q at fixed latents differs from run to run, as it does under dropout."""
+        """Return whether log q at fixed latents is random.
+
+        It is random under dropout, for instance.
+        """
         if not (self.structure.has_guide and self.structure.latents):
             return False
 
@@ -195,11 +232,17 @@ class Bound:
         return self._evaluate(evaluate)
 
     def images(self, auxiliary: Values) -> Values:
-        """Latents of one particle that the guide makes of given auxiliary ones."""
+        """Compute the guide's latents from given auxiliary ones.
+
+        All are of one particle.
+        """
         return self._evaluate(lambda: self._draw_once(None, auxiliary).values)
 
     def undefined_sites(self, values: Values) -> list[str]:
-        """Names of the sites whose log density is NaN at the latents of one particle."""
+        """List the sites whose log density is NaN.
+
+        The latents are those of one particle.
+        """
 
         def evaluate() -> list[str]:
             sites = self._sites(self._trace(self.model, values, None, enumerate_=True))
@@ -228,7 +271,10 @@ class Bound:
         return sum_sites(self._guide_terms(self._sites(trace)), self._layout(particles))
 
     def _guide_terms(self, sites: Mapping[str, Site]) -> list[Site]:
-        """What log q is made of: what is drawn; for a fit also what a guide observes and its factors."""
+        """Select the sites that make up log q.
+
+        They are the drawn ones. For a fit, what a guide observes and its factors count too.
+        """
         kept = sites.values()
         return [site for site in kept if self.keeps_guide_factors or not site["is_observed"]]
 
@@ -254,12 +300,18 @@ class Bound:
 
     @property
     def _proposal(self) -> Callable:
-        """What draws: the guide, or the prior with what is summed out in sight, so that plates of particles reach it."""
+        """Callable that draws the latents: guide or prior.
+
+        The prior keeps summed-out variables visible, so that plates of particles reach them.
+        """
         return self.guide if self.structure.has_guide else Prior(self.model)
 
     @property
     def _guide_is_tractable(self) -> bool:
-        """Whether the density of a draw is that of its sites: not so for a prior with summed-out variables."""
+        """Whether a draw's density is that of its sites.
+
+        It is not for a prior with summed-out variables.
+        """
         return self.structure.has_guide or not self.structure.enumerated
 
     def _trace(
@@ -310,7 +362,10 @@ class Bound:
         )
 
     def _repeat(self, run: Callable, num_particles: int, mapped: Values, way: str) -> Any:
-        """Single runs of the program: mapped, or one after the other. One alone needs neither."""
+        """Run the program once for each particle.
+
+        The runs are mapped, or made one after the other. A single one needs neither.
+        """
         if way in ("loop", "single") and num_particles > 1:
             return self._evaluate(lambda: loop_runs(run, num_particles, mapped))
         return self._evaluate(lambda: vmap_runs(run, num_particles, self.device, mapped))
@@ -324,7 +379,10 @@ class Bound:
         return self.structure.layout(particles is not None)
 
     def _strip(self, name: str, value: Tensor) -> Tensor:
-        """Plate layout -> `[particles, *shape]`: drop the singleton dimensions of plates the site is not in."""
+        """Drop the plate dimensions that a site lacks.
+
+        They are singletons. The plate layout becomes `[particles, *shape]`.
+        """
         latent: Latent | None = self.structure.find(name)
         if latent is None:
             return value
@@ -350,7 +408,10 @@ class Bound:
         }
 
     def select(self, index: Any) -> Arguments:
-        """The arguments with their data at an index; what all data share is left whole."""
+        """Index the data among the arguments.
+
+        What all data share is left whole.
+        """
         return select_data(self.args, self.kwargs, self.num_data, index, self.structure.held)
 
     def count(self, values: Values) -> int:
@@ -359,19 +420,27 @@ class Bound:
 
     @property
     def device(self) -> torch.device | None:
-        """Device of the data, or None where the program takes none."""
+        """Device of the data.
+
+        It is None where the program takes no data.
+        """
         return next((tensor.device for tensor in tensors_of(self.args, self.kwargs)), None)
 
 
 @contextmanager
 def exactly() -> Iterator[None]:
-    """Compute to the last digit: in float64, with probabilities of zero."""
+    """Compute in float64, without clamping probabilities.
+
+    Probabilities may then be zero.
+    """
     with in_float64(), exact_probabilities():
         yield
 
 
 class Prior:
-    """The model's prior as a guide: all its latents, with the data and the factors hidden.
+    """Prior of the model, used as a guide.
+
+    It draws all latents, and hides the data and the factors.
 
     As the guide of Pyro's own losses it must hide the latents that are summed out too: they are
     none of the guide's.
@@ -386,7 +455,10 @@ class Prior:
 
 
 def is_given(site: Any) -> bool:
-    """Whether a site is data or a factor, not something to be drawn."""
+    """Return whether a site is data or a factor.
+
+    Such sites are not drawn.
+    """
     return site["type"] == "sample" and site["is_observed"]
 
 

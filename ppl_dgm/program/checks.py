@@ -1,4 +1,7 @@
-"""The errors of a program that does not fit itself or its data, each naming the site and the cure."""
+"""Errors of programs that do not fit their data.
+
+A program may also not fit itself. Each error names the site and the cure.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +36,10 @@ MAX_NESTING = 5  # plates of a program that runs only under enumeration
 def run(
     model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """Trace guide and model once; what fails is blamed on its half of the program and the data it was given."""
+    """Trace guide and model once.
+
+    An error names the half of the program that failed and the data that it was given.
+    """
     own = isinstance(getattr(guide, "fn", guide), Prior)
     role = "model" if own else "guide"
     try:
@@ -55,12 +61,18 @@ def run(
 
 
 def traced(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """Trace a half of a program, with what it observes as numbers."""
+    """Trace one half of a program.
+
+    Observed booleans and integers are held as floating-point numbers.
+    """
     return count_observed(poutine.trace(model).get_trace(*args, **kwargs))
 
 
 def run_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """Trace of a model that takes all values of its discrete latents at once; None where it does not run so either."""
+    """Trace a model with all its discrete latents enumerated.
+
+    The result is None where it does not run so either, or where nothing is enumerated.
+    """
     model = poutine.enum(model, first_available_dim=-1 - MAX_NESTING)
     try:
         trace = traced(model, args, kwargs)
@@ -72,7 +84,10 @@ def run_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> A
 def check_latents_apart(
     model: Callable, guide_trace: Any, args: tuple, kwargs: Mapping[str, Any]
 ) -> None:
-    """Where the model fails on the guide's latents, see whether it would have drawn others of its own."""
+    """Compare the guide's latents with those the model draws.
+
+    This is for models that fail on the guide's latents.
+    """
     trace = blame("model", lambda: poutine.trace(model).get_trace(*args, **kwargs), args, kwargs)
     own = dict(random_sites(trace))
     for name, site in random_sites(guide_trace):
@@ -81,7 +96,10 @@ def check_latents_apart(
 
 
 def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """Turn a failure inside the program into a ValueError that says what it was called with."""
+    """Turn a program's failure into a ValueError.
+
+    The message says what the program was called with.
+    """
     try:
         return call()
     except Exception as error:  # the user's own code may raise anything
@@ -94,14 +112,20 @@ def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> 
 
 
 def describe(leaf: Any) -> str:
-    """Shape, dtype and device of a tensor; the repr of anything else."""
+    """Describe a tensor by shape, dtype and device.
+
+    Anything else is shown by its repr.
+    """
     if isinstance(leaf, Tensor):
         return f"Tensor{tuple(leaf.shape)} of {leaf.dtype} on {leaf.device}"
     return repr(leaf)[:40]
 
 
 def refuse_implicit(structure: Structure, site: str) -> None:
-    """Raise ValueError for a program without a density, naming what gives it one and what needs none."""
+    """Refuse a program without a density.
+
+    The ValueError names what gives it one and what needs none.
+    """
     if structure.density(site) == "implicit":
         raise ValueError(
             f"the data site {site!r} is deterministic, so that the program has no density: no "
@@ -132,7 +156,9 @@ def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
 def check(
     structure: Structure, model_trace: Any, guide_trace: Any, again: Callable[[], Any]
 ) -> None:
-    """Check sites, plates, supports and shapes of one trace of the model and, if there is one, of the guide.
+    """Check the sites, plates, supports and shapes of traces.
+
+    There is one trace of the model and, if there is a guide, one of the guide.
 
     `again` traces guide and model once more, with other latents.
     """
@@ -174,7 +200,10 @@ def check_plate(structure: Structure, *traces: Any) -> None:
 
 
 def check_sequential(structure: Structure, model_trace: Any) -> None:
-    """Refuse latents that another run does not have: a loop over a random part of the data names them by datum."""
+    """Refuse loops over a random part of the data.
+
+    Their latents are named by datum, so that another run does not have them.
+    """
     loops = [
         (name, frame.name)
         for name, site in random_sites(model_trace)
@@ -190,7 +219,11 @@ def check_sequential(structure: Structure, model_trace: Any) -> None:
 
 
 def check_observed(site: Site, again: Callable[[], Any]) -> None:
-    """Check shape, device, dtype, NaN and support of one observed value; a support may move with the latents."""
+    """Check one observed value.
+
+    It must be a tensor of the right shape, without NaN and inside the support. A support may move
+    with the latents.
+    """
     name, fn, value = site["name"], site["fn"], site["value"]
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -216,7 +249,11 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
 
 
 def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
-    """Refuse data that broadcast to their distribution's event, and those of which it gives no density."""
+    """Check the shape of observed data.
+
+    Data that broadcast to their distribution's event are refused, and so are those of which it
+    gives no density.
+    """
     expected, event = tuple(fn.shape()), tuple(fn.event_shape)
     given = tuple(value.shape[value.dim() - len(event) :]) if value.dim() >= len(event) else ()
     repeated = len(given) < len(event) or any(g < e for g, e in zip(given, event, strict=True))
@@ -234,7 +271,10 @@ def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
 
 
 def check_data_dimension(site: Site, structure: Structure) -> None:
-    """Refuse one value for all data: a datum without the dimension of data would count as many."""
+    """Refuse one observed value for a whole data plate.
+
+    A datum without the dimension of data would count as many.
+    """
     frame, event, value = (
         structure.layout(False).data_frame(site),
         len(site["fn"].event_shape),
@@ -276,7 +316,10 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
 
 
 def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
-    """Refuse a guide with more randomness than its latents hold: its log weights average to no evidence."""
+    """Refuse guides with more randomness than their latents hold.
+
+    Their log weights do not average to the evidence.
+    """
     image = {
         name: isinstance(innermost(site["fn"]), dist.Delta) for name, site in guide_sites.items()
     }
@@ -298,7 +341,10 @@ def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
 
 
 def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
-    """Check that a latent has the same shape and support in model and guide."""
+    """Check that a latent agrees in model and guide.
+
+    Its shape and support must be the same.
+    """
     model_fn, guide_fn = model_site["fn"], guide_site["fn"]
     if (
         tuple(model_fn.shape()) != tuple(guide_fn.shape())
@@ -320,7 +366,10 @@ def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
 
 
 def narrower(guide_fn: Any, model_fn: Any) -> bool:
-    """Whether draws of the model's prior fall outside the guide's support."""
+    """Return whether the guide's support misses draws of the prior.
+
+    The prior is the model's.
+    """
     try:
         return not bool(guide_fn.support.check(model_fn.sample()).all())
     except NotImplementedError:
@@ -328,7 +377,10 @@ def narrower(guide_fn: Any, model_fn: Any) -> bool:
 
 
 def compute(role: str, trace: Any) -> None:
-    """Compute a trace's log densities; what fails is blamed on its half of the program."""
+    """Compute the log densities of a trace.
+
+    An error names the half of the program that failed.
+    """
     given = {name: site["value"] for name, site in random_sites(trace) if site["is_observed"]}
     with unvalidated():
         blame(role, trace.compute_log_prob, (), given)
@@ -353,7 +405,9 @@ def check_shapes(role: str, trace: Any, structure: Structure) -> None:
 
 
 def refuse_point_masses(bound: Any) -> None:
-    """Raise ValueError for latents that are fixed, not drawn: no weights come of them.
+    """Refuse latents that are fixed by point masses.
+
+    A ValueError is raised, since latents that are not drawn give no weights.
 
     A guide that draws noise of its own and makes latents of it (a flow) is none of these.
     """

@@ -1,4 +1,7 @@
-"""Our log densities beside Pyro's own, on one trace, site by site."""
+"""Comparison of our log densities with Pyro's.
+
+They are compared on one trace, site by site.
+"""
 
 from typing import Any
 
@@ -15,7 +18,9 @@ TOLERANCE = 1e-3  # nats, and relative
 
 
 def unlike_pyro(bound: Bound, guide_trace: Any, model_trace: Any) -> tuple[str, ...]:
-    """Find the sites whose terms in our losses are not those in Pyro's, on traces of both halves.
+    """Find the sites whose loss terms differ from Pyro's.
+
+    Traces of both halves are compared.
 
     Pyro leaves out what a mask takes out of one half alone; sites that are summed out have no term
     of their own.
@@ -33,7 +38,10 @@ def unlike_pyro(bound: Bound, guide_trace: Any, model_trace: Any) -> tuple[str, 
 
 
 def term(bound: Bound, site: Site) -> torch.Tensor:
-    """The scaled log density of a site, all its data together."""
+    """Compute the scaled log density of a site.
+
+    It is summed over all data.
+    """
     layout = bound.structure.layout(False)
     return torch.as_tensor(sum_sites([site], layout) * layout.datum_scale(site)).sum()
 

@@ -1,4 +1,7 @@
-"""The argument that holds a program's data: log densities of other data in its place."""
+"""Argument that holds a program's data.
+
+Other data can take its place, for their log densities.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +19,9 @@ __all__ = ["DataArgument"]
 
 @dataclass(frozen=True)
 class DataArgument:
-    """Where the data of the only observed site are among a program's arguments.
+    """Place of the data among a program's arguments.
+
+    The data are those of the only observed site.
 
     Args:
         site: name of the observed site.
@@ -30,7 +35,9 @@ class DataArgument:
 
     @classmethod
     def find(cls, bound: Bound) -> "DataArgument":
-        """Find the argument that the only observed site of a program observes.
+        """Find the argument that the program observes.
+
+        The program must have exactly one observed site.
 
         Raises:
             ValueError: for several observed sites, or data that are no argument of the program.
@@ -51,7 +58,10 @@ class DataArgument:
         return tree_flatten((bound.args, dict(bound.kwargs)))[0][self.position]
 
     def exchange(self, bound: Bound, value: Tensor, rows: Tensor | None = None) -> Bound:
-        """Return the program with other data `[n, *event]`, beside the covariates of data `rows` `[n]`, if given."""
+        """Return the program with other data `[n, *event]`.
+
+        With `rows` `[n]`, the covariates are those of the data of these numbers.
+        """
         args, kwargs = bound.args, dict(bound.kwargs)
         if rows is not None:
             args, kwargs = select_data(args, kwargs, len(self.value(bound)), rows)

@@ -1,4 +1,4 @@
-"""A program as tables for notebooks: its sites and its parameters."""
+"""Tables of a program's sites and parameters for notebooks."""
 
 from torch import nn
 
@@ -11,7 +11,10 @@ MOST_PARAMETERS = 20  # that are listed one by one
 
 
 def describe_program(name: str, structure: Structure | None, module: nn.Module) -> str:
-    """Tables of the sites, as the latest run on data found them, and of the parameters."""
+    """Describe a program by tables of sites and parameters.
+
+    The sites are those that the latest run on data found.
+    """
     if structure is None:
         return f"<p>{name}, not yet run on data: program.initialise(*data)</p>" + _parameters(
             module

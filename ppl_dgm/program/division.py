@@ -1,4 +1,7 @@
-"""Which arguments of a program are data: learnt from its densities, or declared by the user."""
+"""Division of arguments into data and shared values.
+
+It is learnt from a program's densities, or declared by the user.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +44,10 @@ def lazy_division(
 def places_of(
     model: Callable, args: tuple, kwargs: Mapping[str, Any], shared: Collection[str]
 ) -> Held:
-    """Places, among the tensors, of the arguments of these names; all must exist."""
+    """Find the places of named arguments among the tensors.
+
+    All names must exist.
+    """
     names = names_of(getattr(model, "fn", model), args, kwargs)
     if unknown := sorted(set(shared) - set(names)):
         raise ValueError(
@@ -59,7 +65,9 @@ def learn_division(
     plate: str,
     declared: Held = frozenset(),
 ) -> Held | None:
-    """Find the arguments that all data share, such that parts of the data have the densities that they have in the whole.
+    """Find the arguments that all data share.
+
+    With them held, parts of the data have the densities that they have in the whole.
 
     Every site inside the data plate must have, on the first and on the last few data alone, the log
     density that it has for them among all data, and every site outside must have the same one.
@@ -81,7 +89,10 @@ def learn_division(
 
 
 class Trial:
-    """A program run on all of its data, and on parts of them with some arguments held."""
+    """Trial runs of a program on parts of its data.
+
+    They are compared with a run on all data. Some arguments are held whole.
+    """
 
     def __init__(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], plate: str
@@ -97,7 +108,7 @@ class Trial:
         self.divisible = all(f.dim is not None and f.size == self.size for f in frames)
 
     def is_possible(self) -> bool:
-        """Whether there is a data plate of a size that can be divided."""
+        """Return whether there is a data plate to divide."""
         return self.divisible and self.size > 1
 
     def learn(self, declared: Held) -> Held | None:
@@ -126,7 +137,10 @@ class Trial:
         )
 
     def agrees(self, held: Collection[int]) -> bool:
-        """Whether parts of the data have the densities that they have in the whole."""
+        """Return whether parts of the data keep their densities.
+
+        The densities are those that they have in the whole.
+        """
         few = num_few(self.size)
         try:
             return all(self._agrees_on(held, start, few) for start in (0, self.size - few))
@@ -163,7 +177,10 @@ class Run:
         kwargs: Mapping[str, Any],
         values: Mapping[str, Tensor] | None,
     ) -> "Run":
-        """Run both, at given latents or at those that the guide draws."""
+        """Run guide and model once.
+
+        Latents are given, or else drawn by the guide.
+        """
         with Substitute(values or {}):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model = model if values else poutine.replay(model, trace=guide_trace)
@@ -189,14 +206,21 @@ class Run:
         }
 
     def pairs(self, other: "Run", plate: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Log densities of this and another run; a guide may draw what all data share from those it sees."""
+        """Pair the log densities of two runs.
+
+        Guide sites outside the data plate are left out, since a guide may draw them from the data
+        that it sees.
+        """
         for (half, name), one in self.scored.items():
             if half == "model" or in_plate(self.guide[name], plate):
                 yield one, other.scored[half, name]
 
 
 def narrow(value: Tensor, dim: int | None, size: int, start: int, few: int) -> Tensor:
-    """The part of a tensor that belongs to some data, where it has a dimension of data."""
+    """Return the part of a tensor for some data.
+
+    A tensor without a dimension of data is returned whole.
+    """
     if dim is None or value.dim() < -dim or value.shape[dim] != size:
         return value
     return value.narrow(dim, start, few)
@@ -209,5 +233,8 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 
 def num_few(size: int) -> int:
-    """How many data are a few: at most half of them."""
+    """Return the number of data in a small part.
+
+    It is at most half of the data.
+    """
     return max(1, min(PROOF_DATA, size // 2))

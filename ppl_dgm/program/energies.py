@@ -1,4 +1,7 @@
-"""Energies: factors that depend on the data, so that the data's density is unnormalised."""
+"""Energies: factors that depend on the data.
+
+They make the density of the data unnormalised.
+"""
 
 from typing import Any
 
@@ -18,7 +21,10 @@ NUM_REDRAWS = 3  # other data, in one of which an energy shows itself
 
 
 class Redraw(Messenger):
-    """Gives observed sites other values: draws, or the data in reverse where none is to be had."""
+    """Pyro handler that gives observed sites other values.
+
+    They are draws, or the data in reverse order where a site cannot be drawn.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -35,7 +41,10 @@ class Redraw(Messenger):
 
 
 def find_energies(model: Any, trace: Any, args: tuple, kwargs: Any) -> tuple[str, ...]:
-    """Find the factors that change with the values of observed sites, latents being what they are."""
+    """Find the factors that depend on observed values.
+
+    The latents are held fixed.
+    """
     if not factor_values(trace) or all(
         is_factor(s) or not s["is_observed"] for _, s in random_sites(trace)
     ):

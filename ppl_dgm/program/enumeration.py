@@ -16,7 +16,9 @@ __all__ = ["entangled", "split_enumerated"]
 
 
 def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:
-    """log p(z) and log p(x | z) of the drawn latents z, the enumerated ones summed out exactly.
+    """Compute log prior and likelihood with enumerated latents summed out.
+
+    They are log p(z) and log p(x | z) of the drawn latents z. The sums are exact.
 
     Where no drawn latent depends on an enumerated one, these are summed out of p(x | z) alone; else
     p(x | z) is p(x, z) / p(z), each with its own sum. Masks do not touch what is summed out: a
@@ -32,7 +34,10 @@ def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any
 
 
 def entangled(trace: Any, sites: list[Site]) -> bool:
-    """Pack the log densities of a trace's sites, and tell whether that of a drawn latent depends on an enumerated one."""
+    """Return whether a drawn latent depends on enumerated ones.
+
+    The log densities of the trace's sites are packed on the way.
+    """
     unmask(filter(is_summed_out, sites))
     for site in sites:
         site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
@@ -42,7 +47,9 @@ def entangled(trace: Any, sites: list[Site]) -> bool:
 
 
 def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
-    """Sum the packed log densities of sites after summing out the enumerated ones among them (tensor variable elimination).
+    """Sum log densities after summing out enumerated sites.
+
+    This is tensor variable elimination on packed log densities.
 
     Obermeyer et al. (2019), "Tensor variable elimination for plated factor graphs". Masks of what
     depends on them apply inside the sum over the discrete values, scales outside.
@@ -62,7 +69,10 @@ def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
 
 
 def linked(sites: list[Site], symbols: set[str]) -> list[list[Site]]:
-    """The sites with a dimension among these, in groups that share none."""
+    """Group sites by the enumerated dimensions that they share.
+
+    Different groups share none. Sites with none of these dimensions are left out.
+    """
     groups: list[tuple[set[str], list[Site]]] = []
     for site in filter(lambda site: depends(site, symbols), sites):
         own = symbols.intersection(site["packed"]["log_prob"]._pyro_dims)
@@ -76,7 +86,10 @@ def linked(sites: list[Site], symbols: set[str]) -> list[list[Site]]:
 
 
 def depends(site: Site, symbols: set[str]) -> bool:
-    """Whether a site's packed log density has a dimension among these."""
+    """Return whether a site has any of these dimensions.
+
+    The dimensions are those of its packed log density.
+    """
     return not symbols.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
 
 
@@ -94,7 +107,10 @@ def plate_symbols(trace: Any, site: Site) -> frozenset[str]:
 
 
 def shared_site(group: list[Site], layout: Layout) -> Site:
-    """A site in the plates that all sites of a group are in: it stands for their contracted term."""
+    """Make a site for the contracted term of a group.
+
+    It is in the plates that all sites of the group are in.
+    """
     stack = tuple(
         f
         for f in group[0]["cond_indep_stack"]
@@ -112,7 +128,10 @@ def shared_site(group: list[Site], layout: Layout) -> Site:
 
 
 def shared_scale(scales: list[Any]) -> Any:
-    """The one scale of all sites that share an enumerated variable."""
+    """Return the common scale of linked sites.
+
+    These sites share an enumerated variable. Different scales are refused.
+    """
     if all(
         scale is scales[0] or bool(torch.as_tensor(scale == scales[0]).all()) for scale in scales
     ):

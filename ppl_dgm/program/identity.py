@@ -1,4 +1,7 @@
-"""What a computation is, in named parts, so that a checkpoint of another one is refused."""
+"""Identity of a computation, in named parts.
+
+With it a checkpoint of another computation is refused.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Set
@@ -18,7 +21,9 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
 def identify(parts: Mapping[str, Any]) -> Identity:
-    """Name the content of each part: short values as text, all others by digest.
+    """Name the content of each part.
+
+    Short values are named by text, all others by digest.
 
     Args:
         parts: anything by name; tensors count by dtype, shape and values, modules by class,
@@ -35,7 +40,10 @@ def identify(parts: Mapping[str, Any]) -> Identity:
 
 
 def difference(saved: Any, mine: Identity) -> str:
-    """Say in which parts this computation differs from a saved one; empty if in none."""
+    """Describe how this computation differs from a saved one.
+
+    The result is empty if it does not.
+    """
     if not isinstance(saved, Mapping):
         return "the file names no computation"
     names = [*mine, *(name for name in saved if name not in mine)]
@@ -45,7 +53,9 @@ def difference(saved: Any, mine: Identity) -> str:
 
 
 def digest(value: Any) -> str:
-    """Digest settings, tensors, modules and functions by content, not by place in memory.
+    """Compute a digest of a value's content.
+
+    Settings, tensors, modules and functions count by content, not by place in memory.
 
     Example:
         >>> import torch
@@ -76,7 +86,10 @@ def _told(name: str, saved: Mapping[str, str], mine: Identity) -> str:
 
 
 def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
-    """The content of a value in pieces; what was met before is told by when, so that cycles end."""
+    """Yield the content of a value in pieces.
+
+    A value met before is given by its number, so that cycles end.
+    """
     if isinstance(value, _PLAIN):
         yield repr(value).encode()
         return
@@ -119,7 +132,10 @@ def _array(values: Tensor, dtype: str) -> Iterator[bytes]:
 
 @singledispatch
 def _parts(value: Any) -> list[Any]:
-    """What a compound value consists of; objects of unknown kinds count by class and settings."""
+    """List the parts of a compound value.
+
+    Objects of unknown kinds count by class and settings.
+    """
     if is_dataclass(value):
         return [getattr(value, field.name) for field in fields(value)]
     return [_settings(value)]
@@ -162,7 +178,10 @@ def _(value: nn.Module) -> list[Any]:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """Public attributes of an object that are plain values, tensors or functions."""
+    """Collect the public settings of an object.
+
+    They are attributes that are plain values, tensors, arrays, tuples or functions.
+    """
     kinds = (*_PLAIN, Tensor, np.ndarray, FunctionType, partial, tuple)
     found = getattr(value, "__dict__", {})
     return {
@@ -181,14 +200,20 @@ def _code(code: CodeType) -> list[Any]:
 
 
 def _reached(function: FunctionType) -> list[Any]:
-    """What a function closes over, and the globals of its own module that it names."""
+    """List the values that a function refers to.
+
+    They are what it closes over, and the globals of its own module that it names.
+    """
     cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     named = (function.__globals__.get(name) for name in function.__code__.co_names)
     return cells + [value for value in named if _is_own(value, function)]
 
 
 def _is_own(value: Any, function: FunctionType) -> bool:
-    """Whether a global is the author's: data, or a function of the same module."""
+    """Return whether a global belongs to the function's author.
+
+    It does if it is data, or a function of the same module.
+    """
     if isinstance(value, FunctionType):
         return value.__module__ == function.__module__
     return not isinstance(value, (type, ModuleType))

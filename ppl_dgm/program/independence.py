@@ -1,4 +1,7 @@
-"""Data are independent where no datum's density moves with another's latents."""
+"""Test of whether the data of a program are independent.
+
+They are where no datum's density moves with another's latents.
+"""
 
 from collections.abc import Iterator
 
@@ -16,7 +19,9 @@ Terms = tuple[Tensor, Tensor]  # log p(x, z) and log q(z), `[data]`
 
 
 def are_independent(bound: Bound) -> bool:
-    """Return whether each datum's terms stay as they are when others' latents change.
+    """Return whether the data of a program are independent.
+
+    They are if each datum's terms stay as they are when the latents of others change.
 
     The name of a plate promises it; a Gaussian process inside the plate breaks the promise.
     """
@@ -47,13 +52,16 @@ def moved(terms: Terms, others: Terms, kept: Tensor) -> bool:
 
 
 def turns(bound: Bound) -> list[str]:
-    """Names of some latents that are one site for each datum, as in a Python loop over the data."""
+    """List some latents that belong to one datum each.
+
+    Each is a site of its own, as in a Python loop over the data.
+    """
     names = [latent.name for latent in bound.structure.latents if not latent.batch_dim]
     return names[:: max(1, len(names) // NUM_TURNS)]
 
 
 def reaches_others(terms: Terms, others: Terms) -> bool:
-    """Return whether the terms of more than one datum have moved."""
+    """Return whether terms of more than one datum have changed."""
     apart = (
         ~torch.isclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True)
         for one, other in zip(terms, others, strict=True)
@@ -75,7 +83,10 @@ def halves(size: int, device: torch.device | None) -> Iterator[Tensor]:
 
 
 def mixture(bound: Bound, one: Values, other: Values, kept: Tensor) -> Values:
-    """Latents of one draw for some data, of another for the others."""
+    """Mix latents of two draws by datum.
+
+    The data in `kept` have the latents of the first draw, all others those of the second.
+    """
     mixed = dict(one)
     for latent in bound.structure.latents:
         value, batch = one[latent.name], latent.batch_dim

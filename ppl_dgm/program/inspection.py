@@ -1,4 +1,7 @@
-"""Running a program once to learn its structure, and saying clearly what is wrong with it."""
+"""Inspection of a program by running it once.
+
+It learns the program's structure, and says clearly what is wrong with it.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -44,7 +47,9 @@ LARGE = 64 * 2**20  # bytes of data that are run at once
 
 @dataclass(frozen=True)
 class Examination:
-    """What one look at a program and its data told: structure, number of data, and what was observed.
+    """Result of examining a program at its data.
+
+    It tells the structure, the number of data, and what was observed.
 
     `digest` identifies the observed values, whatever the sites' names; `num_dims` counts them.
     """
@@ -64,7 +69,10 @@ def inspect(
     sum_out: bool = False,
     training: bool = False,
 ) -> Structure:
-    """Find the structure of a model and guide at their data; see `examine`."""
+    """Find the structure of a model and guide.
+
+    They are run at their data. See `examine`.
+    """
     return examine(model, guide, args, kwargs, plate, sum_out, training=training).structure
 
 
@@ -79,7 +87,9 @@ def examine(
     particles: int | None = None,
     training: bool = False,
 ) -> Examination:
-    """Find the structure of a model and guide, checking that they fit each other and all of their data.
+    """Check a model and guide and find their structure.
+
+    They must fit each other and all of their data.
 
     Runs both once on all of the data with all of Pyro's checks on, then proves that running several
     particles at once gives what running them one by one gives, unless `particles` is 1. Whether
@@ -147,12 +157,17 @@ def examine(
 
 
 def leading_size(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
-    """First dimension of the first tensor argument: the number of data, if the data plate agrees."""
+    """Return the first dimension of the first tensor argument.
+
+    It is the number of data, if the data plate agrees.
+    """
     return next((tensor.shape[0] for tensor in tensors_of(args, kwargs) if tensor.dim()), None)
 
 
 def prepared(*callables: Any) -> bool:
-    """Whether the program's state cannot be shaped by its first run: that one then may see a part of the data.
+    """Return whether a first run may use partial data.
+
+    It may where a first run cannot shape the program's state.
 
     Functions make parameters (`pyro.param("loc", torch.zeros(len(x)))`) and autoguides plates at
     their first run.
@@ -177,7 +192,10 @@ def portions(
     plate: str,
     division: Division,
 ) -> Iterator[tuple[tuple, Mapping[str, Any]]]:
-    """All data at once; many at a time where they are too large for that and the program can be divided."""
+    """Yield the data at once, or in parts if large.
+
+    They are divided where they are too large for one run and the program can be divided.
+    """
     size = leading_size(args, kwargs)
     large = sum(tensor.nbytes for tensor in tensors_of(args, kwargs)) > LARGE
     if not (size and large and prepared(model, guide)):
@@ -194,7 +212,10 @@ def portions(
 
 
 def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool) -> Structure:
-    """Classify the sites of one trace of the model and, if there is a guide, of the guide."""
+    """Read a program's structure from its traces.
+
+    There is one trace of the model and, if there is a guide, one of the guide.
+    """
     model_sites, guide_sites = (
         dict(random_sites(model_trace)),
         dict(random_sites(guide_trace)) if guide_trace else {},
@@ -240,7 +261,7 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
 
 
 def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False) -> Latent:
-    """Describe one latent by its site in the model and in the guide."""
+    """Describe a latent by its model and guide sites."""
     return Latent(
         name=site["name"],
         support=site["fn"].support,
@@ -255,7 +276,9 @@ def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False)
 
 
 def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
-    """The drawn latents whose masks in model and guide differ, so that what is masked does not cancel.
+    """List latents whose masks differ in model and guide.
+
+    What is masked does not cancel for these. They are drawn ones.
 
     A point mass that is no image of noise has nothing to cancel: its prior counts where the model
     says so.
@@ -275,12 +298,19 @@ def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
 
 
 def summed_out(site: Site, everything: bool) -> bool:
-    """Whether a latent that no guide draws is to be enumerated."""
+    """Return whether a latent is to be enumerated.
+
+    The latent is one that no guide draws.
+    """
     return is_enumerated(site) or (everything and site["fn"].has_enumerate_support)
 
 
 def one_scale(sites: list[Site]) -> bool:
-    """Whether all sites have the same `poutine.scale`; decided once here, since tensors must not be compared later."""
+    """Return whether all sites have the same scale.
+
+    The scale is that of `poutine.scale`. This is decided once, since tensors must not be compared
+    later.
+    """
     scales = [site["scale"] for site in sites]
     if len({isinstance(scale, Tensor) for scale in scales}) > 1:
         return False  # a tensor on some sites alone may be another in other runs

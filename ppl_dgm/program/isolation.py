@@ -1,4 +1,7 @@
-"""Running programs without changing them: evaluation mode, no gradients, generators left alone."""
+"""Contexts that run programs without changing them.
+
+They give evaluation mode, no gradients, and generators left alone.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +20,11 @@ __all__ = ["evaluating", "repeatable", "undisturbed", "undone", "undone_on_error
 
 
 class EvaluationMode(Messenger):
-    """Puts modules in evaluation mode, also those that a program registers by `pyro.module` while it runs, and back."""
+    """Pyro handler that puts modules in evaluation mode.
+
+    This holds also for modules that a program registers by `pyro.module` while it runs. All get
+    their modes back at the end.
+    """
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
@@ -36,7 +43,10 @@ class EvaluationMode(Messenger):
             module.training = training
 
     def switch(self, module: nn.Module) -> None:
-        """Put a module and its children in evaluation mode, noting what they were in."""
+        """Put a module and its children in evaluation mode.
+
+        Their modes before are noted.
+        """
         for child in module.modules():
             self.modes.setdefault(child, child.training)
             child.training = False
@@ -54,7 +64,11 @@ class EvaluationMode(Messenger):
 
 @contextmanager
 def evaluating(*callables: Any) -> Iterator[None]:
-    """Put torch modules in evaluation mode (dropout off, batch norm fixed) and back, with those that others register."""
+    """Put torch modules in evaluation mode during a block.
+
+    Dropout is off and batch norm fixed, also in modules that others register. The modes are
+    restored after it.
+    """
     with pyro_in_turn(), EvaluationMode(*(fn for fn in callables if isinstance(fn, nn.Module))):
         yield
 
@@ -68,7 +82,7 @@ class UnchangedBuffers(EvaluationMode):
 
     @contextmanager
     def in_given_modes(self) -> Iterator[None]:
-        """Run a block in the modes in which the modules were before."""
+        """Run a block in the modules' original modes."""
         for module, training in self.modes.items():
             module.training = training
         try:
@@ -78,7 +92,10 @@ class UnchangedBuffers(EvaluationMode):
                 module.training = False
 
     def switch(self, module: nn.Module) -> None:
-        """Note the buffers of a module and its children, and put them in evaluation mode."""
+        """Note a module's buffers and start its evaluation mode.
+
+        This holds for its children too.
+        """
         for child in module.modules():
             if child not in self.modes:
                 self.buffers += noted(child._buffers)
@@ -93,7 +110,10 @@ Noted = tuple[dict[str, Any], str, Tensor, Tensor, int]
 
 
 def noted(tensors: dict[str, Any]) -> list[Noted]:
-    """Where tensors are held, copies of their values, and how often they had been written to."""
+    """Record where tensors are held, and their values.
+
+    The values are copies. How often each tensor had been written to is recorded too.
+    """
     return [
         (tensors, name, tensor, tensor.detach().clone(), tensor._version)
         for name, tensor in tensors.items()
@@ -103,7 +123,10 @@ def noted(tensors: dict[str, Any]) -> list[Noted]:
 
 @torch.no_grad()
 def put_back(places: list[Noted]) -> None:
-    """Give each place its tensor back, and each tensor that was written to its value."""
+    """Restore recorded tensors and their values.
+
+    Each place gets its tensor back, and each tensor that was written to its value.
+    """
     for held, name, tensor, value, version in places:
         held[name] = tensor
         if tensor._version != version:
@@ -111,7 +134,9 @@ def put_back(places: list[Noted]) -> None:
 
 
 class Snapshot:
-    """What modules hold, to be put back after a run that should not have happened.
+    """Snapshot of what modules hold.
+
+    It is put back after a run that should not have happened.
 
     Lists and dicts (plates that a guide keeps, say) get their contents back, and whatever was
     created is dropped; parameters are taken to have kept their values, as they do without
@@ -145,7 +170,10 @@ class Snapshot:
 
 @contextmanager
 def repeatable(*callables: Any) -> Iterator[None]:
-    """Put generators and buffers back after a block, so that it runs again as before."""
+    """Restore generators and buffers after a block.
+
+    The block then runs again as before.
+    """
     modules = {part for fn in callables if isinstance(fn, nn.Module) for part in fn.modules()}
     for module in tuple(modules):
         scope = getattr(module, "scope", None)
@@ -168,7 +196,7 @@ def undone(*callables: Any) -> Iterator[None]:
 
 @contextmanager
 def undone_on_error(*callables: Any) -> Iterator[None]:
-    """Put modules back as they were if a block fails or is interrupted."""
+    """Restore modules if a block fails or is interrupted."""
     snapshot = Snapshot(*callables)
     try:
         yield
@@ -179,7 +207,10 @@ def undone_on_error(*callables: Any) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(*callables: Any) -> Iterator["UnchangedBuffers"]:
-    """Run a block in evaluation mode, without gradients, and put generators and buffers back after it."""
+    """Run a block in evaluation mode without gradients.
+
+    Generators and buffers are restored after it.
+    """
     modules = [fn for fn in callables if isinstance(fn, nn.Module)]
     devices = {parameter.device for module in modules for parameter in module.parameters()}
     with (

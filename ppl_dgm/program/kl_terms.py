@@ -1,4 +1,7 @@
-"""A latent's distribution in the guide and in the model side by side: what terms beyond log weights are made of."""
+"""Distributions of each latent in guide and model, paired.
+
+Terms beyond log weights are made of these pairs.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,10 @@ __all__ = ["Pair", "PairedDraw", "draw_pairs"]
 
 @dataclass(frozen=True)
 class Pair:
-    """A latent with its distributions q in the guide and p in the model, given the other latents, and its draw."""
+    """Distributions of one latent in guide and model.
+
+    They are q and p, given the other latents. `value` is its draw.
+    """
 
     latent: Latent
     guide: Any
@@ -26,7 +32,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairedDraw:
-    """One draw of all latents, in the guide's order, and log p(x | z) with each datum's scale: `[data]` (per datum) or `[]`."""
+    """One draw of all latents, paired with their distributions.
+
+    Pairs are in the guide's order. `likelihood` is log p(x | z), `[data]` (per datum) or `[]`, and
+    `scale` that of each datum.
+    """
 
     pairs: tuple[Pair, ...]
     likelihood: Any
@@ -82,7 +92,10 @@ def is_masked(site: Site) -> bool:
 
 
 def check_pairs(bound: Bound) -> None:
-    """Refuse programs whose KL term is more or less than the pairs of their latents."""
+    """Check that the KL term divides into latents.
+
+    It must be neither more nor less than the sum over their pairs.
+    """
     structure = bound.structure
     auxiliary = [latent.name for latent in structure.latents if latent.auxiliary]
     faults = {

@@ -1,4 +1,7 @@
-"""Ladder: densities of data between one that can be drawn and a model's own."""
+"""Paths from a simple density to an unnormalised model's own.
+
+The first density of the path can be drawn.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,7 +17,9 @@ STATES_AT_ONCE = 2**14
 
 
 class Ladder(ABC):
-    r"""What an unnormalised model knows of itself beyond its density: a path to it, and moves along that path.
+    r"""Path to an unnormalised model, with moves along it.
+
+    It is what the model knows of itself beyond its density.
 
     A model that is a `Ladder` is annealed and moved by its own transitions, in place of those that
     only see its log density: $f_\beta$ for $\beta$ in [0, 1] goes from a normalised density, which
@@ -28,14 +33,23 @@ class Ladder(ABC):
 
     @abstractmethod
     def log_density(self, x: Tensor, beta: Any) -> Tensor:
-        r"""Compute $\log f_\beta$ of data `[n, *event]`, in nats: `[n]`; $f_0$ integrates to one."""
+        r"""Compute $\log f_\beta$ of data `[n, *event]`, in nats.
+
+        The result is `[n]`. $f_0$ integrates to one.
+        """
 
     @abstractmethod
     def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
-        r"""Move data `[n, *event]` once, by a reversible transition that leaves $f_\beta$ invariant."""
+        r"""Move data `[n, *event]` once by a reversible transition.
+
+        The transition leaves $f_\beta$ invariant.
+        """
 
     def log_partition(self) -> Tensor | None:
-        r"""Compute $\log \int f_1$ without error, `[]` in nats; None where that would take too long."""
+        r"""Compute the exact log partition function, in nats.
+
+        It is $\log \int f_1$, `[]`, or None where that would take too long.
+        """
         return None
 
 
@@ -46,7 +60,10 @@ def ladder_of(model: Any) -> Ladder | None:
 
 
 def sum_states(num_units: int, like: Tensor, log_weight: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute the log of the sum of weights over all states of binary units, in double precision: `[]`."""
+    """Sum weights over all states of binary units.
+
+    The result is the log of the sum in double precision, `[]`.
+    """
     parts = []
     for states in torch.arange(2**num_units, device=like.device).split(STATES_AT_ONCE):
         bits = states.unsqueeze(-1) >> torch.arange(num_units, device=like.device)

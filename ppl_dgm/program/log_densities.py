@@ -29,7 +29,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the dimensions of a log density are: `[particles, ..., data]` when both are present."""
+    """Layout of the dimensions of a log density.
+
+    It is `[particles, ..., data]` when both are present.
+    """
 
     particles: bool
     nesting: int
@@ -38,24 +41,37 @@ class Layout:
     common_scale: bool
 
     def data_frame(self, site: Site) -> Any:
-        """The frame of the data plate around a site, or None."""
+        """Return the data plate's frame around a site.
+
+        It is None where the site is outside the plate.
+        """
         return next((f for f in site["cond_indep_stack"] if f.name == self.plate), None)
 
     def datum_scale(self, site: Site) -> Any:
-        """The factor by which every datum counts: what must be taken out of a log weight and put back after."""
+        """Return the factor by which every datum counts.
+
+        It must be taken out of a log weight and put back afterwards.
+        """
         frame = self.data_frame(site)
         if not self.per_datum or frame is None:
             return 1.0
         return site["scale"] if self.common_scale else frame.full_size / frame.size
 
     def relative_scale(self, site: Site) -> Any:
-        """What is left of a site's scale: an exponent of its density."""
+        """Return a site's scale without that of each datum.
+
+        It is an exponent of the site's density.
+        """
         if self.per_datum and self.common_scale:
             return 1.0
         return site["scale"] / self.datum_scale(site)
 
     def collapse(self, log_prob: Tensor, keep_data: bool) -> Tensor:
-        """Sum out every plate but the particles' and, if kept, the data's: `[particles, data]`."""
+        """Sum out all plates but particles and data.
+
+        The plate of data is kept only if `keep_data` says so. With both the result is `[particles,
+        data]`.
+        """
         lead = int(self.particles)
         missing = self.nesting + lead - log_prob.dim()
         if any(size > 1 for size in log_prob.shape[: max(0, -missing)]):
@@ -72,7 +88,10 @@ class Layout:
 
 @dataclass
 class Tally:
-    """Running total of log densities, per datum or over all data; one column per turn of a sequential data plate."""
+    """Running total of log densities.
+
+    It is per datum or over all data. A sequential data plate has one column per turn.
+    """
 
     layout: Layout
     total: Any = 0.0
@@ -97,7 +116,10 @@ class Tally:
 
 
 def log_prob_of(site: Site, scale: Any) -> Tensor:
-    """Masked and scaled log density of one site at its value; zero density for data that the latents rule out."""
+    """Compute the masked, scaled log density of a site.
+
+    Data that the latents rule out have a density of zero.
+    """
     fn, mask = part_mask(site)
     value = counted(site["value"]) if site["is_observed"] else site["value"]
     log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
@@ -107,14 +129,20 @@ def log_prob_of(site: Site, scale: Any) -> Tensor:
 
 
 def counted(value: Tensor) -> Tensor:
-    """Observed truth values and integers as numbers: arithmetic of bytes wraps, and of booleans fails."""
+    """Convert observed booleans and integers to floating-point numbers.
+
+    Arithmetic of bytes wraps, and that of booleans fails.
+    """
     if value.is_floating_point() or value.is_complex():
         return value
     return value.to(torch.get_default_dtype())
 
 
 def count_observed(trace: Any) -> Any:
-    """Let a trace hold observed truth values and integers as numbers; the program keeps its own."""
+    """Convert a trace's observed values to floating-point numbers.
+
+    Only booleans and integers change. The program keeps its own.
+    """
     for site in trace.nodes.values():
         if site["type"] == "sample" and site["is_observed"] and isinstance(site["value"], Tensor):
             site["value"] = counted(site["value"])
@@ -122,7 +150,11 @@ def count_observed(trace: Any) -> Any:
 
 
 def part_mask(site: Site) -> tuple[Any, Any]:
-    """A site's distribution without `.mask(...)`, and that and the handlers' masks in one; None where there are none."""
+    """Separate a distribution from its masks.
+
+    The distribution is without `.mask(...)`. Its masks and those of handlers are one, or None where
+    there are none.
+    """
     fn, mask = site["fn"], site["mask"]
     while isinstance(fn, dist.MaskedDistribution):
         mask = fn._mask if mask is None else mask & fn._mask
@@ -131,7 +163,10 @@ def part_mask(site: Site) -> tuple[Any, Any]:
 
 
 def sum_sites(sites: list[Site], layout: Layout, scale: Callable[[Site], Any] | None = None) -> Any:
-    """Sum the log densities of sites that involve no enumeration, each with its relative scale or the one that is given."""
+    """Sum the log densities of sites without enumeration.
+
+    Each counts with its relative scale, or with the one that is given.
+    """
     tally, scale = Tally(layout), scale or layout.relative_scale
     for site in sites:
         tally.add(log_prob_of(site, scale(site)), site)
@@ -139,7 +174,10 @@ def sum_sites(sites: list[Site], layout: Layout, scale: Callable[[Site], Any] | 
 
 
 def seen_entries(site: Site) -> Tensor:
-    """Tell which entries of a site's value no mask takes out, of a handler or a distribution."""
+    """Mark the unmasked entries of a site's value.
+
+    Masks of handlers and of distributions count.
+    """
     value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
     while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
         masks.append((getattr(fn, "_mask", None), fn))
@@ -155,19 +193,28 @@ def seen_entries(site: Site) -> Tensor:
 
 
 def sum_scores(sites: list[Site], layout: Layout) -> Any:
-    """Sum the log densities with which sites were drawn: scales and masks say what counts, not what is drawn."""
+    """Sum the log densities with which sites were drawn.
+
+    Scales and masks do not enter, since they say what counts, not what is drawn.
+    """
     unmask(sites)
     return sum_sites(sites, layout, lambda site: 1.0)
 
 
 def unmask(sites: Iterable[Site]) -> None:
-    """Leave masked latents their densities, which integrate (or sum) to one; without they have none to integrate."""
+    """Remove the masks of latent sites.
+
+    Their densities then integrate (or sum) to one. With masks they have none to integrate.
+    """
     for site in sites:
         site["fn"], site["mask"] = without_masks(site["fn"]), None
 
 
 def without_masks(fn: Any) -> Any:
-    """A distribution without `.mask(...)` at any depth of its `to_event` and `expand` wrappers."""
+    """Remove the masks from a distribution.
+
+    They may be at any depth of its `to_event` and `expand` wrappers.
+    """
     if isinstance(fn, dist.MaskedDistribution):
         return without_masks(fn.base_dist)
     if isinstance(fn, (dist.Independent, ExpandedDistribution)):
@@ -180,7 +227,10 @@ def without_masks(fn: Any) -> Any:
 
 
 def check_one_scale(sites: Mapping[str, Site]) -> None:
-    """Refuse scales that differ where the structure, read at an earlier run, has one for all."""
+    """Refuse scales that differ between sites.
+
+    The structure, read at an earlier run, has one scale for all.
+    """
     scales = {
         name: site["scale"] for name, site in sites.items() if not isinstance(site["scale"], Tensor)
     }

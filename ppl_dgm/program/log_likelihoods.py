@@ -1,4 +1,7 @@
-"""Log-likelihoods datum by datum, also where latents are shared: what leave-one-out validation asks for."""
+"""Log-likelihoods of each datum, also with shared latents.
+
+Leave-one-out validation asks for them.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +17,10 @@ __all__ = ["log_likelihoods"]
 
 
 def log_likelihoods(bound: Bound, values: Values) -> Values:
-    """log p(x_i | z) of every observed site at latent values `[particles, *shape]`, masked but not scaled.
+    """Compute the log-likelihood of each datum at every site.
+
+    It is log p(x_i | z) of every observed site at latent values `[particles, *shape]`, masked but
+    not scaled.
 
     Where discrete latents are summed out they tie the observed sites of a datum together; then the
     result is their joint density, under their names joined by `+`, or nothing if one of those sites
@@ -44,7 +50,10 @@ def site_log_probs(bound: Bound, values: Values, particles: int | None) -> Value
 
 
 def own_plates(log_prob: Tensor, site: Site, lead: int) -> Tensor:
-    """Drop the singleton dimensions of plates the site is not in; `lead` counts the dimensions of all plates."""
+    """Drop the plate dimensions that a site lacks.
+
+    They are singletons. `lead` counts the dimensions of all plates.
+    """
     own = max(
         (
             -f.dim
@@ -57,7 +66,10 @@ def own_plates(log_prob: Tensor, site: Site, lead: int) -> Tensor:
 
 
 def joint_log_prob(bound: Bound, values: Values, particles: int | None) -> Any:
-    """Log density of the data given the drawn latents, `[particles, data]`, enumerated latents summed out."""
+    """Compute the data's log density given the drawn latents.
+
+    It is `[particles, data]`, with enumerated latents summed out.
+    """
     trace = bound._trace(bound.model, values, particles, enumerate_=True)
     layout = replace(bound.structure.layout(particles is not None), per_datum=True)
     local = [site for _, site in random_sites(trace) if layout.data_frame(site) is not None]
@@ -65,6 +77,6 @@ def joint_log_prob(bound: Bound, values: Values, particles: int | None) -> Any:
 
 
 def in_data_plate(bound: Bound, name: str) -> bool:
-    """Whether a site is inside the data plate, and the plate is vectorised."""
+    """Return whether a site is in a vectorised data plate."""
     frame = bound.structure.layout(False).data_frame(bound.model_trace().nodes[name])
     return frame is not None and frame.dim is not None

@@ -1,4 +1,7 @@
-"""What a program observes: counted, and told apart from other data by a digest."""
+"""Count and digest of what a program observes.
+
+The digest tells it apart from other data.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -21,7 +24,9 @@ Trace = Callable[[tuple, Mapping[str, Any]], Any]
 
 
 class Observed:
-    """Running digest and count of the observed values that are not masked, piece by piece.
+    """Running count and digest of the observed values.
+
+    Masked values are left out. The values come piece by piece.
 
     Data are told by their columns, each the values of one variable over the data: one site of
     vectors and several sites of scalars agree. Columns count in no order, their entries do.
@@ -39,7 +44,10 @@ class Observed:
     def add(
         self, structure: Structure, model_trace: Any, args: tuple, kwargs: Mapping[str, Any]
     ) -> None:
-        """Add the observed values of one trace, run at these arguments."""
+        """Add the observed values of one trace.
+
+        The trace is of a run at these arguments.
+        """
         sites = {name: model_trace.nodes[name] for name in structure.observed}
         self.num_dims += sum(int(seen_entries(site).sum()) for site in sites.values())
         values = data_behind(sites, args, kwargs, self.trace)
@@ -58,7 +66,10 @@ class Observed:
 
     @property
     def digest(self) -> str:
-        """Digest of the values in single precision; where they need more, also that in double, after a `+`."""
+        """Digest of the observed values in single precision.
+
+        Where they need more, that in double follows after a `+`.
+        """
         single, double = (joined(pair[i] for pair in self._columns.values()) for i in (0, 1))
         return single if self._single else f"{single}+{double}"
 
@@ -70,7 +81,9 @@ def joined(hashes: Any) -> str:
 
 
 def same_data(one: str, other: str) -> bool:
-    """Tell whether two digests are of the same values, given in the same or in another precision.
+    """Return whether two digests are of the same values.
+
+    The values may be given in the same or in another precision.
 
     Example:
         >>> same_data("ab", "ab+cd"), same_data("ab+cd", "ab+ef")
@@ -84,7 +97,9 @@ def same_data(one: str, other: str) -> bool:
 def as_tables(
     sites: Mapping[str, Site], values: Mapping[str, Tensor], plate: str
 ) -> dict[str, Tensor]:
-    """The values as columns `[columns, rows]` in double, rows being data; single numbers are the rows of one column.
+    """Arrange observed values as columns `[columns, rows]` in double.
+
+    Rows are data. Single numbers are the rows of one column.
 
     What masks take out is NaN.
     """
@@ -115,7 +130,10 @@ def as_tables(
 
 
 def columns_of(value: Tensor, lead: int = 0) -> Tensor:
-    """A value as `[columns, rows]`, its dimension `lead` being the rows; as one column where there are very many."""
+    """Reshape a value to `[columns, rows]`.
+
+    Its dimension `lead` becomes the rows. Very many columns are joined into one.
+    """
     rows = value.movedim(lead, 0) if value.dim() else value.reshape(1)
     flat = rows.reshape(len(rows), -1) if rows.numel() else rows.reshape(len(rows), 0)
     columns = flat.T if flat.shape[1] <= MANY_COLUMNS else flat.reshape(1, -1)
@@ -125,7 +143,9 @@ def columns_of(value: Tensor, lead: int = 0) -> Tensor:
 def data_behind(
     sites: Mapping[str, Site], args: tuple, kwargs: Mapping[str, Any], trace: Trace
 ) -> dict[str, Tensor]:
-    """The data that the observed values stand for, in double on the CPU.
+    """Return the data behind the observed values.
+
+    They are in double on the CPU.
 
     They are the values themselves, unless these move with the latents, as residuals `y -
     prediction` do. Those are densities of the argument whose unit they have, y; where there is none
@@ -141,7 +161,10 @@ def data_behind(
 
 
 def is_given(value: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a value is an argument, or a view of one."""
+    """Return whether a value shares memory with an argument.
+
+    It may be the argument itself, or a view of it.
+    """
     place = value.untyped_storage().data_ptr()
     return any(leaf.untyped_storage().data_ptr() == place for leaf in tensors_of(args, kwargs))
 
@@ -154,7 +177,10 @@ def moves(value: Tensor, other: Site | None) -> bool:
 def shifted_arguments(
     names: list[str], args: tuple, kwargs: Mapping[str, Any], trace: Trace
 ) -> dict[str, Tensor]:
-    """For each site the argument that it is a shift of: that in which its value has derivative one or minus one."""
+    """Find the argument that each observed value is shifted from.
+
+    It is the one in which the value has derivative one or minus one.
+    """
     leaves, spec = tree_flatten((args, dict(kwargs)))
     places = [i for i, leaf in enumerate(leaves) if is_real(leaf)]
     with torch.enable_grad():
@@ -175,7 +201,10 @@ def is_real(leaf: Any) -> bool:
 
 
 def shifted(value: Tensor, leaves: list[Tensor], everything: list[Tensor]) -> Tensor:
-    """The leaf that a value is a shift of; without one, all arguments in a row."""
+    """Return the argument that a value is shifted from.
+
+    If there is none, all arguments are returned in a row.
+    """
     if value.requires_grad and leaves:
         slopes = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
         for leaf, slope in zip(leaves, slopes, strict=True):

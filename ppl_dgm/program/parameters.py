@@ -1,4 +1,7 @@
-"""Parameters of a program: a private parameter store whose entries are ordinary torch parameters."""
+"""Private parameter store of a program.
+
+Its entries are ordinary torch parameters.
+"""
 
 import copy
 import sys
@@ -24,7 +27,10 @@ MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter n
 
 
 def resolve_parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """Walk (and create) the containers of a dotted name; return the last container and the leaf's name."""
+    """Find or create the containers of a dotted name.
+
+    Returns the last container and the name of the leaf.
+    """
     *containers, leaf = path.split(".")
     for name in containers:
         if name not in root._modules:
@@ -34,7 +40,9 @@ def resolve_parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def calling_module() -> tuple[str, nn.Module] | None:
-    """Return name and module of the `pyro.module` statement being executed, if any.
+    """Return name and module of the running `pyro.module` statement.
+
+    It is None where there is no such statement.
 
     `pyro.module` is not an effect: the module it was given (with its buffers) is only to be seen in
     its frame.
@@ -48,7 +56,11 @@ def calling_module() -> tuple[str, nn.Module] | None:
 
 
 class ModuleRecorder(Messenger):
-    """Notes the parameters that a program lets be seen, and the modules that it registers with `pyro.module`."""
+    """Pyro handler that records a program's parameters and modules.
+
+    The parameters are those that no handler of the program hides, the modules those of
+    `pyro.module`.
+    """
 
     def __init__(
         self, known: dict[str, int], seen: set[str], place: torch.device | None = None
@@ -76,7 +88,10 @@ class ModuleRecorder(Messenger):
 
 
 def placed(start: Any, device: torch.device | None) -> Any:
-    """A parameter's first value, or the function that makes it, on a device; None leaves it."""
+    """Move a parameter's initial value to a device.
+
+    The value may be a function that makes it. If the device is None, it stays as it is.
+    """
     if device is None or start is None:
         return start
     return start.to(device) if isinstance(start, Tensor) else lambda: start().to(device)
@@ -84,7 +99,9 @@ def placed(start: Any, device: torch.device | None) -> Any:
 
 @contextmanager
 def store_contents(params: dict[str, Any], constraints: dict[str, Any]) -> Iterator[None]:
-    """Exchange the contents of Pyro's parameter store; what the block creates lands in the given dictionaries.
+    """Exchange the contents of Pyro's parameter store.
+
+    What the block creates goes to the given dictionaries.
 
     `ParamStoreDict.scope` copies all parameters on each call and strips them of what
     `pyro.infer.SVI` looks for.
@@ -100,7 +117,9 @@ def store_contents(params: dict[str, Any], constraints: dict[str, Any]) -> Itera
 
 
 class CopyValues(TorchFunctionMode):
-    """Inside it, `copy.deepcopy` takes of a tensor in an autograd graph its value; torch refuses to copy such tensors.
+    """Mode in which `copy.deepcopy` copies tensors of autograd graphs.
+
+    It copies their values. Torch refuses to copy such tensors.
 
     Modules hold them as what they remember of their last run, as Pyro's transforms do of their last
     input and output.
@@ -113,7 +132,9 @@ class CopyValues(TorchFunctionMode):
 
 
 class ParameterScope(nn.Module):
-    """Owns the parameters of one program and lends them to Pyro's parameter store while the program runs.
+    """Owner of the parameters of one program.
+
+    It lends them to Pyro's parameter store while the program runs.
 
     Names are those of the program: `pyro.param("loc")` is the parameter `loc`,
     `pyro.module("decoder", net)` the submodule `decoder`. Values are unconstrained; constraints are
@@ -136,7 +157,10 @@ class ParameterScope(nn.Module):
         self._place: torch.device | None = None  # where the program was moved, None if nowhere
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ParameterScope":
-        """Move what there is, and remember the device for what the first run makes."""
+        """Move all tensors and remember the device.
+
+        What the first run makes goes to this device too.
+        """
         probe = torch.empty(0, device=self._place or "cpu")
         moved = fn(probe)
         if moved.device != probe.device:
@@ -158,7 +182,9 @@ class ParameterScope(nn.Module):
         return twin
 
     def adopt(self, name: str, module: nn.Module, role: str = "") -> bool:
-        """Register a module, with its parameters and buffers, under a name; false if it is known by another.
+        """Register a module under a name.
+
+        Its parameters and buffers come with it. Returns False if the module is registered already.
 
         Where model and guide have modules of one name, the later one's name is that of its half and
         its own.
@@ -182,33 +208,42 @@ class ParameterScope(nn.Module):
 
     @property
     def initialised(self) -> bool:
-        """Whether the parameters exist, all of them: the program has run on data and been checked."""
+        """Whether all parameters exist.
+
+        The program has then run on data and been checked.
+        """
         return self._sealed
 
     def seal(self) -> None:
-        """Take the parameters for complete; those hidden by `poutine.block` are frozen, as in Pyro's own fits."""
+        """Declare the parameters complete.
+
+        Those hidden by `poutine.block` are frozen, as in Pyro's own fits.
+        """
         if not self._sealed:
             for name in self._constraints.keys() - self._seen:
                 self.site_parameters[name].requires_grad_(False)
         self._sealed = True
 
     def forget(self, keep: set[str]) -> None:
-        """Drop the parameters of `pyro.param` statements that are not in `keep`: those of a run that failed."""
+        """Drop the `pyro.param` parameters that are not in `keep`.
+
+        They are those of a run that failed.
+        """
         for name in self._constraints.keys() - keep:
             parent, leaf = resolve_parent(self, name)
             del parent._parameters[leaf], self._constraints[name]
 
     def take_when_created(self, state: dict[str, Tensor], source: str) -> None:
-        """Keep values of a file until the parameters that they belong to are created."""
+        """Keep loaded values until their parameters are created."""
         self._waiting, self._source = dict(state), source
 
     @property
     def waiting(self) -> bool:
-        """Whether values of a file wait for parameters that are not there yet."""
+        """Whether loaded values wait for parameters not yet created."""
         return bool(self._waiting)
 
     def take(self) -> None:
-        """Give parameters and buffers that are there now the values that wait for them."""
+        """Give existing parameters and buffers their loaded values."""
         own = self.state_dict(keep_vars=True)
         with torch.no_grad():
             for name in self._waiting.keys() & own.keys():
@@ -232,7 +267,10 @@ class ParameterScope(nn.Module):
 
     @contextmanager
     def lent(self, role: str = "") -> Iterator[None]:
-        """Run a half of the program with this scope as Pyro's parameter store; adopt what it creates."""
+        """Lend the parameters to Pyro's store during a block.
+
+        The block runs one half of the program. What it creates is adopted.
+        """
         params, constraints = dict(self.site_parameters), dict(self._constraints)
         recorder = ModuleRecorder(self._known_modules.setdefault(role, {}), self._seen, self._place)
         watched = nullcontext() if self._sealed else recorder
@@ -273,7 +311,9 @@ class ParameterScope(nn.Module):
 
 
 class ScopedCallable(nn.Module):
-    """A model or guide as a plain Pyro callable that finds its parameters in its program's scope.
+    """Model or guide as a plain Pyro callable.
+
+    It finds its parameters in its program's scope.
 
     It owns the scope, so that `.parameters()` of a model or guide is never empty; a plain
     `torch.nn.Module` announces its parameters to Pyro, so that `pyro.infer.SVI` sees them.
@@ -301,7 +341,10 @@ class ScopedCallable(nn.Module):
             return self.fn(*args, **kwargs)
 
     def _create(self, args: tuple, kwargs: Any) -> None:
-        """Run once, seen by no handler, to create the parameters that a file has values for."""
+        """Create the parameters that a file has values for.
+
+        The callable is run once, seen by no handler.
+        """
         quiet = unmoved_generators(), torch.no_grad(), pyro.poutine.block()
         with (
             pyro_in_turn(),
@@ -316,7 +359,10 @@ class ScopedCallable(nn.Module):
 
 
 def announce(name: str, module: nn.Module) -> None:
-    """Tell Pyro of a module's trainable parameters; unlike `pyro.module` without a word about frozen ones."""
+    """Register a module's trainable parameters with Pyro.
+
+    Unlike `pyro.module`, it does not warn of frozen ones.
+    """
     for own, parameter in module.named_parameters():
         if parameter.requires_grad:
             pyro.param(param_with_module_name(name, own), parameter)

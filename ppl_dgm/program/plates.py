@@ -1,4 +1,7 @@
-"""Plates of a program: reading them off its sites, and the sizes of those that are written without one."""
+"""Plates of a program and their sizes.
+
+They are read off its sites. Plates may be written without a size.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +16,10 @@ __all__ = ["SizedPlates", "data_size", "in_plate", "plate_frames"]
 
 
 def plate_frames(site: Site, plate: str) -> list[Any]:
-    """The frames of a plate around a site: one, or none."""
+    """Return the frames of a plate around a site.
+
+    There is one, or none.
+    """
     return [frame for frame in site["cond_indep_stack"] if frame.name == plate]
 
 
@@ -29,7 +35,9 @@ def data_size(trace: Any, plate: str) -> int | None:
 
 
 class SizedPlates(Messenger):
-    """Gives plates written without a size, `pyro.plate("data")`, the size that each site has along them.
+    """Pyro handler that sizes plates written without a size.
+
+    A plate such as `pyro.plate("data")` gets the size that each site has along it.
 
     Pyro leaves a site without that dimension as it is, one draw for all; so it is taken out of the
     plate.
@@ -53,7 +61,10 @@ def batch_shape(site: Any) -> tuple[int, ...]:
 
 
 def sized_frames(frames: Iterable[Any], shape: tuple[int, ...]) -> Iterable[Any]:
-    """The frames with sizes, without those of which the shape has no dimension."""
+    """Give frames without a size that of the shape.
+
+    Frames of which the shape has no dimension are left out.
+    """
     for frame in frames:
         if frame.size != -1 or frame.dim is None:
             yield frame

@@ -1,4 +1,8 @@
-"""Running a program in float64, whatever it is written in, and telling how far rounding moves what it computes."""
+"""Programs in float64, and the effects of rounding.
+
+A program runs in float64 whatever it is written in. Another mode tells how far rounding moves its
+results.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +41,10 @@ _WIDE_DEFAULT = ContextPatches(Patch(torch, "get_default_dtype", lambda: torch.f
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Let the programs that this thread runs compute in float64: see `Widening`."""
+    """Run the programs of this thread in float64.
+
+    See `Widening`.
+    """
     with _WIDE_DEFAULT(), Widening():
         yield
 
@@ -52,14 +59,19 @@ def map_leaves(value: Any, change: Any) -> Any:
 
 
 def to_double(leaf: Any) -> Any:
-    """Raise a tensor, or a dtype, to float64 or complex128; anything else stays."""
+    """Convert a tensor or dtype to double precision.
+
+    It becomes float64 or complex128. Anything else stays.
+    """
     if isinstance(leaf, Tensor):
         return leaf.to(WIDE[leaf.dtype]) if leaf.dtype in WIDE else leaf
     return WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
 
 
 class Widening(TorchFunctionMode):
-    """Hands every torch function its arguments in float64, and has it make tensors of no fewer digits.
+    """Torch function mode that computes in float64.
+
+    Every torch function gets its arguments in float64, and makes tensors of no fewer digits.
 
     Parameters, buffers, closures and literals are raised as they are used and stay what they are.
     What a program writes in place to a tensor from outside is rounded to that tensor's dtype.
@@ -112,7 +124,10 @@ class Widening(TorchFunctionMode):
 
 
 class Shaking(TorchDispatchMode):
-    """Moves every result of an operation by one unit in its last place, up or down: another run tells what rounding does.
+    """Torch mode that perturbs results to measure rounding.
+
+    Every result of an operation moves by one unit in its last place, up or down. Another run then
+    tells what rounding does.
 
     Whole numbers that their dtype holds exactly stay. Stochastic arithmetic: Vignes (1993), "A
     stochastic arithmetic for reliable scientific computation".

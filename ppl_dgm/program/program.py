@@ -28,7 +28,9 @@ _LOG = logging.getLogger("ppl_dgm")
 
 
 class Program(ParameterScope):
-    """A generative model and, if it has latents, a guide: any Pyro model/guide pair as one `torch.nn.Module`.
+    """Pyro model and optional guide as one torch module.
+
+    It takes any pair of a generative model and, if that has latents, a guide.
 
     The model is a callable `model(x=None, ...)` that scores the data site when `x` is given and
     draws it when not; the guide takes the same arguments. Both may be functions with `pyro.param`
@@ -100,7 +102,10 @@ class Program(ParameterScope):
 
     @property
     def guide(self) -> ScopedCallable:
-        """The guide as a plain Pyro callable (and torch module); the prior where none was given."""
+        """Guide as a plain Pyro callable and torch module.
+
+        It is the prior where no guide was given.
+        """
         return self._halves[1]
 
     @property
@@ -109,7 +114,9 @@ class Program(ParameterScope):
         return self._has_guide
 
     def initialise(self, *args: Any, **kwargs: Any) -> "Program":
-        """Run the program once on its data: create its parameters, check it, find its structure. Returns itself.
+        """Run the program once on its data.
+
+        This creates its parameters, checks it and finds its structure. Returns the program itself.
 
         Later calls re-check the data against the program.
 
@@ -120,11 +127,16 @@ class Program(ParameterScope):
         return self
 
     def inspect(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Structure:
-        """Check the program at these data and return its structure; see `ppl_dgm.program.inspect`."""
+        """Check the program at data and return its structure.
+
+        See `ppl_dgm.program.inspect`.
+        """
         return self.examine(*args, sum_out=sum_out, **kwargs).structure
 
     def bind(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Bound:
-        """The program at these data, as log densities over particles; checks them first.
+        """Bind the program to data, after checking them.
+
+        The result gives log densities over particles.
 
         Raises:
             ValueError: as `initialise`, and for an implicit program, which has no density.
@@ -144,11 +156,16 @@ class Program(ParameterScope):
         )
 
     def examine(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Examination:
-        """Check the program at these data and return what one look tells: structure, number of data."""
+        """Check the program at data and describe it.
+
+        The result tells the structure, the number of data and what was observed.
+        """
         return self.examine_at(*self.adapt(*unpack_arguments(args, kwargs)), sum_out=sum_out)
 
     def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Data in the form that a family of vectors takes: images as `[N, D]`, numbers in the parameters' dtype.
+        """Convert data to the form that vector families take.
+
+        Images become `[N, D]`, and numbers get the dtype of the parameters.
 
         Programs of users' own get their data as they are.
         """
@@ -169,7 +186,11 @@ class Program(ParameterScope):
         particles: int | None = None,
         training: bool = False,
     ) -> Examination:
-        """As `examine`, with other `shared` arguments, in training, or for one particle, not tried with more."""
+        """Examine the program under other settings.
+
+        They are other `shared` arguments, training, or one particle, not tried with more. See
+        `examine`.
+        """
         guide = self.guide if self._has_guide else None
         shared = self.shared if shared is None else shared
         found = examine(
@@ -188,7 +209,9 @@ class Program(ParameterScope):
     def structure_at(
         self, args: tuple, kwargs: Mapping[str, Any], particles: int | None = None
     ) -> Structure:
-        """The structure at arguments of this kind, in the mode in which the program is; looked for once.
+        """Return the structure at arguments of this kind.
+
+        It is that of the mode in which the program is, and is looked for once.
 
         With one particle it may be one that has not been tried with more. A capture under way can't
         run the program to look; it takes what was found in the other mode.
@@ -205,13 +228,16 @@ class Program(ParameterScope):
 
     @property
     def unlike_pyro(self) -> tuple[str, ...]:
-        """Sites that Pyro's losses count otherwise than ours, of all runs in training."""
+        """Sites that Pyro's losses count differently.
+
+        They are from all runs in training.
+        """
         found = (name for seen in self._kinds.values() for name in seen.unlike_pyro)
         return tuple(dict.fromkeys(found))
 
     @property
     def structure(self) -> Structure:
-        """The program's structure, as found by its latest run on data."""
+        """Structure found by the latest run on data."""
         if False not in self._structures:
             raise ValueError(
                 "the program has not seen data yet; call program.initialise(*data) first"
@@ -228,7 +254,10 @@ class Program(ParameterScope):
         return self._sampling_structure((), {}).density(self.site)
 
     def _generative_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
-        """Structure of a run without data, the data site's draw standing for data."""
+        """Find the structure of a run without data.
+
+        The data site's draw stands for data.
+        """
         with undisturbed(self):
             trace = blame(
                 "model", lambda: poutine.trace(self.model).get_trace(*args, **kwargs), args, kwargs
@@ -247,7 +276,9 @@ class Program(ParameterScope):
         return inspect(conditioned, None, args, kwargs, self.plate)
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Draw the data site ancestrally, in evaluation mode and without gradients.
+        """Draw the data site ancestrally.
+
+        The program runs in evaluation mode and without gradients.
 
         Args:
             num_samples: number of independent draws.
@@ -276,7 +307,10 @@ class Program(ParameterScope):
         )
 
     def sample_sites(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw all sites of the model jointly: `{site: [num_samples, *shape]}`; see `sample`."""
+        """Draw all sites of the model jointly.
+
+        Returns `{site: [num_samples, *shape]}`. See `sample`.
+        """
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; expected at least 1")
         structure = self._sampling_structure(args, kwargs)
@@ -310,11 +344,16 @@ class Program(ParameterScope):
         return structure.observed[0]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the parameters and buffers to a file, atomically; `load` reads them."""
+        """Save the parameters and buffers to a file.
+
+        The file is written atomically, and `load` reads it.
+        """
         write_state(path, self.state_dict())
 
     def load(self, path: str | os.PathLike) -> "Program":
-        """Read parameters and buffers into this program, without unpickling code. Returns itself.
+        """Load parameters and buffers from a file.
+
+        No code is unpickled. Returns the program itself.
 
         The file is one of `Program.save`, `Fit.save`, or a checkpoint of `fit`. What `pyro.param`
         and `pyro.module` statements have yet to create takes its values from the file when they
@@ -339,7 +378,10 @@ class Program(ParameterScope):
 
 
 def as_vectors(x: Tensor, like: Tensor) -> Tensor:
-    """Data `[N, ...]` as `[N, D]` in the dtype of a parameter."""
+    """Reshape data `[N, ...]` to `[N, D]`.
+
+    They get the dtype of a parameter.
+    """
     return (x.flatten(1) if x.dim() > 2 else x).to(like.dtype)
 
 

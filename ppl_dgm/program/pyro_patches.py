@@ -1,4 +1,7 @@
-"""Changes to torch and Pyro that programs need to be vectorised, seen by the thread that runs them alone."""
+"""Changes to torch and Pyro for vectorised programs.
+
+Apart from one repair of Pyro, only the thread that runs a program sees them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,13 +53,18 @@ def _accept_value(self: Distribution, value: Any) -> None:
 
 
 def forgiving_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
-    """Cholesky factor, NaN where a matrix of the batch is not positive definite."""
+    """Compute Cholesky factors, with NaN for failures.
+
+    A matrix of the batch fails if it is not positive definite.
+    """
     factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
 def _sample_onion(self: LKJCholesky, sample_shape: Any = ()) -> Tensor:
-    """Draw Cholesky factors row by row from balls (Lewandowski, Kurowicka and Joe 2009, sec. 3.2).
+    """Draw Cholesky factors by the onion method.
+
+    The rows are drawn from balls, one by one (Lewandowski, Kurowicka and Joe 2009, sec. 3.2).
 
     The squared length of row i is Beta(i / 2, eta + (dim - 1 - i) / 2); torch has i - 1/2 in place
     of i / 2.

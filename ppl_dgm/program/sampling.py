@@ -1,4 +1,7 @@
-"""Ancestral draws of every site of a model, many at a time."""
+"""Ancestral draws of every site of a model.
+
+Many draws are made at a time.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,7 +34,10 @@ def draw_sites(
     kwargs: Mapping[str, Any] | None = None,
     given: Values | None = None,
 ) -> Values:
-    """Draw all sites of the model jointly, latents in `given` (`[num_samples, *shape]`) held: `{site: [num, *shape]}`."""
+    """Draw all sites of the model jointly.
+
+    Latents in `given`, `[num_samples, *shape]`, are held. Returns `{site: [num_samples, *shape]}`.
+    """
     kwargs, given, free = kwargs or {}, given or {}, Uncondition()(model)
     with unvalidated(), right_draws():
         if structure.model_runs != "plate":
@@ -51,7 +57,10 @@ def draw_sites(
 
 
 class Uncondition(UnconditionMessenger):
-    """Draws observed sites anew, and leaves deterministic ones and factors, which Pyro has as observed, what they are."""
+    """Pyro handler that draws observed sites anew.
+
+    Deterministic sites and factors, which Pyro has as observed, stay as they are.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_deterministic(msg) and not is_factor(msg):
@@ -79,7 +88,10 @@ def repeated_sites(
 
 
 def drawn_sites(trace: Any) -> list[tuple[str, Site]]:
-    """Sites of a trace with a value to show: random and deterministic ones."""
+    """List the random and deterministic sites of a trace.
+
+    Sites without a value to show are left out.
+    """
     return [
         (name, site)
         for name, site in trace.nodes.items()

@@ -12,7 +12,10 @@ __all__ = ["seeded"]
 
 @contextmanager
 def seeded(seed: int | None, *devices: torch.device | None) -> Iterator[None]:
-    """Run a block from a seed, leaving torch's generators as they were; None changes nothing."""
+    """Run a block from a seed, then restore torch's generators.
+
+    With None as the seed, nothing changes.
+    """
     if seed is None:
         yield
         return

@@ -1,4 +1,7 @@
-"""Reading a trace: which sites a program has, and what each contributes to a log density."""
+"""Roles of the sites in a trace.
+
+They tell which sites a program has, and what each contributes to a log density.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,7 +36,7 @@ def is_subsample(site: Site) -> bool:
 
 
 def is_random_subsample(site: Site) -> bool:
-    """Whether the plate behind this site draws a random part of its indices."""
+    """Check whether the site's plate draws a random subsample."""
     return is_subsample(site) and site["fn"].subsample_size not in (None, site["fn"].size)
 
 
@@ -48,7 +51,10 @@ def is_factor(site: Site) -> bool:
 
 
 def is_auxiliary(site: Site) -> bool:
-    """Whether the site is a variable of the guide alone (Pyro marks factors so too, which are none)."""
+    """Check whether the site exists in the guide only.
+
+    Pyro marks factors as auxiliary too. They are not counted here.
+    """
     return bool(site["infer"].get("is_auxiliary")) and not is_factor(site)
 
 
@@ -58,7 +64,10 @@ def is_enumerated(site: Site) -> bool:
 
 
 def is_summed_out(site: Site) -> bool:
-    """Whether the site holds all values of its variable, along a dimension of their own."""
+    """Check whether the site enumerates all values of its variable.
+
+    The values lie along a dimension of their own.
+    """
     return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
 
 
@@ -68,14 +77,17 @@ def is_drawn(site: Site) -> bool:
 
 
 def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
-    """Names and sites of a trace that carry a log density."""
+    """Yield names and sites that carry a log density."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_subsample(site) and not is_deterministic(site):
             yield name, site
 
 
 class Substitute(Messenger):
-    """Gives latent sites their values, leaving them latent; point masses of a guide are recomputed, not replaced."""
+    """Messenger that gives latent sites fixed values.
+
+    The sites stay latent. Point masses of a guide are recomputed, not replaced.
+    """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()

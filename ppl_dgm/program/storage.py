@@ -1,4 +1,7 @@
-"""Read and write files so that none is ever half written, taken for another, or run as code."""
+"""Safe reading and writing of files.
+
+No file is ever half written, mistaken for another, or run as code.
+"""
 
 import io
 import json
@@ -35,7 +38,9 @@ PROGRAM_PREFIX = "program/"  # of the program's tensors in the file of a fit
 
 
 def write_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
-    """Write a tree of tensors and numbers with a checksum, atomically; `read_state` reads it.
+    """Write a tree of tensors and numbers atomically, with checksum.
+
+    `read_state` reads the file.
 
     Raises:
         ValueError: if the folder does not exist or the path is no regular file.
@@ -49,7 +54,9 @@ def write_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: str | os.PathLike, device: torch.device | None) -> dict[str, Any]:
-    """Read what `write_state` wrote, its tensors onto a device, without unpickling code.
+    """Read a file that `write_state` wrote.
+
+    The tensors are loaded onto `device`. No code is unpickled.
 
     Raises:
         ValueError: for a file that is empty, cut short, changed, or of another kind.
@@ -78,19 +85,27 @@ def read_state(path: str | os.PathLike, device: torch.device | None) -> dict[str
 def write_tensors(
     path: str | os.PathLike, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
-    """Write tensors by name as safetensors, with what JSON can hold about them and a checksum, atomically."""
+    """Write named tensors to a safetensors file, with a checksum.
+
+    `about` is stored with them as JSON. The file is written atomically.
+    """
     kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     told = {"about": json.dumps(about), "checksum": content_digest(kept, json.dumps(about))}
     write_bytes(path, safetensors.torch.save(kept, metadata=told))
 
 
 def content_digest(tensors: Mapping[str, Tensor], about: str | None) -> str:
-    """Digest of tensors by name, in whatever order, and a text."""
+    """Compute a digest of named tensors and a text.
+
+    The order of the tensors does not matter.
+    """
     return digest([sorted(tensors), [tensors[name] for name in sorted(tensors)], about])
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read what `write_tensors` wrote; None for a file of another kind.
+    """Read a file that `write_tensors` wrote.
+
+    The result is None for a file of another kind.
 
     Raises:
         ValueError: for a file that was changed since it was written, or holds tensors alone.
@@ -110,7 +125,9 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def parameters_in(path: str | os.PathLike, device: torch.device | None) -> dict[str, Tensor]:
-    """The parameters of a program in a file of `Program.save`, of `Fit.save`, or of a fit's checkpoint.
+    """Read the parameters of a program from a saved file.
+
+    The file is one of `Program.save`, of `Fit.save`, or a fit's checkpoint.
 
     A checkpoint gives the best parameters seen, where the fit had validation data.
     """
@@ -126,7 +143,9 @@ def parameters_in(path: str | os.PathLike, device: torch.device | None) -> dict[
 
 
 def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
-    """Write a file beside its place, then rename it: never half a file.
+    """Write a file atomically.
+
+    The content goes to a temporary file in the same folder, which is then renamed.
 
     A link is followed, the mode of an existing file kept; devices and pipes are refused.
     """
@@ -147,7 +166,7 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
 
 
 def check_target(path: str | os.PathLike) -> Path:
-    """Return the file that a path leads to, checked to be one that can be written."""
+    """Resolve a path and check that it can be written."""
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise ValueError(
@@ -161,7 +180,10 @@ def check_target(path: str | os.PathLike) -> Path:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove temporary files that a killed process left beside a file."""
+    """Remove temporary files that a killed process left.
+
+    They lie in the folder of `target`.
+    """
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
     for other in target.parent.iterdir():
         if pattern.fullmatch(other.name):

@@ -1,4 +1,7 @@
-"""What a program is made of, found once by running it: its latents, its plates, and how to run many particles."""
+"""Structure of a program, found by running it once.
+
+It holds the latents, the plates, and how to run many particles.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,7 +19,10 @@ DensityKind = Literal["exact", "latent", "unnormalised", "implicit"]
 
 @dataclass(frozen=True)
 class Latent:
-    """One latent site: its support, the number of its batch and event dimensions, and where it lives.
+    """Description of one latent site.
+
+    It holds the support, the numbers of batch and event dimensions, and whether the latent is
+    inside the data plate.
 
     `local` latents are inside the data plate, the others are shared by all data. `auxiliary` ones
     exist in the guide alone. `reparameterised` tells whether the guide draws it differentiably,
@@ -36,7 +42,10 @@ class Latent:
     transported: bool = False
 
     def pad(self, value: Tensor, nesting: int) -> Tensor:
-        """`[particles, *shape]` -> the layout under a particle plate: singletons for the plates the site is not in."""
+        """Reshape values `[particles, *shape]` to broadcast under a particle plate.
+
+        Plates that the site is not in become dimensions of size one.
+        """
         return value.reshape(value.shape[:1] + (1,) * (nesting - self.batch_dim) + value.shape[1:])
 
     @property
@@ -49,7 +58,9 @@ Way = Literal["single", "plate", "vmap", "loop"]
 
 
 class Division:
-    """Which tensor arguments all data share, learnt when it is first asked for.
+    """Set of tensor arguments that all data share.
+
+    It is found when it is first asked for.
 
     Args:
         learn: finds the places of those tensors, or None where the program takes no part of its
@@ -62,7 +73,10 @@ class Division:
 
     @property
     def held(self) -> frozenset[int] | None:
-        """Places of the tensors that all data share; None where the data can't be divided."""
+        """Positions of the tensors that all data share.
+
+        They are None where the data cannot be divided.
+        """
         if self._learn is not None:
             self._held, self._learn = self._learn(), None
         return self._held
@@ -128,7 +142,10 @@ class Structure:
 
     @property
     def divisible(self) -> bool:
-        """Whether the program takes a part of its data for the whole."""
+        """Whether the program can run on part of its data.
+
+        Parts of the data then have the densities that they have in the whole.
+        """
         return self.division.held is not None
 
     @property
@@ -138,16 +155,25 @@ class Structure:
 
     @property
     def model_latents(self) -> tuple[Latent, ...]:
-        """The drawn latents of the model, without a guide's auxiliary ones."""
+        """Drawn latents of the model.
+
+        Auxiliary latents of a guide are left out.
+        """
         return tuple(latent for latent in self.latents if not latent.auxiliary)
 
     @property
     def target(self) -> Literal["datum", "dataset"]:
-        """Whose evidence the program has: each datum's, or the data set's."""
+        """Unit of the evidence, `"datum"` or `"dataset"`.
+
+        Either each datum has an evidence, or the data set as a whole.
+        """
         return "datum" if self.per_datum else "dataset"
 
     def density(self, site: str) -> DensityKind:
-        """Classify the density of the data: what it decides is which objectives and estimators apply."""
+        """Classify the density of the data.
+
+        The class decides which objectives and estimators apply.
+        """
         if self.factors:
             return "unnormalised"
         if site in self.deterministic and not self.observed:
@@ -155,7 +181,10 @@ class Structure:
         return "latent" if self.latents else "exact"
 
     def layout(self, particles: bool) -> Layout:
-        """Where the dimensions of log densities are when run with or without a particle plate."""
+        """Return the layout of dimensions of log densities.
+
+        It depends on whether the program runs with a particle plate.
+        """
         return Layout(particles, self.nesting, self.plate, self.per_datum, self.common_scale)
 
     def without_paths(self) -> "Structure":
@@ -165,7 +194,10 @@ class Structure:
         )
 
     def with_sites_of(self, other: "Structure") -> "Structure":
-        """The sites and plates of another run, for instance in training, run as this one."""
+        """Take the sites and plates of another run.
+
+        The other run is, for instance, in training. Particles run in the same way as here.
+        """
         return replace(
             other,
             latents=self.latents

@@ -1,4 +1,8 @@
-"""Where a distribution has mass; its formula may go on outside: unless it validates, Exponential(1) says log p(-1) = 1."""
+"""Supports of distributions.
+
+The formula of a density may go on outside its support: without validation, Exponential(1) gives log
+p(-1) = 1.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +15,10 @@ __all__ = ["in_support", "innermost", "moves"]
 
 
 def in_support(fn: Any, value: Tensor) -> Tensor | None:
-    """Whether values `[*batch, *event]` are in the support, `[*batch]`; None if it is the whole space, or discrete.
+    """Check whether values lie in the support of a distribution.
+
+    Values are `[*batch, *event]`, the result is `[*batch]`. It is None if the support is the whole
+    space, or discrete.
 
     A transformed distribution is asked for its base too: torch takes a shifted exponential to be
     everywhere.
@@ -70,6 +77,6 @@ def bounds(fn: Any) -> Iterator[Tensor]:
 
 
 def moves(site: Any, other: Any) -> bool:
-    """Whether the support or the value of a site are not the same in two runs."""
+    """Check whether a site's support or value changes between runs."""
     tensors = [(run["value"], *bounds(run["fn"])) for run in (site, other)]
     return not all(torch.equal(one, other) for one, other in zip(*tensors, strict=True))

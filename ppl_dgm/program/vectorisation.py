@@ -1,4 +1,7 @@
-"""Prove how many particles of a program can be run at once."""
+"""Choice of a correct way to run many particles.
+
+Each way is tested against single runs.
+"""
 
 from dataclasses import replace
 from itertools import count
@@ -28,7 +31,9 @@ ONE_BY_ONE: tuple[tuple[Way, Way], ...] = (
 
 
 def prove_vectorisation(bound: Bound) -> Structure:
-    """Return the structure with the fastest way of running many particles that gives what single runs give.
+    """Find the fastest correct way to run many particles.
+
+    A way is correct if it gives what single runs give. The structure is returned with that way set.
 
     Raises:
         ValueError: where even two single runs at the same latents differ, or a single run fails.
@@ -53,7 +58,10 @@ def prove_vectorisation(bound: Bound) -> Structure:
 
 
 def proof_particles(bound: Bound) -> int:
-    """Choose a number of particles that is no size of the program: particles in the place of rows would pass."""
+    """Choose a number of particles that equals no tensor size.
+
+    Otherwise particles in the place of rows would pass the test.
+    """
     try:
         drawn = bound.draw(1).values
     except Exception:  # the user's own code may raise anything; its runs are told of below
@@ -64,7 +72,7 @@ def proof_particles(bound: Bound) -> int:
 
 
 def reason(failures: dict[str, str]) -> str:
-    """Why the program is run one particle at a time, in one line."""
+    """Explain in one line why particles run one by one."""
     together = (error for way, error in failures.items() if "loop" not in way)
     told = "; ".join(dict.fromkeys(error[:120] for error in together))
     return (
@@ -75,7 +83,10 @@ def reason(failures: dict[str, str]) -> str:
 
 
 def failure_of(bound: Bound, particles: int) -> str:
-    """What is wrong with a way of running particles; empty where nothing is."""
+    """Describe what is wrong with a way of running particles.
+
+    The text is empty where nothing is wrong.
+    """
     try:
         return vectorisation_error(bound, particles)
     except Exception as failure:  # the user's own code may raise anything
@@ -83,7 +94,10 @@ def failure_of(bound: Bound, particles: int) -> str:
 
 
 def vectorisation_error(bound: Bound, particles: int) -> str:
-    """Compare log densities of particles run together and one by one; empty where they agree."""
+    """Compare log densities of particles run together and alone.
+
+    The text is empty where they agree.
+    """
     values = bound.draw(particles).values
     together = (bound.log_joint(values).total, bound.log_guide(values))
     for i in range(PROOF_PARTICLES):  # of them

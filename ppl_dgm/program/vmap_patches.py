@@ -1,4 +1,7 @@
-"""Random draws under `torch.func.vmap`, where torch's in-place samplers and Dirichlet draws are not to be had."""
+"""Random draws under `torch.func.vmap`.
+
+torch's in-place samplers and Dirichlet draws do not work there by themselves.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +69,10 @@ class MappedRun(TorchFunctionMode):
 
 
 def gamma_dirichlet(concentration: Tensor) -> Tensor:
-    """Dirichlet draws as normalised Gamma draws, with the same implicit reparameterisation gradient."""
+    """Draw from a Dirichlet distribution by normalising Gamma draws.
+
+    The implicit reparameterisation gradient is the same.
+    """
     gamma = torch._standard_gamma(concentration)  # type: ignore[attr-defined]
     tiny = torch.finfo(concentration.dtype).tiny  # all zero for small concentrations
     gamma = gamma.clamp_min(tiny)
@@ -89,7 +95,9 @@ mappable_functions = ContextPatches(
 def vmap_runs(
     once: Callable[[Any], Any], num: int, device: torch.device | None, given: Any = None
 ) -> Any:
-    """Run `once(given)` `num` times at once with independent noise; outputs gain a leading dimension.
+    """Run `once(given)` `num` times in parallel, with independent noise.
+
+    Outputs gain a leading dimension.
 
     Tensors in `given` are `[num, ...]`, one slice for each run. A single run is not mapped, so that
     modules that update statistics of their inputs, as batch normalisation does, can be trained with
@@ -110,7 +118,10 @@ def vmap_runs(
 
 
 def loop_runs(once: Callable[[Any], Any], num: int, given: Any = None) -> Any:
-    """Run `once(given)` `num` times one after the other; outputs gain a leading dimension."""
+    """Run `once(given)` `num` times, one after the other.
+
+    Outputs gain a leading dimension.
+    """
     given = given or {}
     runs = [once({name: value[i] for name, value in given.items()}) for i in range(num)]
     return tree_map(lambda *parts: torch.stack(parts), *runs)

@@ -1,4 +1,6 @@
-"""Densities of discrete data to the last digit, where probabilities are 0, 1 or next to them.
+"""Exact densities of discrete data at extreme probabilities.
+
+They are right to the last digit where probabilities are 0, 1 or next to them.
 
 torch clamps probabilities to [1.2e-7, 1 - 1.2e-7] before it takes logarithms, so that what is
 impossible has log p = -15.9. That keeps gradients of fits finite; evidence must not have it.
@@ -18,13 +20,19 @@ __all__ = ["exact_probabilities"]
 
 
 def given_probs(fn: Any) -> Tensor | None:
-    """The probabilities that a distribution was made of, or None if it was made of logits."""
+    """Return the probabilities that a distribution was created with.
+
+    The result is None if it was created with logits.
+    """
     probs = fn.__dict__.get("probs")
     return probs if probs is not None and fn._param is probs else None
 
 
 def log_odds(fn: Any) -> tuple[Tensor, Tensor]:
-    """log p and log(1 - p) of a distribution of yes and no, without a clamp."""
+    """Compute log p and log(1 - p) without clamping.
+
+    p is the success probability of the distribution.
+    """
     probs = given_probs(fn)
     if probs is not None:
         return probs.log(), (-probs).log1p()
@@ -32,7 +40,10 @@ def log_odds(fn: Any) -> tuple[Tensor, Tensor]:
 
 
 def times(count: Tensor, log_prob: Tensor) -> Tensor:
-    """count x log p, zero for a count of zero whatever the probability."""
+    """Multiply a count by a log probability.
+
+    The product is zero for a count of zero, whatever the probability.
+    """
     return torch.where(count == 0, 0.0, count * log_prob)
 
 

@@ -1,4 +1,7 @@
-"""To ArviZ, 0.x and 1.x: programs with their posterior as InferenceData or DataTree, evidences as stacking weights.
+"""Export of posteriors and evidences to ArviZ.
+
+It works with ArviZ 0.x and 1.x. A program with its posterior becomes InferenceData or DataTree,
+evidences become stacking weights.
 
 What differs between the two generations of ArviZ is in `build_tree` and `as_elpd`; nothing else
 asks which one it is.
@@ -37,7 +40,10 @@ FEWEST_DRAWS = 4  # that ArviZ's diagnostics take
 
 
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
-    """A posterior with prior, predictive draws, pointwise log-likelihood and data, for all of ArviZ's functions.
+    """Convert a posterior to an ArviZ container.
+
+    It includes prior, predictive draws, pointwise log-likelihood and data, for all of ArviZ's
+    functions.
 
     Groups: `posterior` and `prior` (latents and deterministic sites), `posterior_predictive` and
     `prior_predictive` (observed sites), `log_likelihood` (log p(x_i | z) in nats, one variable for
@@ -112,7 +118,10 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
 
 
 def alarms(posterior: Posterior) -> tuple[str, ...]:
-    """Why ArviZ should not be asked about the draws: their own alarms, and too few that count."""
+    """Collect the reasons not to trust the draws in ArviZ.
+
+    They are the warnings of the draws themselves, and too few effective draws.
+    """
     ess = posterior.ess
     if ess is None or float(ess.min()) >= FEW_DRAWS:
         return posterior.warnings
@@ -122,7 +131,10 @@ def alarms(posterior: Posterior) -> tuple[str, ...]:
 
 
 def provenance(posterior: Posterior, alarms: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Where draws come from and whether to believe them, as netCDF can hold it."""
+    """Describe the origin and reliability of draws.
+
+    The values are of types that netCDF can hold.
+    """
     found: dict[str, Any] = {
         "inference_library": "ppl_dgm",
         "inference_library_version": __version__,
@@ -142,7 +154,10 @@ def provenance(posterior: Posterior, alarms: tuple[str, ...], seed: int) -> dict
 
 
 def thinned(posterior: Posterior) -> Posterior:
-    """No more draws than the weights are worth; they are in random order."""
+    """Keep only as many draws as the weights are worth.
+
+    The draws are in random order, so that the first ones will do.
+    """
     if posterior.ess is None:
         return posterior
     worth = max(int(posterior.ess.min()), FEWEST_DRAWS)
@@ -150,14 +165,17 @@ def thinned(posterior: Posterior) -> Posterior:
 
 
 def visible(bound: Bound, name: str) -> Tensor:
-    """The observed value of a site, NaN where a mask takes it out."""
+    """Return a site's observed value, with NaN where masked."""
     site = bound.model_trace().nodes[name]
     seen = seen_entries(site)
     return site["value"] if bool(seen.all()) else torch.where(seen, site["value"], torch.nan)
 
 
 def drop_masked(bound: Bound, tree: Any) -> None:
-    """Take masked entries out of the log likelihoods: what is left of a site lies along one dimension of its own."""
+    """Remove masked entries from the log likelihoods.
+
+    The remaining entries of a site lie along one dimension of its own.
+    """
     for name in list(tree.log_likelihood.data_vars):
         seen = counted(bound, name)
         if seen is None or bool(seen.all()):
@@ -172,7 +190,10 @@ def drop_masked(bound: Bound, tree: Any) -> None:
 
 
 def counted(bound: Bound, name: str) -> NDArray[Any] | None:
-    """Which entries `[*plates]` of a site's data are not masked as a whole; None for several sites in one."""
+    """Find which entries `[*plates]` of a site are not masked.
+
+    An entry is masked if all of its event is. The result is None for several sites in one.
+    """
     nodes = bound.model_trace().nodes
     if name not in nodes:
         return None
@@ -182,12 +203,18 @@ def counted(bound: Bound, name: str) -> NDArray[Any] | None:
 
 
 def predictive_draws(posterior: Posterior, seed: int) -> Mapping[str, Tensor]:
-    """All sites given the posterior draws; none for a program with factors."""
+    """Draw all sites given the posterior draws.
+
+    There are none for a program with factors.
+    """
     return {} if posterior.bound.structure.factors else posterior.predict(seed)
 
 
 def prior_draws(posterior: Posterior, seed: int) -> dict[str, Tensor]:
-    """All sites drawn ancestrally, as many times as the posterior has draws."""
+    """Draw all sites from the prior by ancestral sampling.
+
+    There are as many draws as the posterior has.
+    """
     bound = posterior.bound
     with undisturbed(bound.model), seeded(seed, bound.device):
         return draw_sites(
@@ -204,7 +231,10 @@ def as_arrays(values: Mapping[str, Tensor], group: str) -> Group:
 
 
 def plates(posterior: Posterior) -> dict[str, list[str]]:
-    """Names of the dimensions of every site: its plates from left to right, then numbered event dimensions."""
+    """Name the dimensions of every site.
+
+    The plates come first, from left to right, then numbered event dimensions.
+    """
     nodes = posterior.bound.model_trace().nodes
     sites = {
         name: site
@@ -224,7 +254,10 @@ def free(name: str) -> str:
 
 
 def dimension_names(name: str, site: Mapping[str, Any]) -> list[str]:
-    """Dimensions of one site; a plate has no other site's name, since it is a site itself."""
+    """Name the dimensions of one site.
+
+    A plate has no other site's name, since it is a site itself.
+    """
     frames = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
     batch_dim = max((-dim for dim in frames), default=0)
     event_dim = site["value"].dim() - batch_dim
@@ -234,7 +267,10 @@ def dimension_names(name: str, site: Mapping[str, Any]) -> list[str]:
 
 
 def build_tree(groups: Mapping[str, Group], dims: Mapping[str, list[str]]) -> Any:
-    """ArviZ's container: keyword groups in 0.x, one nested dictionary in 1.x."""
+    """Build an ArviZ container from groups of arrays.
+
+    ArviZ 0.x takes groups as keywords, 1.x takes one nested dictionary.
+    """
     if IS_ARVIZ_0:
         return az.from_dict(**groups, dims=dict(dims), save_warmup=False)
     return az.from_dict(dict(groups), dims=dict(dims))
@@ -249,7 +285,9 @@ def put_group(tree: Any, name: str, group: xr.Dataset) -> None:
 
 
 def write_netcdf(tree: Any, path: str | os.PathLike) -> None:
-    """Write InferenceData, a DataTree or a Dataset to a netCDF file, read back by `arviz.from_netcdf`.
+    """Write a data container to a netCDF file.
+
+    The container is InferenceData, a DataTree or a Dataset. `arviz.from_netcdf` reads the file.
 
     Example:
         >>> import tempfile
@@ -262,7 +300,9 @@ def write_netcdf(tree: Any, path: str | os.PathLike) -> None:
 
 
 def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
-    r"""Weights of the mixture of programs that predicts the data best, by ArviZ.
+    r"""Compute stacking weights of programs by ArviZ.
+
+    With them the mixture of programs predicts the data best.
 
     $\max_w \sum_i \log \sum_m w_m\, p_m(x_i)$ over the simplex. Yao, Vehtari, Simpson and Gelman
     (2018), "Using stacking to average Bayesian predictive distributions", eq. 4. The data should be
@@ -297,7 +337,9 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def as_elpd(log_p: NDArray[np.float64]) -> Any:
-    """Held-out log densities `[data]` in the class in which ArviZ keeps leave-one-out results.
+    """Convert held-out log densities `[data]` to an ArviZ `loo` result.
+
+    It is of the class in which ArviZ keeps leave-one-out results.
 
     In 0.x it is a table of fields, in 1.x a class whose arguments depend on the release: there a
     result of `loo` is given other figures.

@@ -1,4 +1,4 @@
-"""Pictures: forests of evidences, learning curves, grids of samples, tails of weights.
+"""Plots of evidences, learning curves, images and weight tails.
 
 Every function takes numbers and tensors, draws on the axes it is given or on a new figure, and
 returns the axes.
@@ -86,7 +86,11 @@ STYLE: dict[str, Any] = {
 
 
 class ForestRow(NamedTuple):
-    """One line of a forest: its name, centre and standard error, a second wider error, and what the number is."""
+    """One row of a forest plot.
+
+    It has a name, a centre, a standard error, and a second, wider error. `bound` tells what the
+    number is.
+    """
 
     name: str
     centre: float
@@ -113,7 +117,7 @@ def style() -> Iterator[None]:
 
 
 def narrow_axes() -> Axes:
-    """The axes of a new figure for the width of a phone."""
+    """Create axes on a new figure of phone width."""
     return new_axes((NARROW_INCHES, 3.4))
 
 
@@ -124,7 +128,10 @@ def new_axes(inches: tuple[float, float]) -> Axes:
 
 
 def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArray[Any]:
-    """New axes for forests over the same rows, so many side by side: `[len(titles)]`."""
+    """Create axes for forest plots over the same rows.
+
+    They are `[len(titles)]`, at most `across` of them side by side.
+    """
     across = min(across, len(titles))
     down = -(-len(titles) // across)
     width = 4.2 * across + 1.4 if across > 1 else NARROW_INCHES
@@ -138,7 +145,9 @@ def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArra
 
 
 def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) -> Axes:
-    """Intervals of 95 % around each row's centre, the first row on top.
+    """Plot 95 % intervals around the centre of each row.
+
+    The first row is on top.
 
     A thick bar spans the error, a thin one the wide error. The marker says what the number is: a
     circle is exact, an arrow points to where the truth lies beyond a bound, a diamond is an
@@ -190,7 +199,7 @@ def draw_interval(ax: Axes, row: ForestRow, y: int) -> None:
 
 
 def add_key(figure: Figure, bounds: Sequence[str], reliable: bool = True) -> None:
-    """A line under the figure that says what its markers mean."""
+    """Add a legend of the markers below the figure."""
     keys = [
         Line2D([], [], color=COLOURS[0], marker=MARKERS[bound], ls="", label=MEANINGS[bound])
         for bound in MARKERS
@@ -203,7 +212,9 @@ def add_key(figure: Figure, bounds: Sequence[str], reliable: bool = True) -> Non
 
 
 def plot_curves(histories: Mapping[str, Mapping[str, Tensor]], ax: Axes | None = None) -> Axes:
-    """Learning curves: the objective in nats per datum against steps, one colour for each program.
+    """Plot the learning curves of several programs.
+
+    They show the objective in nats per datum against steps, in one colour for each program.
 
     Args:
         histories: by program; each holds "step" and "objective", `[steps]`, and may hold
@@ -259,7 +270,10 @@ def as_arrays(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
 
 
 def averaged(step: Tensor, value: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A curve of at most `MAX_POINTS` points, each the mean of a window; all but the last have one size, so one noise."""
+    """Average a curve over windows to at most `MAX_POINTS` points.
+
+    All windows but the last have the same size, so that the noise is the same.
+    """
     x, y = as_arrays(step, value)
     size = max(1, math.ceil(len(x) / MAX_POINTS))
     windows = np.split(np.arange(len(x)), range(size, len(x), size))
@@ -267,7 +281,10 @@ def averaged(step: Tensor, value: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def plateau_limits(objectives: Sequence[Tensor]) -> tuple[float | None, float | None]:
-    """Limits that show where the curves end, not where they fell from."""
+    """Choose axis limits that show where the curves end.
+
+    The values from which the curves start may lie outside.
+    """
     values = np.concatenate([*as_arrays(*objectives), np.zeros(0)])
     values = values[np.isfinite(values)]
     if not len(values):
@@ -284,7 +301,9 @@ def plot_images(
     num_rows: int = 8,
     max_across: int = MAX_ACROSS,
 ) -> NDArray[Any]:
-    """Grids of images side by side, data next to samples: one axes for each group.
+    """Plot grids of images side by side.
+
+    Data stand next to samples, with one axes for each group.
 
     Args:
         groups: images by title, each `[images, *event]`; the first (the data) sets the range of
@@ -332,7 +351,10 @@ def plot_images(
 def tile(
     images: Tensor, image_shape: tuple[int, ...], num_columns: int, num_rows: int
 ) -> NDArray[Any]:
-    """Lay images out in a grid with gaps (NaN) between them: `[rows, columns]` or `[rows, columns, 3]`."""
+    """Arrange images in a grid with gaps between them.
+
+    Gaps are NaN. The grid is `[rows, columns]` or `[rows, columns, 3]`.
+    """
     channels, height, width = (1, *image_shape) if len(image_shape) == 2 else image_shape
     if channels not in (1, 3) or images[0].numel() != channels * height * width:
         raise ValueError(
@@ -351,7 +373,9 @@ def tile(
 
 
 def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
-    r"""The tail of importance weights: the share of weights above w against w / mean(w), both logarithmic.
+    """Plot the tail of importance weights.
+
+    It is the share of weights above w against w / mean(w), both on logarithmic axes.
 
     A straight line of slope -1/k is a Pareto tail of shape k; the dashed line is the one that was
     fitted. Above k = 0.7 the estimate is not to be believed (Vehtari et al. 2024).
@@ -412,7 +436,10 @@ def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
 
 
 def draw_pareto_tail(ax: Axes, relative: Tensor, tail_size: int) -> None:
-    """The generalised Pareto distribution fitted to the largest weights (sorted downwards) above a threshold."""
+    """Draw the Pareto tail fitted to the largest weights.
+
+    It is a generalised Pareto distribution above a threshold. The weights are sorted downwards.
+    """
     threshold = float(relative[tail_size])
     with torch.device("cpu"):  # where these weights are
         fitted = fit_generalized_pareto((relative[:tail_size] - threshold).flip(0))

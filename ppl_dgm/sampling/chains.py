@@ -1,4 +1,7 @@
-"""Posterior draws in unconstrained space: from Markov chains, from the guide, or the user's own."""
+"""Posterior draws in unconstrained space.
+
+They come from Markov chains, from the guide, or from the user.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -59,7 +62,9 @@ EAGER = Switch(False)
 
 
 class PosteriorDraws(NamedTuple):
-    """Points `[chains, draws, *batch, dim]`; where they were resampled, how many independent ones they are worth.
+    """Posterior draws `[chains, draws, *batch, dim]` with their diagnostics.
+
+    Where draws were resampled, `ess` is how many independent ones they are worth.
 
     `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated
     instead. `divergent`, the share of moves that diverged, and `bfmi` are those of Hamiltonian
@@ -81,7 +86,10 @@ class PosteriorDraws(NamedTuple):
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """R-hat, and what Hamiltonian chains and resampled draws tell of themselves, by standard names."""
+        """Diagnostics of the draws, by standard names.
+
+        R-hat is always there, the others where Hamiltonian chains or resampled draws have them.
+        """
         known = {name: getattr(self, name) for name in ("pareto_k", "divergent", "bfmi", "stein")}
         found = {name: value for name, value in known.items() if value is not None}
         return {"r_hat": split_r_hat(self.points).amax(-1)} | found
@@ -96,7 +104,11 @@ class PosteriorDraws(NamedTuple):
 
 
 class Chains(NamedTuple):
-    """Points `[draws, chains, *batch, dim]`, log densities `[draws, chains, *batch]`, step sizes, share that diverged."""
+    """Markov chains with log densities and step sizes.
+
+    Points are `[draws, chains, *batch, dim]`, log densities `[draws, chains, *batch]`. `divergent`
+    is the share of moves that diverged.
+    """
 
     points: Tensor
     log_density: Tensor
@@ -113,7 +125,10 @@ class Chains(NamedTuple):
 def evaluate(
     log_density: Callable[[Tensor], Tensor], points: Tensor, memory: int = MEMORY
 ) -> Tensor:
-    """A log density at points `[n, *batch, dim]`, a bounded number at a time: `[n, *batch]` in float64."""
+    """Evaluate log densities at points `[n, *batch, dim]` in chunks.
+
+    The result is `[n, *batch]` in float64. The chunks bound the memory.
+    """
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
         return rule_out_overflow(
@@ -126,7 +141,10 @@ def evaluate(
 
 
 class Frame(NamedTuple):
-    """Coordinates in which a cloud of points has mean zero and unit covariance: y = mean + L z."""
+    """Affine coordinates with zero mean and unit covariance.
+
+    A cloud of points y has these moments in z, where y = mean + L z.
+    """
 
     mean: Tensor
     factor: Tensor
@@ -156,7 +174,9 @@ def hmc_draws(
     num_leapfrog: int,
     switch: Switch = EAGER,
 ) -> PosteriorDraws:
-    """Draws by Hamiltonian Monte Carlo, all chains and data at once, with a dense mass pooled over chains.
+    """Draw from the posterior by Hamiltonian Monte Carlo.
+
+    All chains and data move at once, with a dense mass pooled over chains.
 
     The chains start at tempered draws from the prior; the covariance and the step size of each
     datum are learned in two rounds of warm-up. Where moves diverge, all chains go on with shorter
@@ -194,7 +214,9 @@ def adapted_chains(
 
 
 def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:
-    r"""Bring prior draws to the posterior through $p(z) p(x \mid z)^\beta$: `[num_chains, *batch, dim]`.
+    r"""Move prior draws to the posterior by tempering.
+
+    The path is $p(z) p(x \mid z)^\beta$, the result is `[num_chains, *batch, dim]`.
 
     $\beta$ rises so that half of the effective draws remain at each step; draws are resampled and
     moved (Del Moral, Doucet and Jasra 2006). Modes are so represented in about the right
@@ -257,7 +279,10 @@ def run_chains(
 def nuts_draws(
     target: Unconstrained, num_chains: int, num_draws: int, num_warmup: int
 ) -> PosteriorDraws:
-    """Draws by Pyro's No-U-Turn sampler, chain by chain, all data in one chain."""
+    """Draw from the posterior by Pyro's No-U-Turn sampler.
+
+    Chains run one after the other, each with all data.
+    """
 
     def potential(state: Mapping[str, Tensor]) -> Tensor:
         return -target.log_joint(state["point"].unsqueeze(0)).sum()
@@ -281,7 +306,10 @@ def nuts_draws(
 
 
 def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:
-    """Draws from the guide, resampled by their importance weights (Rubin 1988): one row of independent draws."""
+    """Draw from the guide and resample by importance weights.
+
+    The result is one row of independent draws (Rubin 1988).
+    """
     points, log_q = target.sample_guide(num_draws)
     log_weights = evaluate(target.log_joint, points) - log_q.double()
     chosen = shuffle(resample(log_weights)).unsqueeze(-1).expand(points.shape)
@@ -290,7 +318,9 @@ def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:
 
 
 def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> PosteriorDraws:
-    """The user's draws, `[chains, draws, *site]` or `[draws, *site]` by site.
+    """Convert the user's posterior draws to unconstrained space.
+
+    Draws of each site are `[chains, draws, *site]` or `[draws, *site]`.
 
     Raises:
         ValueError: if a latent is missing or has another shape, or values are outside its support.
@@ -324,7 +354,10 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
 
 
 def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) -> Tensor:
-    r"""Standard errors by which draws `[chains, draws, *batch, dim]` fail Stein's identity, at most: `[*batch]`.
+    r"""Measure how far draws violate Stein's identity.
+
+    Draws are `[chains, draws, *batch, dim]`. The result, `[*batch]`, is the largest violation in
+    standard errors.
 
     $\mathbb{E}[g] = 0$ and $\mathbb{E}[y g] = -1$ for each coordinate y and its slope g of the log
     posterior: the first fails for shifted draws, the second for draws too wide or too narrow.
@@ -341,7 +374,11 @@ def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) 
 
 
 def apart_from_zero(series: Tensor) -> Tensor:
-    """Standard errors of the mean of series `[chains, draws, ...]` from zero; none where the mean is small."""
+    """Measure the distance of series means from zero.
+
+    Series are `[chains, draws, ...]`, distances in standard errors. They are zero where the mean is
+    small.
+    """
     mean, spread = series.mean((0, 1)), series.flatten(0, 1).std(0)
     distance = mean.abs() / series_std_error(series)
     return torch.where(mean.abs() <= SMALL_MEAN * (1 + spread), 0.0, distance)

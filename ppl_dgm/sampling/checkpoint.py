@@ -1,4 +1,7 @@
-"""Long computations that continue from a file where they were interrupted, bit by bit the same."""
+"""Checkpoints for long computations.
+
+An interrupted computation continues from a file, bit by bit the same.
+"""
 
 import time
 from collections.abc import Callable
@@ -32,7 +35,9 @@ SAVE_SECONDS = 20.0  # between two writes of a checkpoint
 
 
 class Checkpoint:
-    """Runs loops whose progress is kept in a file, with the state of the random number generators.
+    """Loop runner that keeps its progress in a file.
+
+    The file also has the state of the random number generators.
 
     The file holds tensors and numbers only, is written atomically, and is read without unpickling
     code.
@@ -127,7 +132,10 @@ class Checkpoint:
 
 
 def switch_of(estimator: Any) -> Switch:
-    """How an estimator runs its moves; what is kept in a file is continued bit by bit, so it does not change on the way."""
+    """Choose whether an estimator's moves are compiled.
+
+    A computation from a file continues bit by bit, so that the choice must not change on the way.
+    """
     return Switch(
         False
         if estimator.checkpoint is not None and estimator.compile == "auto"
@@ -136,14 +144,20 @@ def switch_of(estimator: Any) -> Switch:
 
 
 def checkpoint_of(estimator: Any, bound: Bound, **settings: Any) -> Checkpoint:
-    """The checkpoint of an estimator, with further settings by name, at a bound program."""
+    """Create the checkpoint of an estimator for a bound program.
+
+    `settings` are further parts of its identity, by name.
+    """
     path = estimator.checkpoint
     identity = {} if path is None else identity_of(estimator, bound) | identify(settings)
     return Checkpoint(path, identity, bound.device)
 
 
 def identity_of(estimator: Any, bound: Bound) -> Identity:
-    """Identify an estimate: settings, program, parameters, buffers, every argument and the seed."""
+    """Collect everything that identifies an estimate.
+
+    This is the settings, program, parameters, buffers, every argument and the seed.
+    """
     settings = {field.name: getattr(estimator, field.name) for field in fields(estimator)}
     for how in ("checkpoint", "compile", "memory"):
         settings.pop(how, None)

@@ -1,4 +1,7 @@
-"""Convergence diagnostics: ESS, R-hat, tails, acceptance, and the alarms that follow."""
+"""Convergence diagnostics and the warnings that follow.
+
+The diagnostics are ESS, R-hat, weight tails and acceptance.
+"""
 
 import math
 
@@ -42,7 +45,9 @@ ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing 
 
 
 def chain_ess(series: Tensor) -> Tensor:
-    """Effective sample size of series `[chains, draws, ...]`, autocorrelation and differences of chains counted.
+    """Compute the effective sample size of Markov chains.
+
+    Series are `[chains, draws, ...]`. Autocorrelation and differences between chains count.
 
     Vehtari et al. (2021), eq. 10, by Pyro; at most the number of draws, and all of them where
     nothing varies or draws are antithetic.
@@ -65,7 +70,10 @@ def series_std_error(series: Tensor) -> Tensor:
 
 
 def split_r_hat(series: Tensor) -> Tensor:
-    """Split R-hat of series `[chains, draws, ...]`; 1 where nothing varies."""
+    """Compute split R-hat of series `[chains, draws, ...]`.
+
+    It is 1 where nothing varies.
+    """
     value = split_gelman_rubin(series.double(), chain_dim=0, sample_dim=1)
     return value.nan_to_num(1.0, posinf=float("inf")).clamp_min(1.0)
 
@@ -73,7 +81,9 @@ def split_r_hat(series: Tensor) -> Tensor:
 def r_hat_warnings(
     r_hat: Tensor, place: str = "the posterior", limit: float = MAX_R_HAT
 ) -> tuple[str, ...]:
-    """Warn where chains disagree: R-hat, `[data]` or `[]`, above what chance makes the largest.
+    """Warn where chains disagree, according to R-hat.
+
+    R-hat, `[data]` or `[]`, must be above what chance makes the largest.
 
     Example:
         >>> r_hat_warnings(torch.tensor(1.3))
@@ -97,12 +107,17 @@ def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:
 
 
 def is_divergent(log_ratio: Tensor) -> Tensor:
-    """Whether Hamiltonian moves lost their energy; not so where they ended at no density, at an edge."""
+    """Check whether Hamiltonian moves diverged.
+
+    Such moves lost their energy. Those that ended at zero density, at an edge, do not count.
+    """
     return (log_ratio < -DIVERGENT) & torch.isfinite(log_ratio)
 
 
 def energy_bfmi(log_density: Tensor, dim: int) -> Tensor:
-    r"""Energy Bayesian fraction of missing information of chains `[draws, chains, *batch]`: `[*batch]`.
+    r"""Compute the energy Bayesian fraction of missing information.
+
+    Log densities are `[draws, chains, *batch]`, the result is `[*batch]`.
 
     $2\, \mathrm{Var}(K) / (\mathrm{Var}(K) + \mathrm{Var}(U))$ with U minus the log density and K
     the kinetic energy, drawn afresh before each move, of variance D / 2: 1 for a normal density.
@@ -132,7 +147,9 @@ def divergence_warnings(divergent: Tensor, place: str = "the posterior") -> tupl
 
 
 def bfmi_warnings(bfmi: Tensor) -> tuple[str, ...]:
-    """Warn where Hamiltonian chains pass between energies by small steps: E-BFMI, `[*batch]`.
+    """Warn where Hamiltonian chains change their energy too slowly.
+
+    E-BFMI is `[*batch]`.
 
     Example:
         >>> bfmi_warnings(torch.tensor(0.1))
@@ -146,7 +163,9 @@ def bfmi_warnings(bfmi: Tensor) -> tuple[str, ...]:
 
 
 def stein_warnings(distance: Tensor) -> tuple[str, ...]:
-    """Warn where given draws are not the posterior's: standard errors from Stein's identity, `[*batch]`.
+    """Warn where given draws do not follow the posterior.
+
+    `distance`, `[*batch]`, is by how many standard errors Stein's identity fails.
 
     Example:
         >>> stein_warnings(torch.tensor(20.0))
@@ -163,7 +182,9 @@ def stein_warnings(distance: Tensor) -> tuple[str, ...]:
 
 
 def mean_exp_std_error(log_values: Tensor) -> Tensor:
-    r"""Standard error of log(mean(exp(.))) over the first dimension, for few values: `[*batch]`.
+    r"""Estimate the standard error of log(mean(exp(log_values))).
+
+    The mean is over the first dimension, which may have few values. The result is `[*batch]`.
 
     The delta method, $\mathrm{sd}(w) / (\bar w \sqrt n)$, times the ratio of Student's to the
     normal 97.5 % quantile. If the upper half of the log values is spread more than that tells, as
@@ -189,7 +210,9 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
 
 
 def tail_cost(pareto_k: Tensor, std_error: Tensor, num_particles: int) -> Tensor:
-    r"""What a heavy tail can cost log Z, in nats: $\log(1 + \mathrm{se}\, K^{\max(k - 1, 0)})$.
+    r"""Estimate the error in log Z from a heavy tail.
+
+    It is in nats, $\log(1 + \mathrm{se}\, K^{\max(k - 1, 0)})$.
 
     The mean of K draws with a Pareto tail of shape k > 1 grows as $K^{k - 1}$ for ever.
     """
@@ -197,7 +220,9 @@ def tail_cost(pareto_k: Tensor, std_error: Tensor, num_particles: int) -> Tensor
 
 
 def dominates(failing: Tensor, cost: Tensor) -> bool:
-    """Whether data that fail make up a large part of the variance of the sum over data.
+    """Check whether failing data dominate the error of the sum.
+
+    They do if they make up a large part of the variance of the sum over data.
 
     Single data exceed any threshold by chance; what counts is what they can cost the sum.
 
@@ -220,7 +245,9 @@ def dominates(failing: Tensor, cost: Tensor) -> bool:
 def tail_warnings(
     pareto_k: Tensor, std_error: Tensor | None = None, num_particles: int = 1000
 ) -> tuple[str, ...]:
-    """Warnings that follow from Pareto shapes, `[data]` or `[]`, by what the data can cost their sum.
+    """Warn where Pareto shapes are too large.
+
+    Shapes are `[data]` or `[]`. What counts is how much the data can cost their sum.
 
     Args:
         pareto_k: shapes of the weights' tails.

@@ -1,4 +1,7 @@
-"""Importance sampling from a fitted proposal with the prior as a defence."""
+"""Importance sampling from a proposal mixed with the prior.
+
+The proposal is fitted. The prior is a defence against what it leaves out.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -17,7 +20,9 @@ POINT_COPIES = 8  # tensors of the points' size that a chunk of draws holds at o
 
 
 class Weighted(NamedTuple):
-    """Log weights `[n, *batch]` of draws, the last `num_prior` of which are from the prior.
+    """Log weights `[n, *batch]` of draws from proposal and prior.
+
+    The last `num_prior` draws are from the prior.
 
     `points` are the draws `[n, *batch, dim]`, or None where they were not kept.
     """
@@ -28,11 +33,18 @@ class Weighted(NamedTuple):
 
     @property
     def std_error(self) -> Tensor:
-        """Standard error of the log of the mean weight, `[*batch]`, in nats."""
+        """Standard error of the log mean weight.
+
+        It is `[*batch]`, in nats.
+        """
         return stratified_std_error(self.log_weights, self.num_prior)
 
     def summarise(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """log Z and its standard error, `[*batch]`, and diagnostics; `prior_share` is what the prior's draws add."""
+        """Compute log Z, its standard error and diagnostics.
+
+        The first two are `[*batch]`. `prior_share` is the share of the weights that prior draws
+        add.
+        """
         summary = WeightSummary(len(self.log_weights))
         summary.add(self.log_weights)
         diagnostics = {
@@ -54,7 +66,9 @@ def defended_weights(
     memory: int,
     keep_points: bool = False,
 ) -> Weighted:
-    r"""Weigh draws of a proposal and of the prior by their mixture (Hesterberg 1995).
+    r"""Draw from proposal and prior, weighted by their mixture.
+
+    Hesterberg (1995).
 
     $w = p(x, y) / ((1 - s) q(y) + s\, p(y))$ for a fixed number of draws from each: no part of the
     prior is left out, and weights are at most $p(x \mid y) / s$.
@@ -81,7 +95,10 @@ def defended_weights(
 def mixture_weights(
     target: Unconstrained, proposal: Fitted, points: Tensor, share: float, memory: int
 ) -> Tensor:
-    """Log weights of points against the mixture of proposal and prior: `[n, *batch]`."""
+    """Compute log weights against the mixture of proposal and prior.
+
+    They are `[n, *batch]`.
+    """
     densities = evaluate(lambda part: torch.stack(target.split(part), -1), points, memory)
     prior, likelihood = densities.unbind(-1)
     log_q = proposal.log_prob(points.double()).double() + math.log1p(-share)
@@ -91,7 +108,9 @@ def mixture_weights(
 
 
 def stratified_std_error(log_weights: Tensor, num_last: int) -> Tensor:
-    """Standard error of the log of a mean of weights `[n, *batch]`, the last a sample of their own.
+    """Compute the standard error of a stratified log mean weight.
+
+    Weights are `[n, *batch]`, the last `num_last` of them a sample of their own.
 
     The two samples' sizes are fixed, so that the difference of their means adds nothing:
     sqrt(n1 s1^2 + n2 s2^2) / n.

@@ -1,4 +1,4 @@
-r"""Discrepancies between two samples that need no density: energy distance and kernel mean."""
+"""Energy distance between two samples, which needs no density."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,9 @@ __all__ = ["distances", "energy_distance"]
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    r"""The energy distance, $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2013).
+    """Compute the energy distance between two samples.
+
+    It is $2 E|x - y| - E|x - x'| - E|y - y'|$ (Szekely and Rizzo 2013).
 
     Zero only for equal distributions. Unbiased: pairs of one datum with itself are left out, so
     that the value may fall below zero.
@@ -30,11 +32,17 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances `[n, m]` of vectors `[n, D]` and `[m, D]`."""
+    """Compute Euclidean distances `[n, m]` between two sets of vectors.
+
+    Vectors are `[n, D]` and `[m, D]`.
+    """
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def mean_of_pairs(values: Tensor) -> Tensor:
-    """Mean of a matrix `[n, n]` without its diagonal: over pairs of different data."""
+    """Average a matrix `[n, n]` without its diagonal.
+
+    This is the mean over pairs of different data.
+    """
     n = len(values)
     return (values.sum() - values.diagonal().sum()) / max(n * (n - 1), 1)

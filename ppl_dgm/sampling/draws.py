@@ -33,7 +33,9 @@ SOUND = (
 
 
 def draws_alarm(bound: Bound, proposal: Proposal) -> tuple[str, ...]:
-    r"""Warn of continuous latents whose draws, from the prior or the guide, do not follow their density.
+    r"""Warn where draws of latents do not follow their density.
+
+    Continuous latents are tested, with draws from the prior or the guide.
 
     With the unconstrained value y of a draw, u = (y - c) / s for any c and s, and the score
     $g = s\, \partial \log p / \partial y$,
@@ -65,7 +67,11 @@ def draws_alarm(bound: Bound, proposal: Proposal) -> tuple[str, ...]:
 
 
 def stein_distance(fn: Any) -> float:
-    """Standard errors by which draws of a distribution fail Stein's identity, at most; 0 where it is not tested."""
+    """Measure how far a distribution's draws violate Stein's identity.
+
+    The result is the largest violation in standard errors. It is 0 where the distribution is not
+    tested.
+    """
     if isinstance(fn, SOUND) or LEAST_DRAWS * numbers_in(fn) > MOST_NUMBERS:
         return 0.0
     try:
@@ -80,7 +86,10 @@ def numbers_in(fn: Any) -> int:
 
 
 def stein_terms(fn: Any) -> Iterator[Tensor]:
-    """Terms of mean zero at draws of a distribution: `[draws, ...]`."""
+    """Yield terms of mean zero at draws of a distribution.
+
+    They are `[draws, ...]`.
+    """
     transform: Any = precise(biject_to(ONE_TURN if isinstance(fn, ANGLES) else fn.support))
     count = min(NUM_DRAWS, MOST_NUMBERS // numbers_in(fn))
     y = transform.inv(fn.sample(torch.Size([count]))).detach().requires_grad_()
@@ -102,14 +111,21 @@ def stein_terms(fn: Any) -> Iterator[Tensor]:
 
 
 def distinct_terms(y: Tensor) -> Tensor:
-    """Zero, or infinity where more than a few draws coincide: `[draws, ...]`."""
+    """Return zero, or infinity where too many draws coincide.
+
+    The result has one row fewer than the draws.
+    """
     ordered = y.sort(0).values
     ties = (ordered[1:] == ordered[:-1]).to(y.dtype)
     return torch.where(ties.mean(0) > MOST_TIES, torch.inf, 0.0).expand_as(ties)
 
 
 def largest_z(terms: Tensor) -> float:
-    """Standard errors from zero of the mean of terms `[draws, ...]`, at most over what matters."""
+    """Compute the largest distance of term means from zero.
+
+    Terms are `[draws, ...]`, the distance is in standard errors. Means too small to matter count as
+    zero.
+    """
     if not terms.numel():
         return 0.0  # the simplex of one entry
     mean, spread = terms.mean(0), terms.std(0)

@@ -1,4 +1,6 @@
-"""Log importance weights, the central quantity: many particles in bounded memory, and what their sums tell.
+"""Log importance weights and their summaries.
+
+They are the central quantity here, drawn for many particles in bounded memory.
 
 log w = log p(x, z) - log q(z | x) with z drawn from q. Their mean is the ELBO, their log-mean-exp
 the importance-weighted bound, and their tail says when to believe neither.
@@ -87,7 +89,10 @@ def log_weights(
 
 
 class WeightChunk(NamedTuple):
-    """Log weights `[particles, data]` of the data from `start` on, or `[particles]` of the data set."""
+    """One chunk of log weights.
+
+    They are `[particles, data]` of the data from `start` on, or `[particles]` of the data set.
+    """
 
     start: int
     log_weights: Tensor
@@ -100,7 +105,10 @@ def weight_chunks(
     memory: int = MEMORY,
     compile: CompileMode = False,
 ) -> Iterator[WeightChunk]:
-    """Draw log weights a bounded number of particles and data at a time, data by data in order."""
+    """Yield log weights in chunks of bounded memory.
+
+    A chunk has a bounded number of particles and data. Data come in order.
+    """
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; expected at least 1")
     draw = draw_weights_prior if proposal == "prior" else draw_weights
@@ -126,7 +134,10 @@ def draw_weights(bound: Bound, num_particles: int) -> Tensor:
 
 
 def draw_weights_prior(bound: Bound, num_particles: int) -> Tensor:
-    """Log weights with the prior as proposal: log likelihoods of prior draws."""
+    """Draw log weights with the prior as proposal.
+
+    They are the log likelihoods of prior draws.
+    """
     return expand_particles(
         bound.log_joint(bound.draw_prior(num_particles).values).likelihood, num_particles
     )
@@ -144,7 +155,9 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
 
 @dataclass
 class WeightSummary:
-    r"""Streaming sums of log weights in float64: mean, log-mean-exp, their standard errors, ESS and Pareto k.
+    r"""Streaming summary of log weights in float64.
+
+    It gives mean, log-mean-exp, their standard errors, ESS and Pareto k.
 
     Feed it `[particles, ...]` chunks with `add`; it keeps a constant number of numbers for each
     datum, and the largest weights for the tail. $\mathrm{ESS} = (\sum w)^2 / \sum w^2$.
@@ -170,7 +183,10 @@ class WeightSummary:
         self.tail = tail.topk(min(self.tail_size + 1, tail.shape[0]), 0).values
 
     def _add_moments(self, log_w: Tensor) -> None:
-        """Chan et al. (1979): combine means and sums of squares of two samples."""
+        """Update the mean and the sum of squares.
+
+        Means and sums of squares of two samples are combined as in Chan et al. (1979).
+        """
         n, m = self.count, log_w.shape[0]
         mean = log_w.mean(0)
         delta = mean - self.mean
@@ -182,12 +198,18 @@ class WeightSummary:
 
     @property
     def tail_size(self) -> int:
-        """Number of the largest weights to which the Pareto tail is fitted: min(K / 5, 3 sqrt(K))."""
+        """Number of largest weights for the Pareto fit.
+
+        It is min(K / 5, 3 sqrt(K)), rounded up.
+        """
         return math.ceil(min(self.num_particles / 5, 3 * math.sqrt(self.num_particles)))
 
     @property
     def log_mean_exp(self) -> Tensor:
-        """log of the mean weight: the importance sampling estimate of log Z, in nats."""
+        """Log of the mean weight, in nats.
+
+        It is the importance sampling estimate of log Z.
+        """
         return self.log_sum - math.log(self.count)
 
     @property
@@ -217,18 +239,27 @@ class WeightSummary:
 
     @property
     def ess(self) -> Tensor:
-        """Effective sample size, between 1 and the number of particles (Kong 1992)."""
+        """Effective sample size of the weights (Kong 1992).
+
+        It is between 1 and the number of particles.
+        """
         return (2 * self.log_sum - self.log_square_sum).exp()
 
     @property
     def pareto_k(self) -> Tensor:
-        """Shape of the generalised Pareto tail; above 0.7 the estimate is unreliable (Vehtari et al. 2024)."""
+        """Shape of the generalised Pareto tail of the weights.
+
+        Above 0.7 the estimate is unreliable (Vehtari et al. 2024).
+        """
         shape = self.tail.shape[1:]
         return tail_shapes(self.tail.reshape(self.tail.shape[0], -1).T).reshape(shape)
 
 
 def log_rest(largest: Tensor, log_sum: Tensor) -> Tensor:
-    """log(1 - w / sum) of the largest weights `[n, *batch]`, sorted downwards; exact where one is nearly all."""
+    """Compute log(1 - w / sum) of the largest weights.
+
+    Weights are `[n, *batch]`, sorted downwards. The result is exact where one weight is nearly all.
+    """
     share = (largest - log_sum).exp()
     rest = torch.log1p(-share.clamp(max=1.0))
     if len(largest) > 1:
@@ -237,7 +268,9 @@ def log_rest(largest: Tensor, log_sum: Tensor) -> Tensor:
 
 
 def tail_shapes(largest: Tensor) -> Tensor:
-    """Pareto shapes of the weights above the smallest, of rows `[rows, n]` of the largest log weights.
+    """Estimate Pareto shapes from rows of the largest log weights.
+
+    Rows are `[rows, n]`. The shape is that of the weights above the smallest one.
 
     Rows are sorted downwards. -inf where all are equal, inf where fewer than five differ from zero,
     and the growth of the weights with their rarity where they are a few atoms, as discrete latents
@@ -256,7 +289,10 @@ def tail_shapes(largest: Tensor) -> Tensor:
 
 
 def uneven_shape(log_w: Tensor, excess: Tensor) -> float:
-    """Pareto shape of one row of `tail_shapes` in which weights coincide or vanish."""
+    """Estimate the Pareto shape where weights coincide or vanish.
+
+    `log_w` and `excess` are one row of `tail_shapes`.
+    """
     excess = excess[excess > 0]
     if bool(log_w[-1] > -1e-9):
         return -math.inf  # all weights equal: no tail
@@ -266,7 +302,10 @@ def uneven_shape(log_w: Tensor, excess: Tensor) -> float:
 
 
 def atom_shape(log_w: Tensor) -> float:
-    r"""Growth of weights with their rarity, $\max \Delta \log w / \Delta \log n$, from the largest atom down.
+    r"""Estimate the Pareto shape of weights with few values.
+
+    It is the growth of weights with their rarity, $\max \Delta \log w / \Delta \log n$, from the
+    largest atom down.
 
     n counts the weights at least as large as an atom: a Pareto tail of shape k has the slope k
     everywhere.
@@ -279,7 +318,9 @@ def atom_shape(log_w: Tensor) -> float:
 
 
 def generalised_pareto_shape(excess: Tensor) -> Tensor:
-    """Shapes of generalised Pareto distributions, by rows `[rows, n]` of positive excesses sorted upwards.
+    """Estimate the shapes of generalised Pareto distributions.
+
+    Rows `[rows, n]` hold positive excesses, sorted upwards.
 
     Zhang and Stephens (2009), with the prior of Vehtari et al. (2024), appendix C; Pyro's
     `fit_generalized_pareto`, for many rows at once, and where the scale degenerates too.
@@ -298,7 +339,9 @@ def generalised_pareto_shape(excess: Tensor) -> Tensor:
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """Pareto shape of log weights `[particles, ...]` along the first dimension; see `WeightSummary.pareto_k`.
+    """Estimate the Pareto shape of log weights `[particles, ...]`.
+
+    It is along the first dimension. See `WeightSummary.pareto_k`.
 
     Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling". The fit
     is Pyro's.

@@ -18,14 +18,20 @@ MEMORY = 256 * 2**20
 
 
 def join_parts(parts: list[Tensor], groups: bool = False) -> Tensor:
-    """Put results of parts of the data together: along the data, after a dimension of groups if there is one."""
+    """Join results from parts of the data.
+
+    They are joined along the data, after a dimension of groups if there is one.
+    """
     return parts[0] if parts[0].dim() == int(groups) else torch.cat(parts, int(groups))
 
 
 def chunk_plan(
     bound: Bound, num_particles: int, memory: int, work: Callable[[Bound], Any]
 ) -> Iterator[tuple[int, Bound, int]]:
-    """Divide data, then particles, so that `work` on one chunk allocates about `memory` bytes.
+    """Divide data and particles into chunks that fit memory.
+
+    Data are divided first, then particles, so that `work` on one chunk allocates about `memory`
+    bytes.
 
     Yields (first datum, the program bound to that part of the data, particles at a time).
     """
@@ -49,7 +55,11 @@ def part_of(bound: Bound, start: int, stop: int) -> Bound:
 
 
 def spans(bound: Bound, num_points: int, memory: int) -> list[tuple[int, int]]:
-    """Start and stop of parts of the data so small that densities at `num_points` points of each datum fit into memory."""
+    """Divide data into parts that fit memory.
+
+    Each part has a start and a stop. Densities at `num_points` points of each of its data fit into
+    memory.
+    """
     num_data = bound.num_data or 1
     if not (bound.structure.per_datum and bound.structure.divisible):
         return [(0, num_data)]
@@ -76,7 +86,10 @@ class AllocationCounter(TorchDispatchMode):
 
 
 def allocated_bytes(run: Callable[[], Any]) -> int:
-    """Bytes that one run allocates, freed ones counted too: an upper bound of its peak."""
+    """Count the bytes that one run allocates.
+
+    Freed bytes count too, so that the number is an upper bound of the peak.
+    """
     with torch.no_grad(), unmoved_generators(), AllocationCounter() as counter:
         run()
     return counter.bytes

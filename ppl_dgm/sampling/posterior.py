@@ -1,4 +1,7 @@
-"""Posterior draws by importance resampling, with the diagnostics that say whether to believe them."""
+"""Posterior draws by importance resampling.
+
+Diagnostics say whether to believe them.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +32,9 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Draws of a program's latents given its data, on their own (constrained) scale, equally weighted.
+    """Equally weighted draws of a program's latents given data.
+
+    They are on the latents' own (constrained) scale.
 
     `Posterior(program.bind(*data), draws)` holds the draws of another sampler, e.g. those of Pyro's
     NUTS.
@@ -82,7 +87,9 @@ class Posterior:
         return not self.warnings
 
     def predict(self, seed: int = 0) -> Values:
-        """Draw every site of the model given each posterior draw: latents, deterministic sites, and new data.
+        """Draw every site of the model given each posterior draw.
+
+        Sites are latents, deterministic sites, and new data.
 
         Args:
             seed: makes the draws repeatable; torch's generator is left as it was.
@@ -145,7 +152,7 @@ def posterior(
     memory: int = MEMORY,
     **kwargs: Any,
 ) -> Posterior:
-    r"""Draw from the posterior of a program's latents by importance resampling.
+    r"""Draw from a program's posterior by importance resampling.
 
     Particles $z_k \sim q(z \mid x)$ get weights $w_k = p(x, z_k) / q(z_k \mid x)$; draws are
     resampled from them systematically, for each datum on its own where all latents are inside the
@@ -198,7 +205,10 @@ def posterior(
 
 
 def check_latents(bound: Bound) -> None:
-    """Refuse programs without latents to draw, or whose data are not a dimension of their latents."""
+    """Refuse programs without latents to draw.
+
+    Programs whose data are not a dimension of their latents are refused too.
+    """
     structure = bound.structure
     if not structure.model_latents:
         how = (
@@ -217,7 +227,10 @@ def check_latents(bound: Bound) -> None:
 
 
 def check_draws(bound: Bound, draws: Values) -> None:
-    """Refuse draws that lack a latent, have dimensions it has not, or disagree in number."""
+    """Refuse draws that do not match the program's latents.
+
+    They may lack a latent, have dimensions it has not, or disagree in number.
+    """
     expected = {latent.name for latent in bound.structure.model_latents}
     if draws.keys() != expected:
         raise ValueError(
@@ -240,7 +253,10 @@ def check_draws(bound: Bound, draws: Values) -> None:
 
 
 def storable_parts(bound: Bound, num_particles: int, memory: int) -> list[Bound]:
-    """The data in parts, such that the latents of all particles of one part fit into memory."""
+    """Divide data into parts whose latents fit into memory.
+
+    The latents of all particles of one part count.
+    """
     structure, num_data = bound.structure, bound.num_data or 1
     if not (structure.divisible and structure.per_datum):
         return [bound]
@@ -262,7 +278,10 @@ class Resampled:
 
 
 def resample_part(bound: Bound, num_particles: int, num_draws: int, memory: int) -> list[Resampled]:
-    """Weight particles a bounded number at a time, then resample them: one result for each part of the data."""
+    """Weight particles in chunks, then resample them.
+
+    Chunks are bounded by memory. There is one result for each part of the data.
+    """
     results = []
     for _, part, size in chunk_plan(bound, num_particles, memory, lambda b: weigh(b, 1)):
         sizes = [min(size, num_particles - done) for done in range(0, num_particles, size)]
@@ -274,7 +293,10 @@ def resample_part(bound: Bound, num_particles: int, num_draws: int, memory: int)
 
 
 def weigh(bound: Bound, num_particles: int) -> tuple[Values, Tensor]:
-    """Latents of the model drawn from the guide, and their log weights `[particles, data]` or `[particles]`."""
+    """Draw latents from the guide and compute log weights.
+
+    Log weights are `[particles, data]` or `[particles]`. Only latents of the model are returned.
+    """
     draw = bound.draw(num_particles)
     names = [latent.name for latent in bound.structure.model_latents]
     return {name: draw.values[name] for name in names}, bound.log_joint(
@@ -305,7 +327,10 @@ def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int)
 
 
 def beside_data(tensor: Tensor, value: Tensor, batch_dim: int) -> Tensor:
-    """Shape `[n, data]` or `[n]` so that it broadcasts with latent values `[particles, ..., data, *event]`."""
+    """Reshape `[n, data]` or `[n]` to broadcast with latent values.
+
+    Latent values are `[particles, ..., data, *event]`.
+    """
     if tensor.dim() == 1:
         return tensor.reshape(-1, *(1,) * (value.dim() - 1))
     return tensor.reshape(
@@ -314,7 +339,11 @@ def beside_data(tensor: Tensor, value: Tensor, batch_dim: int) -> Tensor:
 
 
 def take(value: Tensor, index: Tensor, batch_dim: int) -> Tensor:
-    """Select particles of latent values `[particles, *shape]` by `[draws, data]` or `[draws]`: `[draws, *shape]`."""
+    """Select particles of latent values by index.
+
+    Values are `[particles, *shape]`, indices `[draws, data]` or `[draws]`, the result is `[draws,
+    *shape]`.
+    """
     if index.dim() == 1:
         return value[index]
     return value.gather(
@@ -348,5 +377,8 @@ def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
 
 
 def joined(parts: list[Tensor], dim: int) -> Tensor:
-    """Concatenate parts of the data; a single part stays as it is."""
+    """Concatenate tensors from parts of the data.
+
+    A single part stays as it is.
+    """
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -29,7 +29,10 @@ class Fitted(Protocol):
 
 
 class Wrapped:
-    """A torch distribution with batch shape `batch` and event shape `[dim]`."""
+    """Torch distribution used as a fitted proposal.
+
+    Its batch shape is `batch`, its event shape `[dim]`.
+    """
 
     def __init__(self, distribution: torch.distributions.Distribution) -> None:
         self.distribution = distribution
@@ -44,7 +47,10 @@ class Wrapped:
 
 
 def moments(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `[*batch, dim]` and covariance `[*batch, dim, dim]` of draws, kept positive definite."""
+    """Compute the mean and covariance of draws.
+
+    They are `[*batch, dim]` and `[*batch, dim, dim]`. The covariance is kept positive definite.
+    """
     mean = draws.mean(0)
     centred = draws - mean
     covariance = torch.einsum("n...i,n...j->...ij", centred, centred) / max(draws.shape[0] - 1, 1)
@@ -68,7 +74,10 @@ def fit_normal(draws: Tensor) -> Wrapped:
 
 
 class Flow(nn.Module):
-    """Splines of a Student t, whose tails they leave as they are, around the moments of the draws."""
+    """Spline flow around the moments of the draws.
+
+    The splines transform a Student t, whose tails they leave as they are.
+    """
 
     def __init__(self, draws: Tensor) -> None:
         super().__init__()
@@ -87,7 +96,11 @@ class Flow(nn.Module):
 
 
 def flow_layers(dim: int) -> nn.ModuleList:
-    """Monotone splines: of one variable, or of half of several given the other half (Durkan et al. 2019)."""
+    """Create the spline layers of the flow.
+
+    They are monotone splines of one variable, or of half of several given the other half (Durkan et
+    al. 2019).
+    """
     spline = Spline(FLOW_BINS, FLOW_BOUND)
     if dim == 1:
         return nn.ModuleList([Elementwise((1,), spline)])

@@ -1,4 +1,7 @@
-"""Stick breaking to the simplex without loss of digits near its edges."""
+"""Stick breaking that is accurate near the simplex's edges.
+
+No digits are lost there.
+"""
 
 import math
 from typing import Any
@@ -13,7 +16,9 @@ __all__ = ["precise"]
 
 
 class LogStickBreaking(Transform):
-    r"""Torch's stick breaking, $x_i = \sigma(y_i - o_i) \prod_{j<i} (1 - \sigma(y_j - o_j))$, in logarithms.
+    r"""Torch's stick-breaking transform, computed in logarithms.
+
+    It is $x_i = \sigma(y_i - o_i) \prod_{j<i} (1 - \sigma(y_j - o_j))$.
 
     Torch's own keeps $\sigma$ from 0 and 1 by the precision of floats and takes sums from 1, so
     that points nearer to an edge than that, where Dirichlet distributions of small concentration
@@ -55,11 +60,18 @@ class LogStickBreaking(Transform):
         return torch.cat([logsigmoid(x), none], -1) + torch.cat([none, left], -1)
 
     def _offset(self, x: Tensor) -> Tensor:
-        """log of the number of entries that follow each: equal ones at zero."""
+        """Compute the log of how many entries follow each.
+
+        With this offset, zero maps to equal entries.
+        """
         return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log |dx / dy|, `[*batch]`: each entry has the slope of its own sigmoid, times what is left."""
+        """Compute log |dy / dx| `[*batch]` of the transform.
+
+        Here x is unconstrained and y on the simplex. Each entry has the slope of its own sigmoid,
+        times what is left.
+        """
         z = x - self._offset(x)
         return (self._logs(x)[..., :-1] + logsigmoid(-z)).sum(-1)
 
@@ -73,7 +85,10 @@ class LogStickBreaking(Transform):
 
 
 def precise(transform: Transform) -> Transform:
-    """The transform with `LogStickBreaking` in place of torch's, also under plates and `to_event`."""
+    """Replace torch's stick breaking by `LogStickBreaking`.
+
+    It is replaced under plates and `to_event` too.
+    """
     if isinstance(transform, StickBreakingTransform):
         return LogStickBreaking()
     if isinstance(transform, IndependentTransform):

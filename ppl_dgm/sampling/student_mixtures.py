@@ -1,4 +1,7 @@
-"""Mixtures of multivariate Student t: proposals with heavy tails, fitted to draws."""
+"""Mixtures of multivariate Student t as heavy-tailed proposals.
+
+They are fitted to draws.
+"""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +18,9 @@ EM_STEPS = 60
 
 @dataclass(frozen=True)
 class StudentMixture:
-    r"""Mixture of multivariate Student t, $\sum_k \pi_k\, t_\nu(y; \mu_k, L_k L_k^\top)$.
+    r"""Mixture of multivariate Student t distributions.
+
+    Its density is $\sum_k \pi_k\, t_\nu(y; \mu_k, L_k L_k^\top)$.
 
     A draw picks its component first, and densities go through the components one by one, so that
     neither holds `num * K * dim` numbers.
@@ -55,7 +60,10 @@ class StudentMixture:
 
     @torch.no_grad()
     def log_prob(self, point: Tensor) -> Tensor:
-        """Log density at points `[n, *batch, dim]`: `[n, *batch]`, in nats."""
+        """Compute the log density at points `[n, *batch, dim]`.
+
+        It is `[n, *batch]`, in nats.
+        """
         return (self.component_log_probs(self.distances(point)) + self.weight.log()).logsumexp(-1)
 
     def distances(self, point: Tensor) -> Tensor:
@@ -70,7 +78,10 @@ class StudentMixture:
         return torch.stack(parts, -1)
 
     def component_log_probs(self, distances: Tensor) -> Tensor:
-        """Log densities of the components at squared distances `[n, *batch, K]`: same shape."""
+        """Compute the log densities of the components.
+
+        They are at squared distances `[n, *batch, K]` and have the same shape.
+        """
         dim, nu = self.loc.shape[-1], self.degrees
         log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2)
@@ -90,7 +101,9 @@ def fit_student_mixture(
     shrink: float = 1.0,
     steps: int = EM_STEPS,
 ) -> StudentMixture:
-    """Fit a mixture by expectation maximisation (Peel and McLachlan 2000), its scales then shrunk.
+    """Fit a Student t mixture by expectation maximisation.
+
+    Peel and McLachlan (2000). The scales are shrunk afterwards.
 
     Args:
         draws: `[draws, *batch, dim]`, one fit for each datum of `batch`.
@@ -112,7 +125,10 @@ def fit_student_mixture(
 
 
 def spread_centres(white: Tensor, num: int) -> Tensor:
-    """Draws far from each other (k-means++, Arthur and Vassilvitskii 2007): `[*batch, num, dim]`."""
+    """Choose draws that are far from each other.
+
+    They are `[*batch, num, dim]`, by k-means++ (Arthur and Vassilvitskii 2007).
+    """
     distance = torch.ones_like(white[..., 0])
     centres: list[Tensor] = []
     for _ in range(num):
@@ -125,13 +141,19 @@ def spread_centres(white: Tensor, num: int) -> Tensor:
 
 
 def nearest(white: Tensor, centres: Tensor) -> Tensor:
-    """Which centre each draw is nearest to, as 0 and 1: `[draws, *batch, K]`."""
+    """Assign each draw to its nearest centre.
+
+    The result has entries 0 and 1, `[draws, *batch, K]`.
+    """
     distance = torch.stack([(white - centre).square().sum(-1) for centre in centres.unbind(-2)], -1)
     return nn.functional.one_hot(distance.argmin(-1), centres.shape[-2]).to(white)
 
 
 def expect(white: Tensor, mixture: StudentMixture) -> tuple[Tensor, Tensor]:
-    """Probability of each component for each draw, and the same times the t's precision."""
+    """Compute the probability of each component for each draw.
+
+    The same times the precision of the Student t is returned too.
+    """
     distances = mixture.distances(white)
     log_prob = mixture.component_log_probs(distances) + mixture.weight.log()
     responsibility = log_prob.softmax(-1)
@@ -142,7 +164,10 @@ def expect(white: Tensor, mixture: StudentMixture) -> tuple[Tensor, Tensor]:
 def maximise(
     white: Tensor, responsibility: Tensor, weighted: Tensor, degrees: float
 ) -> StudentMixture:
-    """The mixture that maximises the expected log density, one pseudo-draw for each component."""
+    """Find the mixture that maximises the expected log density.
+
+    One pseudo-draw is added for each component.
+    """
     count = responsibility.sum(0) + torch.finfo(white.dtype).eps
     total = weighted.sum(0).unsqueeze(-1) + torch.finfo(white.dtype).eps
     loc = torch.einsum("n...k,n...i->...ki", weighted, white) / total
@@ -159,6 +184,9 @@ def maximise(
 
 
 def scatter_around(white: Tensor, weight: Tensor, loc: Tensor) -> Tensor:
-    """Weighted scatter matrix of draws around a point: `[*batch, dim, dim]`."""
+    """Compute the weighted scatter matrix around a point.
+
+    It is that of draws, `[*batch, dim, dim]`.
+    """
     centred = weight.sqrt().unsqueeze(-1) * (white - loc)
     return torch.einsum("n...i,n...j->...ij", centred, centred)

@@ -1,4 +1,7 @@
-"""Mirrored modes: sign flips and label permutations that leave the joint density (nearly) unchanged.
+"""Search for mirrored modes of the posterior.
+
+Modes are mirrored by sign flips and label permutations that leave the joint density (nearly)
+unchanged.
 
 Factor models, mixtures and neural nets have posteriors of several modes that are each other's
 images. A chain finds one of them and its diagnostics are silent. Here every flip of a run of
@@ -39,14 +42,17 @@ class Move(NamedTuple):
 
 
 class Mirrors(NamedTuple):
-    """Draws `[n, *batch, dim]` moved between the modes, and the moves that lead there with their acceptance."""
+    """Draws moved between modes, and the accepted moves.
+
+    Draws are `[n, *batch, dim]`. `accepted` has the acceptance of each move that leads to a mode.
+    """
 
     points: Tensor
     accepted: dict[str, float]
 
 
 def moves_of(target: Unconstrained, values: Values) -> Iterator[Move]:
-    """All sign flips and label swaps that are worth a try."""
+    """Yield all sign flips and label swaps to try."""
     latents = [slot.latent for slot in target.slots if is_real(slot.latent.support)]
     real = [latent.name for latent in latents]
     for latent in latents:
@@ -69,7 +75,10 @@ def is_real(support: constraints.Constraint) -> bool:
 
 
 def flips(name: str, size: int) -> Iterator[Move]:
-    """Sign flips of runs of neighbouring entries along the last dimension, the longest last."""
+    """Yield sign flips of runs of neighbouring entries.
+
+    The runs are along the last dimension, the longest last.
+    """
     runs = [
         (start, start + length) for length in range(1, size) for start in range(size - length + 1)
     ]
@@ -89,12 +98,18 @@ def flip_run(name: str, start: int, stop: int) -> Callable[[Values], Values]:
 
 
 def flip_both(first: str, second: str) -> Callable[[Values], Values]:
-    """Flip the signs of one latent, or of two at once, as loadings and factors allow."""
+    """Build a function that flips the signs of latents.
+
+    It flips one latent, or two at once, as loadings and factors allow.
+    """
     return lambda values: values | {first: -values[first], second: -values[second]}
 
 
 def swaps(target: Unconstrained, values: Values) -> Iterator[Move]:
-    """Swaps of two labels, in all latents at once that have an event dimension of as many entries."""
+    """Yield swaps of two labels.
+
+    Swapped are all latents at once that have an event dimension of as many entries.
+    """
     sizes: dict[int, list[str]] = {}
     for slot in target.slots:
         if slot.latent.event_dim and 1 < values[slot.latent.name].shape[-1] <= MAX_LABELS:
@@ -112,7 +127,9 @@ def swap(names: list[str], size: int, first: int, second: int) -> Callable[[Valu
 
 
 def try_mirrors(target: Unconstrained, points: Tensor, memory: int) -> Mirrors:
-    """Try every move on a few draws, then move all draws between the modes that were found.
+    """Find mirrored modes and move draws between them.
+
+    Every move is tried on a few draws first. Those that are accepted then move all draws.
 
     Args:
         target: the density.
@@ -133,7 +150,10 @@ def try_mirrors(target: Unconstrained, points: Tensor, memory: int) -> Mirrors:
 def acceptance_of(
     target: Unconstrained, points: Tensor, moves: list[Move], memory: int
 ) -> list[float]:
-    """Mean acceptance of each move, of the datum that accepts most; 0 where the image is not another cloud of points."""
+    """Estimate the mean acceptance of each move.
+
+    It is that of the datum that accepts most, and 0 where the image is not another cloud of points.
+    """
     if not moves:
         return []
     images = torch.stack([reflect(target, points, move) for move in moves])
@@ -150,21 +170,30 @@ def reflect(target: Unconstrained, points: Tensor, move: Move) -> Tensor:
 
 
 def apart(points: Tensor, image: Tensor) -> Tensor:
-    """Whether the image of a cloud of points is another cloud, rather than the same one turned: `[*batch]`."""
+    """Check whether the image is a separate cloud of points.
+
+    Otherwise it is the same cloud turned. The result is `[*batch]`.
+    """
     distance = (image - points).abs()
     ratio = distance.mean(0) / (distance.std(0) + torch.finfo(points.dtype).tiny)
     return (ratio > APART).any(-1)
 
 
 def own_density(target: Unconstrained, points: Tensor, memory: int) -> Tensor:
-    """log p(x, z) in the latents' own space, without the Jacobian of the transform: `[n, *batch]`."""
+    """Compute log p(x, z) in the latents' own space.
+
+    The Jacobian of the transform is left out. The result is `[n, *batch]`.
+    """
     return evaluate(
         lambda part: target.bound.log_joint(target.constrain(part)).total, points, memory
     )
 
 
 def metropolis(target: Unconstrained, points: Tensor, move: Move, memory: int) -> Tensor:
-    """Propose the image of each draw half the time, so that draws settle in the modes in the right proportion."""
+    """Move draws to their images by a Metropolis step.
+
+    The image is proposed half the time, so that draws settle in the modes in the right proportion.
+    """
     image = reflect(target, points, move)
     log_ratio = own_density(target, image, memory) - own_density(target, points, memory)
     accept = (torch.rand_like(log_ratio).log() < log_ratio) & (torch.rand_like(log_ratio) < 0.5)

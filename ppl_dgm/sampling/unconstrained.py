@@ -1,4 +1,7 @@
-"""A program's continuous latents as one real vector: what Markov chains, Laplace and bridge sampling work on."""
+"""Continuous latents of a program as one real vector.
+
+Markov chains, Laplace and bridge sampling work on this vector.
+"""
 
 import copy
 import math
@@ -26,7 +29,10 @@ NUM_PROBES = 64  # prior draws on which supports are checked
 
 
 class Slot(NamedTuple):
-    """Where one latent is in the flat vector: its transform, its unconstrained shape without data, its entries."""
+    """Place of one latent in the flat vector.
+
+    It has the transform, the unconstrained shape without data, and the entries.
+    """
 
     latent: Latent
     transform: Transform
@@ -36,7 +42,10 @@ class Slot(NamedTuple):
 
 
 class SplitDensity(NamedTuple):
-    """log prior (with the Jacobian) and log likelihood, each `[chains, *batch]`."""
+    """Log prior and log likelihood, each `[chains, *batch]`.
+
+    The prior includes the Jacobian.
+    """
 
     prior: Tensor
     likelihood: Tensor
@@ -48,7 +57,9 @@ class SplitDensity(NamedTuple):
 
 
 class Unconstrained:
-    r"""Log densities of a bound program as functions of unconstrained vectors.
+    r"""Log densities of a program as functions of unconstrained vectors.
+
+    The program is bound to its data.
 
     A point is `[chains, *batch, dim]`: `batch` is `[data]` where each datum has its own latents and
     evidence, `[]` where the data set has one. Each latent goes through Pyro's `biject_to` of its
@@ -91,11 +102,18 @@ class Unconstrained:
         return int(self.bound.structure.per_datum)
 
     def _data_first(self, latent: Latent, value: Tensor) -> Tensor:
-        """`[chains, ..., data, *event]` -> `[chains, data, ..., *event]` where data have latents of their own."""
+        """Move the data dimension next to the chains.
+
+        `[chains, ..., data, *event]` becomes `[chains, data, ..., *event]`, where data have latents
+        of their own.
+        """
         return value.movedim(latent.batch_dim, 1) if self._local else value
 
     def rebind(self, bound: Bound) -> "Unconstrained":
-        """The same view of another part of the data, without drawing from its prior again."""
+        """Apply the same view to another part of the data.
+
+        Nothing is drawn from its prior again.
+        """
         view = copy.copy(self)
         view.bound = bound.proper()
         view.batch = torch.Size([bound.num_data or 1]) if self._local else torch.Size([])
@@ -108,7 +126,10 @@ class Unconstrained:
         )
 
     def unconstrain(self, values: Values) -> Tensor:
-        """Latent values `[chains, *shape]` by name -> points `[chains, *batch, dim]`."""
+        """Convert latent values `[chains, *shape]` to points `[chains, *batch, dim]`.
+
+        Values are given by name.
+        """
         parts = []
         for slot in self.slots:
             y = self._data_first(slot.latent, inverse(slot.transform, values[slot.latent.name]))
@@ -116,7 +137,10 @@ class Unconstrained:
         return torch.cat(parts, -1)
 
     def constrain(self, point: Tensor) -> Values:
-        """Points `[chains, *batch, dim]` -> latent values `[chains, *shape]` by name."""
+        """Convert points `[chains, *batch, dim]` to latent values `[chains, *shape]`.
+
+        Values are returned by name.
+        """
         return self._transformed(point)[0]
 
     def _transformed(self, point: Tensor) -> tuple[Values, Tensor]:
@@ -132,16 +156,25 @@ class Unconstrained:
         return values, jacobian
 
     def _slice(self, point: Tensor, slot: Slot) -> Tensor:
-        """Entries of one latent, in the shape its site has before the transform."""
+        """Extract the entries of one latent from points.
+
+        They get the shape that its site has before the transform.
+        """
         y = point[..., slot.start : slot.stop].reshape(point.shape[:-1] + slot.shape)
         return y.movedim(1, slot.latent.batch_dim) if self._local else y
 
     def split(self, point: Tensor) -> SplitDensity:
-        """log prior (with the Jacobian) and log likelihood at points `[chains, *batch, dim]`."""
+        """Evaluate log prior and log likelihood at points.
+
+        Points are `[chains, *batch, dim]`. The prior includes the Jacobian.
+        """
         return SplitDensity(*map(rule_out_overflow, self.raw_split(point)))
 
     def raw_split(self, point: Tensor) -> SplitDensity:
-        """`split` with NaN and plus infinity where numbers overflow: its gradients need no values."""
+        """Evaluate `split` without replacing values that overflow.
+
+        There NaN and plus infinity remain. Gradients of the result need no values.
+        """
         values, jacobian = self._transformed(point)
         joint = self.bound.log_joint(values)
         return SplitDensity(joint.prior + jacobian, joint.likelihood)
@@ -155,7 +188,11 @@ class Unconstrained:
         return self.unconstrain(self.bound.draw_prior(num_chains).values)
 
     def sample_guide(self, num_chains: int) -> tuple[Tensor, Tensor]:
-        """Draw points from the guide (the prior where there is none) and their log density: points, `[chains, *batch]`."""
+        """Draw points from the guide with their log density.
+
+        Without a guide the prior is used. Points are `[chains, *batch, dim]`, densities `[chains,
+        *batch]`.
+        """
         values, log_q = self.bound.draw(num_chains)[:2]
         point = self.unconstrain(values)
         return point, log_q + self._transformed(point)[1]
@@ -171,7 +208,10 @@ class Unconstrained:
         return self.bound.log_guide(values | self._auxiliary(point)) + jacobian
 
     def _auxiliary(self, point: Tensor) -> Values:
-        """Auxiliary variables of the guide at a point, which must be the unconstrained latents."""
+        """Find the guide's auxiliary variables at a point.
+
+        They must be the unconstrained latents.
+        """
         if not self._auxiliary_names:
             return {}
         if not self._auxiliary_known:
@@ -187,7 +227,10 @@ class Unconstrained:
         return tuple(latent.name for latent in self.bound.structure.latents if latent.auxiliary)
 
     def _as_auxiliary(self, point: Tensor) -> Values:
-        """What Pyro's autoguides hold in auxiliary variables: unconstrained latents by site, or all in one vector."""
+        """Arrange a point like the auxiliary variables of autoguides.
+
+        Those of Pyro hold unconstrained latents by site, or all in one vector.
+        """
         by_site = {
             f"{slot.latent.name}_unconstrained": self._slice(point, slot) for slot in self.slots
         }
@@ -208,7 +251,9 @@ class Unconstrained:
 
 @biject_to.register(constraints.MixtureSameFamilyConstraint)  # type: ignore[attr-defined]
 def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Transform:  # type: ignore[name-defined]
-    """The transform to what all components of a mixture have as their support.
+    """Find the transform to the support of a mixture.
+
+    This is the support that all components have.
 
     Raises:
         ValueError: for components on bounds that are tensors, which may differ.
@@ -229,7 +274,10 @@ def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Trans
 
 
 def bounded_angles(bound: Bound) -> Iterator[Latent]:
-    """The model's latents, angles on one turn: on what Pyro calls their support, all real numbers, no density integrates."""
+    """Yield the model's latents, with angles limited to one turn.
+
+    Pyro gives angles all real numbers as support, over which their density has no finite integral.
+    """
     with undisturbed(bound.model):
         sites = bound.model_trace().nodes
     for latent in bound.structure.model_latents:
@@ -243,7 +291,10 @@ def inverse(transform: Transform, value: Tensor) -> Tensor:
 
 
 def rule_out_overflow(log_density: Tensor) -> Tensor:
-    """Zero density where overflow far out gives NaN or plus infinity, which would trap chains and rule sums."""
+    """Replace log densities that overflow by minus infinity.
+
+    Overflow far out gives NaN or plus infinity, which would trap chains and dominate sums.
+    """
     return torch.where(log_density.isnan() | log_density.isposinf(), -torch.inf, log_density)
 
 
@@ -267,7 +318,10 @@ def check_continuous(bound: Bound) -> None:
 
 
 def check_support(latent: Latent, draws: Tensor) -> None:
-    """Refuse a support that changes with other latents: it was read from one draw."""
+    """Refuse a support that depends on other latents.
+
+    The support was read from one draw.
+    """
     if not bool(latent.support.check(draws).all()):
         raise ValueError(
             f"the support {latent.support} of latent {latent.name!r} depends on other latents, so "

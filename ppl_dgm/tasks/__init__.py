@@ -1,4 +1,7 @@
-"""What fitted programs are used for: completing, conditioning, reconstructing, interpolating, detecting anomalies."""
+"""Tasks for fitted programs.
+
+They are completing, conditioning, reconstructing, interpolating and detecting anomalies.
+"""
 
 from ppl_dgm.tasks.completion import Completion, complete
 from ppl_dgm.tasks.conditioning import Marginal, log_conditional, log_marginal

@@ -1,4 +1,7 @@
-"""Latents of each datum moved by Hamiltonian Monte Carlo, one chain for each draw."""
+"""Hamiltonian Monte Carlo moves of each datum's latents.
+
+There is one chain for each draw.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,7 +25,10 @@ POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and what 
 
 
 class Moved(NamedTuple):
-    """Where the chains are in the end, by latent, and for each datum how they got there, `[data]`."""
+    """Last points of the chains, with their diagnostics.
+
+    Points are given by latent, diagnostics for each datum, `[data]`.
+    """
 
     values: Values
     acceptance: Tensor
@@ -33,7 +39,9 @@ class Moved(NamedTuple):
 def move_draws(
     found: Posterior, num_draws: int, num_moves: int, num_leapfrog: int, memory: int
 ) -> tuple[Posterior, Mapping[str, Tensor]]:
-    """Move each draw of the latents of each datum by a chain of its own, all data at once where memory allows.
+    """Move each draw of the latents by its own chain.
+
+    Each datum has chains of its own. All data move at once where memory allows.
 
     Half of the moves learn the step size and the covariance of each datum from all its chains;
     acceptance and split R-hat are those of the other half.

@@ -1,4 +1,7 @@
-"""Completion: the posterior of the missing entries of a datum given the others."""
+"""Completion of data with missing entries.
+
+It gives the posterior of the missing entries of a datum given the others.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,7 +80,9 @@ def complete(
     memory: int = MEMORY,
     **kwargs: Any,
 ) -> Completion:
-    r"""Fill in the missing entries of data: draw from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$ by importance resampling, or HMC.
+    r"""Draw the missing entries of data given the observed ones.
+
+    Draws are from $p(x_\mathrm{mis} \mid x_\mathrm{obs})$, by importance resampling or HMC.
 
     Latents proposed by the guide get the weights $p(z)\, p(x_\mathrm{obs} \mid z) / q(z)$, are
     resampled, and the missing entries drawn given them. In the first round $q(z) = q(z \mid x)$
@@ -172,7 +177,7 @@ def complete(
 def complete_in_turn(
     law: Any, x: Tensor, observed: Tensor, num_particles: int, num_draws: int
 ) -> Completion:
-    """Draw missing entries one after the other, weigh and resample them."""
+    """Draw missing entries one by one, then weight and resample."""
     found = filled(law, x, observed, max(num_particles, num_draws))
     index = resample(found.log_weights, num_draws)
     draws = found.draws.gather(0, index.unsqueeze(-1).expand(-1, *x.shape))
@@ -191,7 +196,10 @@ def check_settings(method: str, **least: tuple[int, int]) -> None:
 
 
 def check_program(bound: Bound, site: str) -> None:
-    """Refuse programs whose missing entries do not follow from drawn latents."""
+    """Refuse programs that completion cannot handle.
+
+    Their missing entries do not follow from drawn latents.
+    """
     check_latents(bound)
     structure = bound.structure
     if structure.enumerated or not structure.per_datum:
@@ -212,7 +220,10 @@ def check_program(bound: Bound, site: str) -> None:
 
 
 def shown(bound: Bound, fills: Tensor, observed: Tensor, site: str) -> "Refilled":
-    """The program with only the observed entries scored, its guide shown completions `[data, M, *event]`."""
+    """Adapt the program to score only the observed entries.
+
+    Its guide is shown completions `[data, M, *event]`.
+    """
     return Refilled(
         model=PartlyObserved(bound.model, site),
         guide=PartlyObserved(bound.guide, site),
@@ -226,7 +237,10 @@ def shown(bound: Bound, fills: Tensor, observed: Tensor, site: str) -> "Refilled
 
 
 class PartlyObserved:
-    """A model or guide that takes two more arguments, the mask of the observed entries and completions."""
+    """Model or guide for partly observed data.
+
+    It takes two more arguments, the mask of the observed entries and completions.
+    """
 
     def __init__(self, fn: Callable, site: str) -> None:
         self.fn, self.site = fn, site
@@ -237,7 +251,10 @@ class PartlyObserved:
 
 
 class Refilled(Bound):
-    """A bound program whose proposal is the mixture of the guide over completions of each datum."""
+    """Bound program with a mixture of guides as proposal.
+
+    The mixture is that of the guide over completions of each datum.
+    """
 
     @property
     def _at_fills(self) -> list[Bound]:
@@ -247,7 +264,10 @@ class Refilled(Bound):
         return [Bound(**{**settings, "args": (fill, *self.args[1:])}) for fill in fills]
 
     def draw(self, num_particles: int) -> Draw:
-        """Draw latents from the completions' guides in turn, starting at a random one."""
+        """Draw latents from the guides of the completions in turn.
+
+        The first completion is a random one.
+        """
         if not self.structure.has_guide:
             return super().draw(num_particles)
         proposals = self._at_fills
@@ -274,7 +294,10 @@ class Refilled(Bound):
 
 
 class ScoreObserved(Messenger):
-    """Leaves the missing entries of the data site out of its density."""
+    """Messenger that leaves missing entries out of the density.
+
+    They are those of the data site.
+    """
 
     def __init__(self, site: str, observed: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Any part of a datum given any other, under autoregressive programs."""
+"""Marginals and conditionals of autoregressive programs.
+
+They are those of any part of a datum, given any other.
+"""
 
 import math
 from collections.abc import Iterator
@@ -59,7 +62,9 @@ def log_marginal(
     seed: int = 0,
     **kwargs: Any,
 ) -> Marginal:
-    r"""Find $\log p(x_\mathrm{obs})$ of an autoregressive program, the other entries summed out.
+    r"""Compute the marginal log density of the observed entries.
+
+    It is $\log p(x_\mathrm{obs})$ of an autoregressive program, the other entries summed out.
 
     Over all their values, where these are few; otherwise by importance sampling: with observed
     entries held fast the others are drawn one after the other, and weigh
@@ -115,7 +120,9 @@ def log_conditional(
     seed: int = 0,
     **kwargs: Any,
 ) -> Marginal:
-    r"""Find $\log p(x_a \mid x_b) = \log p(x_a, x_b) - \log p(x_b)$ of an autoregressive program.
+    r"""Compute the log density of some entries given others.
+
+    It is $\log p(x_a \mid x_b) = \log p(x_a, x_b) - \log p(x_b)$ of an autoregressive program.
 
     Args:
         program: an autoregressive program.
@@ -153,7 +160,10 @@ def log_conditional(
 
 
 class Filled(NamedTuple):
-    """Data with their missing entries drawn, `[particles, data, D]`, and log weights `[particles, data]`."""
+    """Data with drawn missing entries, and their log weights.
+
+    Data are `[particles, data, D]`, log weights `[particles, data]`.
+    """
 
     draws: Tensor
     log_weights: Tensor
@@ -162,7 +172,7 @@ class Filled(NamedTuple):
 def filled(
     law: Autoregressive | EqualMixture, x: Tensor, observed: Tensor, num_particles: int
 ) -> Filled:
-    """Draw missing entries one after the other, the observed ones held fast."""
+    """Draw missing entries one by one, with observed entries fixed."""
     laws = law.laws if isinstance(law, EqualMixture) else (law,)
     each = -(-num_particles // len(laws))
     size = max(1, AT_ONCE // len(x))
@@ -192,7 +202,10 @@ def filled_in_turn(law: Any, x: Tensor, observed: Tensor, num_particles: int) ->
 
 
 def autoregressive_law(bound: Bound, site: str) -> Any:
-    """The density of the data, if it is a product of conditionals, or a mixture of such; else None."""
+    """Return the distribution of the data if it is autoregressive.
+
+    It is a product of conditionals, or a mixture of such. Otherwise the result is None.
+    """
     if bound.structure.latents or bound.structure.observed != (site,):
         return None
     law = innermost(bound.model_trace().nodes[site]["fn"])
@@ -200,7 +213,10 @@ def autoregressive_law(bound: Bound, site: str) -> Any:
 
 
 def levels(law: Any) -> Tensor | None:
-    """The values that every entry may take, `[levels]`; None if these are not finitely many."""
+    """List the values that every entry may take.
+
+    They are `[levels]`. The result is None if there are not finitely many.
+    """
     first = law.laws[0] if isinstance(law, EqualMixture) else law
     conditional = first.conditional(first.net(first.start))
     if not conditional.has_enumerate_support:
@@ -209,7 +225,10 @@ def levels(law: Any) -> Tensor | None:
 
 
 def num_completions(observed: Tensor, num_levels: int) -> float:
-    """How many completions the data have, those of equal masks counted once."""
+    """Count the possible completions of the data.
+
+    Those of equal masks are counted once.
+    """
     missing = (~observed.unique(dim=0)).sum(-1).tolist()
     return sum(float(num_levels) ** count if count < 64 else math.inf for count in missing)
 
@@ -227,7 +246,10 @@ def summed_out(law: Any, x: Tensor, observed: Tensor, values: Tensor) -> Tensor:
 
 
 def completed(x: Tensor, mask: Tensor, values: Tensor) -> Iterator[Tensor]:
-    """Every completion of data, some at a time: `[completions, data, D]`."""
+    """Yield every completion of data in chunks.
+
+    Chunks are `[completions, data, D]`.
+    """
     missing = (~mask).nonzero().flatten()
     if not len(missing):
         yield x.unsqueeze(0)

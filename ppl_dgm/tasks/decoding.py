@@ -15,7 +15,10 @@ __all__ = ["interpolate", "reconstruct"]
 
 
 class Expectation(Messenger):
-    """Gives a site its distribution's mean in place of a draw."""
+    """Messenger that sets a site to its mean.
+
+    It is the mean of the site's distribution, in place of a draw.
+    """
 
     def __init__(self, site: str) -> None:
         super().__init__()
@@ -38,7 +41,10 @@ def mean_of(fn: Any, site: str) -> Tensor:
 
 
 def decode(bound: Bound, values: Values, site: str) -> Tensor:
-    """E[x | z] of latent values `[codes, *shape]`: `[codes, data, *event]`."""
+    """Compute E[x | z] of latent values `[codes, *shape]`.
+
+    The result is `[codes, data, *event]`.
+    """
     if site not in bound.structure.observed:
         raise ValueError(
             f"the program observes {list(bound.structure.observed)}, not {site!r}; name its data: "
@@ -63,7 +69,9 @@ def check_drawn(bound: Bound) -> None:
 def reconstruct(
     program: Program, *args: Any, num_draws: int = 1, seed: int = 0, **kwargs: Any
 ) -> Tensor:
-    r"""Reconstruct data through the latents: $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$.
+    r"""Reconstruct data through the latents.
+
+    The result is $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$.
 
     Args:
         program: the program, with its parameters as they are; the data site's distribution must
@@ -104,7 +112,9 @@ def interpolate(
     seed: int = 0,
     **kwargs: Any,
 ) -> Tensor:
-    r"""Decode points on a path between the posterior means of pairs of data.
+    r"""Decode points on a path between two posterior means.
+
+    They are the means for pairs of data.
 
     Linear: $z_t = (1 - t) z_0 + t z_1$. Spherical: $z_t = \frac{\sin((1 - t) \omega)}{\sin \omega}
     z_0 + \frac{\sin(t \omega)}{\sin \omega} z_1$ with the angle $\omega$ between the two, which
@@ -161,7 +171,9 @@ def linear(first: Tensor, last: Tensor, time: Tensor) -> Tensor:
 
 
 def spherical(first: Tensor, last: Tensor, time: Tensor) -> Tensor:
-    """Points on the great circle between two vectors `[..., dim]`; on the line where they are parallel.
+    """Interpolate between two vectors on a great circle.
+
+    Vectors are `[..., dim]`. Where they are parallel, the points are on a line.
 
     Example:
         >>> spherical(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([[0.5]]))

@@ -1,4 +1,7 @@
-"""Anomaly detection: how well a program's evidence tells foreign data from its own."""
+"""Anomaly detection by the evidence of a program.
+
+It shows how well the evidence tells foreign data from the program's own.
+"""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +17,9 @@ __all__ = ["Detection", "detect"]
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """Anomaly scores of data and how well they rank anomalies above the rest.
+    """Anomaly scores of data and their ranking quality.
+
+    The quality is how well scores rank anomalies above the rest.
 
     Attributes:
         scores: -log p(x), nats, `[data]`, float64: usual data first, anomalies after.
@@ -44,7 +49,9 @@ class Detection:
 
 
 def detect(usual: Evidence, anomalies: Evidence) -> Detection:
-    r"""Score data by their surprise, $-\log p(x)$, and measure how well it detects anomalies.
+    r"""Score data by their surprise and evaluate anomaly detection.
+
+    The surprise is $-\log p(x)$.
 
     High density is not typicality: programs of images may find simpler foreign images more probable
     than their own (Nalisnick et al. 2019); an AUROC below one half shows it.
@@ -100,7 +107,9 @@ def check_comparable(usual: Evidence, anomalies: Evidence) -> None:
 
 
 def auroc_std_error(auroc: float, num_anomalies: int, num_usual: int) -> float:
-    """Standard error of an area under the ROC curve (Hanley and McNeil 1982, eqs. 1 and 2).
+    """Compute the standard error of an AUROC.
+
+    AUROC is the area under the ROC curve. Hanley and McNeil (1982), eqs. 1 and 2.
 
     An area of 0 or 1, where the formula gives zero, is taken to be that with one more anomaly (or
     usual datum, whichever are fewer) that ranks at random.

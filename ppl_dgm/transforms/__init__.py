@@ -1,4 +1,7 @@
-"""Invertible maps that Pyro lacks, and one way to reach those it has."""
+"""Invertible transforms that Pyro lacks.
+
+There is also one way to reach those that Pyro has.
+"""
 
 from ppl_dgm.transforms.bijection import (
     Bijection,

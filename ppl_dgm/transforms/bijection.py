@@ -1,5 +1,6 @@
-"""Bijection: a Pyro transform that gives image and log-determinant together, with or without a
-context.
+"""Bijections that return image and log-determinant together.
+
+They are Pyro transforms, with or without a context.
 
 Pyro's transforms score from a cache of their last call, which goes stale when parameters change,
 and compute the nets of a step twice without it. A bijection has no cache: each direction is one
@@ -34,7 +35,9 @@ Images = tuple[Tensor, Tensor]  # values `[..., *event]` and log |det| in nats `
 
 
 class Bijection(TransformModule, ConditionalTransform, ABC):
-    """An invertible map of events, with parameters and perhaps a context.
+    """Invertible map of events with parameters.
+
+    It may take a context too.
 
     To add one, write `call_and_log_det` and `inverse_and_log_det`; everything that Pyro and torch
     ask of a transform derives from these. A map with `num_context` above zero needs a context
@@ -63,11 +66,17 @@ class Bijection(TransformModule, ConditionalTransform, ABC):
 
     @abstractmethod
     def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
-        """y = f(x) of `[..., *event]`, and log |det dy/dx| in nats `[...]`."""
+        """Compute y = f(x) and log |det dy/dx|.
+
+        y is `[..., *event]`, the log-determinant `[...]`, in nats.
+        """
 
     @abstractmethod
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
-        """x with f(x) = y of `[..., *event]`, and log |det dx/dy| in nats `[...]`."""
+        """Compute x with f(x) = y, and log |det dx/dy|.
+
+        x is `[..., *event]`, the log-determinant `[...]`, in nats.
+        """
 
     @property
     def domain(self) -> Any:  # type: ignore[override]
@@ -90,7 +99,9 @@ class Bijection(TransformModule, ConditionalTransform, ABC):
         return Conditioned(self, self.checked(context))
 
     def checked(self, context: Tensor | None) -> Any:
-        """The context that this map uses, None if it uses none.
+        """Check the context and return it if it is used.
+
+        The result is None if this map uses none.
 
         Raises:
             ValueError: no context where one is needed, or one of another length.
@@ -220,7 +231,9 @@ class Inverse(Bijection):
 
 
 def condition_all(transforms: Iterable[Any], context: Tensor | None) -> list[Any]:
-    """The transforms at a context, those that take none as they are.
+    """Condition transforms on a context.
+
+    Those that take none stay as they are.
 
     Raises:
         ValueError: no context where one is needed, or one of another length.
@@ -240,7 +253,10 @@ def _conditioned(transform: Any, context: Tensor | None) -> Any:
 
 
 def call_and_log_det(transform: Any, x: Tensor) -> Images:
-    """y = t(x) and log |det dy/dx| `[...]` of any transform, computed at its present parameters."""
+    """Apply any transform and compute its log-determinant.
+
+    The result is y = t(x) and log |det dy/dx| `[...]`, at the present parameters.
+    """
     if hasattr(transform, "call_and_log_det"):
         return transform.call_and_log_det(x)
     forget(transform)
@@ -251,8 +267,9 @@ def call_and_log_det(transform: Any, x: Tensor) -> Images:
 
 
 def inverse_and_log_det(transform: Any, y: Tensor) -> Images:
-    """x = t^-1(y) and log |det dx/dy| `[...]` of any transform, computed at its present
-    parameters.
+    """Invert any transform and compute the inverse's log-determinant.
+
+    The result is x = t^-1(y) and log |det dx/dy| `[...]`, at the present parameters.
     """
     if hasattr(transform, "inverse_and_log_det"):
         return transform.inverse_and_log_det(y)
@@ -264,7 +281,10 @@ def inverse_and_log_det(transform: Any, y: Tensor) -> Images:
 
 
 def push(transforms: Iterable[Any], x: Tensor, event_dim: int) -> Images:
-    """Carry events of so many dimensions through transforms: image and joint log |det| `[...]`."""
+    """Map events through transforms and sum their log-determinants.
+
+    Events have `event_dim` dimensions. The result is the image and the joint log |det| `[...]`.
+    """
     total: Any = 0.0
     for transform in transforms:
         spare = event_dim - transform.domain.event_dim
@@ -275,7 +295,9 @@ def push(transforms: Iterable[Any], x: Tensor, event_dim: int) -> Images:
 
 
 def pull(transforms: Sequence[Any], y: Tensor, event_dim: int) -> Images:
-    """Carry events of so many dimensions back through transforms: origin and joint log |det dx/dy|
+    """Map events back through transforms and sum their log-determinants.
+
+    Events have `event_dim` dimensions. The result is the origin and the joint log |det dx/dy|
     `[...]`.
     """
     total: Any = 0.0
@@ -293,8 +315,9 @@ def sum_last(value: Tensor, num_dims: int) -> Tensor:
 
 
 def forget(transform: Any) -> None:
-    """Drop the values that a transform keeps from its last call: they are of old parameters, and
-    cannot be copied.
+    """Clear the cached values of a transform.
+
+    They are from its last call, with old parameters, and cannot be copied.
     """
     for name in [name for name in vars(transform) if name.startswith("_cached_")]:
         setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
@@ -303,7 +326,9 @@ def forget(transform: Any) -> None:
 
 
 def modules_of(transform: Any) -> list[nn.Module]:
-    """The transform if it is a module, otherwise the modules that it is composed of.
+    """List the modules that a transform is composed of.
+
+    A transform that is a module is the only one.
 
     Raises:
         ValueError: for the inverse of a module.
@@ -320,6 +345,6 @@ def modules_of(transform: Any) -> list[nn.Module]:
 
 
 def parts_of(transform: Any) -> list[Any]:
-    """The transforms that a composed one, or an independent one, is made of."""
+    """List the parts of a composed or independent transform."""
     base = [transform.base_transform] if hasattr(transform, "base_transform") else []
     return [*getattr(transform, "parts", ()), *base]

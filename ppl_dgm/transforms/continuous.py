@@ -17,8 +17,10 @@ NUM_REFINEMENTS = 2
 
 
 class Continuous(Bijection):
-    r"""y = x(1) of dx/dt = f(t, x), x(0) = x, by so many steps of Runge and Kutta (Chen et al. 2018;
-    Grathwohl et al. 2019, FFJORD).
+    r"""Continuous flow along a learned vector field.
+
+    It is y = x(1) of dx/dt = f(t, x), x(0) = x, by `num_steps` steps of Runge and Kutta (Chen et
+    al. 2018, and FFJORD of Grathwohl et al. 2019).
 
     `"exact"`: tangents are carried along, $dT/dt = \partial f / \partial x \; T$, and $\log |\det
     T(1)|$ is the log-determinant of the very map that the steps make, so that densities are
@@ -96,7 +98,10 @@ class Continuous(Bijection):
         return self._integrated(field, (x, x.new_zeros(())), sign)[0]
 
     def _with_tangents(self, x: Tensor, context: Tensor | None) -> Images:
-        """y, and the rows dy / dx_i of its Jacobian `[..., D, D]`."""
+        """Integrate the field together with its Jacobian.
+
+        The result is y and the rows dy / dx_i of the Jacobian, `[..., D, D]`.
+        """
         size = x.shape[-1]
         identity = torch.eye(size, dtype=x.dtype, device=x.device).expand(*x.shape, size)
 
@@ -106,7 +111,10 @@ class Continuous(Bijection):
         return self._integrated(field, (x, identity), 1)
 
     def _with_trace(self, x: Tensor, context: Tensor | None) -> Images:
-        """y, and an estimate of the integral of the field's divergence `[...]`."""
+        """Integrate the field and estimate the integral of its divergence.
+
+        The result is y and the estimate, `[...]`.
+        """
         signs = torch.randint_like(x, 2) * 2 - 1
 
         def field(time: float, state: State) -> State:
@@ -117,7 +125,10 @@ class Continuous(Bijection):
         return self._integrated(field, (x, torch.zeros_like(x[..., 0])), 1)
 
     def _integrated(self, field: Callable[[float, State], State], state: State, sign: int) -> State:
-        """Runge and Kutta's classical steps from time 0 to 1, or from 1 to 0."""
+        """Integrate a field by classical Runge-Kutta steps.
+
+        Time goes from 0 to 1, or from 1 to 0.
+        """
         size = sign / self.num_steps
         for step in range(self.num_steps):
             time = step / self.num_steps if sign > 0 else 1 - step / self.num_steps

@@ -35,7 +35,10 @@ class FlowDistribution(dist.TransformedDistribution):
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> Any:  # type: ignore[override]
-        """That of the last transform, without what the base has no mass for."""
+        """Support of the flow.
+
+        It is that of the last transform, without what the base has no mass for.
+        """
         whole = dist.TransformedDistribution.support.fget(self)  # type: ignore[attr-defined]
         return whole if _is_real(self.base_dist.support) else Image(self, whole)
 
@@ -62,7 +65,10 @@ class FlowDistribution(dist.TransformedDistribution):
 
 
 class Image(constraints.Constraint):
-    """The image of a bounded base: torch takes a shifted exponential to be everywhere."""
+    """Image of a bounded base as a constraint.
+
+    torch takes a shifted exponential to be everywhere.
+    """
 
     def __init__(self, flow: FlowDistribution, whole: Any) -> None:
         self.flow, self.whole = flow, whole
@@ -86,7 +92,9 @@ def _is_real(support: Any) -> bool:
 
 
 class Held(nn.Module):
-    """A distribution or transforms, whose tensors follow the module to other devices and dtypes.
+    """Module that holds a distribution or transforms.
+
+    Their tensors follow the module to other devices and dtypes.
 
     Modules among transforms are parts of this one, with their parameters; other tensors are
     constants.
@@ -135,7 +143,10 @@ class Held(nn.Module):
 
 
 def _converted(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Distributions and transforms with their tensors replaced; modules as they are."""
+    """Copy distributions and transforms with converted tensors.
+
+    Modules stay as they are.
+    """
     if isinstance(value, nn.Module):
         return value
     if isinstance(value, Tensor):

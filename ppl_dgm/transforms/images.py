@@ -1,4 +1,7 @@
-"""Bijections that change the shape of images: squeezing, chains, several scales."""
+"""Bijections that change the shape of images.
+
+They are squeezing, chains, and several scales.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +18,9 @@ __all__ = ["Chain", "MultiScale", "Squeeze", "check_halvings"]
 
 
 class Squeeze(Bijection):
-    """Each square of 2 x 2 pixels becomes one pixel of four times the channels (Dinh et al. 2017,
+    """Bijection that halves image sides and multiplies channels.
+
+    Each square of 2 x 2 pixels becomes one pixel of four times the channels (Dinh et al. 2017,
     section 3.6).
 
     Args:
@@ -120,8 +125,9 @@ class Chain(Bijection):
 
 
 class MultiScale(Bijection):
-    """Flat noise to flat images through scales, each of which adds half of its channels as fresh
-    noise (Dinh et al. 2017, section 3.6).
+    """Multi-scale flow from flat noise to flat images.
+
+    Each scale adds half of its channels as fresh noise (Dinh et al. 2017, section 3.6).
 
     From data to noise: each scale maps an image, the last half of its channels is noise from then
     on, and the first half goes to the next scale; the last one's image is noise as a whole. The
@@ -177,13 +183,15 @@ class MultiScale(Bijection):
 
     @staticmethod
     def _joined(image: Tensor, fresh: Tensor) -> Tensor:
-        """A coarser scale's image and fresh noise as channels of one."""
+        """Join a coarser image and fresh noise as channels."""
         noise = fresh.unflatten(-1, image.shape[-3:])
         return torch.cat([image, noise.expand(image.shape)], -3)
 
 
 def context_size(parts: Sequence[Bijection]) -> int:
-    """Size of the context that some of the parts take; 0 for none.
+    """Find the context size of the parts.
+
+    It is 0 if none takes a context.
 
     Raises:
         ValueError: contexts of several sizes.

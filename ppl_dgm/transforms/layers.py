@@ -25,7 +25,9 @@ COUPLING_LOG_SCALE = 2.0  # sixteen couplings of a dimension in a row stay far f
 
 
 class Elementwise(Bijection):
-    """A scalar map in each place, with parameters of its own or given by a net of the context.
+    """Scalar map of each entry of an event.
+
+    Each entry has parameters of its own, to which a net of the context may add.
 
     Args:
         event_shape: of what is mapped.
@@ -68,7 +70,9 @@ class Elementwise(Bijection):
 
 
 class Coupling(Bijection):
-    """Some dimensions stay, and decide by a net how the others are mapped (Dinh et al. 2015, 2017).
+    """Coupling layer for vectors (Dinh et al. 2015, 2017).
+
+    Some dimensions stay, and a net of these decides how the others are mapped.
 
     Args:
         num_dims: number D of dimensions.
@@ -145,8 +149,10 @@ class Coupling(Bijection):
 
 
 class ImageCoupling(Bijection):
-    """A coupling of images: pixels or channels stay, and decide by a convolutional net how the
-    others are mapped.
+    """Coupling layer for images.
+
+    Some pixels or channels stay, and a convolutional net of these decides how the others are
+    mapped.
 
     Args:
         image_shape: (channels, height, width).
@@ -208,8 +214,10 @@ class ImageCoupling(Bijection):
 
 
 class MaskedAutoregressive(Bijection):
-    """Each dimension mapped by a scalar map whose parameters a masked net computes of the
-    dimensions before.
+    """Autoregressive transform with a masked net.
+
+    Each dimension is mapped by a scalar map. The net computes its parameters from the dimensions
+    before.
 
     The transform takes one pass of the net, its inverse D. Base to data it is an inverse
     autoregressive flow (Kingma et al. 2016), `Inverse` of it a masked autoregressive flow
@@ -277,7 +285,7 @@ class MaskedAutoregressive(Bijection):
 
 
 def checked_partition(mask: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
-    """Indices of the dimensions that stay, and of those that move.
+    """Find the indices of dimensions that stay and that move.
 
     Raises:
         ValueError: a mask of another length, or one that is all true or all false.
@@ -303,7 +311,9 @@ def checkerboard(image_shape: ImageShape, parity: int = 0) -> Tensor:
 
 
 def half_channels(image_shape: ImageShape, last: bool = False) -> Tensor:
-    """True for the first half of the channels, or for the rest: `[channels, 1, 1]`.
+    """Create a mask of half of the channels.
+
+    It is `[channels, 1, 1]`, true for the first half, or for the rest if `last`.
 
     Raises:
         ValueError: for one channel.

@@ -13,7 +13,9 @@ __all__ = ["ActNorm", "BatchNorm", "LULinear", "Permutation", "starting"]
 
 
 class LULinear(Bijection):
-    r"""$y = W x + b$ with $W = P L U$, on vectors or on the channels of images (Glow's 1 x 1
+    r"""Affine map with an LU-factorised matrix.
+
+    It is $y = W x + b$ with $W = P L U$, on vectors or on the channels of images (Glow's 1 x 1
     convolution).
 
     P is a fixed permutation, L unit lower triangular, U upper triangular with diagonal $\pm e^{d}$,
@@ -82,7 +84,9 @@ class LULinear(Bijection):
 
 
 class ActNorm(Bijection):
-    """y = s x + b for each dimension or channel, started so that the data's x have mean 0 and sd 1.
+    """Affine map of each dimension or channel, initialised from data.
+
+    It is y = s x + b, started so that the data's x have mean 0 and sd 1.
 
     It starts from data when `starting` runs data backwards through it (Kingma and Dhariwal 2018,
     section 3.1), as a flow does with the first data that it sees; from then on s and b are
@@ -136,8 +140,9 @@ class ActNorm(Bijection):
 
 @contextmanager
 def starting(*modules: nn.Module) -> Iterator[list[ActNorm]]:
-    """Let the `ActNorm`s in modules that have not started yet do so from the data of the block;
-    yields them.
+    """Initialise new `ActNorm` layers from the data of a block.
+
+    These are the layers in the modules that have not started yet. They are yielded.
     """
     norms = [
         part
@@ -155,8 +160,10 @@ def starting(*modules: nn.Module) -> Iterator[list[ActNorm]]:
 
 
 class BatchNorm(Bijection):
-    """Normalise data by the batch's moments in training, by running ones in evaluation (Dinh et al.
-    2017, section 3.7).
+    """Batch normalisation as a bijection.
+
+    Data are normalised by the batch's moments in training, by running ones in evaluation (Dinh et
+    al. 2017, section 3.7).
 
     Backwards, data to base, it is $x = (y - m) / s \\cdot e^{g} + b$; forwards the inverse with
     running moments. In training the data of a batch depend on each other; evidence is that of
@@ -188,7 +195,11 @@ class BatchNorm(Bijection):
         self.momentum, self.epsilon = momentum, epsilon
 
     def _moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch, noted; or the running ones."""
+        """Compute the mean and variance for normalising.
+
+        In training they are those of the batch, and update the running ones. In evaluation they are
+        the running ones.
+        """
         if not self.training:
             return self.running_mean, self.running_variance
         dims = [d for d in range(y.dim()) if d != y.dim() - len(self.event_shape)]

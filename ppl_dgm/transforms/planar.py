@@ -1,5 +1,6 @@
-"""Residual bijections of few units: planar, radial and Sylvester, with the inverses that Pyro's do
-not have.
+"""Planar, radial and Sylvester flows with inverses.
+
+They are residual bijections of few units. Pyro's have no inverses.
 """
 
 import torch
@@ -14,7 +15,9 @@ __all__ = ["Planar", "Radial", "Sylvester"]
 
 
 class Parametric(Bijection):
-    """A bijection of vectors by so many numbers: parameters, to which a net of the context may add.
+    """Bijection of vectors with a given number of parameters.
+
+    A net of the context may add to the parameters.
 
     Args:
         num_dims: number D of dimensions.
@@ -38,7 +41,9 @@ class Parametric(Bijection):
 
 
 class Planar(Parametric):
-    r"""$y = x + \hat u \tanh(w^\top x + b)$ (Rezende and Mohamed 2015, section 4.1).
+    r"""Planar flow (Rezende and Mohamed 2015, section 4.1).
+
+    It is $y = x + \hat u \tanh(w^\top x + b)$.
 
     $\hat u$ is u moved along w so that $w^\top \hat u = \mathrm{softplus}(w^\top u) - 1 > -1$
     (their appendix A.1), which makes the map invertible. The inverse solves $a + w^\top \hat u
@@ -58,7 +63,10 @@ class Planar(Parametric):
         super().__init__(num_dims, 2 * num_dims + 1, num_context)
 
     def _parts(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the constrained u, w, b and the product of the first two plus one."""
+        """Compute the constrained parameters of the flow.
+
+        They are u, w, b, and the product of the first two plus one.
+        """
         size = self.event_shape[0]
         u, w, b = self.numbers(context, size, size, 1)
         product, squared = (u * w).sum(-1), w.square().sum(-1)
@@ -88,13 +96,17 @@ class Planar(Parametric):
 
 
 def _log_rise(bend: Tensor, above: Tensor) -> Tensor:
-    """log(1 + (above - 1) (1 - tanh^2)), of positive terms."""
+    """Compute the log-determinant of one tanh unit.
+
+    It is log(1 + (above - 1) (1 - tanh^2)), of positive terms.
+    """
     return (bend.square() + above * (1 - bend.square())).log()
 
 
 class Radial(Parametric):
-    r"""$y = x + \frac{\beta}{\alpha + r} (x - x_0)$ with $r = |x - x_0|$ (Rezende and Mohamed 2015,
-    equation 14).
+    r"""Radial flow (Rezende and Mohamed 2015, equation 14).
+
+    It is $y = x + \frac{\beta}{\alpha + r} (x - x_0)$ with $r = |x - x_0|$.
 
     $\alpha > 0$ and $\beta > -\alpha$ make it invertible; r solves a quadratic equation of the
     image's distance.
@@ -146,8 +158,9 @@ def _distance(offset: Tensor) -> Tensor:
 
 
 class Sylvester(Parametric):
-    r"""$y = x + Q R \tanh(\tilde R Q^\top x + b)$ (van den Berg et al. 2018, Householder Sylvester
-    flow).
+    r"""Householder Sylvester flow (van den Berg et al. 2018).
+
+    It is $y = x + Q R \tanh(\tilde R Q^\top x + b)$.
 
     Q is a product of Householder reflections, R and $\tilde R$ are upper triangular with diagonals
     in (-1, 1), so that $\log|\det| = \sum_i \log(1 + r_{ii} \tilde r_{ii} \tanh'_i)$. The inverse
@@ -222,8 +235,9 @@ def _solve_unit(outer: Tensor, inner: Tensor, shift: Tensor, y: Tensor) -> Tenso
 
 
 def reflections(vectors: Tensor) -> Tensor:
-    """Products of Householder reflections at vectors `[..., K, D]`: orthogonal matrices `[..., D,
-    D]`.
+    """Compute products of Householder reflections.
+
+    Vectors are `[..., K, D]`, products are orthogonal matrices `[..., D, D]`.
 
     Example:
         >>> reflections(torch.tensor([[1.0, 0.0]]))

@@ -1,5 +1,6 @@
-"""Increasing maps of single numbers, whose parameters come from elsewhere: a net, a context, a
-table.
+"""Increasing maps of single numbers.
+
+Their parameters come from elsewhere: a net, a context, a table.
 
 Coupling and autoregressive transforms (`layers`) differ in where the parameters come from, and
 these in what is done with them: m + n classes make m x n transforms. To add one, subclass
@@ -22,21 +23,32 @@ EXTREME = 2.0**-40  # least distance of a probability from 0 and 1 in inverses, 
 
 
 class ScalarMap(ABC):
-    """y = f(x; p), increasing in x, elementwise, with `num_params` numbers p each."""
+    """Increasing elementwise map with given parameters.
+
+    It is y = f(x; p), with `num_params` numbers p for each x.
+    """
 
     num_params: int
 
     @abstractmethod
     def call_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx, both `[...]`, of x `[...]` and parameters `[..., num_params]`."""
+        """Compute y and log dy/dx, both `[...]`.
+
+        x is `[...]`, parameters are `[..., num_params]`.
+        """
 
     @abstractmethod
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log dx/dy, both `[...]`, of y `[...]` and parameters `[..., num_params]`."""
+        """Compute x and log dx/dy, both `[...]`.
+
+        y is `[...]`, parameters are `[..., num_params]`.
+        """
 
 
 class Shift(ScalarMap):
-    """y = x + p: volumes stay (Dinh et al. 2015, NICE, section 3.2).
+    """Shift by a parameter, y = x + p.
+
+    Volumes stay (Dinh et al. 2015, NICE, section 3.2).
 
     Example:
         >>> Shift().call_and_log_det(torch.zeros(1), torch.ones(1, 1))
@@ -57,7 +69,9 @@ class Shift(ScalarMap):
 
 
 class Affine(ScalarMap):
-    r"""$y = e^s x + b$ with $s = m \tanh(p_2 / m)$, $b = p_1$ (Dinh et al. 2017, RealNVP, section
+    r"""Affine map with a bounded log-scale.
+
+    It is $y = e^s x + b$ with $s = m \tanh(p_2 / m)$, $b = p_1$ (Dinh et al. 2017, RealNVP, section
     3.2).
 
     The bound m is smooth, so that gradients are those of the map that is applied; Pyro clips s to
@@ -95,8 +109,9 @@ class Affine(ScalarMap):
 
 
 class Spline(ScalarMap):
-    r"""A monotone rational quadratic spline on [-b, b], the identity outside (Durkan et al. 2019,
-    section 3.1).
+    r"""Monotone rational quadratic spline (Durkan et al. 2019).
+
+    It is on [-b, b], and the identity outside. See their section 3.1.
 
     K bins of widths w and heights h, softmaxes times 2 b, and derivatives $\delta$ at the K - 1
     inner knots, softplus; 1 at the outer ones. Within a bin, with $\xi$ the place in it and s = h /
@@ -142,7 +157,10 @@ class Spline(ScalarMap):
         return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0)
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse, the root of a quadratic equation, and its log derivative."""
+        """Compute the inverse and its log derivative.
+
+        The inverse is the root of a quadratic equation.
+        """
         inside, y, params = self._prepared(y, params)
         left, width, bottom, height, before, after = self._bin(y, params, by_height=True)
         slope, rise = height / width, (y - bottom).clamp_min(0)
@@ -156,13 +174,19 @@ class Spline(ScalarMap):
         return torch.where(inside, x, y), torch.where(inside, -log_slope, 0.0)
 
     def _prepared(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the spline is not the identity; value and parameters of one shape."""
+        """Find which values the spline maps and broadcast the parameters.
+
+        Elsewhere the spline is the identity. Value and parameters get one shape.
+        """
         value = value.expand(torch.broadcast_shapes(value.shape, params.shape[:-1]))
         params = params.expand(*value.shape, self.num_params)
         return value.abs() < self.bound, value, params
 
     def _bin(self, value: Tensor, params: Tensor, by_height: bool) -> tuple[Tensor, ...]:
-        """Left, width, bottom, height and the two derivatives of each value's bin."""
+        """Find the bin of each value.
+
+        The result is left, width, bottom, height and the two derivatives of the bin.
+        """
         widths, heights, slopes = params.split(
             [self.num_bins, self.num_bins, self.num_bins - 1], -1
         )
@@ -182,7 +206,10 @@ class Spline(ScalarMap):
         return left, width, bottom, height, at(derivatives), at(derivatives, 1)
 
     def _knots(self, sizes: Tensor) -> Tensor:
-        """Borders of bins of unnormalised sizes `[..., K]`: `[..., K + 1]`, from -b to b."""
+        """Compute the borders of bins, from -b to b.
+
+        Unnormalised sizes are `[..., K]`, borders `[..., K + 1]`.
+        """
         share = self.least / self.num_bins + (1 - self.least) * sizes.softmax(-1)
         inner = share[..., :-1].cumsum(-1) * (2 * self.bound) - self.bound
         edge = torch.full_like(inner[..., :1], self.bound)
@@ -198,8 +225,9 @@ class Spline(ScalarMap):
 
 
 class LogisticMixture(ScalarMap):
-    r"""Logit of a mixture of logistic distribution functions, then affine (Ho et al. 2019, Flow++,
-    section 3.2).
+    r"""Logit of a mixture of logistic distribution functions.
+
+    An affine map follows (Ho et al. 2019, Flow++, section 3.2).
 
     $y = e^s\, \mathrm{logit} \sum_k \pi_k \sigma((x - \mu_k) e^{-t_k}) + b$. One layer of a neural
     autoregressive flow (Huang et al. 2018, deep sigmoidal flow) is the same map. The inverse is
@@ -234,7 +262,10 @@ class LogisticMixture(ScalarMap):
         return y, log_slope + log_scale
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse, by bisection and Newton steps, and its log derivative."""
+        """Compute the inverse and its log derivative.
+
+        The inverse is found by bisection and Newton steps.
+        """
         logit, log_scale = self.affine.inverse_and_log_det(y, params[..., -2:])
         _, loc, log_width = self._parts(params)
         ends = loc + log_width.exp() * logit.unsqueeze(-1)
@@ -252,7 +283,10 @@ class LogisticMixture(ScalarMap):
         return logits, loc, bounded(raw, self.affine.max_log_scale)
 
     def _logit(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Logit of the distribution function, and its log derivative, exact in both tails."""
+        """Compute the mixture's logit and its log derivative.
+
+        The logit is that of the distribution function. Both are exact in both tails.
+        """
         logits, loc, log_width = self._parts(params)
         log_weight = logits.log_softmax(-1)
         u = (x.unsqueeze(-1) - loc) * (-log_width).exp()
@@ -263,5 +297,8 @@ class LogisticMixture(ScalarMap):
 
 
 def bounded(raw: Tensor, most: float) -> Tensor:
-    """Log-scales that stay within plus and minus a bound, smoothly: m tanh(a / m)."""
+    """Limit log-scales smoothly to plus and minus a bound.
+
+    The limited values are m tanh(a / m).
+    """
     return most * (raw / most).tanh()

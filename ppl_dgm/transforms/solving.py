@@ -11,7 +11,9 @@ Function = Callable[[Tensor], tuple[Tensor, Tensor]]  # value and derivative, bo
 
 
 def solve_increasing(function: Function, y: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    r"""Solve f(x) = y elementwise for an increasing f, within brackets that hold the solution.
+    """Solve f(x) = y elementwise for an increasing f.
+
+    The brackets must hold the solution.
 
     Bisections in turn with Newton steps, these replaced by bisections where they leave the bracket;
     the bisections alone narrow it to the dtype's relative precision. Then one more Newton step,
@@ -49,14 +51,19 @@ def _bracketed(function: Function, y: Tensor, low: Tensor, high: Tensor) -> Tens
 
 
 def _num_turns(dtype: torch.dtype) -> int:
-    """Enough for Newton's method to finish what as many bisections have begun."""
+    """Choose the number of iterations for a dtype.
+
+    It is enough for Newton's method to finish what as many bisections have begun.
+    """
     return 64 if dtype == torch.float64 else 32
 
 
 def bracket(
     function: Function, y: Tensor, centre: Tensor, turns: int = 60
 ) -> tuple[Tensor, Tensor]:
-    """Brackets of the solutions of f(x) = y, doubled from one around a centre until they hold them.
+    """Find brackets of the solutions of f(x) = y.
+
+    They start with one around a centre and are doubled until they hold the solutions.
 
     Args:
         function: maps x to f(x) and f'(x).

@@ -1,4 +1,7 @@
-"""What makes a captured graph stand on its own: literals, constants, values in place of writes, loops kept apart."""
+"""Transformations that make a captured graph functional and self-contained.
+
+They treat literals, constants, writes, and loops whose inputs share memory.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +39,10 @@ _VIEW_OF_COPY = {
 
 
 def fold_literals(graph: GraphModule) -> int:
-    """Turn one-element tensors written in the program (`torch.tensor(5.0)`) into `full`, which a compiler can fold."""
+    """Replace one-element tensor literals of the program by `full`.
+
+    A literal is, for example, `torch.tensor(5.0)`. A compiler can fold `full`.
+    """
     found = 0
     for node in nodes(graph):
         source = _constant(graph, node) if node.target is aten.lift_fresh_copy.default else None
@@ -53,7 +59,10 @@ def fold_literals(graph: GraphModule) -> int:
 
 
 def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
-    """Turn the tensors stored in a graph into trailing inputs, return them in that order, and leave none in it."""
+    """Turn the tensors stored in a graph into trailing inputs.
+
+    The tensors are returned in the order of these inputs, and none is left in the graph.
+    """
     inputs: dict[str, Any] = {}
     constants = []
     for node in [node for node in nodes(graph) if node.op == "get_attr"]:
@@ -71,7 +80,10 @@ def lift_constants(graph: GraphModule) -> list[torch.Tensor]:
 
 
 def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> GraphModule:
-    """Replace in-place operations by values; writes to inputs become copies at the end of the graph."""
+    """Replace in-place operations of a graph by functional ones.
+
+    Writes to inputs become copies at the end of the graph.
+    """
     if not any(map(writes, nodes(graph))):
         return graph
     separate_loops(graph, repeated(graph, examples))
@@ -82,7 +94,10 @@ def functionalise(graph: GraphModule, examples: Sequence[torch.Tensor]) -> Graph
 
 
 def restore_views(graph: GraphModule) -> int:
-    """Turn copies of views (`slice_copy`), which functionalising leaves in the bodies of loops, back into views."""
+    """Turn copies of views (`slice_copy`) back into views.
+
+    Functionalising leaves such copies in the bodies of loops.
+    """
     found = 0
     for module in graphs_of(graph):
         copies = [node for node in nodes(module) if node.target in _VIEW_OF_COPY]
@@ -94,7 +109,10 @@ def restore_views(graph: GraphModule) -> int:
 
 
 def separate_loops(graph: GraphModule, shared: Sequence[Node]) -> None:
-    """Let loops start from copies of nodes whose memory is also another's: they refuse tensors that overlap."""
+    """Copy inputs of loops that share memory with others.
+
+    Loops refuse tensors that overlap.
+    """
     for loop in [node for node in nodes(graph) if isinstance(node.target, HigherOrderOperator)]:
 
         def copied(value: Node, loop: Node = loop) -> Any:
@@ -109,14 +127,18 @@ def separate_loops(graph: GraphModule, shared: Sequence[Node]) -> None:
 
 
 def repeated(graph: GraphModule, examples: Sequence[torch.Tensor]) -> list[Node]:
-    """Return the inputs that lie in the memory of an earlier one."""
+    """Return the inputs that share memory with an earlier one."""
     storages = [tensor.untyped_storage()._cdata for tensor in examples]
     inputs = [node for node in nodes(graph) if node.op == "placeholder"]
     return [node for place, node in enumerate(inputs) if storages[place] in storages[:place]]
 
 
 def split_writes(graph: GraphModule) -> tuple[GraphModule, tuple[int, ...]]:
-    """Turn the writes to inputs at the end of a functional graph into further outputs; return the inputs' positions."""
+    """Turn writes to inputs into additional outputs of the graph.
+
+    The graph is functional and has these writes at its end. The positions of the inputs are
+    returned with it.
+    """
     inputs = [node for node in nodes(graph) if node.op == "placeholder"]
     copies = [
         node

@@ -76,7 +76,10 @@ def _compacted(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
 
 
 def _compact_maximum(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:
-    """An output of `max(x, dim)`, which returns values and indices, over a dimension that is not broadcast."""
+    """Compute an output of `max(x, dim)` on the compact tensor.
+
+    `max(x, dim)` returns values and indices. It is handled over a dimension that is not broadcast.
+    """
     source, index = node.args
     if source.target is not aten.max.dim or source.args[0] not in compact:
         return None
@@ -120,7 +123,10 @@ def _squeeze(graph: Graph, node: Any, small: Any) -> Any:
 
 
 def _view(graph: Graph, node: Any, small: Any) -> Any:
-    """A view that only inserts or removes dimensions of size 1."""
+    """Apply a view that only changes dimensions of size 1.
+
+    The view inserts or removes such dimensions.
+    """
     before, after = shape(node.args[0]), shape(node)
     if [size for size in before if size != 1] != [size for size in after if size != 1]:
         return None

@@ -1,4 +1,4 @@
-"""Nodes of captured graphs: looking at them, inserting and replacing them."""
+"""Utilities to inspect, insert and replace graph nodes."""
 
 from typing import Any
 
@@ -21,7 +21,10 @@ __all__ = [
 
 
 def nodes(graph: GraphModule) -> list[Any]:
-    """Return the nodes as they are now, so that the graph can be changed meanwhile."""
+    """Return a copy of the list of nodes.
+
+    So the graph can be changed meanwhile.
+    """
     return list(graph.graph.nodes)
 
 
@@ -68,7 +71,7 @@ def replace(node: Any, by: Any) -> None:
 
 
 def finish(graph: GraphModule) -> None:
-    """Make the code of a rewritten graph, without what nobody reads."""
+    """Remove unused nodes and regenerate the code of a graph."""
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()

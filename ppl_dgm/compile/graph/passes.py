@@ -1,4 +1,7 @@
-"""Rewrites of functional graphs before they are compiled, each a small function that keeps every value."""
+"""Rewrites of functional graphs before they are compiled.
+
+Each is a small function that keeps every value.
+"""
 
 import operator
 from collections.abc import Sequence
@@ -35,7 +38,10 @@ _WIDE = 16  # columns for each row
 
 
 def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
-    """Rewrite in place what the compiler refuses, or takes apart before `rewrite` comes to see it."""
+    """Rewrite a graph in place before Inductor takes it.
+
+    This replaces what Inductor refuses, or takes apart before `rewrite` sees it.
+    """
     separate_loops(graph, repeated(graph, examples))
     for module in graphs_of(graph):
         if multiply_matrices(module) + draw_bernoullis(module) + spell_out_alpha(module):
@@ -43,7 +49,9 @@ def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
 
 
 def rewrite(graph: GraphModule) -> None:
-    """Run all passes on a functional graph, in the order in which they help each other.
+    """Apply all passes to a functional graph, in order.
+
+    The order is that in which they help each other.
 
     Graphs that read memory as it lies are left as they are: passes keep values, not where they lie.
 
@@ -75,7 +83,10 @@ def _reads_memory(node: Any) -> bool:
 
 
 def drop_copies(graph: GraphModule) -> int:
-    """Remove `detach`, `alias` and views of the same shape from a functional graph, where they mean nothing."""
+    """Remove `detach`, `alias` and views of the same shape.
+
+    They mean nothing in a functional graph.
+    """
     found = [
         node for node in nodes(graph) if _is_same_value(node) and node.args[0].op != "get_attr"
     ]
@@ -92,7 +103,10 @@ def _is_same_value(node: Any) -> bool:
 
 
 def drop_identities(graph: GraphModule) -> int:
-    """Remove products with 1, first powers and permutations that leave all in place, as scales and handlers write them."""
+    """Remove products with 1, first powers and identity permutations.
+
+    Scales and handlers produce them.
+    """
     output: Any = graph.graph.output_node()
     inputs = [node for node in nodes(graph) if node.op == "placeholder"]
     kept = set().union(
@@ -119,7 +133,10 @@ def _is_identity(node: Any) -> bool:
 
 
 def share_equals(graph: GraphModule) -> int:
-    """Compute once what is computed twice: the same operation of the same values. Random numbers stay apart."""
+    """Compute equal operations on equal values only once.
+
+    Random numbers are not shared.
+    """
     returned = set().union(*map(_memory, graph.graph.output_node().all_input_nodes))
     first: dict[Any, Any] = {}
     found = 0
@@ -150,7 +167,10 @@ def _memory(node: Any) -> set[int]:
 
 
 def draw_standard_normals(graph: GraphModule) -> int:
-    """Turn `empty(...).normal_(0, 1)` into `randn`, which draws the same numbers and has a fast kernel."""
+    """Replace `empty(...).normal_(0, 1)` by `randn`.
+
+    `randn` draws the same numbers and has a fast kernel.
+    """
     found = 0
     for node in nodes(graph):
         if node.target is not aten.normal_functional.default or tuple(node.args[1:]) not in {
@@ -171,7 +191,9 @@ def draw_standard_normals(graph: GraphModule) -> int:
 
 
 def merge_draws(graph: GraphModule) -> int:
-    """Draw neighbouring small CPU normals in one call, which costs a microsecond each and yields the same numbers.
+    """Merge neighbouring small CPU normal draws into one call.
+
+    Each call costs a microsecond, and one call yields the same numbers.
 
     Below 16 elements torch draws one number after the other, so that several calls equal one call
     for all of them.
@@ -214,7 +236,10 @@ def _size(node: Any) -> int:
 
 
 def multiply_matrices(graph: GraphModule) -> int:
-    """Turn matrix-vector into matrix-matrix products: Inductor lowers `mv` to a slow multiply and sum."""
+    """Turn matrix-vector products into matrix-matrix products.
+
+    Inductor lowers `mv` to a slow multiply and sum.
+    """
     found = [node for node in nodes(graph) if node.target is aten.mv.default]
     for node in found:
         matrix, vector = node.args
@@ -225,7 +250,9 @@ def multiply_matrices(graph: GraphModule) -> int:
 
 
 def spell_out_alpha(graph: GraphModule) -> int:
-    """Write `add(x, y, alpha=c)` and `sub` as a product and a sum: Inductor loses the factor of a matrix product.
+    """Write `alpha` of `add` and `sub` as a product.
+
+    `add(x, y, alpha=c)` becomes a product and a sum. Inductor loses the factor of a matrix product.
 
     Its `addmm` fusion (torch 2.13, `_inductor/fx_passes/post_grad.py`) takes any such sum for one
     with alpha 1.
@@ -241,7 +268,10 @@ def spell_out_alpha(graph: GraphModule) -> int:
 
 
 def draw_bernoullis(graph: GraphModule) -> int:
-    """Compare double probabilities with double uniform numbers, as torch does: Inductor takes single ones."""
+    """Draw double-precision Bernoulli values from double-precision uniform numbers.
+
+    Torch compares double numbers too, but Inductor takes single ones.
+    """
     found = [
         node for node in nodes(graph) if node.target is aten.bernoulli.default and not node.kwargs
     ]
@@ -258,7 +288,9 @@ def draw_bernoullis(graph: GraphModule) -> int:
 
 
 def transpose_products(graph: GraphModule) -> int:
-    r"""Compute $(A B)^\top$ as $B^\top A^\top$ where it is wide: what follows reads long rows, and can use vectors.
+    r"""Compute wide products $(A B)^\top$ as $B^\top A^\top$.
+
+    What follows reads long rows then, and can use vector instructions.
 
     So come the chains of a regression, `[chains, data]`. Gradients of weights, about square, stay:
     they are fast as written.
@@ -298,7 +330,10 @@ def _transposed(graph: Graph, before: Any, factor: Any) -> Any:
 
 
 def multiply_small_batches(graph: GraphModule) -> int:
-    """Turn batches of tiny matrix products (those of enumerated latents) into multiply and sum, which can be fused."""
+    """Turn batches of tiny matrix products into multiply and sum.
+
+    Enumerated latents give such products. Multiply and sum can be fused.
+    """
     found = [
         node for node in nodes(graph) if node.target is aten.bmm.default and _is_tiny(*node.args)
     ]

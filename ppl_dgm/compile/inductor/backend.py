@@ -1,4 +1,7 @@
-"""The seam to the compiler: a captured graph in, a callable on flat tensors out."""
+"""Interface to the compiler, from captured graph to callable.
+
+The callable works on flat tensors.
+"""
 
 import logging
 import os
@@ -29,7 +32,9 @@ _COMPILED: dict[Any, Flat] = {}
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function: call it like the original, with tensors of the example's shapes, dtypes and devices.
+    """Compiled function that is called like the original.
+
+    It takes tensors of the example's shapes, dtypes and devices.
 
     Attributes:
         captured: the graph and the tensors it reads by reference.
@@ -42,7 +47,9 @@ class Compiled:
     seconds: float
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run on new inputs and the lifted tensors' present values; outputs carry no gradient.
+        """Run the compiled code on new inputs.
+
+        Lifted tensors have their present values. Outputs carry no gradient.
 
         Raises:
             ValueError: inputs of another kind than the examples, or modules that were set
@@ -81,7 +88,9 @@ def compile_function(
 def compile_captured(
     captured: Captured, *, backend: Backend = "inductor", turns: int | None = None
 ) -> Compiled:
-    """Compile a captured graph, or take the code of an equal graph compiled before in this process.
+    """Compile a captured graph, or reuse earlier code.
+
+    Code of an equal graph compiled before in this process is reused.
 
     The code is checked against the graph at its first call, and now and then later.
 
@@ -123,7 +132,9 @@ def without_gradients(run: Callable[..., Any]) -> Flat:
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps compiled code between runs, and tell the compiler of it.
+    """Return the folder of compiled code and configure the compiler.
+
+    The folder keeps code between runs.
 
     It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the
     user's cache folder.
@@ -187,7 +198,9 @@ def _aliases(flat: list[torch.Tensor]) -> tuple[int, ...]:
 
 
 class CudaReplay:
-    """Inductor's kernels recorded once as a CUDA graph on static buffers, and launched by one call.
+    """CUDA graph of Inductor's kernels.
+
+    The kernels are recorded once on static buffers, and launched by one call.
 
     Inputs are copied to the buffers, lifted tensors are used where they are, outputs are copied
     out. Random numbers are fresh at every launch: torch moves its generator's offset between

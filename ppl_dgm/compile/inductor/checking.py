@@ -1,4 +1,7 @@
-"""Compiled code proves itself: now and then a call is made by the graph as well, and both must agree to rounding."""
+"""Checks of compiled code against the captured graph.
+
+Now and then a call is made by the graph as well, and both results must agree to rounding.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,11 +31,16 @@ _UNDECLARED = {torch.ops.aten.native_batch_norm.default: (3, 4)}
 
 
 class WrongNumbersError(CaptureError):
-    """Compiled code and the graph that it was made of disagree; nothing has been moved."""
+    """Error for compiled code that disagrees with its graph.
+
+    No parameter, buffer or generator has changed.
+    """
 
 
 class CheckedRun:
-    """Compiled code of a captured graph; the first, tenth, hundredth and thousandth call are checked.
+    """Compiled code that is checked against its graph.
+
+    The first, tenth, hundredth and thousandth calls are checked.
 
     Outputs and the tensors that are written in place must be those that the graph gives, run
     operation by operation with the same random numbers. What exceeds rounding is compared with the
@@ -99,7 +107,10 @@ class CheckedRun:
         return [t.detach().clone() for t in (*outputs, *(flat[place] for place in self._written))]
 
     def _perturbed(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Inputs that differ in their last places; those that are written to are changed where they lie."""
+        """Perturb the inputs in their last digits.
+
+        Inputs that are written to are changed in place.
+        """
         with unmoved_generators(*{tensor.device for tensor in flat}):
             return [
                 tensor.copy_(shaken(tensor)) if place in self._written else shaken(tensor)
@@ -133,7 +144,10 @@ class CheckedRun:
 
 
 def written(graph: GraphModule) -> tuple[int, ...]:
-    """Places of the inputs to which a graph may write, themselves or through views."""
+    """Return the positions of inputs that a graph may modify.
+
+    The graph may write to them directly or through views.
+    """
     inputs = [node for node in nodes(graph) if node.op == "placeholder"]
     found = {source for node in nodes(graph) for value in targets(node) for source in origin(value)}
     return tuple(place for place, node in enumerate(inputs) if node in found)
@@ -150,7 +164,10 @@ def targets(node: Node) -> list[Any]:
 
 
 def origin(value: Any) -> Iterator[Node]:
-    """The graph's inputs behind a value or a list of them, through views."""
+    """Yield the graph inputs behind a value, through views.
+
+    The value may also be a list of values.
+    """
     for part in value if isinstance(value, (list, tuple)) else (value,):
         while isinstance(part, Node) and part.op != "placeholder":
             part = part.args[0] if part.args else None
@@ -166,7 +183,10 @@ def shaken(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def unlike(one: torch.Tensor, other: torch.Tensor, allowed: float) -> bool:
-    """Whether tensors differ by more than rounding and what is allowed."""
+    """Return whether tensors differ by more than allowed.
+
+    Rounding is tolerated in addition to `allowed`.
+    """
     if not other.is_floating_point():
         return not torch.equal(one, other) and not allowed > 0
     finite = other[other.isfinite()]
@@ -175,7 +195,10 @@ def unlike(one: torch.Tensor, other: torch.Tensor, allowed: float) -> bool:
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest difference of entries; infinite where one of them alone is not finite."""
+    """Return the largest absolute difference of entries.
+
+    It is infinite where only one of two entries is finite.
+    """
     if not one.numel():
         return 0.0
     if not one.is_floating_point():

@@ -1,4 +1,6 @@
-"""Loops without allocations: what a step of a compiled loop writes lies in tensors that are made once.
+"""C++ code for compiled loops without memory allocations.
+
+What a step of a loop writes lies in tensors that are made once.
 
 Inductor's C++ around the kernels of a `while_loop` makes a tensor for every intermediate result of
 every step. For programs of a few numbers that is nine tenths of the time. `StandingWrapper` writes
@@ -54,11 +56,17 @@ class StandingWrapper(CppWrapperCpu):
 
     @staticmethod
     def create(*_: Any, **__: Any) -> "StandingWrapper":
-        """Return a wrapper for a graph; subgraphs are written in place."""
+        """Return a wrapper for the code of a graph.
+
+        Subgraphs are written in place.
+        """
         return StandingWrapper()
 
     def codegen_while_loop(self, while_loop: Any, stack_output: bool = False) -> None:
-        """Write a loop: its condition and its body share a block, and read what stands outside."""
+        """Write the code of a `while` loop.
+
+        Its condition and body share a block, and read what stands outside.
+        """
         if stack_output or not _is_plain(while_loop):
             super().codegen_while_loop(while_loop, stack_output)
             return
@@ -97,7 +105,7 @@ class StandingWrapper(CppWrapperCpu):
         self.writeline(ExitSubgraphLine(self))
 
     def _hand_over(self, body: Any, carried: dict[str, Any]) -> None:
-        """What the body computed is what the next step starts from."""
+        """Pass the results of the body to the next step."""
         values = {}
         for name, result, own in zip(carried, body.graph_outputs, body.graph_inputs, strict=False):
             values[name] = result.codegen_reference()
@@ -120,7 +128,10 @@ class StandingWrapper(CppWrapperCpu):
         self.writeline(f"RAIIAtenTensorHandle {name}({name}_handle);")
 
     def make_buffer_allocation(self, buffer: Any) -> str:
-        """Return the line that makes a buffer: once for each thread, inside a loop."""
+        """Return the line that allocates a buffer.
+
+        Inside a loop the buffer is made once for each thread.
+        """
         name = buffer.get_name()
         if name not in self._inside:
             return super().make_buffer_allocation(buffer)
@@ -136,7 +147,7 @@ class StandingWrapper(CppWrapperCpu):
         )
 
     def codegen_deferred_allocation(self, name: str, view: ir.ReinterpretView) -> None:
-        """Write a part of a buffer as a tensor of its own."""
+        """Write part of a buffer as a separate tensor."""
         if view.get_name() not in self._standing:
             super().codegen_deferred_allocation(name, view)
             return
@@ -158,12 +169,18 @@ def standing_buffers() -> Iterator[None]:
 
 
 def edition() -> str:
-    """Name what this module writes, for caches of compiled loops: another text of the module, another name."""
+    """Return a hash of this module's source code.
+
+    Caches of compiled loops use it, so that code of another version is not reused.
+    """
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def _is_plain(while_loop: Any) -> bool:
-    """Whether only tensors on the CPU go in, and none is written to."""
+    """Return whether a loop takes only unmodified CPU tensors.
+
+    Only tensors go in, and none is written to.
+    """
     inputs = [*while_loop.carried_inputs, *while_loop.additional_inputs]
     tensors = all(
         isinstance(value, ir.TensorBox | ir.StorageBox | ir.Buffer | ir.ReinterpretView)

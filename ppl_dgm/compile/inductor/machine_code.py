@@ -1,4 +1,7 @@
-"""Machine code of a graph, by Inductor; imported at the first compilation, since it takes two seconds."""
+"""Compilation of a graph to machine code by Inductor.
+
+It is imported at the first compilation, since that takes two seconds.
+"""
 
 import logging
 import warnings
@@ -52,7 +55,10 @@ def _largest(graph: GraphModule) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's own deprecations and notes on missing fast paths from the caller, who can do nothing about them."""
+    """Suppress torch's own warnings during compilation.
+
+    They are deprecations and notes on missing fast paths, which the caller cannot change.
+    """
     noisy = logging.getLogger("torch._inductor.ir")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -65,7 +71,10 @@ def _quiet() -> Iterator[None]:
 
 
 class Rewriting(CustomGraphPass):
-    """`passes.rewrite`, in the form in which Inductor runs it after making a graph functional by itself."""
+    """Graph pass that runs `passes.rewrite` inside Inductor.
+
+    Inductor runs it after making a graph functional by itself.
+    """
 
     def __call__(self, graph: Graph) -> None:
         """Rewrite the graph in place."""
@@ -73,7 +82,7 @@ class Rewriting(CustomGraphPass):
         passes.rewrite(module)
 
     def uuid(self) -> bytes:
-        """Name the text of the rewrites, for the cache of compiled code."""
+        """Return a hash of the rewrites for the code cache."""
         return get_hash_for_files(
             tuple(str(Path(passes.__file__).with_name(f"{name}.py")) for name in _TEXTS)
         )

@@ -1,4 +1,7 @@
-"""What Inductor spends seconds on at every compilation, and need not: test programs, headers, rules of types."""
+"""Patches that save seconds at every Inductor compilation.
+
+They avoid work on test programs, headers and type rules.
+"""
 
 import platform
 import subprocess
@@ -18,7 +21,10 @@ __all__ = ["shortcuts"]
 
 @contextmanager
 def shortcuts(on_cpu: bool) -> Iterator[None]:
-    """Take all shortcuts; those of C++ only where there is C++ to compile."""
+    """Apply all patches that shorten a compilation.
+
+    Those of C++ are applied only where there is C++ to compile.
+    """
     with ExitStack() as stack:
         stack.enter_context(rules_once())
         if on_cpu:
@@ -29,7 +35,10 @@ def shortcuts(on_cpu: bool) -> Iterator[None]:
 
 @contextmanager
 def rules_once() -> Iterator[None]:
-    """Let Inductor make its rules of types once: its one handler is initialised anew for every operation it writes."""
+    """Let Inductor build its type rules only once.
+
+    Its one handler is otherwise initialised anew for every operation that it writes.
+    """
     usual = DtypePropagationOpsHandler.__init__
     made: list[DtypePropagationOpsHandler] = []
 
@@ -47,7 +56,9 @@ def rules_once() -> Iterator[None]:
 
 @contextmanager
 def vectors_by_flags() -> Iterator[None]:
-    """Let Inductor ask the compiler whether it takes the flags of vectors that torch has found in the processor.
+    """Let Inductor check only whether the compiler accepts vector flags.
+
+    The flags are of the vector instructions that torch has found in the processor.
 
     By itself it compiles and loads a program for each kind of vector, which takes seconds in every
     fresh cache folder.
@@ -77,7 +88,10 @@ def _takes_flags(self: VecISA, code: str) -> bool:
 
 @contextmanager
 def headers_meanwhile() -> Iterator[None]:
-    """Look for torch's precompiled headers in a thread, and make them on a new machine, while Python writes the code."""
+    """Load precompiled headers in a thread while code is generated.
+
+    The headers are torch's. On a new machine they are made first.
+    """
     thread = Thread(target=_precompile, daemon=True)
     thread.start()
     try:

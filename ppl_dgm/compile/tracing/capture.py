@@ -1,4 +1,4 @@
-"""Capture: one run of a function of tensors under Pyro's handlers becomes a static graph."""
+"""Capture of tensor functions under Pyro's handlers as static graphs."""
 
 import pickle
 import random
@@ -48,7 +48,9 @@ ONE_AT_A_TIME = PYRO_LOCK
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured function: its graph, and the tensors it reads by reference.
+    """Captured function with its graph and lifted tensors.
+
+    It reads the lifted tensors by reference.
 
     Attributes:
         graph: maps the flat input tensors followed by `lifted` to the flat output tensors; no Pyro
@@ -72,11 +74,16 @@ class Captured:
     settings: Settings
 
     def is_current(self) -> bool:
-        """Whether all modules are still set as they were captured: their mode, numbers, parameters and buffers."""
+        """Return whether all modules have the settings of the capture.
+
+        These are their mode, numbers, parameters and buffers.
+        """
         return self.settings.changed() is None
 
     def fitted(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
-        """Return the flat tensors of new inputs, laid out in memory like the examples.
+        """Return the flat tensors of new inputs.
+
+        They are laid out in memory like the examples.
 
         Raises:
             ValueError: the inputs are unlike the examples, or a module is set differently now.
@@ -94,7 +101,11 @@ class Captured:
         return fitted(leaves, self.examples)
 
     def check_carries(self, carry: Any, part: Callable[[Any], Any]) -> None:
-        """Raise CaptureError unless a part of the outputs is nested like `carry`, of the same shapes and types."""
+        """Check that outputs of a loop body match its inputs.
+
+        CaptureError is raised unless the given part of the outputs is nested like `carry`, with the
+        same shapes and types.
+        """
         output: Any = self.graph.graph.output_node()
         after = part(self.rebuild([node.meta["val"] for node in output.args[0]]))
         (old, nesting), (new, new_nesting) = leaves_and_rest(carry), leaves_and_rest(after)
@@ -107,7 +118,10 @@ class Captured:
             )
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the graph as it is (no compiler), on new inputs and the lifted tensors' present values."""
+        """Run the graph without the compiler on new inputs.
+
+        Lifted tensors have their present values.
+        """
         with torch.no_grad():
             outputs = self.graph(*self.fitted(inputs), *self.lifted)
         return self.rebuild(outputs)
@@ -178,7 +192,10 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
 
 
 def is_tracing() -> bool:
-    """Whether a function is being captured, so that tensors have no values."""
+    """Return whether a function is being captured.
+
+    Tensors have no values then.
+    """
     return detect_fake_mode() is not None
 
 
@@ -195,7 +212,10 @@ def _discover(
 
 
 def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
-    """Write a loop into the trace: its body is captured by itself, what it reads of the trace lifted like all else."""
+    """Write a loop into the trace.
+
+    Its body is captured by itself. What the body reads of the trace is lifted like all else.
+    """
     with outside_of_traces():
         examples = [_like(leaf) for leaf in tensor_leaves((carry, fixed))]
         captured = capture(body, with_tensors((carry, fixed), examples))
@@ -212,7 +232,10 @@ def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that only looks like another, which may be one of a trace."""
+    """Create an empty tensor with the layout of another.
+
+    The other tensor may belong to a trace.
+    """
     return torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
     )
@@ -247,7 +270,10 @@ def _trace(
 
 
 def _nesting(output: Any, leaves: list[torch.Tensor]) -> Callable[[Iterator[torch.Tensor]], Any]:
-    """Gather the tensors of a nested output, and return how to nest others alike; None stays where it is."""
+    """Collect the tensors of a nested output and its structure.
+
+    The structure is a function that nests other tensors alike. None stays where it is.
+    """
     if isinstance(output, torch.Tensor):
         leaves.append(output)
         return next
@@ -278,7 +304,10 @@ def _as_output(output: Any, replacement: Lifting) -> torch.Tensor:
 
 
 def _refuse_host_reads(graph: GraphModule) -> None:
-    """Reads inside library code, where the function mode is off, show up as nodes."""
+    """Refuse graphs in which library code reads tensor values.
+
+    Inside library code the function mode is off, so that reads show up as nodes.
+    """
     for node in graph.graph.nodes:
         if node.target is aten._local_scalar_dense.default:
             raise CaptureError(
@@ -302,7 +331,10 @@ def _without_unused(captured: Captured) -> Captured:
 
 @contextmanager
 def _nothing_drawn() -> Iterator[None]:
-    """Refuse draws from Python's and numpy's generators, and take them back: they would happen once, at capture."""
+    """Refuse draws from Python's and NumPy's random generators.
+
+    They would happen once, at capture. The generators are set back.
+    """
     numpys = np.random.mtrand._rand  # type: ignore[attr-defined]
     before = random.getstate(), numpys.get_state()
     try:

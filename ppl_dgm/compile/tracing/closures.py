@@ -1,4 +1,7 @@
-"""Tensors that a captured function reads by reference: found, and replaced by inputs of the graph."""
+"""Detection and replacement of tensors read by reference.
+
+Those that a captured function reads become inputs of its graph.
+"""
 
 import traceback
 from collections import Counter
@@ -55,7 +58,10 @@ _SHAPE_CURE = (
 
 
 def swap(value: Any, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Replace the tensors in nested plain tuples, lists and dicts; subclasses (torch.Size, results) stay as they are."""
+    """Replace the tensors in nested tuples, lists and dicts.
+
+    Subclasses (torch.Size, results) stay as they are.
+    """
     if isinstance(value, torch.Tensor):
         return stand_in(value)
     if type(value) in (tuple, list):
@@ -79,12 +85,18 @@ def constants_of(value: Any) -> Iterator[str]:
 
 
 def is_concrete(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds memory, rather than being a stand-in of the tracer or of a `torch.func` transform."""
+    """Return whether a tensor holds memory.
+
+    Stand-ins of the tracer or of a `torch.func` transform hold none.
+    """
     return not isinstance(tensor, FakeTensor) and not is_functorch_wrapped_tensor(tensor)
 
 
 class Lifting(TorchFunctionMode):
-    """Hands every torch function the stand-in of each concrete tensor, and refuses to read values on the host."""
+    """Function mode that replaces concrete tensors by stand-ins.
+
+    Every torch function gets the stand-ins. Reading values on the host is refused.
+    """
 
     def __init__(self, site: Callable[[], str | None]) -> None:
         super().__init__()
@@ -93,7 +105,7 @@ class Lifting(TorchFunctionMode):
         self._depth = 0
 
     def note(self, func: Any, constants: Constants) -> None:
-        """Take notice of an operation and of the numbers that Python hands it."""
+        """Record an operation and the Python numbers passed to it."""
         raise TypeError("Lifting is abstract: use Discovery or Replacement")
 
     def __enter__(self) -> "Lifting":
@@ -105,7 +117,10 @@ class Lifting(TorchFunctionMode):
         raise TypeError("Lifting is abstract: use Discovery or Replacement")
 
     def original(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the caller's tensor for one of our stand-ins, so that in-place operators don't leak it."""
+        """Return the caller's tensor for one of our stand-ins.
+
+        So in-place operators do not leak the stand-in.
+        """
         return self._originals.get(id(tensor), tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -132,7 +147,10 @@ class Lifting(TorchFunctionMode):
         return swap(result, self.original) if isinstance(result, torch.Tensor) else result
 
     def _selection(self, func: Any, args: Any) -> Any:
-        """`a[mask] = b[mask]`, the one use of a selection by mask that has a static shape."""
+        """Handle `a[mask] = b[mask]`, which has a static shape.
+
+        Any other selection by a mask is refused.
+        """
         if func is _TENSOR.__getitem__ and not hasattr(args[0], _MASK):
             error = self._refuse(
                 "selects by a mask, so that a shape depends on values,", _SHAPE_CURE
@@ -163,7 +181,10 @@ class Lifting(TorchFunctionMode):
 
 
 class Discovery(Lifting):
-    """A first, dry run that collects every concrete tensor the function touches: parameters, buffers, closures."""
+    """Dry run that collects the concrete tensors of a function.
+
+    These are all that the function touches: parameters, buffers and closure tensors.
+    """
 
     def __init__(self, fake_mode: FakeTensorMode, site: Callable[[], str | None]) -> None:
         super().__init__(site)
@@ -173,7 +194,10 @@ class Discovery(Lifting):
         self._twins: dict[int, torch.Tensor] = {}
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Record a concrete tensor once, by identity, and return its shape-only twin."""
+        """Record a concrete tensor and return its shape-only twin.
+
+        Each tensor is recorded once, by identity.
+        """
         if not is_concrete(tensor) and not self._is_of_another_trace(tensor):
             return tensor
         if id(tensor) not in self.found:
@@ -192,14 +216,20 @@ class Discovery(Lifting):
     def one_turn(
         self, _: torch.Tensor, body: Callable[[Any, Any], Any], carry: Any, fixed: Any
     ) -> Any:
-        """Run a loop's body once, without notes: it will be captured by itself."""
+        """Run the body of a loop once, without notes.
+
+        The body will be captured by itself.
+        """
         known = len(self.notes)
         carry = body(carry, fixed)
         del self.notes[known:]
         return carry
 
     def _is_of_another_trace(self, tensor: torch.Tensor) -> bool:
-        """Whether this is the body of a loop, and the tensor was made before the loop."""
+        """Return whether a tensor belongs to an outer trace.
+
+        This happens in the body of a loop, to tensors made before the loop.
+        """
         return isinstance(tensor, FakeTensor) and tensor.fake_mode is not self.mode
 
     def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -211,7 +241,7 @@ class Discovery(Lifting):
 
 
 class Replacement(Lifting):
-    """The traced run: each tensor found before is replaced by its input of the graph."""
+    """Traced run that replaces recorded tensors by graph inputs."""
 
     def __init__(
         self,
@@ -228,7 +258,11 @@ class Replacement(Lifting):
         self._originals = {id(value): tensor for tensor, value in zip(tensors, inputs, strict=True)}
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the graph's input for a lifted tensor; anything else is part of the trace, or left by the first run."""
+        """Return the graph's input for a lifted tensor.
+
+        Any other tensor is part of the trace and returned as it is. Tensors left by the first run
+        are refused.
+        """
         if isinstance(tensor, FakeTensor) and tensor.fake_mode is self._first_mode:
             raise self._refuse(
                 f"hands a tensor from run to run ({self._holder(tensor) or 'in Python'})",
@@ -237,7 +271,10 @@ class Replacement(Lifting):
         return self._inputs.get(id(tensor), tensor)
 
     def note(self, func: Any, constants: Constants) -> None:
-        """Refuse numbers that the first run, which may do more, did not hand to this operation (as many times)."""
+        """Refuse numbers that differ from those of the first run.
+
+        The first run must have passed them to this operation as many times. It may have done more.
+        """
         if not constants or func not in self._functions:
             return
         if not self._known[func, constants]:

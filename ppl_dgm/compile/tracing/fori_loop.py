@@ -1,4 +1,7 @@
-"""A loop inside a function: run by Python as it stands, one node of the graph where the function is captured."""
+"""Loop that is one node of a captured graph.
+
+Outside of a capture, Python runs the loop as it stands.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,7 +76,10 @@ def running_loops(runner: Runner) -> Iterator[None]:
 
 @contextmanager
 def outside_of_traces() -> Iterator[None]:
-    """Suspend the modes of the trace under way, for a trace of its own."""
+    """Suspend the modes of the current trace.
+
+    Another trace can be made meanwhile.
+    """
     modes = []
     with _disable_current_modes():
         while _len_torch_function_stack():
@@ -91,7 +97,10 @@ def emit_loop(
     fixed: Sequence[torch.Tensor],
     count: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """Write a loop into the graph being traced: of a flat, functional body `(*carry, *fixed) -> carry`."""
+    """Write a loop into the graph being traced.
+
+    Its body is flat and functional: `(*carry, *fixed) -> carry`.
+    """
 
     def unfinished(index: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
         return index < flat[-1]
@@ -109,7 +118,10 @@ def emit_loop(
 
 
 def _apart(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copy what lies in the memory of an earlier tensor: loops refuse tensors that overlap."""
+    """Copy tensors that share memory with an earlier one.
+
+    Loops refuse tensors that overlap.
+    """
     places = [tensor.untyped_storage()._cdata for tensor in tensors]
     return [
         tensor.clone() if places[i] in places[:i] else tensor for i, tensor in enumerate(tensors)

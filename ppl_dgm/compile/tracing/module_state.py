@@ -1,4 +1,7 @@
-"""What modules hold besides the values of their tensors: baked in at capture, remembered, and compared later."""
+"""State of modules besides the values of their tensors.
+
+It is fixed at capture, remembered, and compared later.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +59,9 @@ class Settings:
 
 @dataclass
 class Watch:
-    """The modules that run, and the buffers and attributes they assign meanwhile: before, after the first run.
+    """Modules that run, and the attributes they assign meanwhile.
+
+    Attributes and buffers are recorded as they were before, and after the first run.
 
     Modules that are born meanwhile do as they like.
     """
@@ -69,7 +74,10 @@ class Watch:
     first_run: dict[tuple[Module, str], Any] = field(default_factory=dict)
 
     def end_first_run(self) -> None:
-        """Remember what the first run left in the attributes, and raise CaptureError if it replaced a buffer."""
+        """Record the attributes that the first run left.
+
+        CaptureError is raised if the run replaced a buffer.
+        """
         replaced = [
             _name(module, name)
             for (module, name), old in self.buffers.items()
@@ -93,7 +101,11 @@ class Watch:
         return next((_name(*key) for key in holders), None)
 
     def refuse_counts(self) -> None:
-        """Raise CaptureError for a number that the second run changed again, or a flag that the first one turned."""
+        """Refuse numbers and flags that change from run to run.
+
+        CaptureError is raised for a number that the second run changed again, or a flag that the
+        first run turned.
+        """
         for key, first in self.first_run.items():
             before, now = self.assigned[key], _held(*key)
             counted = isinstance(now, _PLAIN) and not _same(first, now)
@@ -110,7 +122,10 @@ class Watch:
                 )
 
     def restore(self, *, numbers: bool) -> None:
-        """Give attributes, lists and dicts back what they held, instead of tensors of a trace; numbers too, if asked."""
+        """Restore the attributes, lists and dicts of the modules.
+
+        They would hold tensors of a trace. Numbers are restored only if `numbers` is true.
+        """
         for (module, name), buffer in self.buffers.items():
             module._buffers[name] = buffer
         for container, content in self.contents:
@@ -125,7 +140,10 @@ class Watch:
                 module.__dict__[name] = value
 
     def settings(self, lifted: Sequence[torch.Tensor]) -> Settings:
-        """Return the present settings of the modules and their parts, without what they assign to themselves."""
+        """Return the present settings of the modules.
+
+        Those of their parts are included, but not what modules assign to themselves.
+        """
         modules = list(dict.fromkeys(part for module in self.seen for part in module.modules()))
         plain = [
             (module.__dict__, name, value, type(module).__name__)
@@ -175,7 +193,9 @@ def _holders(module: Module) -> tuple[Any, Any]:
 
 @contextmanager
 def watched_modules() -> Iterator[Watch]:
-    """Watch modules run, and refuse those that count or assign a new tensor to a buffer: it would happen once, at capture.
+    """Refuse modules that count or replace buffers while they run.
+
+    Such a change would happen once, at capture. The modules are watched until the end of the block.
 
     What else they assign to themselves is taken back.
     """

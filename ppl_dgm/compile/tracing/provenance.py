@@ -1,4 +1,7 @@
-"""Pyro's provenance tracking for tensors of a trace, which cannot be wrapped in Pyro's own tensor subclass."""
+"""Pyro's provenance tracking for tensors of a trace.
+
+These tensors cannot be wrapped in Pyro's own tensor subclass.
+"""
 
 from typing import Any
 
@@ -27,7 +30,10 @@ def _track(value: FakeTensor, provenance: frozenset) -> torch.Tensor:
 
 
 class TrackProvenance(TorchFunctionMode):
-    """Gives the result of every operation the union of its arguments' provenances (Wingate et al., 2011)."""
+    """Function mode that propagates provenance through operations.
+
+    Every result gets the union of its arguments' provenances (Wingate et al., 2011).
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

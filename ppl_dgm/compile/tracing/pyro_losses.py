@@ -1,4 +1,4 @@
-"""Pyro's own losses behind one seam: any of them as one differentiable scalar."""
+"""Common interface to Pyro's losses as differentiable scalars."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,9 @@ __all__ = ["differentiable_loss"]
 def differentiable_loss(
     elbo: ELBO, model: Callable, guide: Callable, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    r"""Return a scalar whose value is the loss (nats) and whose gradient is that of Pyro's surrogate loss.
+    r"""Return one of Pyro's losses as a differentiable scalar.
+
+    Its value is the loss (nats), and its gradient is that of Pyro's surrogate loss.
 
     $L + (S - \mathrm{stop}(S))$ for loss $L$ and surrogate $S$; they differ for latents that cannot
     be reparameterised. `TraceGraph_ELBO` has no such method of its own.

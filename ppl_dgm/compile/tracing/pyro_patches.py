@@ -1,4 +1,7 @@
-"""What Pyro needs in order to be traced: few patches, scoped, each with its reason."""
+"""Temporary patches that make Pyro traceable.
+
+They are few, scoped, and each has its reason.
+"""
 
 import math
 from collections.abc import Iterator
@@ -27,14 +30,17 @@ _ELBO_MODULES = (trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_e
 
 
 class SiteTracker(Messenger):
-    """Knows which site is being run, for error messages, and refuses parameters born during capture."""
+    """Messenger that tracks the running sample site.
+
+    Error messages name the site. Parameters created during capture are refused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.current: str | None = None
 
     def site(self) -> str | None:
-        """Return the running site's name and distribution, or None outside of one."""
+        """Return the running site's name and distribution, or None."""
         return self.current
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -59,7 +65,10 @@ def _born(names: list[str]) -> CaptureError:
 
 @contextmanager
 def traceable_pyro() -> Iterator[SiteTracker]:
-    """Let Pyro programs and losses run without reading values on the host; everything is restored on exit."""
+    """Let Pyro run without reading tensor values on the host.
+
+    This holds for programs and losses. Everything is restored on exit.
+    """
     with ExitStack() as stack:
         touched: list[Transform] = []
         stack.callback(_forget, touched)
@@ -98,7 +107,10 @@ def _patches() -> list[tuple[Any, str, Any]]:
 
 
 def _cache_patches(touched: list[Transform]) -> list[tuple[Any, str, Any]]:
-    """A transform's cached pair may stem from before the trace, and must not keep tensors of the trace after it."""
+    """Return patches that clear the caches of transforms.
+
+    A cached pair may stem from before the trace, and must not keep tensors of the trace after it.
+    """
 
     def fresh(method: Any) -> Any:
         def call(self: Transform, value: torch.Tensor) -> torch.Tensor:

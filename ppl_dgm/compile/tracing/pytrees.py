@@ -1,4 +1,7 @@
-"""Nested arguments: their tensors, and what else tells one call from another."""
+"""Tensors and other leaves of nested arguments.
+
+The other leaves tell one call from another.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -23,12 +26,18 @@ Rest = tuple[Hashable, ...]
 
 
 def tensor_leaves(inputs: Any) -> list[torch.Tensor]:
-    """Return the tensors among the leaves of a nested input, in the order of torch's pytrees (but several times faster)."""
+    """Return the tensors among the leaves of a nested input.
+
+    They are in the order of torch's pytrees, but are found several times faster.
+    """
     return leaves_and_rest(inputs)[0]
 
 
 def leaves_and_rest(inputs: Any) -> tuple[list[torch.Tensor], Rest]:
-    """Return the tensors of a nested input, and what else tells one from another: lengths, names, other leaves."""
+    """Split a nested input into tensors and everything else.
+
+    The rest tells one input from another: lengths, names and other leaves.
+    """
     found: list[torch.Tensor] = []
     rest: list[Any] = []
     _collect(inputs, found, rest)
@@ -36,12 +45,17 @@ def leaves_and_rest(inputs: Any) -> tuple[list[torch.Tensor], Rest]:
 
 
 def looks(leaves: Sequence[torch.Tensor]) -> Hashable:
-    """Return what code is made for, as a key: the tensors' shapes, types and devices, and torch's default type."""
+    """Return a key of the properties that code depends on.
+
+    These are the tensors' shapes, types and devices, and torch's default type.
+    """
     return torch.get_default_dtype(), *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
 
 
 def fitted(leaves: Sequence[torch.Tensor], examples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the tensors as compiled code takes them for granted: in the examples' memory layout.
+    """Return checked tensors in the examples' memory layout.
+
+    Compiled code takes this layout for granted.
 
     Raises:
         ValueError: their number, shapes, types or devices differ.
@@ -68,7 +82,10 @@ def fitted(leaves: Sequence[torch.Tensor], examples: Sequence[torch.Tensor]) -> 
 def laid_out(
     leaves: Sequence[torch.Tensor], examples: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Return tensors of the examples' shapes in the examples' memory layout, copied where they have another."""
+    """Return tensors in the memory layout of the examples.
+
+    They have the examples' shapes, and are copied where their layout is another.
+    """
     pairs = zip(leaves, examples, strict=False)
     return [
         leaf if leaf.stride() == example.stride() else _copy(leaf, example)
@@ -84,7 +101,10 @@ def _copy(leaf: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor, copied where its entries do not fill its memory one by one (it is expanded, say)."""
+    """Return a dense tensor, copied only if necessary.
+
+    It is copied where its entries do not fill its memory one by one, for example if it is expanded.
+    """
     return (
         tensor
         if is_non_overlapping_and_dense_or_false(tensor)
@@ -94,7 +114,10 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Itself:
-    """A leaf that cannot be hashed, told apart by identity; held, so that no other takes its place in memory."""
+    """Leaf that cannot be hashed, compared by identity.
+
+    It is held, so that no other object takes its place in memory.
+    """
 
     value: Any
 
@@ -132,7 +155,10 @@ def _told_apart(leaf: Any) -> Hashable:
 
 
 def with_tensors(inputs: Any, tensors: Sequence[torch.Tensor]) -> Any:
-    """Return the nested input with its tensors replaced, in order, and its other leaves kept."""
+    """Replace the tensors of a nested input, in order.
+
+    Its other leaves are kept.
+    """
     leaves, structure = pytree.tree_flatten(inputs)
     rest = iter(tensors)
     return pytree.tree_unflatten(

@@ -1,4 +1,7 @@
-"""Autoregressive families, exact in nats: an order, a causal net, conditionals' likelihood."""
+"""Autoregressive families with exact densities.
+
+Each has an order, a causal net, and a likelihood of the conditionals; densities are in nats.
+"""
 
 from ppl_dgm.families.autoregressive.darn import DARN
 from ppl_dgm.families.autoregressive.dense import FVSBN, MADE, NADE

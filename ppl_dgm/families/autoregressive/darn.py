@@ -1,4 +1,7 @@
-"""Deep autoregressive network: binary latents and data, each a net of all that come before."""
+"""Deep autoregressive network (DARN) with binary latents.
+
+Each latent and each dimension of the data is given by a net of all that come before.
+"""
 
 from collections.abc import Sequence
 
@@ -19,7 +22,9 @@ __all__ = ["DARN"]
 
 
 class DARN(Program):
-    r"""Deep autoregressive network with one stochastic layer (Gregor et al. 2014).
+    r"""Deep autoregressive network with one stochastic layer.
+
+    Gregor et al. (2014).
 
     $h \sim \prod_j p(h_j \mid h_{<j})$, binary, $x \sim \prod_d p(x_d \mid x_{<d}, h)$, both nets
     linear as in a sigmoid belief net, and $q(h \mid x)$ independent given x. The latents are summed
@@ -61,7 +66,10 @@ class DARN(Program):
 
 
 class DARNModel(nn.Module):
-    """h ~ prod_j p(h_j | h_<j), x ~ prod_d p(x_d | x_<d, h)."""
+    """Model of `DARN`: autoregressive latents and data.
+
+    h ~ prod_j p(h_j | h_<j), x ~ prod_d p(x_d | x_<d, h).
+    """
 
     latents: Tensor
     start: Tensor
@@ -86,7 +94,10 @@ class DARNModel(nn.Module):
             return pyro.sample("x", self.conditional(h), obs=x)
 
     def conditional(self, h: Tensor) -> Autoregressive:
-        """p(x | h) of latents `[..., H]`: batch `[...]`, event `[D]`."""
+        """Return p(x | h) of latents `[..., H]`.
+
+        Its batch shape is `[...]`, its event shape `[D]`.
+        """
         inputs = self.likelihood.inputs
 
         def stepper(x: Tensor) -> Step:

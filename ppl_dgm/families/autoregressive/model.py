@@ -75,7 +75,9 @@ class AutoregressiveProgram(Program):
         )
 
     def log_class_probs(self, x: Tensor, log_prior: Tensor | None = None) -> Tensor:
-        r"""Classify data: $\log p(y \mid x) = \log p(x \mid y) + \log p(y) - \log p(x)$.
+        r"""Compute log probabilities of the classes given data.
+
+        $\log p(y \mid x) = \log p(x \mid y) + \log p(y) - \log p(x)$.
 
         Args:
             x: data `[N, D]`.
@@ -137,7 +139,10 @@ class AutoregressiveProgram(Program):
 
 
 class AutoregressiveModel(nn.Module):
-    """Data whose dimensions follow one another: x ~ prod_d p(x_d | x_<d, y)."""
+    """Model of data as a product of conditionals.
+
+    x ~ prod_d p(x_d | x_<d, y).
+    """
 
     start: Tensor
 
@@ -156,7 +161,10 @@ class AutoregressiveModel(nn.Module):
     def distribution(
         self, y: Tensor | None = None, temperature: float = 1.0, progress: bool = False
     ) -> Autoregressive | EqualMixture:
-        """The density of one datum, event shape `[D]`, or of one for each label."""
+        """Return the density of one datum, event shape `[D]`.
+
+        With labels there is one density for each label.
+        """
         return self.given(self.context(y), temperature, progress)
 
     def given(
@@ -174,7 +182,10 @@ class AutoregressiveModel(nn.Module):
         temperature: float = 1.0,
         progress: bool = False,
     ) -> Tensor:
-        """Score data `[data, D]` (and labels), or draw one datum, or one a label."""
+        """Score data `[data, D]`, or draw one datum.
+
+        Where there are labels, data are scored given them, and one datum is drawn for each label.
+        """
         given = y if x is None else x
         with pyro.plate("data", 1 if given is None else len(given), dim=-1):
             if self.training and x is not None and self.net.num_orders > 1:
@@ -189,7 +200,10 @@ class AutoregressiveModel(nn.Module):
         temperature: float = 1.0,
         progress: bool = False,
     ) -> Autoregressive:
-        """The density under one of the orders; where its number is a tensor, to be scored only."""
+        """Return the density under one of the orders.
+
+        Where the number of the order is a tensor, the density can only be scored.
+        """
         given: Any = {"context": context, "member": member}
         return Autoregressive(
             lambda x: self.net(self.likelihood.inputs(x), **given),
@@ -202,7 +216,10 @@ class AutoregressiveModel(nn.Module):
         )
 
     def _stepper(self, start: Tensor, **given: Any) -> Step:
-        """The parameters of one conditional after the other, of data as they are drawn."""
+        """Return a function that computes one conditional at a time.
+
+        It gives the parameters of one conditional after the other, of data as they are drawn.
+        """
         step = self.net.stepper(self.likelihood.inputs(start), **given)
         return lambda t, x: step(t, self.likelihood.inputs(x))
 

@@ -12,7 +12,9 @@ __all__ = ["GatedPixelCNN", "PixelCNN", "PixelSNAIL", "PixelTransformer"]
 
 
 class PixelCNN(AutoregressiveProgram):
-    """Masked convolutions over images (van den Oord et al. 2016, Pixel RNN, section 3.3).
+    """PixelCNN: masked convolutions over images.
+
+    van den Oord et al. (2016), Pixel RNN, section 3.3.
 
     A mask A, then residual blocks of masks B. It has a blind spot above to the right;
     `GatedPixelCNN` has none.
@@ -156,7 +158,9 @@ class PixelTransformer(AutoregressiveProgram):
 
 
 class PixelSNAIL(AutoregressiveProgram):
-    """Causal convolutions and attention in turn (Chen, Mishra, Rohaninejad and Abbeel 2018).
+    """PixelSNAIL: alternating causal convolutions and attention.
+
+    Chen, Mishra, Rohaninejad and Abbeel (2018).
 
     Args:
         shape: (channels C, height H, width W); data are flattened, `[N, C * H * W]`.

@@ -69,7 +69,9 @@ class PixelCNNPlusPlus(AutoregressiveProgram):
 
 
 class CoupledNet(CausalNet):
-    """Couples the channels of a pixel: one mixture for all of them.
+    """Causal net that couples the channels of a pixel.
+
+    All channels share one mixture.
 
     Args:
         net: gives (C + 2) K numbers for each dimension, each C in a row of its order the channels
@@ -93,7 +95,10 @@ class CoupledNet(CausalNet):
         return params.flatten(-3, -2).index_select(-2, pick(self.ranks, 0))
 
     def couple(self, raw: Tensor, pixel: Tensor) -> Tensor:
-        """Couple the first c channels: `[..., c, (C + 2) K]`, values `[..., c]`, to `[..., c, 3 K]`."""
+        """Couple the first c channels of a pixel.
+
+        Maps `[..., c, (C + 2) K]` and values `[..., c]` to `[..., c, 3 K]`.
+        """
         parts = raw.unflatten(-1, (self.channels + 2, -1))
         count = raw.shape[-2]
         logits, loc, log_scale, slopes = parts.split([1, 1, 1, self.channels - 1], -2)
@@ -108,7 +113,10 @@ class CoupledNet(CausalNet):
         return torch.cat([logits[..., :1, :] + passed, loc, log_scale], -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Take the net's own steps; keep the numbers of a pixel's channels."""
+        """Return the net's stepper with coupled channels.
+
+        It takes the net's own steps, and keeps the numbers of a pixel's channels.
+        """
         inner, raws, order = self.net.stepper(x, context), [], self.sequences[0]
 
         def step(t: int, x: Tensor) -> Tensor:

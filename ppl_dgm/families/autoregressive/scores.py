@@ -52,7 +52,10 @@ def scores_of(model: nn.Module, density: Callable[..., Tensor], data: Given) -> 
 
 
 def scores_by_vjp(model: nn.Module, density: Callable[..., Tensor], data: Given) -> Scores:
-    """The same by a backward pass for each datum, all at once."""
+    """Compute the scores by a backward pass per datum.
+
+    All passes run at once; the result is that of `scores_of`.
+    """
     names, parameters = zip(*model.named_parameters(), strict=True)
     with torch.enable_grad():
         log_prob = density(*data)

@@ -51,7 +51,9 @@ class RecurrentNet(AutoregressiveProgram):
 
 
 class WaveNet(AutoregressiveProgram):
-    """Dilated causal convolutions with gates and skips (van den Oord et al. 2016, WaveNet).
+    """WaveNet: dilated causal convolutions with gates and skips.
+
+    van den Oord et al. (2016).
 
     Each place has a learned vector, so that on images the net knows where it is.
 

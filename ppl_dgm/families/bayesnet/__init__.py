@@ -1,4 +1,7 @@
-"""Bayes nets: graphs, conditional distributions, exact inference, files, classic nets, learnt trees."""
+"""Bayes nets: graphs, conditional distributions and exact inference.
+
+Also files, classic nets, and trees learnt from data.
+"""
 
 from ppl_dgm.conditionals.tables import (
     Function,

@@ -1,4 +1,7 @@
-"""Bayes nets in the Bayesian interchange format (BIF 0.15, Cozman 1998)."""
+"""Bayes nets in the Bayesian interchange format (BIF).
+
+The version is BIF 0.15 (Cozman 1998).
+"""
 
 import os
 import re
@@ -28,7 +31,9 @@ SHOWN = {hidden: character for character, hidden in HIDDEN.items()}
 
 
 def read_bif(path: str | os.PathLike) -> BayesNet:
-    """Read a net of tables from a BIF file, variables in the order of the file.
+    """Read a net of tables from a BIF file.
+
+    Variables are in the order of the file.
 
     Raises:
         ValueError: for a file that declares no variables, or tables that miss rows or do not fit
@@ -65,8 +70,11 @@ def read_bif(path: str | os.PathLike) -> BayesNet:
 def read_table(
     name: str, parents: tuple[str, ...], body: str, states: dict[str, tuple[str, ...]]
 ) -> Tensor:
-    """The table `[*parent_states, K]` of one probability block: rows by parents' states and a default for the others, or
-    all numbers at once."""
+    """Read the table of one probability block.
+
+    It is `[*parent_states, K]`. The block has rows by parents' states and a default for the others,
+    or all numbers at once.
+    """
     shape = [len(states[variable]) for variable in (*parents, name)]
     whole = TABLE.search(body)
     if whole:
@@ -104,7 +112,10 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def hidden(match: re.Match) -> str:
-    """A name without its quotes, special characters hidden, or a space for a comment."""
+    """Replace a quoted name or a comment.
+
+    A name loses its quotes, and its special characters are hidden; a comment becomes a space.
+    """
     return " " if match[1] is None else f" {match[1].translate(HIDDEN)} "
 
 
@@ -121,7 +132,9 @@ def numbers(text: str) -> Tensor:
 
 
 def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
-    """Write a net of tables as a BIF file; `read_bif` reads it. Returns the path.
+    """Write a net of tables as a BIF file.
+
+    `read_bif` reads it. Returns the path.
 
     Raises:
         ValueError: for a net with conditionals that are no tables, or names with quotes.
@@ -143,7 +156,10 @@ def variable_block(net: BayesNet, name: str) -> str:
 
 
 def probability_block(net: BayesNet, name: str) -> str:
-    """The table of one variable, a row for each state of the parents."""
+    """Format the table of one variable for BIF.
+
+    There is one row for each state of the parents.
+    """
     node = net.nodes[name]
     probs = node.probs.double() if isinstance(node, Table) else torch.empty(0)
     if not node.parents:

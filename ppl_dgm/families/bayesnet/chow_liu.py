@@ -1,4 +1,7 @@
-"""Trees learnt from data: each variable has one parent, chosen by mutual information."""
+"""Chow-Liu trees: Bayes nets learnt from data.
+
+Each variable but the root has one parent, chosen by mutual information.
+"""
 
 import numpy as np
 import torch
@@ -14,7 +17,9 @@ __all__ = ["chow_liu"]
 def chow_liu(
     x: Data, num_states: int | None = None, smoothing: float = 1.0, root: int = 0
 ) -> BayesNet:
-    r"""Learn the most likely tree, structure and tables (Chow and Liu 1968).
+    r"""Learn the most likely tree, structure and tables.
+
+    Chow and Liu (1968).
 
     Of all trees the one whose edges have the largest sum of mutual informations $\sum_{a,b} p(a, b)
     \log \frac{p(a, b)}{p(a)\, p(b)}$ has the largest likelihood; a maximum spanning tree finds it,
@@ -57,7 +62,10 @@ def chow_liu(
 
 
 def named_columns(x: Data) -> dict[str, Tensor]:
-    """Columns by name, numbered from x1 on where they have none."""
+    """Return the columns of data by name.
+
+    They are numbered from x1 on where they have no names.
+    """
     if isinstance(x, Tensor):
         if x.dim() != 2 or 0 in x.shape:
             raise ValueError(f"expected data [N, D] of at least one each, got {list(x.shape)}")
@@ -69,7 +77,9 @@ def named_columns(x: Data) -> dict[str, Tensor]:
 
 
 def mutual_information(x: Tensor, num_states: int, smoothing: float = 0.0) -> Tensor:
-    """Estimate the mutual information of all pairs of variables, in nats, from frequencies.
+    """Estimate the mutual information of all pairs of variables.
+
+    It is in nats, from frequencies.
 
     Args:
         x: states `[N, D]`, whole numbers.
@@ -91,7 +101,9 @@ def mutual_information(x: Tensor, num_states: int, smoothing: float = 0.0) -> Te
 
 
 def tree(weights: Tensor, root: int) -> list[int]:
-    """The parent of each node, -1 for the root, in the spanning tree of largest weight.
+    """Find the spanning tree of largest weight.
+
+    Returns the parent of each node, -1 for the root.
 
     Example:
         >>> tree(torch.tensor([[0.0, 3, 1], [3, 0, 2], [1, 2, 0]]), root=2)

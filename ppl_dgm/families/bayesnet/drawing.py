@@ -9,7 +9,9 @@ __all__ = ["draw_graph"]
 
 
 def draw_graph(net: BayesNet, axes: Any = None) -> Any:
-    """Draw a net's graph from the roots down, every edge pointing downwards; returns the matplotlib axes.
+    """Draw the graph of a net from the roots down.
+
+    Every edge points downwards. Returns the matplotlib axes.
 
     Args:
         net: the net.
@@ -43,7 +45,11 @@ def draw_graph(net: BayesNet, axes: Any = None) -> Any:
 
 
 def positions(parents: Parents) -> dict[str, tuple[float, float]]:
-    """A place for each node: its layer decides the height, the mean of its parents' places the order within it."""
+    """Compute the position of each node in a drawing.
+
+    The layer of a node decides its height, the mean of its parents' places the order within the
+    layer.
+    """
     places: dict[str, tuple[float, float]] = {}
     for level, nodes in enumerate(layers(parents)):
         wished = {

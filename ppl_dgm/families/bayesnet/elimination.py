@@ -1,4 +1,7 @@
-"""Exact inference in Bayes nets by variable elimination: the tree-width decides what it costs, not the size."""
+"""Exact inference in Bayes nets by variable elimination.
+
+The tree-width decides the cost, not the size of the net.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +19,11 @@ LOG_SPACE: Any = "pyro.ops.einsum.torch_log"  # sums of products of exponentials
 
 
 class Factor(NamedTuple):
-    """log p(node | parents) on a grid: `[batch, *states of the scope]`, or `[*states of the scope]` for one datum."""
+    """Log probabilities of a node on a grid of states.
+
+    log p(node | parents) is `[batch, *states of the scope]`, or `[*states of the scope]` for one
+    datum.
+    """
 
     scope: tuple[str, ...]
     log_prob: Tensor
@@ -25,7 +32,9 @@ class Factor(NamedTuple):
 def log_marginal_of(
     nodes: Mapping[str, NodeConditional], query: Sequence[str], evidence: Mapping[str, Tensor]
 ) -> Tensor:
-    """log p(query, evidence) with all other variables summed out, in the order that opt_einsum finds cheapest.
+    """Compute log p(query, evidence), other variables summed out.
+
+    They are summed out in the order that opt_einsum finds cheapest.
 
     Nodes that are neither in query nor evidence nor ancestors of these sum to one and are left out
     (Shachter 1986).
@@ -61,7 +70,10 @@ def log_marginal_of(
 def factor_of(
     nodes: Mapping[str, NodeConditional], name: str, evidence: Mapping[str, Tensor]
 ) -> Factor:
-    """One node's log probabilities, its observed variables at their values, the others on their grid of states."""
+    """Compute the log probabilities of one node.
+
+    Observed variables are at their values, the others on their grid of states.
+    """
     names = (*nodes[name].parents, name)
     scope = tuple(variable for variable in names if variable not in evidence)
     check_discrete(nodes, scope)
@@ -90,7 +102,10 @@ def on_grid(
     scope: Sequence[str],
     evidence: Mapping[str, Tensor],
 ) -> Tensor:
-    """Value of a variable, `[batch, 1, ..., 1]`, or all its states along its dimension of the scope."""
+    """Return the value of a variable, or all its states.
+
+    A value is `[batch, 1, ..., 1]`; states lie along the variable's dimension of the scope.
+    """
     if variable in evidence:
         return evidence[variable].reshape(-1, *(1,) * len(scope))
     like = prototype(nodes)
@@ -100,7 +115,7 @@ def on_grid(
 
 
 def prototype(nodes: Mapping[str, NodeConditional]) -> Tensor:
-    """A tensor with the dtype and device of the net's parameters."""
+    """Return a tensor with the parameters' dtype and device."""
     return next(
         (parameter for node in nodes.values() for parameter in node.parameters()), torch.empty(0)
     )

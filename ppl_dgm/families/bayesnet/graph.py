@@ -1,4 +1,7 @@
-"""Directed acyclic graphs as mappings from each node to its parents: order, ancestors, d-separation, layers."""
+"""Directed acyclic graphs as mappings from nodes to parents.
+
+With topological order, ancestors, d-separation and layers.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +11,9 @@ Parents = Mapping[str, Sequence[str]]
 
 
 def topological_order(parents: Parents) -> tuple[str, ...]:
-    """Nodes, each after its parents; otherwise in the order given (Kahn 1962).
+    """Sort nodes so that each follows its parents.
+
+    Otherwise the given order is kept (Kahn 1962).
 
     Raises:
         ValueError: for a parent that is no node, or a directed cycle.
@@ -43,7 +48,9 @@ def check_parents(parents: Parents) -> None:
 
 
 def ancestors(parents: Parents, nodes: Iterable[str]) -> set[str]:
-    """The nodes and all from which a directed path leads to them.
+    """Find nodes and all of their ancestors.
+
+    A directed path leads from an ancestor to one of the nodes.
 
     Example:
         >>> sorted(ancestors({"a": [], "b": ["a"], "c": ["b"]}, ["b"]))
@@ -66,7 +73,9 @@ def children_of(parents: Parents) -> dict[str, list[str]]:
 def d_separated(
     parents: Parents, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()
 ) -> bool:
-    """Whether no path is active between two sets of nodes given a third (Pearl 1988, definition 3.3.1).
+    """Check whether two sets of nodes are d-separated.
+
+    No path between them is active given a third set (Pearl 1988, definition 3.3.1).
 
     Then they are independent given the third set in every distribution that factorises along the
     graph. The active paths are followed by Bayes ball (Shachter 1998), in time linear in the edges.
@@ -87,7 +96,10 @@ def d_separated(
 
 
 def reachable(parents: Parents, sources: set[str], given: set[str]) -> set[str]:
-    """Nodes with an active path from the sources given some nodes."""
+    """Find nodes with an active path from the sources.
+
+    Paths are active given some nodes.
+    """
     children, above = children_of(parents), ancestors(parents, given)
     visited: set[tuple[str, bool]] = set()
     waiting = [
@@ -106,7 +118,9 @@ def reachable(parents: Parents, sources: set[str], given: set[str]) -> set[str]:
 
 
 def layers(parents: Parents) -> list[list[str]]:
-    """Nodes by the length of the longest path that leads to them.
+    """Group nodes into layers by their depth.
+
+    The depth is the length of the longest path that leads to a node.
 
     Example:
         >>> layers({"a": [], "b": ["a"], "c": ["a", "b"]})

@@ -11,7 +11,9 @@ __all__ = ["IndependentBernoulli"]
 
 
 class IndependentBernoulli(Program):
-    r"""The Bayes net without edges over binary variables, $p(x) = \prod_d p_d^{x_d} (1 - p_d)^{1 - x_d}$: a baseline.
+    r"""Bayes net of independent binary variables, a baseline.
+
+    It has no edges: $p(x) = \prod_d p_d^{x_d} (1 - p_d)^{1 - x_d}$.
 
     Args:
         num_dims: number D of dimensions.
@@ -38,7 +40,9 @@ class IndependentBernoulli(Program):
         return self.model.fn.logits.detach().sigmoid()  # type: ignore[attr-defined]
 
     def fit_counts(self, x: Tensor, smoothing: float = 1.0) -> "IndependentBernoulli":
-        r"""Fit by counting, $p_d = (n_d + \alpha) / (N + 2 \alpha)$; returns itself.
+        r"""Fit the probabilities by counting.
+
+        $p_d = (n_d + \alpha) / (N + 2 \alpha)$. Returns the program itself.
 
         Args:
             x: data `[N, D]` of zeros and ones.

@@ -21,7 +21,9 @@ YES, NO = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "
 
 
 class BayesNet(Program):
-    r"""A Bayes net, $p(x) = \prod_i p(x_i \mid \mathrm{parents}(x_i))$ (Pearl 1988), one site for each variable.
+    r"""Bayes net with one site for each variable.
+
+    $p(x) = \prod_i p(x_i \mid \mathrm{parents}(x_i))$ (Pearl 1988).
 
     Data are a tensor `[N, number of nodes]` with columns in the order of the nodes, or a mapping
     from names to columns `[N]`. Discrete variables that the mapping leaves out are summed out
@@ -61,7 +63,9 @@ class BayesNet(Program):
     def from_edges(
         cls, num_states: Mapping[str, int], edges: Iterable[tuple[str, str]]
     ) -> "BayesNet":
-        """A net of uniform tables, to be fitted, from numbers of states and edges (parent, child).
+        """Make a net of uniform tables from its edges.
+
+        It takes numbers of states and edges (parent, child); the tables are to be fitted.
 
         Example:
             >>> BayesNet.from_edges({"a": 2, "b": 3}, [("a", "b")]).num_free_parameters
@@ -85,7 +89,7 @@ class BayesNet(Program):
 
     @property
     def nodes(self) -> dict[str, NodeConditional]:
-        """The conditional distributions by name, in the order of the columns."""
+        """Conditional distributions by name, in the order of columns."""
         return self.model.fn.conditionals  # type: ignore[attr-defined,return-value]
 
     @property
@@ -95,11 +99,17 @@ class BayesNet(Program):
 
     @property
     def num_free_parameters(self) -> int:
-        """Number of free parameters: 2^n - 1 for the full table of n binary variables, 2n - 1 for a chain."""
+        """Number of free parameters of all conditional distributions.
+
+        It is 2^n - 1 for the full table of n binary variables, 2n - 1 for a chain.
+        """
         return sum(node.num_free_parameters for node in self.nodes.values())
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Draw all variables ancestrally: `[num_samples, number of nodes]`, columns in the order of the nodes."""
+        """Draw all variables by ancestral sampling.
+
+        Draws are `[num_samples, number of nodes]`, columns in the order of the nodes.
+        """
         draws = self.sample_sites(num_samples, *args, **kwargs)
         columns = [draws[name].reshape(num_samples) for name in self.nodes]
         return torch.stack([column.to(prototype(self.nodes).dtype) for column in columns], -1)
@@ -107,7 +117,10 @@ class BayesNet(Program):
     def d_separated(
         self, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()
     ) -> bool:
-        """Whether two sets of nodes are independent given a third in every net with this graph."""
+        """Check whether the graph separates two sets of nodes.
+
+        They are then independent given a third set in every net with this graph.
+        """
         return d_separated(self.parents, first, second, given)
 
     def query(self, query: Sequence[str], evidence: Mapping[str, Any] | None = None) -> Tensor:
@@ -142,7 +155,10 @@ class BayesNet(Program):
         return joint if any(v.dim() for v in values.values()) else joint.squeeze(0)
 
     def log_evidence(self, evidence: Mapping[str, Any]) -> Tensor:
-        """log p(evidence) in nats, all other variables summed out: `[]`, or `[N]` for columns; see `query`."""
+        """Compute log p(evidence) in nats, other variables summed out.
+
+        It is `[]`, or `[N]` for columns; see `query`.
+        """
         values = self._evidence((), evidence)
         with torch.no_grad():
             log_z = log_marginal_of(self.nodes, (), values)
@@ -171,7 +187,9 @@ class BayesNet(Program):
         return self
 
     def dirichlet_evidence(self, x: Data, smoothing: float = 1.0) -> Tensor:
-        r"""log p(data | graph) in nats with all tables integrated out under symmetric Dirichlet priors.
+        r"""Compute log p(data | graph) in nats.
+
+        All tables are integrated out under symmetric Dirichlet priors.
 
         $\sum_{i,j} \log \frac{\Gamma(K\alpha)}{\Gamma(n_{ij} + K\alpha)} \prod_k
         \frac{\Gamma(n_{ijk} + \alpha)}{\Gamma(\alpha)}$ (Cooper and Herskovits 1992, equation 8,
@@ -207,7 +225,10 @@ class BayesNet(Program):
         return columns
 
     def _evidence(self, query: Sequence[str], evidence: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Evidence as tensors on the net's device, checked together with the query."""
+        """Convert evidence to tensors and check it.
+
+        They are on the net's device, and checked together with the query.
+        """
         if isinstance(query, str):
             raise ValueError(
                 f"query is the string {query!r}; expected a list of names, [{query!r}]"
@@ -262,7 +283,10 @@ class BayesNetModel(nn.Module):
         return dict(zip(self._names, self._nodes, strict=True))  # type: ignore[arg-type]
 
     def forward(self, x: Data | None = None) -> dict[str, Tensor]:
-        """Score data, or draw one datum; variables that the data lack are latent."""
+        """Score data, or draw one datum.
+
+        Variables that the data lack are latent.
+        """
         nodes, values = self.conditionals, {}
         given = {} if x is None else columns_of(nodes, x, self.states)
         with pyro.plate("data", len(next(iter(given.values()))) if given else 1, dim=-1):
@@ -276,7 +300,10 @@ class BayesNetModel(nn.Module):
 def columns_of(
     nodes: Mapping[str, Any], x: Data, states: Mapping[str, Sequence[str]]
 ) -> dict[str, Tensor]:
-    """Columns `[N]` by name of a tensor `[N, number of nodes]` or a mapping."""
+    """Return columns `[N]` of data by name.
+
+    The data are a tensor `[N, number of nodes]` or a mapping.
+    """
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.shape[1] != len(nodes):
             raise ValueError(
@@ -294,7 +321,9 @@ def columns_of(
 
 
 def numbered(name: str, states: Sequence[str], value: Tensor) -> Tensor:
-    """Values of a variable as numbers of its states: truth values go to the states that mean yes and no.
+    """Convert values of a variable to state numbers.
+
+    Truth values go to the states that mean yes and no.
 
     Raises:
         ValueError: for truth values where the states have other names.
@@ -323,7 +352,10 @@ def check_lengths(columns: Mapping[str, Tensor]) -> None:
 def named_states(
     nodes: Mapping[str, NodeConditional], states: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Names of the states of every discrete variable, their numbers by default."""
+    """Return the state names of every discrete variable.
+
+    They are the numbers of the states by default.
+    """
     named = {name: tuple(map(str, range(node.num_states or 0))) for name, node in nodes.items()}
     for name, given in states.items():
         if (
@@ -353,14 +385,19 @@ def check_states(name: str, num_states: int | None, values: Tensor) -> None:
 
 
 def dirichlet_multinomial(counts: Tensor, smoothing: float) -> Tensor:
-    """log probability of observations in order with these counts `[..., K]`, rows summed."""
+    """Compute the log probability of observations with given counts.
+
+    The observations are in order; the counts are `[..., K]`, and rows are summed.
+    """
     alpha = torch.full_like(counts, smoothing)
     rows = alpha.sum(-1).lgamma() - (counts + alpha).sum(-1).lgamma()
     return (rows + ((counts + alpha).lgamma() - alpha.lgamma()).sum(-1)).sum()
 
 
 def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
-    """A Markov chain x1 -> x2 -> ... of uniform tables, one for each step, to be fitted.
+    """Make a Markov chain of uniform tables.
+
+    x1 -> x2 -> ... has one table for each step, to be fitted.
 
     Example:
         >>> markov_chain(5).num_free_parameters  # 2 n - 1
@@ -371,7 +408,9 @@ def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
 
 
 def naive_bayes(num_classes: int, num_features: int, num_states: int = 2) -> BayesNet:
-    """A class "y" and features x1, x2, ... independent given the class: uniform tables, to be fitted.
+    """Make a naive Bayes net of uniform tables.
+
+    Features x1, x2, ... are independent given the class "y"; the tables are to be fitted.
 
     Example:
         >>> naive_bayes(10, 64).num_free_parameters  # 9 + 10 * 64

@@ -18,7 +18,10 @@ SACHS_EDGES = (
 
 
 def binary(yes: list | float, parents: tuple[str, ...] = ()) -> Table:
-    """A table of a variable with the states yes and no, from probabilities of yes (nested by parents)."""
+    """Make the table of a variable with two states.
+
+    The states are yes and no; the probabilities are of yes, nested by parents.
+    """
     return Table(with_no(yes), parents)
 
 
@@ -28,7 +31,10 @@ def with_no(yes: list | float) -> list:
 
 
 def asia() -> BayesNet:
-    """Dyspnoea after a visit to Asia (Lauritzen and Spiegelhalter 1988, section 2.1); states yes, no.
+    """Make the Asia network of lung diseases.
+
+    Dyspnoea after a visit to Asia (Lauritzen and Spiegelhalter 1988, section 2.1). The states are
+    yes and no.
 
     Example:
         >>> round(asia().query(["dysp"])[0].item(), 4)
@@ -48,7 +54,10 @@ def asia() -> BayesNet:
 
 
 def alarm() -> BayesNet:
-    """Monitoring of an anaesthetised patient (Beinlich et al. 1989): 37 variables, 46 arcs, 509 free parameters.
+    """Make the ALARM network of patient monitoring.
+
+    Monitoring of an anaesthetised patient (Beinlich et al. 1989): 37 variables, 46 arcs, 509 free
+    parameters.
 
     The figures are those of the Bayesian network repository of bnlearn (Scutari 2010).
 
@@ -60,7 +69,9 @@ def alarm() -> BayesNet:
 
 
 def burglary() -> BayesNet:
-    """Pearl's burglar alarm, with the numbers of Russell and Norvig (2003, figure 14.2); states yes, no.
+    """Make Pearl's network of a burglar alarm.
+
+    The numbers are those of Russell and Norvig (2003, figure 14.2). The states are yes and no.
 
     Example:
         >>> round(burglary().query(["burglary"], {"john_calls": "yes", "mary_calls": "yes"})[0].item(), 3)
@@ -77,7 +88,10 @@ def burglary() -> BayesNet:
 
 
 def sachs_graph() -> BayesNet:
-    """The consensus graph of protein signalling (Sachs et al. 2005, figure 2): three levels, uniform tables to be fitted.
+    """Make the protein-signalling network, with uniform tables.
+
+    The consensus graph of Sachs et al. (2005, figure 2), with three levels for each variable; the
+    tables are to be fitted.
 
     Example:
         >>> sachs_graph().num_free_parameters

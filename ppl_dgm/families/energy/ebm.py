@@ -17,7 +17,9 @@ BASES = ("normal", "bernoulli")
 
 
 class Energy(Program):
-    r"""Energy-based model, $p(x) = \mathrm{base}(x)\, e^{-E(x)} / Z$ with $Z = \int \mathrm{base}(x)\, e^{-E(x)}\, dx$.
+    r"""Energy-based model with a base measure.
+
+    $p(x) = \mathrm{base}(x)\, e^{-E(x)} / Z$ with $Z = \int \mathrm{base}(x)\, e^{-E(x)}\, dx$.
 
     The energy is any net; the base measure is a normalised density that the energy tilts, so that Z
     is finite where E is bounded from below, and chains have where to begin. Its density is
@@ -54,17 +56,20 @@ class Energy(Program):
         super().__init__(EnergyModel(net, BaseMeasure(base, shape), len(shape)))
 
     def energy(self, x: Tensor) -> Tensor:
-        """Compute the net's energies of data `[..., *shape]`, in nats: `[...]`."""
+        """Compute energies of data `[..., *shape]`, in nats: `[...]`."""
         return self.model.fn.energy(x)  # type: ignore[attr-defined]
 
     def log_ratio(self, x: Tensor, other: Tensor) -> Tensor:
-        r"""Compute $\log p(x) / p(x')$ of data `[N, *shape]` each, which needs no Z: `[N]` in nats."""
+        r"""Compute log density ratios of data, in nats: `[N]`.
+
+        $\log p(x) / p(x')$ of data `[N, *shape]` each, which needs no Z.
+        """
         base = self.model.fn.base.distribution()  # type: ignore[attr-defined]
         return base.log_prob(x) - base.log_prob(other) - self.energy(x) + self.energy(other)
 
 
 def check_base(base: Any, shape: tuple[int, ...]) -> None:
-    """Refuse a base measure that is unknown or of another event shape."""
+    """Refuse an unknown base measure or a wrong event shape."""
     if isinstance(base, str):
         if base not in BASES:
             raise ValueError(f"base is {base!r}; expected one of {BASES}, or a distribution")
@@ -117,7 +122,10 @@ class EnergyModel(nn.Module):
         return energy.reshape(batch)
 
     def forward(self, x: Tensor | None = None) -> Tensor:
-        """Score data `[data, *shape]`, or draw from the base measure, weighted by the factor."""
+        """Score data `[data, *shape]`, or draw from the base measure.
+
+        The draws are weighted by the factor.
+        """
         with pyro.plate("data", 1 if x is None else len(x), dim=-1):
             x = pyro.sample("x", self.base.distribution(), obs=x)
             pyro.factor("energy", -self.energy(x))

@@ -65,7 +65,9 @@ class RBM(Program):
         return self.model.fn  # type: ignore[return-value]
 
     def start_from(self, x: Tensor) -> "RBM":
-        """Set biases and base measure to independent units fitted to data `[N, D]`; returns itself.
+        """Set biases and base measure from data `[N, D]`.
+
+        They become those of independent units fitted to the data. Returns the program itself.
 
         Raises:
             ValueError: for data of another shape.
@@ -79,13 +81,18 @@ class RBM(Program):
         return self
 
     def free_energy(self, x: Tensor) -> Tensor:
-        """Compute F of data `[..., D]` in nats: `[...]`; differences are log ratios of probabilities."""
+        """Compute free energies F of data `[..., D]`: `[...]`.
+
+        They are in nats; differences are log ratios of probabilities.
+        """
         return self.parts.free_energy(x)
 
     def sample(  # type: ignore[override]
         self, num_samples: int, num_steps: int = 1000, start: Tensor | None = None
     ) -> Tensor:
-        """Draw data by block Gibbs sampling, one chain for each draw.
+        """Draw data by block Gibbs sampling.
+
+        There is one chain for each draw.
 
         The draws are as good as the chains mix: compare those of different `num_steps`.
 
@@ -111,7 +118,10 @@ class RBM(Program):
 
 
 class RBMModel(nn.Module, Ladder):
-    r"""v ~ base(v), times exp(-F(v)) / base(v); along the ladder, all but the base measure is to the power of beta.
+    r"""Model of `RBM`, with its ladder of densities.
+
+    v ~ base(v), times exp(-F(v)) / base(v); along the ladder, all but the base measure is to the
+    power of beta.
 
     $f_\beta(v) = \mathrm{base}(v)^{1-\beta}\, 2^{-(1-\beta) H} \sum_h e^{-\beta E(v, h)}$.
     """
@@ -123,7 +133,10 @@ class RBMModel(nn.Module, Ladder):
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
 
     def hidden_logits(self, v: Tensor) -> Tensor:
-        """Compute the log odds of each hidden unit given visible ones `[..., D]`: `[..., H]`."""
+        """Compute the log odds of hidden units: `[..., H]`.
+
+        They are given visible units `[..., D]`.
+        """
         return self.units.signal(v) @ self.weight + self.hidden_bias
 
     def free_energy(self, v: Tensor) -> Tensor:
@@ -131,7 +144,10 @@ class RBMModel(nn.Module, Ladder):
         return -self.units.score(v) - F.softplus(self.hidden_logits(v)).sum(-1)
 
     def forward(self, x: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]`, or draw from the base measure, weighted by the factor."""
+        """Score data `[data, D]`, or draw from the base measure.
+
+        The draws are weighted by the factor.
+        """
         with pyro.plate("data", 1 if x is None else len(x), dim=-1):
             base = self.units.base()
             v = pyro.sample("x", base, obs=x)
@@ -162,5 +178,8 @@ class RBMModel(nn.Module, Ladder):
         return None
 
     def _log_weight_of_hidden(self, h: Tensor) -> Tensor:
-        """Compute the log of the integral of exp(-E) over visible units: `[n]` for hidden states `[n, H]`."""
+        """Compute log weights of hidden states `[n, H]`: `[n]`.
+
+        They are the log of the integral of exp(-E) over visible units.
+        """
         return h @ self.hidden_bias + self.units.log_normaliser(h @ self.weight.T)

@@ -1,4 +1,7 @@
-"""Visible units of restricted Boltzmann machines, and the base measures they are annealed from."""
+"""Visible units of restricted Boltzmann machines.
+
+They have the base measures that they are annealed from.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +16,10 @@ __all__ = ["UNITS", "BinaryUnits", "Units"]
 
 
 class Units(nn.Module, ABC):
-    r"""Visible units: a term of the energy, what hidden units see of them, and a base measure.
+    r"""Base class of visible units.
+
+    A kind has a term of the energy, a function of the units that hidden units see, and a base
+    measure.
 
     $-E(v, h) = u(v) + s(v)^\top W h + c^\top h$; `score` is u, `signal` s. To add a kind, implement
     the methods below. All are over data `[..., D]`.
@@ -25,11 +31,14 @@ class Units(nn.Module, ABC):
 
     @abstractmethod
     def fit_base(self, x: Tensor) -> None:
-        """Set the base measure and the biases to independent units fitted to data `[N, D]`."""
+        """Fit base measure and biases to data `[N, D]`.
+
+        They become those of independent units.
+        """
 
     @abstractmethod
     def score(self, v: Tensor) -> Tensor:
-        """Compute u, the log of the density of the units by themselves, unnormalised: `[...]`."""
+        """Compute the unnormalised log density u of units alone: `[...]`."""
 
     @abstractmethod
     def signal(self, v: Tensor) -> Tensor:
@@ -37,15 +46,24 @@ class Units(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, field: Tensor, beta: Any) -> Tensor:
-        r"""Draw units given W h `[..., D]` from $\mathrm{base}^{1-\beta} \exp(\beta (u + s^\top W h))$."""
+        r"""Draw units given the field W h `[..., D]`.
+
+        The density is $\mathrm{base}^{1-\beta} \exp(\beta (u + s^\top W h))$.
+        """
 
     @abstractmethod
     def log_normaliser(self, field: Tensor) -> Tensor:
-        r"""Compute $\log \int \exp(u(v) + s(v)^\top a)\, dv$ for fields a `[..., D]`: `[...]`."""
+        r"""Compute the log normaliser of units given fields: `[...]`.
+
+        $\log \int \exp(u(v) + s(v)^\top a)\, dv$ for fields a `[..., D]`.
+        """
 
 
 class BinaryUnits(Units):
-    r"""Units in {0, 1}: $u(v) = b^\top v$, $s(v) = v$; independent Bernoullis are the base measure."""
+    r"""Binary visible units, with values 0 and 1.
+
+    $u(v) = b^\top v$, $s(v) = v$; independent Bernoullis are the base measure.
+    """
 
     base_logits: Tensor
 
@@ -78,7 +96,9 @@ class BinaryUnits(Units):
 
 
 class GaussianUnits(Units):
-    r"""Real units: $u(v) = -\sum_i (v_i - b_i)^2 / 2\sigma_i^2$, $s(v) = v / \sigma$; normals are the base measure.
+    r"""Real visible units, normal given the hidden units.
+
+    $u(v) = -\sum_i (v_i - b_i)^2 / 2\sigma_i^2$, $s(v) = v / \sigma$; normals are the base measure.
 
     Given hidden units each is normal with mean $b + \sigma W h$ and standard deviation $\sigma$, a
     parameter. Hinton and Salakhutdinov (2006), "Reducing the dimensionality of data with neural

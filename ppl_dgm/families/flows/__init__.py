@@ -1,4 +1,7 @@
-"""Normalising flows: invertible transforms of noise, with exact densities and draws."""
+"""Normalising flows: invertible transforms of noise.
+
+Densities and draws are exact.
+"""
 
 from ppl_dgm.families.flows.dequantised import Dequantised, UniformNoise, VariationalNoise
 from ppl_dgm.families.flows.flow import Flow

@@ -1,4 +1,6 @@
-r"""Dequantisation: flows on whole numbers, scored by lower bounds of a discrete likelihood.
+r"""Dequantisation: flows on whole numbers.
+
+They are scored by lower bounds of a discrete likelihood.
 
 A density of real numbers has no upper limit at whole ones: a flow fitted to levels as they are
 piles up on them and its log density says nothing. The probability of a level is the integral of the
@@ -43,7 +45,9 @@ __all__ = ["Dequantised", "UniformNoise", "VariationalNoise"]
 
 
 class Dequantised(Program):
-    r"""A flow on levels 0, ..., levels - 1 by dequantisation (Theis, van den Oord and Bethge 2016).
+    r"""Flow on discrete levels by dequantisation.
+
+    The levels are 0, ..., levels - 1 (Theis, van den Oord and Bethge 2016).
 
     $\log P(x) \ge E_q[\log p(x + u) - \log q(u \mid x)]$, uniform q by default, or learned:
     variational dequantisation (Ho et al. 2019, Flow++, section 3.1). The flow is fitted by `ELBO()`
@@ -85,13 +89,18 @@ class Dequantised(Program):
         return self._flow[0]
 
     def examine_at(self, args: tuple, kwargs: Mapping[str, Any], **how: Any) -> Examination:
-        """Check the program at these data, from which its flow starts if they are the first."""
+        """Check the program at data, and start its flow.
+
+        The flow starts from the data if they are the first.
+        """
         if args or "x" in kwargs:
             self.start(*args, **kwargs)
         return super().examine_at(args, kwargs, **how)
 
     def start(self, x: Tensor, context: Tensor | None = None) -> "Dequantised":
-        """Start the flow from levels `[N, D]` with uniform noise, as `Flow.start`.
+        """Start the flow from levels `[N, D]`.
+
+        Uniform noise is added to them; see `Flow.start`.
 
         Raises:
             ValueError: data that are no levels, or of another shape.
@@ -120,7 +129,10 @@ class DequantisedModel(nn.Module):
         self.flow = flow
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """Score levels `[data, D]`, or draw one datum for each context."""
+        """Score levels `[data, D]`, or draw data.
+
+        One datum is drawn for each context.
+        """
         size = self.flow.num_data(x, context)
         with pyro.plate("data", size, dim=-1):
             y = pyro.sample("y", self.flow.distribution(context))
@@ -155,8 +167,10 @@ class UniformNoise(nn.Module):
 
 
 class VariationalNoise(nn.Module):
-    r"""$u = \sigma(t_n(\dots t_1(e; x) \dots; x))$ with logistic noise e: couplings whose nets see x
-    (Ho et al. 2019, Flow++, section 3.1).
+    r"""Learned dequantisation noise, made by couplings.
+
+    $u = \sigma(t_n(\dots t_1(e; x) \dots; x))$ with logistic noise e; the nets of the couplings see
+    x (Ho et al. 2019, Flow++, section 3.1).
 
     It starts near the uniform distribution, which is $\sigma(e)$.
 
@@ -202,7 +216,10 @@ class VariationalNoise(nn.Module):
 def vector_couplings(
     size: int, length: int, hidden: Sequence[int], activation: Activation
 ) -> list[Bijection]:
-    """An affine map by the levels and, of more than one dimension, affine couplings that see them."""
+    """Make couplings of vectors that depend on the levels.
+
+    They are an affine map and, of more than one dimension, affine couplings.
+    """
     steps: list[Bijection] = [Elementwise((size,), None, size, hidden)]
     if size == 1:
         return steps

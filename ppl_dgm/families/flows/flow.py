@@ -1,5 +1,6 @@
-"""Flow: base noise passed through invertible transforms, an exact density that draws as well as it
-scores.
+"""Normalising flows: base noise and invertible transforms.
+
+The density is exact; a flow draws as well as it scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,10 @@ NUM_START = 2000  # data that activations are normalised with at the start, at m
 
 
 class Flow(Program):
-    r"""Normalising flow, $x = t_n(\dots t_1(z))$ with noise $z \sim p_z$ (Rezende and Mohamed 2015;
-    Papamakarios et al. 2021).
+    r"""Normalising flow, with an exact density.
+
+    $x = t_n(\dots t_1(z))$ with noise $z \sim p_z$ (Rezende and Mohamed 2015; Papamakarios et al.
+    2021).
 
     $$\log p(x) = \log p_z(z) - \sum_i \log \left|\det \frac{\partial t_i}{\partial
     z_{i-1}}\right|$$
@@ -75,11 +78,14 @@ class Flow(Program):
         return self.model.fn  # type: ignore[return-value]
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """p(x), or p(x | context) of contexts `[..., num_context]`: event `[D]`."""
+        """Return the density of data, event `[D]`.
+
+        It is p(x), or p(x | context) of contexts `[..., num_context]`.
+        """
         return self.parts.distribution(context)
 
     def latents(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The noise z that x comes from, `[N, D]` of data `[N, D]`, differentiably.
+        """Map data `[N, D]` to noise `[N, D]`, differentiably.
 
         Raises:
             ValueError: data of another shape, no context where one is needed, or one of another
@@ -90,13 +96,18 @@ class Flow(Program):
             return pull(self.parts.transforms(context), x, len(self.parts.event_shape))[0]
 
     def from_latents(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The data `[N, D]` that noise `[N, D]` makes, differentiably; see `latents`."""
+        """Map noise `[N, D]` to data `[N, D]`, differentiably.
+
+        See `latents` for the errors.
+        """
         self.parts.check(z, context, "noise", self.parts.noise_shape)
         with evaluating(self):
             return push(self.parts.transforms(context), z, len(self.parts.noise_shape))[0]
 
     def start(self, x: Tensor, context: Tensor | None = None) -> "Flow":
-        """Start the `ActNorm`s that have not started from data `[N, D]`; returns itself.
+        """Start the `ActNorm`s from data `[N, D]`.
+
+        Those that have already started are left as they are. Returns the flow itself.
 
         Happens by itself at the first run on data: a fit, an evidence, `initialise`.
 
@@ -113,7 +124,10 @@ class Flow(Program):
         return self
 
     def examine_at(self, args: tuple, kwargs: Mapping[str, Any], **how: Any) -> Examination:
-        """Check the program at these data, from which it starts if they are the first."""
+        """Check the program at data, and start it.
+
+        It starts from the data if they are the first.
+        """
         if args or "x" in kwargs:
             self.start(*args, **kwargs)
         return super().examine_at(args, kwargs, **how)
@@ -149,7 +163,7 @@ class FlowModel(nn.Module):
         self.check_context(context, len(x))
 
     def check_context(self, context: Tensor | None, size: int) -> None:
-        """Refuse a context where there is none to give, and one of another length."""
+        """Refuse an unexpected context, or one of wrong length."""
         if context is not None and not self.takes_context:
             raise ValueError(
                 "the flow was made without a context but was given one; make it with num_context"
@@ -171,7 +185,10 @@ class FlowModel(nn.Module):
         return len(x)
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]`, or draw one datum for each context."""
+        """Score data `[data, D]`, or draw data.
+
+        One datum is drawn for each context.
+        """
         with pyro.plate("data", self.num_data(x, context), dim=-1):
             return pyro.sample("x", self.distribution(context), obs=x)
 
@@ -205,7 +222,9 @@ def checked_base(base: Any) -> torch.Size:
 
 @torch.no_grad()
 def check_chain(base: Any, transforms: Sequence[Any]) -> torch.Size:
-    """The shape of a datum, found by a draw of noise.
+    """Check the chain of transforms by a draw of noise.
+
+    Returns the shape of a datum.
 
     Raises:
         ValueError: transforms whose shapes do not chain, or that have no inverse.
@@ -227,8 +246,10 @@ def check_chain(base: Any, transforms: Sequence[Any]) -> torch.Size:
 
 
 def _tried(place: int, transform: Any, value: Tensor) -> Tensor:
-    """The image of one event, carried back for a try unless it is a bijection, which has an
-    inverse.
+    """Apply a transform to one event, as a test.
+
+    Returns the image of the event. It is also carried back, unless the transform is a bijection,
+    which has an inverse.
     """
     try:
         image, _ = call_and_log_det(transform, value)

@@ -1,4 +1,6 @@
-"""Flows of images by name: several scales of couplings, data flattened.
+"""Flows of images, built from scales of couplings.
+
+Each has the name of its model; data are flattened.
 
 From data to noise each scale squeezes squares of pixels into channels, and half of the channels it
 ends with are noise from there on. All `ActNorm`s start from the first data.
@@ -35,7 +37,9 @@ CoupleImages = Callable[[ImageShape, Any], Bijection]  # of a shape, and the mas
 
 
 class Glow(Flow):
-    """Steps of `ActNorm`, an invertible 1 x 1 convolution and an affine coupling of channels
+    """Glow, a multi-scale flow of images.
+
+    Its steps are `ActNorm`, an invertible 1 x 1 convolution and an affine coupling of channels
     (Kingma and Dhariwal 2018).
 
     Each scale squeezes, takes its steps, and maps the half of the channels that becomes noise
@@ -83,8 +87,10 @@ class Glow(Flow):
 
 
 class FlowPlusPlus(Flow):
-    """Couplings by mixtures of logistic distribution functions, their parameters from nets with
-    self-attention (Ho et al. 2019, Flow++).
+    """Flow++, a flow of images with logistic-mixture couplings.
+
+    The couplings are mixtures of logistic distribution functions, their parameters from nets with
+    self-attention (Ho et al. 2019).
 
     From data to noise: checkerboard couplings at full size, a squeeze, couplings of channels, and
     checkerboards again, each after an `ActNorm` and, of channels, an invertible 1 x 1 convolution;
@@ -140,14 +146,19 @@ class FlowPlusPlus(Flow):
 
 
 def glow_step(shape: ImageShape, couple: CoupleImages) -> list[Bijection]:
-    """From noise to data: a coupling of channels, a 1 x 1 convolution, `ActNorm`."""
+    """Make one step of Glow, from noise to data.
+
+    It is a coupling of channels, a 1 x 1 convolution, and `ActNorm`.
+    """
     return [couple(shape, half_channels(shape)), Inverse(LULinear(shape)), ActNorm(shape)]
 
 
 def realnvp_images(
     image_shape: ImageShape, length: int, levels: int, couple: CoupleImages
 ) -> tuple[Any, list[Bijection]]:
-    """Base and transforms of a RealNVP of images (Dinh et al. 2017, section 3.6).
+    """Make base and transforms of RealNVP for images.
+
+    Dinh et al. (2017), section 3.6.
 
     From data to noise each scale has checkerboard couplings, squeezes, and couples channels; the
     last one has checkerboards only, one more of them.
@@ -172,7 +183,10 @@ def realnvp_images(
 def from_scales(
     image_shape: ImageShape, levels: int, scale: Callable[[int, ImageShape], list[Bijection]]
 ) -> tuple[Any, list[Bijection]]:
-    """Base and transforms of a flow whose scales, from noise to data, are made at their shapes."""
+    """Make base and transforms of a flow with scales.
+
+    `scale` makes the transforms of each scale at its shape, from noise to data.
+    """
     scales, shape = [], image_shape
     for place in range(levels):
         scales.append(Chain(scale(place, shape)))
@@ -188,7 +202,9 @@ def squeezed(shape: ImageShape) -> ImageShape:
 
 
 def check_sides(image_shape: Any, levels: int, halvings: int) -> None:
-    """Refuse what is no shape of an image, no levels, and sides that cannot be halved so often.
+    """Refuse wrong image shapes, levels, and indivisible sides.
+
+    Each halving needs sides that are even.
 
     Raises:
         ValueError: any of these.

@@ -1,4 +1,7 @@
-"""Flows of few parameters: one affine map, mixtures by their distribution functions, radial maps."""
+"""Flows with few parameters.
+
+They are one affine map, mixtures by their distribution functions, and radial maps.
+"""
 
 from typing import Any
 
@@ -13,7 +16,9 @@ __all__ = ["AffineFlow", "MixtureCDFFlow", "RadialFlow"]
 
 
 class AffineFlow(Flow):
-    """x = W z + b: a normal distribution with any mean and covariance, W by its LU factors.
+    """Affine flow: a normal distribution with any covariance.
+
+    x = W z + b, with any mean, and W by its LU factors.
 
     Args:
         num_dims: number D of dimensions.
@@ -32,7 +37,9 @@ class AffineFlow(Flow):
 
 
 class MixtureCDFFlow(Flow):
-    r"""Independent dimensions, each a mixture of logistics as the flow of its distribution function.
+    r"""Independent mixtures of logistics, one for each dimension.
+
+    Each is the flow of its distribution function.
 
     $\mathrm{logit} \sum_k \pi_k \sigma((x - \mu_k) / s_k)$ is logistic noise, so that the density
     is that of the mixture. A draw inverts it numerically.
@@ -60,8 +67,9 @@ class MixtureCDFFlow(Flow):
 
 
 class RadialFlow(Flow):
-    """Radial transforms around learned centres (Rezende and Mohamed 2015, equation 14), data to
-    noise.
+    """Flow of radial transforms around learned centres.
+
+    They map data to noise (Rezende and Mohamed 2015, equation 14).
 
     Args:
         num_dims: number D of dimensions.

@@ -1,4 +1,6 @@
-"""Flows of vectors by name, each a recipe of transforms around a standard normal base.
+"""Flows of vectors with a standard normal base.
+
+Each has the name of its model, and is a recipe of transforms.
 
 All end with an `ActNorm` on the side of the data, which takes their location and scale.
 """
@@ -33,8 +35,9 @@ __all__ = ["FFJORD", "IAF", "MAF", "NICE", "NSF", "PlanarFlow", "RealNVP"]
 
 
 class PlanarFlow(Flow):
-    """Planar transforms (Rezende and Mohamed 2015), data to noise, so that data are scored in
-    closed form.
+    """Flow of planar transforms, from data to noise.
+
+    Data are therefore scored in closed form (Rezende and Mohamed 2015).
 
     A draw solves one equation for each transform.
 
@@ -57,8 +60,9 @@ class PlanarFlow(Flow):
 
 
 class NICE(Flow):
-    """Additive couplings and one rescaling (Dinh, Krueger and Bengio 2015): all but the rescaling
-    keeps volumes.
+    """NICE: a flow of additive couplings and one rescaling.
+
+    All but the rescaling keeps volumes (Dinh, Krueger and Bengio 2015).
 
     Each pair of layers draws a partition of the dimensions; the first moves one part, the second
     the other.
@@ -107,8 +111,10 @@ class NICE(Flow):
 
 
 class RealNVP(Flow):
-    """Affine couplings of halves in turn (Dinh, Sohl-Dickstein and Bengio 2017), each after an
-    `ActNorm`; of vectors or of images.
+    """RealNVP: affine couplings of vectors or of images.
+
+    Halves are coupled in turn, each coupling after an `ActNorm` (Dinh, Sohl-Dickstein and Bengio
+    2017).
 
     Images have several scales: checkerboard couplings, a squeeze, couplings of channels, half of
     which are noise from there on; the last scale has checkerboards only.
@@ -162,8 +168,9 @@ class RealNVP(Flow):
 
 
 class MAF(Flow):
-    """Masked autoregressive flow (Papamakarios, Pavlakou and Murray 2017): MADEs with Gaussian
-    conditionals in a row.
+    """Masked autoregressive flow of vectors.
+
+    It is a row of MADEs with Gaussian conditionals (Papamakarios, Pavlakou and Murray 2017).
 
     Data are scored in one pass of each net; a draw takes D. Every other net goes through the
     dimensions backwards.
@@ -199,8 +206,9 @@ class MAF(Flow):
 
 
 class IAF(Flow):
-    """Inverse autoregressive flow (Kingma et al. 2016): drawn in one pass of each net, data scored
-    in D.
+    """Inverse autoregressive flow of vectors.
+
+    A draw takes one pass of each net; scoring data takes D (Kingma et al. 2016).
 
     As a model it is for distillation (van den Oord et al. 2018); to fit data, use `MAF`.
 
@@ -236,7 +244,9 @@ class IAF(Flow):
 
 
 class FFJORD(Flow):
-    """Noise and data joined by a learned vector field (Grathwohl et al. 2019).
+    """FFJORD: a continuous flow along a learned vector field.
+
+    The field joins noise and data (Grathwohl et al. 2019).
 
     Data are scored along the field by fixed steps of Runge and Kutta; a draw goes back, corrected.
     The tangents that make the density exact cost D products of the net for each datum; with
@@ -275,8 +285,9 @@ class FFJORD(Flow):
 
 
 class NSF(Flow):
-    """Neural spline flow (Durkan, Bekasov, Murray and Papamakarios 2019): monotone rational
-    quadratic splines.
+    """Neural spline flow of vectors.
+
+    The splines are monotone and rational quadratic (Durkan, Bekasov, Murray and Papamakarios 2019).
 
     Args:
         num_dims: number D of dimensions.
@@ -332,7 +343,10 @@ def autoregressive(
     num_context: int,
     activation: Activation,
 ) -> Bijection:
-    """An autoregressive layer; every other one goes through the dimensions backwards."""
+    """Make one autoregressive layer of a flow.
+
+    Every other layer goes through the dimensions backwards.
+    """
     order = range(num_dims)[:: 1 if step % 2 == 0 else -1]
     return MaskedAutoregressive(num_dims, scalar, hidden, order, num_context, activation)
 

@@ -1,4 +1,4 @@
-"""Implicit families: programs that draw data without a density of them."""
+"""Implicit families: programs that draw data without a density."""
 
 from ppl_dgm.families.implicit.generator import Generator
 

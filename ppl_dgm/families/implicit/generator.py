@@ -1,4 +1,7 @@
-"""Generators: a net of noise, and with an observation noise a latent-variable program."""
+"""Generators: networks that map noise to data.
+
+With an observation noise, a generator is a latent-variable program.
+"""
 
 from numbers import Real
 
@@ -14,7 +17,9 @@ __all__ = ["Generator"]
 
 
 class Generator(Program):
-    r"""The generator of a GAN, $z \sim p(z)$, $x = g(z)$ (Goodfellow et al. 2014).
+    r"""Generator of a generative adversarial network (GAN).
+
+    $z \sim p(z)$, $x = g(z)$ (Goodfellow et al. 2014).
 
     Its density is `"implicit"`: objectives such as `GAN` and `FGAN` fit it, likelihoods and
     evidence do not apply. With a `noise` $\sigma$ it is $x \mid z \sim N(g(z), \sigma^2)$, a
@@ -68,7 +73,10 @@ class Generator(Program):
         self._parts = (net.net, num_latents, num_dims, prior)
 
     def with_noise(self, noise: float) -> "Generator":
-        """The same generator, its parameters shared, observed with normal noise of this deviation."""
+        """Return the same generator with normal observation noise.
+
+        The parameters are shared; `noise` is the standard deviation.
+        """
         net, num_latents, num_dims, prior = self._parts
         return Generator(net, num_latents, num_dims, noise, prior)
 
@@ -99,7 +107,10 @@ class ImplicitModel(nn.Module):
         self.net, self.prior = net, prior
 
     def forward(self, x: Tensor | None = None) -> Tensor:
-        """Draw as many data as `x` `[data, D]` holds, whose values do not matter, or one."""
+        """Draw one datum, or as many as `x` holds.
+
+        The values of `x` `[data, D]` do not matter.
+        """
         with pyro.plate("data", 1 if x is None else len(x), dim=-1):
             z = pyro.sample("z", self.prior())
             return pyro.deterministic("x", self.net(z), event_dim=1)

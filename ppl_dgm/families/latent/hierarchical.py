@@ -19,7 +19,9 @@ __all__ = ["HierarchicalVAE"]
 
 
 class HierarchicalVAE(Program):
-    r"""VAE with layers of latents z1 (nearest to the data) to zL, each a diagonal normal given the one above.
+    r"""VAE with several layers of latents.
+
+    The layers are z1 (nearest to the data) to zL, each a diagonal normal given the one above.
 
     $z_L \sim N(0, I)$, $z_l \sim N(\mu_l(z_{l+1}), \sigma_l^2(z_{l+1}))$, $x \sim p(x \mid z_1)$
     (Burda et al. 2016, section 5: two layers). The guide goes bottom-up, $q(z_1 \mid x) \prod_l
@@ -74,14 +76,20 @@ class HierarchicalVAE(Program):
 
 
 def guide_inputs(num_dims: int, num_latents: Sequence[int], top_down: bool) -> list[int]:
-    """What each layer's guide sees: the layer below, or the data and the layer above."""
+    """Return the input size of each layer's guide.
+
+    A guide sees the layer below, or the data and the layer above.
+    """
     if top_down:
         return [num_dims + above for above in [*num_latents[1:], 0]]
     return [num_dims, *num_latents[:-1]]
 
 
 class NormalLayer(nn.Module):
-    """A vector of normal variables whose means and scales are outputs of a perceptron."""
+    """Vector of normal variables with parameters from a perceptron.
+
+    Its outputs are the means and scales.
+    """
 
     def __init__(
         self, num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: Activation
@@ -96,7 +104,10 @@ class NormalLayer(nn.Module):
 
 
 class HierarchicalModel(nn.Module):
-    """zL ~ N(0, I), each layer given the one above, x given z1."""
+    """Model of `HierarchicalVAE`, from the top layer down.
+
+    zL ~ N(0, I), each layer given the one above, x given z1.
+    """
 
     def __init__(self, bottom: LatentVectorModel, layers: Sequence[NormalLayer]) -> None:
         super().__init__()
@@ -114,7 +125,10 @@ class HierarchicalModel(nn.Module):
 
 
 class HierarchicalGuide(nn.Module):
-    """Every layer given the one below, or given the data and the one above."""
+    """Guide of `HierarchicalVAE`, bottom-up or top-down.
+
+    Every layer is given the one below, or the data and the one above.
+    """
 
     def __init__(
         self, layers: Sequence[NormalLayer], likelihood: Likelihood, top_down: bool

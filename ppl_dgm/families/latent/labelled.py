@@ -21,7 +21,9 @@ __all__ = ["ConditionalVAE", "SemiSupervisedVAE", "check_labels"]
 
 
 class ConditionalVAE(Program):
-    r"""VAE of data given a label, $p(x \mid y) = \int p(x \mid y, z) p(z) dz$ (Sohn, Lee and Yan 2015).
+    r"""VAE of data given a label.
+
+    $p(x \mid y) = \int p(x \mid y, z) p(z) dz$ (Sohn, Lee and Yan 2015).
 
     Data are `(x, y)`: `[N, D]` and labels `[N]`; the evidence is log p(x | y). `sample(n,
     y=labels)` draws `[n, len(labels), D]`, or `[n, D]` for one label.
@@ -60,7 +62,9 @@ class ConditionalVAE(Program):
 
 
 class SemiSupervisedVAE(Program):
-    r"""VAE with a class as a second latent, observed for some data: model M2 of Kingma et al. (2014).
+    r"""VAE with class labels for some of the data.
+
+    The class is a second latent, observed for some data: model M2 of Kingma et al. (2014).
 
     $y \sim \mathrm{Uniform}\{0, \dots, C - 1\}$, $z \sim N(0, I)$, $x \sim p(x \mid y, z)$; guide
     $q(y \mid x)\, q(z \mid x, y)$.
@@ -128,7 +132,10 @@ def class_parts(
     likelihood: Likelihood,
     activation: Activation,
 ) -> tuple[LatentVectorModel, nn.Module]:
-    """The model of x given (z, one-hot y), and the encoder of (x, one-hot y)."""
+    """Make the decoding model and the encoder.
+
+    The model is of x given (z, one-hot y), the encoder of (x, one-hot y).
+    """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; expected at least 2")
     decoder = MLP(num_latents + num_classes, hidden, num_dims * likelihood.num_params, activation)
@@ -137,7 +144,10 @@ def class_parts(
 
 
 def with_class(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """Vectors `[..., D]` with the one-hot class `[...]` appended, both broadcasting: `[..., D + C]`."""
+    """Append the one-hot class `[...]` to vectors `[..., D]`.
+
+    Both broadcast; the result is `[..., D + C]`.
+    """
     classes = torch.arange(num_classes, device=x.device)
     one_hot = (y.unsqueeze(-1) == classes).to(x.dtype)
     shape = torch.broadcast_shapes(x.shape[:-1], y.shape)
@@ -145,7 +155,10 @@ def with_class(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
 
 
 def known_classes(logits: Tensor, y: Tensor) -> Tensor:
-    """Logits `[..., C]` of the classes, those of a point mass where there is a label `[...]`."""
+    """Replace logits `[..., C]` where the label is known.
+
+    They become those of a point mass where there is a label `[...]`.
+    """
     known = y.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
     return torch.where((y >= 0).unsqueeze(-1), torch.where(known, 0.0, -torch.inf), logits)
 
@@ -174,7 +187,10 @@ class ConditionalModel(nn.Module):
         self.decoding, self.num_classes = decoding, num_classes
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]` with labels `[data]`, or draw data of the labels."""
+        """Score data `[data, D]`, or draw data, given labels.
+
+        Labels are `[data]`.
+        """
         if y is None:
             raise ValueError(
                 "the labels are missing; a ConditionalVAE is called with (x, y) and sampled with "
@@ -198,7 +214,10 @@ class ConditionalGuide(nn.Module):
         self.inputs = ScaledInputs(decoding.likelihood)
 
     def distribution(self, x: Tensor, y: Tensor) -> Any:
-        """q(z | x, y) of data `[..., D]` and labels `[...]`."""
+        """Return the guide's distribution q(z | x, y).
+
+        Data are `[..., D]` and labels `[...]`.
+        """
         return self.posterior(self.encoder(with_class(self.inputs(x), y, self.num_classes)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -208,7 +227,10 @@ class ConditionalGuide(nn.Module):
 
 
 class SemiSupervisedModel(nn.Module):
-    """y uniform, z ~ N(0, I), x ~ likelihood(decoder(z, y)), the label y itself where there is one."""
+    """Model of `SemiSupervisedVAE`: class, latent vector and data.
+
+    y uniform, z ~ N(0, I), x ~ likelihood(decoder(z, y)); where there is a label, it is y itself.
+    """
 
     uniform: Tensor
 
@@ -229,7 +251,10 @@ class SemiSupervisedModel(nn.Module):
         self.register_buffer("uniform", torch.zeros(num_classes), persistent=False)
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]` with labels `[data]`, -1 where there is none, or draw one datum, or one of each label."""
+        """Score data `[data, D]`, or draw one datum.
+
+        Labels `[data]` are -1 where there is none. Without data, one is drawn for each label.
+        """
         if y is not None:
             check_labels(y, -1, self.num_classes)
         given = y if x is None else x
@@ -245,7 +270,10 @@ class SemiSupervisedModel(nn.Module):
             )
 
     def _observe(self, label: Tensor, y: Tensor) -> None:
-        """The label is seen without error: density one if the latent equals it, else zero."""
+        """Observe the label without error.
+
+        The density is one if the latent equals the label, else zero.
+        """
         exact = dist.Delta(label.to(y.dtype)).mask(y >= 0)
         pyro.sample("label", exact, obs=y)
 
@@ -260,7 +288,10 @@ class SemiSupervisedModel(nn.Module):
 
 
 class SemiSupervisedGuide(nn.Module):
-    """q(y | x) q(z | x, y), the first a point mass where there is a label."""
+    """Guide of `SemiSupervisedVAE`: class and latent vector.
+
+    q(y | x) q(z | x, y), the first a point mass where there is a label.
+    """
 
     def __init__(
         self,

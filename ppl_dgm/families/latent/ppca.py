@@ -47,11 +47,16 @@ class PPCA(Program):
         super().__init__(model, LinearGaussianPosterior(model))
 
     def marginal(self) -> Any:
-        """N(mu, W W^T + sigma^2 I) in double precision, whose `log_prob` is the log evidence of each datum in nats."""
+        """Return the distribution of data in double precision.
+
+        It is N(mu, W W^T + sigma^2 I); its `log_prob` is the log evidence of each datum in nats.
+        """
         return self.model.fn.marginal()  # type: ignore[attr-defined]
 
     def fit_closed_form(self, x: Tensor) -> "PPCA":
-        r"""Maximise the likelihood of data `[N, D]` in closed form; returns itself.
+        r"""Maximise the likelihood of data `[N, D]` in closed form.
+
+        Returns the program itself.
 
         $\mu = \bar x$, $\sigma^2$ the mean of the D - L smallest eigenvalues of the covariance, and
         $W = U_L (\Lambda_L - \sigma^2 I)^{1/2}$ (Tipping and Bishop 1999, equations 14 and 15, with
@@ -91,7 +96,10 @@ class PPCA(Program):
 
 
 class LinearGaussianModel(nn.Module):
-    """z ~ N(0, I), x ~ N(W z + mu, sigma^2 I), with sigma = exp(log_scale)."""
+    """Linear-Gaussian model of probabilistic PCA.
+
+    z ~ N(0, I), x ~ N(W z + mu, sigma^2 I), with sigma = exp(log_scale).
+    """
 
     zeros: Tensor
 
@@ -103,7 +111,10 @@ class LinearGaussianModel(nn.Module):
         self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
 
     def marginal(self) -> dist.LowRankMultivariateNormal:
-        """Distribution of one datum with the latents integrated out; its quadratic form would cancel in single precision."""
+        """Return the distribution of data, latents integrated out.
+
+        It is in double precision, because its quadratic form would cancel in single precision.
+        """
         variance = (2 * self.log_scale.double()).exp().expand(self.loc.shape)
         return dist.LowRankMultivariateNormal(self.loc.double(), self.weight.double(), variance)
 
@@ -116,7 +127,10 @@ class LinearGaussianModel(nn.Module):
 
 
 class LinearGaussianPosterior(nn.Module):
-    """The exact posterior of a `LinearGaussianModel`: no parameters but the model's."""
+    """Exact posterior of a `LinearGaussianModel`.
+
+    It has no parameters but the model's.
+    """
 
     def __init__(self, model: LinearGaussianModel) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Variational autoencoders, made of parts: likelihood x prior x guide x nets."""
+"""Variational autoencoders (VAEs), made of parts.
+
+The parts are a likelihood, a prior, a guide and nets.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +19,9 @@ __all__ = ["VAE", "LatentVectorModel", "ScaledInputs"]
 
 
 class VAE(Program):
-    r"""Variational autoencoder (Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014).
+    r"""Variational autoencoder of data vectors.
+
+    Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014).
 
     $z \sim p(z)$, $x_d \mid z \sim p(x_d \mid \mathrm{decoder}(z)_d)$, guide $q(z \mid x)$ with
     parameters $\mathrm{encoder}(x)$. Each part may be replaced; none of them knows the others or
@@ -87,7 +92,10 @@ class VAE(Program):
 
 
 class ScaledInputs(nn.Module):
-    """Data as a net should see them: what the likelihood says."""
+    """Scaling of data to inputs of a net.
+
+    The likelihood says how.
+    """
 
     def __init__(self, likelihood: Likelihood) -> None:
         super().__init__()
@@ -125,11 +133,17 @@ class LatentVectorModel(nn.Module):
         return self.likelihood(params.reshape(*z.shape[:-1], *sizes))
 
     def distribution(self, z: Tensor) -> Any:
-        """p(x | z) of latents `[..., L]`: batch `[...]`, event `[D]`."""
+        """Return p(x | z) of latents `[..., L]`.
+
+        Its batch shape is `[...]`, its event shape `[D]`.
+        """
         return self.pixels(z).to_event(1)
 
     def forward(self, x: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        """Score data `[data, D]`, or the observed part of them, or draw one datum."""
+        """Score data `[data, D]`, or draw one datum.
+
+        With `observed`, only the observed part of the data is scored.
+        """
         with pyro.plate("data", 1 if x is None else len(x), dim=-1):
             z = pyro.sample("z", self.prior())
             law = (

@@ -1,4 +1,7 @@
-"""The vector-quantised VAE: discrete codes, a codebook, and an autoregressive prior that gives it a likelihood."""
+"""Vector-quantised VAE, with discrete codes.
+
+It has a codebook, and an autoregressive prior that gives it a likelihood.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +21,9 @@ __all__ = ["VQVAE"]
 
 
 class VQVAE(Program):
-    r"""Vector-quantised VAE (van den Oord, Vinyals and Kavukcuoglu 2017) with a MADE over its codes.
+    r"""Vector-quantised VAE with a MADE prior over codes.
+
+    van den Oord, Vinyals and Kavukcuoglu (2017).
 
     Codes $k = (k_1, \dots, k_M) \sim \mathrm{MADE}$, $x \sim p(x \mid \mathrm{decoder}(c_{k_1},
     \dots, c_{k_M}))$ with c the codebook. In training mode the guide takes the vector nearest to
@@ -84,14 +89,19 @@ class VQVAE(Program):
         super().__init__(model, CodeGuide(codebook, encoder, levels, temperature))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Nearest codes of data `[N, D]`: `[N, M]`, whole numbers below the codebook's size."""
+        """Find the nearest codes of data `[N, D]`: `[N, M]`.
+
+        They are whole numbers below the codebook's size.
+        """
         guide: Any = self.guide.fn
         return guide.distances(x).argmin(-1)
 
     @torch.no_grad()
     def start_from_kmeans(self, x: Tensor, seed: int = 0) -> "VQVAE":
-        """Put the codebook at the k-means centres of the encoder's outputs for data `[N, D]`, so that none of its vectors
-        is out of reach; returns itself.
+        """Start the codebook at k-means centres.
+
+        The centres are of the encoder's outputs for data `[N, D]`, so that no vector of the
+        codebook is out of reach. Returns the program itself.
 
         Raises:
             ValueError: for fewer outputs (N times the number of codes) than vectors.
@@ -129,7 +139,10 @@ def check_settings(
 
 
 class Codebook(nn.Module):
-    """K vectors, learned by gradient or as moving averages of what was assigned to them."""
+    """Codebook of K learned vectors.
+
+    They are learned by gradient, or as moving averages of what was assigned to them.
+    """
 
     vectors: Tensor
     counts: Tensor
@@ -160,7 +173,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, codes: Tensor, outputs: Tensor) -> None:
-        """Move towards the encoder's outputs `[..., M, code_dim]` that have been assigned to codes `[..., M]`."""
+        """Move the vectors towards assigned encoder outputs.
+
+        Outputs `[..., M, code_dim]` are assigned to codes `[..., M]`.
+        """
         decay = self.decay or 0.0
         one_hot = (codes.unsqueeze(-1) == torch.arange(len(self.vectors), device=codes.device)).to(
             outputs
@@ -203,7 +219,10 @@ class CodeModel(nn.Module):
             return pyro.sample("x", self.likelihood(self.decoder(vectors)).to_event(1), obs=x)
 
     def _straight_through(self, outputs: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
-        """The codebook's vectors, with the encoder's outputs in the gradient's way."""
+        """Return codebook vectors with straight-through gradients.
+
+        The gradients go to the encoder's outputs.
+        """
         pyro.factor("commitment", -self.commitment * distance(outputs, vectors.detach()).sum(-1))
         if self.codebook.decay is None:
             pyro.factor("codebook", -distance(outputs.detach(), vectors).sum(-1))
@@ -223,7 +242,10 @@ class CodeGuide(nn.Module):
         self._codebook = (codebook,)  # in a tuple: its parameters are the model's
 
     def distances(self, x: Tensor) -> Tensor:
-        """Squared distances of each output to each vector, `[..., M, K]`."""
+        """Compute squared distances of outputs to codebook vectors.
+
+        They are `[..., M, K]`, of each output to each vector.
+        """
         return distance(self.encoder(x).unsqueeze(-2), self._codebook[0].vectors)
 
     def forward(self, x: Tensor) -> Tensor:

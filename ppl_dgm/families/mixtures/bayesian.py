@@ -1,4 +1,7 @@
-"""The mixture of Gaussians with priors on all its parameters: one evidence for the data set."""
+"""Bayesian mixture of Gaussians, with priors on all parameters.
+
+There is one evidence for the data set.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,8 +26,10 @@ LOC_PRIOR, LOG_SCALE_PRIOR, CORRELATION = (0.0, 3.0), (0.0, 1.0), 1.0
 
 @dataclass(frozen=True)
 class NormalInverseWishart:
-    r"""The conjugate prior of a Gaussian's mean and covariance: $\Sigma \sim \mathrm{IW}(\Psi, \nu)$, $\mu \mid \Sigma \sim
-    N(m, \Sigma / \kappa)$ (Murphy 2007, "Conjugate Bayesian analysis of the Gaussian distribution", section 9).
+    r"""Conjugate prior of a Gaussian's mean and covariance.
+
+    $\Sigma \sim \mathrm{IW}(\Psi, \nu)$, $\mu \mid \Sigma \sim N(m, \Sigma / \kappa)$ (Murphy 2007,
+    "Conjugate Bayesian analysis of the Gaussian distribution", section 9).
 
     Args:
         loc: m, a number for all dimensions or D of them.
@@ -45,7 +50,9 @@ class NormalInverseWishart:
     scale: float | Sequence[Sequence[float]] | Tensor = 1.0
 
     def parameters(self, num_dims: int) -> tuple[Tensor, float, float, Tensor]:
-        """m `[D]`, kappa, nu and the lower Cholesky factor of Psi `[D, D]`.
+        """Return the checked parameters of the prior.
+
+        They are m `[D]`, kappa, nu and the lower Cholesky factor of Psi `[D, D]`.
 
         Raises:
             ValueError: for parameters of other shapes or out of range.
@@ -73,7 +80,9 @@ class NormalInverseWishart:
 
 
 class BayesianMixture(Program):
-    r"""Mixture of K Gaussians whose weights, means and covariances are latent; the components z are summed out.
+    r"""Mixture of K Gaussians with priors on all parameters.
+
+    Weights, means and covariances are latent; the components z are summed out.
 
     $\pi \sim \mathrm{Dirichlet}(\alpha)$. The components' parameters are independent of one
     another; with `"diagonal"` and `"full"` covariances $\mu_{kd} \sim N(m, s^2)$, $\log \sigma_{kd}
@@ -154,7 +163,10 @@ class BayesianMixture(Program):
 
 
 class BayesianMixtureModel(nn.Module, ABC):
-    """The model of `BayesianMixture`; a prior of the components' parameters is a subclass with `components`."""
+    """Base class of the models of `BayesianMixture`.
+
+    A prior of the components' parameters is a subclass with `components`.
+    """
 
     one: Tensor
 
@@ -179,7 +191,10 @@ class BayesianMixtureModel(nn.Module, ABC):
 
     @abstractmethod
     def components(self) -> Any:
-        """Draw all means and covariances; return the distribution of data from component z as a function of z."""
+        """Draw the means and covariances of all components.
+
+        Returns the distribution of data from component z as a function of z.
+        """
 
 
 class ScalesModel(BayesianMixtureModel):
@@ -220,7 +235,10 @@ class ScalesModel(BayesianMixtureModel):
         )
 
     def locs(self) -> tuple[Tensor, Tensor]:
-        """Draw the means: their first coordinates `[..., K]` in order, and the others `[..., K, D - 1]`."""
+        """Draw the means of all components.
+
+        Their first coordinates `[..., K]` are in order; the others are `[..., K, D - 1]`.
+        """
         loc, scale = self.loc_prior
         ordered = OrderStatistics(
             dist.Normal(loc * self.one, scale * self.one), self.num_components
@@ -241,7 +259,9 @@ class ScalesModel(BayesianMixtureModel):
 
 
 class ConjugateModel(BayesianMixtureModel):
-    r"""Means and covariances of the normal-inverse-Wishart law, drawn in an order that lets components be numbered.
+    r"""Mixture model with a normal-inverse-Wishart prior.
+
+    Means and covariances are drawn in an order that lets components be numbered.
 
     Bartlett's decomposition: $\Sigma = L L^\top$, $L = T M^{-1}$, where $\Psi = T T^\top$ and M is
     lower triangular with independent $M_{ii}^2 \sim \chi^2_{\nu - D + i}$ and $M_{ij} \sim N(0, 1)$
@@ -291,13 +311,19 @@ class ConjugateModel(BayesianMixtureModel):
         return lambda z: dist.MultivariateNormal(gather(locs, z, 1), scale_tril=gather(trils, z, 2))
 
     def first_shifts(self) -> Tensor:
-        """Draw the means' first coordinates in order, less that of m: `[..., K]`."""
+        """Draw the means' first coordinates in order: `[..., K]`.
+
+        The first coordinate of m is subtracted.
+        """
         scale = self.factor[0, 0] / (2 * self.half_df[0] * self.kappa) ** 0.5
         base = dist.StudentT(2 * self.half_df[0], self.loc[0], scale)
         return pyro.sample("first_locs", OrderStatistics(base, self.num_components)) - self.loc[0]
 
     def scale_trils(self, shift: Tensor) -> Tensor:
-        """Draw the lower Cholesky factors of the covariances given the shifts `[..., K]`: `[..., K, D, D]`."""
+        """Draw lower Cholesky factors of the covariances.
+
+        They are `[..., K, D, D]`, given the shifts `[..., K]`.
+        """
         excess = self.kappa * (shift / self.factor[0, 0]).square()
         law = dist.Gamma(
             self.half_df + self.first / 2, (1 + excess.unsqueeze(-1) * self.first) / 2
@@ -314,6 +340,9 @@ class ConjugateModel(BayesianMixtureModel):
 
 
 def gather(values: Tensor, z: Tensor, event_dim: int) -> Tensor:
-    """The entries z of `[*batch, K, *event]`, where z and the batch broadcast: `[*batch, *event]`."""
+    """Select the entries of the components z.
+
+    They are taken from `[*batch, K, *event]`, where z and the batch broadcast: `[*batch, *event]`.
+    """
     index = (..., z, *(slice(None),) * event_dim)
     return Vindex(values)[index]

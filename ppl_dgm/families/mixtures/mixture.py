@@ -17,7 +17,9 @@ __all__ = ["Mixture"]
 
 
 class Mixture(Program):
-    r"""Finite mixture, $p(x) = \sum_k \pi_k\, p(x \mid \theta_k)$, the component z enumerated: an exact density.
+    r"""Finite mixture with an exact density.
+
+    $p(x) = \sum_k \pi_k\, p(x \mid \theta_k)$; the component z is enumerated.
 
     Args:
         num_dims: number D of dimensions.
@@ -45,11 +47,17 @@ class Mixture(Program):
 
     @property
     def parts(self) -> "MixtureModel":
-        """The module behind the model: `logits` of the weights and `components`."""
+        """Module behind the model, with `logits` and `components`.
+
+        The logits are those of the weights.
+        """
         return self.model.fn  # type: ignore[return-value]
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """Posterior p(z = k | x) of each component for data `[N, D]`, found in float64: `[N, K]`."""
+        """Compute posterior probabilities of the components: `[N, K]`.
+
+        They are p(z = k | x) for data `[N, D]`, found in float64.
+        """
         return in_double(self.parts).log_joint(x.double()).softmax(-1).to(self.parts.logits)
 
     def cluster(self, x: Tensor) -> Tensor:
@@ -59,7 +67,9 @@ class Mixture(Program):
     def start_from_kmeans(
         self, x: Tensor, seed: int = 0, regularisation: float | None = None
     ) -> "Mixture":
-        """Set all parameters from a k-means clustering (scikit-learn's, k-means++) of data `[N, D]`; returns itself.
+        """Set all parameters from a k-means clustering.
+
+        It is scikit-learn's, with k-means++, of data `[N, D]`. Returns the program itself.
 
         Raises:
             ValueError: for data of another shape or fewer than components.
@@ -76,7 +86,9 @@ class Mixture(Program):
         regularisation: float | None = None,
         seed: int | None = 0,
     ) -> "EMFit":
-        r"""Fit by expectation maximisation, in place (Dempster, Laird and Rubin 1977).
+        r"""Fit the mixture by expectation maximisation (EM), in place.
+
+        Dempster, Laird and Rubin (1977).
 
         E: $r_{nk} = p(z_n = k \mid x_n)$; M: each component's weighted maximum likelihood, $\pi_k =
         \sum_n r_{nk} / N$. No step lowers the likelihood (with a regularisation of 0). All is
@@ -109,7 +121,10 @@ class Mixture(Program):
         return result
 
     def _raised(self, x: Tensor) -> tuple[Tensor, "MixtureModel"]:
-        """Data and a copy of the parts in float64; the parameters follow the dtype of data that have a finer one."""
+        """Return data and a copy of the parts in float64.
+
+        The parameters follow the dtype of data that have a finer one.
+        """
         components = self.parts.components
         if x.dim() != 2 or x.shape[1] != components.num_dims or len(x) < components.num_components:
             raise ValueError(
@@ -133,7 +148,10 @@ def in_double(parts: "MixtureModel") -> "MixtureModel":
 
 
 def kmeans(x: Tensor, num_components: int, seed: int) -> Tensor:
-    """Memberships of data `[N, D]` in k-means clusters: `[N, K]`, zero or one."""
+    """Cluster data `[N, D]` by k-means.
+
+    Returns memberships `[N, K]`, zero or one.
+    """
     from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
 
     clusters = KMeans(num_components, n_init=10, random_state=seed)  # type: ignore[arg-type]
@@ -157,7 +175,11 @@ def maximise_likelihood(
 
 @dataclass(frozen=True)
 class EMFit:
-    """Mean log-likelihood before each step in nats per datum, float64 `[steps]`, and whether it stopped rising."""
+    """Learning curve of an EM fit.
+
+    It is the mean log-likelihood before each step in nats per datum, float64 `[steps]`, and whether
+    it stopped rising.
+    """
 
     log_likelihood: Tensor
     converged: bool
@@ -172,19 +194,28 @@ class MixtureModel(nn.Module):
         self.components = components
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """log p(z = k) + log p(x | z = k) for data `[N, D]`: `[N, K]`."""
+        """Compute log p(x, z) of data `[N, D]`: `[N, K]`.
+
+        It is log p(z = k) + log p(x | z = k).
+        """
         each = torch.arange(self.components.num_components, device=x.device).unsqueeze(-1)
         return self.logits.log_softmax(-1) + self.components(each).log_prob(x).T
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """Mean of log p(x) over data `[N, D]`, in nats: `[]`."""
+        """Compute the mean log-likelihood in nats: `[]`.
+
+        It is the mean of log p(x) over data `[N, D]`.
+        """
         return self.log_joint(x).logsumexp(-1).mean()
 
     @torch.no_grad()
     def maximise(
         self, x: Tensor, responsibilities: Tensor, regularisation: float | None = None
     ) -> None:
-        """M-step: weights and components of data `[N, D]` with responsibilities `[N, K]`."""
+        """Update weights and components by an M-step.
+
+        Data are `[N, D]`, responsibilities `[N, K]`.
+        """
         if regularisation is None:
             regularisation = self.components.regularisation
         share = responsibilities.mean(0).clamp_min(torch.finfo(x.dtype).tiny)

@@ -1,4 +1,7 @@
-"""Markov transitions vectorised over chains and data, and the adaptation of their settings."""
+"""Markov transitions and the adaptation of their settings.
+
+They are vectorised over chains and data.
+"""
 
 from ppl_dgm.sampling.kernels.adaptation import (
     DualAveraging,

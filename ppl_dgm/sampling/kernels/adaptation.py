@@ -9,7 +9,9 @@ __all__ = ["DualAveraging", "nudge_step_size", "robust_scale", "weighted_scale"]
 
 
 class DualAveraging(NamedTuple):
-    r"""Step-size adaptation at a fixed density, one step size for each entry of any batch.
+    r"""Dual averaging of step sizes at a fixed density.
+
+    Each entry of any batch has a step size of its own.
 
     $\log \epsilon_{t+1} = \mu - \frac{\sqrt t}{\gamma} \bar H_t$ with $\bar H$ the running mean of
     (target - acceptance); the average $\bar\epsilon$ is used when adaptation has ended. Hoffman and
@@ -33,7 +35,10 @@ class DualAveraging(NamedTuple):
 
     @classmethod
     def start(cls, step_size: Tensor) -> "DualAveraging":
-        """Begin at these step sizes; adaptation is drawn towards ten times as much."""
+        """Start adaptation from the given step sizes.
+
+        Adaptation is drawn towards ten times as much.
+        """
         log_step, zero = step_size.log(), torch.zeros_like(step_size)
         return cls(log_step, zero, zero, log_step + 2.302585093, 0)
 
@@ -62,7 +67,9 @@ class DualAveraging(NamedTuple):
 def nudge_step_size(
     step_size: Tensor, acceptance: Tensor, target: float, gain: float = 1.0
 ) -> Tensor:
-    r"""Step sizes for the next temperature: $\log \epsilon \leftarrow \log \epsilon + g (a - a^*)$.
+    r"""Adjust step sizes for the next temperature.
+
+    $\log \epsilon \leftarrow \log \epsilon + g (a - a^*)$.
 
     A constant gain follows a density that changes from move to move, as Wu et al. (2017), "On the
     quantitative analysis of decoder-based generative models", adapt along the temperatures to an
@@ -77,7 +84,9 @@ def nudge_step_size(
 
 
 def weighted_scale(point: Tensor, log_weights: Tensor, previous: Tensor) -> Tensor:
-    """Standard deviations of coordinates over the first dimension, for a diagonal mass.
+    """Compute weighted standard deviations for a diagonal mass.
+
+    They are taken over the first dimension, for each coordinate.
 
     Their logarithms are drawn towards those of `previous` with the weight of 5 draws: few effective
     draws must not make them collapse.
@@ -103,7 +112,10 @@ def weighted_scale(point: Tensor, log_weights: Tensor, previous: Tensor) -> Tens
 
 
 def robust_scale(point: Tensor) -> Tensor:
-    """Spread of coordinates over the first dimension by quartiles, which heavy tails do not move: `[*batch, dim]`.
+    """Estimate the spread of coordinates by quartiles.
+
+    Quartiles are taken over the first dimension, and heavy tails do not move them. The result is
+    `[*batch, dim]`.
 
     Example:
         >>> import torch

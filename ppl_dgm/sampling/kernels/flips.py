@@ -1,4 +1,7 @@
-"""Gibbs sweeps over binary vectors that see no more than a log density."""
+"""Gibbs sampling of binary vectors from a log density.
+
+Nothing else about the density needs to be known.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +16,10 @@ __all__ = ["BitFlips"]
 
 @dataclass(frozen=True)
 class BitFlips:
-    r"""Draws each bit of each chain from its full conditional, one bit after the other in a random order.
+    r"""Gibbs sampler of the bits of binary vectors.
+
+    Each bit of each chain is drawn from its full conditional, one bit after the other in a random
+    order.
 
     $x_i \leftarrow 1 - x_i$ with probability $\sigma(\log f(x^{(i)}) - \log f(x))$, where $x^{(i)}$
     has bit i flipped. Each chain has an order of its own, backwards as likely as forwards, so that
@@ -37,7 +43,10 @@ class BitFlips:
         return self.sweep(x, self.log_density(x))[0]
 
     def sweep(self, x: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        """Sweep once from data `[n, *event]` whose log density `[n]` is known: both as they are then."""
+        """Sweep once from data `[n, *event]` of known log density.
+
+        `log_density` is `[n]`. New data and their log densities are returned.
+        """
         flat = x.flatten(1)
         order = torch.rand_like(flat).argsort(1)
         first = torch.zeros((), dtype=torch.long, device=x.device)

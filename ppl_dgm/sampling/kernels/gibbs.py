@@ -1,4 +1,7 @@
-"""Gibbs updates of discrete latents by enumerating the values of one entry at a time."""
+"""Gibbs updates of discrete latents by enumeration.
+
+The values of one entry are enumerated at a time.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,9 @@ __all__ = ["Gibbs", "values_of"]
 
 @dataclass(frozen=True)
 class Gibbs:
-    r"""Draws each entry of a program's discrete latents from its full conditional, given everything else.
+    r"""Gibbs sampler of a program's discrete latents.
+
+    Each entry is drawn from its full conditional, given everything else.
 
     $z_j \sim p(z_j \mid z_{-j}, x) \propto p(x, z)$, by evaluating the joint density at every value
     of $z_j$. Entries are visited in order; where each datum has latents of its own, those of all
@@ -57,14 +62,20 @@ class Gibbs:
         return tuple(latent for latent in self.bound.structure.model_latents if latent.discrete)
 
     def move(self, values: Values) -> Values:
-        """Update all discrete latents once; `values` are `[chains, *shape]` by name and are not changed."""
+        """Update all discrete latents once.
+
+        `values` are `[chains, *shape]` by name and are not changed.
+        """
         for latent in self.latents:
             for entry in range(self._columns(latent, values[latent.name]).shape[-1]):
                 values = values | {latent.name: self._update(latent, values, entry)}
         return values
 
     def _columns(self, latent: Latent, value: Tensor) -> Tensor:
-        """`[chains, *shape]` -> `[chains, data, entries]`, `data` being 1 where latents are not each datum's own."""
+        """Reshape values `[chains, *shape]` to `[chains, data, entries]`.
+
+        `data` is 1 where latents are not each datum's own.
+        """
         per_datum = self.bound.structure.per_datum
         value = value.movedim(latent.batch_dim, 1) if per_datum else value.unsqueeze(1)
         return value.reshape(*value.shape[:2], -1)
@@ -82,7 +93,10 @@ class Gibbs:
         return self._with_entry(latent, value, entry, chosen)
 
     def _with_entry(self, latent: Latent, value: Tensor, entry: int, new: Tensor) -> Tensor:
-        """The value with one entry of each chain (and datum) replaced."""
+        """Replace one entry of each chain and datum.
+
+        The value itself is not changed.
+        """
         columns = self._columns(latent, value).clone()
         columns[..., entry] = new
         if not self.bound.structure.per_datum:
@@ -92,7 +106,7 @@ class Gibbs:
 
 
 def values_of(latent: Latent, like: Tensor) -> Tensor:
-    """All values that one entry of a discrete latent can take."""
+    """List the values that one entry of a latent takes."""
     support: Any = latent.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

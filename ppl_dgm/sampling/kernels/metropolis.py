@@ -1,4 +1,7 @@
-"""Markov transitions vectorised over chains and data at once, each accepted or rejected on its own."""
+"""Markov transitions vectorised over chains and data.
+
+Each chain and datum accepts or rejects on its own.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -30,7 +33,9 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel(ABC):
-    r"""A transition that leaves $f_\beta$ invariant, for any number of chains and data at once.
+    r"""Markov transition that leaves $f_\beta$ invariant.
+
+    It moves any number of chains and data at once.
 
     To add one, write a frozen dataclass with `propose` and `first_step_size`. The proposal must be
     reversible up to its own densities: `propose` returns the log of the Metropolis-Hastings ratio
@@ -67,7 +72,10 @@ class Kernel(ABC):
 
     @abstractmethod
     def first_step_size(self, dim: int) -> float:
-        """A step size to begin adaptation with, in units of the scale, for a density of `dim` dimensions."""
+        """Return the initial step size for adaptation.
+
+        It is in units of the scale, for a density of `dim` dimensions.
+        """
 
     def move(
         self, target: Target, state: State, beta: Tensor, step_size: Tensor, scale: Tensor
@@ -150,7 +158,10 @@ class HMC(Kernel):
         return dim**-0.25
 
     def _num_steps(self, step_size: Tensor) -> Tensor | int:
-        """Steps that make up the trajectory at the chains' typical step size; one number for all."""
+        """Compute how many steps make up the trajectory.
+
+        It is one number for all chains, from their typical step size.
+        """
         if self.num_leapfrog == 1:
             return 1
         wanted = self.trajectory / step_size.log().mean().exp().clamp_min(1e-30)
@@ -176,7 +187,9 @@ def leapfrog(
     stride: Tensor,
     num_steps: Tensor | int,
 ) -> tuple[State, Tensor]:
-    """Take `num_steps` leapfrog steps of sizes `stride` `[chains, *batch, dim]`: final state and momentum.
+    """Take `num_steps` leapfrog steps.
+
+    Their sizes `stride` are `[chains, *batch, dim]`. The final state and momentum are returned.
 
     The map is volume-preserving, and reversible by turning the momentum round. Only the last step
     needs the density itself.
@@ -215,7 +228,9 @@ class MALA(HMC):
 
 @dataclass(frozen=True)
 class ULA(MALA):
-    """Unadjusted Langevin: never rejects; its error goes into importance weights as the correction of its moves.
+    """Unadjusted Langevin algorithm, which never rejects.
+
+    Its error goes into importance weights as the correction of its moves.
 
     By itself it leaves no density invariant; AIS and SMC with it are still unbiased, because the
     weights are corrected.

@@ -1,4 +1,7 @@
-"""What Markov chains move in: a family of densities between a start and an end, and the chains' state in it."""
+"""Target densities and states of Markov chains.
+
+A target is a family of densities between a start and an end.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +15,9 @@ LogDensityGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class State(NamedTuple):
-    r"""Points of chains with what is known there: a new temperature costs no new evaluation.
+    r"""Points of Markov chains with cached densities and gradients.
+
+    A new temperature needs no new evaluation.
 
     $\log f_\beta = \mathrm{base} + \beta\, \mathrm{tilt}$. `point` and the gradients are `[chains,
     *batch, dim]`, `base` and `tilt` `[chains, *batch]` in nats; gradients are None where the kernel
@@ -33,7 +38,10 @@ class State(NamedTuple):
         )
 
     def grad(self, beta: Tensor) -> Tensor:
-        """Gradient of log f at inverse temperatures that broadcast to `[chains, *batch]`: `[chains, *batch, dim]`."""
+        """Compute the gradient of log f at inverse temperatures.
+
+        They broadcast to `[chains, *batch]`, the gradient is `[chains, *batch, dim]`.
+        """
         if self.base_grad is None or self.tilt_grad is None:
             raise ValueError(
                 "the state was evaluated without gradients; evaluate the target with gradient=True"
@@ -54,12 +62,17 @@ class State(NamedTuple):
 
 
 def power(log_f: Tensor, beta: Tensor) -> Tensor:
-    r"""$\log f^\beta$, where $0^0 = 1$: at temperature zero it does not matter what the data rule out."""
+    r"""Compute $\log f^\beta$, with $0^0 = 1$.
+
+    At $\beta = 0$ it does not matter what the data rule out.
+    """
     return torch.where(beta == 0, 0.0, beta * log_f)
 
 
 class Target(NamedTuple):
-    """A family of densities: a function point `[chains, *batch, dim]` -> (base, tilt), each `[chains, *batch]`.
+    """Family of densities indexed by inverse temperature.
+
+    `density` maps points `[chains, *batch, dim]` to (base, tilt), each `[chains, *batch]`.
 
     `chains_at_once` bounds the memory of one evaluation; it changes no result but by rounding.
 
@@ -75,7 +88,10 @@ class Target(NamedTuple):
     chains_at_once: int | None = None
 
     def evaluate(self, point: Tensor, gradient: bool = True) -> State:
-        """Densities at points and, unless told otherwise, their gradients, one backward pass for each of the two."""
+        """Evaluate densities and, by default, their gradients.
+
+        Each of the two gradients takes one backward pass.
+        """
         if self.chains_at_once is None or self.chains_at_once >= len(point):
             return self._evaluate_piece(point, gradient)
         states = [
@@ -87,7 +103,9 @@ class Target(NamedTuple):
         return State(*joined)
 
     def slope(self, point: Tensor, beta: Tensor) -> Tensor:
-        r"""Gradient of $\log f_\beta$ alone, `[chains, *batch, dim]`, at inverse temperatures `[chains, *batch]`.
+        r"""Compute only the gradient of $\log f_\beta$.
+
+        It is `[chains, *batch, dim]`, at inverse temperatures `[chains, *batch]`.
 
         It takes one backward pass, and no value is computed but for its sake.
         """
@@ -116,7 +134,11 @@ class Target(NamedTuple):
 
 
 def proper(log_density: Tensor, point: Tensor) -> Tensor:
-    """A density for every point, zero where overflow far out gives NaN or plus infinity, which would trap chains."""
+    """Replace invalid log densities by minus infinity.
+
+    Overflow far out gives NaN or plus infinity, which would trap chains. Every point gets a
+    density.
+    """
     return (
         log_density.detach()
         .expand(point.shape[:-1])
@@ -125,7 +147,10 @@ def proper(log_density: Tensor, point: Tensor) -> Tensor:
 
 
 def gradient_of(log_density: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:
-    """Gradient of the sum of a density with respect to its points; zero where it is constant or not finite."""
+    """Compute the gradient of the sum of a density.
+
+    It is with respect to the points, and zero where it is not finite or the density is constant.
+    """
     if not log_density.requires_grad:
         return torch.zeros_like(leaf)
     (grad,) = torch.autograd.grad(log_density.sum(), leaf, retain_graph=retain, allow_unused=True)

@@ -53,11 +53,14 @@ class Annealing:
     beta: Tensor
 
     def forwards(self, checkpoint: Checkpoint, name: str, num_chains: int) -> Walk:
-        """Anneal chains from fresh draws at the start of the path."""
+        """Anneal chains from fresh draws at the path's start."""
         return self._run(checkpoint, name, self.path.draw(num_chains), self.beta)
 
     def backwards(self, checkpoint: Checkpoint, name: str, point: Tensor) -> Walk:
-        """Anneal chains from points `[chains, *batch, dim]` of the posterior to the start of the path."""
+        """Anneal chains from posterior draws to the path's start.
+
+        `point` is `[chains, *batch, dim]`.
+        """
         return self._run(checkpoint, name, point, self.beta.flip(0))
 
     def _run(self, checkpoint: Checkpoint, name: str, point: Tensor, beta: Tensor) -> Walk:
@@ -76,7 +79,10 @@ class Annealing:
         )
 
     def advance(self, walk: Walk, beta: Tensor) -> Walk:
-        """One temperature further: weight, then move (not at the end, where no weight depends on it)."""
+        """Advance the chains by one temperature.
+
+        They are weighted, then moved, but not at the end, where no weight depends on it.
+        """
         step = walk.step
         if step + 2 == len(beta):
             increments, walk.overlap[step] = reweigh(walk.state, beta[step], beta[step + 1])
@@ -100,7 +106,11 @@ def temperature(
     beta: Tensor,
     new_beta: Tensor,
 ) -> tuple[State, Tensor, Tensor, Tensor, Tensor]:
-    """Weight and move: new states, weights and sums of acceptances, and the means of overlap and acceptance."""
+    """Weight and move the chains at one temperature.
+
+    Returned are new states, weights and sums of acceptances, and the means of overlap and
+    acceptance.
+    """
     increments, overlap = reweigh(state, beta, new_beta)
     step_size, scale = (part.to(state.point.dtype) for part in plan.at(new_beta))
     move = kernel.move(path.target, state, new_beta.to(state.point.dtype), step_size, scale)
@@ -115,11 +125,17 @@ def temperature(
 
 
 def reweigh(state: State, beta: Tensor, new_beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Increments of the log weights `[chains, *batch]` and their evenness `[]`, from one temperature to the next."""
+    """Compute weight increments between two temperatures.
+
+    Increments of the log weights are `[chains, *batch]`, their evenness is `[]`.
+    """
     increments = power(state.tilt.double(), new_beta - beta)
     return increments, evenness(increments)
 
 
 def evenness(increments: Tensor) -> Tensor:
-    """Effective share of chains `[chains, *batch]` after one increment of their weights, averaged over the data."""
+    """Compute the effective share of chains after one increment.
+
+    Increments of the log weights are `[chains, *batch]`. The share is averaged over the data.
+    """
     return (effective_size(increments) / len(increments)).mean()

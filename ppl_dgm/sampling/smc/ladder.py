@@ -1,4 +1,7 @@
-"""Annealing along a model's own ladder of densities, by its own moves."""
+"""Annealing along a model's own ladder of densities.
+
+The chains move by the model's own moves.
+"""
 
 import math
 from typing import NamedTuple
@@ -17,7 +20,11 @@ STEP = 1e-4  # in inverse temperature, over which slopes are taken
 
 
 class Climb(NamedTuple):
-    """Chains on a ladder: points `[chains, *event]`, log weights `[groups, chains / groups]`, and groups' log Z."""
+    """State of the chains on a ladder.
+
+    Points are `[chains, *event]`, log weights `[groups, chains / groups]`. `log_z` is that of the
+    groups.
+    """
 
     step: int
     point: Tensor
@@ -27,7 +34,10 @@ class Climb(NamedTuple):
 
     @property
     def group_log_z(self) -> Tensor:
-        """Each group's estimate of log Z, what its weights hold included: `[groups]`."""
+        """Estimate of log Z for each group, `[groups]`.
+
+        It includes what the weights of the group hold.
+        """
         count = torch.tensor(self.log_weights.shape[1], dtype=torch.float64)
         return self.log_z + self.log_weights.logsumexp(1) - count.log()
 
@@ -43,7 +53,10 @@ def begin(point: Tensor, num_groups: int, num_temperatures: int) -> Climb:
 def advance(
     ladder: Ladder, climb: Climb, beta: Tensor, num_moves: int = 1, resample_below: float = 0.0
 ) -> Climb:
-    """Go one rung on: weight, resample groups of few effective chains, and move but at the end."""
+    """Advance the chains by one rung of the ladder.
+
+    They are weighted, resampled in groups of few effective chains, and moved except at the end.
+    """
     now, new = (beta[climb.step + i].to(climb.point.dtype) for i in (0, 1))
     increments = ladder.log_density(climb.point, new) - ladder.log_density(climb.point, now)
     increments = increments.double().reshape(climb.log_weights.shape)
@@ -62,7 +75,10 @@ def advance(
 
 
 def resampled(climb: Climb, below: float) -> Climb:
-    """Resample the groups whose effective share of chains is below a number; the others stay."""
+    """Resample the groups with few effective chains.
+
+    Their effective share of chains is less than `below`. The other groups stay.
+    """
     groups, chains = climb.log_weights.shape
     few = effective_size(climb.log_weights.T) < below * chains
     if not bool(few.any()):
@@ -76,7 +92,9 @@ def resampled(climb: Climb, below: float) -> Climb:
 
 
 class Pilot(NamedTuple):
-    r"""What a first walk up a ladder tells: the thermodynamic length from its foot to each of its rungs.
+    r"""Thermodynamic length of a ladder, from a first walk.
+
+    It is measured from the foot of the ladder to each of its rungs.
 
     $L(\beta) = \int_0^\beta \mathrm{sd}(\partial \log f_b / \partial b)\, db$; rungs equally far
     apart in it spread the weights least (Grosse, Maddison and Salakhutdinov 2013, "Annealing
@@ -102,11 +120,17 @@ class Pilot(NamedTuple):
         return cls(beta, torch.cat([pieces.new_zeros(1), pieces.cumsum(0)]))
 
     def number(self, cess: float) -> int:
-        """Return how many steps lose no more than a conditional ESS of `cess` each, were increments normal."""
+        """Choose the number of steps for a conditional ESS.
+
+        Each step keeps a conditional ESS of at least `cess`, if increments are normal.
+        """
         return max(1, math.ceil(float(self.length[-1]) / math.sqrt(-math.log(cess))))
 
     def temperatures(self, number: int) -> Tensor:
-        """Return rungs equally far apart, `[number + 1]` from 0 to 1."""
+        """Place rungs at equal distances in thermodynamic length.
+
+        They are `[number + 1]`, from 0 to 1.
+        """
         floor = 1e-3 * self.length[-1].clamp_min(1e-9) * self.beta  # where nothing spreads, evenly
         length = self.length + floor
         wanted = torch.linspace(0, 1, number + 1, dtype=length.dtype, device=length.device)

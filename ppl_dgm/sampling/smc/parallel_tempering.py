@@ -16,7 +16,9 @@ __all__ = ["Ladders", "Rungs"]
 
 
 class Ladders(NamedTuple):
-    """Chains at every temperature: states `[chains * rungs, *batch, ...]`, chains first; scales `[rungs, *batch, dim]`.
+    """State of the chains at every temperature.
+
+    States are `[chains * rungs, *batch, ...]`, chains first. Scales are `[rungs, *batch, dim]`.
 
     `tilts` are log f_1 - log f_0 so far, `[draws, chains, rungs, *batch]` in float64; `acceptance`
     and `swaps` are sums over the draws, `[rungs, *batch]` and `[rungs - 1, *batch]`, `divergent`
@@ -35,7 +37,9 @@ class Ladders(NamedTuple):
 
 @dataclass(frozen=True)
 class Rungs:
-    """Markov chains at fixed temperatures, all at once, neighbours exchanging their points, the lowest drawn exactly.
+    """Markov chains at fixed temperatures that exchange points.
+
+    All run at once, neighbours exchange their points, and the lowest rung is drawn exactly.
 
     Args:
         path: the path of densities.
@@ -94,7 +98,10 @@ class Rungs:
         )
 
     def _refresh(self, state: State) -> State:
-        """Draw the lowest rung afresh, exactly: what the others forget slowly comes in from there."""
+        """Draw the points of the lowest rung anew.
+
+        These draws are exact. What the other rungs forget slowly comes in from there.
+        """
         fresh = self.path.target.evaluate(
             self.path.draw(self.num_chains), self.kernel.uses_gradient
         )
@@ -107,7 +114,10 @@ class Rungs:
         return values.unflatten(0, (self.num_chains, len(self.beta)))
 
     def _swap(self, state: State, parity: int) -> tuple[State, Tensor]:
-        r"""Exchange neighbours with probability $\min(1, e^{(\beta_i - \beta_j)(t_j - t_i)})$; even or odd pairs in turn.
+        r"""Exchange points of neighbouring rungs at random.
+
+        The probability is $\min(1, e^{(\beta_i - \beta_j)(t_j - t_i)})$. Even and odd pairs take
+        turns.
 
         Geyer (1991), "Markov chain Monte Carlo maximum likelihood".
         """
@@ -129,7 +139,10 @@ class Rungs:
 def move_ladders(
     path: Path, kernel: Kernel, num_chains: int, state: State, *settings: Tensor
 ) -> Move:
-    """Move all chains by inverse temperatures, step sizes and scales `[rungs, *batch]`."""
+    """Move the chains of all rungs once.
+
+    Inverse temperatures and step sizes are `[rungs, *batch]`, scales `[rungs, *batch, dim]`.
+    """
     return kernel.move(
         path.target, state, *(fold(part, num_chains, state.point.dtype) for part in settings)
     )

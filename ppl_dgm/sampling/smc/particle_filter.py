@@ -1,4 +1,7 @@
-"""Particle filters along fixed temperatures, free or conditional on one trajectory."""
+"""Particle filters along fixed temperatures.
+
+They are free, or conditional on one trajectory.
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,8 +21,11 @@ RESAMPLE_BELOW = 0.5
 
 
 class Filtered(NamedTuple):
-    """Particles on their way: states `[particles * groups, *batch, ...]`, normalised log weights `[particles, groups,
-    *batch]`, log Z so far `[groups, *batch]`."""
+    """State of the particles in a filter.
+
+    States are `[particles * groups, *batch, ...]`, normalised log weights `[particles, groups,
+    *batch]`, log Z so far `[groups, *batch]`.
+    """
 
     step: int
     state: State
@@ -29,7 +35,9 @@ class Filtered(NamedTuple):
 
 @dataclass(frozen=True)
 class ParticleFilter:
-    r"""Sequential Monte Carlo at temperatures, step sizes and scales fixed beforehand.
+    r"""Sequential Monte Carlo at temperatures fixed beforehand.
+
+    Step sizes and scales are fixed beforehand too.
 
     Free, $\mathbb{E}\,\hat Z = Z$. Conditional on a trajectory that was annealed backwards from a
     posterior draw, which takes the place of the first particle at every temperature,
@@ -47,7 +55,10 @@ class ParticleFilter:
     num_groups: int
 
     def run(self, checkpoint: Checkpoint, name: str, trajectory: Tensor | None = None) -> Tensor:
-        """log Z of each group, `[groups, *batch]`; `trajectory` is `[temperatures, groups, *batch, dim]`."""
+        """Estimate log Z of each group, `[groups, *batch]`.
+
+        `trajectory` is `[temperatures, groups, *batch, dim]`.
+        """
         last = len(self.annealing.beta) - 1
         found = checkpoint.loop(
             name,
@@ -58,7 +69,10 @@ class ParticleFilter:
         return found.log_z
 
     def trajectory(self, checkpoint: Checkpoint, name: str, point: Tensor) -> Tensor:
-        """Points `[temperatures, groups, *batch, dim]` annealed backwards from posterior draws `[groups, *batch, dim]`."""
+        """Anneal posterior draws backwards and keep all points.
+
+        Draws are `[groups, *batch, dim]`, points `[temperatures, groups, *batch, dim]`.
+        """
         beta = self.annealing.beta.flip(0)
         start = self.annealing.begin(point, len(beta) - 1), point.unsqueeze(0)
 

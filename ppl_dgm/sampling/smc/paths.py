@@ -1,4 +1,7 @@
-"""Paths of densities from one that can be drawn to the joint density, and the temperatures along them."""
+"""Paths of densities and the temperatures along them.
+
+A path leads from a density that can be drawn from to the joint density.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -34,7 +37,9 @@ PROBE_DATA = 16  # data on which supports are read and memory is measured
 
 @dataclass(frozen=True)
 class Path:
-    r"""The geometric path $f_\beta(y) = f_0(y)^{1-\beta}\, p(x, y)^{\beta}$ from the prior or the guide to the joint.
+    r"""Geometric path from prior or guide to the joint density.
+
+    It is $f_\beta(y) = f_0(y)^{1-\beta}\, p(x, y)^{\beta}$.
 
     From the prior this is $p(y)\, p(x \mid y)^\beta$. Points are `[chains, *batch, dim]`,
     unconstrained, and densities in nats.
@@ -62,7 +67,9 @@ class Path:
     def run(
         self, fn: Callable[..., Any], *inputs: Any, step: int | None = None, last: int = 0
     ) -> Any:
-        """Return `fn(self, *inputs)`, compiled once for all parts of the data that look alike.
+        """Run `fn(self, *inputs)`, compiled or not.
+
+        It is compiled once for all parts of the data that look alike.
 
         Where it is done `last` times for each part of the data, `step` tells how often it has been
         done.
@@ -78,7 +85,11 @@ class Path:
         return Target(self.density, self.chains_at_once)
 
     def density(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """log f_0 and log f_1 - log f_0 at points, each `[chains, *batch]`; not finite where numbers overflow."""
+        """Evaluate the log densities of the path at points.
+
+        They are log f_0 and log f_1 - log f_0, each `[chains, *batch]`, and not finite where
+        numbers overflow.
+        """
         split = self.space.raw_split(point)
         if self.start == "prior":
             return split.prior, split.likelihood
@@ -110,7 +121,10 @@ class Path:
 def on_part(
     origin: Path, fn: Callable[..., Any], args: Any, kwargs: Any, num_data: int | None, *inputs: Any
 ) -> Any:
-    """Apply a function to the path of a part of the data, which come as arguments so that a captured graph has them."""
+    """Apply a function to the path of one data part.
+
+    The data come as arguments, so that a captured graph has them.
+    """
     part = replace(origin.space.bound, args=args, kwargs=kwargs, num_data=num_data)
     return fn(origin.rebind(part), *inputs)
 
@@ -122,7 +136,9 @@ def piece_sizes(total: int, at_once: int | None) -> list[int]:
 
 
 def open_space(bound: Bound) -> Unconstrained:
-    """The program's latents as one vector, read from a few data.
+    """Represent the program's latents as one vector.
+
+    It is read from a few data.
 
     Raises:
         ValueError: for latents that are discrete, absent, or without a prior that can be drawn.
@@ -138,14 +154,16 @@ def open_space(bound: Bound) -> Unconstrained:
 
 
 def is_divisible(bound: Bound) -> bool:
-    """Whether the evidence of a part of the data can be had by itself."""
+    """Check whether data parts have evidences of their own."""
     return bound.structure.per_datum and bound.structure.divisible
 
 
 def divide(
     bound: Bound, start: Start, num_chains: int, memory: int, kernel: Kernel, switch: Switch
 ) -> Iterator[tuple[int, Path]]:
-    """The path for one part of the data after the other: all chains of as many data as memory allows.
+    """Yield the path for each part of the data.
+
+    A part has as many data as memory allows with all chains.
 
     Yields (first datum, path).
     """
@@ -187,7 +205,10 @@ def sigmoid_temperatures(num_temperatures: int, sharpness: float = 4.0) -> Tenso
 
 
 def clipping_alarm(bound: Bound, start: Start) -> tuple[str, ...]:
-    """A warning where draws that should all differ coincide, as those of Gamma(1e-4, 1e-4) do at the smallest float."""
+    """Warn where prior draws coincide at the smallest float.
+
+    They should all differ. Those of Gamma(1e-4, 1e-4) coincide, for instance.
+    """
     if start == "guide":
         return ()
     draws = open_space(bound).sample_prior(NUM_DRAWS).flatten(1)

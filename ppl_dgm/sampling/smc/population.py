@@ -1,4 +1,7 @@
-"""A population of particles that is tempered from the start of a path to its end, and what is learnt on the way."""
+"""Population of particles that is tempered along a path.
+
+It goes from the start of the path to its end, and records what is learnt on the way.
+"""
 
 import math
 from dataclasses import dataclass
@@ -34,7 +37,9 @@ ROUNDING = 1e-6  # temperatures aim at an ESS; rounding must not decide whether 
 
 
 class Record(NamedTuple):
-    """What happened at each temperature: `[temperatures, groups, *batch]`, scales with a last dimension `dim`.
+    """Settings and statistics of a population at each temperature.
+
+    They are `[temperatures, groups, *batch]`, scales with a last dimension `dim`.
 
     `overlap` is the conditional ESS on the way to the temperature, `acceptance` the mean over
     particles and moves.
@@ -76,7 +81,10 @@ class Population(NamedTuple):
         return unfold(self.state.tilt.double(), self.log_weights)
 
     def reweighted(self, increments: Tensor) -> "Population":
-        """Multiply the weights by exp(increments) and take their mean into the normaliser."""
+        """Multiply the weights by exp(increments) and normalise them.
+
+        Their mean goes into the normaliser.
+        """
         raw = self.log_weights + increments
         total = raw.logsumexp(0)
         dead = (total == -torch.inf).unsqueeze(0)
@@ -95,13 +103,18 @@ def fold(values: Tensor, num_particles: int, dtype: torch.dtype) -> Tensor:
 
 
 def even_weights(like: Tensor) -> Tensor:
-    """Normalised log weights of the shape `[particles, ...]` that are all equal."""
+    """Return equal, normalised log weights.
+
+    Their shape is `[particles, ...]`.
+    """
     return torch.full_like(like, -math.log(len(like)))
 
 
 @dataclass(frozen=True)
 class Tempering:
-    """Sequential Monte Carlo from the start of a path to its end, each group and datum at temperatures of its own.
+    """Sequential Monte Carlo with adaptive temperatures.
+
+    It goes from the start of a path to its end, each group and datum at temperatures of its own.
 
     Temperatures are chosen so that the conditional ESS is `cess`; particles are resampled where
     their ESS falls below `resample_below` of their number; step sizes and scales follow the
@@ -134,7 +147,10 @@ class Tempering:
         )
 
     def begin(self) -> Population:
-        """Draw particles at the start of the path and find step sizes there."""
+        """Draw particles and find step sizes for them.
+
+        This is at the start of the path.
+        """
         point = self.path.draw(self.num_particles * self.num_groups)
         state = self.path.target.evaluate(point, self.kernel.uses_gradient)
         shape = (self.num_particles, self.num_groups, *point.shape[1:-1])
@@ -226,7 +242,10 @@ def move_groups(
     step: Tensor,
     scale: Tensor,
 ) -> tuple[State, Tensor, Tensor]:
-    """Move particles of groups once, by settings `[groups, *batch]`: states, mean acceptance, corrections."""
+    """Move the particles of all groups once.
+
+    Settings are `[groups, *batch]`. States, mean acceptance and corrections are returned.
+    """
     settings = (fold(part, num_particles, state.point.dtype) for part in (beta, step, scale))
     move = kernel.move(path.target, state, *settings)
     return (
@@ -237,7 +256,9 @@ def move_groups(
 
 
 class Plan(NamedTuple):
-    """Temperatures along a path with step sizes and scales that suit them: what a pilot population has learnt.
+    """Temperatures along a path with suitable step sizes and scales.
+
+    A pilot population has learnt them.
 
     `beta` and `step_size` are `[knots, *batch]`, rising from 0 to 1, and `scale` `[knots, *batch,
     dim]`.
@@ -249,12 +270,18 @@ class Plan(NamedTuple):
 
     @classmethod
     def learn(cls, pilot: Population) -> "Plan":
-        """Take over what the one group of a pilot has found."""
+        """Create a plan from what a pilot has found.
+
+        The pilot has one group.
+        """
         record = pilot.record
         return cls(*(padded(part[:, 0]) for part in (record.beta, record.step_size, record.scale)))
 
     def temperatures(self, num_temperatures: int) -> Tensor:
-        """Inverse temperatures `[num_temperatures + 1, *batch]` that divide each step of the pilot alike."""
+        """Interpolate between the inverse temperatures of the pilot.
+
+        The result is `[num_temperatures + 1, *batch]` and divides each step of the pilot alike.
+        """
         steps = (self.beta < 1).sum(0)
         share = torch.linspace(
             0, 1, num_temperatures + 1, dtype=self.beta.dtype, device=self.beta.device
@@ -265,7 +292,10 @@ class Plan(NamedTuple):
         return torch.lerp(low, high, (place - lower).clamp(0, 1))
 
     def at(self, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Step sizes `[*batch]` and scales `[*batch, dim]` at an inverse temperature that broadcasts to `[*batch]`."""
+        """Interpolate step sizes and scales at an inverse temperature.
+
+        The temperature broadcasts to `[*batch]`. Step sizes are `[*batch]`, scales `[*batch, dim]`.
+        """
         beta = beta.expand(self.beta.shape[1:])
         upper = (self.beta <= beta).sum(0).clamp(1, len(self.beta) - 1).unsqueeze(0)
         low, high = self.beta.gather(0, upper - 1)[0], self.beta.gather(0, upper)[0]
@@ -274,7 +304,10 @@ class Plan(NamedTuple):
 
 
 def padded(knots: Tensor) -> Tensor:
-    """Repeat the last knot up to a multiple of `KNOTS`: plans of one shape share compiled code."""
+    """Repeat the last knot up to a multiple of `KNOTS`.
+
+    Plans of one shape share compiled code.
+    """
     return torch.cat([knots, knots[-1:].expand(-len(knots) % KNOTS, *knots.shape[1:])])
 
 

@@ -1,4 +1,7 @@
-"""Weighted particles, column by column: resampling, effective sample sizes, and steps in inverse temperature."""
+"""Resampling and effective sample sizes of weighted particles.
+
+Each column is treated on its own. Steps in inverse temperature are found here too.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -22,7 +25,9 @@ Scheme = Literal["systematic", "stratified", "multinomial", "residual"]
 def resample(
     log_weights: Tensor, num_draws: int | None = None, scheme: Scheme = "systematic"
 ) -> Tensor:
-    r"""Draw ancestors so that particle i has $M w_i / \sum_j w_j$ copies in expectation, independently for each column.
+    r"""Draw ancestors of particles according to their weights.
+
+    In expectation particle i has $M w_i / \sum_j w_j$ copies, independently for each column.
 
     Douc, Cappé and Moulines (2005), "Comparison of resampling schemes for particle filtering".
 
@@ -48,7 +53,10 @@ def resample(
 
 
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The particle at each level of the cumulative weights, row by row; rounding never leads past the last of them."""
+    """Find the particle at each level of the cumulative weights.
+
+    Each row is treated on its own. Rounding never leads past the last particle of positive weight.
+    """
     total = weights.cumsum(-1)
     last = weights.shape[-1] - 1 - weights.flip(-1).gt(0).int().argmax(-1, keepdim=True)
     return torch.searchsorted(total / total[..., -1:], uniforms, right=True).minimum(last)
@@ -82,7 +90,10 @@ def multinomial(weights: Tensor, num_draws: int) -> Tensor:
 
 
 def residual(weights: Tensor, num_draws: int) -> Tensor:
-    """floor(M w) copies of each, the remaining places multinomial with the fractional parts."""
+    """Resample with at least floor(M w) copies of each particle.
+
+    The remaining places are multinomial with the fractional parts.
+    """
     copies = (num_draws * weights + 1e-12).floor()
     places = torch.arange(num_draws, dtype=weights.dtype, device=weights.device)
     places = places.expand(*weights.shape[:-1], num_draws).contiguous()
@@ -107,12 +118,17 @@ def shuffle(index: Tensor) -> Tensor:
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
-    r"""Effective sample size $(\sum w)^2 / \sum w^2$ of weights `[particles, *batch]`, zero where all are zero: `[*batch]`."""
+    r"""Compute the effective sample size of weights `[particles, *batch]`.
+
+    It is $(\sum w)^2 / \sum w^2$, `[*batch]`, and zero where all weights are zero.
+    """
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)
 
 
 def conditional_ess(log_weights: Tensor, increments: Tensor) -> Tensor:
-    r"""Conditional effective sample size as a share, $(\sum W v)^2 / \sum W v^2$ with $W$ normalised: `[*batch]`.
+    r"""Compute the conditional effective sample size as a share.
+
+    It is $(\sum W v)^2 / \sum W v^2$ with $W$ normalised, `[*batch]`.
 
     How alike two neighbouring densities are: 1 when they are equal. Zhou, Johansen and Aston
     (2016), "Toward automatic model comparison", eq. 14.
@@ -131,7 +147,10 @@ def conditional_ess(log_weights: Tensor, increments: Tensor) -> Tensor:
 def next_increment(
     log_weights: Tensor, tilt: Tensor, remaining: Tensor, cess: float, bisections: int = 50
 ) -> Tensor:
-    """The largest step in inverse temperature up to `remaining` that keeps a conditional ESS of `cess`: `[*batch]`.
+    """Find the largest step that keeps a conditional ESS.
+
+    The step is in inverse temperature, at most `remaining`, and keeps a share of `cess`. The result
+    is `[*batch]`.
 
     Particles of zero likelihood, which no step can keep, count neither before nor after.
 
