@@ -32,10 +32,11 @@ class Case:
     args: tuple
     log_z: float
     reference_error: float = 0.0
+    guide: Callable | None = None
 
     def program(self, guide: Callable | None = None) -> Program:
-        """A fresh program of the case, proposing from the prior unless a guide is given."""
-        return Program(self.model, guide)
+        """A fresh program of the case, proposing from its guide, or else from the prior."""
+        return Program(self.model, guide or self.guide)
 
 
 def tensor(values: object) -> Tensor:
