@@ -9,6 +9,7 @@ it is there, and runs that have a row are not made again; the table of all rows 
 import argparse
 import math
 import multiprocessing
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -58,7 +59,7 @@ TEXT = """# Estimators on programs of known evidence, over seeds
 Nats. Bias is the mean error of the runs that gave a number, and its own standard error; coverage the share of them
 within two standard errors of the truth; alarms the share of all runs that the estimator itself calls unreliable,
 withholds or refuses; a silent miss is an error above 0.02 nat and four standard errors without alarm. Seconds are
-the median of processor time, one thread. `late` runs were stopped at the time limit."""
+the median of processor time, one thread. `late` runs were stopped at 60 seconds."""
 HEAD = (
     "case", "estimator", "seeds", "bias", "mean s.e.", "coverage", "alarms", "silent misses", "late",
     "seconds",
@@ -86,23 +87,23 @@ def row_of(status: str, log_z: float, error: float, seconds: float, text: str) -
     return {"status": status, **numbers, "text": " ".join(text.split())[:300]}
 
 
-def send(pipe: Connection, run: Callable[[], Any]) -> None:
-    """Run and send what comes of it."""
+def send(pipe: Connection, run: Callable[[], Any], limit: int) -> None:
+    """Run and send what comes of it; the system ends the process at the limit of processor time."""
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     pipe.send(run())
 
 
-def limited(run: Callable[[], Row], limit: float) -> Row:
-    """The row of a run in a process of its own, which is stopped at the limit."""
+def limited(run: Callable[[], Row], limit: int) -> Row:
+    """The row of a run in a process of its own, `late` where that ended before."""
     receive, give = multiprocessing.Pipe(False)
-    process = multiprocessing.get_context("fork").Process(target=send, args=(give, run))
+    process = multiprocessing.get_context("fork").Process(target=send, args=(give, run, limit))
     process.start()
     give.close()
     try:
-        return receive.recv() if receive.poll(limit) else row_of("late", *3 * [math.nan], "")
+        return receive.recv()
     except EOFError:
-        return row_of("raised", *3 * [math.nan], "the process died")
+        return row_of("late", math.nan, math.nan, math.nan, "")
     finally:
-        process.kill()
         process.join()
 
 
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=[], help="names of cases; all by default")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each estimator")
     parser.add_argument("--only", nargs="+", default=list(MEMBERS), help="estimators")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one run")
+    parser.add_argument("--limit", type=int, default=60, help="processor seconds for one run")
     parser.add_argument("--rows", type=Path, default=RESULTS, help="CSV file of the rows")
     given = parser.parse_args()
     rows = Rows(given.rows, ("case", "estimator", "seed"))

@@ -26,6 +26,7 @@ __all__ = ["AdaptiveImportanceSampling"]
 COMPONENTS = (1, 2, 4, 8, 16, 32)
 DRAWS_PER_DIMENSION = 8  # of each component at least
 EM_STEPS = 20
+PATIENCE = 2  # numbers of components in a row that are no better
 DEFENCE = 0.1  # share of the draws that come from the prior
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
@@ -124,20 +125,23 @@ def resampled(drawn: Weighted) -> Tensor:
 def fit_best_mixture(points: Tensor) -> StudentMixture:
     """Fit a mixture and choose its number of components.
 
-    Components are added while draws held out become more probable.
+    Components are added until draws held out have not become more probable twice.
 
     Args:
         points: `[n, *batch, dim]`; the number of components is the same for all data.
     """
     half = len(points) // 2
     fitted, held_out = points[:half], points[half:]
-    best_score, chosen = -float("inf"), COMPONENTS[0]
+    best_score, chosen, failures = -float("inf"), COMPONENTS[0], 0
     for number in COMPONENTS:
         if number > 1 and number * DRAWS_PER_DIMENSION * points.shape[-1] > half:
             break
         mixture = fit_student_mixture(fitted, number, steps=EM_STEPS)
         score = float(mixture.log_prob(held_out).double().mean())
-        if not score > best_score:
+        if score > best_score:
+            best_score, chosen, failures = score, number, 0
+        else:
+            failures += 1
+        if failures == PATIENCE:
             break
-        best_score, chosen = score, number
     return fit_student_mixture(points, chosen, steps=EM_STEPS)

@@ -22,7 +22,7 @@ from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.grid import GridSampling
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
-from ppl_dgm.evidence.nested import NestedSampling, dynesty
+from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
@@ -31,8 +31,8 @@ from ppl_dgm.sampling.memory import MEMORY
 __all__ = ["auto"]
 
 BUDGET = 2_000_000
-SMC_COST = 1500  # densities for each particle: about 25 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3
-SMC_GROUPS = 4
+SMC_COST = 750  # densities for each particle: about 12 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3
+SMC_GROUPS = 8
 BRIDGE_COST = 4000  # densities for each chain
 PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
@@ -42,7 +42,7 @@ LAPLACE_PARTICLES = 20_000
 NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
-NESTED_DIMS, NESTED_CALLS = 10, 10_000
+NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 levels, 20 moves
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
@@ -264,14 +264,14 @@ def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
         return [guided if structure.has_guide else Laplace(memory=memory), smc]
     return [
         *([guided] if structure.has_guide else []),
-        *posterior_kinds(bound, settings),
-        smc,
-        *nested(bound, share),
+        *posterior_kinds(bound, settings, [smc, *nested(bound, settings)]),
     ]
 
 
-def posterior_kinds(bound: Bound, settings: Settings) -> list[Estimator]:
-    """Kinds that look for the posterior themselves."""
+def posterior_kinds(
+    bound: Bound, settings: Settings, populations: list[Estimator]
+) -> list[Estimator]:
+    """Kinds that look for the posterior themselves, the slowest last."""
     share, memory = settings.share(bound), settings.memory
     chains = max(16, min(share // BRIDGE_COST, 64))
     many = bound.num_dims > MANY_DATA
@@ -283,23 +283,18 @@ def posterior_kinds(bound: Bound, settings: Settings) -> list[Estimator]:
         memory=memory,
     )
     adaptive = AdaptiveImportanceSampling(
-        num_particles=max(1000, min(share, 20_000)), num_chains=64, memory=memory
+        num_particles=max(1000, min(share, 20_000)), memory=memory
     )
-    return [starts, BridgeSampling(num_chains=chains, memory=memory), adaptive]
+    return [starts, adaptive, *populations, BridgeSampling(num_chains=chains, memory=memory)]
 
 
-def nested(bound: Bound, share: int) -> list[Estimator]:
-    """Return nested sampling where it applies, else nothing.
-
-    It applies where dynesty is installed and the dimensions are few.
-    """
+def nested(bound: Bound, settings: Settings) -> list[Estimator]:
+    """Nested sampling, where the dimensions are few."""
     values = bound.draw_prior(1).values.values()
-    few = sum(value.numel() for value in values) <= NESTED_DIMS
-    return (
-        [NestedSampling(num_live=100, max_calls=max(1000, min(share, NESTED_CALLS)))]
-        if few and dynesty
-        else []
-    )
+    if sum(value.numel() for value in values) > NESTED_DIMS:
+        return []
+    particles = max(32, min(4 * settings.share(bound) // (NESTED_COST * SMC_GROUPS), 500))
+    return [NestedSMC(particles, SMC_GROUPS, memory=settings.memory)]
 
 
 def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]:

@@ -32,6 +32,8 @@ SECOND_DERIVATIVES = 4  # times the memory of a gradient
 FEWEST = 8  # particles of which an error bar can be made
 DEFENCE = 0.25  # share of the particles that come from the prior
 UNSEEN = 0.03  # share of starts with a mode of their own above which modes are likely missed
+STARTS_PER_MODE = 10  # below which modes are likely missed
+MOST_ROUNDS = 8  # of `num_starts` starts, where modes are many
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 
@@ -265,7 +267,7 @@ class Laplace(Estimator):
     Tierney and Kadane (1986); MacKay (2003), ch. 27.
 
     Args:
-        num_starts: starts: draws from the guide (the prior, where there is none), half of them each
+        num_starts: starts of each round; a data set of many modes has up to eight rounds. They are draws from the guide (the prior, where there is none), half of them each
             the best of `screened`.
         num_steps: L-BFGS steps at most.
         num_particles: draws of the importance sampler; 0 for the plain approximation.
@@ -311,11 +313,11 @@ class Laplace(Estimator):
 
     def _estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
-        modes = find_modes(target, self._starts(target), self.num_steps, self._at_once(target))
+        modes = self._modes(target)
         new = distinct(modes)
         laplace = torch.where(new, modes.log_z, -torch.inf).logsumexp(0)
         diagnostics = {"laplace": laplace, "num_modes": new.sum(0)}
-        warnings = mode_warnings(new) + unseen_warnings(unseen_share(modes))
+        warnings = mode_warnings(new) + unseen_warnings(modes, new)
         laplace = torch.where(new.any(0), laplace, torch.nan)
         if not self.num_particles or not bool(new.any()):
             return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
@@ -324,6 +326,19 @@ class Laplace(Estimator):
         log_z, error, found = weighted.summarise()
         log_z = torch.where(new.any(0), log_z, torch.nan)
         return Estimate(log_z, error, diagnostics | found, warnings)
+
+    def _modes(self, target: Unconstrained) -> Modes:
+        """Modes that the starts find; where a data set has many of them, those of more starts."""
+        at_once = self._at_once(target)
+        modes = find_modes(target, self._starts(target), self.num_steps, at_once)
+        most = math.isqrt(self.memory // (8 * target.dim))  # starts whose distances fit into memory
+        for _ in range(MOST_ROUNDS - 1):
+            starts = len(modes.point) + self.num_starts
+            if target.batch or not too_few_starts(distinct(modes)) or starts > most:
+                break
+            more = find_modes(target, self._starts(target), self.num_steps, at_once)
+            modes = Modes(*map(torch.cat, zip(modes, more, strict=True)))
+        return modes
 
     def _at_once(self, target: Unconstrained) -> int:
         """Starts whose densities with second derivatives fit into memory."""
@@ -379,16 +394,18 @@ def mode_warnings(new: Tensor) -> tuple[str, ...]:
     )
 
 
-def unseen_warnings(share: Tensor) -> tuple[str, ...]:
-    """Warn where some modes are probably missed.
+def too_few_starts(new: Tensor) -> bool:
+    """Whether starts `[starts]` are few for the modes they found."""
+    return new.dim() == 1 and len(new) < STARTS_PER_MODE * int(new.sum())
 
-    If many modes were found by a single start, others were found by none.
-    """
-    if float(share.mean()) <= UNSEEN:
+
+def unseen_warnings(modes: Modes, new: Tensor) -> tuple[str, ...]:
+    """Warn where modes are many for their starts."""
+    share = float(unseen_share(modes).mean())
+    if share > UNSEEN:
+        found = f"{100 * share:.2g} % of the starts found a mode of their own"
+    elif too_few_starts(new):
+        found = f"{len(new)} starts found {int(new.sum())} modes"
+    else:
         return ()
-    return (
-        (
-            f"{100 * float(share.mean()):.2g} % of the starts found a mode of their own: others "
-            "are missed; raise num_starts"
-        ),
-    )
+    return (f"{found}: others are missed; raise num_starts",)
