@@ -3,38 +3,29 @@
 The evidence says how probable a program makes its data. Each estimate has an error and a statement
 of what it is.
 
-How to choose ------------- Start with `auto(program, *data)`: it is exact where it can be, and
-elsewhere two kinds of estimator must agree. To choose yourself, go down this list; costs are
-evaluations of the joint density for each datum (or for the data set), a gradient counting as three.
+Start with `auto(program, *data)`: it is exact where it can be, and elsewhere two kinds of estimator
+must agree. To choose yourself, go down this list; costs are evaluations of the joint density for
+each datum (or for the data set), a gradient counting as three.
 
-=========================  =================================================================
-====================== what you have              estimator
-cost =========================  =================================================================
-====================== no latents, finite         `Exact`: the number itself
-1, times the values latents, or all Gaussian
-that are summed few weak data              `PriorSampling`: no tuning, ESS tells when it fails
-K a guide                    `ImportanceSampling`: lower bound in expectation, Pareto k tells   K
-                           when it fails; `ELBO`, `IWELBO` below, `CUBO` above, `JVI`, `SUMO`
-                           without its bias
-no guide, few dimensions   `Laplace`: modes from several starts, corrected by importance      starts
-* steps * 4 + K
-                           sampling; up to about 20 dimensions
-posterior draws            `BridgeSampling`: the most precise for its cost to 100 dimensions  20 per
-draw with its own
-                           and more; with your draws it only evaluates densities
-                           chains, 8 with yours
-one datum, one posterior   `AIS` from the prior or the guide; many data and chains at once    chains
-* temperatures (VAE decoders)             and a lower bound; `BDMC` brackets it on simulated data
-* leapfrogs * 3 many modes                 `SMC`: particles keep modes in proportion;
-`NestedSampling`        25 temperatures * moves
-                           below 20 dimensions (one run of the program at a time)             *
-                           leapfrogs * 3 * K
-a point hypothesis         `savage_dickey`: one posterior for both models                     as its
-chains finite latents, too many   `GridSampling`: the naive sum by Monte Carlo
-K counts without limit       `WideSampling`: prior sampling with a far wider proposal           K
-levels with noise          `over_noise`: a lower bound of their probability                   draws
-of the noise =========================
-=================================================================  ======================
+- No latents, finite ones, or all Gaussian: `Exact`, the number itself. 1, times the values summed.
+- Few weak data: `PriorSampling`; no tuning, ESS tells when it fails. K.
+- A guide: `ImportanceSampling`, a lower bound in expectation, Pareto k tells when it fails;
+  `ELBO`, `IWELBO` below, `CUBO` above, `JVI`, `SUMO` without its bias. K.
+- No guide, few dimensions: `Laplace`, modes from several starts, corrected by importance sampling,
+  up to about 20 dimensions; `AdaptiveImportanceSampling`, mixtures that follow bent posteriors.
+  starts * steps * 4 + K.
+- Posterior draws: `BridgeSampling`, the most precise for its cost to 100 dimensions and more. 20
+  for each draw with its own chains, 8 with yours, whose densities alone it evaluates.
+- One datum, one posterior (decoders): `AIS` from the prior or the guide, many data and chains at
+  once, and a lower bound; `BDMC` brackets it on simulated data. chains * temperatures * leapfrogs
+  * 3.
+- Many modes: `SMC`, whose particles keep modes in proportion. 25 temperatures * moves * leapfrogs
+  * 3 * K. In up to ten dimensions, and where narrow peaks hide in wide ones, `NestedSMC`. 25 levels
+  * moves * K. `NestedSampling` is dynesty's, one run of the program at a time.
+- A point hypothesis: `savage_dickey`, one posterior for both models. As its chains.
+- Finite latents, too many: `GridSampling`, the naive sum by Monte Carlo. K.
+- Counts without limit: `WideSampling`, prior sampling with a far wider proposal. K.
+- Levels with noise: `over_noise`, a lower bound of their probability. Draws of the noise.
 
 Then believe it only as far as it was tested: `Evidence.warnings` is empty, a second kind of
 estimator agrees within the errors, and for lower bounds `BDMC` shows the gap. Not one of
@@ -57,6 +48,7 @@ from ppl_dgm.evidence.harmonic import HarmonicMean, LearnedHarmonicMean
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested import NestedSampling
+from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.noise import over_noise
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
@@ -83,6 +75,7 @@ __all__ = [
     "ImportanceSampling",
     "Laplace",
     "LearnedHarmonicMean",
+    "NestedSMC",
     "NestedSampling",
     "PriorSampling",
     "Sandwich",

@@ -63,8 +63,8 @@ def auto(
 
     - continuous latents, one evidence for the data set: a pilot of draws from the guide or the
       prior tells whether they reach the target, and then sequential Monte Carlo checks them;
-      elsewhere importance sampling around the modes, bridge sampling from Markov chains, adaptive
-      importance sampling, sequential Monte Carlo, and in up to ten dimensions nested sampling, one
+      elsewhere importance sampling around the modes, adaptive importance sampling, sequential Monte
+      Carlo, in up to ten dimensions nested sampling, and bridge sampling from Markov chains, one
       after the other until two agree and the better one reaches the target;
     - continuous latents of each datum: importance sampling for all data, checked by sequential
       Monte Carlo on as many data as the budget allows; where that is all of them, the better is

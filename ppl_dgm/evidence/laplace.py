@@ -267,8 +267,9 @@ class Laplace(Estimator):
     Tierney and Kadane (1986); MacKay (2003), ch. 27.
 
     Args:
-        num_starts: starts of each round; a data set of many modes has up to eight rounds. They are draws from the guide (the prior, where there is none), half of them each
-            the best of `screened`.
+        num_starts: starts of each round; a data set of many modes has up to eight rounds. They are
+            draws from the guide (the prior, where there is none), half of them each the best of
+            `screened`.
         num_steps: L-BFGS steps at most.
         num_particles: draws of the importance sampler; 0 for the plain approximation.
         screened: draws of which each start of the second half is the best.
