@@ -1,5 +1,6 @@
-"""Every estimator on programs of known evidence, over seeds: bias, coverage, alarms, silent misses, seconds.
+"""Estimators on programs of known evidence, over seeds.
 
+Bias, coverage, alarms, silent misses and seconds of every estimator:
     python benchmarks/evidence_seeds.py [--seeds 10] [--only auto SMC] [--limit 120] [case ...]
 
 Each run is a process of its own with a time limit. Its row goes to `benchmarks/results/evidence_seeds.csv` as soon as
@@ -67,7 +68,7 @@ HEAD = (
 
 
 def run_once(case: Case, estimator: Callable[..., Evidence], seed: int) -> Row:
-    """The row of one run, or of the error that it raises."""
+    """The row of one run, or of its error."""
     torch.set_num_threads(1)
     start = time.process_time()
     try:
@@ -88,13 +89,13 @@ def row_of(status: str, log_z: float, error: float, seconds: float, text: str) -
 
 
 def send(pipe: Connection, run: Callable[[], Any], limit: int) -> None:
-    """Run and send what comes of it; the system ends the process at the limit of processor time."""
+    """Run within a limit of processor time and send the row."""
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     pipe.send(run())
 
 
 def limited(run: Callable[[], Row], limit: int) -> Row:
-    """The row of a run in a process of its own, `late` where that ended before."""
+    """The row of a run in a process of its own."""
     receive, give = multiprocessing.Pipe(False)
     process = multiprocessing.get_context("fork").Process(target=send, args=(give, run, limit))
     process.start()
@@ -109,7 +110,7 @@ def limited(run: Callable[[], Row], limit: int) -> Row:
 
 @dataclass(frozen=True)
 class Error:
-    """The error of a run and its standard error, the reference value's included."""
+    """The error of a run, and its standard error."""
 
     off: float
     scale: float
@@ -167,12 +168,12 @@ def write_table(rows: Rows) -> None:
 def wanted(
     cases: Iterable[str], names: Iterable[str], seeds: int
 ) -> Iterable[tuple[str, str, int]]:
-    """The runs in their order: seeds of one estimator and case together."""
+    """The runs, seeds of one estimator and case together."""
     return ((case, name, seed) for name in names for case in cases for seed in range(seeds))
 
 
 def main() -> None:
-    """Make the runs that have no row yet, and write the table."""
+    """Make missing runs and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[], help="names of cases; all by default")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each estimator")

@@ -329,7 +329,7 @@ class Laplace(Estimator):
         return Estimate(log_z, error, diagnostics | found, warnings)
 
     def _modes(self, target: Unconstrained) -> Modes:
-        """Modes that the starts find; where a data set has many of them, those of more starts."""
+        """Modes of the starts, of more starts where many."""
         at_once = self._at_once(target)
         modes = find_modes(target, self._starts(target), self.num_steps, at_once)
         most = math.isqrt(self.memory // (8 * target.dim))  # starts whose distances fit into memory

@@ -1,4 +1,4 @@
-"""Nested sampling by sequential Monte Carlo: the prior above rising levels of likelihood."""
+"""Nested sampling by sequential Monte Carlo."""
 
 import math
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ MOST_LEVELS = 300
 
 
 class Particles(NamedTuple):
-    """Points `[particles, groups, *batch, dim]`, their log prior and log likelihood without `dim`."""
+    """Points `[particles, groups, *batch, dim]` and their log densities."""
 
     point: Tensor
     prior: Tensor
@@ -49,7 +49,7 @@ class Particles(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """What is known when the particles have reached a level, `[groups, *batch]`.
+    """What is known at a level, `[groups, *batch]`.
 
     `log_mass` is that of the prior above it, `log_z` the part of log Z below, in nats; `rising`
     tells where higher levels are worth their cost.
@@ -75,15 +75,16 @@ class Levels(NamedTuple):
 
     @property
     def left(self) -> Tensor:
-        """What can be left of log Z above the level, in nats, were all as likely as the best."""
+        """Most of log Z that can be left above, nats."""
         most = self.log_mass + self.particles.likelihood.amax(0)
         return (most - self.total).exp().nan_to_num(0.0)
 
 
 @dataclass(frozen=True)
 class NestedSMC(Estimator):
-    r"""Nested sampling by sequential Monte Carlo, all particles, groups and data at once.
+    r"""Nested sampling by sequential Monte Carlo.
 
+    All particles, groups and data go at once.
     Particles of the prior above a level of likelihood, $p(y)\, 1[L(y) > \ell_t]$, are cut at the next
     level, which a share `keep` of them exceeds; those that do are resampled and moved. With $P_t$
     the product of the shares,
@@ -177,7 +178,7 @@ class NestedSMC(Estimator):
         return Levels(particles, zero, zero - torch.inf, zero + 1, zero + 1, rising, 0)
 
     def _raise(self, density: "Density", levels: Levels) -> Levels:
-        """Cut the particles at the next level, and move those above it."""
+        """Cut particles at the next level and move the rest."""
         particles, rising = levels.particles, levels.rising
         ordered = particles.likelihood.sort(0, descending=True).values
         level = ordered[round(self.keep * len(ordered))]
@@ -204,7 +205,7 @@ class NestedSMC(Estimator):
     def _move(
         self, density: "Density", particles: Particles, level: Tensor, step_size: Tensor
     ) -> tuple[Particles, Tensor, Tensor]:
-        """Move all particles above a level; their step sizes and the mean acceptance."""
+        """Move particles above a level, with step sizes and acceptance."""
         total = torch.zeros_like(step_size)
         for _ in range(self.num_moves):
             order = torch.randperm(len(particles.prior), device=level.device)
@@ -220,7 +221,7 @@ class NestedSMC(Estimator):
 
 @dataclass(frozen=True)
 class Density:
-    """Log prior and log likelihood of points, `rows` of them at a time."""
+    """Log densities of points, `rows` of them at a time."""
 
     target: Unconstrained
     rows: int
@@ -244,8 +245,9 @@ class Density:
 def move(
     density: Density, here: Particles, others: Tensor, level: Tensor, step_size: Tensor
 ) -> tuple[Particles, Tensor]:
-    """Move by differences of other particles, ter Braak (2006), to points above the level.
+    """Move by differences of other particles, above a level.
 
+    ter Braak (2006).
     Returns the particles and the share of accepted moves, `[groups, *batch]`.
     """
     count, dim = len(here.point), here.point.shape[-1]
