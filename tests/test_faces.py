@@ -30,13 +30,15 @@ def face(path: Path) -> list[str]:
 
 
 def defined(path: Path) -> set[str]:
-    """The names that a module defines itself."""
+    """The names that a module defines or hands on."""
     found = set()
     for node in ast.walk(ast.Module([*TREES[path].body], [])):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
     return found
 
 

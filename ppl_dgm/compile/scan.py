@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ppl_dgm.compile.graph.functionalise import functionalise, split_writes
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_captured
+from ppl_dgm.compile.torch_internals import make_fx, while_loop_op
 from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, tensor_leaves
 from ppl_dgm.generators import unmoved_generators

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from ppl_dgm.compile.graph.nodes import finish, graphs_of, insert, nodes, replace, writes
+from ppl_dgm.compile.torch_internals import HigherOrderOperator, make_fx
 
 __all__ = [
     "fold_literals",

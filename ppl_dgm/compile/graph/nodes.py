@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule
 from torch.fx.node import map_arg
+
+from ppl_dgm.compile.torch_internals import HigherOrderOperator
 
 __all__ = [
     "finish",

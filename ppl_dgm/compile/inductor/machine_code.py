@@ -7,7 +7,9 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,33 +19,68 @@ from torch.fx import Graph, GraphModule
 
 from ppl_dgm.compile.graph import passes
 from ppl_dgm.compile.graph.nodes import graphs_of, has_loops
-from ppl_dgm.compile.inductor.loop_codegen import edition, standing_buffers
-from ppl_dgm.compile.inductor.startup_patches import shortcuts
+from ppl_dgm.compile.torch_internals import is_tested
 
-__all__ = ["machine_code"]
+__all__ = ["machine_code", "shortcut"]
 
 Flat = Callable[..., Sequence[torch.Tensor]]
 
+PLAIN = "plain"  # loops as Inductor writes them, in the key of its cache
+_LOG = logging.getLogger("ppl_dgm.compile")
+_LEFT_OUT: set[str] = set()
 _THREADED = 8192  # elements; a second thread costs more than it saves on tensors smaller than this
 _TEXTS = ("passes", "hoist_expand", "functionalise", "nodes")
 
 
 def machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
-    """Compile a prepared graph for flat inputs like these."""
+    """Compile a prepared graph for flat inputs like these.
+
+    It is compiled with the shortcuts of this package, and without them where they fail.
+    """
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
+    starts = shortcut("startup_patches")
+    loops = shortcut("loop_codegen") if on_cpu and has_loops(graph) else None
+    if starts is None and loops is None:
+        return _compile(graph, flat, on_cpu, PLAIN)
+    try:
+        with ExitStack() as stack:
+            if starts is not None:
+                stack.enter_context(starts.shortcuts(on_cpu))
+            if loops is not None:
+                stack.enter_context(loops.standing_buffers())
+            return _compile(graph, flat, on_cpu, PLAIN if loops is None else loops.edition())
+    except Exception as error:
+        _LOG.warning("compiling again without shortcuts, which failed: %s", error)
+        return _compile(graph, flat, on_cpu, PLAIN)
+
+
+def shortcut(name: str) -> ModuleType | None:
+    """Import a module of shortcuts, or log why it is left out.
+
+    They change private parts of Inductor, and so are used with the releases of torch that they were
+    tested with.
+    """
+    try:
+        if not is_tested():
+            raise ImportError(f"torch {torch.__version__} was not tested")
+        return import_module(f"ppl_dgm.compile.inductor.{name}")
+    except (ImportError, AttributeError) as error:
+        if name not in _LEFT_OUT:
+            _LEFT_OUT.add(name)
+            _LOG.warning("compiling without %s: %s", name, error)
+        return None
+
+
+def _compile(graph: GraphModule, flat: list[torch.Tensor], on_cpu: bool, loops: str) -> Flat:
     threads = torch.get_num_threads() if _largest(graph) >= _THREADED else 1
     options: dict[str, Any] = {
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
         "cpp.threads": threads,
+        "joint_custom_pre_pass": Rewriting(),
+        "unsafe_marked_cacheable_functions": {"torch.ops.higher_order.while_loop": loops},
     }
-    options["joint_custom_pre_pass"] = Rewriting()
-    options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.while_loop": edition()}
-    with ExitStack() as stack:
-        for context in (torch.no_grad(), _quiet(), shortcuts(on_cpu)):
-            stack.enter_context(context)
-        if on_cpu and has_loops(graph):
-            stack.enter_context(standing_buffers())
+    with torch.no_grad(), _quiet():
         code: Any = inductor.compile(graph, list(flat), options=options)
         return code
 

@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, user_line
 from ppl_dgm.compile.graph.functionalise import (
@@ -23,6 +20,13 @@ from ppl_dgm.compile.graph.functionalise import (
     split_writes,
 )
 from ppl_dgm.compile.graph.nodes import finish
+from ppl_dgm.compile.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    check_capture,
+    detect_fake_mode,
+    make_fx,
+)
 from ppl_dgm.compile.tracing.closures import Discovery, Lifting, Replacement, refuse_selections
 from ppl_dgm.compile.tracing.fori_loop import Body, emit_loop, outside_of_traces, running_loops
 from ppl_dgm.compile.tracing.module_state import Settings, watched_modules
@@ -164,6 +168,7 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
         >>> captured(torch.ones(2))
         tensor(6.)
     """
+    check_capture()
     inputs = tuple(inputs)
     leaves, rest = leaves_and_rest(inputs)
     tensors = [dense(leaf) for leaf in leaves]
@@ -196,7 +201,7 @@ def is_tracing() -> bool:
 
     Tensors have no values then.
     """
-    return detect_fake_mode() is not None
+    return not isinstance(detect_fake_mode, type) and detect_fake_mode() is not None
 
 
 def _discover(

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import (
+from torch.overrides import TorchFunctionMode
+
+from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, refusal
+from ppl_dgm.compile.torch_internals import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    dispatch_modes,
+    is_functorch_wrapped_tensor,
 )
-from torch.overrides import TorchFunctionMode
-
-from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, refusal
 
 __all__ = ["Discovery", "Lifting", "Replacement", "refuse_selections"]
 
@@ -109,7 +109,7 @@ class Lifting(TorchFunctionMode):
         raise TypeError("Lifting is abstract: use Discovery or Replacement")
 
     def __enter__(self) -> "Lifting":
-        self._depth = _len_torch_dispatch_stack()
+        self._depth = dispatch_modes()
         return super().__enter__()
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ class Lifting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if (
-            _len_torch_dispatch_stack() < self._depth
+            dispatch_modes() < self._depth
         ):  # the tracer's own work, called back from C++ (saved tensors)
             return func(*args, **(kwargs or {}))
         self.note(func, tuple(constants_of((args, kwargs))))

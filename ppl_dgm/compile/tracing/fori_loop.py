@@ -9,10 +9,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch._C import _len_torch_function_stack
-from torch._higher_order_ops.while_loop import while_loop_op
-from torch.overrides import _pop_mode, _push_mode
-from torch.utils._python_dispatch import _disable_current_modes
+
+from ppl_dgm.compile.torch_internals import (
+    function_modes,
+    pop_mode,
+    push_mode,
+    while_loop_op,
+    without_modes,
+)
 
 __all__ = ["Body", "emit_loop", "outside_of_traces", "repeat", "running_loops"]
 
@@ -81,14 +85,14 @@ def outside_of_traces() -> Iterator[None]:
     Another trace can be made meanwhile.
     """
     modes = []
-    with _disable_current_modes():
-        while _len_torch_function_stack():
-            modes.append(_pop_mode())
+    with without_modes():
+        while function_modes():
+            modes.append(pop_mode())
         try:
             yield
         finally:
             for mode in reversed(modes):
-                _push_mode(mode)
+                push_mode(mode)
 
 
 def emit_loop(

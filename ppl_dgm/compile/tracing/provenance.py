@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
+
+from ppl_dgm.compile.torch_internals import FakeTensor
 
 __all__ = ["TrackProvenance"]
 

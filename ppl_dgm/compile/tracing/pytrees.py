@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils import _pytree as pytree
 
 __all__ = [
@@ -107,9 +106,21 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     """
     return (
         tensor
-        if is_non_overlapping_and_dense_or_false(tensor)
+        if fills_memory(tensor)
         else tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
     )
+
+
+def fills_memory(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's entries fill its memory one by one."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 @dataclass(frozen=True)
