@@ -17,6 +17,17 @@ from torch import Tensor
 from ppl_dgm.sampling.discrepancies import distances
 from ppl_dgm.validation import check_sizes
 
+__all__ = [
+    "Memorisation",
+    "ModeCounts",
+    "PrecisionRecall",
+    "class_counts",
+    "frechet_distance",
+    "memorisation",
+    "mode_counts",
+    "precision_recall",
+]
+
 _AT_ONCE = 2**24  # distances in memory at a time
 
 

@@ -19,6 +19,8 @@ from ppl_dgm.sampling.smc.resampling import resample
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
 from ppl_dgm.validation import check_least
 
+__all__ = ["NestedSMC"]
+
 ACCEPTANCE = 0.3  # aimed at by the moves
 JITTER = 1e-3  # of the spread of the particles, in all directions
 JUMPS = 0.1  # share of moves by a whole difference, which lead from mode to mode

@@ -24,7 +24,7 @@ from ppl_dgm.sampling.smc.population import Population, Tempering
 from ppl_dgm.sampling.smc.resampling import SCHEMES, Scheme, effective_size
 from ppl_dgm.validation import check_choice, check_least
 
-__all__ = ["SMC"]
+__all__ = ["SMC", "group_alarms"]
 
 LEAST_PILOTS = 48
 GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
