@@ -22,7 +22,7 @@ from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.report import Section
 
-__all__ = ["Budget", "STUDIES", "run_study"]
+__all__ = ["STUDIES", "Budget", "run_study"]
 
 BATCH_SIZE = 100
 NUM_LATENTS = 8

@@ -14,11 +14,11 @@ from torch import Tensor
 from ppl_dgm.evidence import Evidence
 
 __all__ = [
-    "BayesFactor",
     "NAN",
-    "Row",
     "SENSES",
     "SIGNS",
+    "BayesFactor",
+    "Row",
     "is_ranked",
     "make_row",
     "probabilities",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyro
 import torch
 
-__all__ = ["CaptureError", "NUMBER_CURE", "refusal", "user_line"]
+__all__ = ["NUMBER_CURE", "CaptureError", "refusal", "user_line"]
 
 _LIBRARIES = tuple(str(Path(package.__file__ or "").parent) for package in (torch, pyro))
 _LAYER = str(Path(__file__).parent)

@@ -24,7 +24,7 @@ from ppl_dgm.data.checks import (
     items,
 )
 
-__all__ = ["Dataset", "SPLIT_NAMES", "as_dataset"]
+__all__ = ["SPLIT_NAMES", "Dataset", "as_dataset"]
 
 CHUNK_ROWS = 4096
 SPLIT_NAMES = ("train", "valid", "test")

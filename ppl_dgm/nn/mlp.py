@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-__all__ = ["Activation", "ImageShape", "MLP", "ResidualMLP", "check_widths", "hidden_sizes"]
+__all__ = ["MLP", "Activation", "ImageShape", "ResidualMLP", "check_widths", "hidden_sizes"]
 
 Activation = Callable[[], nn.Module]
 ImageShape = tuple[int, int, int]

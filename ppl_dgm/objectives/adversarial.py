@@ -21,7 +21,7 @@ from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.program.sites import is_deterministic
 from ppl_dgm.sampling.discrepancies import energy_distance
 
-__all__ = ["AdversarialLoss", "FGAN", "GAN"]
+__all__ = ["FGAN", "GAN", "AdversarialLoss"]
 
 Function = Callable[[Tensor], Tensor]
 

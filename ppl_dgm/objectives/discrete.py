@@ -19,7 +19,7 @@ from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
 from ppl_dgm.sampling.importance import log_mean_exp
 
-__all__ = ["REINFORCE", "RLOO", "ReweightedWakeSleep", "RunningMean", "VIMCO", "check_scored"]
+__all__ = ["REINFORCE", "RLOO", "VIMCO", "ReweightedWakeSleep", "RunningMean", "check_scored"]
 
 
 def zero_valued(tensor: Tensor) -> Tensor:

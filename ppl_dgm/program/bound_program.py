@@ -35,10 +35,10 @@ from ppl_dgm.program.zero_probabilities import exact_probabilities
 from ppl_dgm.pyro_state import pyro_in_turn
 
 __all__ = [
+    "PARTICLE_PLATE",
     "Bound",
     "Draw",
     "LogJoint",
-    "PARTICLE_PLATE",
     "Prior",
     "Values",
     "is_given_or_summed_out",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Ladder", "MAX_SUMMED", "ladder_of", "sum_states"]
+__all__ = ["MAX_SUMMED", "Ladder", "ladder_of", "sum_states"]
 
 MAX_SUMMED = 20  # binary units whose 2^n states are summed
 STATES_AT_ONCE = 2**14

@@ -24,8 +24,8 @@ from ppl_dgm.sampling.convergence import UNRELIABLE_K
 from ppl_dgm.sampling.importance import WeightSummary
 
 __all__ = [
-    "ForestRow",
     "MUTED",
+    "ForestRow",
     "add_key",
     "forest_axes",
     "narrow_axes",

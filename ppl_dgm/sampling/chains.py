@@ -38,9 +38,9 @@ from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resa
 from ppl_dgm.sampling.unconstrained import Unconstrained, rule_out_overflow
 
 __all__ = [
-    "Frame",
     "LEAST_DRAWS",
     "POINTS_AT_ONCE",
+    "Frame",
     "PosteriorDraws",
     "adapted_chains",
     "evaluate",

@@ -42,7 +42,7 @@ from ppl_dgm.compile.tracing.pytrees import (
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.pyro_state import PYRO_LOCK
 
-__all__ = ["Captured", "ONE_AT_A_TIME", "capture", "is_tracing"]
+__all__ = ["ONE_AT_A_TIME", "Captured", "capture", "is_tracing"]
 
 aten = torch.ops.aten
 # Captures run Pyro's handlers, and their patches of modules and Inductor are the whole process's:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BinaryUnits", "UNITS", "Units"]
+__all__ = ["UNITS", "BinaryUnits", "Units"]
 
 
 class Units(nn.Module, ABC):

@@ -15,7 +15,7 @@ from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.nn.mlp import MLP, Activation, hidden_sizes
 from ppl_dgm.program import Program
 
-__all__ = ["LatentVectorModel", "ScaledInputs", "VAE"]
+__all__ = ["VAE", "LatentVectorModel", "ScaledInputs"]
 
 
 class VAE(Program):

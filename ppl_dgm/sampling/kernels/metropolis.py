@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm.compile import repeat
 from ppl_dgm.sampling.kernels.targets import State, Target
 
-__all__ = ["HMC", "Kernel", "MALA", "Move", "RandomWalk", "ULA", "leapfrog"]
+__all__ = ["HMC", "MALA", "ULA", "Kernel", "Move", "RandomWalk", "leapfrog"]
 
 
 class Move(NamedTuple):
