@@ -59,7 +59,7 @@ def test_without_a_name_programs_run_as_written(home: str, monkeypatch: pytest.M
 
 def test_without_any_name_the_package_works(tmp_path: Any) -> None:
     """Stand-ins are made at import: nothing that runs as written needs the names themselves."""
-    code = f"""
+    code = """
 import pkgutil
 resolve = pkgutil.resolve_name
 def without(name):
