@@ -40,23 +40,26 @@ CSS_PER_INCH = 96  # pixels of a page, as browsers count them
 NUM_IMAGES = 64
 NUM_EXPORTED = 20  # data whose posteriors are written to netCDF
 STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --muted: #52606d; --paper: #fff; --line: #cbd2d9; --stripe: #f5f7fa }
+:root { color-scheme: light dark;
+        --ink: #1f2933; --muted: #52606d; --paper: #fff; --line: #cbd2d9; --stripe: #f5f7fa }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7eb; --muted: #9aa5b1; --paper: #16191d; --line: #3e4c59; --stripe: #1f252b }
   [style*="c62828"] { color: #ff8a80 !important }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
-       margin: 2rem auto; padding: 0 1.25rem; overflow-wrap: break-word }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem; overflow-wrap: break-word }
 h1 { font-size: 1.6rem; line-height: 1.25 }
 h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 .caption, .notes, footer, details { color: var(--muted) } footer, details { font-size: 90% }
-.scrolls { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.scrolls { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 thead th { border-bottom: 2px solid var(--muted) }
 tr > :first-child { position: sticky; left: 0; background: var(--paper) }
 tbody tr:nth-child(even), tbody tr:nth-child(even) > :first-child { background: var(--stripe) }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem } dt { font-weight: 600 } dd { margin: 0 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem }
+dt { font-weight: 600 } dd { margin: 0 }
 footer { margin-top: 3rem; border-top: 1px solid var(--line) }
 @media (max-width: 600px) {
   body { margin: 1rem auto; padding: 0 .8rem } img { width: 100% }
@@ -363,7 +366,9 @@ def finite(value: Any) -> Any:
 def html_page(heading: str, bodies: Sequence[str]) -> str:
     """One page without links to other files."""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(heading)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(heading)}</title>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head>"
         f"<body><h1>{escape(heading)}</h1>{''.join(bodies)}</body></html>\n"
     )

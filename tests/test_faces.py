@@ -1,4 +1,4 @@
-"""What each module offers to others stands in its `__all__`, once."""
+"""What each module offers stands in its `__all__`, once; first docstring lines are short."""
 
 import ast
 from collections import Counter
@@ -72,3 +72,11 @@ def test_modules_take_from_each_other_what_is_offered() -> None:
 def test_no_name_stands_for_two_things() -> None:
     counts = Counter(name for path in MODULES for name in set(face(path)))
     assert {name for name, count in counts.items() if count > 1} == TWICE
+
+
+@pytest.mark.parametrize("path", TREES, ids=name_of)
+def test_first_docstring_lines_have_at_most_ten_words(path: Path) -> None:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = [ast.get_docstring(node) for node in ast.walk(TREES[path]) if isinstance(node, kinds)]
+    lines = [text.splitlines()[0] for text in texts if text]
+    assert not [line for line in lines if len(line.split()) > 10]

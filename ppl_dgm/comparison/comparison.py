@@ -155,7 +155,8 @@ class Comparison:
             >>> import torch
             >>> from ppl_dgm.evidence import Evidence
             >>> number = torch.tensor(-1.5).double()
-            >>> exact = Evidence(number, torch.zeros_like(number), "exact", "dataset", "Exact", 2, "")
+            >>> error = torch.zeros_like(number)
+            >>> exact = Evidence(number, error, "exact", "dataset", "Exact", 2, "")
             >>> print(compare({"one": exact, "two": exact}).to_latex())
             % log p of one data set (2 numbers), nats
             ...

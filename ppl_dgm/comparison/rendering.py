@@ -21,7 +21,10 @@ WORDS = {
     "± paired": "standard error of that difference over data, which both programs share",
     "weight": "stacking weight: its share in the mixture of programs that predicts the data best",
     "log BF": "log Bayes factor: log p minus that of the row it is compared to",
-    "p(M|D)": "probability of the program given the data, by prior odds that are even unless others were given",
+    "p(M|D)": (
+        "probability of the program given the data, by prior odds that are even unless others "
+        "were given"
+    ),
     "by": "the method that gave the number",
 }
 
@@ -57,7 +60,8 @@ def cells(comparison: "Comparison") -> list[list[str]]:
 def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]:
     """One row of the table as strings."""
     number = lambda value: f"{value * scale:.{digits}f}".replace("-", "−")  # noqa: E731
-    error = lambda value: "–" if math.isnan(value) or value == 0 else f"{value * scale:.2g}"  # noqa: E731
+    unknown = lambda value: math.isnan(value) or value == 0  # noqa: E731
+    error = lambda value: "–" if unknown(value) else f"{value * scale:.2g}"  # noqa: E731
     is_reference = row.difference == 0 and row.difference_error == 0
     return [
         row.name + ("" if row.reliable else " !"),

@@ -64,7 +64,8 @@ def compile_density(
     Example:
         >>> import torch
         >>> from ppl_dgm.compile import compile_density
-        >>> density = compile_density(lambda z: -0.5 * (z**2).sum(-1), torch.zeros(2, 1), backend="eager")
+        >>> normal = lambda z: -0.5 * (z**2).sum(-1)
+        >>> density = compile_density(normal, torch.zeros(2, 1), backend="eager")
         >>> density(torch.tensor([[1.0], [2.0]]))
         (tensor([-0.5000, -2.0000]), tensor([[-1.],
                 [-2.]]))

@@ -244,7 +244,8 @@ class GraphOptimiser:
         They are in one list, cohort after cohort.
         """
         numbers: list[float] = []
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # how torch's schedulers see a step
+        # How torch's schedulers see a step:
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         for cohort in self.cohorts:
             cohort.step += 1
             numbers += self.rule.rates(cohort.group, cohort.step)

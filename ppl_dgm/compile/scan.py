@@ -89,7 +89,8 @@ def compile_loop(
     Example:
         >>> import torch
         >>> from ppl_dgm.compile import compile_loop
-        >>> add = compile_loop(lambda s, x, _: (s + x, s), torch.zeros(()), torch.ones(4), backend="eager")
+        >>> step = lambda s, x, _: (s + x, s)
+        >>> add = compile_loop(step, torch.zeros(()), torch.ones(4), backend="eager")
         >>> final, history = add(torch.tensor(1.0), torch.ones(4))
         >>> final, history
         (tensor(5.), tensor([1., 2., 3., 4.]))

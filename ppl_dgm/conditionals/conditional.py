@@ -11,9 +11,10 @@ __all__ = ["Conditional"]
 class Conditional(nn.Module, ABC):
     """A distribution p(y | context), with or without parameters.
 
-    Likelihoods, priors, posteriors, mixture components and the nodes of Bayes nets are such modules.
-    Each role has its own context: a net's outputs, nothing, an encoder's outputs, component
-    numbers, the parents' values. To add a kind, subclass the class of its role and write `forward`.
+    Likelihoods, priors, posteriors, mixture components and the nodes of Bayes nets are such
+    modules. Each role has its own context: a net's outputs, nothing, an encoder's outputs,
+    component numbers, the parents' values. To add a kind, subclass the class of its role and write
+    `forward`.
 
     Example:
         >>> import torch, pyro.distributions as dist

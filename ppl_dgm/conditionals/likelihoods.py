@@ -192,7 +192,8 @@ class ContinuousBernoulli(Likelihood):
     The density is normalised, which that of a Bernoulli at grey values is not.
 
     Example:
-        >>> ContinuousBernoulli()(torch.zeros(3, 1)).log_prob(torch.tensor([0.0, 0.3, 1.0])).abs().max() < 1e-6
+        >>> uniform = ContinuousBernoulli()(torch.zeros(3, 1))
+        >>> uniform.log_prob(torch.tensor([0.0, 0.3, 1.0])).abs().max() < 1e-6
         tensor(True)
     """
 

@@ -138,7 +138,8 @@ class GaussianMixturePrior(LatentPrior):
             )
         from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
 
-        clusters = KMeans(size, n_init=10, random_state=seed).fit(z.double().cpu().numpy())  # type: ignore[arg-type]
+        clusters = KMeans(size, n_init=10, random_state=seed)  # type: ignore[arg-type]
+        clusters.fit(z.double().cpu().numpy())
         labels = torch.as_tensor(clusters.labels_).long().to(z.device)
         centres = torch.as_tensor(clusters.cluster_centers_).to(z)
         member = nn.functional.one_hot(labels, size).to(z)
@@ -213,7 +214,8 @@ class FlowPrior(LatentPrior):
 
     Example:
         >>> from ppl_dgm.transforms import Coupling
-        >>> FlowPrior(4, [Coupling(4), Coupling(4, flipped=True)])().log_prob(torch.zeros(5, 4)).shape
+        >>> prior = FlowPrior(4, [Coupling(4), Coupling(4, flipped=True)])
+        >>> prior().log_prob(torch.zeros(5, 4)).shape
         torch.Size([5])
     """
 

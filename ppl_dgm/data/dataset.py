@@ -63,7 +63,8 @@ class Dataset:
         TypeError: something that is not a tensor.
 
     Example:
-        >>> data = Dataset(torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]), support=2, name="corners")
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+        >>> data = Dataset(x, support=2, name="corners")
         >>> data
         Dataset('corners', [4, 2] torch.float32, 2 levels)
         >>> data = data.split((0.5, 0.25, 0.25), seed=0)
@@ -346,8 +347,8 @@ class Dataset:
 
         Example:
             >>> data = Dataset(torch.tensor([[0.0, 3.0]]), support=4).dequantise(seed=0)
-            >>> bool((data.x * 4).floor().eq(torch.tensor([[0.0, 3.0]])).all()), round(data.log_offset, 4)
-            (True, -2.7726)
+            >>> (data.x * 4).floor(), round(data.log_offset, 4)
+            (tensor([[0., 3.]]), -2.7726)
         """
         levels = self._need_levels("dequantise")
         level = self.x if self.x.is_floating_point() else self.x.to(torch.get_default_dtype())
@@ -410,7 +411,7 @@ class Dataset:
 
         Example:
             >>> data = Dataset(torch.tensor([[0.0, 3.0]]), support=4).dequantise()
-            >>> data.bits_per_dim(torch.zeros(1))  # uniform density on the unit square: log2(4) bits a dimension
+            >>> data.bits_per_dim(torch.zeros(1))  # uniform on the unit square: log2(4) bits
             tensor([2.], dtype=torch.float64)
         """
         if log_prob.shape[-1:] != (len(self),):

@@ -121,7 +121,8 @@ def pinwheel(
 
     They lie on a circle of radius one, each point turned by `rate` times its radius.
 
-        p(x) = 1/K sum_k N(R(-theta_k - rate |x|) x; (1, 0), diag(radial^2, tangential^2)),  theta_k = 2 pi k/K
+        p(x) = 1/K sum_k N(R(-theta_k - rate |x|) x; (1, 0), diag(radial^2, tangential^2)),
+        theta_k = 2 pi k/K
 
     A rotation whose angle depends on the radius alone keeps volumes, so the density needs no
     correction (in the usual recipe the angle depends on an unobserved coordinate instead, and the
@@ -131,7 +132,8 @@ def pinwheel(
         A distribution with event shape `[2]`.
 
     Example:
-        >>> pinwheel(num_arms=1, rate=0.0, radial=1.0, tangential=1.0).log_prob(torch.tensor([1.0, 0.0]))  # -log(2 pi)
+        >>> arm = pinwheel(num_arms=1, rate=0.0, radial=1.0, tangential=1.0)
+        >>> arm.log_prob(torch.tensor([1.0, 0.0]))  # -log(2 pi)
         tensor(-1.8379)
     """
     angle = torch.arange(num_arms) * (2.0 * math.pi / num_arms)
@@ -164,7 +166,7 @@ def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset
         >>> data = load_density("banana", num_samples=1000)
         >>> data
         Dataset('banana', [1000, 2] torch.float32, train/valid/test 800/100/100)
-        >>> -DENSITIES["banana"]().log_prob(data.x).mean()  # estimates the entropy, log(2 pi e) + log(1.5) = 3.24 nats
+        >>> -DENSITIES["banana"]().log_prob(data.x).mean()  # entropy: log(2 pi e 1.5) = 3.24
         tensor(3.2...)
     """
     if name not in DENSITIES:

@@ -25,9 +25,15 @@ BINARIZED_MNIST = Source(
     name="binarized_mnist",
     mirrors=("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",),
     sha256={
-        "binarized_mnist_train.amat": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
-        "binarized_mnist_valid.amat": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
-        "binarized_mnist_test.amat": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+        "binarized_mnist_train.amat": (
+            "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"
+        ),
+        "binarized_mnist_valid.amat": (
+            "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2"
+        ),
+        "binarized_mnist_test.amat": (
+            "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c"
+        ),
     },
 )
 BINARIZED_MNIST_SHA256 = {  # of the pixels as bytes 0 and 1, row by row, whatever file they came in
@@ -43,10 +49,18 @@ MNIST = Source(
         "http://yann.lecun.com/exdb/mnist/",  # the original, often closed to programs
     ),
     sha256={
-        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        "train-images-idx3-ubyte.gz": (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        ),
+        "t10k-images-idx3-ubyte.gz": (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        ),
     },
 )
 
@@ -79,9 +93,9 @@ def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
         raise ValueError(
             f"the digits come with levels=2 (binary) or levels=17 (grey), got levels={levels}"
         )
-    from sklearn.datasets import load_digits as bundled_digits  # noqa: PLC0415 - seconds of import, for few users
+    from sklearn import datasets  # noqa: PLC0415 - seconds of import, for few users
 
-    pixels, labels = (np.asarray(array) for array in bundled_digits(return_X_y=True))
+    pixels, labels = (np.asarray(array) for array in datasets.load_digits(return_X_y=True))
     order = np.random.RandomState(seed).permutation(
         len(pixels)
     )  # a stream that is frozen across NumPy versions

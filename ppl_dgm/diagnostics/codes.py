@@ -68,8 +68,12 @@ class CodeLength:
         return self.data
 
     def __repr__(self) -> str:
-        mean = f"{self.total.mean():.3f} nats = rate {self.rate.mean():.3f} + distortion {self.distortion.mean():.3f}"
-        return f"CodeLength({mean}; two-part {self.two_part.mean():.3f}, refund {self.refund.mean():.3f})"
+        rate, distortion = f"{self.rate.mean():.3f}", f"{self.distortion.mean():.3f}"
+        two_part, refund = f"{self.two_part.mean():.3f}", f"{self.refund.mean():.3f}"
+        return (
+            f"CodeLength({self.total.mean():.3f} nats = rate {rate} + distortion {distortion}; "
+            f"two-part {two_part}, refund {refund})"
+        )
 
 
 def code_length(
@@ -110,7 +114,8 @@ def code_length(
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))  # the posterior
         >>> length = code_length(Program(model, guide), torch.zeros(1))
-        >>> torch.allclose(length.total, -dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(1)).double())
+        >>> surprise = -dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(1)).double()
+        >>> torch.allclose(length.total, surprise)
         True
     """
     if num_particles < 2:

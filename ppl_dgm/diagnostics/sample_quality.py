@@ -50,7 +50,10 @@ class ModeCounts:
 
     @property
     def kl_from_even(self) -> float:
-        """KL(shares of modes || even shares) in nats; NaN without a draw at any mode."""
+        """Divergence of the modes' shares from even ones, in nats.
+
+        It is KL(shares || even shares), and NaN without a draw at any mode.
+        """
         shares = self.counts.double() / self.counts.sum()
         return float(torch.xlogy(shares, shares * len(shares)).sum())
 
@@ -61,7 +64,7 @@ class ModeCounts:
 def mode_counts(
     draws: Any, centres: Tensor, scale: float, *, num_scales: float = 3.0
 ) -> ModeCounts:
-    """Count draws at the modes of a mixture of round components.
+    """Count draws at modes of a mixture of round components.
 
     A draw belongs to the nearest centre, and is of high quality within `num_scales` deviations of
     it (Srivastava et al. 2017, VEEGAN, section 5.1). In two dimensions a share of 1 - exp(-9 / 2) =
@@ -101,7 +104,7 @@ def mode_counts(
 
 
 def class_counts(labels: Tensor, num_classes: int) -> ModeCounts:
-    """Count draws of each class, as a classifier of the user's tells them.
+    """Count draws of each class, as a classifier tells them.
 
     Stacked digits have one label for each part, and as many modes as combinations (Metz et al.
     2017, section 3.3.1).
@@ -195,7 +198,7 @@ def precision_recall(data: Any, draws: Any, *, k: int = 3) -> PrecisionRecall:
 
 @dataclass(frozen=True, eq=False)
 class Memorisation:
-    """Whether draws are nearer to training data than held-out data are.
+    """Whether draws are nearer to training data than held-out data.
 
     Attributes:
         share: probability that a draw is nearer to its nearest training datum than a held-out datum
@@ -215,7 +218,7 @@ class Memorisation:
 
 
 def memorisation(draws: Any, train: Any, held_out: Any) -> Memorisation:
-    """Test whether draws copy training data, by distances to the nearest.
+    """Test whether draws copy training data, by distances to it.
 
     Given the training data, draws and held-out data of one law have distances of one law, so the
     p-value is valid whatever the law (Meehan et al. 2020, eq. 2). It sees copies on the whole, not
@@ -251,9 +254,9 @@ def frechet_distance(
     r"""Compute the Fréchet distance of two samples' moments.
 
     $|m_1 - m_2|^2 + \mathrm{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})$, the squared Wasserstein distance
-    of normals with these means and covariances (Dowson and Landau 1982); of features of an image net
-    it is the FID (Heusel et al. 2017). It is biased upwards by a term of order 1 / n, so compare only
-    values of equal numbers of data.
+    of normals with these means and covariances (Dowson and Landau 1982); of features of an image
+    net it is the FID (Heusel et al. 2017). It is biased upwards by a term of order 1 / n, so
+    compare only values of equal numbers of data.
 
     Args:
         data: `[n, *event]`.
@@ -302,7 +305,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Return two sets of data `[n, *event]` of one event shape, at least 2 in each."""
+    """Check two sets of data, `[n, *event]`, and return them."""
     x, y = torch.as_tensor(x), torch.as_tensor(y)
     if min(x.dim(), y.dim()) < 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(
@@ -326,7 +329,7 @@ def _finite(x: Tensor, what: str) -> Tensor:
 
 
 def _parts(x: Tensor, others: int) -> tuple[Tensor, ...]:
-    """Split rows so that their distances to so many others fit in memory."""
+    """Split rows so that distances to others fit in memory."""
     return x.split(max(1, _AT_ONCE // max(others, 1)))
 
 
@@ -336,7 +339,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
 
 
 def _nearest(x: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the nearest of other points: distances and indices, `[n]` each."""
+    """Find the nearest of other points: distances and indices `[n]`."""
     found = [distances(part, among).min(1) for part in _parts(x, len(among))]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 

@@ -81,8 +81,8 @@ class ContinuousBernoulli(TorchDistribution):
 
     $$\log p(x) = \eta (x - \tfrac12) + \log(h / \sinh h),$$
 
-    normalised for logits of any size; torch's and Pyro's, which compute it of $\lambda$, integrate to less than one from
-    |logit| = 16 on in float32.
+    normalised for logits of any size; torch's and Pyro's, which compute it of $\lambda$, integrate
+    to less than one from |logit| = 16 on in float32.
 
     Args:
         logits: `[*batch]`.
@@ -91,7 +91,8 @@ class ContinuousBernoulli(TorchDistribution):
         batch `[*batch]`, event `[]`.
 
     Example:
-        >>> ContinuousBernoulli(torch.tensor([0.0, -40.0])).log_prob(torch.zeros(2)).exp().round(decimals=3)
+        >>> law = ContinuousBernoulli(torch.tensor([0.0, -40.0]))
+        >>> law.log_prob(torch.zeros(2)).exp().round(decimals=3)
         tensor([ 1., 40.])
     """
 
@@ -172,12 +173,16 @@ class DiscretisedLogisticMixture(TorchDistribution):
         ValueError: fewer than two levels.
 
     Example:
-        >>> law = DiscretisedLogisticMixture(torch.zeros(1), torch.zeros(1), torch.ones(1), levels=4)
+        >>> zero, one = torch.zeros(1), torch.ones(1)
+        >>> law = DiscretisedLogisticMixture(zero, zero, one, levels=4)
         >>> law.log_prob(torch.arange(4.0)).exp()
         tensor([0.3392, 0.1608, 0.1608, 0.3392])
     """
 
-    arg_constraints = {"logits": constraints.real_vector, "loc": constraints.real_vector}  # type: ignore[assignment]  # noqa: RUF012
+    arg_constraints = {  # type: ignore[assignment]  # noqa: RUF012
+        "logits": constraints.real_vector,
+        "loc": constraints.real_vector,
+    }
     has_enumerate_support = True
 
     def __init__(

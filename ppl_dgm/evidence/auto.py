@@ -31,7 +31,9 @@ from ppl_dgm.sampling.memory import MEMORY
 __all__ = ["auto"]
 
 BUDGET = 2_000_000
-SMC_COST = 750  # densities for each particle: about 12 temperatures, 2 moves, 10 leapfrog steps, a gradient counted as 3
+# Densities for each particle: about 12 temperatures, 2 moves, 10 leapfrog steps, a gradient
+# counted as 3.
+SMC_COST = 750
 SMC_GROUPS = 8
 BRIDGE_COST = 4000  # densities for each chain
 PARTITION_CHAINS = 100

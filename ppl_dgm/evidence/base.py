@@ -154,8 +154,9 @@ class Evidence:
 
     def _repr_html_(self) -> str:
         data = self.log_z.numel()
+        number = f"{self.total:.4f} ± {self.total_std_error:.2g} nats"
         facts = {
-            "log p": f"{self.total:.4f} ± {self.total_std_error:.2g} nats ({self.bound}, by {self.estimator})",
+            "log p": f"{number} ({self.bound}, by {self.estimator})",
             "of": f"{data} data" if self.target == "datum" else "one data set",
             "observed numbers": str(self.num_dims),
             "seconds": f"{self.seconds:.1f}",
@@ -170,7 +171,8 @@ class Evidence:
         mark = "" if self.reliable else f" UNRELIABLE: {'; '.join(self.warnings)}"
         sign = {"exact": "=", "lower": ">=", "upper": "<=", "estimate": "~"}[self.bound]
         error = "" if self.bound == "exact" else f" +- {self.total_std_error:.3g}"
-        return f"Evidence(log p {sign} {self.total:.3f}{error} nats{per}; {self.bound} by {self.estimator}){mark}"
+        number = f"log p {sign} {self.total:.3f}{error} nats{per}"
+        return f"Evidence({number}; {self.bound} by {self.estimator}){mark}"
 
 
 def summary(value: Any) -> str:

@@ -121,9 +121,10 @@ class Sandwich(Evidence):
         spread, simulated = weight_spread(real), weight_spread(self.lower)
         compared = f"({spread:.3g} nats against {simulated:.3g} on simulated data)"
         if spread > 1.5 * simulated + 0.05:
-            verdict = f"Log weights spread more on the real data {compared}: use more temperatures, its error may exceed it."
+            how, advice = "more", "use more temperatures, its error may exceed it."
         else:
-            verdict = f"Log weights spread alike on the real data {compared}: the gap measures its error too."
+            how, advice = "alike", "the gap measures its error too."
+        verdict = f"Log weights spread {how} on the real data {compared}: {advice}"
         wide = (
             " The gap is wide: differences of a nat mean nothing yet."
             if self.mean_gap > WIDE_GAP
@@ -209,7 +210,8 @@ class BDMC:
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-        >>> result = BDMC(AIS(num_temperatures=100))(ppl_dgm.Program(model), torch.zeros(50), seed=0)
+        >>> bdmc = BDMC(AIS(num_temperatures=100))
+        >>> result = bdmc(ppl_dgm.Program(model), torch.zeros(50), seed=0)
         >>> bool(-0.05 < result.mean_gap < 0.1), result.lower.bound, result.upper.bound
         (True, 'lower', 'upper')
     """

@@ -89,7 +89,8 @@ def bridge_iteration(
 
     Example:
         >>> import torch
-        >>> rows = [[0.1, 0.2, 0.3, 0.4], [0.02, 0.09, 0.1, 0.15], [0.05, 0.18, 0.22, 0.28], [0.01, 0.07, 0.11, 0.12]]
+        >>> rows = [[0.1, 0.2, 0.3, 0.4], [0.02, 0.09, 0.1, 0.15]]
+        >>> rows += [[0.05, 0.18, 0.22, 0.28], [0.01, 0.07, 0.11, 0.12]]
         >>> found = bridge_iteration(*torch.tensor(rows, dtype=torch.float64))
         >>> print(f"{found.log_z:.12f} {found.std_error:.12f}")
         0.132489796182 0.023532332847
@@ -173,8 +174,10 @@ class BridgeSampling(PosteriorEstimator):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-        >>> posterior = {"mu": 0.5**0.5 * torch.randn(2, 500, generator=torch.Generator().manual_seed(0))}
-        >>> result = BridgeSampling(posterior=posterior, proposal="normal")(ppl_dgm.Program(model), torch.zeros(1))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> posterior = {"mu": 0.5**0.5 * torch.randn(2, 500, generator=generator)}
+        >>> bridge = BridgeSampling(posterior=posterior, proposal="normal")
+        >>> result = bridge(ppl_dgm.Program(model), torch.zeros(1))
         >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(()))
         >>> bool((result.log_z - truth).abs() < 0.01)
         True

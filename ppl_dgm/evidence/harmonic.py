@@ -69,7 +69,8 @@ class HarmonicMean(PosteriorEstimator):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-        >>> posterior = {"mu": 0.5**0.5 * torch.randn(2, 50, generator=torch.Generator().manual_seed(0))}
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> posterior = {"mu": 0.5**0.5 * torch.randn(2, 50, generator=generator)}
         >>> HarmonicMean(posterior=posterior)(ppl_dgm.Program(model), torch.zeros(1)).reliable
         False
     """
@@ -117,8 +118,10 @@ class LearnedHarmonicMean(PosteriorEstimator):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-        >>> posterior = {"mu": 0.5**0.5 * torch.randn(2, 500, generator=torch.Generator().manual_seed(0))}
-        >>> result = LearnedHarmonicMean(posterior=posterior)(ppl_dgm.Program(model), torch.zeros(1))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> posterior = {"mu": 0.5**0.5 * torch.randn(2, 500, generator=generator)}
+        >>> learned = LearnedHarmonicMean(posterior=posterior)
+        >>> result = learned(ppl_dgm.Program(model), torch.zeros(1))
         >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(()))
         >>> bool((result.log_z - truth).abs() < 0.05)
         True

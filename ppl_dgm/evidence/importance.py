@@ -71,7 +71,8 @@ class ImportanceSampling(Estimator):
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> result = ImportanceSampling(num_particles=4000)(ppl_dgm.Program(model), torch.zeros(1), seed=0)
+        >>> sampling = ImportanceSampling(num_particles=4000)
+        >>> result = sampling(ppl_dgm.Program(model), torch.zeros(1), seed=0)
         >>> truth = dist.Normal(0.0, 2.0**0.5).log_prob(torch.zeros(1))
         >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
         True
@@ -128,7 +129,8 @@ class PriorSampling(ImportanceSampling):
         >>> def model(x=None):
         ...     p = pyro.sample("p", dist.Beta(1.0, 1.0))
         ...     pyro.sample("x", dist.Binomial(10, p), obs=x)
-        >>> result = PriorSampling(num_particles=4000)(ppl_dgm.Program(model), torch.tensor(2.0), seed=0)
+        >>> sampling = PriorSampling(num_particles=4000)
+        >>> result = sampling(ppl_dgm.Program(model), torch.tensor(2.0), seed=0)
         >>> bool((result.log_z.exp() - 1 / 11).abs() < 0.01)
         True
     """

@@ -45,7 +45,8 @@ class SavageDickey:
 
     def __repr__(self) -> str:
         mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
-        return f"SavageDickey(log BF {self.log_bayes_factor:.3f} +- {self.std_error:.2g} nats for the point){mark}"
+        number = f"{self.log_bayes_factor:.3f} +- {self.std_error:.2g} nats"
+        return f"SavageDickey(log BF {number} for the point){mark}"
 
 
 def savage_dickey(
@@ -100,11 +101,12 @@ def savage_dickey(
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-        >>> posterior = {"mu": 0.5 + 0.5**0.5 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))}
-        >>> found = savage_dickey(
-        ...     ppl_dgm.Program(model), torch.ones(1), site="mu", sampler=BridgeSampling(posterior=posterior)
-        ... )
-        >>> truth = dist.Normal(0.0, 1.0).log_prob(torch.ones(())) - dist.Normal(0.0, 2.0**0.5).log_prob(torch.ones(()))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> posterior = {"mu": 0.5 + 0.5**0.5 * torch.randn(4, 1000, generator=generator)}
+        >>> sampler = BridgeSampling(posterior=posterior)
+        >>> one = torch.ones(1)
+        >>> found = savage_dickey(ppl_dgm.Program(model), one, site="mu", sampler=sampler)
+        >>> truth = dist.Normal(0.0, 1.0).log_prob(one) - dist.Normal(0.0, 2.0**0.5).log_prob(one)
         >>> bool((found.log_bayes_factor - truth).abs() < 0.1)
         True
     """

@@ -205,5 +205,8 @@ def group_alarms(found: dict[str, Tensor]) -> tuple[str, ...]:
     if not dominates(spread > GROUPS_APART, mean_exp_std_error(groups)):
         return ()
     most = float(spread.max())
-    warning = f"independent groups disagree by up to {most:.3g} nats (standard deviation); use more particles or moves"
+    warning = (
+        f"independent groups disagree by up to {most:.3g} nats (standard deviation); use more "
+        "particles or moves"
+    )
     return (warning,)

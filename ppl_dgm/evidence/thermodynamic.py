@@ -223,7 +223,8 @@ class ThermodynamicIntegration(TemperedChains):
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-        >>> result = ThermodynamicIntegration(num_draws=100)(ppl_dgm.Program(model), torch.zeros(1), seed=0)
+        >>> integration = ThermodynamicIntegration(num_draws=100)
+        >>> result = integration(ppl_dgm.Program(model), torch.zeros(1), seed=0)
         >>> truth = dist.Normal(0.0, 1.25**0.5).log_prob(torch.zeros(1))
         >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
         True
@@ -258,7 +259,7 @@ def corrected_trapezoid(beta: Tensor, mean: Tensor, slope: Tensor) -> tuple[Tens
 
 @dataclass(frozen=True)
 class SteppingStone(TemperedChains):
-    r"""Stepping-stone sampling: a product of importance-sampling ratios between neighbouring temperatures.
+    r"""Stepping-stone sampling: importance-sampling ratios between neighbouring temperatures.
 
     $\log Z = \sum_i \log \mathbb{E}_{\beta_i}[p(x \mid y)^{\beta_{i+1} - \beta_i}]$: no error of
     integration. The standard error is the delta method's on the sum, autocorrelation and dependence

@@ -143,7 +143,8 @@ class WideSampling(ImportanceSampling):
         ...     pyro.sample("x", dist.Normal(5.0 * k, 1.0), obs=x)
         >>> result = WideSampling(num_particles=20_000)(ppl_dgm.Program(model), torch.tensor(15.0))
         >>> k = torch.arange(20.0)
-        >>> exact = (dist.Poisson(0.01).log_prob(k) + dist.Normal(5 * k, 1.0).log_prob(torch.tensor(15.0))).logsumexp(0)
+        >>> likelihood = dist.Normal(5 * k, 1.0).log_prob(torch.tensor(15.0))
+        >>> exact = (dist.Poisson(0.01).log_prob(k) + likelihood).logsumexp(0)
         >>> bool((result.log_z - exact).abs() < 4 * result.std_error)
         True
     """

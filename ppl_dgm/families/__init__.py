@@ -10,7 +10,8 @@ objective elsewhere:
     latent class analysis           Mixture(D, K, "bernoulli")
     RNADE                           NADE(D, H, likelihoods.MixtureDensity(K))
     EoNADE                          NADE(D, H, orders=K), or MADE(D, hidden=[H], orders=K)
-    sigmoid belief net              VAE(D, L, [], prior=priors.BernoulliPrior(L), guide=guides.BernoulliPosterior(L))
+    sigmoid belief net              VAE(D, L, [], prior=priors.BernoulliPrior(L),
+                                        guide=guides.BernoulliPosterior(L))
     GMVAE                           VAE(D, L, prior=priors.GaussianMixturePrior(L, K))
     VampPrior VAE                   VAE(D, L, prior=priors.VampPrior(guide, x[:K]), guide=guide)
     VAE with inverse AR flow        VAE(D, L, guide=guides.FlowPosterior(L, "iaf"))
@@ -19,7 +20,8 @@ objective elsewhere:
     MIWAE for missing data          VAE called with (x, observed), fitted with IWELBO(k)
     harmonium                       RBM(D, H), fitted with ContrastiveDivergence(k)
     M2                              SemiSupervisedVAE, fitted with pyro.infer.TraceEnum_ELBO
-    flow of whole numbers           Dequantised(RealNVP(D), levels), or with VariationalNoise(D, levels)
+    flow of whole numbers           Dequantised(RealNVP(D), levels),
+                                    or with VariationalNoise(D, levels)
     GAN                             Generator, fitted with GAN(critic) or FGAN(critic)
     SVI per datum, semi-amortised   any VAE, through amortisation.refine
 """

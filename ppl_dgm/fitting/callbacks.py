@@ -47,7 +47,8 @@ class Callback:
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=x)
-        >>> _ = ppl_dgm.fit(ppl_dgm.Program(model), torch.ones(3), steps=4, progress=False, callbacks=[Show()])
+        >>> program = ppl_dgm.Program(model)
+        >>> _ = ppl_dgm.fit(program, torch.ones(3), steps=4, progress=False, callbacks=[Show()])
         step 2
         step 4
     """
@@ -74,7 +75,8 @@ class CSVLog(Callback):
 
     def __init__(self, path: str | os.PathLike, every: int = 1) -> None:
         self.every = every
-        self._file = Path(path).open("w", newline="", encoding="utf-8")  # noqa: SIM115 - until the end
+        # It stays open until the end.
+        self._file = Path(path).open("w", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.writer(self._file)
         self._rows.writerow(["step", "objective", "valid"])
 

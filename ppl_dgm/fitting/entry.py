@@ -121,8 +121,9 @@ def fit(
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
         >>> program = ppl_dgm.Program(model)
-        >>> result = fit(program, torch.full((10,), 3.0), steps=300, optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
-        ...              progress=False)
+        >>> adam = lambda parameters: torch.optim.Adam(parameters, lr=0.1)
+        >>> x = torch.full((10,), 3.0)
+        >>> result = fit(program, x, steps=300, optimizer=adam, progress=False)
         >>> round(program.get_parameter("loc").item(), 2), result.stopped
         (3.0, 'finished')
     """

@@ -42,7 +42,8 @@ class BatchLoss:
     def __call__(self, size: int, batch: Batch) -> Tensor:
         """The differentiable loss."""
         (model, guide), (args, kwargs) = self._pair(size), batch
-        loss: Any = self.objective.differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        objective: Any = self.objective
+        loss = objective.differentiable_loss(model, guide, *args, **kwargs)
         return loss / self._divisor(size)
 
     def backward(self, size: int, batch: Batch) -> Tensor:
@@ -51,7 +52,8 @@ class BatchLoss:
         It is for objectives that do no more than that.
         """
         (model, guide), (args, kwargs) = self._pair(size), batch
-        loss: Any = self.objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        objective: Any = self.objective
+        loss = objective.loss_and_grads(model, guide, *args, **kwargs)
         for parameter in self.program.parameters():
             if parameter.grad is not None:
                 parameter.grad /= self._divisor(size)

@@ -239,7 +239,7 @@ class Training:
 
     def _finish(self, stopped: Any, start: float) -> Fit:
         for learner in self.learners:
-            learner.optimizer.state_dict()  # its counts of steps are brought up to the compiled ones
+            learner.optimizer.state_dict()  # brings its counts of steps up to the compiled ones
         if self.state.best is not None:
             self._load_weights(self.state.best)
         unlike = list(self.loss.program.unlike_pyro)

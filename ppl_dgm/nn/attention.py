@@ -74,9 +74,10 @@ class CausalAttention(nn.Module):
 
 
 def turn(h: Tensor, places: Tensor) -> Tensor:
-    """Rotate vectors `[..., T, 2 n]` by angles proportional to place.
+    """Rotate vectors by angles proportional to place.
 
-    Each is rotated in n planes, in plane i by the angle place / 10000^(i / n).
+    The vectors are `[..., T, 2 n]`. Each is rotated in n planes, in plane i by the angle
+    place / 10000^(i / n).
     """
     half = h.shape[-1] // 2
     rates = 10000 ** (-torch.arange(half, dtype=h.dtype, device=h.device) / half)

@@ -111,9 +111,9 @@ class ConvDecoder(nn.Module):
 
 
 def over_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a map of batches to images `[..., channels, height, width]`.
+    """Apply a map of batches to images of any batch.
 
-    The map takes images `[batch, ...]`.
+    The images are `[..., channels, height, width]`; the map takes images `[batch, ...]`.
 
     Example:
         >>> import torch

@@ -36,7 +36,9 @@ FeatureStep = Callable[[Tensor, int, int], Tensor]
 
 
 class ImageNet(CausalNet):
-    """Causal net over flattened images `[..., C * H * W]`.
+    """Causal net over flattened images.
+
+    Images are `[..., C * H * W]`.
 
     Args:
         shape: (channels C, height H, width W).
@@ -65,9 +67,9 @@ class ImageNet(CausalNet):
 
     @abstractmethod
     def features(self, image: Tensor, context: Tensor | None) -> Tensor:
-        """Compute features `[B, F, H, W]` of images `[B, C, H, W]`.
+        """Compute features of images, so many for each pixel.
 
-        The context is `[B, num_context]`.
+        Images `[B, C, H, W]` with context `[B, num_context]` give `[B, F, H, W]`.
         """
 
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
@@ -109,11 +111,10 @@ class ImageNet(CausalNet):
         return step
 
     def feature_stepper(self, context: Tensor | None) -> FeatureStep:
-        """Make a function that gives features `[B, F]` of a pixel.
+        """Make a function that gives features of a pixel.
 
-        Its arguments are (image, row, column).
-
-        It is to be called in raster order; here it runs the net on the rows so far.
+        Its arguments are (image, row, column), the features `[B, F]`. It is to be called
+        in raster order; here it runs the net on the rows so far.
         """
 
         def step(image: Tensor, row: int, column: int) -> Tensor:

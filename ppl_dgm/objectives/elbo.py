@@ -26,9 +26,9 @@ Gradient = Literal["reparam", "stl", "dreg"]
 def log_weights_with_paths(
     objective: Objective, bound: Bound, gradient: Gradient
 ) -> tuple[Tensor, Any]:
-    """Compute log weights `[particles, ...]` and the scale of each datum.
+    """Compute log weights and the scale of each datum.
 
-    `gradient` says how they are differentiated.
+    Weights are `[particles, ...]`; `gradient` says how they are differentiated.
     """
     if gradient == "dreg" and bound.structure.latents:
         return doubly_reparameterised(objective, bound)

@@ -50,7 +50,9 @@ class FreeBits(Objective):
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(0.1, 1.0))  # KL 0.005
-        >>> round(FreeBits(0.25).loss(model, guide, torch.zeros(1)) - FreeBits(0.0).loss(model, guide, torch.zeros(1)), 3)
+        >>> x = torch.zeros(1)
+        >>> free, plain = FreeBits(0.25), FreeBits(0.0)
+        >>> round(free.loss(model, guide, x) - plain.loss(model, guide, x), 3)
         0.245
     """
 

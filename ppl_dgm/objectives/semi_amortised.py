@@ -46,7 +46,8 @@ class SemiAmortised(ELBO):
         >>> from ppl_dgm.families import VAE
         >>> from ppl_dgm.objectives import ELBO, SemiAmortised
         >>> vae, x = VAE(6, 2, [8]).initialise(torch.ones(50, 6)), torch.ones(50, 6)
-        >>> refined = SemiAmortised(num_steps=20, learning_rate=0.1, num_particles=8).loss(vae.model, vae.guide, x)
+        >>> semi = SemiAmortised(num_steps=20, learning_rate=0.1, num_particles=8)
+        >>> refined = semi.loss(vae.model, vae.guide, x)
         >>> refined < ELBO(8).loss(vae.model, vae.guide, x)
         True
     """

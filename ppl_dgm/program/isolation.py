@@ -130,7 +130,10 @@ def put_back(places: list[Noted]) -> None:
     for held, name, tensor, value, version in places:
         held[name] = tensor
         if tensor._version != version:
-            tensor.copy_(value) if tensor.shape == value.shape else tensor.set_(value)  # type: ignore[arg-type]
+            if tensor.shape == value.shape:
+                tensor.copy_(value)
+            else:
+                tensor.set_(value)  # type: ignore[arg-type]
 
 
 class Snapshot:

@@ -33,7 +33,8 @@ def log_likelihoods(bound: Bound, values: Values) -> Values:
     if not structure.enumerated:
         once = lambda given, particles: site_log_probs(bound, given, particles)  # noqa: E731
     elif all(in_data_plate(bound, name) for name in (*names, *structure.enumerated)):
-        once = lambda given, particles: {"+".join(names): joint_log_prob(bound, given, particles)}  # noqa: E731
+        key = "+".join(names)
+        once = lambda given, particles: {key: joint_log_prob(bound, given, particles)}  # noqa: E731
     else:
         return {}
     return bound._map(once, values, structure.model_runs)

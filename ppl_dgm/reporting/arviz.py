@@ -125,7 +125,8 @@ def alarms(posterior: Posterior) -> tuple[str, ...]:
     ess = posterior.ess
     if ess is None or float(ess.min()) >= FEW_DRAWS:
         return posterior.warnings
-    few = f"the weighted draws are worth {float(ess.min()):.0f} independent ones, less than {FEW_DRAWS}"
+    worth = f"{float(ess.min()):.0f} independent ones, less than {FEW_DRAWS}"
+    few = f"the weighted draws are worth {worth}"
     where = f" for {int((ess < FEW_DRAWS).sum())} of {ess.numel()} data" if ess.dim() else ""
     return (*posterior.warnings, few + where)
 
@@ -291,8 +292,9 @@ def write_netcdf(tree: Any, path: str | os.PathLike) -> None:
 
     Example:
         >>> import tempfile
+        >>> data = xr.Dataset({"log_z": ("datum", [-1.0, -2.0])})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_netcdf(xr.Dataset({"log_z": ("datum", [-1.0, -2.0])}), f"{folder}/evidence.nc")
+        ...     write_netcdf(data, f"{folder}/evidence.nc")
         ...     xr.load_dataset(f"{folder}/evidence.nc", engine="h5netcdf").log_z.values
         array([-1., -2.])
     """
@@ -316,7 +318,8 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
             program.
 
     Example:
-        >>> weights = stacking_weights({"a": torch.tensor([-1.0, -5.0]), "b": torch.tensor([-5.0, -1.0])})
+        >>> log_p = {"a": torch.tensor([-1.0, -5.0]), "b": torch.tensor([-5.0, -1.0])}
+        >>> weights = stacking_weights(log_p)
         >>> {name: round(weight, 2) for name, weight in weights.items()}
         {'a': 0.5, 'b': 0.5}
     """

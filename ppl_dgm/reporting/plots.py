@@ -159,7 +159,8 @@ def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) 
         ax: where to draw; a new figure if None.
 
     Example:
-        >>> ax = plot_forest([ForestRow("a", -1.0, 0.1), ForestRow("b", -2.0, 0.2, bound="lower")], "log p (nats)")
+        >>> rows = [ForestRow("a", -1.0, 0.1), ForestRow("b", -2.0, 0.2, bound="lower")]
+        >>> ax = plot_forest(rows, "log p (nats)")
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['a', 'b']
         >>> plt.close(ax.figure)
@@ -317,7 +318,8 @@ def plot_images(
         ValueError: no groups, or images that are not of that shape.
 
     Example:
-        >>> axes = plot_images({"data": torch.rand(8, 16), "samples": torch.rand(8, 16)}, (4, 4), 4, 2)
+        >>> images = {"data": torch.rand(8, 16), "samples": torch.rand(8, 16)}
+        >>> axes = plot_images(images, (4, 4), 4, 2)
         >>> [ax.get_title("left") for ax in axes]
         ['data', 'samples']
         >>> plt.close(axes[0].figure)

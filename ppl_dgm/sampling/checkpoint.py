@@ -53,7 +53,8 @@ class Checkpoint:
     Example:
         >>> import tempfile, os
         >>> path = os.path.join(tempfile.mkdtemp(), "count.pt")
-        >>> Checkpoint(path, {"task": "counting"}).loop("count", 0, lambda n: n + 1, lambda n: n == 5)
+        >>> first = Checkpoint(path, {"task": "counting"})
+        >>> first.loop("count", 0, lambda n: n + 1, lambda n: n == 5)
         5
         >>> again = Checkpoint(path, {"task": "counting"})  # done before
         >>> again.loop("count", 0, lambda n: n / 0, lambda n: n == 5)

@@ -133,7 +133,8 @@ def divergence_warnings(divergent: Tensor, place: str = "the posterior") -> tupl
 
     Example:
         >>> divergence_warnings(torch.tensor(0.02))
-        ('2 % of the moves at the posterior diverged: chains miss places of high curvature; reparameterise, or use SMC',)
+        ('2 % of the moves at the posterior diverged: chains miss places of high curvature;
+        reparameterise, or use SMC',)
     """
     allowed = DIVERGENT_SHARE * (1 if divergent.numel() == 1 else FEW_DATA_MORE)
     largest = float(divergent.max())
@@ -153,7 +154,8 @@ def bfmi_warnings(bfmi: Tensor) -> tuple[str, ...]:
 
     Example:
         >>> bfmi_warnings(torch.tensor(0.1))
-        ('chains move between energies too slowly: E-BFMI is 0.1 < 0.2; reparameterise, or use SMC',)
+        ('chains move between energies too slowly: E-BFMI is 0.1 < 0.2; reparameterise,
+        or use SMC',)
     """
     lowest = float(bfmi.min())
     if not lowest < LOW_BFMI:
@@ -169,7 +171,8 @@ def stein_warnings(distance: Tensor) -> tuple[str, ...]:
 
     Example:
         >>> stein_warnings(torch.tensor(20.0))
-        ("the posterior draws are not this program's at these data: Stein's identity fails by 20 standard errors",)
+        ("the posterior draws are not this program's at these data: Stein's identity fails
+        by 20 standard errors",)
     """
     largest = float(distance.max())
     if largest <= STEIN_APART:

@@ -348,7 +348,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> bool(pareto_k(torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 0.1) < 0.5)
+        >>> log_weights = 0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        >>> bool(pareto_k(log_weights) < 0.5)
         True
     """
     summary = WeightSummary(log_weights.shape[0])

@@ -250,7 +250,9 @@ class Unconstrained:
 
 
 @biject_to.register(constraints.MixtureSameFamilyConstraint)  # type: ignore[attr-defined]
-def mixture_transform(support: constraints.MixtureSameFamilyConstraint) -> Transform:  # type: ignore[name-defined]
+def mixture_transform(
+    support: constraints.MixtureSameFamilyConstraint,  # type: ignore[name-defined]
+) -> Transform:
     """Find the transform to the support of a mixture.
 
     This is the support that all components have.

@@ -131,8 +131,10 @@ def complete(
         >>> def model(x=None):
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.full((2,), 0.1)).to_event(1), obs=x)
-        >>> filled = complete(Program(model), torch.tensor([[1.0, 0.0]]), torch.tensor([True, False]))
+        ...         likelihood = dist.Normal(z.unsqueeze(-1), torch.full((2,), 0.1)).to_event(1)
+        ...         pyro.sample("x", likelihood, obs=x)
+        >>> x, observed = torch.tensor([[1.0, 0.0]]), torch.tensor([True, False])
+        >>> filled = complete(Program(model), x, observed)
         >>> filled.mean.round(decimals=1)
         tensor([[1., 1.]])
     """

@@ -141,7 +141,8 @@ def log_conditional(
         >>> import torch
         >>> from ppl_dgm.families import MADE
         >>> first, last = torch.tensor([True, False, False]), torch.tensor([False, False, True])
-        >>> both = [log_conditional(MADE(3, []), torch.full((1, 3), v), last, first) for v in (0.0, 1.0)]
+        >>> x = [torch.full((1, 3), value) for value in (0.0, 1.0)]
+        >>> both = [log_conditional(MADE(3, []), row, last, first) for row in x]
         >>> both[0].exact, both[1].std_error
         (True, tensor([0.]))
     """

@@ -142,7 +142,8 @@ def interpolate(
     Example:
         >>> import torch
         >>> from ppl_dgm.families import VAE
-        >>> interpolate(VAE(6, 2, hidden=[8]), torch.zeros(3, 6), torch.ones(3, 6), num_steps=5).shape
+        >>> start, end = torch.zeros(3, 6), torch.ones(3, 6)
+        >>> interpolate(VAE(6, 2, hidden=[8]), start, end, num_steps=5).shape
         torch.Size([5, 3, 6])
     """
     if start.shape != end.shape:

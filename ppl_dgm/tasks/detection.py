@@ -45,7 +45,8 @@ class Detection:
 
     def __repr__(self) -> str:
         mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
-        return f"Detection(AUROC {self.auroc:.3f} +- {self.std_error:.2g}, {int(self.labels.sum())} anomalies){mark}"
+        number = f"{self.auroc:.3f} +- {self.std_error:.2g}"
+        return f"Detection(AUROC {number}, {int(self.labels.sum())} anomalies){mark}"
 
 
 def detect(usual: Evidence, anomalies: Evidence) -> Detection:
@@ -71,7 +72,8 @@ def detect(usual: Evidence, anomalies: Evidence) -> Detection:
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
         >>> program, exact = Program(model), evidence.Exact()
-        >>> detect(exact(program, torch.tensor([0.0, 0.5])), exact(program, torch.tensor([0.2, 3.0, 4.0])))
+        >>> usual = exact(program, torch.tensor([0.0, 0.5]))
+        >>> detect(usual, exact(program, torch.tensor([0.2, 3.0, 4.0])))
         Detection(AUROC 0.833 +- 0.2, 3 anomalies)
     """
     check_comparable(usual, anomalies)

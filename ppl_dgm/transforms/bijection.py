@@ -184,9 +184,9 @@ class Conditioned(Transform):
 class Inverse(Bijection):
     """A bijection with its directions exchanged, its parameters still learned.
 
-    What is fast in one direction is then fast in the other: `Inverse(MaskedAutoregressive(...))` scores
-    data in one pass (a masked autoregressive flow), `MaskedAutoregressive(...)` draws in one (an inverse
-    autoregressive flow).
+    What is fast in one direction is then fast in the other: `Inverse(MaskedAutoregressive(...))`
+    scores data in one pass (a masked autoregressive flow), `MaskedAutoregressive(...)` draws in one
+    (an inverse autoregressive flow).
 
     Example:
         >>> from ppl_dgm.transforms import ActNorm

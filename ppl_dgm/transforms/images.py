@@ -165,7 +165,8 @@ class MultiScale(Bijection):
         for place in reversed(range(len(self.sizes))):
             if place < len(self.sizes) - 1:
                 image = self._joined(image, pieces[place])
-            image, log_det = self.scales[place].call_and_log_det(image, context)  # type: ignore[operator]
+            scale: Any = self.scales[place]
+            image, log_det = scale.call_and_log_det(image, context)
             total = total + log_det
         return image.flatten(-3), total
 
@@ -174,7 +175,8 @@ class MultiScale(Bijection):
         image, total = y.unflatten(-1, self.whole), y.new_zeros(())
         pieces: list[Tensor] = []
         for place in range(len(self.sizes)):
-            image, log_det = self.scales[place].inverse_and_log_det(image, context)  # type: ignore[operator]
+            scale: Any = self.scales[place]
+            image, log_det = scale.inverse_and_log_det(image, context)
             total = total + log_det
             if place < len(self.sizes) - 1:
                 image, fresh = image.chunk(2, -3)

@@ -59,7 +59,8 @@ def rewrite(graph: GraphModule) -> None:
         >>> import torch
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> from ppl_dgm.compile.graph.passes import rewrite
-        >>> graph = make_fx(lambda x: x.exp().expand(100).detach().log(), tracing_mode="fake")(torch.ones(1))
+        >>> function = lambda x: x.exp().expand(100).detach().log()
+        >>> graph = make_fx(function, tracing_mode="fake")(torch.ones(1))
         >>> rewrite(graph)
         >>> [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
         ['aten.exp.default', 'aten.log.default', 'aten.expand.default', 'aten.clone.default']

@@ -159,7 +159,8 @@ def targets(node: Node) -> list[Any]:
         return [node.args[place] for place in _UNDECLARED[node.target]]  # type: ignore[index]
     if not writes(node):
         return []
-    arguments = zip(node.target._schema.arguments, node.args, strict=False)  # type: ignore[union-attr]
+    target: Any = node.target
+    arguments = zip(target._schema.arguments, node.args, strict=False)
     return [value for spec, value in arguments if spec.alias_info and spec.alias_info.is_write]
 
 

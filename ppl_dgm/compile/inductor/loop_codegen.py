@@ -36,10 +36,11 @@ struct Standing {
   void* data_ptr() const { return data; }
   void reset() const {}
 };
-static AtenTensorHandle standing_empty(int64_t rank, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+static AtenTensorHandle standing_empty(
+    int64_t rank, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
   AtenTensorHandle handle;
-  AOTI_TORCH_ERROR_CODE_CHECK(
-    aoti_torch_empty_strided(rank, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    rank, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return handle;
 }
 """
@@ -137,7 +138,8 @@ class StandingWrapper(CppWrapperCpu):
             return super().make_buffer_allocation(buffer)
         self._standing.add(name)
         size, stride = (self._array(shape) for shape in (buffer.get_size(), buffer.get_stride()))
-        made = f"standing_empty({len(buffer.get_size())}, {size}, {stride}, {self.codegen_dtype(buffer.get_dtype())})"
+        rank, dtype = len(buffer.get_size()), self.codegen_dtype(buffer.get_dtype())
+        made = f"standing_empty({rank}, {size}, {stride}, {dtype})"
         return f"static thread_local const Standing {name}({made});"
 
     def _array(self, shape: Any) -> str:

@@ -278,7 +278,8 @@ class Replacement(Lifting):
         if not constants or func not in self._functions:
             return
         if not self._known[func, constants]:
-            what = f"uses a number that changes from run to run ({_name(func)}: {', '.join(constants)[:80]})"
+            numbers = f"{_name(func)}: {', '.join(constants)[:80]}"
+            what = f"uses a number that changes from run to run ({numbers})"
             raise self._refuse(what, NUMBER_CURE)
         self._known[func, constants] -= 1
 

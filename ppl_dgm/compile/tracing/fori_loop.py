@@ -44,7 +44,8 @@ def repeat(count: torch.Tensor | int, body: Body, carry: Any, fixed: Any = ()) -
     Example:
         >>> import torch
         >>> from ppl_dgm.compile import repeat
-        >>> repeat(torch.tensor(3), lambda carry, step: carry + step, torch.tensor(1.0), torch.tensor(2.0))
+        >>> add = lambda carry, step: carry + step
+        >>> repeat(torch.tensor(3), add, torch.tensor(1.0), torch.tensor(2.0))
         tensor(7.)
     """
     if isinstance(count, torch.Tensor) and (count.dtype.is_floating_point or count.dim()):

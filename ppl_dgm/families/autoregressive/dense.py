@@ -99,8 +99,8 @@ class NADE(AutoregressiveProgram):
     r"""Neural autoregressive distribution estimator (Larochelle and Murray 2011).
 
     The conditionals share hidden units $\mathrm{act}(c + W_{:, <d} x_{<d})$, whose inputs each
-    dimension changes by one column: O(D H) for a datum. With `likelihoods.MixtureDensity` it is RNADE
-    (Uria, Murray and Larochelle 2013), with several orders a small EoNADE (Uria, Murray and
+    dimension changes by one column: O(D H) for a datum. With `likelihoods.MixtureDensity` it is
+    RNADE (Uria, Murray and Larochelle 2013), with several orders a small EoNADE (Uria, Murray and
     Larochelle 2014).
 
     Args:

@@ -123,7 +123,8 @@ class AutoregressiveProgram(Program):
             >>> from ppl_dgm.families import FVSBN
             >>> scores = FVSBN(3).fisher_scores(torch.ones(4, 3))
             >>> {name: score.shape for name, score in scores.items()}
-            {'model.net.layers.0.weight': torch.Size([4, 3, 3]), 'model.net.layers.0.bias': torch.Size([4, 3])}
+            {'model.net.layers.0.weight': torch.Size([4, 3, 3]),
+             'model.net.layers.0.bias': torch.Size([4, 3])}
         """
         model: Any = self.model.fn
         data = (x,) if y is None else (x, y)

@@ -25,7 +25,8 @@ PROBABILITY = re.compile(r"probability\s*\(([^)]*)\)\s*\{([^}]*)\}")
 ROW = re.compile(r"\(([^)]*)\)([^;]*);")
 TABLE = re.compile(r"^\s*table\b([^;]*);")
 DEFAULT = re.compile(r"\bdefault\b([^;]*);")
-SPECIAL = " \t\n,;(){}[]|/*"  # what only a name in quotes may have: stood for by characters without a meaning
+# What only a name in quotes may have, stood for by characters without a meaning:
+SPECIAL = " \t\n,;(){}[]|/*"
 HIDDEN = {ord(character): 0xE000 + ord(character) for character in SPECIAL}
 SHOWN = {hidden: character for character, hidden in HIDDEN.items()}
 
@@ -152,7 +153,8 @@ def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
 def variable_block(net: BayesNet, name: str) -> str:
     """The declaration of one variable."""
     states = [quoted(state) for state in net.states[name]]
-    return f"variable {quoted(name)} {{\n  type discrete [ {len(states)} ] {{ {', '.join(states)} }};\n}}"
+    kind = f"type discrete [ {len(states)} ] {{ {', '.join(states)} }};"
+    return f"variable {quoted(name)} {{\n  {kind}\n}}"
 
 
 def probability_block(net: BayesNet, name: str) -> str:

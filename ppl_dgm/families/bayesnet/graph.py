@@ -85,8 +85,10 @@ def d_separated(
 
     Example:
         >>> collider = {"rain": [], "sprinkler": [], "wet": ["rain", "sprinkler"]}
-        >>> d_separated(collider, ["rain"], ["sprinkler"]), d_separated(collider, ["rain"], ["sprinkler"], ["wet"])
-        (True, False)
+        >>> d_separated(collider, ["rain"], ["sprinkler"])
+        True
+        >>> d_separated(collider, ["rain"], ["sprinkler"], ["wet"])
+        False
     """
     first, second, given = set(first), set(second), set(given)
     unknown = (first | second | given) - parents.keys()

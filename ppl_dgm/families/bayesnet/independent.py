@@ -22,7 +22,8 @@ class IndependentBernoulli(Program):
         ValueError: fewer than one dimension.
 
     Example:
-        >>> program = IndependentBernoulli(2).fit_counts(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), smoothing=1.0)
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+        >>> program = IndependentBernoulli(2).fit_counts(x, smoothing=1.0)
         >>> program.probs
         tensor([0.5000, 0.7500])
     """

@@ -11,8 +11,9 @@ __all__ = ["alarm", "asia", "burglary", "sachs_graph"]
 YES_NO = ("yes", "no")
 
 SACHS_EDGES = (
-    ("PKC", "PKA"), ("PKC", "Raf"), ("PKC", "Mek"), ("PKC", "Jnk"), ("PKC", "P38"), ("PKA", "Raf"), ("PKA", "Mek"),
-    ("PKA", "Erk"), ("PKA", "Akt"), ("PKA", "Jnk"), ("PKA", "P38"), ("Raf", "Mek"), ("Mek", "Erk"), ("Erk", "Akt"),
+    ("PKC", "PKA"), ("PKC", "Raf"), ("PKC", "Mek"), ("PKC", "Jnk"), ("PKC", "P38"),
+    ("PKA", "Raf"), ("PKA", "Mek"), ("PKA", "Erk"), ("PKA", "Akt"), ("PKA", "Jnk"), ("PKA", "P38"),
+    ("Raf", "Mek"), ("Mek", "Erk"), ("Erk", "Akt"),
     ("Plcg", "PIP3"), ("Plcg", "PIP2"), ("PIP3", "PIP2"),
 )  # fmt: skip
 
@@ -74,7 +75,8 @@ def burglary() -> BayesNet:
     The numbers are those of Russell and Norvig (2003, figure 14.2). The states are yes and no.
 
     Example:
-        >>> round(burglary().query(["burglary"], {"john_calls": "yes", "mary_calls": "yes"})[0].item(), 3)
+        >>> calls = {"john_calls": "yes", "mary_calls": "yes"}
+        >>> round(burglary().query(["burglary"], calls)[0].item(), 3)
         0.284
     """
     nodes = {

@@ -205,7 +205,8 @@ class VariationalNoise(nn.Module):
         if num_dims < 1:
             raise ValueError(f"size is {size}; expected at least 1")
         self.base = Held(dist.Logistic(torch.zeros(num_dims), torch.ones(num_dims)).to_event(1))
-        self.transforms = Held(couple(size, checked_length(length), hidden, activation))  # type: ignore[arg-type]
+        steps = couple(size, checked_length(length), hidden, activation)  # type: ignore[arg-type]
+        self.transforms = Held(steps)
 
     def forward(self, x: Tensor) -> FlowDistribution:
         """q(u | x) of levels `[..., D]`."""

@@ -39,7 +39,8 @@ class HierarchicalVAE(Program):
         ValueError: if there is not one entry of `hidden` for each layer, or a size below one.
 
     Example:
-        >>> vae = HierarchicalVAE(6, num_latents=(4, 2), hidden=((8,), (5,))).initialise(torch.ones(3, 6))
+        >>> vae = HierarchicalVAE(6, num_latents=(4, 2), hidden=((8,), (5,)))
+        >>> vae = vae.initialise(torch.ones(3, 6))
         >>> [latent.name for latent in vae.structure.latents], vae.sample(2).shape
         (['z2', 'z1'], torch.Size([2, 6]))
     """

@@ -29,7 +29,8 @@ class PPCA(Program):
         ValueError: if not 1 <= L < D.
 
     Example:
-        >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 1.0, 1.0])
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(50, 4, generator=generator) * torch.tensor([3.0, 1.0, 1.0, 1.0])
         >>> program = PPCA(4, 1).fit_closed_form(x)
         >>> program.marginal().log_prob(x).shape, program.sample(3).shape
         (torch.Size([50]), torch.Size([3, 4]))

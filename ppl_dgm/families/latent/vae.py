@@ -37,8 +37,8 @@ class VAE(Program):
         hidden: sizes of the decoder's hidden layers, and reversed, of the encoder's.
         likelihood: a `Likelihood`, `"bernoulli"` or `"gaussian"`.
         prior: a `LatentPrior` of size L; standard normal by default.
-        guide: a `PosteriorFamily` of size L, whose parameters the encoder gives (a diagonal normal by
-            default), or a whole guide: a module called with the data that samples `"z"`.
+        guide: a `PosteriorFamily` of size L, whose parameters the encoder gives (a diagonal normal
+            by default), or a whole guide: a module called with the data that samples `"z"`.
         activation: makes the activation of the default nets.
         encoder: maps `[..., D]` to `[..., guide.num_params]`; an `MLP` by default.
         decoder: maps `[..., L]` to `[..., D * likelihood.num_params]` or `[..., D,
@@ -86,7 +86,8 @@ class VAE(Program):
             guide = AmortisedGuide(nn.Sequential(ScaledInputs(likelihood), encoder), guide)
         elif encoder is not None:
             raise ValueError(
-                "a whole guide has its own nets; give the encoder to it, or a PosteriorFamily as guide"
+                "a whole guide has its own nets; give the encoder to it, or a PosteriorFamily "
+                "as guide"
             )
         super().__init__(LatentVectorModel(decoder, likelihood, prior, num_dims), guide)
 

@@ -116,7 +116,8 @@ class VQVAE(Program):
             )
         from sklearn.cluster import KMeans  # noqa: PLC0415 - seconds of import, for few users
 
-        clusters = KMeans(len(codebook.vectors), n_init=1, random_state=seed)  # type: ignore[arg-type]
+        size = len(codebook.vectors)
+        clusters = KMeans(size, n_init=1, random_state=seed)  # type: ignore[arg-type]
         clusters.fit(outputs.double().cpu().numpy())
         codebook.restart(torch.as_tensor(clusters.cluster_centers_).to(outputs))
         return self

@@ -34,7 +34,8 @@ class Mixture(Program):
         >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0]])
         >>> mixture = Mixture(2, 2, "diagonal")
         >>> steps = mixture.fit_em(x)
-        >>> mixture.cluster(x)[0] == mixture.cluster(x)[1], mixture.cluster(x)[0] == mixture.cluster(x)[2]
+        >>> labels = mixture.cluster(x)
+        >>> labels[0] == labels[1], labels[0] == labels[2]
         (tensor(True), tensor(False))
     """
 

@@ -132,7 +132,8 @@ class HMC(Kernel):
         >>> from ppl_dgm.sampling.kernels import HMC, Target
         >>> target = Target(lambda y: (-0.5 * y.square().sum(-1), y.new_zeros(y.shape[:-1])))
         >>> one = torch.ones(())
-        >>> move = HMC(num_leapfrog=3).move(target, target.evaluate(torch.zeros(5, 2)), one, 0.1 * one, one)
+        >>> start = target.evaluate(torch.zeros(5, 2))
+        >>> move = HMC(num_leapfrog=3).move(target, start, one, 0.1 * one, one)
         >>> bool((move.acceptance > 0.9).all())
         True
     """
