@@ -1,4 +1,7 @@
-"""What tests and the examples in docstrings share: a quiet Pyro, one thread, and proof that they leave no global state."""
+"""What tests and the examples in docstrings share.
+
+A quiet Pyro, one thread, and proof that they leave no global state.
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +18,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def unchanged_globals() -> Iterator[None]:
-    """Starts each test with an empty parameter store and a fixed seed, and fails it if it changes global settings."""
+    """Start each test from an empty parameter store and a fixed seed.
+
+    A test that changes global settings fails.
+    """
     pyro.clear_param_store()
     pyro.enable_validation(True)
     pyro.set_rng_seed(0)
@@ -45,7 +51,10 @@ def _global_settings() -> dict:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of reference cases and data kept outside the repository; tests that need it skip where it is absent."""
+    """Folder of reference cases and data kept outside the repository.
+
+    Tests that need it skip where it is absent.
+    """
     beside = Path(__file__).resolve().parents[1] / "shared"
     folder = Path(os.environ.get("PPL_DGM_SHARED", beside))
     if not folder.is_dir():

@@ -1,7 +1,10 @@
-"""Annealing for a decoder of handwritten digits: what a leapfrog step costs, and bounds that close in.
+"""Annealing for a decoder of handwritten digits.
+
+What a leapfrog step costs, and bounds that close in.
 
     python benchmarks/annealing.py speed
-    python benchmarks/annealing.py mnist [--data FOLDER] [--images 100] [--temperatures 1000] [--steps 10000]
+    python benchmarks/annealing.py mnist [--data FOLDER] [--images 100] [--temperatures 1000]
+        [--steps 10000]
 
 `speed` compares one leapfrog step of 16 chains for 100 and 400 images, as written and compiled,
 with the six matrix products that a forward and backward pass cannot do without, in turns on one
@@ -93,7 +96,8 @@ def speed(rounds: int = 15, steps: int = 4) -> str:
     """One leapfrog step as written and compiled, against the bare matrix products."""
     rows = [speed_row(images, rounds, steps) for images in (100, 400)]
     title = "# One leapfrog step of a 50-200-200-784 decoder against its six matrix products"
-    head = "| rows | products, ms | as written, ms | ratio | compiled, ms | ratio |\n|---|---|---|---|---|---|"
+    head = "| rows | products, ms | as written, ms | ratio | compiled, ms | ratio |"
+    head += "\n|---|---|---|---|---|---|"
     return "\n".join(
         [
             title,
@@ -133,7 +137,10 @@ def speed_row(images: int, rounds: int, steps: int) -> str:
         ]
     bare, written, compiled = (statistics.median(column) for column in zip(*times, strict=True))
     ratios = [statistics.median(row[which] / row[0] for row in times) for which in (1, 2)]
-    return f"| {CHAINS * images} | {bare:.1f} | {written:.1f} | {ratios[0]:.2f} | {compiled:.1f} | {ratios[1]:.2f} |"
+    return (
+        f"| {CHAINS * images} | {bare:.1f} | {written:.1f} | {ratios[0]:.2f} | {compiled:.1f} | "
+        f"{ratios[1]:.2f} |"
+    )
 
 
 def digits(folder: Path, split: str) -> Tensor:
@@ -179,9 +186,11 @@ def mnist(folder: Path, images: int, temperatures: int, steps: int) -> str:
         line("simulated images: AIS", sandwich.lower),
         line("simulated images: reverse AIS", sandwich.upper),
     ]
-    title = f"# A 784-200-200-50 VAE on statically binarised MNIST: {images} images, {steps} training steps"
+    title = "# A 784-200-200-50 VAE on statically binarised MNIST"
+    title += f": {images} images, {steps} training steps"
     head = "| estimate | nats per image | s.e. | seconds |\n|---|---|---|---|"
-    gap = f"Gap {sandwich.mean_gap:.2f} +- {sandwich.mean_gap_error:.2f} nats. {sandwich.report(real)}"
+    gap = f"Gap {sandwich.mean_gap:.2f} +- {sandwich.mean_gap_error:.2f} nats."
+    gap += f" {sandwich.report(real)}"
     return "\n".join([title, "", head, *rows, "", gap, ""])
 
 

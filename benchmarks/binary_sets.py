@@ -1,6 +1,9 @@
-"""Families on the binary density-estimation benchmarks: nats of the test data, their settings chosen by validation.
+"""Families on the binary density-estimation benchmarks.
 
-    python benchmarks/binary_sets.py --data FOLDER [--sets dna mushrooms nips] [--only FAMILY ...] [--rows FILE]
+Nats of the test data, their settings chosen by validation.
+
+    python benchmarks/binary_sets.py --data FOLDER [--sets dna mushrooms nips]
+        [--only FAMILY ...] [--rows FILE]
 
 The folder holds one `.npz` file a set, with `train`, `valid`, `test` (rows of packed bits) and
 `num_dims`. Every row is kept in `benchmarks/results/binary_sets.csv` and not made again; the tables
@@ -58,7 +61,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Family:
-    """How a fitted program is made of data at given settings, which are tried, and how it is judged."""
+    """How a fitted program is made of data and settings, which are tried, and how it is judged."""
 
     fitted: Callable[[Dataset, Settings, int], Program]
     choices: tuple[Settings, ...]

@@ -1,4 +1,6 @@
-"""Families on the bundled 8 x 8 digits, binarised: nats of the held-out images and accuracies, over several seeds.
+"""Families on the bundled 8 x 8 digits, binarised.
+
+Nats of the held-out images and accuracies, over several seeds.
 
     python benchmarks/digits.py [--seeds 0 1 2 3 4] [--steps 3000] [--only FAMILY ...]
 
@@ -87,7 +89,10 @@ class SummedGuide(nn.Module):
 
 @dataclass(frozen=True)
 class Family:
-    """A row: how the program is made of training data and a seed, how it learns, and what is asked of it."""
+    """How a row's program is made of training data and a seed, and how it learns.
+
+    Also what is asked of it.
+    """
 
     make: Callable[[Dataset, int], Program]
     objective: Any = None
@@ -132,7 +137,10 @@ def vamp(data: Dataset, seed: int) -> Program:
 
 
 def flow_prior(data: Dataset, seed: int) -> Program:
-    """A VAE whose prior is learned: four affine couplings of normal noise, its halves exchanged in between."""
+    """A VAE whose prior is learned.
+
+    Four affine couplings of normal noise, its halves exchanged in between.
+    """
     halves = torch.arange(L).roll(L // 2)
     couplings = [
         part for _ in range(4) for part in (affine_coupling(L, hidden_dims=[32]), Permute(halves))
@@ -141,7 +149,10 @@ def flow_prior(data: Dataset, seed: int) -> Program:
 
 
 def gmvae(data: Dataset, seed: int) -> Program:
-    """A VAE with eight latents after 600 steps, and then a mixture prior that starts from k-means of its codes."""
+    """A VAE with eight latents after 600 steps, then with a mixture prior.
+
+    The prior starts from k-means of the codes.
+    """
     x = data.train.x
     plain: Any = VAE(D, SMALL, HIDDEN)
     learn(plain, x, objectives.ELBO(), 600, 2e-3, seed)
@@ -155,7 +166,10 @@ def gmvae(data: Dataset, seed: int) -> Program:
 
 @torch.no_grad()
 def cluster_accuracy(program: Any, data: Dataset, seed: int) -> Accuracies:
-    """Share of test images whose cluster is named after their digit: the most frequent one of its training images."""
+    """Share of test images whose cluster is named after their digit.
+
+    A cluster's name is the most frequent digit of its training images.
+    """
 
     def clusters(x: Tensor) -> Tensor:
         return program.model.fn.prior.responsibilities(
@@ -182,7 +196,10 @@ def labelled(data: Dataset, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def label_accuracies(program: Any, data: Dataset, seed: int) -> Accuracies:
-    """Of the semi-supervised VAE, and of the better of two classifiers that saw the labelled images alone."""
+    """Of the semi-supervised VAE, and of classifiers of the labelled images alone.
+
+    Of two classifiers the better one is taken.
+    """
     x, y = labelled(data, seed)
     seen = (x[y >= 0].numpy(), y[y >= 0].numpy())
     rivals = (
@@ -284,9 +301,13 @@ def cells(found: list[Row], name: str) -> list[str]:
 
 
 def verdict(differences: list[float]) -> str:
-    """Whether differences, seed by seed, are positive beyond chance: by more than two standard errors of their mean."""
+    """Whether differences, seed by seed, are positive beyond chance.
+
+    Beyond chance is by more than two standard errors of their mean.
+    """
     sure = mean(differences) > 2 * stdev(differences) / len(differences) ** 0.5
-    return f"{'holds' if sure else 'does not hold'} ({sum(d > 0 for d in differences)} of {len(differences)} seeds)"
+    positive = sum(d > 0 for d in differences)
+    return f"{'holds' if sure else 'does not hold'} ({positive} of {len(differences)} seeds)"
 
 
 def claims(found: list[Row]) -> str:

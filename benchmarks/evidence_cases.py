@@ -1,4 +1,6 @@
-"""Every estimator on programs whose evidence is known: value, standard error, z-score and seconds, as a table.
+"""Every estimator on programs whose evidence is known.
+
+Value, standard error, z-score and seconds, as a table.
 
     python benchmarks/evidence_cases.py [--seeds 10] [case ...]
 
@@ -97,7 +99,10 @@ def row(case: Case, estimator: Estimator) -> str:
     z = off / math.hypot(error, case.reference_error) if error else math.nan
     mark = "" if result.reliable else "!"
     if math.isnan(log_z):
-        return f"| {case.name} | {case.log_z:.4f} | {estimator.name} | withheld | | | | {result.seconds:.1f} | ! |"
+        return (
+            f"| {case.name} | {case.log_z:.4f} | {estimator.name} | withheld | | | | "
+            f"{result.seconds:.1f} | ! |"
+        )
     return (
         f"| {case.name} | {case.log_z:.4f} | {estimator.name} | {log_z:.4f} | {error:.4f} | "
         f"{off:+.4f} | {z:+.1f} | {result.seconds:.1f} | {mark} |"
@@ -118,7 +123,10 @@ def seeds_row(case: Case, name: str, run: Callable[..., Evidence], seeds: int) -
     alarms = sum(not e.reliable for e in found)
     seconds = median(e.seconds for e in found)
     if not known:
-        return f"| {case.name} | {name} | {seeds} | withheld | | | {alarms}/{seeds} | {missed} | {seconds:.1f} |"
+        return (
+            f"| {case.name} | {name} | {seeds} | withheld | | | {alarms}/{seeds} | {missed} | "
+            f"{seconds:.1f} |"
+        )
     offs = torch.tensor([off for off, _ in known])
     spread = float(offs.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
     return (

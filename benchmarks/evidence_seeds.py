@@ -3,8 +3,9 @@
 Bias, coverage, alarms, silent misses and seconds of every estimator:
     python benchmarks/evidence_seeds.py [--seeds 10] [--only auto SMC] [--limit 120] [case ...]
 
-Each run is a process of its own with a time limit. Its row goes to `benchmarks/results/evidence_seeds.csv` as soon as
-it is there, and runs that have a row are not made again; the table of all rows is `evidence_seeds.md` beside it.
+Each run is a process of its own with a time limit. Its row goes to
+`benchmarks/results/evidence_seeds.csv` as soon as it is there, and runs that have a row are not
+made again; the table of all rows is `evidence_seeds.md` beside it.
 """
 
 import argparse
@@ -57,13 +58,14 @@ MEMBERS: dict[str, Callable[..., Evidence]] = {
 }
 TEXT = """# Estimators on programs of known evidence, over seeds
 
-Nats. Bias is the mean error of the runs that gave a number, and its own standard error; coverage the share of them
-within two standard errors of the truth; alarms the share of all runs that the estimator itself calls unreliable,
-withholds or refuses; a silent miss is an error above 0.02 nat and four standard errors without alarm. Seconds are
-the median of processor time, one thread. `late` runs were stopped at 60 seconds."""
+Nats. Bias is the mean error of the runs that gave a number, and its own standard error; coverage
+the share of them within two standard errors of the truth; alarms the share of all runs that the
+estimator itself calls unreliable, withholds or refuses; a silent miss is an error above 0.02 nat
+and four standard errors without alarm. Seconds are the median of processor
+time, one thread. `late` runs were stopped at 60 seconds."""
 HEAD = (
-    "case", "estimator", "seeds", "bias", "mean s.e.", "coverage", "alarms", "silent misses", "late",
-    "seconds",
+    "case", "estimator", "seeds", "bias", "mean s.e.", "coverage", "alarms", "silent misses",
+    "late", "seconds",
 )  # fmt: skip
 
 
@@ -184,7 +186,8 @@ def main() -> None:
     rows = Rows(given.rows, ("case", "estimator", "seed"))
     for case, name, seed in wanted(given.cases or ALL, given.only, given.seeds):
         if rows.find(case, name, seed) is None:
-            run = limited(lambda: run_once(ALL[case], MEMBERS[name], seed), given.limit)  # noqa: B023
+            once = lambda: run_once(ALL[case], MEMBERS[name], seed)  # noqa: B023, E731
+            run = limited(once, given.limit)
             rows.add({"case": case, "estimator": name, "seed": seed, **run})
             print(case, name, seed, run, flush=True)
     write_table(rows)

@@ -1,4 +1,6 @@
-"""VAE and IWAE with one stochastic layer on statically binarised MNIST: nats of the test images after a budget of time.
+"""VAE and IWAE with one stochastic layer on statically binarised MNIST.
+
+The result is nats of the test images after a budget of time.
 
     python benchmarks/mnist.py [--data FOLDER] [--particles 1 5] [--minutes 30] [--device cpu]
 
@@ -32,7 +34,10 @@ ENDLESS = 10**9
 
 
 class Budget:
-    """Learning rates by the clock: 1e-3 to 1e-4 in eight geometric stages of equal length; at the end it stops the fit."""
+    """Learning rates by the clock, from 1e-3 to 1e-4.
+
+    They have eight geometric stages of equal length; at the end the fit is stopped.
+    """
 
     def __init__(self, optimizer: Optimizer, seconds: float) -> None:
         self.optimizer, self.seconds, self.start = optimizer, seconds, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rows of a benchmark, kept in a CSV file as they come, so that what was made once is not made again."""
+"""Rows of a benchmark, kept in a CSV file as they come, so that none is made twice."""
 
 import csv
 from dataclasses import dataclass

@@ -1,6 +1,9 @@
-"""Speed of compiled programs: ours, Pyro, hand-written torch and NumPyro, interleaved on one machine.
+"""Speed of compiled programs.
 
-    python benchmarks/speed.py [--threads 1 2] [--rounds 15] [--only VAE MADE] [--jax-python PATH] [--output FILE]
+Ours, Pyro, hand-written torch and NumPyro, interleaved on one machine.
+
+    python benchmarks/speed.py [--threads 1 2] [--rounds 15] [--only VAE MADE]
+        [--jax-python PATH] [--output FILE]
 
 Three tables. An optimisation step: every contender fits the same program to the same data with Adam
 at rate 1e-3. A move of 64 Markov chains: HMC with ten leapfrog steps of a fixed size. Seconds to
@@ -100,7 +103,7 @@ class Worker:
     def timers(
         self, name: str, calls: int, length: int, *request: Any
     ) -> tuple[dict[str, Timer], dict[str, float]]:
-        """Timers of a problem's jitted step and scan, and the seconds until the first result of both."""
+        """Timers of a problem's jitted step and scan, and seconds until their first results."""
         if not self.version or math.isnan(self.ask(name, *request)):
             return {}, {}
         seconds = {f"NumPyro {variant}": self.ask(name, variant, 1) for variant in ("jit", "scan")}
@@ -123,8 +126,7 @@ def timed(call: Callable[[], Any], calls: int, steps: int = 1) -> Timer:
     return run
 
 
-# ---- contenders
-# ----------------------------------------------------------------------------------------------------
+# ---- contenders ----------------------------------------------------------------------------------
 
 
 def pyro_step(problem: Problem) -> Callable[[], Any]:
@@ -183,8 +185,7 @@ def move_timers(
     return {**ours, **theirs}, seconds
 
 
-# ---- measuring
-# -----------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 def interleaved(timers: dict[str, Timer], rounds: int) -> dict[str, list[float]]:
@@ -199,7 +200,7 @@ def interleaved(timers: dict[str, Timer], rounds: int) -> dict[str, list[float]]
 
 
 def measure(names: list[str], threads: int, rounds: int, seed: int, python: str) -> dict[str, Any]:
-    """Milliseconds by table, problem, column and round, and the seconds NumPyro takes to compile."""
+    """Milliseconds by table, problem, column and round, and NumPyro's to compile."""
     os.sched_setaffinity(0, set(range(threads)))
     torch.set_num_threads(threads)
     worker = Worker(python, seed, threads)
@@ -242,7 +243,10 @@ def first_result(name: str, looped: bool) -> float:
 
 
 def compile_seconds(names: list[str]) -> dict[str, dict[str, float]]:
-    """Median seconds until the first result, by problem and kind, each in a process of its own; rounds go through all."""
+    """Median seconds until the first result, by problem and kind.
+
+    Each is timed in a process of its own; rounds go through all.
+    """
     table: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for _ in range(COMPILATIONS):
         for name, looped in ((name, looped) for name in names for looped in (False, True)):
@@ -263,7 +267,10 @@ def compile_seconds(names: list[str]) -> dict[str, dict[str, float]]:
 
 
 def header_seconds() -> float:
-    """Seconds that the first compilation on a machine takes longer: torch precompiles its C++ headers outside the cache."""
+    """Seconds that the first compilation on a machine takes longer.
+
+    torch precompiles its C++ headers outside the cache.
+    """
     taken = []
     with tempfile.TemporaryDirectory() as temporary:
         for _ in range(2):  # the second time, the headers are there
@@ -286,15 +293,15 @@ def in_new_process(arguments: list[str], threads: int, **environment: str) -> An
         return json.loads(Path(file.name).read_text())
 
 
-# ---- report
-# --------------------------------------------------------------------------------------------------------
+# ---- report --------------------------------------------------------------------------------------
 
 
 def report(
     measured: list[dict[str, Any]], compiled: dict[str, Any], header: float, arguments: Any
 ) -> str:
     """The tables as Markdown, with what is needed to repeat them."""
-    versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {measured[0]['numpyro'] or 'no NumPyro'}"
+    numpyro = measured[0]["numpyro"] or "no NumPyro"
+    versions = f"torch {torch.__version__}, pyro {pyro.__version__}, {numpyro}"
     lines = [
         "# Speed of compiled programs",
         "",
@@ -368,7 +375,8 @@ def cells(times: dict[str, list[float]], columns: list[str]) -> list[str]:
         text = _number(statistics.median(times[column]), 4) if column in times else ""
         other = times.get(PAIRS.get(column, ""), [])
         if other:
-            text += f" ({statistics.median(a / b for a, b in zip(times[column], other, strict=True)):.2f})"
+            ratios = [a / b for a, b in zip(times[column], other, strict=True)]
+            text += f" ({statistics.median(ratios):.2f})"
         texts.append(text)
     return texts
 
@@ -379,7 +387,8 @@ def _number(value: float | None, digits: int) -> str:
 
 def settings(arguments: argparse.Namespace) -> str:
     """The options that matter to whoever repeats the measurement."""
-    return f"--threads {' '.join(map(str, arguments.threads))} --rounds {arguments.rounds} --jax-python ..."
+    threads = " ".join(map(str, arguments.threads))
+    return f"--threads {threads} --rounds {arguments.rounds} --jax-python ..."
 
 
 def parse() -> argparse.Namespace:

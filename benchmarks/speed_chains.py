@@ -1,4 +1,7 @@
-"""Chains of the speed table: Hamiltonian Monte Carlo with 64 chains at once; `speed_numpyro.py` has them in NumPyro."""
+"""Chains of the speed table: Hamiltonian Monte Carlo with 64 chains at once.
+
+`speed_numpyro.py` has them in NumPyro.
+"""
 
 import math
 from collections.abc import Callable

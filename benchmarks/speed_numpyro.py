@@ -176,7 +176,10 @@ class Contender:
 
 
 def main() -> None:
-    """Answer requests until the end of the input; the data come from the file named first, cores from the second."""
+    """Answer requests until the end of the input.
+
+    The data come from the file named first, cores from the second.
+    """
     os.sched_setaffinity(0, set(range(int(sys.argv[2]))))
     with np.load(sys.argv[1]) as file:
         data = {

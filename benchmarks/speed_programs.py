@@ -1,4 +1,7 @@
-"""The five programs of the speed table, in Pyro and hand-written torch; `speed_numpyro.py` has them in NumPyro."""
+"""The five programs of the speed table, in Pyro and hand-written torch.
+
+`speed_numpyro.py` has them in NumPyro.
+"""
 
 import math
 from collections.abc import Callable
@@ -71,8 +74,7 @@ def problems(seed: int = 0) -> dict[str, Problem]:
     }
 
 
-# ---- Pyro
-# ----------------------------------------------------------------------------------------------------------
+# ---- Pyro ----------------------------------------------------------------------------------------
 
 
 def schools() -> tuple[Callable, Callable]:
@@ -173,8 +175,7 @@ def made() -> tuple[Callable, Callable]:
     return model, lambda x: None
 
 
-# ---- torch alone
-# ---------------------------------------------------------------------------------------------------
+# ---- torch alone ---------------------------------------------------------------------------------
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -185,7 +186,10 @@ def normal(x: Tensor, loc: Any, scale: Any) -> Tensor:
 
 
 def draw(parameters: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Draws of a diagonal normal guide, given alternating locations and log scales, and its log density."""
+    """Draws of a diagonal normal guide and their log density.
+
+    Parameters are locations and log scales by turns.
+    """
     draws, total = [], torch.zeros(())
     for loc, log_scale in zip(parameters[::2], parameters[1::2], strict=True):
         noise = torch.randn_like(loc)

@@ -1,4 +1,6 @@
-"""One dictionary of tiny programs of every family, with data and an independent account of their evidence.
+"""One dictionary of tiny programs of every family, with data and their evidence.
+
+The account of the evidence is independent.
 
 A new family adds one line to `CASES`; every generic test then runs over it.
 """
@@ -137,8 +139,7 @@ def seeded(make: Callable[[], Program]) -> Callable[[], Program]:
     return built
 
 
-# ---- evidence, found without the program
-# -----------------------------------------------------------------------------
+# ---- evidence, found without the program ---------------------------------------------------------
 
 
 def independent_bernoulli(program: Any, x: Tensor) -> Tensor:
@@ -305,7 +306,7 @@ def bayes_net(program: Any, x: Tensor) -> Tensor:
 
 
 def flow(program: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """Density of the noise and Jacobian of the map to it, by autodiff, one datum after the other."""
+    """Density of the noise and Jacobian of the map to it, by autodiff, datum by datum."""
     found = []
     for i in range(len(x)):
         row = None if context is None else context[i : i + 1]

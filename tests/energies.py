@@ -30,7 +30,10 @@ def make_rbm(num_visible: int = 4, num_hidden: int = 3, visible: str = "binary")
 
 
 class Ising(nn.Module):
-    """Energy of spins on a square lattice with free edges: `-(h sum_i s_i + J sum_ij s_i s_j)`, s = 2 x - 1."""
+    """Energy of spins on a square lattice with free edges.
+
+    It is `-(h sum_i s_i + J sum_ij s_i s_j)` with s = 2 x - 1.
+    """
 
     def __init__(self, side: int, field: float, coupling: float) -> None:
         super().__init__()

@@ -45,7 +45,10 @@ def test_refinement_reaches_the_exact_posterior_and_the_gap_is_the_rest() -> Non
 
 
 def test_a_diagonal_family_keeps_the_gap_of_the_family() -> None:
-    """The best diagonal normal has the posterior's conditional variances; its divergence is known in closed form."""
+    """The best diagonal normal has the posterior's conditional variances.
+
+    Its divergence is known in closed form.
+    """
     program, exact, x = linear_gaussian(DiagonalNormal(2))
     gap = amortisation_gap(program, x, num_steps=800, learning_rate=0.05, num_particles=4000)
     covariance = exact.guide.fn.distribution(x[:1]).covariance_matrix[0]

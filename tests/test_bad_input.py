@@ -33,8 +33,7 @@ class Bad(NamedTuple):
     error: type[Exception] = ValueError
 
 
-# ---- programs that are right
-# -----------------------------------------------------------------------------------------
+# ---- programs that are right ---------------------------------------------------------------------
 
 
 def model(x: Tensor | None = None) -> None:
@@ -71,8 +70,7 @@ def implicit(x: Tensor | None = None) -> None:
         pyro.deterministic("x", pyro.sample("z", dist.Normal(0.0, 1.0)) * 2)
 
 
-# ---- programs that are wrong
-# -----------------------------------------------------------------------------------------
+# ---- programs that are wrong ---------------------------------------------------------------------
 
 
 def unobserved(x: Tensor | None = None) -> None:
@@ -222,8 +220,7 @@ def load_another(folder: Path) -> None:
     Program(other_learned).initialise(X).load(folder / "p.pt")
 
 
-# ---- what is done wrong
-# ----------------------------------------------------------------------------------------------
+# ---- what is done wrong --------------------------------------------------------------------------
 
 PROGRAMS = [
     Bad(
@@ -353,7 +350,8 @@ DATA = [
         lambda _: likelihood(dist.Normal(torch.zeros(3), 1.0).to_event(1)).initialise(
             torch.zeros(3)
         ),
-        r"'x' observes one value of shape \(3,\) for all 3 data of the plate 'data'; expected \(3, 3\).*unsqueeze\(0\)",
+        r"'x' observes one value of shape \(3,\) for all 3 data of the plate 'data'; "
+        r"expected \(3, 3\).*unsqueeze\(0\)",
     ),
     Bad(
         "labels where vectors are meant",

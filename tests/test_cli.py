@@ -186,9 +186,8 @@ def test_bad_arguments_are_one_line_and_status_2(argv, message, capsys):
 def test_a_folder_that_is_a_file_is_refused_before_fitting(tmp_path, capsys):
     (tmp_path / "results").write_text("")
     assert main(["compare", "--out", f"{tmp_path}/results"]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"ppl-dgm: error: {tmp_path}/results is a file; expected a folder to write the report to\n"
+    assert capsys.readouterr().err == (
+        f"ppl-dgm: error: {tmp_path}/results is a file; expected a folder to write the report to\n"
     )
 
 

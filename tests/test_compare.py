@@ -39,8 +39,7 @@ def closed_figures():
     plt.close("all")
 
 
-# ---- one evidence for the data set
-# ---------------------------------------------------------------------------------
+# ---- one evidence for the data set ---------------------------------------------------------------
 
 
 def test_model_probabilities_of_the_reference_case():
@@ -122,8 +121,7 @@ def test_beta_bernoulli_bayes_factor():
     assert factor.std_error < 0.03
 
 
-# ---- one evidence for each datum
-# -----------------------------------------------------------------------------------
+# ---- one evidence for each datum -----------------------------------------------------------------
 
 
 def test_paired_differences_against_the_closed_form():
@@ -159,7 +157,10 @@ def test_paired_intervals_cover_the_expected_difference():
 
 @pytest.mark.parametrize(("bound", "other"), list(product(["exact", "lower", "upper"], repeat=2)))
 def test_sense_of_a_difference_holds_for_every_truth(bound, other):
-    """Numbers whose truth lies where their bounds allow: the truth of the difference must lie where its sense says."""
+    """Numbers whose truth lies where their bounds allow.
+
+    The truth of the difference must lie where its sense says.
+    """
     slack = {"exact": [0.0], "lower": [0.0, 0.5, 3.0], "upper": [0.0, -0.5, -3.0]}
     excess = [
         a - b for a, b in product(slack[bound], slack[other])
@@ -282,8 +283,7 @@ def test_validation_decides_where_there_is_one():
     assert "finished, still improving" in repr(learned(rising, valid=late))
 
 
-# ---- what is refused
-# -----------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,8 +347,7 @@ def test_unknown_names_are_named():
         compare({"a": result(-1.0)})["b"]
 
 
-# ---- which rows take part
-# ------------------------------------------------------------------------------------------
+# ---- which rows take part ------------------------------------------------------------------------
 
 DOUBTFUL = {
     "alarm": result(-3.0, 0.2, "estimate", warnings=("Pareto k 1.4",)),
@@ -403,8 +402,7 @@ def test_bayes_factors_of_doubtful_or_open_sign_have_no_strength():
     assert BayesFactor("a", "b", 20.0, 0.0, "unknown").strength == "undetermined"
 
 
-# ---- what is shown
-# -------------------------------------------------------------------------------------------------
+# ---- what is shown -------------------------------------------------------------------------------
 
 
 @pytest.fixture

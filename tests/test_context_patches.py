@@ -1,4 +1,7 @@
-"""Changes to torch and Pyro are seen by the thread that runs a program alone, and are undone however the run ends."""
+"""Changes to torch and Pyro are seen only by the thread that runs a program.
+
+They are undone however the run ends.
+"""
 
 import threading
 from collections.abc import Callable

@@ -18,7 +18,7 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 def test_functions_are_not_hidden_by_rooms() -> None:
-    """A submodule becomes an attribute of its package when it is imported: none has a function's name."""
+    """A submodule becomes an attribute of its package when imported: none has a function's name."""
     rooms = {name.split(".")[1] for name in sys.modules if name.startswith("ppl_dgm.")}
     modules = {
         "compression",
@@ -45,7 +45,7 @@ def test_the_import_alone_loads_nothing_heavy() -> None:
 
 
 def test_what_most_users_import_loads_no_more_than_it_needs() -> None:
-    """Plots, tables, the compiler and clustering cost seconds and are loaded when they are asked for."""
+    """Plots, tables, the compiler and clustering cost seconds and are loaded when asked for."""
     heavy = ("arviz", "matplotlib", "pandas", "scipy.stats", "sklearn", "torch._inductor", "xarray")
     names = "Program, compare, evidence, families, fit, objectives, posterior"
     code = (

@@ -1,4 +1,7 @@
-"""The report's folder: one page without links, pictures, JSON and netCDF with the numbers of the table."""
+"""The report's folder.
+
+One page without links, pictures, JSON and netCDF with the numbers of the table.
+"""
 
 import json
 import re

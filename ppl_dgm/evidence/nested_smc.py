@@ -87,8 +87,8 @@ class NestedSMC(Estimator):
     r"""Nested sampling by sequential Monte Carlo.
 
     All particles, groups and data go at once. Particles of the prior above a level of likelihood,
-    $p(y)\, 1[L(y) > \ell_t]$, are cut at the next level, which a share `keep` of them exceeds; those
-    that do are resampled and moved. With $P_t$ the product of the shares,
+    $p(y)\, 1[L(y) > \ell_t]$, are cut at the next level, which a share `keep` of them exceeds;
+    those that do are resampled and moved. With $P_t$ the product of the shares,
 
     $$\hat Z = \sum_t P_t \, \overline{L\, 1[L \le \ell_{t+1}]} + P_T\, \overline{L}.$$
 

@@ -58,8 +58,7 @@ def enumerating() -> TraceEnum_ELBO:
     return TraceEnum_ELBO(max_plate_nesting=1)
 
 
-# ---- global latents, hand-written guides
-# ---------------------------------------------------------------------------
+# ---- global latents, hand-written guides ---------------------------------------------------------
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -231,8 +230,7 @@ def distributions_made_before() -> Case:
     return Case(model, normal_guide, Trace_ELBO(), (torch.randn(4),))
 
 
-# ---- autoguides
-# ----------------------------------------------------------------------------------------------------
+# ---- autoguides ----------------------------------------------------------------------------------
 
 
 def hierarchical(x: Tensor) -> None:
@@ -277,8 +275,7 @@ def location_scale_reparameterised() -> Case:
     return Case(model, AutoNormal(model), Trace_ELBO(), (torch.randn(6),))
 
 
-# ---- plates, subsampling, nets
-# -------------------------------------------------------------------------------------
+# ---- plates, subsampling, nets -------------------------------------------------------------------
 
 FEATURES = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
 RESPONSES = FEATURES @ torch.tensor([1.0, -1.0, 0.5])
@@ -445,8 +442,7 @@ def bayesian_net() -> Case:
     return Case(model, AutoNormal(model), Trace_ELBO(), (FEATURES, RESPONSES))
 
 
-# ---- discrete latents
-# ----------------------------------------------------------------------------------------------
+# ---- discrete latents ----------------------------------------------------------------------------
 
 
 @program
@@ -547,8 +543,7 @@ def relaxed_labels() -> Case:
     return Case(model, guide, Trace_ELBO(), (torch.randn(6),))
 
 
-# ---- flows
-# ---------------------------------------------------------------------------------------------------------
+# ---- flows ---------------------------------------------------------------------------------------
 
 
 def flow(

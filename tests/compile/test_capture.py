@@ -1,4 +1,7 @@
-"""A captured graph follows the tensors it reads, changes them as the function does, and leaves nothing behind."""
+"""A captured graph follows the tensors it reads and changes them as the function does.
+
+It leaves nothing behind.
+"""
 
 from threading import Thread
 

@@ -1,4 +1,7 @@
-"""Compiled numbers prove themselves: factors of sums survive, and wrong code is found before it moves anything."""
+"""Compiled numbers prove themselves.
+
+Factors of sums survive, and wrong code is found before it moves anything.
+"""
 
 import pytest
 import torch
@@ -57,8 +60,7 @@ def test_no_sum_with_a_factor_reaches_the_compiler() -> None:
     assert set(factors) == {1}
 
 
-# ---- checks at birth and later
-# ----------------------------------------------------------------------------------------
+# ---- checks at birth and later -------------------------------------------------------------------
 
 
 class Counter:
@@ -130,7 +132,10 @@ def test_a_buffer_that_is_written_wrongly_is_named() -> None:
 
 
 def test_ill_conditioned_numbers_are_no_fault() -> None:
-    """A difference of nearly equal numbers is mostly rounding; another order of summation is not wrong."""
+    """A difference of nearly equal numbers is mostly rounding.
+
+    Another order of summation is not wrong.
+    """
     x = torch.randn(1000) * 1e4
 
     def cancelled(x):
@@ -158,8 +163,7 @@ def test_inputs_that_are_written_to_are_known_through_views() -> None:
     assert [captured.lifted[place - 1] is a for place in places] == [True]
 
 
-# ---- what callers do
-# ----------------------------------------------------------------------------------------------------
+# ---- what callers do -----------------------------------------------------------------------------
 
 
 def broken(self, flat):

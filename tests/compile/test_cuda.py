@@ -1,4 +1,7 @@
-"""CUDA graphs: the replayed step is the eager one, with fresh noise, on the caller's own tensors."""
+"""CUDA graphs.
+
+The replayed step is the eager one, with fresh noise, on the caller's own tensors.
+"""
 
 import copy
 from typing import Any

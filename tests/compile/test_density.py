@@ -1,4 +1,7 @@
-"""Compiled log densities against autodiff, over chains and data, of plain functions and of programs."""
+"""Compiled log densities against autodiff, of plain functions and of programs.
+
+They run over chains and data.
+"""
 
 import pyro
 import pyro.distributions as dist
@@ -29,7 +32,10 @@ def log_joint(point: Tensor, x: Tensor) -> Tensor:
 
 
 def closed_form(z: Tensor) -> tuple[Tensor, Tensor]:
-    """With z = log scale: -z^2 / 2 - n z - sum x^2 exp(-2 z) / 2, up to a constant, and its derivative."""
+    """With z = log scale, up to a constant, and its derivative.
+
+    It is -z^2 / 2 - n z - sum x^2 exp(-2 z) / 2.
+    """
     squares = (X**2).sum()
     constant = -0.5 * (1 + len(X)) * torch.log(torch.tensor(2 * torch.pi))
     value = constant - z**2 / 2 - len(X) * z - squares * torch.exp(-2 * z) / 2
@@ -57,7 +63,10 @@ def test_leading_dimensions_keep_to_themselves() -> None:
 
 
 def test_leapfrog_steps_in_a_compiled_loop() -> None:
-    """A harmonic oscillator: the leapfrog map with step e has the exact angle 2 asin(e / 2) per step."""
+    """A harmonic oscillator.
+
+    The leapfrog map with step e has the exact angle 2 asin(e / 2) per step.
+    """
     energy = value_and_gradient(lambda z: -0.5 * (z**2).sum(-1))
 
     def leapfrog(

@@ -1,4 +1,7 @@
-"""All of Pyro's distributions: draws, log densities and gradients of the graph are those of the distribution."""
+"""Draws, log densities and gradients of all of Pyro's distributions in a graph.
+
+They are those of the distribution as it is.
+"""
 
 import zlib
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""The switch between running as written and running compiled: its modes, and modules that are set again and again."""
+"""The switch between running as written and running compiled.
+
+Its modes, and modules that are set again and again.
+"""
 
 import logging
 from typing import Any

@@ -1,4 +1,7 @@
-"""Every kind of program: what the graph computes is what Pyro computes - loss, gradient, optimisation, sampling."""
+"""Every kind of program.
+
+What the graph computes is what Pyro computes - loss, gradient, optimisation, sampling.
+"""
 
 import copy
 from collections.abc import Callable

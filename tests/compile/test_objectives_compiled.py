@@ -1,4 +1,7 @@
-"""Every family under every objective of ours: the captured loss and gradient are those of the eager program."""
+"""Every family under every objective of ours.
+
+The captured loss and gradient are those of the eager program.
+"""
 
 import copy
 from collections.abc import Callable

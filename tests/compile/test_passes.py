@@ -430,7 +430,10 @@ def test_all_passes_together() -> None:
 
 
 def test_copies_that_a_view_needs_stay() -> None:
-    """A batch of products with one matrix, whose transpose is laid out by columns: the graph can be traced again."""
+    """A batch of products with one matrix, whose transpose is laid out by columns.
+
+    The graph can be traced again.
+    """
 
     def whiten(factor: Tensor, points: Tensor) -> Tensor:
         return (factor @ points.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,7 @@
-"""Loops in machine code: what is carried in every way, small and large, and loops that differ in nothing but their body."""
+"""Loops in machine code, with what is carried in every way, small and large.
+
+Some differ in nothing but their body.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,7 @@
-"""What was baked in at capture is never used when it has changed: captured anew, refused, or an error."""
+"""What was baked in at capture is never used when it has changed.
+
+Captured anew, refused, or an error.
+"""
 
 import random
 from collections.abc import Callable
@@ -334,7 +337,10 @@ def scaled(x: Tensor, array: np.ndarray) -> Tensor:
 
 
 def trained(make: Callable[..., Any], **options: Any) -> list[Tensor]:
-    """Three steps, the second parameter frozen in the first, both trained in the second, the first frozen in the third."""
+    """Three steps with parameters frozen by turns.
+
+    The second is frozen in the first step, none in the second, the first in the third.
+    """
     one, two = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([one], lr=0.1)
     step = make(lambda x: (one * x + two**2).square().sum(), optimizer, **options)

@@ -1,4 +1,7 @@
-"""Compiled training steps against torch's optimisers: values, state, checkpoints, schedules, clipping, shapes, modes."""
+"""Compiled training steps against torch's optimisers.
+
+Compared are values, state, checkpoints, schedules, clipping, shapes and modes.
+"""
 
 import copy
 from collections.abc import Callable
@@ -395,8 +398,7 @@ def test_differentiable_optimisers_are_refused() -> None:
         Fit(partial(Adam, differentiable=True))
 
 
-# ---- loops of one's own
-# --------------------------------------------------------------------------------------------
+# ---- loops of one's own --------------------------------------------------------------------------
 
 
 def test_a_loop_is_a_recurrence() -> None:

@@ -98,7 +98,10 @@ def test_bits_back_restores_all(name: str) -> None:
 
 
 def test_bits_back_takes_minus_the_elbo() -> None:
-    """With the first datum's latents lost; without bits back a datum would take some 30 bits more."""
+    """Lose the first datum's latents.
+
+    Without bits back a datum would take some 30 bits more.
+    """
     program, x = made(LATENT["vae"]), DIGITS.x
     adam = partial(torch.optim.Adam, lr=5e-3)
     fit(program, DIGITS.train, epochs=30, batch_size=100, optimizer=adam, progress=False)

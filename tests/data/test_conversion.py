@@ -1,4 +1,4 @@
-"""Data as people have them become the arguments that a program takes, or are refused with the cure."""
+"""Data as people have them become a program's arguments, or are refused with the cure."""
 
 from collections.abc import Iterator
 from pathlib import Path

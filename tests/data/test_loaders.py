@@ -1,4 +1,7 @@
-"""Loaders: bundled digits, the user's files, and published files from a folder, the cache or a server."""
+"""Loaders of bundled digits, of users' files, and of published files.
+
+The latter come from a folder, the cache or a server.
+"""
 
 import gzip
 import hashlib

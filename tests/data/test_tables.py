@@ -77,7 +77,10 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path: Path, text: str, mess
 
 
 def test_values_that_single_precision_would_move_stay_double(tmp_path: Path) -> None:
-    """Times around 1.7e9 and counts beyond 2^24 keep their digits; small numbers take the default dtype."""
+    """Times around 1.7e9 and counts beyond 2^24 keep their digits.
+
+    Small numbers take the default dtype.
+    """
     for column, dtype in (
         ([1.7e9, 1.7e9 + 1, 1.7e9 + 2], torch.float64),
         ([2**24, 2**24 + 1], torch.float64),

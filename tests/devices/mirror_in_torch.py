@@ -1,4 +1,7 @@
-"""Teach the mirror to what torch doesn't route to devices written in Python: importing this does."""
+"""Teach the mirror to what torch doesn't route to devices written in Python.
+
+Importing this module does.
+"""
 
 from __future__ import annotations
 

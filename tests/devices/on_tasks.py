@@ -112,7 +112,7 @@ def test_exports_and_plots(vae: VAE, made: MADE, x: Tensor) -> None:
 
 
 def test_a_parameter_made_late_is_where_the_fit_is(device: torch.device) -> None:
-    """The program is moved before its first run makes its parameters, a net of its own among them."""
+    """The program is moved before its first run makes its parameters and a net of its own."""
     how: Any = {"device": device, "steps": 2, "compile": False, "progress": False}
     result = fit(late_program(), torch.ones(4, device="cpu"), **how)
     assert all(map(is_there, result.program.parameters()))

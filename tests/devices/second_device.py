@@ -1,4 +1,4 @@
-"""The device that the tests of this folder run on, the mirror unless PPL_DGM_DEVICE names another."""
+"""The device of this folder's tests, the mirror unless PPL_DGM_DEVICE names another."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Runs the tests on a second device in a process of their own, since registering one is for good."""
+"""Runs the tests on a second device, registered for good, in a process of their own."""
 
 import os
 import subprocess

@@ -52,7 +52,10 @@ def test_net_length_is_minus_the_elbo_and_no_less_than_the_information():
 
 
 def test_two_part_code_of_a_discrete_latent():
-    """Alice names a component and then the datum: at a point mass of one half each the refund is log 2."""
+    """Alice names a component and then the datum.
+
+    At a point mass of one half each the refund is log 2.
+    """
 
     def mixture(x=None):
         with pyro.plate("data", 1 if x is None else len(x)):

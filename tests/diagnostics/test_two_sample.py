@@ -1,4 +1,7 @@
-"""Two-sample tests: calibrated where nothing differs, sure where something does, equal to their formulas."""
+"""Two-sample tests.
+
+Calibrated where nothing differs, sure where something does, equal to their formulas.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +37,10 @@ def normal(num_data: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TESTS)
 def test_p_values_are_uniform_where_nothing_differs(name: str) -> None:
-    """Over 500 repetitions; sizes without a common divisor, that Kolmogorov's statistic has few ties."""
+    """Over 500 repetitions.
+
+    Sizes have no common divisor, so that Kolmogorov's statistic has few ties.
+    """
     p_values = [
         TESTS[name](normal(53, 2 * k), normal(60, 2 * k + 1), seed=k, num_permutations=199).p_value
         for k in range(500)
@@ -54,7 +60,7 @@ def test_p_values_are_valid_where_nothing_differs(name: str) -> None:
 
 @pytest.mark.parametrize("name", TESTS)
 def test_power_rises_to_one(name: str) -> None:
-    """Of 20 repetitions with a shift of one deviation, more are found with more data, and at last all."""
+    """Of 20 repetitions with a shift of one deviation, more data find more, and at last all."""
     sizes = (20, 200) if name != "linear mmd" else (20, 800)
     found = [
         sum(
@@ -76,8 +82,7 @@ def test_differences_of_shape_are_found_where_means_agree(name: str) -> None:
     assert diagnostics.mean_test(x, y - y.mean() + x.mean()).p_value > 0.5
 
 
-# ---- statistics
-# ------------------------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 X, Y = normal(7, 3), normal(5, 4, shift=0.5)
 
@@ -170,14 +175,17 @@ def test_images_and_arrays_are_taken() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mmd_test(X, Y.expand(5, 2)), r"shapes \(7, 1\) and \(5, 2\); expected \[n, \*event"),
+        (
+            lambda: mmd_test(X, Y.expand(5, 2)),
+            r"shapes \(7, 1\) and \(5, 2\); expected \[n, \*event",
+        ),
         (lambda: mmd_test(X[:1], Y), "at least 2 data in each"),
         (lambda: mmd_test(X, Y * torch.nan), "have NaN"),
         (lambda: mmd_test(X, Y, kernel="box"), "kernel is 'box'; expected one of"),
         (lambda: mmd_test(X, Y, bandwidth=-1.0), "bandwidth is -1.0; expected a positive"),
-        (lambda: mmd_test(torch.zeros(4, 1), torch.zeros(4, 1)), "bandwidth is 0.0.*pass bandwidth"),
+        (lambda: mmd_test(*[torch.zeros(4, 1)] * 2), "bandwidth is 0.0.*pass bandwidth"),
         (lambda: mmd_test(X, Y, num_permutations=0), "num_permutations is 0"),
-        (lambda: diagnostics.ks_test(torch.zeros(4, 2), torch.zeros(4, 2)), "2 dimensions; expected one"),
+        (lambda: diagnostics.ks_test(*[torch.zeros(4, 2)] * 2), "2 dimensions; expected one"),
         (lambda: diagnostics.classifier_test(X[:3], Y), "a set has 3 data"),
         (lambda: diagnostics.classifier_test(X, Y, classifier=LinearSVC()), "no predict_proba"),
     ],

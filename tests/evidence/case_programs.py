@@ -1,4 +1,6 @@
-"""Programs whose evidence is known to many digits: one dictionary, for tests and benchmarks of estimators.
+"""Programs whose evidence is known to many digits, in one dictionary.
+
+They are for tests and benchmarks of estimators.
 
 `CASES[name]` has the program, its data and log Z in nats. The larger data sets are read from a
 folder of reference cases beside the repository (or at `PPL_DGM_SHARED`); where it is absent `CASES`
@@ -58,8 +60,7 @@ def normal(loc: float, scale: float, dims: int) -> dist.Distribution:
     ).to_event(1)
 
 
-# ---- conjugate models of coins and lines
-# -------------------------------------------------------------------------
+# ---- conjugate models of coins and lines ---------------------------------------------------------
 
 
 def beta_binomial(x: Tensor) -> None:
@@ -90,8 +91,7 @@ def radiata(x: Tensor, covariate: Tensor) -> None:
         )
 
 
-# ---- hierarchies and regressions
-# -----------------------------------------------------------------------------------
+# ---- hierarchies and regressions -----------------------------------------------------------------
 
 
 def hierarchy(mean_is_zero: bool) -> Callable:
@@ -155,7 +155,10 @@ def galaxy(x: Tensor) -> None:
 
 
 def exchange_rates(x: Tensor) -> None:
-    """Two-factor model of six exchange rates, identified up to a sign that no prior forbids (Lopes and West 2004)."""
+    """Two-factor model of six exchange rates (Lopes and West 2004).
+
+    It is identified up to a sign that no prior forbids.
+    """
     diagonal = pyro.sample("diagonal", dist.HalfNormal(torch.ones(2, dtype=FLOAT)).to_event(1))
     below = pyro.sample("below", normal(0.0, 1.0, 9))
     variances = pyro.sample(
@@ -221,8 +224,7 @@ def log_gamma() -> None:
     pyro.factor("target", (5 * x - 10 * x.exp()).sum(-1) - reference.log_prob(x))
 
 
-# ---- data
-# ------------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 HIERARCHY_X = tensor(
     [

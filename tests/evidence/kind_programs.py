@@ -1,6 +1,7 @@
 """Programs of known evidence, one or more for each kind of fault that evidence can have: `KINDS`.
 
-Truths are closed forms, sums over all values, or integrals of one or two dimensions by the trapezoid rule.
+Truths are closed forms, sums over all values, or integrals of one or two dimensions by the
+trapezoid rule.
 """
 
 import math
@@ -67,7 +68,10 @@ def product(
 
 
 def box(name: str, dims: int, half: float, log_f: Callable[[Tensor], Tensor], log_z: float) -> Case:
-    """A factor over a uniform box around zero; `log_z` is the integral of its exponential over all space."""
+    """A factor over a uniform box around zero.
+
+    `log_z` is the integral of its exponential over all space.
+    """
 
     def model() -> None:
         z = pyro.sample("z", uniform(-half, half, dims))
@@ -76,7 +80,7 @@ def box(name: str, dims: int, half: float, log_f: Callable[[Tensor], Tensor], lo
     return Case(name, model, (), log_z - dims * math.log(2 * half))
 
 
-# ---- what counts in a density ----------------------------------------------------------------------------------------
+# ---- what counts in a density --------------------------------------------------------------------
 
 
 def counted() -> list[Case]:
@@ -107,11 +111,11 @@ def counted() -> list[Case]:
     ]
 
 
-# ---- digits ----------------------------------------------------------------------------------------------------------
+# ---- digits --------------------------------------------------------------------------------------
 
 
 def digits() -> list[Case]:
-    """float32 data and counts, piecewise and quadratic means, zeros of probability, NaNs far out."""
+    """float32 data, counts, piecewise and quadratic means, probabilities of zero, NaNs far out."""
 
     def count(x: Tensor) -> None:
         p = pyro.sample("p", dist.Uniform(torch.tensor(0.0), torch.tensor(1.0)))
@@ -170,7 +174,7 @@ def digits() -> list[Case]:
     ]
 
 
-# ---- dependence ------------------------------------------------------------------------------------------------------
+# ---- dependence ----------------------------------------------------------------------------------
 
 
 def dependent() -> list[Case]:
@@ -215,7 +219,7 @@ def dependent() -> list[Case]:
     ]
 
 
-# ---- shapes that samplers find hard ----------------------------------------------------------------------------------
+# ---- shapes that samplers find hard --------------------------------------------------------------
 
 
 def banana() -> None:
@@ -297,7 +301,7 @@ def shapes() -> list[Case]:
     ]
 
 
-# ---- many modes ------------------------------------------------------------------------------------------------------
+# ---- many modes ----------------------------------------------------------------------------------
 
 
 def peaks(centres: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
@@ -355,7 +359,7 @@ def modes() -> list[Case]:
     ]
 
 
-# ---- tails, edges and many dimensions --------------------------------------------------------------------------------
+# ---- tails, edges and many dimensions ------------------------------------------------------------
 
 
 def dirichlet(concentration: float, size: int) -> Model:
@@ -489,7 +493,7 @@ def large() -> list[Case]:
     ]
 
 
-# ---- one evidence for each datum, and discrete latents ---------------------------------------------------------------
+# ---- one evidence for each datum, and discrete latents -------------------------------------------
 
 
 def local_student(x: Tensor) -> None:
@@ -573,5 +577,6 @@ def locals_and_counts() -> list[Case]:
 
 
 KINDS = [
-    *counted(), *digits(), *dependent(), *shapes(), *modes(), *edges(), *large(), *locals_and_counts(),
+    *counted(), *digits(), *dependent(), *shapes(), *modes(), *edges(), *large(),
+    *locals_and_counts(),
 ]  # fmt: skip

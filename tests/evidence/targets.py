@@ -1,4 +1,7 @@
-"""Densities with a known normaliser as programs with one latent vector for each datum: each datum is a replicate."""
+"""Densities with a known normaliser as programs with one latent vector for each datum.
+
+Each datum is a replicate.
+"""
 
 import math
 from collections.abc import Callable
@@ -110,7 +113,10 @@ def coverage(result: Evidence, truth: float) -> float:
 def linear_gaussian(
     num_data: int, noise: float = 0.5, dims: int = 3
 ) -> tuple[Callable, Callable, Tensor, Tensor]:
-    """A linear-Gaussian VAE: model, a guide that is not quite its posterior, data, and their exact log densities."""
+    """A linear-Gaussian VAE.
+
+    Model, a guide that is not quite its posterior, data, and their exact log densities.
+    """
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(dims, 2, generator=generator, dtype=FLOAT)
     x = torch.randn(num_data, dims, generator=generator, dtype=FLOAT)

@@ -1,4 +1,7 @@
-"""AIS against closed forms: value, error bar, rate, unbiasedness, checkpoints, memory and bad input."""
+"""AIS against closed forms.
+
+Value, error bar, rate, unbiasedness, checkpoints, memory and bad input.
+"""
 
 import math
 from collections.abc import Callable
@@ -22,7 +25,8 @@ from ppl_dgm.sampling.smc.paths import linear_temperatures, sigmoid_temperatures
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_data_with_latents_of_their_own(schedule: str, start: str) -> None:
     model, guide, x, truth = linear_gaussian(num_data=40)
-    result = AIS(num_temperatures=60, schedule=schedule, start=start)(Program(model, guide), x)  # type: ignore[arg-type]
+    ais = AIS(num_temperatures=60, schedule=schedule, start=start)  # type: ignore[arg-type]
+    result = ais(Program(model, guide), x)
     assert (result.target, result.bound, result.log_z.shape) == ("datum", "estimate", (40,))
     z = (result.log_z - truth) / result.std_error
     assert z.abs().max() < 4.5
@@ -80,7 +84,10 @@ def test_a_likelihood_that_is_zero_for_half_of_the_prior() -> None:
 
 @pytest.mark.parametrize("kernel", [HMC(), MALA(), RandomWalk(), ULA()])
 def test_every_kernel_gives_unbiased_weights(kernel: Kernel) -> None:
-    """E[w] = Z for few temperatures and bad moves alike; the unadjusted kernel's weights are corrected."""
+    """E[w] = Z for few temperatures and bad moves alike.
+
+    The unadjusted kernel's weights are corrected.
+    """
     log_w = replicate_log_z(GAUSSIAN, AIS(num_temperatures=4, num_chains=2, kernel=kernel), 2000)
     relative = (log_w - GAUSSIAN.log_z).exp()
     assert (relative.mean() - 1).abs() < 4 * relative.std() / math.sqrt(2000)
@@ -145,7 +152,10 @@ class StoppedError(Exception):
 
 
 class Counted:
-    """A model that counts its runs, stopped when it has run so often; not part of what it computes."""
+    """A model that counts its runs, stopped when it has run so often.
+
+    Not part of what it computes.
+    """
 
     def __init__(self, model: Callable, limit: float = math.inf) -> None:
         self.model, self._limit, self._calls = model, limit, 0
@@ -252,8 +262,9 @@ def test_programs_without_continuous_latents_are_refused() -> None:
         estimate(observed_through(lambda: pyro.sample("z", dist.Poisson(2.0))), x)
     with pytest.raises(ValueError, match="no latents"):
         estimate(observed_through(lambda: torch.zeros(())), x)
+    program = observed_through(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
     with pytest.raises(ValueError, match="start is 'posterior'"):
-        AIS(start="posterior")(observed_through(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))), x)  # type: ignore
+        AIS(start="posterior")(program, x)  # type: ignore[arg-type]
 
 
 def test_an_improper_prior_is_refused() -> None:

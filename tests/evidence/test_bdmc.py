@@ -18,7 +18,10 @@ NUM_DATA = 1000
 
 
 def exact_density(program: Program, x: Tensor) -> Tensor:
-    """Log densities of a linear-Gaussian program at other data, from its draws' covariance in closed form."""
+    """Log densities of a linear-Gaussian program at other data, in closed form.
+
+    The covariance is that of its draws.
+    """
     model, _, _, _ = linear_gaussian(num_data=1)
     weight = next(
         cell.cell_contents

@@ -46,8 +46,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-# ---- upper bounds
-# ------------------------------------------------------------------------------------------------
+# ---- upper bounds --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_particles", [4, 20, 400])
@@ -92,8 +91,7 @@ def test_a_guide_narrower_than_the_posterior_is_flagged():
     assert CUBO(num_particles=4000)(guided(1.0), X[:20]).reliable
 
 
-# ---- lower bounds
-# ------------------------------------------------------------------------------------------------
+# ---- lower bounds --------------------------------------------------------------------------------
 
 
 def test_the_weighted_bound_is_its_objective_and_its_gap_falls_as_one_over_k():
@@ -109,8 +107,7 @@ def test_the_weighted_bound_is_its_objective_and_its_gap_falls_as_one_over_k():
     assert spread == pytest.approx(1.0, abs=0.2)
 
 
-# ---- jackknife
-# -----------------------------------------------------------------------------------------------------
+# ---- jackknife -----------------------------------------------------------------------------------
 
 
 def test_leaving_out_is_what_it_says():
@@ -140,8 +137,7 @@ def test_jackknife_takes_the_bias_off(order):
     assert abs(mean - TRUTH) < 0.3 * (TRUTH - plain) + 3 * error
 
 
-# ---- Russian roulette
-# ------------------------------------------------------------------------------------------------
+# ---- Russian roulette ----------------------------------------------------------------------------
 
 
 def test_stopping_times_have_their_probabilities():
@@ -195,7 +191,10 @@ def test_bad_settings_are_refused(build, message):
 
 
 def test_a_bias_that_adds_up_over_data_is_told():
-    """Fifty data whose guide is far too narrow: the jackknife of eight draws leaves a bias in each."""
+    """Fifty data whose guide is far too narrow.
+
+    The jackknife of eight draws leaves a bias in each.
+    """
 
     def model(x):
         with pyro.plate("data", len(x)):

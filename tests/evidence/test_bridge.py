@@ -57,8 +57,7 @@ def beta_posterior(shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {"theta": dist.Beta(*concentration).sample(torch.Size(shape))}
 
 
-# ---- the iteration
-# -------------------------------------------------------------------------------------------------
+# ---- the iteration -------------------------------------------------------------------------------
 
 
 def test_iteration_reproduces_reference_digits():
@@ -126,8 +125,7 @@ def test_error_of_correlated_chains_is_the_spread_of_replicates():
     assert float(naive.mean() / error.mean()) < 0.92
 
 
-# ---- the estimator
-# -------------------------------------------------------------------------------------------------
+# ---- the estimator -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("proposal", ["normal", "warp3", "student_mixture", "flow"])
@@ -209,8 +207,7 @@ def test_error_falls_with_the_root_of_draws():
     assert 3.2 < errors[0] / errors[1] < 4.8
 
 
-# ---- mirrored modes
-# --------------------------------------------------------------------------------------------------
+# ---- mirrored modes ------------------------------------------------------------------------------
 
 
 def test_one_of_two_mirrored_modes_is_completed():
@@ -255,8 +252,7 @@ def test_exchange_rates_have_a_mirrored_mode():
     assert abs(float(result.log_z) - known.log_z) < 4 * float(result.std_error) < 0.2
 
 
-# ---- alarms and refusals
-# ---------------------------------------------------------------------------------------------
+# ---- alarms and refusals -------------------------------------------------------------------------
 
 
 def test_a_number_that_did_not_converge_is_withheld():

@@ -62,7 +62,10 @@ ESTIMATORS = {
 
 @pytest.fixture
 def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run captured graphs as they are: what is tested is the capture, and machine code takes seconds to make."""
+    """Run captured graphs as they are.
+
+    What is tested is the capture, and machine code takes seconds to make.
+    """
     monkeypatch.setattr(Switch.__init__, "__defaults__", ("eager",))
 
 

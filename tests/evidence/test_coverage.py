@@ -1,4 +1,6 @@
-"""Coverage of 95 % intervals over two hundred seeds, on normal, skewed, heavy-tailed and bimodal targets.
+"""Coverage of 95 % intervals over two hundred seeds.
+
+Targets are normal, skewed, heavy-tailed and bimodal.
 
 Seeds are data: one datum is repeated, so that every estimator that is per datum gives all its
 replicates in one call.
@@ -57,7 +59,10 @@ TARGETS = {"normal": normal, "skewed": skewed, "heavy": heavy, "bimodal": bimoda
 
 
 def program(target: Callable[[Tensor], Tensor]) -> Program:
-    """A factor for each datum that makes the joint density that of the target: every evidence is 1."""
+    """A factor for each datum that makes the joint density that of the target.
+
+    Every evidence is 1.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

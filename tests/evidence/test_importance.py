@@ -1,4 +1,7 @@
-"""Importance sampling, prior sampling and the ELBO against exact evidence: value, error bars, rates."""
+"""Importance sampling, prior sampling and the ELBO against exact evidence.
+
+Value, error bars, rates.
+"""
 
 import math
 
@@ -112,7 +115,10 @@ def test_checks_leave_torchs_generator_alone(estimator):
 @pytest.mark.parametrize("estimator", [Exact(), PriorSampling(), Laplace(), SMC()])
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_prior_with_an_exponent_is_refused(estimator, everything):
-    """Draws follow p(z), but the joint density has p(z)^0.5: as in KL annealing, stopped half way."""
+    """Draws follow p(z), but the joint density has p(z)^0.5.
+
+    It is as in KL annealing, stopped half way.
+    """
 
     def annealed(x):
         with poutine.scale(scale=0.5):

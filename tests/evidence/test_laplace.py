@@ -1,4 +1,4 @@
-"""Laplace's approximation against quadratic forms, and with its importance correction against the cases."""
+"""Laplace's approximation against quadratic forms, and corrected against the cases."""
 
 import math
 

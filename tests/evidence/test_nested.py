@@ -1,4 +1,7 @@
-"""Nested sampling: the prior transform against quantiles, and evidences of cases where dynesty is installed."""
+"""Nested sampling.
+
+The prior transform against quantiles, and evidences of cases where dynesty is installed.
+"""
 
 import math
 import warnings

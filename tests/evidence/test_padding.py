@@ -1,4 +1,7 @@
-"""Series of different lengths, padded under masks: every estimator has the evidence of the series as they are."""
+"""Series of different lengths, padded under masks.
+
+Every estimator has the evidence of the series as they are.
+"""
 
 import pyro
 import pyro.distributions as dist
@@ -85,7 +88,10 @@ def test_estimates(estimator, guide: str) -> None:
 
 @pytest.mark.parametrize("guide", ["masked", "unmasked", "AutoNormal"])
 def test_bounds_stay_below(guide: str) -> None:
-    """Where the guide leaves out the mask, padding costs its divergence from the prior; it never pays."""
+    """Where the guide leaves out the mask, padding costs its divergence from the prior.
+
+    It never pays.
+    """
     fitted = program(guide)
     fitted.initialise(SERIES, LENGTHS)
     bound = fitted.bind(SERIES, LENGTHS)

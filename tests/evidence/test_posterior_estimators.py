@@ -40,8 +40,7 @@ def exact_posterior(chains: int, draws: int) -> dict[str, Tensor]:
     return {"mu": X.sum() / 6 + torch.randn(chains, draws, dtype=FLOAT) / math.sqrt(6)}
 
 
-# ---- chains
-# ----------------------------------------------------------------------------------------------------------
+# ---- chains --------------------------------------------------------------------------------------
 
 
 def test_chains_have_the_posterior_moments():
@@ -113,8 +112,7 @@ def test_bfmi_is_one_for_normals_and_small_for_heavy_tails():
     assert float(energy_bfmi(dist.StudentT(0.4).log_prob(tails), 1)) < 0.2
 
 
-# ---- harmonic means
-# --------------------------------------------------------------------------------------------------
+# ---- harmonic means ------------------------------------------------------------------------------
 
 
 def test_learned_harmonic_mean_finds_the_evidence():
@@ -165,8 +163,7 @@ def test_bad_settings_are_refused(settings):
         LearnedHarmonicMean(**settings)
 
 
-# ---- Savage-Dickey
-# ---------------------------------------------------------------------------------------------------
+# ---- Savage-Dickey -------------------------------------------------------------------------------
 
 
 def test_savage_dickey_is_the_difference_of_two_evidences():

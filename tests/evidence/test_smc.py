@@ -1,4 +1,4 @@
-"""SMC, thermodynamic integration and stepping stones against closed forms and the published cases."""
+"""SMC, thermodynamic integration and stepping stones against closed forms and cases."""
 
 import math
 from pathlib import Path
@@ -174,8 +174,7 @@ def test_the_error_of_smc_falls_as_the_square_root_of_particles() -> None:
     assert 1.0 < errors[0] - errors[1] < 2.1  # 8 times as many: 2^1.5
 
 
-# ---- too few moves
-# ---------------------------------------------------------------------------------------------------
+# ---- too few moves -------------------------------------------------------------------------------
 
 
 def test_groups_that_disagree_are_reported() -> None:
@@ -192,7 +191,7 @@ def test_groups_that_disagree_are_reported() -> None:
 
 
 class Creeping:
-    """An estimator that is `slope` nats further for every doubling of its moves, with an error of 0.1."""
+    """An estimator `slope` nats further for every doubling of its moves, with an error of 0.1."""
 
     def __init__(self, slope: float, value: float = 0.0) -> None:
         self.slope, self.value = slope, value
@@ -213,7 +212,10 @@ class Creeping:
 
 @pytest.mark.parametrize("kind", [ThermodynamicIntegration, SteppingStone])
 def test_chains_that_do_not_pass_between_two_phases_are_reported(kind: type) -> None:
-    """Data at 1000 of a Cauchy prior: hot chains are near 0, cold ones at the data, and nothing leads from one to the other."""
+    """Data at 1000 of a Cauchy prior.
+
+    Hot chains are near 0, cold ones at the data, and nothing leads from one to the other.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -285,8 +287,7 @@ def test_settings_out_of_range_are_refused(estimator: type, settings: dict, mess
         estimator(**settings)
 
 
-# ---- coverage
-# --------------------------------------------------------------------------------------------------------
+# ---- coverage ------------------------------------------------------------------------------------
 
 SLOW: list[Estimator] = [
     SMC(num_particles=200),

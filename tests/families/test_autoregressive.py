@@ -455,7 +455,10 @@ def compare_training(make: Make) -> None:
 
 
 def darn_densities(program: Any, x: Tensor) -> Tensor:
-    """p(x) of each datum, the latents summed over by hand: logits are linear in what comes before."""
+    """p(x) of each datum, the latents summed over by hand.
+
+    Logits are linear in what comes before.
+    """
     model = program.model.fn
     hidden = all_vectors(2, len(model.latents)).double()
     with torch.no_grad():

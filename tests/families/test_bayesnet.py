@@ -1,4 +1,4 @@
-"""Bayes nets against enumeration of the full joint table, published marginals, and counting by hand."""
+"""Bayes nets against enumeration, published marginals, and counting by hand."""
 
 import json
 import math
@@ -40,7 +40,10 @@ def random_net() -> BayesNet:
 
 
 def joint_table(net: BayesNet) -> Tensor:
-    """p(x) of every configuration, one conditional after the other: `[*states]` in the order of the nodes."""
+    """p(x) of every configuration, one conditional after the other.
+
+    The result is `[*states]` in the order of the nodes.
+    """
     sizes = [node.num_states for node in net.nodes.values()]
     table = torch.zeros(sizes, dtype=torch.float64)
     for states in product(*map(range, sizes)):
@@ -108,8 +111,8 @@ def test_evidence_of_partly_observed_data_three_ways() -> None:
 def test_asia_has_the_published_marginals() -> None:
     net = bayesnet.asia()
     published = {
-        "asia": 0.01, "tub": 0.0104, "smoke": 0.5, "lung": 0.055, "bronc": 0.45, "either": 0.064828, "xray": 0.11029,
-        "dysp": 0.43597,
+        "asia": 0.01, "tub": 0.0104, "smoke": 0.5, "lung": 0.055, "bronc": 0.45,
+        "either": 0.064828, "xray": 0.11029, "dysp": 0.43597,
     }  # fmt: skip
     for name, probability in published.items():
         assert net.query([name])[0].item() == pytest.approx(probability, abs=5e-6)
@@ -295,7 +298,7 @@ def test_the_maximum_likelihood_fit_is_a_stationary_point() -> None:
 
 
 def test_dirichlet_evidence_is_the_chain_rule_of_predictives() -> None:
-    """p(data) is the product of each datum's probability under the posterior mean of those before it."""
+    """p(data) is the product of each datum's probability given those before it."""
     x = torch.stack([torch.randint(2, (12,)), torch.randint(3, (12,))], -1).double()
     net = BayesNet.from_edges({"a": 2, "b": 3}, [("a", "b")]).double()
     total = 0.0
@@ -330,9 +333,12 @@ def test_gaussian_net_is_a_multivariate_normal() -> None:
 
 def test_a_hidden_continuous_variable_is_estimated() -> None:
     net = BayesNet(
-        {"cause": Table([0.3, 0.7]), "level": Function(lambda c: dist.Normal(2.0 * c, 1.0), ["cause"]),
-         "sign": Logistic(["level"], [1.5])}
-    )  # fmt: skip
+        {
+            "cause": Table([0.3, 0.7]),
+            "level": Function(lambda c: dist.Normal(2.0 * c, 1.0), ["cause"]),
+            "sign": Logistic(["level"], [1.5]),
+        }
+    )
     grid = torch.linspace(-9, 11, 20_001, dtype=torch.float64)
     density = (
         0.3 * dist.Normal(0.0, 1.0).log_prob(grid).exp()
@@ -457,36 +463,57 @@ def test_reachability_does_not_pass_an_unopened_collider() -> None:
 
 
 BAD_NETS = {
-    "cycle": (lambda: BayesNet.from_edges({"a": 2, "b": 2}, [("a", "b"), ("b", "a")]), "directed cycle among"),
+    "cycle": (
+        lambda: BayesNet.from_edges({"a": 2, "b": 2}, [("a", "b"), ("b", "a")]),
+        "directed cycle among",
+    ),
     "self loop": (lambda: topological_order({"a": ["a"]}), "directed cycle"),
     "unknown parent": (lambda: BayesNet({"a": Table([[1.0]], ["zz"])}), "unknown parents"),
-    "unknown edge": (lambda: BayesNet.from_edges({"a": 2}, [("q", "a")]), "numbers of states are not given"),
+    "unknown edge": (
+        lambda: BayesNet.from_edges({"a": 2}, [("q", "a")]),
+        "numbers of states are not given",
+    ),
     "rows": (lambda: Table([[0.5, 0.5], [0.5, 0.6]], ["a"]), "do not sum to one"),
     "negative": (lambda: Table([1.5, -0.5]), "negative entries"),
     "no numbers": (lambda: Table([0.5, float("nan")]), "no numbers"),
     "dimensions": (lambda: Table([0.5, 0.5], ["a"]), "one dimension for each of the parents"),
     "parent states": (
-        lambda: BayesNet({"a": Table([0.2, 0.3, 0.5]), "b": Table([[0.5, 0.5], [0.1, 0.9]], ["a"])}),
+        lambda: BayesNet(
+            {"a": Table([0.2, 0.3, 0.5]), "b": Table([[0.5, 0.5], [0.1, 0.9]], ["a"])}
+        ),
         "have \\[3\\] states",
     ),
     "continuous parent": (
-        lambda: BayesNet({"a": LinearGaussian(), "b": Table([[0.5, 0.5], [0.1, 0.9]], ["a"])}), "have \\[None\\] states",
+        lambda: BayesNet({"a": LinearGaussian(), "b": Table([[0.5, 0.5], [0.1, 0.9]], ["a"])}),
+        "have \\[None\\] states",
     ),
     "weights": (lambda: Logistic(["a"], [1.0, 2.0]), "2 weights for the parents"),
     "scale": (lambda: LinearGaussian(scale=0.0), "positive standard deviation"),
-    "state names": (lambda: BayesNet({"a": Table([0.5, 0.5])}, {"a": ["x"]}), "2 different state names"),
-    "parents twice": (lambda: topological_order({"a": [], "b": ["a", "a"]}), "names a parent twice"),
+    "state names": (
+        lambda: BayesNet({"a": Table([0.5, 0.5])}, {"a": ["x"]}),
+        "2 different state names",
+    ),
+    "parents twice": (
+        lambda: topological_order({"a": [], "b": ["a", "a"]}),
+        "names a parent twice",
+    ),
     "no net": (lambda: bayesnet.asia().query(["nobody"]), "different variables among"),
     "string": (lambda: bayesnet.asia().query("dysp"), "expected a list of names, \\['dysp'\\]"),
     "lengths": (
-        lambda: bayesnet.asia().query(["dysp"], {"smoke": torch.zeros(3), "asia": torch.zeros(2)}), "different lengths",
+        lambda: bayesnet.asia().query(["dysp"], {"smoke": torch.zeros(3), "asia": torch.zeros(2)}),
+        "different lengths",
     ),
     "data lengths": (
-        lambda: bayesnet.asia().fit_counts(dict.fromkeys(bayesnet.asia().nodes, torch.zeros(3)) | {"asia": torch.ones(1)}),
+        lambda: bayesnet.asia().fit_counts(
+            dict.fromkeys(bayesnet.asia().nodes, torch.zeros(3)) | {"asia": torch.ones(1)}
+        ),
         "different lengths",
     ),
     "state": (lambda: bayesnet.asia().query(["lung"], {"smoke": "maybe"}), "has no state 'maybe'"),
-    "class": (lambda: bayesnet.asia().query(["lung"], {"smoke": 2}), "outside its classes 0, ..., 1"),
+    "class": (
+        lambda: bayesnet.asia().query(["lung"], {"smoke": 2}),
+        "outside its classes 0, ..., 1",
+    ),
     "impossible": (lambda: point_net().query(["a"], {"b": 1}), "probability zero"),
     "label": (lambda: bayesnet.asia().fit_counts(torch.full((3, 8), 2.0)), "outside its classes"),
     "bound label": (lambda: bayesnet.asia().bind(torch.full((3, 8), 2.0)), "outside the support"),

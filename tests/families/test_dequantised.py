@@ -168,7 +168,11 @@ def test_contexts_reach_the_flow() -> None:
 
 
 BAD = {
-    "flow": (lambda: Dequantised(3, 4), TypeError, "flow is a int; expected a Flow"),  # type: ignore[arg-type]
+    "flow": (
+        lambda: Dequantised(3, 4),  # type: ignore[arg-type]
+        TypeError,
+        "flow is a int; expected a Flow",
+    ),
     "levels": (lambda: Dequantised(RealNVP(2), 1), ValueError, "levels is 1"),
     "fractions": (
         lambda: evidence.ELBO()(Dequantised(RealNVP(2), 4), torch.full((3, 2), 0.5)),
@@ -187,7 +191,11 @@ BAD = {
     ),
     "noise size": (lambda: VariationalNoise(0, 4), ValueError, "at least 1"),
     "noise length": (lambda: VariationalNoise(2, 4, 0), ValueError, "length is 0"),
-    "noise shape": (lambda: VariationalNoise((4, 4), 4), ValueError, "an image shape"),  # type: ignore[arg-type]
+    "noise shape": (
+        lambda: VariationalNoise((4, 4), 4),  # type: ignore[arg-type]
+        ValueError,
+        "an image shape",
+    ),
 }
 
 

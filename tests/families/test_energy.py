@@ -19,7 +19,7 @@ BETAS = (0.0, 0.4, 1.0)
 
 
 def joint(rbm: RBM, v: Tensor, h: Tensor) -> Tensor:
-    """-E(v, h) as the docstring has it, one pair after the other: `[visible states, hidden states]`."""
+    """-E(v, h) as the docstring has it, pair by pair: `[visible states, hidden states]`."""
     parts = rbm.parts
     units, weight = parts.units, parts.weight
     pairs = torch.empty(len(v), len(h), dtype=v.dtype)
@@ -150,7 +150,11 @@ def test_energies_are_factors_of_the_data() -> None:
     [
         (lambda: RBM(0, 3), ValueError, "num_visible is 0"),
         (lambda: RBM(3, 0), ValueError, "num_hidden is 0"),
-        (lambda: RBM(3, 2, "ternary"), ValueError, "visible is 'ternary'; expected one of"),  # type: ignore[arg-type]
+        (
+            lambda: RBM(3, 2, "ternary"),  # type: ignore[arg-type]
+            ValueError,
+            "visible is 'ternary'; expected one of",
+        ),
         (lambda: RBM(3, 2).start_from(torch.zeros(5, 4)), ValueError, r"data \[N, 3\]"),
         (lambda: RBM(3, 2).sample(0), ValueError, "num_samples is 0"),
         (

@@ -134,7 +134,10 @@ BAD = {
     "levels": (lambda: Glow(SHAPE, levels=0), "levels is 0"),
     "levels of vectors": (lambda: RealNVP(4, levels=2), "vectors have no scales"),
     "length": (lambda: RealNVP(SHAPE, length=0), "length is 0"),
-    "hidden": (lambda: Glow(SHAPE, hidden=8), "sizes of all hidden layers"),  # type: ignore[arg-type]
+    "hidden": (
+        lambda: Glow(SHAPE, hidden=8),  # type: ignore[arg-type]
+        "sizes of all hidden layers",
+    ),
     "one pixel": (lambda: RealNVP((1, 2, 2)), "mask of images \\[2, 1, 1\\] is all"),
     "odd sides": (lambda: FlowPlusPlus((1, 3, 4)), "\\[3, 4\\] cannot be halved"),
     "width": (lambda: FlowPlusPlus((1, 4, 4), width=6), "width is 6; expected a multiple of 4"),

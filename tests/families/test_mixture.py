@@ -1,4 +1,7 @@
-"""Mixtures: EM against scikit-learn and autodiff; the Bayesian mixture against a sum over all assignments."""
+"""Mixtures: EM against scikit-learn and autodiff.
+
+The Bayesian mixture against a sum over all assignments.
+"""
 
 import math
 from collections.abc import Callable
@@ -53,7 +56,8 @@ def test_em_agrees_with_scikit_learn_from_one_start(covariance: str) -> None:
     scikit = GaussianMixture(
         4, covariance_type=SCIKIT[covariance], reg_covar=1e-6, tol=1e-12, max_iter=500,
         weights_init=mixture.parts.logits.softmax(-1).detach().numpy(),
-        means_init=mixture.parts.components.locs.detach().numpy(), precisions_init=precisions(mixture),
+        means_init=mixture.parts.components.locs.detach().numpy(),
+        precisions_init=precisions(mixture),
     ).fit(x.numpy())  # fmt: skip
     steps = mixture.fit_em(x, num_steps=500, tolerance=1e-12, seed=None)
     assert steps.converged
@@ -100,7 +104,7 @@ def test_the_first_step_is_the_weighted_maximum_likelihood() -> None:
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full", "tied"])
 def test_em_far_from_zero_finds_what_it_finds_near(covariance: str) -> None:
-    """Years, say, in single precision; and data in double precision or whole numbers are taken too."""
+    """Years, say, in single precision; doubles and whole numbers are taken too."""
     torch.manual_seed(0)
     x = torch.randn(400, 2).round(decimals=2) + 6.0 * (torch.arange(400) % 2).unsqueeze(-1)
     near = Mixture(2, 2, covariance).fit_em(x).log_likelihood[-1]
@@ -113,7 +117,10 @@ def test_em_far_from_zero_finds_what_it_finds_near(covariance: str) -> None:
 
 @pytest.mark.parametrize("offset", [1e6, 1.7e9])
 def test_em_on_doubles_far_from_zero_agrees_with_scikit_learn(offset: float) -> None:
-    """Unix times, say: rounded to float32 they lose their clusters, so that the parameters become doubles too."""
+    """Unix times, say.
+
+    Rounded to float32 they lose their clusters, so that the parameters become doubles too.
+    """
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(100, 2)) + 6]) + offset
     mixture = Mixture(2, 2, "full")
@@ -138,7 +145,10 @@ def test_parameters_that_lose_likelihood_in_their_dtype_are_told() -> None:
 @pytest.mark.parametrize("kind", ["full", "tied", "diagonal"])
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_singularity_does_not_depend_on_units_or_rounding(kind: str, scale: float) -> None:
-    """Equal columns have no density, nor has a constant one; nearly equal ones in other units have."""
+    """Equal columns have no density, nor has a constant one.
+
+    Nearly equal ones in other units have.
+    """
     line = torch.randn(9, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = torch.randn(9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     flat = 0 * line + 0.1 if kind == "diagonal" else line
@@ -190,8 +200,7 @@ def test_components_of_ones_own() -> None:
     assert rates.tolist() == pytest.approx([1.0, 9.0], rel=0.1)
 
 
-# ---- the Bayesian mixture
-# -------------------------------------------------------------------------------------------
+# ---- the Bayesian mixture ------------------------------------------------------------------------
 
 
 def log_marginal_of_one_component(x: Tensor) -> float:
@@ -246,7 +255,10 @@ def test_bayesian_evidence_is_the_sum_over_assignments() -> None:
 
 
 def test_sampling_in_unconstrained_coordinates_finds_the_same_evidence() -> None:
-    """The ordered means have their transform and Jacobian; nothing is added for labels that could be exchanged."""
+    """The ordered means have their transform and Jacobian.
+
+    Nothing is added for labels that could be exchanged.
+    """
     x = torch.tensor([[-2.0], [-1.5], [2.2], [1.9]])
     program = BayesianMixture(
         1, 2, concentration=1.5, loc_prior=(0.0, 2.0), log_scale_prior=(-0.5, 0.8)
@@ -291,7 +303,10 @@ CONJUGATE = NormalInverseWishart(loc=[0.5, -1.0], kappa=0.4, df=4.5, scale=PSI)
 
 
 def log_conjugate_marginal(x: Tensor, prior: NormalInverseWishart = CONJUGATE) -> float:
-    """log p(x) of data `[n, D]` of one component: Murphy (2007), equation 266, by normalisers before and after."""
+    """log p(x) of data `[n, D]` of one component.
+
+    It is equation 266 of Murphy (2007), by normalisers before and after.
+    """
     n, num_dims = x.shape
     loc, kappa, df, factor = prior.parameters(num_dims)
     loc, psi = loc.double(), (factor @ factor.T).double()
@@ -310,7 +325,7 @@ def log_conjugate_marginal(x: Tensor, prior: NormalInverseWishart = CONJUGATE) -
 
 
 def from_sites(vector: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
-    """Mean `[D]` and covariance `[D, D]` of the one component whose latents are given as one vector."""
+    """Mean `[D]` and covariance `[D, D]` of the one component, from one vector of latents."""
     program = BayesianMixture(num_dims, 1, conjugate(num_dims)).double()
     names, values, start = site_names(num_dims), {}, 0
     for name, shape in names.items():
@@ -341,7 +356,10 @@ def conjugate(num_dims: int) -> NormalInverseWishart:
 
 @pytest.mark.parametrize("num_dims", [1, 2, 3])
 def test_conjugate_sites_have_the_normal_inverse_wishart_density(num_dims: int) -> None:
-    """log p(sites) less the log Jacobian of (mean, lower half of the covariance) is the prior of Murphy (2007)."""
+    """log p(sites) less a log Jacobian is the prior of Murphy (2007).
+
+    The map is to (mean, lower half of the covariance).
+    """
     prior = conjugate(num_dims)
     loc, kappa, df, factor = prior.parameters(num_dims)
     program = BayesianMixture(num_dims, 1, prior).double()
@@ -418,7 +436,10 @@ def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> N
     "estimator", [PriorSampling(num_particles=200_000), pytest.param(SMC(), marks=pytest.mark.slow)]
 )
 def test_evidence_of_a_conjugate_mixture_is_the_sum_over_assignments(estimator: Any) -> None:
-    """Exact with label switching: the sum runs over labelled assignments, the program over numbered components."""
+    """Exact with label switching.
+
+    The sum runs over labelled assignments, the program over numbered components.
+    """
     evidence = estimator(BayesianMixture(2, 2, CONJUGATE, concentration=1.5), FEW)
     truth = log_evidence_by_assignments(FEW.double(), 2, 1.5, log_conjugate_marginal)
     assert 0 < evidence.std_error < 0.15

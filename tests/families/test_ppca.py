@@ -21,7 +21,10 @@ def correlated(num_data: int = 200) -> Tensor:
 
 
 def test_closed_form_fit_agrees_with_scikit_learn() -> None:
-    """scikit-learn divides the covariance by N - 1 in place of N; all that follows is proportional to it."""
+    """scikit-learn divides the covariance by N - 1 in place of N.
+
+    All that follows is proportional to it.
+    """
     x = correlated()
     program = PPCA(5, 2).double().fit_closed_form(x)
     covariance = program.marginal().covariance_matrix

@@ -39,8 +39,7 @@ from ppl_dgm.nn.conv import ConvDecoder, ConvEncoder
 from ppl_dgm.nn.mlp import ResidualMLP
 from ppl_dgm.objectives import ELBO
 
-# ---- likelihoods
-# ----------------------------------------------------------------------------------------------------
+# ---- likelihoods ---------------------------------------------------------------------------------
 
 DISCRETE = {
     "bernoulli": (likelihoods.Bernoulli(), 2),
@@ -113,7 +112,10 @@ def test_gradient_of_the_continuous_bernoulli_is_the_datum_less_the_mean() -> No
 
 
 def test_discretised_logistic_is_exact_far_in_the_tails() -> None:
-    """P(x) against differences of sigmoids in double precision, and finite gradients where those underflow."""
+    """P(x) against differences of sigmoids in doubles, and gradients where those underflow.
+
+    Gradients are finite.
+    """
     loc = torch.tensor([[0.1]], dtype=torch.float64)
     law = DiscretisedLogisticMixture(torch.zeros_like(loc), loc, torch.full_like(loc, 0.2), 256)
     x = torch.tensor([0.0, 3.0, 120.0, 254.0, 255.0], dtype=torch.float64)
@@ -130,8 +132,7 @@ def test_discretised_logistic_is_exact_far_in_the_tails() -> None:
     assert bool(torch.isfinite(scale.grad).all())
 
 
-# ---- priors
-# ---------------------------------------------------------------------------------------------------------
+# ---- priors --------------------------------------------------------------------------------------
 
 
 def vamp() -> priors.VampPrior:
@@ -216,8 +217,7 @@ def test_flow_prior_forgets_values_of_old_parameters(name: str) -> None:
     copy.deepcopy(vae.model.fn.prior)
 
 
-# ---- nets, layers, labels
-# -------------------------------------------------------------------------------------------
+# ---- nets, layers, labels ------------------------------------------------------------------------
 
 
 def test_convolutional_and_residual_nets_fit_in() -> None:
@@ -333,7 +333,10 @@ def test_sampling_given_labels() -> None:
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_semi_supervised_draws_are_of_the_given_labels(trained: bool) -> None:
-    """The share of ones given each label, against the decoder's mean; without a label that over all classes."""
+    """The share of ones given each label, against the decoder's mean.
+
+    Without a label it is that over all classes.
+    """
     vae, x, y = semi_supervised()
     with torch.no_grad():
         for parameter in vae.model.fn.decoding.parameters():
@@ -363,8 +366,7 @@ def test_layers_of_the_hierarchy_have_their_sizes() -> None:
         assert shapes == {"z1": (7, 4, 5), "z2": (7, 4, 3), "z3": (7, 4, 2)}
 
 
-# ---- densities without latents
-# --------------------------------------------------------------------------------------
+# ---- densities without latents -------------------------------------------------------------------
 
 
 def test_counting_is_maximum_likelihood_and_smoothing_the_posterior_mean() -> None:

@@ -29,7 +29,10 @@ def test_codes_are_those_of_the_nearest_vectors() -> None:
 
 
 def test_gradient_passes_straight_through_to_the_encoder() -> None:
-    """The encoder's gradient is that of a decoder fed its outputs, taken at the codebook's vectors, plus commitment's."""
+    """The encoder's gradient is that of a decoder fed its outputs, plus commitment's.
+
+    The former is taken at the codebook's vectors.
+    """
     vqvae, x = small(commitment=0.5)
     vqvae.initialise(x).train()
     codes = vqvae.encode(x)

@@ -102,7 +102,10 @@ def test_more_steps_and_other_rhythms_of_writing_go_on(tmp_path: Path) -> None:
 
 
 def test_buffers_that_training_moves_are_the_file_s(tmp_path: Path) -> None:
-    """The running mean of a batch norm is progress, no other program; a fresh one goes on from it."""
+    """The running mean of a batch norm is progress, no other program.
+
+    A fresh one goes on from it.
+    """
 
     class Normed(Located):
         def __init__(self) -> None:
@@ -208,7 +211,10 @@ def test_handlers_are_left_as_they_were(call: Callable, error: type[BaseExceptio
 
 
 def test_threads_take_turns() -> None:
-    """Four threads, each with its own program: the numbers of one thread, and nothing left behind."""
+    """Four threads, each with its own program.
+
+    The numbers of one thread, and nothing left behind.
+    """
 
     def work(seed: int) -> list[Tensor]:
         program = Program(latent)

@@ -70,7 +70,10 @@ def test_auto_leaves_short_fits_eager():
 
 
 def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monkeypatch):
-    """Three steps an epoch, the last of 5 data; 27 of the 40 steps have all 10, 12 of which are for trial."""
+    """Three steps an epoch, the last of 5 data.
+
+    27 of the 40 steps have all 10, 12 of which are for trial.
+    """
     monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
     sizes = []
     make_step = TrainStep.__call__
@@ -149,7 +152,10 @@ def test_auto_stays_eager_with_an_optimiser_that_cannot_be_compiled(monkeypatch)
 
 
 def test_an_optimiser_goes_on_from_a_compiled_fit():
-    """Adam's correction of bias counts the compiled steps, though nothing of the fit is left but its optimiser."""
+    """Adam's correction of bias counts the compiled steps.
+
+    Nothing of the fit is left but its optimiser.
+    """
     histories = []
     for compile in (False, True):
         program = make_program()
@@ -210,7 +216,10 @@ def test_a_step_to_nan_is_not_made(compile):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_infinite_gradients_are_named(compile):
-    """The root of zero: a finite loss with an infinite gradient, of which a compiled step tells no more than NaN."""
+    """The root of zero.
+
+    A finite loss with an infinite gradient, of which a compiled step tells no more than NaN.
+    """
 
     def model(x=None):
         level = pyro.param("level", torch.tensor(4.0))

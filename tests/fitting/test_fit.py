@@ -69,8 +69,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-# ---- optima
-# ----------------------------------------------------------------------------------------------------------
+# ---- optima --------------------------------------------------------------------------------------
 
 
 def test_maximum_likelihood() -> None:
@@ -178,12 +177,11 @@ def test_the_importance_weighted_bound_is_closer() -> None:
     assert finals[1] > finals[0] + 0.05
 
 
-# ---- minibatches
-# -----------------------------------------------------------------------------------------------------
+# ---- minibatches ---------------------------------------------------------------------------------
 
 
 class ClosedForm(pyro.infer.ELBO):
-    """Minus the ELBO of `shared` in closed form, reading the minibatch scale from the program's traces."""
+    """Minus the ELBO of `shared` in closed form, with the minibatch scale of its traces."""
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Tensor) -> Tensor:
         guide_trace = pyro.poutine.trace(guide).get_trace(*args)
@@ -290,8 +288,7 @@ def test_a_program_that_holds_its_data() -> None:
     assert program.get_parameter("loc").item() == pytest.approx(X.mean().item(), abs=1e-3)
 
 
-# ---- history
-# ---------------------------------------------------------------------------------------------------------
+# ---- history -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(None, [12]), (4, [4, 4, 4]), (5, [5, 5, 2])])
@@ -328,8 +325,7 @@ def test_progress_is_shown_in_nats_per_datum(capsys: pytest.CaptureFixture) -> N
     assert "valid" in shown
 
 
-# ---- repeatability
-# ---------------------------------------------------------------------------------------------------
+# ---- repeatability -------------------------------------------------------------------------------
 
 
 def test_a_seed_repeats_a_fit_and_leaves_the_generator_alone() -> None:
@@ -356,8 +352,7 @@ def test_without_a_seed_torchs_generator_decides() -> None:
     assert torch.equal(*histories)
 
 
-# ---- optimiser settings
-# ----------------------------------------------------------------------------------------------
+# ---- optimiser settings --------------------------------------------------------------------------
 
 
 def test_schedules_are_stepped() -> None:
@@ -442,8 +437,7 @@ def test_annealed_weights_follow_the_steps() -> None:
     assert list(dict.fromkeys(seen)) == [0, 1, 2, 3]
 
 
-# ---- NaN
-# -------------------------------------------------------------------------------------------------------------
+# ---- NaN -----------------------------------------------------------------------------------------
 
 
 def test_nan_names_site_step_and_norm_and_keeps_the_parameters() -> None:

@@ -63,8 +63,7 @@ def equal_states(first: object, second: object) -> bool:
     return first == second
 
 
-# ---- validation
-# ------------------------------------------------------------------------------------------------------
+# ---- validation ----------------------------------------------------------------------------------
 
 
 def test_early_stopping_restores_the_best() -> None:
@@ -87,7 +86,10 @@ def test_early_stopping_restores_the_best() -> None:
 
 
 def test_a_schedule_on_plateaus_follows_validations() -> None:
-    """Training leads away from the validation data: from the third validation, two worse in a row, it stands still."""
+    """Training leads away from the validation data.
+
+    From the third validation, two worse in a row, it stands still.
+    """
     train, valid = torch.full((8,), 5.0), torch.zeros(4)
     stop = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.0, patience=1, eps=0.0)
     result = quietly(
@@ -121,7 +123,10 @@ def test_validation_once_an_epoch_and_at_the_end() -> None:
 
 
 def test_validations_share_the_last_step_s_weight() -> None:
-    """While the weight of the KL grows its own value falls: the same program would look best at the first validation."""
+    """While the weight of the KL grows its own value falls.
+
+    The same program would look best at the first validation.
+    """
     settings = {
         "steps": 4,
         "optimizer": partial(torch.optim.SGD, lr=0.0),
@@ -194,7 +199,10 @@ def test_validation_is_in_evaluation_mode() -> None:
 
 
 def test_validation_data_of_another_size_beside_a_shared_latent() -> None:
-    """Nats per validation datum: the shared latent's KL is divided by the number of validation data."""
+    """Nats per validation datum.
+
+    The shared latent's KL is divided by the number of validation data.
+    """
 
     def model(x: Tensor | None = None) -> None:
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -213,8 +221,7 @@ def test_validation_data_of_another_size_beside_a_shared_latent() -> None:
     assert result.history["valid"].item() == pytest.approx(truth.item(), rel=1e-5)
 
 
-# ---- interruption
-# ----------------------------------------------------------------------------------------------------
+# ---- interruption --------------------------------------------------------------------------------
 
 
 class Interrupted(ELBO):
@@ -269,8 +276,7 @@ def test_ctrl_c_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---- checkpoints
-# -----------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def halving(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -315,7 +321,7 @@ def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int, optimizer: C
 
 
 def test_resuming_an_interrupted_fit_is_bit_exact(tmp_path: Path) -> None:
-    """After Ctrl-C the fit goes on from its last checkpoint, to the numbers of one that ran through."""
+    """After Ctrl-C the fit goes on from its last checkpoint, as if it had run through."""
     settings = {"batch_size": 5, "checkpoint_every": 4}
     reference, program = amortised(), amortised()
     expected = quietly(reference, X, ELBO(), steps=10, **settings)

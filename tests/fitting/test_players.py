@@ -96,7 +96,10 @@ def test_each_has_its_own_optimiser_and_schedule() -> None:
 
 
 def test_every_step_of_a_round_has_a_minibatch_of_its_own() -> None:
-    """Four minibatches an epoch, three in a round: the leader sees them in the order of the deal."""
+    """Four minibatches an epoch, three in a round.
+
+    The leader sees them in the order of the deal.
+    """
     seen: list[list[Tensor]] = [[], []]
 
     class Watched(Chase):
@@ -133,8 +136,7 @@ def test_a_fit_of_one_has_no_players_in_its_history() -> None:
     assert set(quietly(Program(located), X, steps=2).history) == {"step", "objective"}
 
 
-# ---- validation and checkpoints
-# --------------------------------------------------------------------------------------
+# ---- validation and checkpoints ------------------------------------------------------------------
 
 
 def test_early_stopping_restores_all_players() -> None:
@@ -198,8 +200,7 @@ def test_an_average_is_kept_up_to_date() -> None:
     assert averages["follower"].sample(3).shape == (3,)
 
 
-# ---- what goes wrong
-# -------------------------------------------------------------------------------------------------
+# ---- what goes wrong -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -251,8 +252,7 @@ def test_names_are_checked() -> None:
         quietly(Program(located), X, Twins(), steps=2)
 
 
-# ---- Pyro's SVI
-# ------------------------------------------------------------------------------------------------------
+# ---- Pyro's SVI ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("as_program", [False, True])

@@ -61,8 +61,7 @@ def best_scores(game: GAN, table: Table) -> Tensor:
     return table.scores.detach()
 
 
-# ---- the best critic
-# -------------------------------------------------------------------------------------------------
+# ---- the best critic -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["minimax", "nonsaturating"])
@@ -138,8 +137,7 @@ def test_generators_minimise_what_their_papers_say() -> None:
         assert torch.allclose(LOSSES[name].generator(scores), values, atol=1e-5), name
 
 
-# ---- penalties, packs
-# ------------------------------------------------------------------------------------------------
+# ---- penalties, packs ----------------------------------------------------------------------------
 
 
 def linear_critic(*weight: float) -> nn.Linear:
@@ -181,7 +179,10 @@ def test_penalties_teach_the_critic() -> None:
 
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_only_the_two_sided_penalty_bars_slopes_of_the_wrong_sign(one_sided: bool) -> None:
-    """Of means 1 apart the loss is w + 2 (|w| - 1)^2, least at 3/4 and -5/4, or w + 2 (w - 1)_+^2."""
+    """Of means 1 apart the loss is one of two.
+
+    w + 2 (|w| - 1)^2 is least at 3/4 and -5/4; the other is w + 2 (w - 1)_+^2.
+    """
     x = torch.zeros(6, 1)
     program, critic = drawing(x + 1).initialise(x), linear_critic(0.0)
     game = GAN(critic, "wasserstein", gradient_penalty=2.0, one_sided=one_sided)
@@ -279,8 +280,7 @@ def test_labels_reach_the_critic() -> None:
     assert bool((program.get_parameter("means") != 0).all())
 
 
-# ---- fits
-# ------------------------------------------------------------------------------------------------------------
+# ---- fits ----------------------------------------------------------------------------------------
 
 
 def normal_data(num_data: int = 2000) -> Tensor:
@@ -456,8 +456,7 @@ def test_a_generator_with_noise_is_a_latent_program() -> None:
     assert torch.allclose(draws.var(0), clean.var(0) + 0.09, atol=0.05)
 
 
-# ---- bad input
-# -------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 X = torch.randn(6, 1)
@@ -467,7 +466,10 @@ X = torch.randn(6, 1)
     ("make", "message"),
     [
         (lambda: GAN(MLP(1, [4], 2)), r"critic maps \(6, 1\) to \(6, 2\); expected one score"),
-        (lambda: GAN(nn.Sequential(nn.Linear(1, 1), nn.Flatten(0), nn.Linear(6, 1))), "expected one"),
+        (
+            lambda: GAN(nn.Sequential(nn.Linear(1, 1), nn.Flatten(0), nn.Linear(6, 1))),
+            "expected one",
+        ),
         (lambda: GAN(Table(), "bce"), "loss is 'bce'; expected one of .*FGAN's"),
         (lambda: GAN(lambda x: x), "critic is a function; expected a torch.nn.Module"),
         (lambda: GAN(Table(), r1=-1.0), "r1 is -1.0; expected a weight"),
@@ -499,8 +501,16 @@ def test_a_critic_that_shares_the_generators_net_is_refused() -> None:
     [
         (lambda: MADE(1, [4]), (X > 0).float(), "from a .* without a path gradient.*rsample"),
         (lambda: Generator(nn.Linear(1, 2), 1, 2), X, r"draws \(6, 2\) .* data are \(6, 1\)"),
-        (lambda: Generator(nn.Linear(1, 2), 1, 1), X, r"net maps .* to \(6, 2\); expected \(6, 1\)"),
-        (lambda: Generator(nn.Linear(1, 1), 1, 1, noise=0.0), X, "noise is 0.0; expected the positive"),
+        (
+            lambda: Generator(nn.Linear(1, 2), 1, 1),
+            X,
+            r"net maps .* to \(6, 2\); expected \(6, 1\)",
+        ),
+        (
+            lambda: Generator(nn.Linear(1, 1), 1, 1, noise=0.0),
+            X,
+            "noise is 0.0; expected the positive",
+        ),
         (lambda: Generator(nn.Linear(1, 1), 1, 1, noise="big"), X, "noise is 'big'; expected"),
     ],
 )  # fmt: skip

@@ -26,7 +26,10 @@ def gradients(loss: Tensor, rbm: Program) -> Tensor:
 
 
 def transition(rbm: RBM) -> Tensor:
-    """One sweep's probabilities from each visible state to each, summed over hidden states: `[16, 16]`."""
+    """One sweep's probabilities from each visible state to each, `[16, 16]`.
+
+    Hidden states are summed over.
+    """
     v, h, parts = states(4), states(3), rbm.parts
     up = dist.Bernoulli(logits=v @ parts.weight + parts.hidden_bias)
     down = dist.Bernoulli(logits=h @ parts.weight.T + parts.units.bias)

@@ -1,4 +1,4 @@
-"""Gradients for discrete latents against enumeration, on sigmoid belief nets small enough to sum out."""
+"""Gradients for discrete latents against enumeration, on small sigmoid belief nets."""
 
 import math
 from itertools import product
@@ -70,8 +70,7 @@ def shared_recogniser(x):
     )
 
 
-# ---- enumeration
-# -----------------------------------------------------------------------------------------------------
+# ---- enumeration ---------------------------------------------------------------------------------
 
 STATES = torch.tensor(list(product([0.0, 1.0], repeat=UNITS)))  # [4, 2]
 
@@ -95,7 +94,10 @@ def shared_densities(p, x):
 
 
 def tuples(log_joint, log_q, count):
-    """All tuples of `count` states: their probability, the log weights `[count, tuples, ...]`, each one's log q."""
+    """All tuples of `count` states.
+
+    Of each the probability, log weights `[count, tuples, ...]`, and log q of each state.
+    """
     index = torch.tensor(list(product(range(len(STATES)), repeat=count))).T
     return log_q[index].sum(0).exp(), (log_joint - log_q)[index], log_q[index]
 
@@ -119,8 +121,7 @@ def flat(by_name, program):
     return torch.cat([by_name[name].reshape(-1) for name, _ in program.named_parameters()])
 
 
-# ---- estimates
-# -------------------------------------------------------------------------------------------------------
+# ---- estimates -----------------------------------------------------------------------------------
 
 
 def build(model, guide, x):
@@ -202,7 +203,10 @@ def test_gradients_for_a_latent_shared_by_all_data(name):
     [lambda: REINFORCE(2), lambda: RLOO(2), lambda: VIMCO(2), lambda: ReweightedWakeSleep(2)],
 )
 def test_scales_multiply_the_datum(make, scale):
-    """A scale multiplies value and gradient of its datum: with equal draws the gradients are equal combinations."""
+    """A scale multiplies value and gradient of its datum.
+
+    With equal draws the gradients are equal combinations.
+    """
     program = build(belief_net, recogniser, X)
 
     def grads(factor):
@@ -281,8 +285,7 @@ def test_running_mean_learns_from_training_alone():
     assert objective.baseline.weight.item() > 0.0
 
 
-# ---- input-dependent baselines
-# ---------------------------------------------------------------------------------------
+# ---- input-dependent baselines -------------------------------------------------------------------
 
 
 def with_baseline():
@@ -353,12 +356,14 @@ def test_svi_trains_an_input_dependent_baseline():
         assert not torch.equal(before, net.weight)
 
 
-# ---- reweighted wake-sleep
-# -------------------------------------------------------------------------------------------
+# ---- reweighted wake-sleep -----------------------------------------------------------------------
 
 
 def wake_gradients(p, x, count):
-    """Model: the gradient of the bound at fixed guide. Guide: E sum of normalised weights times scores."""
+    """The model's gradient of the bound at fixed guide, and the guide's.
+
+    The latter is E of the sum of normalised weights times scores.
+    """
     log_joint, log_q = densities(p, x)
     model = expected_bound(log_joint, log_q.detach(), count)
     probs, log_w, _ = tuples(log_joint.detach(), log_q.detach(), count)
@@ -387,7 +392,10 @@ def test_wake_and_sleep_gradients_match_their_definitions(sleep):
 
 
 def test_wake_phase_weights_each_datum_on_its_own():
-    """One joint weight for the minibatch, as Pyro has it, gives another gradient: the test can tell them apart."""
+    """One joint weight for the minibatch, as Pyro has it, gives another gradient.
+
+    The test can tell them apart.
+    """
     p = parameters()
     apart = gradient(wake_gradients(p, X, 2), p)
     log_joint, log_q = (density.detach() for density in densities(p, X))
@@ -415,7 +423,10 @@ def test_value_of_reweighted_wake_sleep_is_the_bound():
 
 
 def test_wake_sleep_of_continuous_latents_does_not_differentiate_through_them():
-    """With the posterior as guide all weights are equal and the wake gradient of the guide is zero on average."""
+    """With the posterior as guide all weights are equal.
+
+    The wake gradient of the guide is zero on average.
+    """
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -436,7 +447,10 @@ def test_wake_sleep_of_continuous_latents_does_not_differentiate_through_them():
 
 
 def test_dreams_have_the_dtype_of_the_data():
-    """Categories given as floats, which the guide's network takes: E log q(z' | x') by enumeration."""
+    """Categories given as floats, which the guide's network takes.
+
+    E log q(z' | x') by enumeration.
+    """
     net, probs = nn.Linear(1, 1), torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
 
     def model(x):
@@ -461,8 +475,7 @@ def test_dreams_have_the_dtype_of_the_data():
     assert agree(draws, torch.cat([g.reshape(-1) for g in truth]))
 
 
-# ---- straight-through and relaxed
-# ------------------------------------------------------------------------------------
+# ---- straight-through and relaxed ----------------------------------------------------------------
 
 
 def test_straight_through_values_are_the_elbo():
@@ -472,7 +485,10 @@ def test_straight_through_values_are_the_elbo():
 
 
 def test_straight_through_gradient_matches_quadrature_of_its_definition():
-    """One unit: E over logistic noise of f'(z) sigmoid'((logit + noise) / tau) / tau plus the direct gradient."""
+    """One unit, by E over logistic noise.
+
+    It is E f'(z) sigmoid'((logit + noise) / tau) / tau plus the direct gradient.
+    """
     logit, target, tau = torch.tensor(0.4, requires_grad=True), 0.8, 0.7
 
     def model(x):
@@ -600,8 +616,7 @@ def test_relaxed_latents_are_reparameterised_and_match_quadrature():
     assert agree(draws, truth.float().reshape(1))
 
 
-# ---- everything together
-# ---------------------------------------------------------------------------------------------
+# ---- everything together -------------------------------------------------------------------------
 
 
 def mixed_model(x):
@@ -791,8 +806,7 @@ class IWELBOValue(IWELBO):
         pass
 
 
-# ---- errors
-# ----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def normal_model(x):

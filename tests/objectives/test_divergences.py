@@ -1,4 +1,7 @@
-"""f-divergences: closed forms between two Gaussians, Fenchel duality, Jensen-Shannon as a metric."""
+"""f-divergences in closed form between Gaussians, duality, Jensen-Shannon as a metric.
+
+Duality is Fenchel's.
+"""
 
 import math
 from collections.abc import Callable
@@ -120,8 +123,7 @@ def test_jensen_shannon_is_symmetric_and_its_root_a_metric() -> None:
     assert js.between(p, q).max().item() <= math.log(2) + 1e-9
 
 
-# ---- divergences of a user's own
-# -------------------------------------------------------------------------------------
+# ---- divergences of a user's own -----------------------------------------------------------------
 
 
 def triangular(**changes: Callable) -> Divergence:
@@ -135,7 +137,10 @@ def triangular(**changes: Callable) -> Divergence:
 
 
 def test_a_divergence_of_ones_own() -> None:
-    """f'(u) = 1 - 4 / (u + 1)^2, so that u + 1 = 2 / sqrt(1 - t) and f*(t) = 4 - 4 sqrt(1 - t) - t."""
+    """f'(u) = 1 - 4 / (u + 1)^2.
+
+    So u + 1 = 2 / sqrt(1 - t) and f*(t) = 4 - 4 sqrt(1 - t) - t.
+    """
     p, q = P.log_prob(GRID).exp(), Q.log_prob(GRID).exp()
     truth = float(((p - q) ** 2 / (p + q).clamp_min(1e-300)).sum() * STEP)
     divergence = triangular()

@@ -132,7 +132,10 @@ def test_path_gradients_vanish_at_the_posterior(objective):
 
 
 def quadrature_iwelbo(x, kl_weight=1.0):
-    """IWELBO(2) of `scalar_model` and its gradient by Gauss-Hermite quadrature over both particles' noise."""
+    """IWELBO(2) of `scalar_model` and its gradient by Gauss-Hermite quadrature.
+
+    It runs over both particles' noise.
+    """
     nodes, weights = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(80))
     noise = torch.stack([nodes.repeat_interleave(80), nodes.repeat(80)], -1)
     weights = (weights[:, None] * weights).reshape(-1) / (2 * math.pi)

@@ -52,8 +52,7 @@ def value(objective: EnergyObjective, program: Program, x: Tensor) -> float:
     return -objective.loss(program.model, program.guide, x) / len(x)
 
 
-# ---- score matching
-# --------------------------------------------------------------------------------
+# ---- score matching ------------------------------------------------------------------------------
 
 
 def gaussian_score_value(x: Tensor) -> Tensor:
@@ -107,8 +106,7 @@ def test_denoising_fits_the_blurred_density() -> None:
     assert found[1] > max(found[0], found[2])
 
 
-# ---- known exponential families
-# -------------------------------------------------------------------
+# ---- known exponential families ------------------------------------------------------------------
 
 
 def fitted(program: Program, x: Tensor, objective: EnergyObjective, steps: int = 400) -> Program:
@@ -223,13 +221,21 @@ NOISE_FLOAT = dist.Normal(torch.zeros(2), 1.5).to_event(1)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: ScoreMatching("wrong"), ValueError, "kind is 'wrong'; expected one of"),  # type: ignore[arg-type]
+        (
+            lambda: ScoreMatching("wrong"),  # type: ignore[arg-type]
+            ValueError,
+            "kind is 'wrong'; expected one of",
+        ),
         (lambda: ScoreMatching("denoising", noise=0.0), ValueError, "expected positive"),
         (lambda: ScoreMatching("denoising", noise=[]), ValueError, "expected positive"),
         (lambda: ScoreMatching(num_slices=0), ValueError, "num_slices"),
         (lambda: NoiseContrastive(None), TypeError, "noise is a NoneType"),
         (lambda: NoiseContrastive(NOISE, 0), ValueError, "num_noise"),
-        (lambda: NoiseContrastive(NOISE, kind="three"), ValueError, "kind is 'three'"),  # type: ignore[arg-type]
+        (
+            lambda: NoiseContrastive(NOISE, kind="three"),  # type: ignore[arg-type]
+            ValueError,
+            "kind is 'three'",
+        ),
         (
             lambda: value(NoiseContrastive(dist.Normal(0.0, 1.0)), gaussian(), MEAN.expand(3, 2)),
             ValueError,

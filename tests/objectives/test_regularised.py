@@ -60,8 +60,7 @@ def gradients(objective, pair, repeats=300, x=X):
     return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(names)}
 
 
-# ---- free bits
-# -------------------------------------------------------------------------------------------------------
+# ---- free bits -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.1, 0.4, 5.0])
@@ -103,7 +102,10 @@ def test_the_site_of_a_scalar_latent_is_its_one_dimension():
 
 
 def test_a_floored_dimension_feels_no_divergence():
-    """Dimension 0 has KL above the floor, dimension 1 below it: only the likelihood moves the latter."""
+    """Dimension 0 has KL above the floor, dimension 1 below it.
+
+    Only the likelihood moves the latter.
+    """
     slope, scale = SLOPE.clone().requires_grad_(), SCALE.clone().requires_grad_()
     assert kl().mean(0)[0] > 0.3 > kl().mean(0)[1]
     value = likelihood(slope=slope, scale=scale).sum() - 4 * kl(slope=slope, scale=scale).mean(0)[0]
@@ -152,8 +154,7 @@ def test_free_bits_for_latents_shared_by_all_data():
     assert extra == pytest.approx(0.25 - 0.005, abs=1e-5)
 
 
-# ---- beta-TC
-# ---------------------------------------------------------------------------------------------------------
+# ---- beta-TC -------------------------------------------------------------------------------------
 
 
 def test_with_weights_one_beta_tc_is_the_elbo_draw_by_draw():
@@ -165,7 +166,7 @@ def test_with_weights_one_beta_tc_is_the_elbo_draw_by_draw():
 
 
 def brute_force(z):
-    """Mutual information, total correlation, dimensions' divergence at draws `[4, 2]`, all data at hand."""
+    """Mutual information, total correlation, divergence of dimensions at draws `[4, 2]`."""
     parts = []
     for i in range(len(z)):
         q = torch.stack([dist.Normal(x * SLOPE, SCALE).log_prob(z[i]).exp() for x in X])  # [4, 2]
@@ -198,7 +199,7 @@ def test_parts_of_the_divergence_match_brute_force_on_all_data():
 
 
 def test_minibatches_stand_for_the_aggregate_posterior_without_bias():
-    """Averaged over all minibatches with a datum, the weighted density is the mean over all data."""
+    """Averaged over the minibatches of a datum, the weighted density is the mean over all data."""
     density = torch.rand(6, dtype=torch.float64)  # of one draw under each datum's guide
     for size in (2, 3, 6):
         estimates = []
@@ -228,8 +229,7 @@ def test_a_last_minibatch_of_one_is_the_elbo():
     )
 
 
-# ---- MIWAE, CIWAE
-# ----------------------------------------------------------------------------------------------------
+# ---- MIWAE, CIWAE --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,7 @@ def test_miwae_is_the_mean_of_smaller_bounds():
     assert many.var() < 0.6 * small.var()
 
 
-# ---- all of them
-# -----------------------------------------------------------------------------------------------------
+# ---- all of them ---------------------------------------------------------------------------------
 
 OBJECTIVES = [FreeBits(0.2), BetaTC(4, 4.0), MIWAE(2, 3), CIWAE(3, 0.3)]
 

@@ -1,4 +1,7 @@
-"""Gradients of programs with scales and masks, against the gradient of the bound summed over all latents."""
+"""Gradients of programs with scales and masks, against that of the bound.
+
+The bound is summed over all latents.
+"""
 
 from collections.abc import Callable
 
@@ -130,7 +133,10 @@ def test_scores_of_minibatches_beside_a_shared_latent() -> None:
 
 
 def test_priors_with_summed_out_parents_are_scored() -> None:
-    """Without a guide, z ~ N(mu_c, 1/2) with c summed out is drawn from a mixture, to whose weights no path leads."""
+    """Without a guide, z ~ N(mu_c, 1/2) with c summed out is drawn from a mixture.
+
+    To its weights no path leads.
+    """
     x = torch.full((400,), 1.0).double()
 
     def model(x: Tensor) -> None:

@@ -1,4 +1,8 @@
-"""The semi-amortised ELBO: its gradient through refinement against finite differences, its value against the evidence."""
+"""The semi-amortised ELBO, its gradient and its value.
+
+The gradient leads through refinement and is compared with finite differences, the value with the
+evidence.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +49,10 @@ POSTERIORS: dict[str, Callable[[], PosteriorFamily]] = {
 def test_gradients_through_the_steps_match_finite_differences(
     posterior: str, num_steps: int, clip_norm: float
 ) -> None:
-    """Along a random direction of all parameters, and for the encoder's alone: the second derivatives count."""
+    """Along a random direction of all parameters, and for the encoder's alone.
+
+    The second derivatives count.
+    """
     program, x = small_vae(POSTERIORS[posterior]())
     objective = SemiAmortised(num_steps, 0.3, num_particles=2, clip_norm=clip_norm)
     parameters = list(program.parameters())
@@ -66,7 +73,7 @@ def test_gradients_through_the_steps_match_finite_differences(
 
 
 def test_a_step_held_fixed_has_another_gradient() -> None:
-    """The finite differences tell the whole gradient from that of refinement as a constant shift."""
+    """The finite differences tell the whole gradient from that of a constant shift."""
     program, x = small_vae()
     encoder = list(program.guide.fn.encoder.parameters())
     whole = torch.autograd.grad(loss(SemiAmortised(1, 0.3), program, x), encoder)

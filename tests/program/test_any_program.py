@@ -1,4 +1,7 @@
-"""Programs as their authors write them: assertions, sizeless plates, host reads, modules of one name, shared arguments."""
+"""Programs as their authors write them.
+
+Assertions, sizeless plates, host reads, modules of one name, shared arguments.
+"""
 
 import math
 import random
@@ -24,8 +27,7 @@ def normal_evidence(x: Tensor, variance: float) -> Tensor:
     return dist.MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(x)
 
 
-# ---- programs that look at their data
-# -----------------------------------------------------------------------------
+# ---- programs that look at their data ------------------------------------------------------------
 
 
 def asserting(x: Tensor) -> None:
@@ -139,8 +141,7 @@ def test_plates_of_an_easy_guide_are_not_left_stale() -> None:
     assert total.item() == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(X).sum().item(), 1e-5)
 
 
-# ---- plates without a size
-# ------------------------------------------------------------------------------------------
+# ---- plates without a size -----------------------------------------------------------------------
 
 
 def test_a_sizeless_plate_has_the_size_of_the_data() -> None:
@@ -223,7 +224,10 @@ def test_data_that_would_be_repeated_are_refused() -> None:
 
 
 def assigning(x: Tensor) -> None:
-    """Indexes the dimension that enumeration makes: it runs under enumeration alone, as `tracking_1d` does."""
+    """Indexes the dimension that enumeration makes.
+
+    It runs under enumeration alone, as `tracking_1d` does.
+    """
     with pyro.plate("data", len(x)):
         k = pyro.sample(
             "k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"}
@@ -239,8 +243,7 @@ def test_programs_that_run_only_under_enumeration_are_tried_under_it() -> None:
     assert evidence.Exact()(Program(assigning), X).total.item() == pytest.approx(truth, rel=1e-6)
 
 
-# ---- modules of one name
-# -----------------------------------------------------------------------------------------------
+# ---- modules of one name -------------------------------------------------------------------------
 
 
 def test_model_and_guide_may_have_modules_of_one_name() -> None:
@@ -267,8 +270,7 @@ def test_model_and_guide_may_have_modules_of_one_name() -> None:
     assert len(program.state_dict()) == 4
 
 
-# ---- which arguments are data
-# -------------------------------------------------------------------------------------------
+# ---- which arguments are data --------------------------------------------------------------------
 
 
 def quadratic(x: Tensor, locs: Tensor) -> None:
@@ -339,8 +341,7 @@ def test_coupled_data_are_not_divided() -> None:
         fit(Program(model), torch.randn(8), steps=1, batch_size=2, progress=False, compile=False)
 
 
-# ---- one particle at a time
-# -------------------------------------------------------------------------------------------
+# ---- one particle at a time ----------------------------------------------------------------------
 
 
 # Drawn once: in float64, in which evidence is computed, a seed gives other numbers.

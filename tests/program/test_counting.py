@@ -1,4 +1,7 @@
-"""What counts in a density: guide terms, masks, scales, point masses, zero probabilities, counts."""
+"""What counts in a density.
+
+Guide terms, masks, scales, point masses, zero probabilities, counts.
+"""
 
 import math
 from functools import partial
@@ -86,7 +89,7 @@ def masked_pair(inside_model, inside_guide):
 @pytest.mark.parametrize("inside_model", [True, False])
 @pytest.mark.parametrize("inside_guide", [True, False])
 def test_masks_count_alike_wherever_they_are_written(inside_model, inside_guide):
-    """Masked entries are drawn from their prior, so that N(0, 1 + 3) is the marginal of each datum."""
+    """Masked entries are drawn from their prior: N(0, 1 + 3) is the marginal of each datum."""
     program = masked_pair(inside_model, inside_guide)
     found = evidence.ImportanceSampling(20_000)(program, TWO)
     truth = dist.Normal(0.0, 2.0).log_prob(TWO).sum().item()

@@ -133,7 +133,7 @@ def test_global_discrete_latent() -> None:
 
 
 def test_discrete_latent_of_a_nested_plate() -> None:
-    """Three repeats of each datum, each with a component of its own, around the datum's own latent."""
+    """Three repeats of each datum, each with a component, around the datum's own latent."""
     y = torch.randn(4, 3)
 
     def model(x: Tensor) -> None:
@@ -175,7 +175,10 @@ def downstream(x: Tensor | None = None) -> None:
 
 
 def test_continuous_latent_downstream_of_a_discrete_one() -> None:
-    """The prior proposal's density is the mixture sum_k pi_k N(z | m_k, 0.5), so log w = log p(x | z)."""
+    """The prior proposal's density is the mixture sum_k pi_k N(z | m_k, 0.5).
+
+    So log w = log p(x | z).
+    """
     bound = Program(downstream).bind(X)
     draw = bound.draw(4)
     marginal = (
@@ -254,7 +257,7 @@ def test_masks_apply_inside_the_sum() -> None:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_padded_series_have_the_evidence_of_the_series(wrapped: bool) -> None:
-    """A masked step of a hidden Markov model adds nothing: not the logarithm of its number of states."""
+    """A masked step of a hidden Markov model adds nothing, not log of the number of states."""
     start, emit = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
     move = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     x, lengths = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]), torch.tensor([4, 2, 3])
@@ -284,7 +287,10 @@ def test_padded_series_have_the_evidence_of_the_series(wrapped: bool) -> None:
 
 
 def test_prior_and_likelihood_part_at_the_drawn_latents() -> None:
-    """Summed out with the data where nothing drawn depends on them; else p(x | z) is p(x, z) over p(z)."""
+    """Summed out with the data where nothing drawn depends on them.
+
+    Else p(x | z) is p(x, z) over p(z).
+    """
 
     def local(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 3.0))

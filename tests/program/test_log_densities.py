@@ -53,8 +53,7 @@ def assert_parts(
     return torch.as_tensor(joint.scale)
 
 
-# ---- plates
-# ----------------------------------------------------------------------------------------------------------
+# ---- plates --------------------------------------------------------------------------------------
 
 
 def test_local_latents() -> None:
@@ -350,8 +349,7 @@ def test_double_precision() -> None:
     assert program.bind(x).log_joint(draw.values).likelihood.dtype == torch.float64
 
 
-# ---- masks
-# -----------------------------------------------------------------------------------------------------------
+# ---- masks ---------------------------------------------------------------------------------------
 
 
 def test_masked_observations() -> None:
@@ -381,7 +379,9 @@ def test_masked_latents_and_observations() -> None:
         before = {0: torch.zeros(()), 1: v["z0"], 2: v["z1"]}
         return sum(normal(v[f"z{t}"], before[t]) * mask[:, t] for t in range(3))
 
-    likelihood = lambda v: sum(normal(y[:, t], v[f"z{t}"]) * mask[:, t] for t in range(3))  # noqa: E731
+    def likelihood(v: dict) -> Tensor:
+        return sum(normal(y[:, t], v[f"z{t}"]) * mask[:, t] for t in range(3))
+
     assert_parts(Program(model, site="x0"), prior, likelihood, prior, y, mask)
 
 
@@ -435,8 +435,7 @@ def test_missing_entries_of_a_vector() -> None:
     assert_parts(Program(model), prior, likelihood, prior, y, seen)
 
 
-# ---- scales
-# ----------------------------------------------------------------------------------------------------------
+# ---- scales --------------------------------------------------------------------------------------
 
 
 def test_a_common_scale_is_taken_out() -> None:
@@ -476,7 +475,10 @@ def test_a_scaled_likelihood_is_an_exponent() -> None:
 
 
 def test_scaled_latents_are_an_exponent() -> None:
-    """KL annealing by `poutine.scale` around the latents of both halves: log w = log p(x|z) + 0.1 (log p - log q)."""
+    """KL annealing by `poutine.scale` around the latents of both halves.
+
+    So log w = log p(x|z) + 0.1 (log p - log q).
+    """
 
     def model(x: Tensor | None = None) -> None:
         with pyro.plate("data", len(x)):
@@ -498,7 +500,10 @@ def test_scaled_latents_are_an_exponent() -> None:
 
 
 def test_scales_beside_global_latents_stay() -> None:
-    """A minibatch scale counts the data of a global latent several times: log p(z) + 10 log p(x | z)."""
+    """A minibatch scale counts the data of a global latent several times.
+
+    The density is log p(z) + 10 log p(x | z).
+    """
 
     def model(x: Tensor | None = None) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -525,8 +530,7 @@ def test_scales_datum_by_datum() -> None:
     assert torch.equal(scale, weights)
 
 
-# ---- subsampling
-# ----------------------------------------------------------------------------------------------------
+# ---- subsampling ---------------------------------------------------------------------------------
 
 
 def subsampled(local: bool) -> Program:

@@ -1,4 +1,7 @@
-"""Parameters of programs: ordinary torch parameters, private to each program, whatever way the program is written."""
+"""Parameters of programs are torch's own, and private to each program.
+
+They are so whatever way the program is written.
+"""
 
 import copy
 import math
@@ -97,8 +100,7 @@ def store_is_empty() -> bool:
     return not list(pyro.get_param_store().keys())
 
 
-# ---- the ways of writing a program
-# -------------------------------------------------------------------------------
+# ---- the ways of writing a program ---------------------------------------------------------------
 
 
 def test_pyro_param_names_values_and_constraints() -> None:
@@ -189,7 +191,7 @@ def test_autoguides_fit_and_propose(kind: str) -> None:
 
 
 def test_weights_under_an_autoguide_equal_its_own_density() -> None:
-    """log w = log p(x, z) - log q(z), q of the latents as the autoguide's base gives it, Jacobian included."""
+    """log w = log p(x, z) - log q(z), with q as the autoguide's base and Jacobian give it."""
     guide = autoguide.AutoMultivariateNormal(school_model)
     program = Program(school_model, guide).initialise(X)
     bound = program.bind(X)
@@ -202,8 +204,7 @@ def test_weights_under_an_autoguide_equal_its_own_density() -> None:
     assert torch.allclose(draw.log_prob, base - log_tau, atol=1e-5)
 
 
-# ---- torch's view of a program
-# -----------------------------------------------------------------------------------
+# ---- torch's view of a program -------------------------------------------------------------------
 
 
 def test_state_dict_round_trip_without_pickle(tmp_path) -> None:
@@ -291,7 +292,7 @@ def flow_guide_program(make: Callable) -> Program:
 
 
 class FlowModel(nn.Module):
-    """A flow as likelihood, evaluated by its inverse, and a weight that is recomputed from parts."""
+    """A flow as likelihood, evaluated by its inverse, and a weight recomputed from parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,8 +370,7 @@ def test_gradients_reach_the_parameters() -> None:
     assert program.get_parameter("noise.scale").grad.item() == pytest.approx(expected, rel=1e-5)
 
 
-# ---- isolation
-# -----------------------------------------------------------------------------------------------------
+# ---- isolation -----------------------------------------------------------------------------------
 
 
 def test_programs_of_equal_names_do_not_touch_each_other() -> None:
@@ -467,8 +467,7 @@ def test_a_parameter_created_on_a_later_call_is_an_error() -> None:
     assert names(program) == {"loc", "noise.scale"}
 
 
-# ---- Pyro takes the halves
-# ----------------------------------------------------------------------------------------
+# ---- Pyro takes the halves -----------------------------------------------------------------------
 
 
 def latent_pair() -> tuple[Callable, Callable]:

@@ -99,7 +99,10 @@ def test_large_counts_to_the_last_digit() -> None:
 
 
 def test_a_bayes_factor_of_wide_data() -> None:
-    """Sums of half a million squares of sd 2000: in float32 the two models differ by tens of nats."""
+    """Sums of half a million squares of sd 2000.
+
+    In float32 the two models differ by tens of nats.
+    """
     x = 2000 * torch.randn(3000, generator=torch.Generator().manual_seed(0))
 
     def normal(scale: float) -> Program:
@@ -130,7 +133,10 @@ def polynomial(x: Tensor, y: Tensor) -> None:
 
 
 def marginal(columns: Tensor, scales: Tensor, y: Tensor) -> float:
-    """log N(y; 0, X diag(s^2) X' + 0.01 I), by the determinant lemma on a factor of the posterior's precision."""
+    """log N(y; 0, X diag(s^2) X' + 0.01 I), by the determinant lemma.
+
+    The lemma is used on a factor of the posterior's precision.
+    """
     columns, y = columns.double() * scales.double(), y.double()
     root = torch.linalg.qr(torch.cat([columns / 0.1, torch.eye(len(scales)).double()])).R
     known = torch.cat([y / 0.1, torch.zeros(len(scales)).double()])

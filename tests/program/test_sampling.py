@@ -81,8 +81,7 @@ def unbroadcast(x: Tensor | None = None) -> None:
         pyro.sample("x", dist.Normal(mean, 0.1), obs=x)
 
 
-# ---- shapes and laws
-# -------------------------------------------------------------------------------------------------
+# ---- shapes and laws -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,8 +223,7 @@ def test_another_name_for_the_data() -> None:
     )  # the only observed site
 
 
-# ---- kinds of densities
-# ----------------------------------------------------------------------------------------------
+# ---- kinds of densities --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

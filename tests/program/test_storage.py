@@ -24,7 +24,7 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
 
 
 def test_every_cut_and_changed_file_is_refused(tmp_path: Path) -> None:
-    """One clear error that names the file, wherever a bit flips or the file ends; never other numbers."""
+    """One clear error that names the file, wherever a bit flips or it ends; no other numbers."""
     path = tmp_path / "s.pt"
     write_state(path, STATE)
     whole = path.read_bytes()

@@ -87,7 +87,10 @@ def subtracted(x: Tensor) -> None:
 
 
 def pareto(x: Tensor) -> None:
-    """Pareto(scale z, 2) below Uniform(0.5, 3): p(x) = integral of 2 z^2 x^-3 over z < min(x, 3), over 2.5."""
+    """Pareto(scale z, 2) below Uniform(0.5, 3).
+
+    p(x) is the integral of 2 z^2 x^-3 over z < min(x, 3), over 2.5.
+    """
     z = pyro.sample("z", dist.Uniform(number(0.5), 3.0))
     pyro.sample("x", dist.Pareto(z, number(2.0)), obs=x)
 

@@ -1,4 +1,7 @@
-"""How many particles run at once: in an outer plate where the program broadcasts, by vmap where it does not."""
+"""How many particles run at once.
+
+They are in an outer plate where the program broadcasts, and in vmap where it does not.
+"""
 
 import math
 from collections.abc import Callable
@@ -36,7 +39,10 @@ def regression_truth(w: Tensor) -> Tensor:
 
 
 class BayesianNet(PyroModule):
-    """A net whose weights are sampled, with `nn.Linear`'s own forward, which does not broadcast over weights."""
+    """A net whose weights are sampled, with `nn.Linear`'s own forward.
+
+    That does not broadcast over weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +96,10 @@ def test_programs_that_do_not_broadcast_are_mapped() -> None:
 
 @pytest.mark.parametrize("num_particles", [1, 3, 9])
 def test_coinciding_shapes_do_not_deceive(num_particles: int) -> None:
-    """`x @ w` with as many features as particles runs without an error in a plate, and is wrong: the proof sees it."""
+    """`x @ w` with as many features as particles runs without an error in a plate, and is wrong.
+
+    The proof sees it.
+    """
     model = regression(
         lambda x, w: (x @ w).reshape(-1)[: len(x)] if w.dim() == 1 else (x @ w[:, 0].mT).mean(-1)
     )
@@ -203,7 +212,10 @@ def test_draws_under_vmap_are_independent_and_follow_the_prior() -> None:
 
 
 def test_dirichlet_under_vmap_has_the_right_gradient() -> None:
-    r"""E over draws of d/da of a z[0] equals the derivative of the mean, $\mathrm{d} (a / (a + b)) / \mathrm{d} a$."""
+    r"""E over draws of d/da of a z[0] equals the derivative of the mean.
+
+    That is $\mathrm{d} (a / (a + b)) / \mathrm{d} a$.
+    """
     num = 20000
     concentration = torch.tensor([1.5, 2.5], dtype=torch.float64, requires_grad=True)
     draws = vmap_runs(lambda _: dist.Dirichlet(concentration).rsample(), num, None)
@@ -262,7 +274,7 @@ def test_discrete_draws_under_vmap_differ() -> None:
 
 
 def test_the_way_of_running_does_not_change_the_distribution() -> None:
-    """log Z by importance sampling of the same regression, both ways, against the Gaussian integral."""
+    """log Z of the same regression by importance sampling, both ways, against the integral."""
     covariance = X.double() @ X.double().T + 0.25 * torch.eye(9, dtype=torch.float64)
     truth = torch.distributions.MultivariateNormal(
         torch.zeros(9, dtype=torch.float64), covariance
@@ -317,7 +329,7 @@ def test_a_random_density_is_told_apart() -> None:
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_a_latent_that_gains_a_dimension_among_particles_is_run_by_vmap(dim):
-    """Under a particle plate its values would be `[particles, particles, data]`, which sums could hide."""
+    """Under a particle plate values would be `[particles, particles, data]`, and sums hide it."""
 
     def model(x):
         with pyro.plate("data", len(x)):

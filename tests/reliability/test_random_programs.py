@@ -104,7 +104,7 @@ def program_of(spec: Spec) -> Any:
 
 
 def truth_of(spec: Spec) -> float:
-    """log p(x): all values of the discrete latents are summed over, the normal ones integrated out."""
+    """log p(x), summed over values of the discrete latents and integrated over the normal ones."""
     a, b, c, d = spec.slopes
     size, width = len(spec.seen), max(spec.width, 1)
     rows = np.repeat(np.arange(size), width)

@@ -164,8 +164,7 @@ def test_the_second_generation_gets_one_nested_dictionary(monkeypatch):
     assert calls[0][1] == {"loc": []}
 
 
-# ---- what leaves the library keeps its alarm
-# -----------------------------------------------------------------------
+# ---- what leaves the library keeps its alarm -----------------------------------------------------
 
 
 def far(x=None):

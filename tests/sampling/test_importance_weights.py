@@ -56,8 +56,7 @@ def assert_unbiased(weights: Tensor, truth: Tensor) -> None:
     assert bool(((ratio.mean(0) - 1).abs() < 4.5 * error + 1e-6).all())
 
 
-# ---- values
-# ----------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
 def test_the_posterior_as_guide_has_constant_weights() -> None:
@@ -73,7 +72,10 @@ def test_weights_are_unbiased_for_the_evidence(proposal: str) -> None:
 
 
 def test_prior_weights_are_likelihoods() -> None:
-    """With and without a guide, the prior's weights are log p(x | z): never more than the likelihood's peak."""
+    """With and without a guide, the prior's weights are log p(x | z).
+
+    They are never more than the likelihood's peak.
+    """
     weights = log_weights(Program(model, guide), X, num_particles=3000, proposal="prior", seed=0)
     peak = Normal(0.0, 1.0).log_prob(torch.tensor(0.0))
     assert weights.max() <= peak + 1e-6
@@ -112,8 +114,7 @@ def test_no_gradients_are_kept() -> None:
     assert not log_weights(Program(learned), X).requires_grad
 
 
-# ---- chunks
-# ----------------------------------------------------------------------------------------------------------
+# ---- chunks --------------------------------------------------------------------------------------
 
 LITTLE = 4000  # bytes: a few particles, or a few data, at a time
 
@@ -182,7 +183,10 @@ class Wide(nn.Module):
 
 @pytest.mark.slow
 def test_peak_memory_is_bounded() -> None:
-    """64 particles of 100 data through 10 000 units would be 256 MB a layer; the peak stays near the budget."""
+    """64 particles of 100 data through 10 000 units would be 256 MB a layer.
+
+    The peak stays near the budget.
+    """
     net = Wide()
 
     def wide(x: Tensor) -> None:
@@ -230,8 +234,7 @@ def test_allocations_are_counted() -> None:
     assert counter.bytes >= 12
 
 
-# ---- seeds
-# -----------------------------------------------------------------------------------------------------------
+# ---- seeds ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("memory", [LITTLE, 2**28])
@@ -277,8 +280,7 @@ def test_modules_are_in_evaluation_mode() -> None:
     assert net.training
 
 
-# ---- summaries
-# -------------------------------------------------------------------------------------------------------
+# ---- summaries -----------------------------------------------------------------------------------
 
 
 def jackknife_error(weights: Tensor) -> Tensor:
@@ -352,7 +354,7 @@ def test_all_weights_zero() -> None:
 
 
 def test_standard_errors_have_the_spread_of_repeats() -> None:
-    """Over 400 repeats, the standard deviation of log Z-hat is the mean standard error within 12 %."""
+    """Over 400 repeats, the deviation of log Z-hat is the mean standard error within 12 %."""
     weights = torch.randn(1000, 400, generator=torch.Generator().manual_seed(0))
     summary = summary_of(weights, [1000])
     assert (summary.log_mean_exp.std() / summary.std_error.mean() - 1).abs() < 0.12
@@ -366,8 +368,7 @@ def test_a_repeated_weight() -> None:
     )
 
 
-# ---- Pareto tails
-# ----------------------------------------------------------------------------------------------------
+# ---- Pareto tails --------------------------------------------------------------------------------
 
 KHAT = {
     0.5: 0.9080815512205151,

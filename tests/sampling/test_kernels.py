@@ -41,7 +41,10 @@ KERNELS = [
 
 
 def log_gamma(point: Tensor) -> tuple[Tensor, Tensor]:
-    """y = log g, g ~ Gamma(2 + 2 beta, 1): base 2 y - e^y, tilt 2 y, independent coordinates: a skewed density."""
+    """y = log g with g ~ Gamma(2 + 2 beta, 1), a skewed density.
+
+    Its base is 2 y - e^y, its tilt 2 y; coordinates are independent.
+    """
     return (2 * point - point.exp()).sum(-1), 2 * point.sum(-1)
 
 

@@ -34,8 +34,7 @@ def data(num_data=5, num_dims=2):
     return torch.randn(num_data, num_dims, generator=torch.Generator().manual_seed(4))
 
 
-# ---- draws
-# -----------------------------------------------------------------------------------------------------------
+# ---- draws ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("memory", [256 * 2**20, 200_000])
@@ -142,8 +141,7 @@ def test_moments_are_those_of_the_draws_for_other_samplers():
     assert repr(result) == "Posterior(500 draws of loc[])"
 
 
-# ---- alarms and refusals
-# ---------------------------------------------------------------------------------------------
+# ---- alarms and refusals -------------------------------------------------------------------------
 
 
 def test_a_guide_beside_the_posterior_raises_the_alarm():
@@ -221,8 +219,7 @@ def test_draws_of_other_latents_are_refused(draws, message):
         Posterior(Program(global_model).bind(torch.zeros(4)), draws)
 
 
-# ---- predictions and pointwise likelihoods
-# ---------------------------------------------------------------------------
+# ---- predictions and pointwise likelihoods -------------------------------------------------------
 
 
 def test_predictions_follow_the_posterior_predictive():

@@ -69,7 +69,7 @@ def vectors(x: Tensor | None = None) -> None:
 
 
 def mixtures(x: Tensor | None = None) -> None:
-    """Each datum has a scale from a mixture on the positive numbers, and a vector from one of the plane."""
+    """Each datum has a positive scale and a vector of the plane, both from mixtures."""
     evenly = dist.Categorical(full(0.5, 0.5))
     with pyro.plate("data", len(x)):
         scale = pyro.sample(
@@ -99,8 +99,7 @@ def case(request: pytest.FixtureRequest) -> tuple:
     return Unconstrained(Program(model).bind(data)), batch, dim
 
 
-# ---- coordinates
-# -----------------------------------------------------------------------------------------------------
+# ---- coordinates ---------------------------------------------------------------------------------
 
 
 def test_shapes(case: tuple) -> None:
@@ -122,7 +121,7 @@ def test_round_trip(case: tuple) -> None:
 
 
 def test_densities_are_those_of_the_program(case: tuple) -> None:
-    """log p(y) - log p(v(y)) is the log determinant of dv/dy, by autodiff of minimal coordinates."""
+    """log p(y) - log p(v(y)) is log det dv/dy, by autodiff of minimal coordinates."""
     target, batch, dim = case
     point = torch.randn(2, *batch, dim, dtype=FLOAT)
     values = target.constrain(point)
@@ -136,7 +135,10 @@ def test_densities_are_those_of_the_program(case: tuple) -> None:
 
 
 def autodiff_log_det(target: Unconstrained, point: Tensor) -> Tensor:
-    """log |det dv/dy| of one chain, each datum by itself; simplices and matrices by their free entries."""
+    """log |det dv/dy| of one chain, each datum by itself.
+
+    Simplices and matrices go by their free entries.
+    """
 
     def free(y: Tensor) -> Tensor:
         values = target.constrain(y.unsqueeze(0))
@@ -168,8 +170,7 @@ def test_gradients(case: tuple) -> None:
     assert torch.autograd.gradcheck(target.log_joint, (point,), eps=1e-6, atol=1e-5)
 
 
-# ---- integrals
-# -------------------------------------------------------------------------------------------------------
+# ---- integrals -----------------------------------------------------------------------------------
 
 
 def line(num: int = 4001, reach: float = 25.0) -> Tensor:
@@ -232,7 +233,7 @@ def test_integral_of_two_latents() -> None:
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_angles_have_one_turn(joint: bool) -> None:
-    """A von Mises density repeats itself for ever on what Pyro calls its support, all real numbers."""
+    """A von Mises density repeats itself for ever on the reals, which Pyro calls its support."""
 
     def model() -> None:
         parts = 1.5 * torch.ones(2, dtype=FLOAT), 1.5 * torch.ones(2, dtype=FLOAT)
@@ -248,8 +249,7 @@ def test_angles_have_one_turn(joint: bool) -> None:
     assert torch.allclose(target.unconstrain(target.constrain(points)), points)
 
 
-# ---- guides
-# ----------------------------------------------------------------------------------------------------------
+# ---- guides --------------------------------------------------------------------------------------
 
 
 def pair_guide(x: Tensor) -> None:
@@ -291,7 +291,10 @@ def test_guides_of_each_datum() -> None:
     ],
 )
 def test_autoguides(kind: str) -> None:
-    """log_guide of its own draws is their density, and importance weights against quadrature are unbiased."""
+    """log_guide of its own draws is their density, and weights are unbiased.
+
+    The latter is seen against quadrature.
+    """
     guide = getattr(autoguide, kind)(pair)
     program = Program(pair, guide).initialise(X)
     target = Unconstrained(program.bind(X))
@@ -339,8 +342,7 @@ def test_summed_out_latents_are_no_coordinates() -> None:
     assert torch.allclose(torch.trapezoid(values, grid, dim=0).log(), truth, atol=1e-6)
 
 
-# ---- errors
-# ----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def discrete(x: Tensor) -> None:

@@ -90,7 +90,7 @@ def gaussian(weight, noise):
 
 
 def scores(draws, seen, x, covariance):
-    """Errors of the means and covariances of independent draws of missing entries, in standard errors."""
+    """Errors of means and covariances of independent draws of entries, in standard errors."""
     hidden = ~seen
     gain = torch.linalg.solve(covariance[seen][:, seen], covariance[seen][:, hidden]).T
     mean, inside = (
@@ -185,7 +185,10 @@ def test_chains_of_few_draws_and_of_data_in_parts():
 
 
 def test_chains_that_have_not_met_raise_an_alarm():
-    """Two modes far apart: each chain stays in its own, and the resampled starts decide how many are in each."""
+    """Two modes far apart.
+
+    Each chain stays in its own, and the resampled starts decide how many are in each.
+    """
 
     def modes(x=None):
         with pyro.plate("data", 1 if x is None else len(x)):
@@ -219,7 +222,10 @@ def test_later_rounds_bring_a_narrow_proposal_to_the_posterior():
 
 
 def test_guides_that_transform_auxiliary_noise():
-    """A planar flow has no density at given latents: its draws are weighted by their own completion's."""
+    """A planar flow has no density at given latents.
+
+    Its draws are weighted by their own completion's.
+    """
     torch.manual_seed(0)
     posterior = FlowPosterior(2, "planar", num_context=3)
     encoder = torch.nn.Linear(3, posterior.num_params)
@@ -378,7 +384,10 @@ def test_latents_shared_by_all_data_are_refused():
 
 
 def test_entries_that_the_model_masks_are_no_evidence():
-    """z ~ N(0, 1), entries N(z, 1), the second padding: of x = (1, 9, ?) the mean of the third is 1/2."""
+    """z ~ N(0, 1), entries N(z, 1), the second padding.
+
+    Given x = (1, 9, ?) the mean of the third is 1/2.
+    """
     seen = torch.tensor([True, False, True])
 
     def model(x=None):

@@ -1,4 +1,4 @@
-"""Conditional queries and completions of autoregressive programs, against enumeration of all data."""
+"""Conditional queries and completions of autoregressive programs, against enumeration."""
 
 from collections.abc import Callable
 from functools import partial

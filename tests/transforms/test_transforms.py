@@ -116,7 +116,9 @@ def test_gradients_of_inverses_are_finite_differences(case: Case) -> None:
 def law(transform: object, dtype: torch.dtype = torch.float64) -> FlowDistribution:
     """Standard normal noise through the transform, at one context."""
     context = context_of(transform, 1, dtype)
-    step = transform if context is None else transform.condition(context[0])  # type: ignore[attr-defined]
+    step = transform
+    if context is not None:
+        step = transform.condition(context[0])  # type: ignore[attr-defined]
     zeros = torch.zeros(transform.event_shape, dtype=dtype)  # type: ignore[attr-defined]
     return FlowDistribution(dist.Normal(zeros, 1.0).to_event(zeros.dim()), [step])
 
