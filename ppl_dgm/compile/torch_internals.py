@@ -1,4 +1,4 @@
-"""The private names of torch that capture needs, where they are.
+"""Private names of torch that capture needs, where they are.
 
 They move from release to release. What is missing has a stand-in, so that everything runs as
 written with any torch; capture refuses, and names what it misses. Inductor's private names stand
@@ -61,7 +61,7 @@ class Missing(Exception):  # noqa: N818 - it stands for classes, functions and e
 
 
 def check_capture() -> None:
-    """Refuse to capture with a torch that lacks a private name.
+    """Refuse to capture if torch lacks a private name.
 
     Raises:
         CaptureError: naming all that are missing.
@@ -80,7 +80,7 @@ def is_tested() -> bool:
 
 
 def found(home: str) -> Any:
-    """Return what stands at a place in torch, or a stand-in."""
+    """Return what stands somewhere in torch, or a stand-in."""
     try:
         return resolve_name(home)
     except (ImportError, AttributeError):

@@ -55,7 +55,7 @@ def machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
 
 
 def shortcut(name: str) -> ModuleType | None:
-    """Import a module of shortcuts, or log why it is left out.
+    """Import a module of shortcuts, or log why not.
 
     They change private parts of Inductor, and so are used with the releases of torch that they were
     tested with.

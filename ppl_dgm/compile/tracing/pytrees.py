@@ -112,7 +112,7 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def fills_memory(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor's entries fill its memory one by one."""
+    """Tell whether a tensor's entries fill its memory without gaps."""
     if tensor.is_contiguous():
         return True
     expected = 1
