@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=RESULTS, help="CSV file of the rows")
     given = parser.parse_args()
     rows = Rows(given.rows, ("case", "estimator", "seed"))
+    MEMBERS["PriorSampling"](CASES["tfp_ais_loggamma"].program())  # what a first use imports
     for case, name, seed in wanted(given.cases or ALL, given.only, given.seeds):
         if rows.find(case, name, seed) is None:
             once = lambda: run_once(ALL[case], MEMBERS[name], seed)  # noqa: B023, E731

@@ -66,7 +66,7 @@ def auto(
     - continuous latents, one evidence for the data set: a pilot of draws from the guide or the
       prior tells whether they reach the target, and then sequential Monte Carlo checks them;
       elsewhere importance sampling around the modes, adaptive importance sampling, sequential Monte
-      Carlo, in up to ten dimensions nested sampling, and bridge sampling from Markov chains, one
+      Carlo, bridge sampling from Markov chains, and in up to ten dimensions nested sampling, one
       after the other until two agree and the better one reaches the target;
     - continuous latents of each datum: importance sampling for all data, checked by sequential
       Monte Carlo on as many data as the budget allows; where that is all of them, the better is
@@ -266,13 +266,12 @@ def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
         return [guided if structure.has_guide else Laplace(memory=memory), smc]
     return [
         *([guided] if structure.has_guide else []),
-        *posterior_kinds(bound, settings, [smc, *nested(bound, settings)]),
+        *posterior_kinds(bound, settings, smc),
+        *nested(bound, settings),
     ]
 
 
-def posterior_kinds(
-    bound: Bound, settings: Settings, populations: list[Estimator]
-) -> list[Estimator]:
+def posterior_kinds(bound: Bound, settings: Settings, smc: SMC) -> list[Estimator]:
     """Kinds that look for the posterior themselves, the slowest last."""
     share, memory = settings.share(bound), settings.memory
     chains = max(16, min(share // BRIDGE_COST, 64))
@@ -287,7 +286,7 @@ def posterior_kinds(
     adaptive = AdaptiveImportanceSampling(
         num_particles=max(1000, min(share, 20_000)), memory=memory
     )
-    return [starts, adaptive, *populations, BridgeSampling(num_chains=chains, memory=memory)]
+    return [starts, adaptive, smc, BridgeSampling(num_chains=chains, memory=memory)]
 
 
 def nested(bound: Bound, settings: Settings) -> list[Estimator]:

@@ -19,6 +19,7 @@ from ppl_dgm.program.sites import random_sites
 from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.importance import Proposal
+from ppl_dgm.sampling.memory import some_of
 
 __all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
 
@@ -399,7 +400,7 @@ def undefined_densities(bound: Bound) -> tuple[str, ...]:
     """
     if not bound.structure.latents:
         return ()
-    few = some_data(bound)
+    few = some_of(bound, SHOWN_DATA)[0]
     with torch.no_grad(), seeded(0, bound.device):
         drawn = sum(value.numel() for value in few.draw(1).values.values())
         seen = bound.num_dims * (few.num_data or 1) // (bound.num_data or 1)
@@ -424,7 +425,7 @@ def rounding_of(bound: Bound) -> float:
 
     It is the error of the sum over all data, in nats, at one draw of the latents.
     """
-    few = some_data(bound)
+    few = some_of(bound, SHOWN_DATA)[0]
     share = (few.num_data or 1) / (bound.num_data or 1)
     with torch.no_grad(), seeded(0, bound.device):
         values = few.draw(1).values
@@ -432,19 +433,6 @@ def rounding_of(bound: Bound) -> float:
         with Shaking():
             shaken = few.log_joint(values).total
     return (rounding_between(plain, shaken).square().sum() / share).sqrt().item()
-
-
-def some_data(bound: Bound) -> Bound:
-    """Restrict the program to some of its data.
-
-    They are evenly spaced among all. A program that cannot be divided keeps all data.
-    """
-    if not (bound.structure.divisible and bound.structure.per_datum and bound.num_data):
-        return bound
-    size = min(bound.num_data, SHOWN_DATA)
-    index = torch.linspace(0, bound.num_data - 1, size, device=bound.device).round().long()
-    args, kwargs = bound.select(index)
-    return replace(bound, args=args, kwargs=kwargs, num_data=size)
 
 
 def rounding_between(plain: Tensor, shaken: Tensor) -> Tensor:

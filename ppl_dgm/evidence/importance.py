@@ -14,9 +14,13 @@ from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, WeightSummary, weight_chunks
-from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.memory import MEMORY, some_of
+from ppl_dgm.sampling.reach import unreached_alarm
 
 __all__ = ["ELBO", "ImportanceSampling", "PriorSampling"]
+
+
+WALKED_DATA = 16  # data from whose draws chains start
 
 
 def summarise(
@@ -100,7 +104,18 @@ class ImportanceSampling(Estimator):
 
     def estimate(self, bound: Bound) -> Estimate:
         summaries = summarise(bound, self.num_particles, self.proposal, self.memory, self.compile)
-        return self._estimate(summaries, weight_diagnostics(summaries, self.num_particles))
+        found = self._estimate(summaries, weight_diagnostics(summaries, self.num_particles))
+        return found._replace(warnings=self._unreached(bound, summaries, found.std_error))
+
+    def _unreached(
+        self, bound: Bound, summaries: list[WeightSummary], std_error: Tensor
+    ) -> tuple[str, ...]:
+        """Warn where chains from the draws leave what draws have seen."""
+        largest = gather(summaries, lambda s: s.tail[0])
+        few, index = some_of(bound, WALKED_DATA)
+        return unreached_alarm(
+            few, largest[index], std_error[index], self.proposal, self.num_particles, self.memory
+        )
 
     def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
         log_z, error = (

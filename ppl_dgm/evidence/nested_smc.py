@@ -1,6 +1,5 @@
 """Nested sampling by sequential Monte Carlo."""
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,8 +11,9 @@ from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.evidence.smc import group_alarms
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
+from ppl_dgm.sampling.differences import propose_by_differences
 from ppl_dgm.sampling.importance import Proposal, log_mean_exp
-from ppl_dgm.sampling.kernels import nudge_step_size, robust_scale
+from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.smc.resampling import resample
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
@@ -22,8 +22,6 @@ from ppl_dgm.validation import check_least
 __all__ = ["NestedSMC"]
 
 ACCEPTANCE = 0.3  # aimed at by the moves
-JITTER = 1e-3  # of the spread of the particles, in all directions
-JUMPS = 0.1  # share of moves by a whole difference, which lead from mode to mode
 MOST_LEVELS = 300
 
 
@@ -248,16 +246,9 @@ def move(
 ) -> tuple[Particles, Tensor]:
     """Move by differences of other particles, above a level.
 
-    ter Braak (2006).
     Returns the particles and the share of accepted moves, `[groups, *batch]`.
     """
-    count, dim = len(here.point), here.point.shape[-1]
-    first, second = torch.randint(len(others), (2, count), device=level.device)
-    length = torch.randn_like(here.prior).exp() * step_size * 2.38 / math.sqrt(2 * dim)
-    length = torch.where(torch.rand_like(length) < JUMPS, 1.0, length)
-    jitter = JITTER * robust_scale(others) * torch.randn_like(here.point)
-    point = here.point + length.unsqueeze(-1) * (others[first] - others[second]) + jitter
-    there = density(point.to(here.point.dtype))
+    there = density(propose_by_differences(here.point, others, step_size).to(here.point.dtype))
     ratio = (there.prior - here.prior).nan_to_num(nan=-torch.inf)
     accepted = (torch.rand_like(ratio).log() < ratio) & (there.likelihood > level)
     return here.where(accepted, there), accepted.to(ratio).mean(0)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Bound
 
-__all__ = ["MEMORY", "allocated_bytes", "chunk_plan", "join_parts", "part_of", "spans"]
+__all__ = ["MEMORY", "allocated_bytes", "chunk_plan", "join_parts", "part_of", "some_of", "spans"]
 
 # Bytes that one chunk of particles may allocate, all intermediate results counted.
 MEMORY = 256 * 2**20
@@ -52,6 +52,20 @@ def part_of(bound: Bound, start: int, stop: int) -> Bound:
     return replace(
         bound, args=args, kwargs=kwargs, num_data=min(stop, bound.num_data or stop) - start
     )
+
+
+def some_of(bound: Bound, most: int) -> tuple[Bound, Any]:
+    """Restrict the program to some of its data.
+
+    They are evenly spaced among all, at the index that is returned too. A program that cannot be
+    divided keeps all data.
+    """
+    if not (bound.structure.divisible and bound.structure.per_datum and bound.num_data):
+        return bound, ...
+    size = min(bound.num_data, most)
+    index = torch.linspace(0, bound.num_data - 1, size, device=bound.device).round().long()
+    args, kwargs = bound.select(index)
+    return replace(bound, args=args, kwargs=kwargs, num_data=size), index
 
 
 def spans(bound: Bound, num_points: int, memory: int) -> list[tuple[int, int]]:

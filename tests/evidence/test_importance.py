@@ -4,6 +4,7 @@ Value, error bars, rates.
 """
 
 import math
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ import pytest
 import torch
 from evidence.case_programs import case
 from pyro.infer.autoguide import AutoMultivariateNormal
+from torch import Tensor
 
 from ppl_dgm import Program, fit
 from ppl_dgm.evidence import ELBO, SMC, Exact, ImportanceSampling, Laplace, PriorSampling
@@ -219,3 +221,46 @@ def test_the_weight_of_a_program_without_latents_is_exact():
     assert result.bound == "exact"
     assert torch.allclose(result.log_z, dist.Normal(0.0, 1.0).log_prob(x).double())
     assert result.std_error.max() < 1e-6
+
+
+def arc(x: Tensor) -> None:
+    """A thin arc: its mass is far wider than it looks from its middle."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1))
+    pyro.sample("x", dist.Normal(z[..., 1] - z[..., 0] ** 2, 0.3), obs=x)
+
+
+def middle(x: Tensor) -> None:
+    pyro.sample("z", dist.Normal(torch.zeros(2), torch.full((2,), 0.4)).to_event(1))
+
+
+ARC = -1.7969454  # by quadrature
+
+
+@pytest.mark.parametrize(("particles", "seed"), [(1000, 0), (20_000, 2), (100_000, 2)])
+def test_mass_beyond_all_draws_is_an_alarm(particles: int, seed: int) -> None:
+    found = ImportanceSampling(particles)(Program(arc, middle), torch.zeros(()), seed=seed)
+    assert float(found.diagnostics["pareto_k"]) < 0.7
+    assert float(found.log_z) < ARC - 8 * float(found.std_error) / 2
+    assert any("no draw came" in warning for warning in found.warnings)
+
+
+def test_draws_that_reach_the_posterior_raise_no_alarm() -> None:
+    def local(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def proposals(scale: float) -> Callable:
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x / 2, scale))
+
+        return guide
+
+    x = torch.linspace(-2, 2, 40)
+    for scale in (0.5**0.5, 0.8, 1.5):
+        for seed in (0, 1):
+            found = ImportanceSampling(500)(Program(local, proposals(scale)), x, seed=seed)
+            assert found.reliable
+    for seed in range(3):
+        assert PriorSampling(2000)(Program(arc), torch.zeros(()), seed=seed).reliable

@@ -1,0 +1,120 @@
+"""Find posterior mass that no draw of a proposal has reached."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.program import Bound
+from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.convergence import dominates
+from ppl_dgm.sampling.differences import propose_by_differences
+from ppl_dgm.sampling.importance import Proposal
+from ppl_dgm.sampling.kernels import nudge_step_size
+from ppl_dgm.sampling.smc.resampling import resample, shuffle
+from ppl_dgm.sampling.unconstrained import Unconstrained
+
+__all__ = ["unreached_alarm"]
+
+DRAWS_PER_CHAIN = 100  # of the estimate
+LEAST_CHAINS, MOST_CHAINS = 64, 512
+STARTS_PER_CHAIN = 8  # draws that each chain's start is resampled from
+MOVES, WARM_UP = 20, 5
+ABOVE = 0.1  # nats by which a weight exceeds all that were drawn
+ACCEPTANCE = 0.3
+MATERIAL = 0.005  # nats
+
+
+class Weighed(NamedTuple):
+    """Points `[n, *batch, dim]`, log joint densities and log weights."""
+
+    point: Tensor
+    log_joint: Tensor
+    log_weight: Tensor
+
+
+def unreached_alarm(
+    bound: Bound,
+    largest: Tensor,
+    std_error: Tensor,
+    proposal: Proposal,
+    num_particles: int,
+    memory: int,
+) -> tuple[str, ...]:
+    """Warn of posterior mass beyond all draws.
+
+    Weights of draws tell nothing of places where none fell. Chains of the posterior that start at
+    draws walk into such places nearby: there weights are larger than the largest drawn. In a run
+    that is right, that share of the posterior is about the largest weight's, within the standard
+    error.
+
+    Args:
+        bound: the program and its data.
+        largest: log weights, `[data]` or `[]`.
+        std_error: of log Z, nats, same shape.
+        proposal: where the draws come from.
+        num_particles: draws behind each.
+        memory: bytes that evaluating densities may allocate.
+    """
+    chains = max(LEAST_CHAINS, min(num_particles // DRAWS_PER_CHAIN, MOST_CHAINS))
+    try:
+        share = share_above(bound, largest + ABOVE, proposal, chains, memory)
+    except ValueError:  # discrete latents, or a guide without a density at given points
+        return ()
+    noise = ((share * (1 - share) + 1 / chains) / chains).sqrt()
+    cost = -torch.log1p(-share.clamp(max=0.99))
+    failing = (share > 2 * noise) & (cost > 2 * std_error + MATERIAL)
+    if not dominates(failing, torch.where(failing, cost, std_error)):
+        return ()
+    warning = (
+        f"{100 * float(share.max()):.3g} % of the posterior lies where no draw came: chains from "
+        "the draws find larger weights there; the proposal is too narrow, use SMC or a wider guide"
+    )
+    return (warning,)
+
+
+def share_above(
+    bound: Bound, largest: Tensor, proposal: Proposal, num_chains: int, memory: int
+) -> Tensor:
+    """Estimate the posterior mass of larger weights, `[*batch]`."""
+    target = Unconstrained(bound)
+    guided = proposal == "guide" and bound.structure.has_guide
+
+    def densities(points: Tensor) -> Tensor:
+        split = target.split(points)
+        log_q = target.log_guide(points) if guided else split.prior
+        return torch.stack([split.total, split.total - log_q], -1)
+
+    def weigh(points: Tensor) -> Weighed:
+        return Weighed(points, *evaluate(densities, points, memory).unbind(-1))
+
+    count = STARTS_PER_CHAIN * num_chains
+    drawn = weigh(target.sample_guide(count)[0] if guided else target.sample_prior(count))
+    chosen = shuffle(resample(drawn.log_weight.nan_to_num(nan=-torch.inf), num_chains))
+    return walk(weigh, take(drawn, chosen), largest)
+
+
+def take(drawn: Weighed, index: Tensor) -> Weighed:
+    """Take points at indices `[n, *batch]`."""
+    point = drawn.point.gather(0, index.unsqueeze(-1).expand(*index.shape, drawn.point.shape[-1]))
+    return Weighed(point, drawn.log_joint.gather(0, index), drawn.log_weight.gather(0, index))
+
+
+def walk(weigh: Callable[[Tensor], Weighed], here: Weighed, largest: Tensor) -> Tensor:
+    """Walk from the starts and count larger weights."""
+    others, step_size = here.point, torch.ones_like(here.log_joint[0])
+    above = []
+    for _ in range(MOVES):
+        there = weigh(propose_by_differences(here.point, others, step_size).to(others.dtype))
+        accepted = torch.rand_like(step_size.expand_as(here.log_joint)).log() < (
+            there.log_joint - here.log_joint
+        )
+        here = Weighed(
+            torch.where(accepted.unsqueeze(-1), there.point, here.point),
+            torch.where(accepted, there.log_joint, here.log_joint),
+            torch.where(accepted, there.log_weight, here.log_weight),
+        )
+        step_size = nudge_step_size(step_size, accepted.to(step_size).mean(0), ACCEPTANCE)
+        above.append(here.log_weight > largest)
+    return torch.stack(above[WARM_UP:]).double().mean((0, 1))
