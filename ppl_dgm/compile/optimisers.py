@@ -4,6 +4,7 @@ A whole training step is one graph. The optimisers' state is torch's own.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -251,17 +252,29 @@ class GraphOptimiser:
             numbers += self.rule.rates(cohort.group, cohort.step)
         return numbers
 
-    def table(self, count: int) -> np.ndarray:
+    def table(self, count: int, between: Callable[[], Any] | None = None) -> np.ndarray:
         """Advance by `count` steps and return their numbers `[count, n]`.
 
-        The present learning rates hold for all of these steps.
+        The present learning rates hold for all of these steps, unless `between` changes them after
+        each one.
         """
+        if between is not None:
+            numbers = []
+            for _ in range(count):
+                numbers.append(self.rates())
+                between()
+            return np.array(numbers)
         columns: list[Any] = []
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         for cohort in self.cohorts:
             columns += self.rule.rates(cohort.group, cohort.step + np.arange(1.0, count + 1.0))
             cohort.step += count
         return np.stack([np.broadcast_to(column, count) for column in columns], 1)
+
+    def take_back(self, count: int) -> None:
+        """Take steps back that were counted and not made."""
+        for cohort in self.cohorts:
+            cohort.step -= count
 
     def move(
         self,

@@ -50,6 +50,7 @@ class TrainStep:
         clip_norm: scale gradients so that their joint norm is at most this.
         clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
         guard: where the loss or a gradient is not finite, move nothing and return NaN as the loss.
+        select: `(batch, rows) -> batch`, the minibatch of data that a row of `repeat` names.
         backend: as in `compile_function`.
 
     Attributes:
@@ -80,9 +81,10 @@ class TrainStep:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         guard: bool = False,
+        select: Callable[[Any, torch.Tensor], Any] | None = None,
         backend: Backend = "inductor",
     ) -> None:
-        self._loss, self._guard = loss, guard
+        self._loss, self._guard, self._select = loss, guard, select
         self._backend: Backend = backend
         self._clip_norm, self._clip_value = (
             _positive("clip_norm", clip_norm),
@@ -119,37 +121,109 @@ class TrainStep:
             *laid_out(leaves, captured.examples), self._next_rates(), *captured.lifted
         )[0]
 
-    def repeat(self, count: int, *batch: Any) -> torch.Tensor:
-        """Make `count` steps on one batch and return their losses.
+    @property
+    def has_loops(self) -> bool:
+        """Whether `repeat` runs in a compiled loop."""
+        return self._optimiser.size <= _SMALL and self._device.type == "cpu"
 
-        The losses have shape `[count]`.
+    def repeat(
+        self,
+        count: int,
+        *batch: Any,
+        rows: torch.Tensor | None = None,
+        between: Callable[[], Any] | None = None,
+    ) -> torch.Tensor:
+        """Make `count` steps and return their losses.
+
+        The losses have shape `[count]`. With `guard`, nothing moves after the first one that is not
+        finite, and all later ones are NaN.
 
         Programs with few parameters run in a compiled loop that does not return to Python between
-        steps; learning rates are then read once, at the start.
+        steps; the numbers of the optimiser are then read before.
+
+        Args:
+            count: number of steps.
+            *batch: the arguments of the loss, the same for all steps.
+            rows: `[count, size]`, whole numbers; each step's batch is then `select(batch, row)`.
+            between: called after each step's numbers were read, to step a scheduler.
         """
         self._follow()
-        if self._optimiser.size > _SMALL or self._device.type != "cpu":
-            return torch.stack([self(*batch) for _ in range(count)])
-        key = self._key(*leaves_and_rest(batch))
-        loop = self._loops.find(key) or self._loops.add(key, lambda: self._make_loop(batch))
-        chunks = [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)]
-        return torch.cat([self._run_loop(loop, batch, steps) for steps in chunks])
+        if not self.has_loops:
+            return self._repeat_in_python(count, batch, rows, between)
+        loop = self.prepare_loop(*batch, rows=rows)
+        parts = [
+            self._run_loop(loop, batch, rows, start, min(_CHUNK, count - start), between)
+            for start in range(0, count, _CHUNK)
+        ]
+        return torch.cat(parts)
 
-    def _make_loop(self, batch: Sequence[Any]) -> Loop:
-        rows = self._example_rates().repeat(_CHUNK, 1)
+    def _repeat_in_python(
+        self, count: int, batch: Any, rows: torch.Tensor | None, between: Any
+    ) -> torch.Tensor:
+        losses = []
+        for place in range(count):
+            losses.append(self(*(batch if rows is None else self._picked(batch, rows[place]))))
+            if self._guard and not bool(torch.isfinite(losses[-1])):
+                losses += [losses[-1]] * (count - len(losses))
+                break
+            if between is not None:
+                between()
+        return torch.stack(losses)
+
+    def _picked(self, batch: Any, row: torch.Tensor) -> Any:
+        if self._select is None:
+            raise ValueError("rows were given to a step that was made without select")
+        return self._select(batch, row)
+
+    def prepare_loop(self, *batch: Any, rows: torch.Tensor | None = None) -> Loop:
+        """Compile the loop for a batch of this shape without a step.
+
+        Nothing is done if that has been compiled before.
+        """
+        self._follow()
+        width = None if rows is None else rows.shape[1]
+        key = self._key(*leaves_and_rest(batch)), width
+        return self._loops.find(key) or self._loops.add(key, lambda: self._make_loop(batch, width))
+
+    def _make_loop(self, batch: Sequence[Any], width: int | None) -> Loop:
+        numbers = self._example_rates().repeat(_CHUNK, 1)
+        inputs = (numbers,) if width is None else (numbers, self._blank_rows(width))
+        alive = torch.ones((), dtype=torch.bool, device=self._device)
         with self._clock():
-            return compile_loop(self._loop_step, (), rows, batch, backend=self._backend)
+            return compile_loop(self._loop_step, alive, inputs, batch, backend=self._backend)
+
+    def _blank_rows(self, width: int) -> torch.Tensor:
+        return torch.zeros(_CHUNK, width, dtype=torch.int64, device=self._device)
 
     def _loop_step(
-        self, state: tuple[()], rates: torch.Tensor, batch: Sequence[Any]
-    ) -> tuple[Any, torch.Tensor]:
-        return state, self._step(batch, rates)
+        self, alive: torch.Tensor, inputs: Sequence[torch.Tensor], batch: Sequence[Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, *row = inputs
+        loss, sound = self._step(self._picked(batch, *row) if row else batch, numbers, alive)
+        return sound, loss
 
-    def _run_loop(self, loop: Loop, batch: Sequence[Any], steps: int) -> torch.Tensor:
-        numbers = self._optimiser.table(steps)
+    def _run_loop(
+        self,
+        loop: Loop,
+        batch: Sequence[Any],
+        rows: torch.Tensor | None,
+        start: int,
+        steps: int,
+        between: Callable[[], Any] | None,
+    ) -> torch.Tensor:
+        numbers = self._optimiser.table(steps, between)
         table = torch.zeros(loop.length, numbers.shape[1], dtype=torch.float64, device="cpu")
         table[:steps] = torch.from_numpy(numbers)
-        return loop((), table, batch, steps)[1][:steps]
+        inputs: tuple[torch.Tensor, ...] = (table,)
+        if rows is not None:
+            padded = self._blank_rows(rows.shape[1])
+            padded[:steps] = rows[start : start + steps]
+            inputs = (table, padded)
+        alive = torch.ones((), dtype=torch.bool, device=self._device)
+        losses = loop(alive, inputs, batch, steps)[1][:steps]
+        if self._guard:
+            self._optimiser.take_back(int(losses.isnan().sum()))
+        return losses
 
     def prepare(self, *batch: Any) -> Compiled:
         """Compile for a batch of this shape without a step.
@@ -162,7 +236,7 @@ class TrainStep:
 
     def _make(self, batch: Sequence[Any]) -> Compiled:
         with self._clock():
-            captured = capture(self._step, (batch, self._example_rates()))
+            captured = capture(self._lone_step, (batch, self._example_rates()))
             return compile_captured(captured, backend=self._backend)
 
     def knows(self, *batch: Any) -> bool:
@@ -175,7 +249,7 @@ class TrainStep:
         It is for a last, odd minibatch that does not justify a compilation.
         """
         self._follow()
-        return self._step(batch, self._next_rates())
+        return self._lone_step(batch, self._next_rates())
 
     def _follow(self) -> None:
         """Adapt to changes of the optimiser between two steps.
@@ -202,7 +276,16 @@ class TrainStep:
         )
         return torch.ones(count, dtype=torch.float64, device=self._device)
 
-    def _step(self, batch: Sequence[Any], rates: torch.Tensor) -> torch.Tensor:
+    def _lone_step(self, batch: Sequence[Any], rates: torch.Tensor) -> torch.Tensor:
+        return self._step(batch, rates, None)[0]
+
+    def _step(
+        self, batch: Sequence[Any], rates: torch.Tensor, alive: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Any]:
+        """Make one step, and tell whether it and those before were sound.
+
+        `alive` tells that for those before; None is for a step without any.
+        """
         parameters = self._optimiser.parameters
         with torch.enable_grad():
             loss = self._loss(*batch)
@@ -217,11 +300,15 @@ class TrainStep:
             }
             if not self._guard and self._clip_norm is None:
                 self._optimiser.move(self._clamped(gradients), rates)
-                return loss.detach()
+                return loss.detach(), alive
             norm = _joint_norm(gradients)
-            sound = torch.isfinite(norm) & torch.isfinite(loss) if self._guard else None
+            if not self._guard:
+                self._optimiser.move(self._clamped(self._scaled(gradients, norm)), rates)
+                return loss.detach(), alive
+            sound = torch.isfinite(norm) & torch.isfinite(loss)
+            sound = sound if alive is None else sound & alive
             self._optimiser.move(self._clamped(self._scaled(gradients, norm)), rates, sound)
-            return loss.detach() if sound is None else torch.where(sound, loss.detach(), torch.nan)
+            return torch.where(sound, loss.detach(), torch.nan), sound
 
     def _scaled(self, gradients: Gradients, norm: torch.Tensor) -> Gradients:
         if self._clip_norm is None:

@@ -1,6 +1,6 @@
 """Minibatches along the data plate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_dgm.program import select_data
 
-__all__ = ["Batch", "Batches", "Scaled"]
+__all__ = ["Batch", "Batches", "Rows", "Scaled"]
 
 Batch = tuple[tuple, dict[str, Any]]
+Rows = Any  # places of data: a tensor `[size]`, or a slice
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,26 @@ class Batches:
         """Steps in an epoch; the last minibatch may be smaller."""
         return -(-self.num_data // self.batch_size)
 
-    def from_step(self, step: int) -> Iterator[tuple[int, Batch]]:
-        """Endless (size, minibatch) pairs from a step on."""
+    @property
+    def everything(self) -> Batch:
+        """All data."""
+        return self.args, dict(self.kwargs)
+
+    def from_step(self, step: int) -> Iterator[tuple[int, Rows]]:
+        """Yield (size, rows) of minibatches from a step on, for ever."""
         while True:
             epoch, position = divmod(step, self.per_epoch)
             order = self._order(epoch)
             for start in range(position * self.batch_size, self.num_data, self.batch_size):
                 rows = order[start : start + self.batch_size] if order is not None else slice(None)
-                yield min(self.batch_size, self.num_data - start), self.select(rows)
+                yield min(self.batch_size, self.num_data - start), rows
                 step += 1
+
+    def full_from_step(self, step: int) -> int | None:
+        """Count the minibatches of full size from a step on, None if all are."""
+        if self.num_data % self.batch_size == 0:
+            return None
+        return self.per_epoch - 1 - step % self.per_epoch
 
     def _order(self, epoch: int) -> torch.Tensor | None:
         if self.batch_size >= self.num_data:
@@ -61,9 +73,16 @@ class Batches:
 
     def select(self, rows: Any) -> Batch:
         """The arguments with their data at `rows`."""
-        if isinstance(rows, slice) and rows == slice(None):
-            return self.args, dict(self.kwargs)
-        return select_data(self.args, self.kwargs, self.num_data, rows, self.held)
+        whole = isinstance(rows, slice) and rows == slice(None)
+        return self.everything if whole else self.picker()(self.everything, rows)
+
+    def picker(self) -> Callable[[Batch, Rows], Batch]:
+        """Return a function that takes rows of all data.
+
+        It holds no data itself, so that they can be inputs of compiled code.
+        """
+        num_data, held = self.num_data, self.held
+        return lambda batch, rows: select_data(*batch, num_data, rows, held)
 
     def in_order(self) -> Iterator[tuple[int, Batch]]:
         """All data once, in order, a minibatch at a time."""

@@ -159,7 +159,7 @@ def fit(
             program=program,
             num_data=num_data,
             per_datum=found.structure.per_datum,
-            batch_size=batches.batch_size,
+            batches=batches,
             num_rounds=num_rounds,
             optimizer=optimizer,
             schedule=schedule,

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ppl_dgm.compile import CompileMode
-from ppl_dgm.fitting.batches import Batch
+from ppl_dgm.fitting.batches import Batches, Rows
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.stepping import Stepper, make_stepper
 from ppl_dgm.objectives.objective import check_count
@@ -41,18 +41,38 @@ class Learner:
         """The optimiser of its parameters."""
         return self.stepper.optimizer
 
-    def step(self, size: int, batch: Batch) -> float:
+    def step(self, size: int, rows: Rows) -> float:
         """Make one step and return its loss.
 
         The loss is in nats per datum; where it is NaN, nothing moves.
         """
-        value = self.stepper(size, batch)
+        value = self.stepper(size, rows)
         if math.isfinite(value):
-            if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
-                self.scheduler.step()
+            self._schedule()
             if self.average is not None:
                 self.average.update_parameters(self.module)
         return value
+
+    def _schedule(self) -> None:
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether `steps` makes its steps in one compiled call.
+
+        Nothing but numbers of the optimiser may change between them: torch's schedulers change
+        nothing else.
+        """
+        known = self.scheduler is None or isinstance(self.scheduler, LRScheduler)
+        return known and self.num_steps == 1 and self.average is None and self.stepper.has_loop
+
+    def steps(self, size: int, rows: Sequence[Rows]) -> list[float]:
+        """Make a step on each minibatch and return the losses.
+
+        They end with the first that is not finite.
+        """
+        return self.stepper.many(size, rows, self._schedule if self.scheduler else None)
 
     def validated(self, loss: float) -> None:
         """Pass the validation loss to the scheduler.
@@ -126,7 +146,7 @@ class Maker:
         program: the program.
         num_data: size of the data plate.
         per_datum: whether each datum has latents of its own alone.
-        batch_size: data in a minibatch.
+        batches: minibatches of the data.
         num_rounds: rounds to make.
         optimizer, schedule: for players without their own.
         clip_norm: largest joint norm of one player's gradient.
@@ -137,7 +157,7 @@ class Maker:
     program: Program
     num_data: int
     per_datum: bool
-    batch_size: int
+    batches: Batches
     num_rounds: int
     optimizer: Callable[[Any], Optimizer]
     schedule: Callable[[Optimizer], Any] | None
@@ -155,7 +175,7 @@ class Maker:
             name=player.name,
             module=module,
             stepper=make_stepper(
-                loss, optimizer, self.clip_norm, self.compile, self.batch_size, steps
+                loss, optimizer, self.clip_norm, self.batches, self.compile, steps
             ),
             scheduler=make_scheduler(player.schedule or self.schedule, optimizer, self.valid),
             num_steps=player.num_steps,

@@ -2,14 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
 from ppl_dgm.compile.jit import pays
-from ppl_dgm.fitting.batches import Batch
+from ppl_dgm.fitting.batches import Batch, Batches, Rows
 from ppl_dgm.fitting.loss import BatchLoss
 
 __all__ = ["Stepper", "make_stepper"]
@@ -24,14 +26,17 @@ class Stepper:
     they were.
     """
 
-    def __init__(self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None) -> None:
+    def __init__(
+        self, loss: BatchLoss, optimizer: Optimizer, clip_norm: float | None, batches: Batches
+    ) -> None:
         self.loss, self.optimizer, self.clip_norm = loss, optimizer, clip_norm
+        self.batches = batches
         self.notes: list[str] = []
         self.announce: Callable[[str], None] = lambda message: None
 
-    def __call__(self, size: int, batch: Batch) -> float:
+    def __call__(self, size: int, rows: Rows) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        value = self._gradients(size, batch)
+        value = self._gradients(size, self.batches.select(rows))
         parameters = self._parameters
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(norm) & torch.isfinite(value)):
@@ -41,7 +46,7 @@ class Stepper:
         self.optimizer.step()
         return float(value)
 
-    def _gradients(self, size: int, batch: Batch) -> torch.Tensor:
+    def _gradients(self, size: int, batch: Batch) -> Tensor:
         if not self.loss.differentiable:
             return self.loss.backward(size, batch)
         value = self.loss(size, batch)
@@ -49,8 +54,29 @@ class Stepper:
         return value.detach()
 
     @property
-    def _parameters(self) -> list[torch.Tensor]:
+    def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether `many` makes its steps in one compiled call."""
+        return False
+
+    def many(
+        self, size: int, rows: Sequence[Rows], between: Callable[[], Any] | None
+    ) -> list[float]:
+        """Make a step on each minibatch and return the losses.
+
+        They end with the first that is not finite. `between` is called after each step.
+        """
+        values = []
+        for part in rows:
+            values.append(self(size, part))
+            if not math.isfinite(values[-1]):
+                break
+            if between is not None:
+                between()
+        return values
 
     @property
     def compile_seconds(self) -> float:
@@ -61,7 +87,8 @@ class Stepper:
 class CompiledStepper(Stepper):
     """Optimisation step that is compiled after some eager ones.
 
-    The first steps are made eagerly and checked in full, the rest as one compiled call each.
+    The first steps are made eagerly and checked in full, the rest as one compiled call each, or as
+    one call for many of them where the program has few parameters.
 
     With `"auto"` it compiles when the eager steps left to make take long enough for that to pay,
     and stays or becomes eager, with a note, where the program cannot be captured. With True it
@@ -74,44 +101,70 @@ class CompiledStepper(Stepper):
         loss: BatchLoss,
         optimizer: Optimizer,
         clip_norm: float | None,
+        batches: Batches,
         mode: CompileMode,
-        size: int,
         num_steps: int,
     ) -> None:
-        super().__init__(loss, optimizer, clip_norm)
-        self.mode, self.size, self.remaining = mode, size, num_steps
+        super().__init__(loss, optimizer, clip_norm, batches)
+        self.mode, self.size, self.remaining = mode, batches.batch_size, num_steps
         self.step: TrainStep | None = None
         self.times: list[float] = []
         self.gave_up = False
 
-    def __call__(self, size: int, batch: Batch) -> float:
+    def __call__(self, size: int, rows: Rows) -> float:
         self.remaining -= 1
         if size != self.size:
-            return super().__call__(size, batch)
+            return super().__call__(size, rows)
         if self.step is not None and not self.gave_up:
-            return self._stepped(self.step, size, batch)
+            return self._compiled(self.step, [rows], None)[0]
         start = time.perf_counter()
-        value = super().__call__(size, batch)
+        value = super().__call__(size, rows)
         self.times.append(time.perf_counter() - start)
         if self._pays():
-            self._compile(batch)
+            self._compile(rows)
         return value
 
-    def _stepped(self, step: TrainStep, size: int, batch: Batch) -> float:
+    @property
+    def has_loop(self) -> bool:
+        return self.step is not None and not self.gave_up and self.step.has_loops
+
+    def many(
+        self, size: int, rows: Sequence[Rows], between: Callable[[], Any] | None
+    ) -> list[float]:
+        if self.step is None or not self.has_loop or size != self.size:
+            return super().many(size, rows, between)
+        self.remaining -= len(rows)
+        return self._compiled(self.step, rows, between)
+
+    def _compiled(
+        self, step: TrainStep, rows: Sequence[Rows], between: Callable[[], Any] | None
+    ) -> list[float]:
         try:
-            return self._compiled(step, size, batch)
+            values = self._called(step, rows, between)
         except CaptureError as error:  # modules that were set differently had to be captured anew
             self._give_up(error)
-            return super().__call__(size, batch)
-
-    def _compiled(self, step: TrainStep, size: int, batch: Batch) -> float:
-        value = float(step(*batch))
-        if not math.isfinite(
-            value
-        ):  # gradients stay inside the compiled step, and the fault may be theirs
+            self.remaining += len(rows)
+            return super().many(self.size, rows, between)
+        made = next((i + 1 for i, v in enumerate(values) if not math.isfinite(v)), None)
+        if made is not None:  # gradients stay inside the compiled step, and the fault may be theirs
             self.optimizer.zero_grad(set_to_none=True)
-            self._gradients(size, batch)
-        return value
+            self._gradients(self.size, self.batches.select(rows[made - 1]))
+        return values[:made]
+
+    def _called(
+        self, step: TrainStep, rows: Sequence[Rows], between: Callable[[], Any] | None
+    ) -> list[float]:
+        if not step.has_loops:
+            return [float(step(*self.batches.select(part))) for part in rows]
+        given = self._stacked(rows)
+        return step.repeat(
+            len(rows), *self.batches.everything, rows=given, between=between
+        ).tolist()
+
+    def _stacked(self, rows: Sequence[Rows]) -> Tensor | None:
+        """Stack the places of minibatches, `[steps, size]`; None for all data."""
+        parts = [part for part in rows if isinstance(part, Tensor)]
+        return torch.stack(parts) if parts else None
 
     def _pays(self) -> bool:
         """Decide whether to compile now.
@@ -125,9 +178,9 @@ class CompiledStepper(Stepper):
         eager = sorted(self.times)[TRIAL_STEPS // 2]
         return pays(self.remaining * eager)
 
-    def _compile(self, batch: Batch) -> None:
+    def _compile(self, rows: Rows) -> None:
         try:
-            self.step = self._prepared(batch)
+            self.step = self._prepared(rows)
         except CaptureError as error:
             self._give_up(error)
 
@@ -138,7 +191,7 @@ class CompiledStepper(Stepper):
         self.notes.append(f"not compiled: {str(error).splitlines()[0]}")
         self.announce(self.notes[-1])
 
-    def _prepared(self, batch: Batch) -> TrainStep:
+    def _prepared(self, rows: Rows) -> TrainStep:
         if not self.loss.differentiable:
             raise CaptureError(undifferentiable(self.loss))
         loss, size = self.loss, self.size  # a step that held the stepper would outlive the fit
@@ -147,9 +200,13 @@ class CompiledStepper(Stepper):
             self.optimizer,
             clip_norm=self.clip_norm,
             guard=True,
+            select=self.batches.picker(),
         )
         self.announce("compiling the step; this takes some seconds, less the next time")
-        step.prepare(*batch)
+        if step.has_loops:
+            step.prepare_loop(*self.batches.everything, rows=self._stacked([rows]))
+        else:
+            step.prepare(*self.batches.select(rows))
         return step
 
     @property
@@ -161,13 +218,11 @@ def make_stepper(
     loss: BatchLoss,
     optimizer: Optimizer,
     clip_norm: float | None,
+    batches: Batches,
     mode: CompileMode,
-    size: int,
     num_steps: int,
 ) -> Stepper:
     """Make the stepper for a compile mode.
-
-    Minibatches have `size` data.
 
     Raises:
         ValueError: for True with an objective that has no differentiable loss.
@@ -175,8 +230,8 @@ def make_stepper(
     if mode is True and not loss.differentiable:
         raise ValueError(f"compile is True but {undifferentiable(loss)}")
     if mode is False:
-        return Stepper(loss, optimizer, clip_norm)
-    return CompiledStepper(loss, optimizer, clip_norm, mode, size, num_steps)
+        return Stepper(loss, optimizer, clip_norm, batches)
+    return CompiledStepper(loss, optimizer, clip_norm, batches, mode, num_steps)
 
 
 def undifferentiable(loss: BatchLoss) -> str:

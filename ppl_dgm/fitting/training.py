@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
-from ppl_dgm.fitting.batches import Batch, Batches
+from ppl_dgm.fitting.batches import Batches, Rows
 from ppl_dgm.fitting.callbacks import Callback, Progress
 from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
@@ -27,6 +27,8 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import deferred_interrupts
 
 __all__ = ["Training"]
+
+LONGEST = 256  # steps of one compiled call, so that Ctrl-C and the progress bar need not wait long
 
 
 @dataclass
@@ -110,23 +112,48 @@ class Training:
         while self.patience is None or self.state.stale < self.patience:
             if self.state.step >= self.num_steps:
                 return "finished"
-            self._round([next(dealt) for _ in range(self._width)])
-            bar.update(1)
-            self._show(bar)
+            before = self.state.step
+            ahead = self._ahead()
+            if ahead > 1:
+                self._rounds([next(dealt)[1] for _ in range(ahead)])
+            else:
+                self._round([next(dealt) for _ in range(self._width)])
+            bar.update(self.state.step - before)
+            self._show(bar, before)
             self._tell("on_step")
-            if self.valid and (
-                self.state.step % self.valid_every == 0 or self.state.step == self.num_steps
-            ):
+            if self.valid and self._is_due(self.valid_every):
                 self._validate(self.valid)
                 self._tell("on_validation")
-            if self.file and (
-                self.state.step % self.file.every == 0 or self.state.step == self.num_steps
-            ):
+            if self.file and self._is_due(self.file.every):
                 self._save(self.file)
             if interrupted():
                 self._stop(bar)
                 return "interrupted"
         return "early"
+
+    def _is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.num_steps
+
+    def _ahead(self) -> int:
+        """Count the steps that one compiled call can make.
+
+        Nothing may have to be done between them.
+        """
+        first, *others = self.learners
+        if others or not first.has_loop or self._is_watched:
+            return 1
+        step = self.state.step
+        ends = [self.num_steps - step, LONGEST]
+        ends += [self.valid_every - step % self.valid_every] if self.valid else []
+        ends += [self.file.every - step % self.file.every] if self.file else []
+        full = self.batches.full_from_step(step)
+        return max(1, min(ends if full is None else [*ends, full]))
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether each step is followed or changed from outside."""
+        watched = any(type(one).on_step is not Callback.on_step for one in self.callbacks)
+        return watched or callable(getattr(self.loss.objective, "kl_weight", None))
 
     def _stop(self, bar: tqdm) -> None:
         if self.file:
@@ -148,7 +175,7 @@ class Training:
         """Minibatches in a round."""
         return max(learner.num_steps for learner in self.learners)
 
-    def _round(self, dealt: list[tuple[int, Batch]]) -> None:
+    def _round(self, dealt: list[tuple[int, Rows]]) -> None:
         """Let each learner make its steps, the last one first."""
         self._anneal(self.state.step)
         values = {
@@ -162,14 +189,25 @@ class Training:
                 self.state.players.setdefault(name, []).append(mean)
         self.state.step += 1
 
-    def _step(self, learner: Learner, size: int, batch: Batch) -> float:
-        value = learner.step(size, batch)
+    def _rounds(self, rows: list[Rows]) -> None:
+        """Let the only learner make many steps in one call."""
+        learner = self.learners[0]
+        values = learner.steps(self.batches.batch_size, rows)
+        sound = [value for value in values if math.isfinite(value)]
+        self.state.objective += [-value for value in sound]
+        self.state.step += len(sound)
+        self._anneal(self.state.step - 1)
+        if len(sound) < len(values):
+            self._stop_nonfinite(learner, values[-1], rows[len(sound)])
+
+    def _step(self, learner: Learner, size: int, rows: Rows) -> float:
+        value = learner.step(size, rows)
         if not math.isfinite(value):
-            self._stop_nonfinite(learner, value, batch)
+            self._stop_nonfinite(learner, value, rows)
         return value
 
-    def _stop_nonfinite(self, learner: Learner, value: float, batch: Batch) -> None:
-        parameters = self._named_parameters()
+    def _stop_nonfinite(self, learner: Learner, value: float, rows: Rows) -> None:
+        batch, parameters = self.batches.select(rows), self._named_parameters()
         norm = torch.nn.utils.get_total_norm(list(parameters.values()))
         reason = explain_nonfinite(self.loss.program, batch, parameters.items())
         whose = f" of the player {learner.name!r}" if len(self.learners) > 1 else ""
@@ -191,8 +229,9 @@ class Training:
             if id(parameter) not in known
         }
 
-    def _show(self, bar: tqdm) -> None:
-        if self.state.step % max(1, self.num_steps // 200) == 0:
+    def _show(self, bar: tqdm, before: int) -> None:
+        every = max(1, self.num_steps // 200)
+        if self.state.step // every > before // every:
             recent = self.state.objective[-100:]
             shown = {"nats/datum": f"{sum(recent) / len(recent):.3f}"}
             if self.state.valid:

@@ -76,12 +76,13 @@ def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monk
     """
     monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
     sizes = []
-    make_step = TrainStep.__call__
-    monkeypatch.setattr(
-        TrainStep,
-        "__call__",
-        lambda self, args, rest: sizes.append(len(args[0])) or make_step(self, args, rest),
-    )
+    make_steps = TrainStep.repeat
+
+    def counted(self, count, *batch, rows, between):
+        sizes.extend([rows.shape[1]] * count)
+        return make_steps(self, count, *batch, rows=rows, between=between)
+
+    monkeypatch.setattr(TrainStep, "repeat", counted)
     assert run("auto", ELBO()).compile_seconds > 0
     assert sizes == [10] * 15
 
