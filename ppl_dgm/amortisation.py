@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide, LocalGuide
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program
@@ -125,6 +126,7 @@ class AmortisationGap:
         return f"AmortisationGap({self.gap.mean():.4f} +- {error:.2g} nats per datum){mark}"
 
 
+@checked
 def amortisation_gap(
     program: Program,
     x: Tensor,

@@ -22,6 +22,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.comparison import Comparison
 from ppl_dgm.comparison.rendering import words
 from ppl_dgm.data import Dataset
@@ -95,6 +96,7 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
+@checked
 def write_report(
     folder: str | os.PathLike,
     sections: Section | Sequence[Section],

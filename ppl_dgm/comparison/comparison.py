@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.comparison.rendering import (
     cells,
     html,
@@ -171,6 +172,7 @@ class Comparison:
         return latex(self)
 
 
+@checked
 def compare(
     candidates: Mapping[str, Evidence | Program],
     *data: Any,

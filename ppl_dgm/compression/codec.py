@@ -9,13 +9,13 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compression.sides import Coded, Receiver, Sender, Side
 from ppl_dgm.compression.stack import BitStack
 from ppl_dgm.distributions.autoregressive import EqualMixture
 from ppl_dgm.program import (
     Program,
     Structure,
-    require_program,
     select_data,
     undisturbed,
     unvalidated,
@@ -32,6 +32,7 @@ SHARE = 16  # data coded before, for each that draws from their bits side by sid
 Group = tuple[Tensor, tuple, dict]
 
 
+@checked
 def encode(program: Program, x: Tensor, *args: Any, **kwargs: Any) -> bytes:
     r"""Compress data losslessly, as well as the program predicts them.
 
@@ -65,7 +66,6 @@ def encode(program: Program, x: Tensor, *args: Any, **kwargs: Any) -> bytes:
         >>> constriction is None or torch.equal(decode(made, encode(made, x)), x)
         True
     """
-    require_program(program, "encode")
     stack = BitStack()
     check_codable(program, program.bind(x, *args, **kwargs).structure)
     with coding(program):
@@ -77,6 +77,7 @@ def encode(program: Program, x: Tensor, *args: Any, **kwargs: Any) -> bytes:
     return b"".join([*tags(program, body), body])
 
 
+@checked
 def decode(program: Program, code: bytes, *args: Any, **kwargs: Any) -> Tensor:
     """Restore data from what `encode` made of them.
 
@@ -93,7 +94,6 @@ def decode(program: Program, code: bytes, *args: Any, **kwargs: Any) -> Tensor:
         ValueError: bytes that were cut short or changed, that another program wrote, or that were
             encoded with other further data.
     """
-    require_program(program, "decode")
     num_data, borrowed, above = unpack(program, code)
     stack = BitStack(borrowed, above)
     with coding(program):

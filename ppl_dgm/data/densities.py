@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from ppl_dgm.checked import checked
 from ppl_dgm.data.dataset import Dataset
 from ppl_dgm.generators import seed_generators, unmoved_generators
 
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@checked
 def gaussian_ring(
     num_modes: int = 8, radius: float = 2.0, scale: float = 0.1
 ) -> TorchDistributionMixin:
@@ -44,6 +46,7 @@ def gaussian_ring(
     return _gaussian_mixture(radius * torch.stack([angle.cos(), angle.sin()], -1), scale)
 
 
+@checked
 def gaussian_grid(
     side: int = 5, spacing: float = 2.0, scale: float = 0.05
 ) -> TorchDistributionMixin:
@@ -67,6 +70,7 @@ def gaussian_grid(
     return _gaussian_mixture(torch.cartesian_prod(ticks, ticks), scale)
 
 
+@checked
 def funnel(scale: float = 3.0, num_dims: int = 2) -> TorchDistributionMixin:
     """Build Neal's funnel, normals with a random common variance.
 
@@ -94,6 +98,7 @@ def funnel(scale: float = 3.0, num_dims: int = 2) -> TorchDistributionMixin:
     )
 
 
+@checked
 def banana(curvature: float = 0.5, scale: float = 1.5) -> TorchDistributionMixin:
     """Build a Gaussian sheared along a parabola.
 
@@ -114,6 +119,7 @@ def banana(curvature: float = 0.5, scale: float = 1.5) -> TorchDistributionMixin
     return dist.TransformedDistribution(normal, [BananaTransform(curvature, scale)])
 
 
+@checked
 def pinwheel(
     num_arms: int = 5, rate: float = 0.8, radial: float = 0.3, tangential: float = 0.1
 ) -> TorchDistributionMixin:
@@ -144,6 +150,7 @@ def pinwheel(
     return dist.TransformedDistribution(mixture, [SwirlTransform(rate)])
 
 
+@checked
 def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset:
     """Draw a data set from a density with known truth.
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_dgm.checked import checked
 from ppl_dgm.data.dataset import SPLIT_NAMES, Dataset
 from ppl_dgm.data.files import Source, fetch, missing
 from ppl_dgm.data.tables import read_table
@@ -65,6 +66,7 @@ MNIST = Source(
 )
 
 
+@checked
 def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
     """Load the 8 x 8 handwritten digits of scikit-learn.
 
@@ -110,6 +112,7 @@ def load_digits(levels: int = 2, seed: int = 0) -> Dataset:
     return grey if levels == 17 else grey.binarise()
 
 
+@checked
 def load_binarized_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """Load MNIST in its standard static binarisation.
 
@@ -151,6 +154,7 @@ def load_binarized_mnist(folder: str | Path | None = None, download: bool = True
     )
 
 
+@checked
 def load_mnist(folder: str | Path | None = None, download: bool = True) -> Dataset:
     """Load MNIST with 256 grey levels and labels.
 
@@ -197,6 +201,7 @@ def load_mnist(folder: str | Path | None = None, download: bool = True) -> Datas
     )
 
 
+@checked
 def load_array(path: str | Path, support: constraints.Constraint | int | None = None) -> Dataset:
     """Load user data from a `.npy`, `.npz` or `.csv` file.
 

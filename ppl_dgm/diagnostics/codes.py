@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.importance import WeightSummary
@@ -76,6 +77,7 @@ class CodeLength:
         )
 
 
+@checked
 def code_length(
     program: Program,
     *args: Any,

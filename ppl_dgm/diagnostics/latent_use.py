@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Latent, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
 
@@ -60,6 +61,7 @@ class LatentUse:
         return f"LatentUse({self.num_active} of {len(self.names)} active at {self.threshold})"
 
 
+@checked
 def latent_use(
     program: Program,
     *args: Any,

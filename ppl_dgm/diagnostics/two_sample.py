@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.sampling.discrepancies import distances
 from ppl_dgm.validation import check_sizes
 
@@ -66,6 +67,7 @@ class TwoSampleTest:
         return f"TwoSampleTest(statistic {self.statistic:.4g}, p = {self.p_value:.3g})"
 
 
+@checked
 def permutation_test(
     x: Any,
     y: Any,
@@ -100,6 +102,7 @@ def permutation_test(
     return _judged(torch.tensor(values, dtype=torch.float64))
 
 
+@checked
 def mmd_test(
     x: Any,
     y: Any,
@@ -141,6 +144,7 @@ def mmd_test(
     return _test_of_pairs(similar, len(x), len(y), num_permutations, seed)
 
 
+@checked
 def energy_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> TwoSampleTest:
     """Test equality of distributions by the energy distance.
 
@@ -159,6 +163,7 @@ def energy_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -
     return _test_of_pairs(near, len(x), len(y), num_permutations, seed)
 
 
+@checked
 def linear_mmd_test(
     x: Any,
     y: Any,
@@ -202,6 +207,7 @@ def linear_mmd_test(
     return _judged((signs.to(h) @ h) / pairs)
 
 
+@checked
 def mean_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> TwoSampleTest:
     r"""Test by the standardised difference of means.
 
@@ -222,6 +228,7 @@ def mean_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> 
     return _judged(apart.square().sum(1))
 
 
+@checked
 def ks_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> TwoSampleTest:
     """Test one-dimensional data by the Kolmogorov-Smirnov statistic.
 
@@ -246,6 +253,7 @@ def ks_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> Tw
     return _judged(apart[:, last].abs().amax(1))
 
 
+@checked
 def classifier_test(
     x: Any,
     y: Any,

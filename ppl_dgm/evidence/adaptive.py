@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, Switch, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
@@ -31,6 +32,7 @@ DEFENCE = 0.1  # share of the draws that come from the prior
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
 
+@checked
 @dataclass(frozen=True)
 class AdaptiveImportanceSampling(Estimator):
     """Importance sampling with Student t mixtures fitted in rounds.

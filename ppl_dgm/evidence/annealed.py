@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.normalising import ladder_to
@@ -44,6 +45,7 @@ CHAINS_FOR_TAIL = 100
 LOW_ESS = 0.1
 
 
+@checked
 @dataclass(frozen=True)
 class AIS(Estimator):
     r"""Annealed importance sampling of the evidence.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
@@ -48,6 +49,7 @@ NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 leve
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
+@checked
 def auto(
     program: Program,
     *args: Any,

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, without_data
 from ppl_dgm.markup import html_facts
-from ppl_dgm.program import Bound, Program, evaluating, require_program
+from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
@@ -115,6 +116,7 @@ class Evidence:
             target="dataset",
         )
 
+    @checked
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Compute a normal confidence interval of `log_z`.
 
@@ -235,6 +237,7 @@ class Estimator(ABC):
         """Name in tables."""
         return type(self).__name__
 
+    @checked
     def __call__(
         self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
     ) -> Evidence:
@@ -250,7 +253,6 @@ class Estimator(ABC):
         Raises:
             ValueError: if the program does not fit the data or the method, naming what would.
         """
-        require_program(program, self.name)
         bound = program.bind(*args, sum_out=self.sum_out, **kwargs).in_double()
         with evaluating(program), torch.no_grad():
             with seeded(seed, bound.device):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence
 from ppl_dgm.program import Bound, Program, draw_sites, evaluating
@@ -174,6 +175,7 @@ class BothWays(NamedTuple):
     acceptance: Tensor
 
 
+@checked
 @dataclass(frozen=True)
 class BDMC:
     r"""Bidirectional Monte Carlo, a check of AIS or SMC.
@@ -227,6 +229,7 @@ class BDMC:
                 "both directions need; use HMC, MALA or RandomWalk"
             )
 
+    @checked
     def __call__(
         self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
     ) -> Sandwich:

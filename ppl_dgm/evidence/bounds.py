@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
@@ -68,6 +69,7 @@ class WeightEstimator(Estimator):
         return all_weights(bound, num_particles, self.proposal, self.memory, self.compile)
 
 
+@checked
 @dataclass(frozen=True)
 class CUBO(WeightEstimator):
     r"""Chi upper bound (CUBO) of log Z.
@@ -165,6 +167,7 @@ def narrow_guide(k: Tensor) -> tuple[str, ...]:
     )
 
 
+@checked
 @dataclass(frozen=True)
 class IWELBO(WeightEstimator):
     r"""Importance-weighted lower bound (IWELBO) of log Z.
@@ -211,6 +214,7 @@ class IWELBO(WeightEstimator):
         return Estimate(values.mean(0), error, {"num_particles": self.num_particles})
 
 
+@checked
 @dataclass(frozen=True)
 class JVI(WeightEstimator):
     r"""Importance-weighted bound with bias corrected by the jackknife.
@@ -324,6 +328,7 @@ def leave_two_out(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) + left.log().mean(0) - math.log(len(share) - 2)
 
 
+@checked
 @dataclass(frozen=True)
 class SUMO(WeightEstimator):
     r"""Unbiased estimate of log Z by Russian roulette (SUMO).

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
@@ -135,6 +136,7 @@ def bridge_error(
     return relative.log1p().sqrt()
 
 
+@checked
 @dataclass(frozen=True)
 class BridgeSampling(PosteriorEstimator):
     r"""Bridge sampling of the evidence from posterior draws.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.program import Program
 
@@ -31,6 +32,7 @@ class Moving(Protocol):
         ...
 
 
+@checked
 def check_moves(
     estimator: Moving, program: Program, *args: Any, seed: int = 0, **kwargs: Any
 ) -> Evidence:

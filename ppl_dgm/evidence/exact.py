@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator, rounding_between
 from ppl_dgm.evidence.degree import degree_in
 from ppl_dgm.evidence.normalising import FlipLadder, is_binary, sum_out
@@ -56,6 +57,7 @@ class Quadratic(NamedTuple):
         return self.height[0] + 0.5 * self.precision.shape[-1] * math.log(2 * math.pi) - log_det
 
 
+@checked
 @dataclass(frozen=True)
 class Exact(Estimator):
     r"""The evidence without error, where it has a closed form.

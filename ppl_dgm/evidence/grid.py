@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound, Latent
 from ppl_dgm.program.bound_program import Values
@@ -19,6 +20,7 @@ from ppl_dgm.validation import check_least
 __all__ = ["GridSampling"]
 
 
+@checked
 @dataclass(frozen=True)
 class GridSampling(Estimator):
     r"""Naive Monte Carlo with uniform draws of finite latents.

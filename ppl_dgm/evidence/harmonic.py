@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
@@ -46,6 +47,7 @@ def reciprocal_mean(draws: PosteriorDraws, log_ratio: Tensor) -> Estimate:
     return Estimate(-log_mean_exp(log_ratio), relative.log1p().sqrt(), diagnostics, draws.warnings)
 
 
+@checked
 @dataclass(frozen=True)
 class HarmonicMean(PosteriorEstimator):
     r"""Harmonic mean of the likelihood, an unreliable estimator.
@@ -85,6 +87,7 @@ class HarmonicMean(PosteriorEstimator):
         return estimate._replace(warnings=(UNFIT, *estimate.warnings))
 
 
+@checked
 @dataclass(frozen=True)
 class LearnedHarmonicMean(PosteriorEstimator):
     r"""Learned harmonic mean estimator of the evidence.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
@@ -51,6 +52,7 @@ def weight_diagnostics(summaries: list[WeightSummary], num_particles: int) -> di
     }
 
 
+@checked
 @dataclass(frozen=True)
 class ImportanceSampling(Estimator):
     r"""Importance sampling with the guide as proposal.
@@ -125,6 +127,7 @@ class ImportanceSampling(Estimator):
         return Estimate(log_z, error, diagnostics)
 
 
+@checked
 @dataclass(frozen=True)
 class PriorSampling(ImportanceSampling):
     r"""Naive Monte Carlo with draws from the prior.
@@ -160,6 +163,7 @@ class PriorSampling(ImportanceSampling):
             )
 
 
+@checked
 @dataclass(frozen=True)
 class ELBO(ImportanceSampling):
     r"""Evidence lower bound (ELBO), estimated by Monte Carlo.

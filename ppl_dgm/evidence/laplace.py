@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
@@ -245,6 +246,7 @@ def unseen_share(modes: Modes) -> Tensor:
     return once.sum(0) / modes.valid.sum(0).clamp_min(1)
 
 
+@checked
 @dataclass(frozen=True)
 class Laplace(Estimator):
     r"""Laplace's approximation over several modes, with importance sampling.

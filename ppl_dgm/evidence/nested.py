@@ -18,6 +18,7 @@ from scipy import special
 from torch import Tensor
 from torch.distributions import Independent
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal
@@ -47,6 +48,7 @@ QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class NestedSampling(Estimator):
     r"""Nested sampling of the evidence by dynesty.

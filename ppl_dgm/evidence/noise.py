@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import torch
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Evidence
 
 __all__ = ["over_noise"]
 
 
+@checked
 def over_noise(evidences: Sequence[Evidence]) -> Evidence:
     r"""Average evidences over several draws of dequantising noise.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Program
@@ -49,6 +50,7 @@ class SavageDickey:
         return f"SavageDickey(log BF {number} for the point){mark}"
 
 
+@checked
 def savage_dickey(
     program: Program,
     *args: Any,

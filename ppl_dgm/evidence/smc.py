@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.normalising import ladder_to
@@ -30,6 +31,7 @@ LEAST_PILOTS = 48
 GROUPS_APART = 1.0  # nats of spread between groups above which a datum fails
 
 
+@checked
 @dataclass(frozen=True)
 class SMC(Estimator):
     r"""Sequential Monte Carlo along tempered densities.

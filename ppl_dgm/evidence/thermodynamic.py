@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
@@ -185,6 +186,7 @@ class TemperedChains(Estimator):
         }
 
 
+@checked
 @dataclass(frozen=True)
 class ThermodynamicIntegration(TemperedChains):
     r"""Thermodynamic integration along tempered posteriors.
@@ -257,6 +259,7 @@ def corrected_trapezoid(beta: Tensor, mean: Tensor, slope: Tensor) -> tuple[Tens
     return (node * mean).sum(0) - correction, node
 
 
+@checked
 @dataclass(frozen=True)
 class SteppingStone(TemperedChains):
     r"""Stepping-stone sampling: importance-sampling ratios between neighbouring temperatures.

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.importance import ImportanceSampling
 from ppl_dgm.program import Bound
@@ -115,6 +116,7 @@ class WideProposal:
             self.prior(*args, **kwargs)
 
 
+@checked
 @dataclass(frozen=True)
 class WideSampling(ImportanceSampling):
     r"""Prior sampling with a wide proposal for counts.

@@ -13,6 +13,7 @@ import pyro.infer
 import torch
 from torch.optim import Adam, Optimizer
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, check_compile
 from ppl_dgm.data import Dataset
 from ppl_dgm.data.conversion import as_arguments
@@ -23,7 +24,7 @@ from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.training import Training
 from ppl_dgm.objectives import ELBO, Game
-from ppl_dgm.program import Program, check_target, move_data, require_program
+from ppl_dgm.program import Program, check_target, move_data
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
@@ -33,10 +34,11 @@ __all__ = ["fit"]
 ADAM = partial(Adam, lr=1e-3)
 
 
+@checked
 def fit(
     program: Program,
     data: Any = (),
-    objective: pyro.infer.ELBO | None = None,
+    objective: pyro.infer.ELBO | Any = None,
     *,
     steps: int | None = None,
     epochs: int | None = None,
@@ -187,7 +189,6 @@ def check_settings(
     program: Any, objective: Any, steps: Any, epochs: Any, patience: Any, valid: Any
 ) -> None:
     """Raise before any work for settings that cannot be meant."""
-    require_program(program, "fit")
     check_objective(objective)
     if (steps is None) == (epochs is None):
         raise ValueError(

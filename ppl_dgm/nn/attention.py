@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Memory, Order, SequenceNet
 from ppl_dgm.nn.mlp import check_widths
 from ppl_dgm.nn.sequence import Tokens
@@ -38,6 +39,7 @@ class CausalAttention(nn.Module):
         torch.Size([3, 5, 8])
     """
 
+    @checked
     def __init__(self, width: int, num_heads: int, length: int, rotary: bool = False) -> None:
         super().__init__()
         check_widths([width, num_heads, length])
@@ -114,6 +116,7 @@ class TransformerNet(SequenceNet):
         torch.Size([3, 5, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -155,6 +158,7 @@ class TransformerBlock(nn.Module):
     Each of them acts on a normalised branch and is added to the stream.
     """
 
+    @checked
     def __init__(
         self, width: int, num_heads: int, length: int, rotary: bool, dropout: float
     ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import Activation, ImageShape, check_widths, hidden_sizes
 
@@ -37,6 +38,7 @@ class ContextMLP(nn.Module):
         torch.Size([7, 5, 2])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -78,6 +80,7 @@ class TangentMLP(ContextMLP):
         (torch.Size([5, 2]), torch.Size([5, 3, 2]))
     """
 
+    @checked
     def __init__(
         self, in_features: int, hidden: Sequence[int], out_features: int, num_context: int = 0
     ) -> None:
@@ -126,6 +129,7 @@ class ContextConvNet(nn.Module):
         torch.Size([7, 4, 5, 6])
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -177,6 +181,7 @@ class BesideImage(nn.Module):
         torch.Size([5, 2, 4, 4])
     """
 
+    @checked
     def __init__(
         self,
         image_shape: ImageShape,

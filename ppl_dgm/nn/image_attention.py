@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.conditioned import start_small
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import ImageShape, check_widths
@@ -42,6 +43,7 @@ class AttentionImageNet(nn.Module):
         torch.Size([7, 5, 2, 4, 4])
     """
 
+    @checked
     def __init__(
         self,
         image_shape: ImageShape,
@@ -88,6 +90,7 @@ class GatedConv(nn.Module):
     It computes h + a sigmoid(b), where a and b are the halves of their output.
     """
 
+    @checked
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner = nn.Conv2d(2 * width, width, 3, padding=1)
@@ -104,6 +107,7 @@ class GatedAttention(nn.Module):
     It computes h + a sigmoid(b), with a and b linear in what each pixel attends to.
     """
 
+    @checked
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import CausalNet, Order, Step, check_order, pick
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import Activation, check_widths, hidden_sizes
@@ -37,6 +38,7 @@ class MaskedLinear(nn.Linear):
 
     mask: Tensor
 
+    @checked
     def __init__(self, mask: Tensor) -> None:
         if mask.ndim not in (2, 3):
             raise ValueError(
@@ -99,6 +101,7 @@ class MADENet(CausalNet):
     layers: Any
     contexts: Any
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -200,6 +203,7 @@ class CausalConv2d(nn.Conv2d):
 
     mask: Tensor
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -223,6 +227,7 @@ class CausalConv2d(nn.Conv2d):
         )
 
 
+@checked
 def autoregressive_masks(
     num_dims: int,
     hidden: Sequence[int],

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
 from ppl_dgm.nn.mlp import Activation, check_widths
 
@@ -38,6 +39,7 @@ class NADENet(CausalNet):
         torch.Size([3, 5, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.attention import CausalAttention
 from ppl_dgm.nn.causal import CausalNet, Memory, Order, Step, flat_context, pick
 from ppl_dgm.nn.masked import CausalConv2d, MaskedLinear
@@ -52,6 +53,7 @@ class ImageNet(CausalNet):
         ValueError: a size below one, an order that is no permutation.
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -137,6 +139,7 @@ class ChannelHead(nn.Module):
         `[..., F]` and `[..., C]` to `[..., C, P]`.
     """
 
+    @checked
     def __init__(self, channels: int, num_features: int, num_outputs: int) -> None:
         super().__init__()
         check_widths([channels, num_features, num_outputs])
@@ -242,6 +245,7 @@ class PixelConvNet(PixelwiseNet):
         torch.Size([3, 16, 1])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -277,6 +281,7 @@ class CausalBlock(nn.Module):
     5.
     """
 
+    @checked
     def __init__(self, width: int, kernel_size: int, num_context: int) -> None:
         super().__init__()
         half = max(1, width // 2)
@@ -322,6 +327,7 @@ class GatedConvNet(ImageNet):
 
     layers: Any
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -388,6 +394,7 @@ class GatedConvNet(ImageNet):
 class GatedLayer(nn.Module):
     """One layer of both stacks; the first has no residual."""
 
+    @checked
     def __init__(self, in_width: int, width: int, kernel_size: int, num_context: int) -> None:
         super().__init__()
         half = kernel_size // 2
@@ -434,6 +441,7 @@ class ShiftedConv2d(nn.Conv2d):
         `[B, in_channels, H, W]` to `[B, out_channels, H / stride, W / stride]`.
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -490,6 +498,7 @@ class SnailNet(PixelwiseNet):
         torch.Size([3, 16, 1])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -531,6 +540,7 @@ class SnailNet(PixelwiseNet):
 class SnailBlock(nn.Module):
     """Residual convolutions, then gated attention."""
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Order
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel import FeatureStep, ImageNet, ShiftedConv2d, shift_down, shift_right
@@ -49,6 +50,7 @@ class PixelUNet(ImageNet):
     down: Any
     up: Any
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -119,6 +121,7 @@ class FirstLayer(nn.Module):
     One stream sees what is above a pixel, the other what is above or to the left.
     """
 
+    @checked
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.above = ShiftedConv2d(channels, width, (2, 3), centred=True)
@@ -137,6 +140,7 @@ class TwoStreamBlock(nn.Module):
     The second stream sees the first, and both see their skips.
     """
 
+    @checked
     def __init__(self, width: int, dropout: float, num_context: int, num_skips: int) -> None:
         super().__init__()
         self.above = GatedResidual(width, (2, 3), True, num_skips, dropout, num_context)
@@ -157,6 +161,7 @@ class GatedResidual(nn.Module):
     It computes h + a sigmoid(b), where a and b are made of h and of what is beside it.
     """
 
+    @checked
     def __init__(
         self,
         width: int,
@@ -188,6 +193,7 @@ class GatedResidual(nn.Module):
 class TwoStreamHalving(nn.Module):
     """Both streams at half the height and width."""
 
+    @checked
     def __init__(self, width: int) -> None:
         super().__init__()
         self.above = ShiftedConv2d(width, width, (2, 3), centred=True, stride=2)
@@ -201,6 +207,7 @@ class TwoStreamHalving(nn.Module):
 class TwoStreamDoubling(nn.Module):
     """Both streams at twice the height and width."""
 
+    @checked
     def __init__(self, width: int) -> None:
         super().__init__()
         self.above = nn.ConvTranspose2d(width, width, 2, stride=2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Memory, Order, SequenceNet
 from ppl_dgm.nn.mlp import check_widths
 
@@ -30,6 +31,7 @@ class Tokens(nn.Module):
         `[B, T]`, places `[T]`, context `[B, num_context]` to `[B, T, width]`.
     """
 
+    @checked
     def __init__(
         self, num_dims: int, width: int, num_context: int = 0, placed: bool = True
     ) -> None:
@@ -73,6 +75,7 @@ class RecurrentSequenceNet(SequenceNet):
         torch.Size([3, 5, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -136,6 +139,7 @@ class WaveNetNet(SequenceNet):
 
     layers: Any
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -187,6 +191,7 @@ class WaveNetNet(SequenceNet):
 class DilatedLayer(nn.Module):
     """Gated layer that sees now and some steps ago."""
 
+    @checked
     def __init__(
         self, width: int, skip_width: int, dilation: int, num_context: int, goes_on: bool
     ) -> None:

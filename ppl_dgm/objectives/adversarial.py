@@ -14,6 +14,7 @@ from torch.nn.functional import relu, softplus
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.divergences import Divergence, named_divergence
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.objectives.players import Game, Goal, Player
@@ -266,6 +267,7 @@ class GAN(Game):
         True
     """
 
+    @checked
     def __init__(
         self,
         critic: nn.Module,
@@ -356,6 +358,7 @@ class FGAN(GAN):
         'pearson'
     """
 
+    @checked
     def __init__(
         self,
         critic: nn.Module,

@@ -5,6 +5,7 @@ They trade the tightness of many particles for a guide gradient with less noise.
 
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.elbo import IWELBO, log_weights_with_paths
 from ppl_dgm.objectives.objective import KLWeight, check_count
 from ppl_dgm.program import Bound
@@ -33,6 +34,7 @@ class MIWAE(IWELBO):
         64
     """
 
+    @checked
     def __init__(
         self, num_bounds: int, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data"
     ) -> None:
@@ -69,6 +71,7 @@ class CIWAE(IWELBO):
         0.5
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.objectives.energies import CURES, DataDensity, EnergyObjective, value_kind
 from ppl_dgm.objectives.objective import check_count
@@ -55,6 +56,7 @@ class ContrastiveDivergence(EnergyObjective):
         'finished'
     """
 
+    @checked
     def __init__(
         self,
         k: int = 1,
@@ -177,6 +179,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         torch.Size([200, 4])
     """
 
+    @checked
     def __init__(
         self,
         k: int = 1,

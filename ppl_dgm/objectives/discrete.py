@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.elbo import ELBO, check_score
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
@@ -79,6 +80,7 @@ class RunningMean(nn.Module):
     total: Tensor
     weight: Tensor
 
+    @checked
     def __init__(self, decay: float = 0.95) -> None:
         super().__init__()
         if not 0 <= decay < 1:
@@ -135,6 +137,7 @@ class REINFORCE(ScoreFunction):
         1.138
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int = 1,
@@ -245,6 +248,7 @@ class RLOO(ELBO):
         4
     """
 
+    @checked
     def __init__(
         self, num_particles: int = 2, *, kl_weight: KLWeight = 1.0, plate: str = "data"
     ) -> None:
@@ -286,6 +290,7 @@ class VIMCO(ScoreFunction):
         1.138
     """
 
+    @checked
     def __init__(
         self, num_particles: int, *, kl_weight: KLWeight = 1.0, plate: str = "data"
     ) -> None:
@@ -365,6 +370,7 @@ class ReweightedWakeSleep(Objective):
         1.138
     """
 
+    @checked
     def __init__(self, num_particles: int, *, sleep: float = 0.0, plate: str = "data") -> None:
         super().__init__(num_particles, plate=plate)
         if not 0 <= sleep <= 1:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Latent, Structure
 from ppl_dgm.program.bound_program import Values
@@ -178,6 +179,7 @@ class ELBO(Objective):
         True
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int = 1,
@@ -250,6 +252,7 @@ class IWELBO(Objective):
         True
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int,
@@ -308,6 +311,7 @@ class Renyi(Objective):
         1.2655
     """
 
+    @checked
     def __init__(
         self,
         alpha: float,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.program import Bound, Program
@@ -55,6 +56,7 @@ class NoiseContrastive(EnergyObjective):
         'finished'
     """
 
+    @checked
     def __init__(
         self,
         noise: Any,

@@ -8,6 +8,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.discrete import check_scored
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Structure
@@ -149,6 +150,7 @@ class StraightThrough(Objective):
         1.138
     """
 
+    @checked
     def __init__(
         self,
         num_particles: int = 1,

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
 
@@ -52,6 +53,7 @@ class ScoreMatching(EnergyObjective):
 
     support: ClassVar[str | None] = "real"
 
+    @checked
     def __init__(
         self,
         kind: Kind = "exact",

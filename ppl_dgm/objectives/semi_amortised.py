@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide
 from ppl_dgm.objectives.elbo import ELBO, check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight
@@ -52,6 +53,7 @@ class SemiAmortised(ELBO):
         True
     """
 
+    @checked
     def __init__(
         self,
         num_steps: int,

@@ -12,7 +12,7 @@ from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.ladder import Ladder, ladder_of
 from ppl_dgm.program.log_likelihoods import log_likelihoods
 from ppl_dgm.program.plates import data_size
-from ppl_dgm.program.program import Program, require_program
+from ppl_dgm.program.program import Program
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.storage import (
@@ -48,7 +48,6 @@ __all__ = [
     "move_data",
     "read_state",
     "remove_leftovers",
-    "require_program",
     "select_data",
     "tensors_of",
     "undisturbed",

@@ -9,6 +9,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import is_tracing
 from ppl_dgm.program.arguments import call_signature, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
@@ -85,15 +86,17 @@ class Program(ParameterScope):
                 raise TypeError(
                     f"{role} is a {type(fn).__name__}; expected a callable Pyro program"
                 )
-        self.site = site
-        self.plate = plate
-        self.shared = tuple(shared)
+        self._take_names(site, plate, shared)
         scoped_model = ScopedCallable("model", model, self)
         proposal = Prior(scoped_model.fn, is_given_or_summed_out) if guide is None else guide
         self._halves = (scoped_model, ScopedCallable("guide", proposal, self))
         self._has_guide = guide is not None
         self._structures: dict[bool, Structure] = {}
         self._kinds: dict[Any, Structure] = {}  # by training and kind of arguments
+
+    @checked
+    def _take_names(self, site: str, plate: str, shared: Collection[str]) -> None:
+        self.site, self.plate, self.shared = site, plate, tuple(shared)
 
     @property
     def model(self) -> ScopedCallable:
@@ -275,6 +278,7 @@ class Program(ParameterScope):
         conditioned = poutine.condition(self.model, data={self.site: site["value"]})
         return inspect(conditioned, None, args, kwargs, self.plate)
 
+    @checked
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
         """Draw the data site ancestrally.
 
@@ -306,6 +310,7 @@ class Program(ParameterScope):
             else value
         )
 
+    @checked
     def sample_sites(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all sites of the model jointly.
 
@@ -343,6 +348,7 @@ class Program(ParameterScope):
             return self.site
         return structure.observed[0]
 
+    @checked
     def save(self, path: str | os.PathLike) -> None:
         """Save the parameters and buffers to a file.
 
@@ -350,6 +356,7 @@ class Program(ParameterScope):
         """
         write_state(path, self.state_dict())
 
+    @checked
     def load(self, path: str | os.PathLike) -> "Program":
         """Load parameters and buffers from a file.
 
@@ -383,11 +390,3 @@ def as_vectors(x: Tensor, like: Tensor) -> Tensor:
     They get the dtype of a parameter.
     """
     return (x.flatten(1) if x.dim() > 2 else x).to(like.dtype)
-
-
-def require_program(program: Any, caller: str) -> None:
-    """Raise TypeError unless given a Program."""
-    if not isinstance(program, Program):
-        raise TypeError(
-            f"{caller} takes a Program, not a {type(program).__name__}; write Program(model, guide)"
-        )

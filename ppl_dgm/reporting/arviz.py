@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.environment import __version__
 from ppl_dgm.program import Bound, draw_sites, log_likelihoods, undisturbed
 from ppl_dgm.program.log_densities import seen_entries
@@ -39,6 +40,7 @@ FEW_DRAWS = 100  # independent ones, below which leave-one-out and quantiles are
 FEWEST_DRAWS = 4  # that ArviZ's diagnostics take
 
 
+@checked
 def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
     """Convert a posterior to an ArviZ container.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.sampling.convergence import UNRELIABLE_K
 from ppl_dgm.sampling.importance import WeightSummary
 
@@ -144,6 +145,7 @@ def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArra
     return axes.reshape(-1)
 
 
+@checked
 def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) -> Axes:
     """Plot 95 % intervals around the centre of each row.
 
@@ -212,6 +214,7 @@ def add_key(figure: Figure, bounds: Sequence[str], reliable: bool = True) -> Non
         figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=9)
 
 
+@checked
 def plot_curves(histories: Mapping[str, Mapping[str, Tensor]], ax: Axes | None = None) -> Axes:
     """Plot the learning curves of several programs.
 
@@ -295,6 +298,7 @@ def plateau_limits(objectives: Sequence[Tensor]) -> tuple[float | None, float | 
     return float(low - margin), float(high + margin)
 
 
+@checked
 def plot_images(
     groups: Mapping[str, Tensor],
     image_shape: tuple[int, ...],
@@ -374,6 +378,7 @@ def tile(
     return grid[..., 0] if channels == 1 else grid
 
 
+@checked
 def plot_weights(log_weights: Tensor, ax: Axes | None = None) -> Axes:
     """Plot the tail of importance weights.
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, Switch
-from ppl_dgm.program import Bound, Program, evaluating, require_program
+from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
@@ -34,6 +35,7 @@ FEW_ATOMS = 4  # different weights in a tail that make no curve
 ROWS_AT_ONCE = 10_000  # weights whose tails are fitted together
 
 
+@checked
 def log_weights(
     program: Program,
     *args: Any,
@@ -77,7 +79,6 @@ def log_weights(
         >>> log_weights(Program(model), torch.zeros(3), num_particles=5, seed=0).shape
         torch.Size([5, 3])
     """
-    require_program(program, "log_weights")
     with evaluating(program), torch.no_grad():
         bound = program.bind(*args, **kwargs)
         with seeded(seed, bound.device):
@@ -338,6 +339,7 @@ def generalised_pareto_shape(excess: Tensor) -> Tensor:
     return ((found * count + 5) / (count + 10)).nan_to_num(nan=torch.inf)
 
 
+@checked
 def pareto_k(log_weights: Tensor) -> Tensor:
     """Estimate the Pareto shape of log weights `[particles, ...]`.
 

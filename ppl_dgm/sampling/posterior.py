@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.markup import html_table
-from ppl_dgm.program import Bound, Program, draw_sites, require_program, undisturbed
+from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.seeding import seeded
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """Equally weighted draws of a program's latents given data.
@@ -143,6 +145,7 @@ def shown(values: Tensor) -> str:
     return f"{values.min():.3g} to {values.max():.3g}" if values.numel() else "none"
 
 
+@checked
 def posterior(
     program: Program,
     *args: Any,
@@ -192,7 +195,6 @@ def posterior(
             f"num_particles is {num_particles} and num_draws {num_draws}; expected at least 2 "
             "particles and 1 draw"
         )
-    require_program(program, "posterior")
     bound = program.bind(*args, **kwargs)
     check_latents(bound)
     refuse_point_masses(bound)

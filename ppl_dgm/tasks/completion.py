@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.log_densities import seen_entries
@@ -64,6 +65,7 @@ class Completion:
         return f"Completion({self.draws.shape[0]} draws of {list(self.draws.shape[1:])}){mark}"
 
 
+@checked
 def complete(
     program: Program,
     x: Tensor,

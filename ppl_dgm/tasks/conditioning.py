@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.program import Bound, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
@@ -53,6 +54,7 @@ class Marginal:
         return f"Marginal({self.log_prob.numel()} data, {how}){mark}"
 
 
+@checked
 def log_marginal(
     program: Program,
     x: Tensor,
@@ -110,6 +112,7 @@ def log_marginal(
     return Marginal(log_mean_exp(log_weights), errors.to(x), False, warnings)
 
 
+@checked
 def log_conditional(
     program: Program,
     x: Tensor,

@@ -6,6 +6,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
@@ -66,6 +67,7 @@ def check_drawn(bound: Bound) -> None:
         )
 
 
+@checked
 def reconstruct(
     program: Program, *args: Any, num_draws: int = 1, seed: int = 0, **kwargs: Any
 ) -> Tensor:
@@ -101,6 +103,7 @@ def reconstruct(
         return decode(bound, bound.draw(num_draws).values, program.site)
 
 
+@checked
 def interpolate(
     program: Program,
     start: Tensor,

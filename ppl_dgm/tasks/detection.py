@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence import Evidence
 
 __all__ = ["Detection", "detect"]
@@ -49,6 +50,7 @@ class Detection:
         return f"Detection(AUROC {number}, {int(self.labels.sum())} anomalies){mark}"
 
 
+@checked
 def detect(usual: Evidence, anomalies: Evidence) -> Detection:
     r"""Score data by their surprise and evaluate anomaly detection.
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.conditioned import TangentMLP
 from ppl_dgm.transforms.bijection import Bijection, Images
 
@@ -48,6 +49,7 @@ class Continuous(Bijection):
         True
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.mlp import ImageShape
 from ppl_dgm.transforms.bijection import Bijection, Images, condition_all, pull, push
 
@@ -36,6 +37,7 @@ class Squeeze(Bijection):
         torch.Size([12, 2, 3])
     """
 
+    @checked
     def __init__(self, image_shape: ImageShape) -> None:
         super().__init__(image_shape)
         check_halvings(image_shape, 1)
@@ -76,6 +78,7 @@ class Chain(Bijection):
         torch.Size([3, 4, 2, 2])
     """
 
+    @checked
     def __init__(self, parts: Sequence[Bijection]) -> None:
         if not parts:
             raise ValueError("expected at least one bijection to chain, got none")
@@ -147,6 +150,7 @@ class MultiScale(Bijection):
         torch.Size([16])
     """
 
+    @checked
     def __init__(self, scales: Sequence[Bijection]) -> None:
         if not scales:
             raise ValueError("expected at least one scale, got none")

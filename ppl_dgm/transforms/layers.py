@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.conditioned import ContextConvNet, ContextMLP, start_small
 from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import Activation, ImageShape
@@ -40,6 +41,7 @@ class Elementwise(Bijection):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(
         self,
         event_shape: Sequence[int],
@@ -96,6 +98,7 @@ class Coupling(Bijection):
     moved: Tensor
     back: Tensor
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -175,6 +178,7 @@ class ImageCoupling(Bijection):
 
     mask: Tensor
 
+    @checked
     def __init__(
         self,
         image_shape: ImageShape,
@@ -241,6 +245,7 @@ class MaskedAutoregressive(Bijection):
         True
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -298,6 +303,7 @@ def checked_partition(mask: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
     return mask.nonzero().flatten(), (~mask).nonzero().flatten()
 
 
+@checked
 def checkerboard(image_shape: ImageShape, parity: int = 0) -> Tensor:
     """True on every other pixel: `[1, height, width]`.
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.transforms.bijection import Bijection, Images
 
 __all__ = ["ActNorm", "BatchNorm", "LULinear", "Permutation", "starting"]
@@ -38,6 +39,7 @@ class LULinear(Bijection):
     permutation: Tensor
     signs: Tensor
 
+    @checked
     def __init__(self, event_shape: Sequence[int], weight: Tensor | None = None) -> None:
         super().__init__(event_shape)
         size = self.event_shape[0]
@@ -105,6 +107,7 @@ class ActNorm(Bijection):
 
     started: Tensor
 
+    @checked
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__(event_shape)
         shape = (self.event_shape[0], *(1,) * (len(self.event_shape) - 1))
@@ -183,6 +186,7 @@ class BatchNorm(Bijection):
     running_mean: Tensor
     running_variance: Tensor
 
+    @checked
     def __init__(
         self, event_shape: Sequence[int], momentum: float = 0.1, epsilon: float = 1e-5
     ) -> None:
@@ -245,6 +249,7 @@ class Permutation(Bijection):
     order: Tensor
     back: Tensor
 
+    @checked
     def __init__(self, order: Sequence[int] | Tensor) -> None:
         order = torch.as_tensor(order).long().to(torch.get_default_device())
         super().__init__((len(order),))

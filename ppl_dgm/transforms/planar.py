@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.conditioned import ContextMLP
 from ppl_dgm.transforms.bijection import Bijection, Images
 from ppl_dgm.transforms.solving import solve_increasing
@@ -59,6 +60,7 @@ class Planar(Parametric):
         True
     """
 
+    @checked
     def __init__(self, num_dims: int, num_context: int = 0) -> None:
         super().__init__(num_dims, 2 * num_dims + 1, num_context)
 
@@ -121,6 +123,7 @@ class Radial(Parametric):
         True
     """
 
+    @checked
     def __init__(self, num_dims: int, num_context: int = 0) -> None:
         super().__init__(num_dims, num_dims + 2, num_context)
 
@@ -180,6 +183,7 @@ class Sylvester(Parametric):
         True
     """
 
+    @checked
     def __init__(self, num_dims: int, num_reflections: int = 4, num_context: int = 0) -> None:
         if num_reflections < 1:
             raise ValueError(f"num_reflections is {num_reflections}; expected at least 1")

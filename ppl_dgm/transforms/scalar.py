@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.transforms.solving import solve_increasing
 
 __all__ = ["Affine", "LogisticMixture", "ScalarMap", "Shift", "Spline"]
@@ -87,6 +88,7 @@ class Affine(ScalarMap):
 
     num_params = 2
 
+    @checked
     def __init__(self, max_log_scale: float = MAX_LOG_SCALE) -> None:
         if not max_log_scale > 0:
             raise ValueError(f"max_log_scale is {max_log_scale}; expected a positive number")
@@ -136,6 +138,7 @@ class Spline(ScalarMap):
         (tensor([0.5000, 3.0000]), tensor([True, True]))
     """
 
+    @checked
     def __init__(self, num_bins: int = 8, bound: float = 5.0, least: float = 1e-3) -> None:
         if num_bins < 2 or not bound > 0 or not 0 < least < 1:
             raise ValueError(
@@ -248,6 +251,7 @@ class LogisticMixture(ScalarMap):
         tensor(0.7000)
     """
 
+    @checked
     def __init__(self, num_components: int = 8, max_log_scale: float = MAX_LOG_SCALE) -> None:
         if num_components < 1:
             raise ValueError(f"num_components is {num_components}; expected at least 1")

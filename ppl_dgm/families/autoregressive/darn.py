@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide, BernoulliPosterior
 from ppl_dgm.conditionals.likelihoods import Bernoulli, Likelihood, named_likelihood
 from ppl_dgm.distributions.autoregressive import Autoregressive
@@ -51,6 +52,7 @@ class DARN(Program):
 
     vectors = True
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.nn.masked import MADENet
@@ -43,6 +44,7 @@ class MADE(AutoregressiveProgram):
 
     vectors = True
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -81,6 +83,7 @@ class FVSBN(MADE):
         torch.Size([3, 5])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -124,6 +127,7 @@ class NADE(AutoregressiveProgram):
 
     vectors = True
 
+    @checked
     def __init__(
         self,
         num_dims: int,

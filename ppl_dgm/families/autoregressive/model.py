@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.families.autoregressive.scores import scores_of
@@ -44,6 +45,7 @@ class AutoregressiveProgram(Program):
     ) -> None:
         super().__init__(AutoregressiveModel(net, likelihood, num_classes))
 
+    @checked
     def sample(
         self,
         num_samples: int,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.nn.attention import Positions, TransformerNet
@@ -39,6 +40,7 @@ class PixelCNN(AutoregressiveProgram):
         torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -79,6 +81,7 @@ class GatedPixelCNN(AutoregressiveProgram):
         torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -125,6 +128,7 @@ class PixelTransformer(AutoregressiveProgram):
         torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,
@@ -183,6 +187,7 @@ class PixelSNAIL(AutoregressiveProgram):
         torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import DiscretisedLogistic, Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.nn.causal import CausalNet, Step, pick
@@ -47,6 +48,7 @@ class PixelCNNPlusPlus(AutoregressiveProgram):
         torch.Size([2, 48])
     """
 
+    @checked
     def __init__(
         self,
         shape: ImageShape,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.nn.sequence import Cell, RecurrentSequenceNet, WaveNetNet
@@ -35,6 +36,7 @@ class RecurrentNet(AutoregressiveProgram):
         torch.Size([3, 5])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -77,6 +79,7 @@ class WaveNet(AutoregressiveProgram):
         torch.Size([3, 5])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
 
@@ -31,6 +32,7 @@ HIDDEN = {ord(character): 0xE000 + ord(character) for character in SPECIAL}
 SHOWN = {hidden: character for character, hidden in HIDDEN.items()}
 
 
+@checked
 def read_bif(path: str | os.PathLike) -> BayesNet:
     """Read a net of tables from a BIF file.
 
@@ -132,6 +134,7 @@ def numbers(text: str) -> Tensor:
     return torch.tensor([float(word) for word in re.split(r"[,\s]+", text.strip()) if word])
 
 
+@checked
 def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
     """Write a net of tables as a BIF file.
 

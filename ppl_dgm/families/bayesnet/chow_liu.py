@@ -9,11 +9,13 @@ from scipy.sparse import csgraph
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.families.bayesnet.net import BayesNet, Data, check_lengths, check_states
 
 __all__ = ["chow_liu"]
 
 
+@checked
 def chow_liu(
     x: Data, num_states: int | None = None, smoothing: float = 1.0, root: int = 0
 ) -> BayesNet:

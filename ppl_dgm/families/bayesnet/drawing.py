@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from ppl_dgm.checked import checked
 from ppl_dgm.families.bayesnet.graph import Parents, layers
 from ppl_dgm.families.bayesnet.net import BayesNet
 
 __all__ = ["draw_graph"]
 
 
+@checked
 def draw_graph(net: BayesNet, axes: Any = None) -> Any:
     """Draw the graph of a net from the roots down.
 

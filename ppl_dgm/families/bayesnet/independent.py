@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Program
 
 __all__ = ["IndependentBernoulli"]
@@ -30,6 +31,7 @@ class IndependentBernoulli(Program):
 
     vectors = True
 
+    @checked
     def __init__(self, num_dims: int) -> None:
         if num_dims < 1:
             raise ValueError(f"num_dims is {num_dims}; expected at least 1")

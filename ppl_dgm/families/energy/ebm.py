@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Program
 from ppl_dgm.validation import check_sizes
 
@@ -46,6 +47,7 @@ class Energy(Program):
         True
     """
 
+    @checked
     def __init__(self, net: Any, num_dims: int | Sequence[int], base: str | Any = "normal") -> None:
         shape = (num_dims,) if isinstance(num_dims, int) else tuple(num_dims)
         for size in shape:

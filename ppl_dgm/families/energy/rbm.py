@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
 from ppl_dgm.program import Ladder, Program, evaluating
@@ -48,6 +49,7 @@ class RBM(Program):
         tensor(True)
     """
 
+    @checked
     def __init__(
         self,
         num_visible: int,
@@ -87,6 +89,7 @@ class RBM(Program):
         """
         return self.parts.free_energy(x)
 
+    @checked
     def sample(  # type: ignore[override]
         self, num_samples: int, num_steps: int = 1000, start: Tensor | None = None
     ) -> Tensor:

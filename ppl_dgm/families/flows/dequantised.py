@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import SigmoidTransform
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import check_levels, scaled_levels
 from ppl_dgm.distributions import Floored, WithinCell
 from ppl_dgm.families.flows.flow import Flow, FlowModel
@@ -75,6 +76,7 @@ class Dequantised(Program):
         ('lower', torch.Size([5, 3]))
     """
 
+    @checked
     def __init__(self, flow: Flow, levels: int, noise: nn.Module | None = None) -> None:
         if not isinstance(flow, Flow):
             raise TypeError(f"flow is a {type(flow).__name__}; expected a Flow, e.g. RealNVP(D)")
@@ -190,6 +192,7 @@ class VariationalNoise(nn.Module):
         torch.Size([5, 16])
     """
 
+    @checked
     def __init__(
         self,
         size: int | ImageShape,

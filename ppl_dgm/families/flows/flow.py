@@ -13,6 +13,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_dgm.checked import checked
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
 from ppl_dgm.program.inspection import Examination
@@ -69,6 +70,7 @@ class Flow(Program):
         ('exact', torch.Size([4, 3]), torch.Size([4, 3]))
     """
 
+    @checked
     def __init__(self, base: Distribution | nn.Module, transforms: Sequence[Any]) -> None:
         super().__init__(FlowModel(base, transforms))
 

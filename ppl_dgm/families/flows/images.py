@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.families.flows.flow import Flow, standard_normal
 from ppl_dgm.nn.image_attention import AttentionImageNet
 from ppl_dgm.nn.mlp import Activation, ImageShape
@@ -62,6 +63,7 @@ class Glow(Flow):
         (torch.Size([3, 64]), torch.Size([3, 64]))
     """
 
+    @checked
     def __init__(
         self,
         image_shape: ImageShape,
@@ -115,6 +117,7 @@ class FlowPlusPlus(Flow):
         (torch.Size([3, 16]), torch.Size([3, 16]))
     """
 
+    @checked
     def __init__(
         self,
         image_shape: ImageShape,

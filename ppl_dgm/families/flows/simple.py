@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
+from ppl_dgm.checked import checked
 from ppl_dgm.families.flows.flow import Flow, standard_normal
 from ppl_dgm.families.flows.images import checked_length
 from ppl_dgm.transforms import ActNorm, Elementwise, Inverse, LogisticMixture, LULinear, Radial
@@ -31,6 +32,7 @@ class AffineFlow(Flow):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(self, num_dims: int) -> None:
         base = standard_normal(num_dims)
         super().__init__(base, [Inverse(LULinear((num_dims,))), ActNorm((num_dims,))])
@@ -56,6 +58,7 @@ class MixtureCDFFlow(Flow):
         torch.Size([5, 1])
     """
 
+    @checked
     def __init__(self, num_dims: int, num_components: int = 8) -> None:
         mixture = Elementwise((num_dims,), LogisticMixture(num_components))
         with torch.no_grad():  # components apart, together about as wide as the data
@@ -84,6 +87,7 @@ class RadialFlow(Flow):
         torch.Size([3, 2])
     """
 
+    @checked
     def __init__(self, num_dims: int, length: int = 16, num_context: int = 0) -> None:
         steps: list[Any] = [
             Inverse(Radial(num_dims, num_context)) for _ in range(checked_length(length))

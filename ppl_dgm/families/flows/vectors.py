@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.families.flows.flow import Flow, standard_normal
 from ppl_dgm.families.flows.images import checked_length, realnvp_images
 from ppl_dgm.nn.mlp import Activation, ImageShape
@@ -54,6 +55,7 @@ class PlanarFlow(Flow):
         torch.Size([3, 2])
     """
 
+    @checked
     def __init__(self, num_dims: int, length: int = 16, num_context: int = 0) -> None:
         steps = repeated(length, lambda _: [Inverse(Planar(num_dims, num_context))])
         super().__init__(standard_normal(num_dims), [*steps, ActNorm((num_dims,))])
@@ -83,6 +85,7 @@ class NICE(Flow):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -139,6 +142,7 @@ class RealNVP(Flow):
         torch.Size([5, 16])
     """
 
+    @checked
     def __init__(
         self,
         size: int | ImageShape,
@@ -190,6 +194,7 @@ class MAF(Flow):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -227,6 +232,7 @@ class IAF(Flow):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -268,6 +274,7 @@ class FFJORD(Flow):
         torch.Size([5, 2])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -308,6 +315,7 @@ class NSF(Flow):
         (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -8,6 +8,7 @@ from numbers import Real
 import pyro
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Gaussian
 from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.families.latent.vae import LatentVectorModel
@@ -46,6 +47,7 @@ class Generator(Program):
         'latent'
     """
 
+    @checked
     def __init__(
         self,
         net: nn.Module,

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import DiagonalNormal
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.conditionals.priors import StandardNormal
@@ -47,6 +48,7 @@ class HierarchicalVAE(Program):
 
     vectors = True
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -10,6 +10,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import DiagonalNormal
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.conditionals.priors import StandardNormal
@@ -45,6 +46,7 @@ class ConditionalVAE(Program):
         (torch.Size([4, 6]), torch.Size([4, 3, 6]))
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,
@@ -98,6 +100,7 @@ class SemiSupervisedVAE(Program):
         ('latent', torch.Size([4, 3]))
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Program
 from ppl_dgm.validation import ROUNDING, warn_of_rounding
 
@@ -38,6 +39,7 @@ class PPCA(Program):
 
     vectors = True
 
+    @checked
     def __init__(self, num_dims: int, num_latents: int) -> None:
         if not 1 <= num_latents < num_dims:
             raise ValueError(

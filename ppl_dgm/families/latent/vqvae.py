@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Categorical, Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveModel
 from ppl_dgm.families.latent.vae import ScaledInputs
@@ -57,6 +58,7 @@ class VQVAE(Program):
         (torch.Size([5, 2]), torch.Size([2, 6]))
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.distributions.discretised import OrderStatistics
 from ppl_dgm.program import Program
 from ppl_dgm.validation import is_singular
@@ -24,6 +25,7 @@ __all__ = ["BayesianMixture", "NormalInverseWishart"]
 LOC_PRIOR, LOG_SCALE_PRIOR, CORRELATION = (0.0, 3.0), (0.0, 1.0), 1.0
 
 
+@checked
 @dataclass(frozen=True)
 class NormalInverseWishart:
     r"""Conjugate prior of a Gaussian's mean and covariance.
@@ -118,6 +120,7 @@ class BayesianMixture(Program):
         torch.Size([4, 3, 2, 2])
     """
 
+    @checked
     def __init__(
         self,
         num_dims: int,

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.components import Components, named_components
 from ppl_dgm.program import Program
 from ppl_dgm.validation import warn_of_rounding
@@ -41,6 +42,7 @@ class Mixture(Program):
 
     vectors = True
 
+    @checked
     def __init__(
         self, num_dims: int, num_components: int, components: str | Components = "diagonal"
     ) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Latent
 from ppl_dgm.program.bound_program import Values
 
 __all__ = ["Gibbs", "values_of"]
 
 
+@checked
 @dataclass(frozen=True)
 class Gibbs:
     r"""Gibbs sampler of a program's discrete latents.

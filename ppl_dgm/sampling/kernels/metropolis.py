@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.sampling.kernels.targets import State, Target
 
@@ -103,6 +104,7 @@ class Kernel(ABC):
         return Move(state, acceptance, torch.zeros_like(acceptance), log_ratio)
 
 
+@checked
 @dataclass(frozen=True)
 class HMC(Kernel):
     r"""Hamiltonian Monte Carlo with full refreshment of the momentum.
@@ -207,6 +209,7 @@ def leapfrog(
     return state, momentum + 0.5 * stride * state.grad(beta)
 
 
+@checked
 @dataclass(frozen=True)
 class MALA(HMC):
     """Metropolis-adjusted Langevin algorithm: HMC with one leapfrog step.
@@ -227,6 +230,7 @@ class MALA(HMC):
         return 1.4 * dim ** (-1 / 6)
 
 
+@checked
 @dataclass(frozen=True)
 class ULA(MALA):
     """Unadjusted Langevin algorithm, which never rejects.
@@ -245,6 +249,7 @@ class ULA(MALA):
     adjusted: bool = False
 
 
+@checked
 @dataclass(frozen=True)
 class RandomWalk(Kernel):
     """Random-walk Metropolis: a normal step, no gradient.

@@ -1,0 +1,221 @@
+"""Arguments of public calls, checked against their annotations before any work."""
+
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial, wraps
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Target = TypeVar("Target", bound=Callable)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_SHOWN = (NoneType, bool, Real, str, tuple, list, dict)  # told by their value
+_CURES = {
+    Tensor: "a Tensor; use torch.as_tensor",
+    os.PathLike: "a path",
+    torch.device: "a torch.device",
+}
+
+
+class Kind(NamedTuple):
+    """What an annotation takes, in words, and the test of it."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+    chosen: bool = False  # from few values
+
+
+def checked(target: Target) -> Target:
+    """Check the arguments of a function, or of a class's constructor, against their annotations.
+
+    Numbers are no booleans and not NaN, whole numbers no floats, one text no collection of texts;
+    a `seed` is one that every generator takes.
+    Annotations of other kinds (`Any`, type variables, protocols) are not looked at.
+
+    Raises:
+        TypeError, ValueError: on a call, naming the argument, what came and what was expected.
+
+    Example:
+        >>> @checked
+        ... def grid(size: int, mode: Literal["linear", "cubic"] = "linear") -> int:
+        ...     return size
+        >>> grid(3)
+        3
+        >>> grid(2.5)
+        Traceback (most recent call last):
+        ValueError: size is 2.5; expected a whole number
+    """
+    if isinstance(target, type):
+        target.__init__ = _checked(target.__init__)  # type: ignore[misc]
+        return target  # type: ignore[return-value]
+    return _checked(target)
+
+
+def _checked(function: Any) -> Any:
+    parameters = inspect.signature(function).parameters.values()
+    positional = [one.name for one in parameters if one.kind in _POSITIONAL]
+    named = {one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @cache
+    def kinds() -> dict[str, Kind]:
+        hints = get_type_hints(function)
+        found = {name: kind_of(hints[name]) for name in {*positional, *named} & hints.keys()}
+        if "seed" in found:
+            found["seed"] = (
+                _SEED if found["seed"] is _PLAIN[int] else _either([_SEED, _PLAIN[None]])
+            )
+        return {name: kind for name, kind in found.items() if kind is not None}
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
+            kind = kinds().get(name)
+            if kind is not None and not kind.holds(value):
+                raise _error(_caller(function, args), name, value, kind)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _caller(function: Any, args: tuple) -> str:
+    """The name of a function; of a method the class's."""
+    special = function.__name__ in ("__init__", "__call__")
+    return type(args[0]).__name__ if special else function.__name__
+
+
+def _error(caller: str, name: str, value: Any, kind: Kind) -> Exception:
+    if kind.expected == "a Program":
+        told = f"{caller} takes a Program, not {_named(type(value))}"
+        return TypeError(f"{told}; write Program(model, guide)")
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    error = ValueError if number or kind.chosen else TypeError
+    return error(f"{name} is {_told(value)}; expected {kind.expected}{_cure(value)}")
+
+
+def _told(value: Any) -> str:
+    """A value where it is short, else its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, _SHOWN) and len(repr(value)) <= 60:
+        return repr(value)
+    return _named(type(value))
+
+
+def _named(kind: type) -> str:
+    """The name of a class with its article."""
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
+def _cure(value: Any) -> str:
+    if isinstance(value, type):
+        return f", an instance such as {value.__name__}(...)"
+    given = any(base.__name__ == "Program" for base in type(value).__mro__)
+    return "; make the estimator first, then call it: estimator(program, *data)" if given else ""
+
+
+@cache
+def kind_of(annotation: Any) -> Kind | None:
+    """What an annotation takes; None for one that is not looked at."""
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return _either([kind_of(part) for part in parts])
+    if origin is Literal:
+        return Kind(f"one of {', '.join(map(repr, parts))}", partial(_is_one_of, parts), True)
+    if annotation is Callable or origin is Callable:
+        return Kind("a callable", callable)
+    return _class(origin or annotation, parts)
+
+
+def _class(kind: Any, parts: tuple) -> Kind | None:
+    if not isinstance(kind, type) or kind in (Any, object) or getattr(kind, "_is_protocol", False):
+        return None
+    if issubclass(kind, Mapping):
+        return Kind("a mapping, {name: ...}", lambda value: isinstance(value, Mapping))
+    if kind is tuple and parts and Ellipsis not in parts:
+        return _fixed([kind_of(part) for part in parts])
+    if (
+        issubclass(kind, Collection)
+        and kind is not Tensor
+        and not issubclass(kind, torch.nn.Module)
+    ):
+        return _collection(kind_of(parts[0]) if parts else None)
+    return Kind(_CURES.get(kind, _with_examples(kind)), lambda value: isinstance(value, kind))
+
+
+def _with_examples(kind: type) -> str:
+    """A class by its name, with public ones that are of it."""
+    own = [sub.__name__ for sub in kind.__subclasses__() if sub.__name__[0] != "_"]
+    told = f" ({', '.join(own[:4])}, ...)" if kind.__module__.startswith("ppl_dgm.") and own else ""
+    return _named(kind) + told
+
+
+def _either(kinds: list[Kind | None]) -> Kind | None:
+    known = [kind for kind in kinds if kind is not None]
+    if len(known) < len(kinds):
+        return None
+    return Kind(
+        " or ".join(dict.fromkeys(kind.expected for kind in known)),
+        lambda value: any(kind.holds(value) for kind in known),
+        any(kind.chosen for kind in known),
+    )
+
+
+def _fixed(kinds: list[Kind | None]) -> Kind:
+    """A tuple, or a list, of so many values."""
+    told = dict.fromkeys(kind.expected for kind in kinds if kind is not None)
+    return Kind(
+        f"{len(kinds)} values, each {' or '.join(told)}",
+        lambda value: (
+            isinstance(value, (tuple, list))
+            and len(value) == len(kinds)
+            and all(kind is None or kind.holds(one) for kind, one in zip(kinds, value, strict=True))
+        ),
+    )
+
+
+def _collection(each: Kind | None) -> Kind:
+    return Kind(
+        f"a collection, each {each.expected}" if each else "a collection",
+        lambda value: _is_collection(value) and (each is None or all(map(each.holds, value))),
+    )
+
+
+def _is_collection(value: Any) -> bool:
+    plain = isinstance(value, (str, bytes, Mapping))
+    return not plain and hasattr(value, "__len__") and hasattr(value, "__iter__")
+
+
+def _is_one_of(choices: tuple, value: Any) -> bool:
+    return any(type(value) is type(choice) and value == choice for choice in choices)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and value == value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
+
+
+_MAX_SEED = 2**63 - 1
+_SEED = Kind(
+    f"a whole number from 0 to {_MAX_SEED}",
+    lambda value: _is_whole(value) and 0 <= value <= _MAX_SEED,
+)
+_PLAIN = {
+    int: Kind("a whole number", _is_whole),
+    float: Kind("a number", _is_number),
+    bool: Kind("True or False", lambda value: isinstance(value, (bool, np.bool_))),
+    str: Kind("text", lambda value: isinstance(value, str)),
+    NoneType: Kind("None", lambda value: value is None),
+    None: Kind("None", lambda value: value is None),
+}
