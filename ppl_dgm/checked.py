@@ -15,9 +15,11 @@ from torch import Tensor
 Target = TypeVar("Target", bound=Callable)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SHOWN = (NoneType, bool, Real, str, tuple, list, dict)  # told by their value
+_PROGRAM = "a Program"
 _CURES = {
     Tensor: "a Tensor; use torch.as_tensor",
     os.PathLike: "a path",
+    torch.nn.Module: "a torch.nn.Module",
     torch.device: "a torch.device",
 }
 
@@ -27,7 +29,7 @@ class Kind(NamedTuple):
 
     expected: str
     holds: Callable[[Any], bool]
-    chosen: bool = False  # from few values
+    by_value: bool = False  # a number or one of few choices, not an object of some class
 
 
 def checked(target: Target) -> Target:
@@ -89,21 +91,21 @@ def _caller(function: Any, args: tuple) -> str:
 
 
 def _error(caller: str, name: str, value: Any, kind: Kind) -> Exception:
-    if kind.expected == "a Program":
+    if kind.expected == _PROGRAM:
         told = f"{caller} takes a Program, not {_named(type(value))}"
         return TypeError(f"{told}; write Program(model, guide)")
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    error = ValueError if number or kind.chosen else TypeError
-    return error(f"{name} is {_told(value)}; expected {kind.expected}{_cure(value)}")
+    plain = isinstance(value, _SHOWN)
+    error = ValueError if kind.by_value and plain else TypeError
+    told = _told(value) if kind.by_value or not isinstance(value, (str, Real)) else ""
+    return error(f"{name} is {told or _named(type(value))}; expected {kind.expected}{_cure(value)}")
 
 
 def _told(value: Any) -> str:
     """A value where it is short, else its type."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if isinstance(value, _SHOWN) and len(repr(value)) <= 60:
-        return repr(value)
-    return _named(type(value))
+    shown = isinstance(value, _SHOWN) and len(repr(value)) <= 60
+    return repr(value) if shown else _named(type(value))
 
 
 def _named(kind: type) -> str:
@@ -127,7 +129,8 @@ def kind_of(annotation: Any) -> Kind | None:
     if origin in (Union, UnionType):
         return _either([kind_of(part) for part in parts])
     if origin is Literal:
-        return Kind(f"one of {', '.join(map(repr, parts))}", partial(_is_one_of, parts), True)
+        told = f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
+        return Kind(told, partial(_is_one_of, parts), True)
     if annotation is Callable or origin is Callable:
         return Kind("a callable", callable)
     return _class(origin or annotation, parts)
@@ -151,9 +154,16 @@ def _class(kind: Any, parts: tuple) -> Kind | None:
 
 def _with_examples(kind: type) -> str:
     """A class by its name, with public ones that are of it."""
-    own = [sub.__name__ for sub in kind.__subclasses__() if sub.__name__[0] != "_"]
-    told = f" ({', '.join(own[:4])}, ...)" if kind.__module__.startswith("ppl_dgm.") and own else ""
-    return _named(kind) + told
+    if not kind.__module__.startswith("ppl_dgm."):
+        return _named(kind)
+    own = [sub.__name__ for sub in _descendants(kind) if sub.__name__[0] != "_"]
+    told = f" ({', '.join(own[:4])}, ...)" if own else ""
+    return _PROGRAM if kind.__name__ == "Program" else _named(kind) + told
+
+
+def _descendants(kind: type) -> list[type]:
+    found = kind.__subclasses__()
+    return found + [other for sub in found for other in _descendants(sub)]
 
 
 def _either(kinds: list[Kind | None]) -> Kind | None:
@@ -163,7 +173,7 @@ def _either(kinds: list[Kind | None]) -> Kind | None:
     return Kind(
         " or ".join(dict.fromkeys(kind.expected for kind in known)),
         lambda value: any(kind.holds(value) for kind in known),
-        any(kind.chosen for kind in known),
+        any(kind.by_value for kind in known),
     )
 
 
@@ -210,10 +220,11 @@ _MAX_SEED = 2**63 - 1
 _SEED = Kind(
     f"a whole number from 0 to {_MAX_SEED}",
     lambda value: _is_whole(value) and 0 <= value <= _MAX_SEED,
+    True,
 )
 _PLAIN = {
-    int: Kind("a whole number", _is_whole),
-    float: Kind("a number", _is_number),
+    int: Kind("a whole number", _is_whole, True),
+    float: Kind("a number", _is_number, True),
     bool: Kind("True or False", lambda value: isinstance(value, (bool, np.bool_))),
     str: Kind("text", lambda value: isinstance(value, str)),
     NoneType: Kind("None", lambda value: value is None),
