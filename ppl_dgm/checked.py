@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial, wraps
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import numpy as np
 import torch
 from torch import Tensor
+
+__all__ = ["Kind", "checked", "kind_of"]
 
 Target = TypeVar("Target", bound=Callable)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -143,11 +145,9 @@ def _class(kind: Any, parts: tuple) -> Kind | None:
         return Kind("a mapping, {name: ...}", lambda value: isinstance(value, Mapping))
     if kind is tuple and parts and Ellipsis not in parts:
         return _fixed([kind_of(part) for part in parts])
-    if (
-        issubclass(kind, Collection)
-        and kind is not Tensor
-        and not issubclass(kind, torch.nn.Module)
-    ):
+    if kind in (Iterable, Iterator):
+        return None
+    if kind in (list, tuple, set, frozenset) or kind.__module__ == "collections.abc":
         return _collection(kind_of(parts[0]) if parts else None)
     return Kind(_CURES.get(kind, _with_examples(kind)), lambda value: isinstance(value, kind))
 

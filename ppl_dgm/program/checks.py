@@ -3,7 +3,8 @@
 A program may also not fit itself. Each error names the site and the cure.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.bound_program import Prior
-from ppl_dgm.program.log_densities import count_observed
+from ppl_dgm.program.log_densities import count_observed, log_prob_of, seen_entries, unmasked_value
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, is_summed_out, random_sites
 from ppl_dgm.program.structure import Structure
@@ -22,8 +23,9 @@ from ppl_dgm.program.supports import innermost, moves
 
 __all__ = [
     "blame",
+    "blaming_nan",
     "check",
-    "check_finite_arguments",
+    "check_nan_masked",
     "refuse_implicit",
     "refuse_point_masses",
     "run",
@@ -103,12 +105,22 @@ def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> 
     try:
         return call()
     except Exception as error:  # the user's own code may raise anything
-        given = ", ".join(describe(leaf) for leaf in tree_leaves((args, dict(kwargs)))) or "no data"
+        leaves = tree_leaves((args, dict(kwargs)))
+        given = ", ".join(map(describe, leaves)) or "no data"
+        reason = str(error).partition("Trace Shapes:")[0].strip()
         raise ValueError(
-            f"the {role} failed on its first run with {given}: {type(error).__name__}: "
-            f"{error}. Check the shape, dtype and device of the data "
-            "against what the program expects"
+            f"the {role} failed on its first run with {given}: {type(error).__name__}: {reason}. "
+            f"{cure_of_failure(reason, leaves)}"
         ) from error
+
+
+def cure_of_failure(reason: str, leaves: list[Any]) -> str:
+    """What to do about a run that failed."""
+    if "ImproperUniform" in reason:
+        return "Give that latent a proper prior, or a guide that draws it"
+    empty = any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves)
+    cure = "Check the shape, dtype and device of the data against what the program expects"
+    return f"{cure}: they hold no datum" if empty else cure
 
 
 def describe(leaf: Any) -> str:
@@ -136,21 +148,45 @@ def refuse_implicit(structure: Structure, site: str) -> None:
         )
 
 
-def check_finite_arguments(args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Refuse NaN in the data before anything runs."""
+@contextmanager
+def blaming_nan(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Blame NaN in the data for what fails in a block; a program that masks them does not."""
+    try:
+        yield
+    except ValueError as error:
+        refuse_nan(args, kwargs, error)
+        raise
+
+
+def refuse_nan(args: tuple, kwargs: Mapping[str, Any], cause: Exception | None = None) -> None:
+    """Raise ValueError for the first argument that holds NaN, if there is one."""
+    for name, leaf in nan_arguments(args, kwargs):
+        raise ValueError(
+            f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN that no "
+            "mask takes out; expected finite data. Remove or impute them, or pass a mask to the "
+            "program (poutine.mask)"
+        ) from cause
+
+
+def nan_arguments(args: tuple, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """The arguments that hold NaN, with their names."""
     named = [(f"argument {i}", leaf) for i, leaf in enumerate(tree_leaves(args))]
-    named += [
-        (f"argument {name!r}", leaf)
-        for name, value in kwargs.items()
-        for leaf in tree_leaves(value)
-    ]
-    for name, leaf in named:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any()):
-            raise ValueError(
-                f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN; "
-                "expected finite data. Remove or impute them, or pass a mask to the program "
-                "(poutine.mask)"
-            )
+    named += [(f"argument {n!r}", leaf) for n, v in kwargs.items() for leaf in tree_leaves(v)]
+    return [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor) and has_nan(leaf)]
+
+
+def has_nan(value: Tensor) -> bool:
+    """Whether a tensor holds NaN."""
+    return value.is_floating_point() and bool(value.isnan().any())
+
+
+def check_nan_masked(args: tuple, kwargs: Mapping[str, Any], model_trace: Any) -> None:
+    """Refuse NaN in the data that reach a density."""
+    if nan_arguments(args, kwargs):
+        sites = [site for _, site in random_sites(model_trace)]
+        with unvalidated():
+            if any(bool(log_prob_of(site, 1.0).isnan().any()) for site in sites):
+                refuse_nan(args, kwargs)
 
 
 def check(
@@ -165,12 +201,13 @@ def check(
     check_something_to_score(structure, model_trace)
     check_plate(structure, model_trace, guide_trace)
     check_sequential(structure, model_trace)
+    if guide_trace is not None:
+        check_same_latents(structure, model_trace, guide_trace)
+        check_guide_sizes(model_trace, guide_trace)
     for _, site in random_sites(model_trace):
         if site["is_observed"] and not is_factor(site):
             check_observed(site, again)
             check_data_dimension(site, structure)
-    if guide_trace is not None:
-        check_same_latents(structure, model_trace, guide_trace)
     for role, trace in (("model", model_trace), ("guide", guide_trace)):
         if trace is not None:
             check_shapes(role, trace, structure)
@@ -231,21 +268,42 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
             "torch.as_tensor"
         )
     check_observed_shape(name, fn, value)
-    if value.is_floating_point() and bool(value.isnan().any()):
+    seen = seen_entries(site)
+    if has_nan(value[seen]):
         raise ValueError(
             f"site {name!r} observes NaN; expected finite data. Remove, impute or mask them"
         )
-    inside = fn.support.check(value)
-    if not bool(inside.all()) and not any(
-        moves(site, again()[1].nodes[name]) for _ in range(NUM_RERUNS)
-    ):
-        share = 100.0 * (1.0 - inside.double().mean().item())
-        raise ValueError(
-            f"site {name!r} observes values outside the support {fn.support} of "
-            f"{type(innermost(fn)).__name__} ({share:.3g} % of them; min {value.min().item():.6g}, "
-            f"max {value.max().item():.6g}). Transform the data or choose a likelihood with their "
-            "support"
-        )
+    check_inside(site, unmasked_value(site), seen, again)
+
+
+def check_inside(site: Site, value: Tensor, seen: Tensor, again: Callable[[], Any]) -> None:
+    """Refuse values outside the support, of which a mask takes out none."""
+    name, fn = site["name"], innermost(site["fn"])
+    inside = site["fn"].support.check(value) & totals_agree(fn, value)
+    if bool(inside.all()) or any(moves(site, again()[1].nodes[name]) for _ in range(NUM_RERUNS)):
+        return
+    share, given = 100.0 * (1.0 - inside.double().mean().item()), value[seen]
+    raise ValueError(
+        f"site {name!r} observes values outside the support {site['fn'].support} of "
+        f"{type(fn).__name__} ({share:.3g} % of them; min {given.min().item():.6g}, max "
+        f"{given.max().item():.6g}). {cure_of_support(fn, given)}"
+    )
+
+
+def totals_agree(fn: Any, value: Tensor) -> Tensor:
+    """Whether counts add up to the total of a multinomial: torch's support takes fewer too."""
+    if not isinstance(fn, dist.Multinomial):
+        return torch.ones((), dtype=torch.bool, device=value.device)
+    return value.sum(-1) == fn.total_count
+
+
+def cure_of_support(fn: Any, given: Tensor) -> str:
+    """What to do with values outside a support."""
+    if isinstance(fn, dist.Multinomial):
+        return f"Their sums must be total_count = {fn.total_count}"
+    if isinstance(fn, dist.Categorical) and given.min() >= 1 and given.max() == fn._num_events:
+        return "Categories count from 0; subtract 1"
+    return "Transform the data or choose a likelihood with their support"
 
 
 def check_observed_shape(name: str, fn: Any, value: Tensor) -> None:
@@ -313,6 +371,25 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
             )
         check_same_site(name, model_sites[name], site)
     check_auxiliary(guide_sites)
+
+
+def check_guide_sizes(model_trace: Any, guide_trace: Any) -> None:
+    """Blame the guide for plates of other sizes than the data have: the model is given its plates."""
+    frames = [frame for _, site in random_sites(guide_trace) for frame in site["cond_indep_stack"]]
+    sizes = {frame.name: (frame.dim, frame.size) for frame in frames if frame.dim is not None}
+    for name, site in random_sites(model_trace):
+        value, event = site["value"], len(site["fn"].event_shape)
+        if not site["is_observed"] or is_factor(site) or not isinstance(value, Tensor):
+            continue
+        batch = value.shape[: value.dim() - event]
+        for plate, (dim, size) in sizes.items():
+            given = batch[dim] if len(batch) >= -dim else 1
+            if plate in {f.name for f in site["cond_indep_stack"]} and given not in (1, size):
+                raise ValueError(
+                    f"the guide opens the plate {plate!r} for {size} data, but site {name!r} "
+                    f"observes {given}. An autoguide keeps the sizes of the data that it first saw: "
+                    "make another for these data, or a guide that takes their length"
+                )
 
 
 def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:

@@ -112,8 +112,8 @@ def examine(
         undisturbed(model, guide) as isolation,
         pyro.validation_enabled(True),
         SizedPlates(),
+        checks.blaming_nan(args, kwargs),
     ):
-        checks.check_finite_arguments(args, kwargs)
         division = lazy_division(model, proposal, args, kwargs, plate, shared)
         structures, few = [], (args, kwargs)
         for part_args, part_kwargs in portions(model, proposal, args, kwargs, plate, division):
@@ -121,6 +121,7 @@ def examine(
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
             again = partial(checks.run, model, proposal, part_args, part_kwargs)
             checks.check(found, model_trace, guide_trace if guide else None, again)
+            checks.check_nan_masked(part_args, part_kwargs, model_trace)
             observed.add(found, model_trace, part_args, part_kwargs)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
             energies = find_energies(model, model_trace, part_args, part_kwargs)

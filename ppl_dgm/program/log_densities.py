@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.sites import Site, is_factor
-from ppl_dgm.program.supports import in_support
+from ppl_dgm.program.supports import in_support, inner_point
 
 __all__ = [
     "Layout",
@@ -24,6 +24,7 @@ __all__ = [
     "sum_scores",
     "sum_sites",
     "unmask",
+    "unmasked_value",
 ]
 
 
@@ -121,11 +122,28 @@ def log_prob_of(site: Site, scale: Any) -> Tensor:
     Data that the latents rule out have a density of zero.
     """
     fn, mask = part_mask(site)
-    value = counted(site["value"]) if site["is_observed"] else site["value"]
+    value = unmasked_value(site) if site["is_observed"] else site["value"]
     log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
     inside = in_support(fn, value) if site["is_observed"] and not is_factor(site) else None
     log_prob = log_prob if inside is None else torch.where(inside, log_prob, -torch.inf)
     return scale_and_mask(log_prob, scale, mask)
+
+
+def unmasked_value(site: Site) -> Tensor:
+    """The observed value as numbers, with one inside the support where masks take it out.
+
+    What is masked may be NaN or a pad outside the support; its derivatives would be NaN too.
+    """
+    value = counted(site["value"])
+    if is_factor(site) or not is_masked(site):
+        return value
+    return torch.where(seen_entries(site), value, inner_point(site["fn"], value))
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a mask of a handler or a distribution takes out some of a site's value."""
+    masks = (mask for mask, _ in masks_of(site) if mask is not None)
+    return any(isinstance(mask, Tensor) or not mask for mask in masks)
 
 
 def counted(value: Tensor) -> Tensor:
@@ -178,18 +196,24 @@ def seen_entries(site: Site) -> Tensor:
 
     Masks of handlers and of distributions count.
     """
-    value, fn, masks = site["value"], site["fn"], [(site["mask"], site["fn"])]
-    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
-        masks.append((getattr(fn, "_mask", None), fn))
-        fn = fn.base_dist
+    value = site["value"]
     seen = torch.ones_like(value, dtype=torch.bool)
-    for mask, level in masks:
+    for mask, level in masks_of(site):
         if mask is not None:
             mask = torch.as_tensor(mask, device=value.device)
             seen = seen & mask.reshape(
                 mask.shape + (1,) * (len(level.event_shape) if mask.dim() else 0)
             )
     return seen
+
+
+def masks_of(site: Site) -> list[tuple[Any, Any]]:
+    """The masks of a site's handlers and distributions, each with the distribution it is for."""
+    fn, masks = site["fn"], [(site["mask"], site["fn"])]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        masks.append((getattr(fn, "_mask", None), fn))
+        fn = fn.base_dist
+    return masks
 
 
 def sum_scores(sites: list[Site], layout: Layout) -> Any:

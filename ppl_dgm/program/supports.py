@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import TransformedDistribution, constraints
+from torch.distributions import TransformedDistribution, constraints, transform_to
 
-__all__ = ["in_support", "innermost", "moves"]
+__all__ = ["in_support", "inner_point", "innermost", "moves"]
 
 
 def in_support(fn: Any, value: Tensor) -> Tensor | None:
@@ -37,6 +37,42 @@ def in_support(fn: Any, value: Tensor) -> Tensor | None:
     return all_of(inside, dims(fn) - dims(inner))
 
 
+def inner_point(fn: Any, like: Tensor) -> Tensor:
+    """A value `[*batch, *event]` in the support, to stand where masks take out what is observed.
+
+    Nothing is drawn; where no such value is known, it is the observed one with its NaN at zero.
+    """
+    inner = innermost(fn)
+    support = base_support(inner)
+    zeros = like.new_zeros(inner.batch_shape + inner.event_shape)
+    if isinstance(support, type(constraints.multinomial(1))):
+        return (
+            first_category(zeros)
+            * torch.as_tensor(support.upper_bound, device=like.device)[..., None]
+        )
+    if isinstance(support, type(constraints.one_hot)):
+        return first_category(zeros)
+    if support.is_discrete:
+        return zeros + getattr(support, "lower_bound", 0)
+    try:
+        return transform_to(inner.support)(zeros)
+    except NotImplementedError:
+        return like.nan_to_num()
+
+
+def first_category(zeros: Tensor) -> Tensor:
+    """One-hot vectors of the first category, of the shape of zeros."""
+    return torch.cat([torch.ones_like(zeros[..., :1]), zeros[..., 1:]], -1)
+
+
+def base_support(fn: Any) -> Any:
+    """The constraint on single entries of values."""
+    support = innermost(fn).support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
 def innermost(fn: Any) -> Any:
     """Strip `to_event`, `mask` and `expand` wrappers from a distribution."""
     while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
@@ -49,9 +85,7 @@ def is_bounded(fn: Any) -> bool:
     inner = innermost(fn)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
         return True
-    support = inner.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = base_support(inner)
     return not (support.is_discrete or isinstance(support, type(constraints.real)))
 
 
