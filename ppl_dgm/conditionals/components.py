@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.validation import ROUNDING, check_sizes, is_singular
 
@@ -61,6 +62,7 @@ class BernoulliComponents(Components):
 
     regularisation = 0.5
 
+    @checked
     def __init__(self, num_dims: int, num_components: int) -> None:
         super().__init__(num_dims, num_components)
         self.logits = nn.Parameter(torch.randn(num_components, num_dims))
@@ -97,6 +99,7 @@ class GaussianComponents(Components):
 
     regularisation = 1e-6
 
+    @checked
     def __init__(self, num_dims: int, num_components: int, covariance: str = "diagonal") -> None:
         super().__init__(num_dims, num_components)
         if covariance not in ("diagonal", "full", "tied"):

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.transforms import (
     FlowDistribution,
@@ -66,6 +67,7 @@ class DiagonalNormal(PosteriorFamily):
         torch.Size([3])
     """
 
+    @checked
     def __init__(self, num_latents: int) -> None:
         super().__init__(num_latents, 2 * num_latents)
 
@@ -85,6 +87,7 @@ class BernoulliPosterior(PosteriorFamily):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(self, num_latents: int) -> None:
         super().__init__(num_latents, num_latents)
 
@@ -107,6 +110,7 @@ class FullRankNormal(PosteriorFamily):
     rows: Tensor
     columns: Tensor
 
+    @checked
     def __init__(self, num_latents: int) -> None:
         super().__init__(num_latents, 2 * num_latents + num_latents * (num_latents - 1) // 2)
         rows, columns = torch.tril_indices(num_latents, num_latents, -1)
@@ -154,6 +158,7 @@ class FlowPosterior(PosteriorFamily):
         torch.Size([5, 3])
     """
 
+    @checked
     def __init__(
         self,
         num_latents: int,
@@ -244,6 +249,7 @@ class AmortisedGuide(nn.Module):
         torch.Size([7, 3])
     """
 
+    @checked
     def __init__(self, encoder: nn.Module, posterior: PosteriorFamily) -> None:
         super().__init__()
         self.encoder, self.posterior = encoder, posterior
@@ -299,6 +305,7 @@ class LocalGuide(nn.Module):
         torch.Size([7, 3])
     """
 
+    @checked
     def __init__(self, posterior: PosteriorFamily, start: Tensor) -> None:
         super().__init__()
         if start.dim() != 2 or start.shape[1] != posterior.num_params:

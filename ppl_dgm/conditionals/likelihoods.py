@@ -16,6 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.distributions import discretised as distributions
 from ppl_dgm.distributions.discretised import DiscretisedLogisticMixture
@@ -127,6 +128,7 @@ class Gaussian(Likelihood):
 
     log_scale: Tensor
 
+    @checked
     def __init__(self, scale: float = 1.0, learned: str = "no") -> None:
         super().__init__()
         if not scale > 0:
@@ -171,6 +173,7 @@ class Categorical(Likelihood):
         tensor([0.2500, 0.2500, 0.2500])
     """
 
+    @checked
     def __init__(self, levels: int) -> None:
         super().__init__()
         self.num_params = check_levels(levels)
@@ -226,6 +229,7 @@ class MixtureDensity(Likelihood):
         tensor([0.3989, 0.3989, 0.3989, 0.3989])
     """
 
+    @checked
     def __init__(self, num_components: int = 10, kind: str = "gaussian") -> None:
         super().__init__()
         if num_components < 1:
@@ -272,6 +276,7 @@ class DiscretisedLogistic(Likelihood):
         torch.Size([3])
     """
 
+    @checked
     def __init__(self, levels: int = 256, num_components: int = 5) -> None:
         super().__init__()
         if num_components < 1:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.conditionals.guides import AmortisedGuide
 from ppl_dgm.transforms import FlowDistribution, Held
@@ -52,6 +53,7 @@ class StandardNormal(LatentPrior):
 
     zeros: Tensor
 
+    @checked
     def __init__(self, num_latents: int) -> None:
         super().__init__(num_latents)
         self.register_buffer("zeros", torch.zeros(num_latents), persistent=False)
@@ -74,6 +76,7 @@ class BernoulliPrior(LatentPrior):
         tensor(0.1250, grad_fn=...)
     """
 
+    @checked
     def __init__(self, num_latents: int) -> None:
         super().__init__(num_latents)
         self.logits = nn.Parameter(torch.zeros(num_latents))
@@ -103,6 +106,7 @@ class GaussianMixturePrior(LatentPrior):
 
     logits: Tensor
 
+    @checked
     def __init__(
         self, num_latents: int, num_components: int, learned_weights: bool = False
     ) -> None:
@@ -183,6 +187,7 @@ class VampPrior(LatentPrior):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, guide: AmortisedGuide, start: Tensor) -> None:
         super().__init__(guide.posterior.num_latents)
         if start.dim() != 2:
@@ -219,6 +224,7 @@ class FlowPrior(LatentPrior):
         torch.Size([5])
     """
 
+    @checked
     def __init__(self, num_latents: int, transforms: Sequence[Any]) -> None:
         super().__init__(num_latents)
         self.noise = StandardNormal(num_latents)

@@ -17,6 +17,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 
 __all__ = ["Function", "LinearGaussian", "Logistic", "Neural", "NodeConditional", "Table"]
@@ -89,6 +90,7 @@ class Table(NodeConditional):
         (True, 2)
     """
 
+    @checked
     def __init__(self, probs: Tensor | Sequence, parents: Sequence[str] = ()) -> None:
         probs = torch.as_tensor(probs)
         probs = probs if probs.is_floating_point() else probs.to(torch.get_default_dtype())
@@ -184,6 +186,7 @@ class Logistic(NodeConditional):
         tensor([0.1192, 0.8808], grad_fn=...)
     """
 
+    @checked
     def __init__(
         self, parents: Sequence[str], weights: Sequence[float] | None = None, bias: float = 0.0
     ) -> None:
@@ -219,6 +222,7 @@ class LinearGaussian(NodeConditional):
         tensor(7., grad_fn=...)
     """
 
+    @checked
     def __init__(
         self,
         parents: Sequence[str] = (),
@@ -269,6 +273,7 @@ class Neural(NodeConditional):
         torch.Size([4, 5])
     """
 
+    @checked
     def __init__(self, net: nn.Module, parents: Sequence[str], num_states: int) -> None:
         super().__init__(parents, num_states)
         self.net = net

@@ -14,6 +14,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.sampling.discrepancies import distances
 from ppl_dgm.validation import check_sizes
 
@@ -31,6 +32,7 @@ __all__ = [
 _AT_ONCE = 2**24  # distances in memory at a time
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ModeCounts:
     """How many draws fell to each mode.
@@ -133,6 +135,7 @@ def class_counts(labels: Tensor, num_classes: int) -> ModeCounts:
     return ModeCounts(modes.bincount(minlength=num_classes ** parts.shape[1]), 1.0)
 
 
+@checked
 @dataclass(frozen=True)
 class PrecisionRecall:
     """Overlap of two samples' neighbourhoods.
@@ -196,6 +199,7 @@ def precision_recall(data: Any, draws: Any, *, k: int = 3) -> PrecisionRecall:
     )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Memorisation:
     """Whether draws are nearer to training data than held-out data.

@@ -9,6 +9,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from tqdm import tqdm
 
+from ppl_dgm.checked import checked
+
 __all__ = ["Autoregressive", "EqualMixture"]
 
 Step = Callable[[int, Tensor], Tensor]
@@ -52,6 +54,7 @@ class Autoregressive(TorchDistribution):
 
     arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
         net: Callable[[Tensor], Tensor],
@@ -138,6 +141,7 @@ class EqualMixture(TorchDistribution):
 
     arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
 
+    @checked
     def __init__(self, laws: Sequence[Any], validate_args: bool | None = None) -> None:
         self.laws = tuple(laws)
         first = self.laws[0]

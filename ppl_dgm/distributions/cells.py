@@ -9,6 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from ppl_dgm.checked import checked
+
 __all__ = ["Floored", "WithinCell"]
 
 
@@ -43,6 +45,7 @@ class Floored(TorchDistribution):
 
     support = constraints.independent(Whole(), 1)  # type: ignore[assignment]
 
+    @checked
     def __init__(self, value: Tensor, validate_args: bool | None = None) -> None:
         self.value = value
         super().__init__(value.shape[:-1], value.shape[-1:], validate_args=validate_args)
@@ -89,6 +92,7 @@ class WithinCell(TorchDistribution):
     arg_constraints = {"level": constraints.real_vector}  # type: ignore[assignment]  # noqa: RUF012
     support = constraints.real_vector  # type: ignore[assignment]
 
+    @checked
     def __init__(self, level: Tensor, noise: Any, validate_args: bool | None = None) -> None:
         self.level, self.noise, self.has_rsample = level, noise, noise.has_rsample
         super().__init__(level.shape[:-1], level.shape[-1:], validate_args=validate_args)

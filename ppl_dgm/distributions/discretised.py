@@ -9,6 +9,8 @@ from pyro.distributions import Categorical, TorchDistribution, constraints
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
+
 __all__ = ["ContinuousBernoulli", "DiscretisedLogisticMixture", "OrderStatistics"]
 
 
@@ -41,6 +43,7 @@ class OrderStatistics(TorchDistribution):
     arg_constraints = {}  # type: ignore[assignment]  # noqa: RUF012
     support = constraints.ordered_vector  # type: ignore[assignment]
 
+    @checked
     def __init__(self, base: Any, num_draws: int, validate_args: bool | None = None) -> None:
         if num_draws < 1 or base.batch_shape or base.event_shape:
             raise ValueError(
@@ -100,6 +103,7 @@ class ContinuousBernoulli(TorchDistribution):
     support = constraints.unit_interval  # type: ignore[assignment]
     has_rsample = True
 
+    @checked
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
@@ -185,6 +189,7 @@ class DiscretisedLogisticMixture(TorchDistribution):
     }
     has_enumerate_support = True
 
+    @checked
     def __init__(
         self,
         logits: Tensor,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppl_dgm.checked import checked
+
 __all__ = ["CSVLog", "Callback", "Log", "Progress", "TensorBoard"]
 
 
@@ -73,6 +75,7 @@ class CSVLog(Callback):
         every: steps between rows.
     """
 
+    @checked
     def __init__(self, path: str | os.PathLike, every: int = 1) -> None:
         self.every = every
         # It stays open until the end.
@@ -102,6 +105,7 @@ class Log(Callback):
         every: steps between messages.
     """
 
+    @checked
     def __init__(self, logger: logging.Logger | None = None, every: int = 100) -> None:
         self.logger, self.every = logger or logging.getLogger("ppl_dgm.fit"), every
 
@@ -129,6 +133,7 @@ class TensorBoard(Callback):
         ImportError: without the package tensorboard.
     """
 
+    @checked
     def __init__(self, folder: str | os.PathLike, every: int = 1) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.mlp import check_widths
 
 __all__ = [
@@ -52,6 +53,7 @@ class CausalNet(nn.Module, ABC):
     orders: Tensor
     ranks: Tensor
 
+    @checked
     def __init__(
         self,
         num_dims: int,

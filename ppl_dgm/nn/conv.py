@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.nn.mlp import Activation, ImageShape, check_widths
 
 __all__ = ["ConvDecoder", "ConvEncoder", "over_images", "unflatten_images"]
@@ -35,6 +36,7 @@ class ConvEncoder(nn.Module):
         (torch.Size([3, 5, 10]), torch.Size([10]))
     """
 
+    @checked
     def __init__(
         self,
         image_shape: ImageShape,
@@ -86,6 +88,7 @@ class ConvDecoder(nn.Module):
         torch.Size([3, 5, 1, 7, 9])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
+
 __all__ = ["MLP", "Activation", "ImageShape", "ResidualMLP", "check_widths", "hidden_sizes"]
 
 Activation = Callable[[], nn.Module]
@@ -39,6 +41,7 @@ class MLP(nn.Sequential):
         torch.Size([5, 4, 2])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -80,6 +83,7 @@ class ResidualMLP(nn.Module):
         torch.Size([7, 5])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,

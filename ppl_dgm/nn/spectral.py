@@ -3,6 +3,8 @@
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ppl_dgm.checked import checked
+
 __all__ = ["spectral_normalised"]
 
 _LAYERS = (
@@ -16,6 +18,7 @@ _LAYERS = (
 )
 
 
+@checked
 def spectral_normalised(net: nn.Module) -> nn.Module:
     """Divide each layer's weight by its largest singular value.
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from ppl_dgm.checked import checked
+
 __all__ = ["Divergence", "alpha_divergence", "named_divergence"]
 
 Function = Callable[[Tensor], Tensor]
@@ -23,6 +25,7 @@ _RATIOS = torch.linspace(-3.0, 3.0, 61, dtype=torch.float64).exp()
 _OUTPUTS = torch.linspace(-8.0, 8.0, 20001, dtype=torch.float64).sinh()
 
 
+@checked
 @dataclass(frozen=True)
 class Divergence:
     r"""f-divergence: a convex function, its conjugate and an activation.
@@ -136,6 +139,7 @@ def _entropic(u: Tensor) -> Tensor:
     return torch.xlogy(u, u) - (u + 1) * torch.log((u + 1) / 2)
 
 
+@checked
 def alpha_divergence(alpha: float) -> Divergence:
     r"""Make the alpha divergence of order `alpha`.
 

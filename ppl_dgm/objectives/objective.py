@@ -14,6 +14,7 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, call_signature, inspect
 from ppl_dgm.program.checks import refuse_implicit
 
@@ -181,6 +182,7 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}; expected at least 1, a whole number")
 
 
+@checked
 def linear_warmup(num_steps: int, start: float = 0.0, end: float = 1.0) -> Callable[[int], float]:
     """Make a weight that changes linearly, then stays constant.
 

@@ -14,6 +14,8 @@ import pyro.poutine as poutine
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ppl_dgm.checked import checked
+
 __all__ = ["Game", "Goal", "Player", "trainable"]
 
 
@@ -29,6 +31,7 @@ class Goal:
     differentiable_loss: Callable[..., Tensor]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Player:
     """Player of a game, with its parameters and objective.

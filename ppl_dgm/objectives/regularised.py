@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.elbo import check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import LogJoint, Structure
@@ -56,6 +57,7 @@ class FreeBits(Objective):
         0.245
     """
 
+    @checked
     def __init__(
         self,
         nats: float = 0.1,
@@ -191,6 +193,7 @@ class BetaTC(Objective):
         True
     """
 
+    @checked
     def __init__(
         self,
         num_data: int,

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.tables import NodeConditional, Table
 from ppl_dgm.families.bayesnet.elimination import log_marginal_of, prototype
 from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
@@ -48,6 +49,7 @@ class BayesNet(Program):
         (3, torch.Size([3, 2]), 'exact')
     """
 
+    @checked
     def __init__(
         self,
         nodes: Mapping[str, NodeConditional],
@@ -394,6 +396,7 @@ def dirichlet_multinomial(counts: Tensor, smoothing: float) -> Tensor:
     return (rows + ((counts + alpha).lgamma() - alpha.lgamma()).sum(-1)).sum()
 
 
+@checked
 def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
     """Make a Markov chain of uniform tables.
 
@@ -407,6 +410,7 @@ def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
     return BayesNet.from_edges(dict.fromkeys(names, num_states), pairwise(names))
 
 
+@checked
 def naive_bayes(num_classes: int, num_features: int, num_states: int = 2) -> BayesNet:
     """Make a naive Bayes net of uniform tables.
 

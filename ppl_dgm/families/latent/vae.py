@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide, DiagonalNormal, PosteriorFamily
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
@@ -58,6 +59,7 @@ class VAE(Program):
 
     vectors = True
 
+    @checked
     def __init__(
         self,
         num_dims: int,
