@@ -23,7 +23,7 @@ from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.storage import parameters_in, write_state
 from ppl_dgm.program.structure import DensityKind, Structure
 
-__all__ = ["Program", "require_program"]
+__all__ = ["Program"]
 
 _LOG = logging.getLogger("ppl_dgm")
 
