@@ -142,7 +142,7 @@ def _class(kind: Any, parts: tuple) -> Kind | None:
     if not isinstance(kind, type) or kind in (Any, object) or getattr(kind, "_is_protocol", False):
         return None
     if issubclass(kind, Mapping):
-        return Kind("a mapping, {name: ...}", lambda value: isinstance(value, Mapping))
+        return _mapping(named=parts[:1] == (str,))
     if kind is tuple and parts and Ellipsis not in parts:
         return _fixed([kind_of(part) for part in parts])
     if kind in (Iterable, Iterator):
@@ -190,6 +190,16 @@ def _fixed(kinds: list[Kind | None]) -> Kind:
     )
 
 
+def _mapping(named: bool) -> Kind:
+    return Kind(
+        "a mapping, {'name': ...}" if named else "a mapping",
+        lambda value: (
+            isinstance(value, Mapping)
+            and (not named or all(isinstance(name, str) for name in value))
+        ),
+    )
+
+
 def _collection(each: Kind | None) -> Kind:
     return Kind(
         f"a collection, each {each.expected}" if each else "a collection",
@@ -216,7 +226,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
 
 
-_MAX_SEED = 2**63 - 1
+_MAX_SEED = 2**32 - 1
 _SEED = Kind(
     f"a whole number from 0 to {_MAX_SEED}",
     lambda value: _is_whole(value) and 0 <= value <= _MAX_SEED,

@@ -1,7 +1,6 @@
 """Validation of settings, covariances and parameter precision."""
 
 import warnings
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 __all__ = [
     "ROUNDING",
-    "check_choice",
+    "check_device",
     "check_least",
     "check_sizes",
     "is_singular",
@@ -34,10 +33,18 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} is {value}; expected at least 1")
 
 
-def check_choice(settings: Any, name: str, choices: Collection[str]) -> None:
-    """Refuse a setting that is not one of the choices."""
-    if getattr(settings, name) not in choices:
-        raise ValueError(f"{name} is {getattr(settings, name)!r}; expected one of {tuple(choices)}")
+def check_device(device: torch.device | str | None) -> None:
+    """Refuse a device that torch does not know, or that is not here."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is {str(device)!r}, which is not to be had here: {reason}. Leave it out, or "
+            "name one of this machine, e.g. 'cpu' or 'cuda:0'"
+        ) from error
 
 
 def is_singular(matrix: Tensor) -> Tensor:

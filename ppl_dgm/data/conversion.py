@@ -108,6 +108,8 @@ def _cannot_be_meant(data: Any) -> bool:
 def _checked(value: Tensor) -> Tensor:
     if value.layout != torch.strided:
         raise TypeError("the data are a sparse tensor; expected a dense one, data.to_dense()")
+    if value.is_meta:
+        raise TypeError("the data are on the meta device, which holds no values; name another")
     if value.is_complex():
         raise TypeError(
             "the data are complex; expected real numbers, e.g. torch.view_as_real(data)"

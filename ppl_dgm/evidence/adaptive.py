@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, Switch, check_compile
+from ppl_dgm.compile import CompileMode, Switch
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
@@ -81,7 +81,6 @@ class AdaptiveImportanceSampling(Estimator):
     compile: CompileMode = "auto"
 
     def __post_init__(self) -> None:
-        check_compile(self.compile)
         check_least(self, num_particles=20, num_rounds=0, num_fitted=20, num_chains=8, memory=1)
 
     def draws_from(self, bound: Bound) -> Proposal | None:

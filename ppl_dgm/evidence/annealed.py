@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, check_compile
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.normalising import ladder_to
 from ppl_dgm.program import Bound, Ladder
@@ -34,12 +34,11 @@ from ppl_dgm.sampling.smc.paths import (
 )
 from ppl_dgm.sampling.smc.population import Plan, Tempering
 from ppl_dgm.sampling.smc.resampling import effective_size
-from ppl_dgm.validation import check_choice, check_least
+from ppl_dgm.validation import check_least
 
 __all__ = ["AIS"]
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
-SCHEDULES = ("adaptive", "sigmoid", "linear")
 SPACINGS = {"sigmoid": sigmoid_temperatures, "linear": linear_temperatures}
 CHAINS_FOR_TAIL = 100
 LOW_ESS = 0.1
@@ -107,8 +106,6 @@ class AIS(Estimator):
 
     def __post_init__(self) -> None:
         check_least(self, num_temperatures=1, num_chains=2, num_pilots=8, memory=1)
-        check_choice(self, "schedule", SCHEDULES)
-        check_compile(self.compile)
 
     def draws_from(self, bound: Bound) -> Start:
         return self.start

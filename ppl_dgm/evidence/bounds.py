@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, check_compile
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, log_mean_exp, pareto_k, weight_chunks
 from ppl_dgm.sampling.memory import MEMORY
-from ppl_dgm.validation import check_choice, check_least
+from ppl_dgm.validation import check_least
 
 __all__ = ["CUBO", "IWELBO", "JVI", "SUMO"]
 
-PROPOSALS = ("guide", "prior")
 CERTAIN_TERMS = 80  # where SUMO's stopping changes from 1 / k to geometric
 DECAY = 0.9
 LARGEST_K = 0.7
@@ -54,8 +53,6 @@ class WeightEstimator(Estimator):
     compile: CompileMode = "auto"
 
     def __post_init__(self) -> None:
-        check_compile(self.compile)
-        check_choice(self, "proposal", PROPOSALS)
         check_least(self, num_particles=2, memory=1)
 
     def kind(self, bound: Bound) -> BoundKind:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, check_compile
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, WeightSummary, weight_chunks
@@ -96,7 +96,6 @@ class ImportanceSampling(Estimator):
             )
         if self.memory < 1:
             raise ValueError(f"memory is {self.memory} bytes; expected a positive number")
-        check_compile(self.compile)
 
     def draws_from(self, bound: Bound) -> Proposal | None:
         return self.proposal

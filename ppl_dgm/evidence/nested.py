@@ -23,7 +23,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.unconstrained import check_continuous
-from ppl_dgm.validation import check_choice, check_least
+from ppl_dgm.validation import check_least
 
 __all__ = ["NestedSampling", "dynesty"]
 
@@ -34,7 +34,6 @@ except ImportError:
 
 dynesty: Any = _dynesty
 
-SAMPLES = ("auto", "unif", "rwalk", "slice", "rslice")
 EDGE = 1e-15  # of the unit cube, kept away from
 
 # quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile,
@@ -86,7 +85,6 @@ class NestedSampling(Estimator):
     max_calls: int = 1_000_000
 
     def __post_init__(self) -> None:
-        check_choice(self, "sample", SAMPLES)
         check_least(self, num_live=10, max_calls=100)
         if self.remaining <= 0:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ppl_dgm.compile import CompileMode, Switch, check_compile
+from ppl_dgm.compile import CompileMode, Switch
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import (
@@ -22,12 +22,11 @@ from ppl_dgm.sampling.chains import (
 )
 from ppl_dgm.sampling.memory import MEMORY, part_of, spans
 from ppl_dgm.sampling.unconstrained import Unconstrained
-from ppl_dgm.validation import check_choice, check_least
+from ppl_dgm.validation import check_least
 
 __all__ = ["PosteriorEstimator", "estimate_in_parts", "split_halves"]
 
 PosteriorSource = Literal["hmc", "nuts", "guide"]
-POSTERIORS = ("hmc", "nuts", "guide")
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,6 @@ class PosteriorEstimator(Estimator):
     compile: CompileMode = "auto"
 
     def __post_init__(self) -> None:
-        check_compile(self.compile)
-        if not isinstance(self.posterior, Mapping):
-            check_choice(self, "posterior", POSTERIORS)
         check_least(self, num_draws=8, num_chains=1, num_warmup=0, num_leapfrog=1, memory=1)
 
     @abstractmethod

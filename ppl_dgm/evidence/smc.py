@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, check_compile
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.normalising import ladder_to
 from ppl_dgm.program import Bound
@@ -22,8 +22,8 @@ from ppl_dgm.sampling.memory import MEMORY, join_parts
 from ppl_dgm.sampling.smc.ladder import Pilot, advance, begin
 from ppl_dgm.sampling.smc.paths import Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Population, Tempering
-from ppl_dgm.sampling.smc.resampling import SCHEMES, Scheme, effective_size
-from ppl_dgm.validation import check_choice, check_least
+from ppl_dgm.sampling.smc.resampling import Scheme, effective_size
+from ppl_dgm.validation import check_least
 
 __all__ = ["SMC", "group_alarms"]
 
@@ -105,8 +105,6 @@ class SMC(Estimator):
                 f"resample_below is {self.resample_below}; expected a share between 0 and 1, e.g. "
                 "0.5"
             )
-        check_choice(self, "resampling", SCHEMES)
-        check_compile(self.compile)
 
     def draws_from(self, bound: Bound) -> Start:
         return self.start

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, check_compile
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
@@ -88,7 +88,6 @@ class TemperedChains(Estimator):
             num_pilots=8,
             memory=1,
         )
-        check_compile(self.compile)
         if not self.kernel.adjusted:
             raise ValueError(
                 f"{type(self.kernel).__name__} leaves no density invariant, so that means over its "

@@ -6,15 +6,15 @@ One call leads from program, data and objective to learned parameters.
 import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import pyro.infer
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import CompileMode, check_compile
+from ppl_dgm.compile import CompileMode
 from ppl_dgm.data import Dataset
 from ppl_dgm.data.conversion import as_arguments
 from ppl_dgm.fitting.batches import Batches
@@ -26,8 +26,10 @@ from ppl_dgm.fitting.training import Training
 from ppl_dgm.objectives import ELBO, Game
 from ppl_dgm.program import Program, check_target, move_data
 from ppl_dgm.program.inspection import Examination
+from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
+from ppl_dgm.validation import check_device
 
 __all__ = ["fit"]
 
@@ -129,13 +131,13 @@ def fit(
         >>> round(program.get_parameter("loc").item(), 2), result.stopped
         (3.0, 'finished')
     """
-    check_compile(compile)
-    check_settings(program, objective, steps, epochs, patience, valid)
+    check_gradients()
+    check_objective(objective)
+    check_lengths(steps, epochs, patience, valid)
     check_makers(optimizer=optimizer, schedule=schedule)
-    check_callbacks(callbacks)
-    check_positive(clip_norm=clip_norm)
-    check_counts(steps=steps, epochs=epochs, batch_size=batch_size, patience=patience)
-    check_counts(valid_every=valid_every, checkpoint_every=checkpoint_every)
+    check_device(device)
+    check_positive(clip_norm=clip_norm, steps=steps, epochs=epochs, batch_size=batch_size)
+    check_positive(patience=patience, valid_every=valid_every, checkpoint_every=checkpoint_every)
     check_resume(checkpoint, resume)
     if device is not None:
         program.to(device)
@@ -154,6 +156,8 @@ def fit(
         size = batch_length(found, batch_size)
         held = found.structure.held if size < num_data else frozenset()
         batches = Batches(args, kwargs, num_data, size, draw_seed(seed), held)
+        loss = BatchLoss(program, objective, num_data, found.structure.per_datum)
+        check_last_batch(loss, batches)
         width = max(player.num_steps for player in players)
         num_rounds = steps if steps is not None else -(-(epochs or 1) * batches.per_epoch // width)
         rounds_per_epoch = -(-batches.per_epoch // width)
@@ -170,7 +174,7 @@ def fit(
             valid=valid,
         )
         training = Training(
-            loss=BatchLoss(program, objective, num_data, found.structure.per_datum),
+            loss=loss,
             batches=batches,
             learners=tuple(map(make_learner, players)),
             num_steps=num_rounds,
@@ -185,11 +189,17 @@ def fit(
         return training.run()
 
 
-def check_settings(
-    program: Any, objective: Any, steps: Any, epochs: Any, patience: Any, valid: Any
-) -> None:
-    """Raise before any work for settings that cannot be meant."""
-    check_objective(objective)
+def check_gradients() -> None:
+    """Raise ValueError where gradients are switched off."""
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are off, by torch.no_grad() or torch.inference_mode(), but fit needs them; "
+            "call it outside of that block"
+        )
+
+
+def check_lengths(steps: Any, epochs: Any, patience: Any, valid: Any) -> None:
+    """Raise ValueError for steps, epochs and patience that do not fit each other."""
     if (steps is None) == (epochs is None):
         raise ValueError(
             f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100"
@@ -226,20 +236,6 @@ def check_positive(**numbers: Any) -> None:
             raise ValueError(f"{name} is {value}; expected a positive number")
 
 
-def check_counts(**numbers: Any) -> None:
-    """Refuse numbers that are not positive and whole.
-
-    Numbers are given by name. Raises ValueError.
-    """
-    for name, value in numbers.items():
-        if value is not None and not isinstance(value, Integral):
-            raise ValueError(
-                f"{name} is {value!r}; expected a whole number, an int (len(x) // 10, not len(x) / "
-                "10)"
-            )
-    check_positive(**numbers)
-
-
 def check_makers(**makers: Any) -> None:
     """Refuse optimisers and schedulers that are not functions.
 
@@ -252,19 +248,6 @@ def check_makers(**makers: Any) -> None:
                 "optimizer=functools.partial(torch.optim.Adam, lr=1e-3) or schedule=lambda o: "
                 "StepLR(o, 100)"
             )
-
-
-def check_callbacks(callbacks: Any) -> None:
-    """Refuse callbacks that are not instances of `Callback`.
-
-    Raises TypeError, for instance for a function or a class.
-    """
-    wrong = [one for one in callbacks if not isinstance(one, Callback)]
-    if wrong:
-        raise TypeError(
-            f"callbacks hold a {type(wrong[0]).__name__}; expected instances of subclasses of "
-            "ppl_dgm.fitting.Callback, with on_step, on_validation or on_end"
-        )
 
 
 def check_objective(objective: Any) -> None:
@@ -303,6 +286,24 @@ def batch_length(found: Examination, batch_size: int | None) -> int:
             "leave batch_size out"
         )
     return batch_size
+
+
+def check_last_batch(loss: BatchLoss, batches: Batches) -> None:
+    """Raise ValueError where the last minibatch of an epoch is one datum and batch norm refuses it."""
+    program, size = loss.program, batches.batch_size
+    norms = any(isinstance(m, _BatchNorm) and m.training for m in program.modules())
+    if not norms or isinstance(loss.objective, Game) or batches.num_data % size != 1 or size == 1:
+        return
+    try:
+        with repeatable(program.model, program.guide):
+            loss.number(*next(batches.from_step(batches.per_epoch - 1)))
+    except ValueError as error:
+        reason = str(error).partition("Trace Shapes:")[0].strip()
+        raise ValueError(
+            f"batch_size is {size}, which leaves one of the {batches.num_data} data for the last "
+            f"minibatch of an epoch, too few for batch norm: {reason}. Choose a batch_size that "
+            "leaves none or several"
+        ) from error
 
 
 def draw_seed(seed: int | None) -> int:

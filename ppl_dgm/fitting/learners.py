@@ -215,6 +215,13 @@ def make_optimizer(make: Callable[[Any], Optimizer], parameters: list[nn.Paramet
             "parameters it was given, e.g. "
             "optimizer=functools.partial(torch.optim.Adam, lr=1e-3)"
         )
+    given = set(map(id, parameters))
+    if any(id(p) not in given for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer made an optimiser of other parameters than it was given, which would leave "
+            "the program as it is; use its argument, e.g. optimizer=lambda parameters: "
+            "torch.optim.Adam(parameters, lr=1e-3)"
+        )
     if isinstance(optimizer, LBFGS):
         raise ValueError(
             "optimizer is LBFGS, which evaluates the objective several times in a step; expected "
@@ -229,6 +236,11 @@ def make_scheduler(
 ) -> Any:
     """The scheduler, checked to have what it follows."""
     scheduler = schedule(optimizer) if schedule else None
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        raise TypeError(
+            f"schedule made a {type(scheduler).__name__}; expected a learning-rate scheduler of "
+            "torch, e.g. schedule=lambda optimizer: StepLR(optimizer, 100)"
+        )
     if isinstance(scheduler, ReduceLROnPlateau) and valid is None:
         raise ValueError(
             "ReduceLROnPlateau follows the loss on validation data, but valid is None; pass "

@@ -10,7 +10,6 @@ from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Latent, Structure
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
-from ppl_dgm.validation import check_choice
 
 __all__ = [
     "ELBO",
@@ -190,7 +189,6 @@ class ELBO(Objective):
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         self.gradient: Gradient = gradient
-        check_choice(self, "gradient", ("reparam", "stl"))
 
     def check(self, structure: Structure) -> None:
         if self.gradient == "stl":
@@ -263,7 +261,6 @@ class IWELBO(Objective):
     ) -> None:
         super().__init__(num_particles, kl_weight=kl_weight, plate=plate)
         self.gradient: Gradient = gradient
-        check_choice(self, "gradient", ("reparam", "stl", "dreg"))
 
     def check(self, structure: Structure) -> None:
         check_reparameterised(structure, f"IWELBO(gradient={self.gradient!r})")

@@ -17,7 +17,6 @@ from ppl_dgm.program import LogJoint, Structure
 from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.kl_terms import Pair, PairedDraw, draw_pairs
 from ppl_dgm.program.supports import innermost
-from ppl_dgm.validation import check_choice
 
 __all__ = ["BetaTC", "FreeBits"]
 
@@ -70,7 +69,6 @@ class FreeBits(Objective):
         if not nats >= 0:
             raise ValueError(f"nats is {nats}; expected a number >= 0")
         self.nats, self.per = nats, per
-        check_choice(self, "per", ("dimension", "site"))
 
     def check(self, structure: Structure) -> None:
         check_reparameterised(structure, "FreeBits")

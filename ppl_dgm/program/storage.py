@@ -167,13 +167,15 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
 
 def check_target(path: str | os.PathLike) -> Path:
     """Resolve a path and check that it can be written."""
+    if "\0" in os.fspath(path):
+        raise ValueError(f"{path!r} is no path: it holds a zero byte")
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise ValueError(
             f"the folder {target.parent} of {target.name!r} does not exist; create it first"
         )
     if target.exists() and not target.is_file():
-        raise ValueError(f"{path} is no regular file; name a file to be written")
+        raise ValueError(f"{str(path)!r} is no regular file; name a file to be written")
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"the folder {target.parent} cannot be written; name another one")
     return target
