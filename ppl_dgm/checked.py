@@ -1,6 +1,7 @@
 """Arguments of public calls, checked against their annotations before any work."""
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial, wraps
@@ -219,7 +220,8 @@ def _is_one_of(choices: tuple, value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and value == value
+    real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    return real and math.isfinite(value)
 
 
 def _is_whole(value: Any) -> bool:
@@ -234,7 +236,7 @@ _SEED = Kind(
 )
 _PLAIN = {
     int: Kind("a whole number", _is_whole, True),
-    float: Kind("a number", _is_number, True),
+    float: Kind("a finite number", _is_number, True),
     bool: Kind("True or False", lambda value: isinstance(value, (bool, np.bool_))),
     str: Kind("text", lambda value: isinstance(value, str)),
     NoneType: Kind("None", lambda value: value is None),

@@ -10,6 +10,8 @@ __all__ = [
     "ROUNDING",
     "check_device",
     "check_least",
+    "check_positive",
+    "check_shares",
     "check_sizes",
     "is_singular",
     "warn_of_rounding",
@@ -26,11 +28,25 @@ def check_least(settings: Any, **least: int) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)}; expected at least {value}")
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse sizes below one, given by name."""
+def check_sizes(least: int = 1, /, **sizes: int | None) -> None:
+    """Refuse sizes, given by name, below one or another least."""
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def check_positive(**numbers: float | None) -> None:
+    """Refuse numbers, given by name, that are not positive."""
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; expected a positive number")
+
+
+def check_shares(**shares: float | None) -> None:
+    """Refuse numbers, given by name, outside [0, 1)."""
+    for name, value in shares.items():
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 0 and less than 1")
 
 
 def check_device(device: torch.device | str | None) -> None:

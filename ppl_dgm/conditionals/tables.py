@@ -301,6 +301,7 @@ class Function(NodeConditional):
         tensor([1., 2.])
     """
 
+    @checked
     def __init__(
         self,
         function: Callable[..., Any],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_dgm.checked import checked
 from ppl_dgm.data.checks import (
     as_constraint,
     check_rows,
@@ -31,6 +32,7 @@ SPLIT_NAMES = ("train", "valid", "test")
 _INTEGERS = constraints.integer_interval(0, 1)
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Data set of tensors with splits, support and units.

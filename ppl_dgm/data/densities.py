@@ -15,6 +15,7 @@ from torch.distributions import Transform, constraints
 from ppl_dgm.checked import checked
 from ppl_dgm.data.dataset import Dataset
 from ppl_dgm.generators import seed_generators, unmoved_generators
+from ppl_dgm.validation import check_positive, check_sizes
 
 __all__ = [
     "DENSITIES",
@@ -42,6 +43,8 @@ def gaussian_ring(
         >>> gaussian_ring().log_prob(torch.tensor([2.0, 0.0]))  # log(1 / (8 * 2 pi * 0.01))
         tensor(0.6879)
     """
+    check_sizes(num_modes=num_modes)
+    check_positive(radius=radius, scale=scale)
     angle = torch.arange(num_modes) * (2.0 * math.pi / num_modes)
     return _gaussian_mixture(radius * torch.stack([angle.cos(), angle.sin()], -1), scale)
 
@@ -66,6 +69,8 @@ def gaussian_grid(
         >>> gaussian_grid().log_prob(torch.zeros(2))  # log(1 / (25 * 2 pi * 0.0025))
         tensor(0.9347)
     """
+    check_sizes(side=side)
+    check_positive(spacing=spacing, scale=scale)
     ticks = spacing * (torch.arange(side) - (side - 1) / 2.0)
     return _gaussian_mixture(torch.cartesian_prod(ticks, ticks), scale)
 
@@ -89,8 +94,8 @@ def funnel(scale: float = 3.0, num_dims: int = 2) -> TorchDistributionMixin:
         >>> funnel(scale=1.0).log_prob(torch.zeros(2))  # -log(2 pi)
         tensor(-1.8379)
     """
-    if num_dims < 2:
-        raise ValueError(f"a funnel has at least 2 dimensions, got num_dims={num_dims}")
+    check_sizes(2, num_dims=num_dims)
+    check_positive(scale=scale)
     scales = torch.ones(num_dims)
     scales[0] = scale
     return dist.TransformedDistribution(
@@ -115,6 +120,7 @@ def banana(curvature: float = 0.5, scale: float = 1.5) -> TorchDistributionMixin
         >>> banana(curvature=1.0, scale=1.0).log_prob(torch.tensor([0.0, -1.0]))  # -log(2 pi)
         tensor(-1.8379)
     """
+    check_positive(scale=scale)
     normal = dist.Normal(torch.zeros(2), torch.tensor([scale, 1.0])).to_event(1)
     return dist.TransformedDistribution(normal, [BananaTransform(curvature, scale)])
 
@@ -142,6 +148,8 @@ def pinwheel(
         >>> arm.log_prob(torch.tensor([1.0, 0.0]))  # -log(2 pi)
         tensor(-1.8379)
     """
+    check_sizes(num_arms=num_arms)
+    check_positive(radial=radial, tangential=tangential)
     angle = torch.arange(num_arms) * (2.0 * math.pi / num_arms)
     turn = rotation(angle)
     factor = turn @ torch.tensor([radial, tangential]).diag()
@@ -176,6 +184,7 @@ def load_density(name: str, num_samples: int = 10_000, seed: int = 0) -> Dataset
         >>> -DENSITIES["banana"]().log_prob(data.x).mean()  # entropy: log(2 pi e 1.5) = 3.24
         tensor(3.2...)
     """
+    check_sizes(num_samples=num_samples)
     if name not in DENSITIES:
         raise ValueError(
             f"expected one of the densities {', '.join(sorted(DENSITIES))}, got {name!r}"

@@ -32,7 +32,6 @@ __all__ = [
 _AT_ONCE = 2**24  # distances in memory at a time
 
 
-@checked
 @dataclass(frozen=True, eq=False)
 class ModeCounts:
     """How many draws fell to each mode.
@@ -63,6 +62,7 @@ class ModeCounts:
         return f"ModeCounts({self.num_found} of {len(self.counts)}, quality {self.quality:.1%})"
 
 
+@checked
 def mode_counts(
     draws: Any, centres: Tensor, scale: float, *, num_scales: float = 3.0
 ) -> ModeCounts:
@@ -105,6 +105,7 @@ def mode_counts(
     return ModeCounts(counts, float(good.double().mean()))
 
 
+@checked
 def class_counts(labels: Tensor, num_classes: int) -> ModeCounts:
     """Count draws of each class, as a classifier tells them.
 
@@ -135,7 +136,6 @@ def class_counts(labels: Tensor, num_classes: int) -> ModeCounts:
     return ModeCounts(modes.bincount(minlength=num_classes ** parts.shape[1]), 1.0)
 
 
-@checked
 @dataclass(frozen=True)
 class PrecisionRecall:
     """Overlap of two samples' neighbourhoods.
@@ -153,6 +153,7 @@ class PrecisionRecall:
     coverage: float
 
 
+@checked
 def precision_recall(data: Any, draws: Any, *, k: int = 3) -> PrecisionRecall:
     r"""Compare the supports of data and draws by neighbourhoods.
 
@@ -199,7 +200,6 @@ def precision_recall(data: Any, draws: Any, *, k: int = 3) -> PrecisionRecall:
     )
 
 
-@checked
 @dataclass(frozen=True, eq=False)
 class Memorisation:
     """Whether draws are nearer to training data than held-out data.
@@ -221,6 +221,7 @@ class Memorisation:
         return f"Memorisation(share {self.share:.3f}, p = {self.p_value:.3g})"
 
 
+@checked
 def memorisation(draws: Any, train: Any, held_out: Any) -> Memorisation:
     """Test whether draws copy training data, by distances to it.
 
@@ -252,6 +253,7 @@ def memorisation(draws: Any, train: Any, held_out: Any) -> Memorisation:
     return Memorisation(1 - above, float(found.pvalue), nearest, apart)
 
 
+@checked
 def frechet_distance(
     data: Any, draws: Any, features: Callable[[Tensor], Tensor] | None = None
 ) -> float:

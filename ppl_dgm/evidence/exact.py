@@ -21,7 +21,7 @@ from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, join_parts
 from ppl_dgm.sampling.unconstrained import Unconstrained
-from ppl_dgm.validation import is_singular
+from ppl_dgm.validation import check_least, is_singular
 
 __all__ = ["Exact"]
 
@@ -97,6 +97,9 @@ class Exact(Estimator):
     memory: int = MEMORY
     bound: ClassVar[BoundKind] = "exact"
     sum_out: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_least(self, memory=1)
 
     def check(self, bound: Bound) -> None:
         if bound.structure.latents and not is_gaussian(bound):

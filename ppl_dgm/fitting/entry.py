@@ -29,7 +29,7 @@ from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
-from ppl_dgm.validation import check_device
+from ppl_dgm.validation import check_device, check_positive
 
 __all__ = ["fit"]
 
@@ -224,16 +224,6 @@ def check_resume(checkpoint: str | os.PathLike | None, resume: bool | None) -> N
         raise ValueError(
             f"resume is True but there is no file {checkpoint}; leave resume out to start"
         )
-
-
-def check_positive(**numbers: Any) -> None:
-    """Refuse numbers that are not positive.
-
-    Numbers are given by name. Raises ValueError.
-    """
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}; expected a positive number")
 
 
 def check_makers(**makers: Any) -> None:

@@ -10,6 +10,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Memory, Order, SequenceNet
 from ppl_dgm.nn.mlp import check_widths
 from ppl_dgm.nn.sequence import Tokens
+from ppl_dgm.validation import check_shares
 
 __all__ = ["CausalAttention", "Positions", "TransformerNet"]
 
@@ -132,6 +133,7 @@ class TransformerNet(SequenceNet):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
+        check_shares(dropout=dropout)
         check_widths([width, num_layers, num_heads])
         if positions not in ("learned", "rotary"):
             raise ValueError(f"positions is {positions!r}; expected 'learned' or 'rotary'")
@@ -158,7 +160,6 @@ class TransformerBlock(nn.Module):
     Each of them acts on a normalised branch and is added to the stream.
     """
 
-    @checked
     def __init__(
         self, width: int, num_heads: int, length: int, rotary: bool, dropout: float
     ) -> None:

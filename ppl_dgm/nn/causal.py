@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.mlp import check_widths
+from ppl_dgm.validation import check_sizes
 
 __all__ = [
     "CausalNet",
@@ -65,6 +66,7 @@ class CausalNet(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_widths([num_dims, num_outputs_per_dim, num_orders])
+        check_sizes(0, num_context=num_context)
         self.num_dims, self.num_outputs_per_dim = num_dims, num_outputs_per_dim
         self.num_context = num_context
         orders = draw_orders(check_order(order, num_dims), num_orders, seed)

@@ -12,6 +12,7 @@ from ppl_dgm.nn.conditioned import start_small
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel_unet import both_signs
+from ppl_dgm.validation import check_sizes
 
 __all__ = ["AttentionImageNet"]
 
@@ -55,6 +56,7 @@ class AttentionImageNet(nn.Module):
     ) -> None:
         super().__init__()
         check_widths([*image_shape, width, out_channels, num_blocks, num_heads])
+        check_sizes(0, num_context=num_context)
         if width % num_heads:
             raise ValueError(f"width is {width}; expected a multiple of {num_heads}, the heads")
         self.first = nn.Conv2d(image_shape[0], width, 3, padding=1)
@@ -90,7 +92,6 @@ class GatedConv(nn.Module):
     It computes h + a sigmoid(b), where a and b are the halves of their output.
     """
 
-    @checked
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner = nn.Conv2d(2 * width, width, 3, padding=1)
@@ -107,7 +108,6 @@ class GatedAttention(nn.Module):
     It computes h + a sigmoid(b), with a and b linear in what each pixel attends to.
     """
 
-    @checked
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads

@@ -139,7 +139,6 @@ class ChannelHead(nn.Module):
         `[..., F]` and `[..., C]` to `[..., C, P]`.
     """
 
-    @checked
     def __init__(self, channels: int, num_features: int, num_outputs: int) -> None:
         super().__init__()
         check_widths([channels, num_features, num_outputs])
@@ -281,7 +280,6 @@ class CausalBlock(nn.Module):
     5.
     """
 
-    @checked
     def __init__(self, width: int, kernel_size: int, num_context: int) -> None:
         super().__init__()
         half = max(1, width // 2)
@@ -339,7 +337,7 @@ class GatedConvNet(ImageNet):
         num_context: int = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
-        check_widths([width, num_layers])
+        check_widths([width, num_layers, kernel_size])
         if kernel_size % 2 == 0:
             raise ValueError(f"expected an odd kernel size, got {kernel_size}")
         self.layers = nn.ModuleList(
@@ -394,7 +392,6 @@ class GatedConvNet(ImageNet):
 class GatedLayer(nn.Module):
     """One layer of both stacks; the first has no residual."""
 
-    @checked
     def __init__(self, in_width: int, width: int, kernel_size: int, num_context: int) -> None:
         super().__init__()
         half = kernel_size // 2
@@ -540,7 +537,6 @@ class SnailNet(PixelwiseNet):
 class SnailBlock(nn.Module):
     """Residual convolutions, then gated attention."""
 
-    @checked
     def __init__(
         self,
         shape: ImageShape,

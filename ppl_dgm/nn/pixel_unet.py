@@ -13,6 +13,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Order
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel import FeatureStep, ImageNet, ShiftedConv2d, shift_down, shift_right
+from ppl_dgm.validation import check_shares
 
 __all__ = ["PixelUNet", "both_signs"]
 
@@ -63,6 +64,7 @@ class PixelUNet(ImageNet):
         num_context: int = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
+        check_shares(dropout=dropout)
         if num_scales is None:
             num_scales = 2 if shape[1] % 4 or shape[2] % 4 else 3
         check_widths([width, num_scales, num_blocks])
@@ -121,7 +123,6 @@ class FirstLayer(nn.Module):
     One stream sees what is above a pixel, the other what is above or to the left.
     """
 
-    @checked
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.above = ShiftedConv2d(channels, width, (2, 3), centred=True)
@@ -140,7 +141,6 @@ class TwoStreamBlock(nn.Module):
     The second stream sees the first, and both see their skips.
     """
 
-    @checked
     def __init__(self, width: int, dropout: float, num_context: int, num_skips: int) -> None:
         super().__init__()
         self.above = GatedResidual(width, (2, 3), True, num_skips, dropout, num_context)
@@ -161,7 +161,6 @@ class GatedResidual(nn.Module):
     It computes h + a sigmoid(b), where a and b are made of h and of what is beside it.
     """
 
-    @checked
     def __init__(
         self,
         width: int,
@@ -193,7 +192,6 @@ class GatedResidual(nn.Module):
 class TwoStreamHalving(nn.Module):
     """Both streams at half the height and width."""
 
-    @checked
     def __init__(self, width: int) -> None:
         super().__init__()
         self.above = ShiftedConv2d(width, width, (2, 3), centred=True, stride=2)
@@ -207,7 +205,6 @@ class TwoStreamHalving(nn.Module):
 class TwoStreamDoubling(nn.Module):
     """Both streams at twice the height and width."""
 
-    @checked
     def __init__(self, width: int) -> None:
         super().__init__()
         self.above = nn.ConvTranspose2d(width, width, 2, stride=2)

@@ -191,7 +191,6 @@ class WaveNetNet(SequenceNet):
 class DilatedLayer(nn.Module):
     """Gated layer that sees now and some steps ago."""
 
-    @checked
     def __init__(
         self, width: int, skip_width: int, dilation: int, num_context: int, goes_on: bool
     ) -> None:

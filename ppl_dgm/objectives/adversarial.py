@@ -16,17 +16,18 @@ from torch.utils._pytree import tree_map_only
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.divergences import Divergence, named_divergence
-from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.objectives.players import Game, Goal, Player
 from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.program.sites import is_deterministic
 from ppl_dgm.sampling.discrepancies import energy_distance
+from ppl_dgm.validation import check_shares, check_sizes
 
 __all__ = ["FGAN", "GAN", "AdversarialLoss"]
 
 Function = Callable[[Tensor], Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class AdversarialLoss:
     """Losses of critic and generator, functions of the scores.
@@ -285,13 +286,12 @@ class GAN(Game):
         site: str = "x",
     ) -> None:
         super().__init__()
-        if not isinstance(critic, nn.Module):
-            raise TypeError(f"critic is a {type(critic).__name__}; expected a torch.nn.Module")
         self.adversarial = named_loss(loss)
         if gradient_penalty is None:
             gradient_penalty = 10.0 if self.adversarial.lipschitz else 0.0
         check_weights(gradient_penalty=gradient_penalty, r1=r1)
-        check_count("pack", pack)
+        check_sizes(pack=pack, num_steps=num_steps)
+        check_shares(ema=ema)
         check_smoothing(smoothing, self.adversarial)
         self.critic, self.pack, self.gradient_penalty, self.r1 = critic, pack, gradient_penalty, r1
         self.smoothing, self.ema, self.site, self.one_sided = smoothing, ema, site, one_sided

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import Objective
 from ppl_dgm.program import Bound, DataArgument, Structure
 
@@ -70,6 +71,7 @@ class EnergyObjective(Objective):
     takes_energies: ClassVar[bool] = True
     support: ClassVar[str | None] = None  # "real", "binary", or any
 
+    @checked
     def __init__(self, *, plate: str = "data") -> None:
         super().__init__(plate=plate)
         self._arguments: dict[Any, DataArgument] = {}

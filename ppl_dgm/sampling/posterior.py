@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 
-@checked
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """Equally weighted draws of a program's latents given data.

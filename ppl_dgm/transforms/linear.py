@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.transforms.bijection import Bijection, Images
+from ppl_dgm.validation import check_positive, check_shares
 
 __all__ = ["ActNorm", "BatchNorm", "LULinear", "Permutation", "starting"]
 
@@ -196,6 +197,8 @@ class BatchNorm(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_variance", torch.ones(shape))
+        check_shares(momentum=momentum)
+        check_positive(epsilon=epsilon)
         self.momentum, self.epsilon = momentum, epsilon
 
     def _moments(self, y: Tensor) -> tuple[Tensor, Tensor]:

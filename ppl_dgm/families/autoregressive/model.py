@@ -20,6 +20,7 @@ from ppl_dgm.families.autoregressive.scores import scores_of
 from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
 from ppl_dgm.program import Program, evaluating, unvalidated
+from ppl_dgm.validation import check_sizes
 
 __all__ = ["AutoregressiveModel", "AutoregressiveProgram"]
 
@@ -153,6 +154,7 @@ class AutoregressiveModel(nn.Module):
         self, net: CausalNet, likelihood: Likelihood, num_classes: int | None = None
     ) -> None:
         super().__init__()
+        check_sizes(num_classes=num_classes)
         self.net, self.likelihood, self.num_classes = net, likelihood, num_classes
         self.register_buffer("start", torch.zeros(net.num_dims), persistent=False)
 

@@ -14,6 +14,7 @@ from ppl_dgm.families.bayesnet.elimination import log_marginal_of, prototype
 from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
+from ppl_dgm.validation import check_sizes
 
 __all__ = ["BayesNet", "Data", "check_lengths", "check_states", "markov_chain", "naive_bayes"]
 
@@ -406,6 +407,7 @@ def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
         >>> markov_chain(5).num_free_parameters  # 2 n - 1
         9
     """
+    check_sizes(num_steps=num_steps, num_states=num_states)
     names = [f"x{i + 1}" for i in range(num_steps)]
     return BayesNet.from_edges(dict.fromkeys(names, num_states), pairwise(names))
 
@@ -420,6 +422,7 @@ def naive_bayes(num_classes: int, num_features: int, num_states: int = 2) -> Bay
         >>> naive_bayes(10, 64).num_free_parameters  # 9 + 10 * 64
         649
     """
+    check_sizes(num_classes=num_classes, num_features=num_features, num_states=num_states)
     names = [f"x{i + 1}" for i in range(num_features)]
     return BayesNet.from_edges(
         {"y": num_classes, **dict.fromkeys(names, num_states)}, [("y", name) for name in names]

@@ -31,6 +31,7 @@ from ppl_dgm.transforms import (
     Spline,
 )
 from ppl_dgm.transforms.continuous import Trace
+from ppl_dgm.validation import check_sizes
 
 __all__ = ["FFJORD", "IAF", "MAF", "NICE", "NSF", "PlanarFlow", "RealNVP"]
 
@@ -95,6 +96,7 @@ class NICE(Flow):
         activation: Activation = nn.ReLU,
         seed: int = 0,
     ) -> None:
+        check_sizes(num_dims=num_dims)
         generator = torch.Generator().manual_seed(seed)
         ranks = [
             torch.randperm(num_dims, generator=generator, device="cpu").to(

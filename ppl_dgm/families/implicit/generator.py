@@ -3,8 +3,6 @@
 With an observation noise, a generator is a latent-variable program.
 """
 
-from numbers import Real
-
 import pyro
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from ppl_dgm.conditionals.likelihoods import Gaussian
 from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.families.latent.vae import LatentVectorModel
 from ppl_dgm.program import Program
+from ppl_dgm.validation import check_sizes
 
 __all__ = ["Generator"]
 
@@ -61,7 +60,8 @@ class Generator(Program):
             raise ValueError(
                 f"the prior has {prior.num_latents} latents; expected num_latents = {num_latents}"
             )
-        if noise is not None and (not isinstance(noise, Real) or not noise > 0):
+        check_sizes(num_dims=num_dims)
+        if noise is not None and not noise > 0:
             raise ValueError(
                 f"noise is {noise!r}; expected the positive standard deviation of an observation, "
                 "or None for a generator without a density"
