@@ -269,10 +269,11 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
         )
     check_observed_shape(name, fn, value)
     seen = seen_entries(site)
-    if has_nan(value[seen]):
-        raise ValueError(
-            f"site {name!r} observes NaN; expected finite data. Remove, impute or mask them"
-        )
+    for kind, wrong in (("NaN", value.isnan()), ("infinite values", value.isinf())):
+        if bool((wrong & seen).any()):
+            raise ValueError(
+                f"site {name!r} observes {kind}; expected finite data. Remove, impute or mask them"
+            )
     check_inside(site, unmasked_value(site), seen, again)
 
 
