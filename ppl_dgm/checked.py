@@ -24,6 +24,7 @@ _CURES = {
     os.PathLike: "a path",
     torch.nn.Module: "a torch.nn.Module",
     torch.device: "a torch.device",
+    bytes: "bytes",
 }
 
 
@@ -33,6 +34,7 @@ class Kind(NamedTuple):
     expected: str
     holds: Callable[[Any], bool]
     by_value: bool = False  # a number or one of few choices, not an object of some class
+    each: "Kind | None" = None  # what a collection holds
 
 
 def checked(target: Target) -> Target:
@@ -97,10 +99,14 @@ def _error(caller: str, name: str, value: Any, kind: Kind) -> Exception:
     if kind.expected == _PROGRAM:
         told = f"{caller} takes a Program, not {_named(type(value))}"
         return TypeError(f"{told}; write Program(model, guide)")
+    if kind.each and _is_collection(value):
+        wrong = next(one for one in value if not kind.each.holds(one))
+        return TypeError(f"{name} holds {_told(wrong)}; expected {kind.expected}")
     plain = isinstance(value, _SHOWN)
     error = ValueError if kind.by_value and plain else TypeError
     told = _told(value) if kind.by_value or not isinstance(value, (str, Real)) else ""
-    return error(f"{name} is {told or _named(type(value))}; expected {kind.expected}{_cure(value)}")
+    told = told or _named(type(value))
+    return error(f"{name} is {told}; expected {kind.expected}{_cure(value, kind)}")
 
 
 def _told(value: Any) -> str:
@@ -116,7 +122,9 @@ def _named(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
-def _cure(value: Any) -> str:
+def _cure(value: Any, kind: Kind) -> str:
+    if kind.each and kind.each.holds(value):
+        return f", e.g. [{value!r}]"
     if isinstance(value, type):
         return f", an instance such as {value.__name__}(...)"
     given = any(base.__name__ == "Program" for base in type(value).__mro__)
@@ -135,7 +143,7 @@ def kind_of(annotation: Any) -> Kind | None:
         told = f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
         return Kind(told, partial(_is_one_of, parts), True)
     if annotation is Callable or origin is Callable:
-        return Kind("a callable", callable)
+        return Kind("a function", callable)
     return _class(origin or annotation, parts)
 
 
@@ -175,6 +183,7 @@ def _either(kinds: list[Kind | None]) -> Kind | None:
         " or ".join(dict.fromkeys(kind.expected for kind in known)),
         lambda value: any(kind.holds(value) for kind in known),
         any(kind.by_value for kind in known),
+        next((kind.each for kind in known if kind.each), None),
     )
 
 
@@ -205,6 +214,8 @@ def _collection(each: Kind | None) -> Kind:
     return Kind(
         f"a collection, each {each.expected}" if each else "a collection",
         lambda value: _is_collection(value) and (each is None or all(map(each.holds, value))),
+        True,
+        each,
     )
 
 

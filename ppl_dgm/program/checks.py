@@ -190,7 +190,11 @@ def check_nan_masked(args: tuple, kwargs: Mapping[str, Any], model_trace: Any) -
 
 
 def check(
-    structure: Structure, model_trace: Any, guide_trace: Any, again: Callable[[], Any]
+    structure: Structure,
+    model_trace: Any,
+    guide_trace: Any,
+    again: Callable[[], Any],
+    alone: Callable[[], Any],
 ) -> None:
     """Check the sites, plates, supports and shapes of traces.
 
@@ -203,11 +207,15 @@ def check(
     check_sequential(structure, model_trace)
     if guide_trace is not None:
         check_same_latents(structure, model_trace, guide_trace)
-        check_guide_sizes(model_trace, guide_trace)
-    for _, site in random_sites(model_trace):
-        if site["is_observed"] and not is_factor(site):
-            check_observed(site, again)
-            check_data_dimension(site, structure)
+    try:
+        for _, site in random_sites(model_trace):
+            if site["is_observed"] and not is_factor(site):
+                check_observed(site, again)
+                check_data_dimension(site, structure)
+    except ValueError:
+        if guide_trace is not None:
+            check_guide_sizes(guide_trace, alone)
+        raise
     for role, trace in (("model", model_trace), ("guide", guide_trace)):
         if trace is not None:
             check_shapes(role, trace, structure)
@@ -374,23 +382,26 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
     check_auxiliary(guide_sites)
 
 
-def check_guide_sizes(model_trace: Any, guide_trace: Any) -> None:
-    """Blame the guide for plates of other sizes than the data have: the model is given its plates."""
-    frames = [frame for _, site in random_sites(guide_trace) for frame in site["cond_indep_stack"]]
-    sizes = {frame.name: (frame.dim, frame.size) for frame in frames if frame.dim is not None}
-    for name, site in random_sites(model_trace):
-        value, event = site["value"], len(site["fn"].event_shape)
-        if not site["is_observed"] or is_factor(site) or not isinstance(value, Tensor):
-            continue
-        batch = value.shape[: value.dim() - event]
-        for plate, (dim, size) in sizes.items():
-            given = batch[dim] if len(batch) >= -dim else 1
-            if plate in {f.name for f in site["cond_indep_stack"]} and given not in (1, size):
-                raise ValueError(
-                    f"the guide opens the plate {plate!r} for {size} data, but site {name!r} "
-                    f"observes {given}. An autoguide keeps the sizes of the data that it first saw: "
-                    "make another for these data, or a guide that takes their length"
-                )
+def check_guide_sizes(guide_trace: Any, alone: Callable[[], Any]) -> None:
+    """Blame the guide for plates of other sizes than the model opens for these data by itself."""
+    given = plate_sizes(guide_trace)
+    try:
+        own = plate_sizes(alone())
+    except Exception:  # a model that does not run by itself has no sizes of its own
+        return
+    for plate in given.keys() & own.keys():
+        if given[plate] != own[plate]:
+            raise ValueError(
+                f"the guide opens the plate {plate!r} for {given[plate]} data, but the model for "
+                f"{own[plate]}. An autoguide keeps the sizes of the data that it first saw: make "
+                "another for these data, or a guide that takes their length"
+            )
+
+
+def plate_sizes(trace: Any) -> dict[str, int]:
+    """The sizes of a trace's vectorised plates, by name."""
+    frames = (frame for _, site in random_sites(trace) for frame in site["cond_indep_stack"])
+    return {frame.name: frame.size for frame in frames if frame.dim is not None}
 
 
 def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:

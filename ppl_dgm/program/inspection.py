@@ -120,7 +120,8 @@ def examine(
             guide_trace, model_trace = checks.run(model, proposal, part_args, part_kwargs)
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
             again = partial(checks.run, model, proposal, part_args, part_kwargs)
-            checks.check(found, model_trace, guide_trace if guide else None, again)
+            alone = partial(checks.traced, model, part_args, part_kwargs)
+            checks.check(found, model_trace, guide_trace if guide else None, again, alone)
             checks.check_nan_masked(part_args, part_kwargs, model_trace)
             observed.add(found, model_trace, part_args, part_kwargs)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
@@ -143,7 +144,7 @@ def examine(
             with isolation.in_given_modes(), undone(model, guide):
                 guide_trace, model_trace = checks.run(model, proposal, *few)
                 used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
-                checks.check(used, model_trace, guide_trace if guide else None, lambda: None)
+                checks.check(used, model_trace, guide_trace if guide else None, again, alone)
                 used = replace(
                     used,
                     unmasked=structure.unmasked,

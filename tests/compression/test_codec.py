@@ -176,7 +176,7 @@ def test_codes_that_are_damaged_or_of_another_program_are_refused(name: str) -> 
             decode(program, wrong)
     with pytest.raises(ValueError, match="another program"):
         decode(made(make, seed=1), code)
-    with pytest.raises(TypeError, match="expected the bytes"):
+    with pytest.raises(TypeError, match="expected bytes"):
         decode(program, "code")  # type: ignore[arg-type]
 
 

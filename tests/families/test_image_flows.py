@@ -136,7 +136,7 @@ BAD = {
     "length": (lambda: RealNVP(SHAPE, length=0), "length is 0"),
     "hidden": (
         lambda: Glow(SHAPE, hidden=8),  # type: ignore[arg-type]
-        "sizes of all hidden layers",
+        r"hidden is 8; expected .* e.g. \[8\]",
     ),
     "one pixel": (lambda: RealNVP((1, 2, 2)), "mask of images \\[2, 1, 1\\] is all"),
     "odd sides": (lambda: FlowPlusPlus((1, 3, 4)), "\\[3, 4\\] cannot be halved"),

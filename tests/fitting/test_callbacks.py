@@ -80,7 +80,7 @@ def test_tensorboard_is_written_or_missed_by_name(tmp_path):
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(TypeError, match="callbacks hold a function"):
+    with pytest.raises(TypeError, match="callbacks holds a function"):
         run(lambda progress: None)
 
 

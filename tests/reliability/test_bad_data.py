@@ -134,7 +134,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "autoguide of other data": (
         with_an_old_guide,
-        "the guide opens the plate 'data' for 4 data, but site 'x' observes 7. An autoguide",
+        "the guide opens the plate 'data' for 4 data, but the model for 7. An autoguide",
     ),
     "no gradients": (without_gradients, "gradients are off, by torch.no_grad"),
     "labels of a family": (of_labels, "labels go from 1 to 3; expected whole numbers in 0, ..., 2"),
@@ -172,7 +172,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "site that is no name": (lambda: Program(located, site=3), "site is a int; expected text"),
     "one shared name": (
         lambda: Program(located, shared="labels"),
-        "shared is a str; expected a collection, each text",
+        "shared is 'labels'; expected a collection, each text, e.g. ..labels..",
     ),
 }
 

@@ -91,7 +91,7 @@ KINDS: dict[Any, tuple[str, list[Any]]] = {
     Program: ("takes a Program, not a", [len, "program", 3]),
     kernels.Kernel: ("a Kernel .*HMC", ["HMC", 3, kernels.HMC]),
     evidence.AIS: ("an AIS", ["AIS", evidence.AIS, 3]),
-    Callable: ("a callable", ["relu", 3, [len]]),
+    Callable: ("a function", ["relu", 3, [len]]),
     Mapping: ("a mapping", [3, "a", ["a"]]),
     Sequence: ("a collection", [3, "ab", {"a": 1}]),
 }
