@@ -7,14 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial, wraps
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Kind", "checked", "kind_of"]
+__all__ = ["Kind", "Limit", "checked", "kind_of"]
 
+Limit = Annotated[float, "a number"]  # infinite where nothing is limited
 Target = TypeVar("Target", bound=Callable)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SHOWN = (NoneType, bool, Real, str, tuple, list, dict)  # told by their value
@@ -40,9 +51,10 @@ class Kind(NamedTuple):
 def checked(target: Target) -> Target:
     """Check the arguments of a function, or of a class's constructor, against their annotations.
 
-    Numbers are no booleans and not NaN, whole numbers no floats, one text no collection of texts;
-    a `seed` is one that every generator takes.
-    Annotations of other kinds (`Any`, type variables, protocols) are not looked at.
+    Numbers are no booleans and finite but for a `Limit`, whole numbers no floats, one text no
+    collection of texts; a `seed` is one that every generator takes.
+    `Annotated[kind, words]` takes what the kind does and tells of it in those words; other
+    annotations (`Any`, type variables, protocols) are not looked at.
 
     Raises:
         TypeError, ValueError: on a call, naming the argument, what came and what was expected.
@@ -70,7 +82,7 @@ def _checked(function: Any) -> Any:
 
     @cache
     def kinds() -> dict[str, Kind]:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
         found = {name: kind_of(hints[name]) for name in {*positional, *named} & hints.keys()}
         if "seed" in found:
             found["seed"] = (
@@ -102,7 +114,7 @@ def _error(caller: str, name: str, value: Any, kind: Kind) -> Exception:
     if kind.each and _is_collection(value):
         wrong = next(one for one in value if not kind.each.holds(one))
         return TypeError(f"{name} holds {_told(wrong)}; expected {kind.expected}")
-    plain = isinstance(value, _SHOWN)
+    plain = isinstance(value, _SHOWN) and not kind.each
     error = ValueError if kind.by_value and plain else TypeError
     told = _told(value) if kind.by_value or not isinstance(value, (str, Real)) else ""
     told = told or _named(type(value))
@@ -137,6 +149,9 @@ def kind_of(annotation: Any) -> Kind | None:
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        kind = kind_of(parts[0])
+        return kind and kind._replace(expected=parts[1])
     if origin in (Union, UnionType):
         return _either([kind_of(part) for part in parts])
     if origin is Literal:
@@ -180,11 +195,17 @@ def _either(kinds: list[Kind | None]) -> Kind | None:
     if len(known) < len(kinds):
         return None
     return Kind(
-        " or ".join(dict.fromkeys(kind.expected for kind in known)),
+        _joined([kind.expected for kind in known]),
         lambda value: any(kind.holds(value) for kind in known),
         any(kind.by_value for kind in known),
         next((kind.each for kind in known if kind.each), None),
     )
+
+
+def _joined(parts: list[str]) -> str:
+    *others, last = dict.fromkeys(parts)
+    between = ", " if " or " in last else " or "
+    return ", ".join(others) + between * bool(others) + last
 
 
 def _fixed(kinds: list[Kind | None]) -> Kind:
@@ -197,6 +218,7 @@ def _fixed(kinds: list[Kind | None]) -> Kind:
             and len(value) == len(kinds)
             and all(kind is None or kind.holds(one) for kind, one in zip(kinds, value, strict=True))
         ),
+        True,
     )
 
 
@@ -232,7 +254,7 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
     real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    return real and math.isfinite(value)
+    return real and value == value  # no NaN
 
 
 def _is_whole(value: Any) -> bool:
@@ -247,7 +269,8 @@ _SEED = Kind(
 )
 _PLAIN = {
     int: Kind("a whole number", _is_whole, True),
-    float: Kind("a finite number", _is_number, True),
+    Limit: Kind("a number", _is_number, True),
+    float: Kind("a finite number", lambda value: _is_number(value) and abs(value) < math.inf, True),
     bool: Kind("True or False", lambda value: isinstance(value, (bool, np.bool_))),
     str: Kind("text", lambda value: isinstance(value, str)),
     NoneType: Kind("None", lambda value: value is None),

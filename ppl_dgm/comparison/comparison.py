@@ -277,11 +277,6 @@ def estimate_programs(
     candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None
 ) -> dict[str, Evidence]:
     """Replace programs by estimates of their evidence on the data."""
-    if not isinstance(candidates, Mapping):
-        raise TypeError(
-            f"candidates is a {type(candidates).__name__}; expected evidences or programs by name: "
-            "{'vae': ...}"
-        )
     return {
         name: auto(candidate, *data, seed=seed) if isinstance(candidate, Program) else candidate
         for name, candidate in candidates.items()

@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
-from ppl_dgm.checked import checked
+from ppl_dgm.checked import Limit, checked
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.data import Dataset
 from ppl_dgm.data.conversion import as_arguments
@@ -48,7 +48,7 @@ def fit(
     shared: Collection[str] | None = None,
     optimizer: Callable[[Any], Optimizer] = ADAM,
     schedule: Callable[[Optimizer], Any] | None = None,
-    clip_norm: float | None = None,
+    clip_norm: Limit | None = None,
     seed: int | None = 0,
     device: torch.device | str | None = None,
     valid: Any = None,

@@ -7,6 +7,7 @@ left, since programs put data, chains and particles there. Parameters take torch
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from ppl_dgm.checked import checked
 __all__ = ["MLP", "Activation", "ImageShape", "ResidualMLP", "check_widths", "hidden_sizes"]
 
 Activation = Callable[[], nn.Module]
-ImageShape = tuple[int, int, int]
+ImageShape = Annotated[tuple[int, int, int], "an image shape (channels, height, width)"]
 
 
 class MLP(nn.Sequential):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.checked import checked
+from ppl_dgm.checked import Limit, checked
 from ppl_dgm.conditionals.guides import AmortisedGuide
 from ppl_dgm.objectives.elbo import ELBO, check_reparameterised
 from ppl_dgm.objectives.objective import KLWeight
@@ -60,7 +60,7 @@ class SemiAmortised(ELBO):
         learning_rate: float,
         num_particles: int = 1,
         *,
-        clip_norm: float = 5.0,
+        clip_norm: Limit = 5.0,
         kl_weight: KLWeight = 1.0,
         plate: str = "data",
     ) -> None:

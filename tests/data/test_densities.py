@@ -93,7 +93,7 @@ def test_draws_repeat_by_seed_and_leave_the_global_generator_alone():
     ("make", "error", "message"),
     [
         (lambda: load_density("moons"), ValueError, "expected one of the densities banana, funnel"),
-        (lambda: funnel(num_dims=1), ValueError, "at least 2 dimensions"),
+        (lambda: funnel(num_dims=1), ValueError, "expected at least 2"),
     ],
 )
 def test_bad_arguments_say_what_was_expected(make, error, message):

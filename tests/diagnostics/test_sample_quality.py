@@ -208,7 +208,7 @@ X = normal(10)
         (lambda: mode_counts(X, GRID, 0.0), "scale is 0.0 .*expected positive numbers"),
         (
             lambda: mode_counts(X, GRID, 0.1, num_scales=math.nan),
-            "num_scales nan; expected positive",
+            "num_scales is nan; expected a finite number",
         ),
         (lambda: mode_counts(X / 0, GRID, 0.1), "draws are not all finite"),
         (lambda: class_counts(torch.tensor([0, 10]), 10), "whole numbers from 0 to 9"),

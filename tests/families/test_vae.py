@@ -502,7 +502,7 @@ def test_bad_input_is_refused(name: str) -> None:
 
 
 def test_wrong_types_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected a Likelihood"):
+    with pytest.raises(TypeError, match="expected text or a Likelihood"):
         VAE(3, 2, likelihood=3)
 
 

@@ -478,8 +478,8 @@ X = torch.randn(6, 1)
         (lambda: GAN(Table(), smoothing=0.9), "smoothing is 0.9; expected a share"),
         (lambda: GAN(Table(), "wasserstein", smoothing=0.1), "tells no labels; leave it out"),
         (lambda: GAN(MLP(1, [4], 1), site="y"), "no site 'y', only .*'x'.*site=..."),
-        (lambda: GAN(MLP(1, [4], 1), num_steps=0), "num_steps of the player 'critic' is 0"),
-        (lambda: GAN(MLP(1, [4], 1), ema=2.0), "ema is 2.0; expected a decay"),
+        (lambda: GAN(MLP(1, [4], 1), num_steps=0), "num_steps is 0; expected at least 1"),
+        (lambda: GAN(MLP(1, [4], 1), ema=2.0), "ema is 2.0; expected at least 0 and less than 1"),
     ],
 )  # fmt: skip
 def test_bad_games(make: Callable[[], GAN], message: str) -> None:

@@ -170,5 +170,5 @@ def test_names_are_checked() -> None:
     with pytest.raises(TypeError, match="divergence is a float; expected a Divergence or one of"):
         named_divergence(0.5)
     for alpha in (0.0, 1.0, math.inf):
-        with pytest.raises(ValueError, match="alpha is .*; expected a number other than 0 and 1"):
+        with pytest.raises(ValueError, match="alpha is .*; expected a .*number"):
             alpha_divergence(alpha)

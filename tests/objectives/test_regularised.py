@@ -310,7 +310,7 @@ def test_annealed_weights_reach_every_objective():
         (lambda: FreeBits(per="pixel"), "'dimension', 'site'"),
         (lambda: BetaTC(0), "at least one datum"),
         (lambda: BetaTC(4, -1.0), "weights >= 0"),
-        (lambda: BetaTC(4, math.nan), "beta is nan; expected a number"),
+        (lambda: BetaTC(4, math.nan), "beta is nan; expected a finite number"),
         (lambda: MIWAE(0, 3), "num_bounds is 0"),
         (lambda: MIWAE(2, 2.5), "num_particles is 2.5"),
         (lambda: linear_warmup(10, start=-1.0), "weights >= 0"),

@@ -24,6 +24,7 @@ from ppl_dgm import (
     objectives,
     tasks,
 )
+from ppl_dgm.checked import Limit
 from ppl_dgm.conditionals import components, likelihoods, priors, tables
 from ppl_dgm.families import autoregressive, bayesnet, energy, flows, implicit
 from ppl_dgm.fitting import callbacks
@@ -84,6 +85,7 @@ NUMBER = ("a finite number", ["1", math.nan, math.inf, -math.inf, True, [1.0], 1
 KINDS: dict[Any, tuple[str, list[Any]]] = {
     int: WHOLE,
     float: NUMBER,
+    Limit: ("a number", ["1", math.nan, True, [1.0], 1j, torch.zeros(2)]),
     bool: ("True or False", ["yes", 1, [True]]),
     str: ("text", [3, ["a"], b"a"]),
     Tensor: ("a Tensor", ["x", 3, [1.0, 2.0]]),
@@ -105,14 +107,15 @@ def wrong_values(annotation: Any) -> tuple[str, list[Any]] | None:
     if NoneType in parts and len(parts) == 2:
         inner = wrong_values(next(part for part in parts if part is not NoneType))
         return inner and (inner[0], [value for value in inner[1] if value is not None])
-    found = KINDS.get(origin or annotation)
+    found = KINDS.get(annotation, KINDS.get(origin))
     return found and (found[0], [*found[1], None])
 
 
 def annotated_settings() -> Iterator[tuple[Any, str, tuple[str, list[Any]]]]:
     """Each public call with each of its settings, and what that does not take."""
     for call in public_calls():
-        hints = get_type_hints(call.__init__ if isinstance(call, type) else call)
+        function = call.__init__ if isinstance(call, type) else call
+        hints = get_type_hints(function, include_extras=True)
         for name, parameter in inspect.signature(call).parameters.items():
             wrong = wrong_values(hints.get(name))
             if wrong and name not in ("self", "objective") and parameter.kind not in VARIADIC:

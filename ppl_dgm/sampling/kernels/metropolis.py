@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.checked import checked
+from ppl_dgm.checked import Limit, checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.sampling.kernels.targets import State, Target
 
@@ -142,7 +142,7 @@ class HMC(Kernel):
 
     target_acceptance: float = 0.8
     num_leapfrog: int = 10
-    trajectory: float = 1.2
+    trajectory: Limit = 1.2
     jitter: float = 0.2
 
     def __post_init__(self) -> None:
