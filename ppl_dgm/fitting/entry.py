@@ -279,7 +279,7 @@ def batch_length(found: Examination, batch_size: int | None) -> int:
 
 
 def check_last_batch(loss: BatchLoss, batches: Batches) -> None:
-    """Raise ValueError where the last minibatch of an epoch is one datum and batch norm refuses it."""
+    """Refuse a last minibatch too small for batch norm."""
     program, size = loss.program, batches.batch_size
     norms = any(isinstance(m, _BatchNorm) and m.training for m in program.modules())
     if not norms or isinstance(loss.objective, Game) or batches.num_data % size != 1 or size == 1:

@@ -237,21 +237,16 @@ BAD = {
     "length": (lambda: MAF(2, length=0), ValueError, "length is 0"),
     "one dimension": (lambda: RealNVP(1), ValueError, "at least 2 dimensions"),
     "steps": (lambda: FFJORD(2, num_steps=0), ValueError, "num_steps is 0"),
-<<<<<<< HEAD
     "trace": (
         lambda: FFJORD(2, trace="hutch"),  # type: ignore[arg-type]
         ValueError,
-        "'exact' or 'hutchinson'",
+        "'exact', 'hutchinson'",
     ),
     "layers": (
         lambda: NSF(2, layers="planar"),  # type: ignore[arg-type]
         ValueError,
-        "'autoregressive' or 'coupling'",
+        "'autoregressive', 'coupling'",
     ),
-=======
-    "trace": (lambda: FFJORD(2, trace="hutch"), ValueError, "'exact', 'hutchinson'"),  # type: ignore[arg-type]
-    "layers": (lambda: NSF(2, layers="planar"), ValueError, "'autoregressive', 'coupling'"),  # type: ignore[arg-type]
->>>>>>> 87f7505 (Messages of settings: image shapes in words, limits may be infinite)
     "base": (lambda: Flow(3, []), TypeError, "base is a int"),  # type: ignore[arg-type]
     "batch": (
         lambda: Flow(dist.Normal(torch.zeros(2), 1.0), []),

@@ -72,11 +72,14 @@ def is_called_by_users(value: Any) -> bool:
     return (made or inspect.isfunction(value)) and value.__name__ not in NOT_MADE
 
 
-RESULTS = "CodeLength Comparison Completion Detection Estimate Evidence Fit LatentUse Marginal Memorisation"
-RESULTS += " ModeCounts NonFiniteError Posterior PrecisionRecall Progress Sandwich SavageDickey TwoSampleTest"
-INNER = "AmortisationGap Divergence Goal Move Program State Target bridge_iteration check_levels leapfrog"
-INNER += " named_components nudge_step_size power robust_scale scaled_levels weighted_scale"
-NOT_MADE = {*RESULTS.split(), *INNER.split()}
+NOT_MADE = set(
+    """
+    CodeLength Comparison Completion Detection Estimate Evidence Fit LatentUse Marginal Memorisation
+    ModeCounts NonFiniteError Posterior PrecisionRecall Progress Sandwich SavageDickey TwoSampleTest
+    AmortisationGap Divergence Goal Move Program State Target bridge_iteration check_levels leapfrog
+    named_components nudge_step_size power robust_scale scaled_levels weighted_scale
+    """.split()
+)
 
 # ---- wrong kinds ---------------------------------------------------------------------------------
 
