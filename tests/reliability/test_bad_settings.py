@@ -73,12 +73,42 @@ def is_called_by_users(value: Any) -> bool:
 
 
 NOT_MADE = set(
-    """
-    CodeLength Comparison Completion Detection Estimate Evidence Fit LatentUse Marginal Memorisation
-    ModeCounts NonFiniteError Posterior PrecisionRecall Progress Sandwich SavageDickey TwoSampleTest
-    AmortisationGap Divergence Goal Move Program State Target bridge_iteration check_levels leapfrog
-    named_components nudge_step_size power robust_scale scaled_levels weighted_scale
-    """.split()
+    [
+        "CodeLength",
+        "Comparison",
+        "Completion",
+        "Detection",
+        "Estimate",
+        "Evidence",
+        "Fit",
+        "LatentUse",
+        "Marginal",
+        "Memorisation",
+        "ModeCounts",
+        "NonFiniteError",
+        "Posterior",
+        "PrecisionRecall",
+        "Progress",
+        "Sandwich",
+        "SavageDickey",
+        "TwoSampleTest",
+        "AmortisationGap",
+        "Divergence",
+        "Goal",
+        "Move",
+        "Program",
+        "State",
+        "Target",
+        "bridge_iteration",
+        "check_levels",
+        "leapfrog",
+        "named_components",
+        "nudge_step_size",
+        "power",
+        "robust_scale",
+        "scaled_levels",
+        "weighted_scale",
+    ]
 )
 
 # ---- wrong kinds ---------------------------------------------------------------------------------
