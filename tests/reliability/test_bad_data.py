@@ -187,8 +187,8 @@ def test_bad_calls(name: str) -> None:
 # ---- files ---------------------------------------------------------------------------------------
 
 PATHS: dict[str, tuple[Any, str]] = {
-    "number": (3, "expected text or a path"),
-    "nothing": (None, "expected text or a path"),
+    "number": (3, "expected text(,| or) a path"),
+    "nothing": (None, "expected text(,| or) a path"),
     "empty": ("", "'' is no regular file"),
     "folder": (".", "'.' is no regular file"),
     "zero byte": ("a\0b", "'a\\\\x00b' is no path: it holds a zero byte"),
