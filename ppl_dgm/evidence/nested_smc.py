@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.evidence.smc import group_alarms
@@ -80,6 +81,7 @@ class Levels(NamedTuple):
         return (most - self.total).exp().nan_to_num(0.0)
 
 
+@checked
 @dataclass(frozen=True)
 class NestedSMC(Estimator):
     r"""Nested sampling by sequential Monte Carlo.
