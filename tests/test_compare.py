@@ -336,9 +336,7 @@ def test_numbers_are_no_evidence():
 
 
 def test_evidences_without_names_are_refused():
-    with pytest.raises(
-        TypeError, match="candidates is .Evidence.*; expected a mapping"
-    ):
+    with pytest.raises(TypeError, match="candidates is .Evidence.*; expected a mapping"):
         compare([result(-1.0)])
 
 
