@@ -155,14 +155,14 @@ def kind_of(annotation: Any) -> Kind | None:
     if origin in (Union, UnionType):
         return _either([kind_of(part) for part in parts])
     if origin is Literal:
-        told = f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
-        return Kind(told, partial(_is_one_of, parts), True)
+        told = ", ".join(map(repr, parts))
+        return Kind("one of " * (len(parts) > 1) + told, partial(_is_one_of, parts), True)
     if annotation is Callable or origin is Callable:
         return Kind("a function", callable)
     return _class(origin or annotation, parts)
 
 
-def _class(kind: Any, parts: tuple) -> Kind | None:
+def _class(kind: Any, parts: tuple[Any, ...]) -> Kind | None:
     if not isinstance(kind, type) or kind in (Any, object) or getattr(kind, "_is_protocol", False):
         return None
     if issubclass(kind, Mapping):
