@@ -13,8 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pyro.distributions as dist
 import torch
 from provenance import provenance
 from rows import Row, Rows, markdown
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from ppl_dgm import fit
+from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.data.densities import gaussian_grid
 from ppl_dgm.diagnostics import ModeCounts, mode_counts
 from ppl_dgm.families import Generator
@@ -33,7 +36,8 @@ ROWS = Rows(RESULTS, ("objective", "seed", "steps"))
 SCALE, SPREAD, WIDTH, WAVES, BATCH, RATE = 0.05, 3.0, 64, 32, 256, 2e-3
 CENTRES = 2 * (torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)) - 2)
 NUM_TRAIN, NUM_DRAWS = 50_000, 10_000
-STAGES = (0.1, 0.01, 0.002)  # weights of R1
+NUM_CLUSTERS, CLUSTER_SCALE = 200, 0.02
+STAGES = (0.1, 0.03, 0.01)  # weights of R1
 
 
 class Spread(nn.Module):
@@ -46,6 +50,22 @@ class Spread(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """`[..., 2]` to `[..., 2]`."""
         return SPREAD * z + self.net(z)
+
+
+class Clusters(LatentPrior):
+    """Latents in 200 narrow clusters around standard normal centres, which stay where they are."""
+
+    centres: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.register_buffer("centres", torch.randn(NUM_CLUSTERS, 2))
+
+    def forward(self) -> Any:
+        """Return the mixture."""
+        even = dist.Categorical(logits=torch.zeros_like(self.centres[:, 0]))
+        narrow = dist.Normal(self.centres, CLUSTER_SCALE).to_event(1)
+        return dist.MixtureSameFamily(even, narrow)
 
 
 class Waves(nn.Module):
@@ -67,6 +87,9 @@ class Waves(nn.Module):
 adam = partial(torch.optim.Adam, lr=RATE, betas=(0.0, 0.99))
 OBJECTIVES: dict[str, Callable[[nn.Module, float], GAN]] = {
     "nonsaturating, R1": lambda critic, r1: GAN(critic, r1=r1, optimizer=adam, ema=0.998),
+    "nonsaturating, R1, clustered latents": lambda critic, r1: GAN(
+        critic, r1=r1, optimizer=adam, ema=0.998
+    ),
     "nonsaturating": lambda critic, r1: GAN(critic, optimizer=adam, ema=0.998),
     "hinge, R1": lambda critic, r1: GAN(critic, "hinge", r1=r1, optimizer=adam, ema=0.998),
     "wasserstein, one-sided penalty": lambda critic, r1: GAN(
@@ -82,7 +105,8 @@ def train(name: str, seed: int, steps: int) -> tuple[Generator, Generator]:
     """Fit a generator in stages; return it and the average of its last stage."""
     torch.manual_seed(seed)
     data = gaussian_grid().sample(torch.Size((NUM_TRAIN,)))
-    generator = Generator(Spread(), 2, 2)
+    prior = Clusters() if "clustered" in name else StandardNormal(2)
+    generator = Generator(Spread(), 2, 2, prior=prior)
     critic = Waves(pack=2 if "packs" in name else 1)
     for stage, r1 in enumerate(STAGES):
         share = [1.0, 0.7, 0.4, 0.05][stage : stage + 2]

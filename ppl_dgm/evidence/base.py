@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.normalising import score_exactly, squeezed, without_data
+from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
 from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.checks import refuse_point_masses
@@ -280,6 +280,7 @@ class Estimator(ABC):
         """Estimate log f(x) - log Z, and what that is."""
         free = without_data(program, bound, self.sum_out).in_double()
         below, kind = self.partition(free), self.kind(free)
+        below = below._replace(warnings=below.warnings + tails_alarm(free))
         if not bound.structure.latents:
             log_f = score_exactly(bound)
             return divide(Estimate(log_f, torch.zeros_like(log_f)), below), TURNED.get(kind, kind)

@@ -10,15 +10,15 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator, rounding_between
 from ppl_dgm.evidence.degree import degree_in
-from ppl_dgm.evidence.normalising import FlipLadder, is_binary, sum_out
+from ppl_dgm.evidence.normalising import FlipLadder, sum_out
 from ppl_dgm.program import Bound, ladder_of
 from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
 from ppl_dgm.program.precision import Shaking
+from ppl_dgm.program.supports import is_binary, is_real
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, join_parts
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_least, is_singular
@@ -163,13 +163,6 @@ def is_gaussian(bound: Bound) -> bool:
         return False
     values = {name: value.clone() for name, value in bound.draw_prior(1).values.items()}
     return degree_in(list(values.values()), lambda: bound.log_joint(values).total) <= 2
-
-
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether a support is all of R^n."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real or isinstance(support, type(constraints.real))
 
 
 def integrate_gaussian(bound: Bound) -> Tensor:

@@ -7,28 +7,36 @@ is the evidence of the program whose data site is one more latent. Every estimat
 one $\log Z$ serves all data.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
 from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
 from ppl_dgm.program.inspection import examine
 from ppl_dgm.program.sampling import Uncondition
+from ppl_dgm.program.supports import is_binary, is_real
 from ppl_dgm.sampling.kernels.flips import BitFlips
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
 __all__ = [
     "FlipLadder",
-    "is_binary",
     "ladder_to",
     "score_exactly",
     "squeezed",
     "sum_out",
+    "tails_alarm",
     "without_data",
 ]
+
+NUM_DIRECTIONS = 64  # in which a density's tails are looked at
+INFINITE = (
+    "the density does not fall off far from its base measure, so that its partition function is "
+    "infinite and no estimate of it means anything; bound the energy from below, or give it a base "
+    "measure whose tails outweigh it"
+)
 
 
 class WithoutData(nn.Module):
@@ -149,11 +157,28 @@ def ladder_to(free: Bound) -> Ladder | None:
     )
 
 
-def is_binary(support: Any) -> bool:
-    """Whether every entry is 0 or 1."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.boolean
+def tails_alarm(free: Bound) -> tuple[str, ...]:
+    r"""Warn where a density of real data does not fall off in all directions that are tried.
+
+    An integrable density has $r^D f \to 0$ at distances r from its base measure; where that is
+    higher at a million deviations than at a thousand, the partition function is infinite.
+    """
+    latents = free.structure.model_latents
+    if not latents or not all(is_real(latent.support) for latent in latents):
+        return ()
+    values = free.draw_prior(NUM_DIRECTIONS).values
+    size = sum(value[0].numel() for value in values.values()) // (free.num_data or 1)
+    near, far = (free.log_joint(moved_out(values, 10.0**power)).total for power in (3, 6))
+    rises = (far > -torch.inf) & (far + size * math.log(1e3) > near)
+    return (INFINITE,) if bool(rises.any()) else ()
+
+
+def moved_out(values: dict[str, Tensor], distance: float) -> dict[str, Tensor]:
+    """Return points in normal directions from the centre of draws, so many deviations away."""
+    return {
+        name: value.mean(0) + distance * value.std(0) * torch.randn_like(value)
+        for name, value in values.items()
+    }
 
 
 def squeezed(value: Any) -> Any:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import Objective
 from ppl_dgm.program import Bound, DataArgument, Structure
+from ppl_dgm.program.supports import is_binary, is_real
 
 __all__ = ["CURES", "DataDensity", "EnergyObjective", "value_kind"]
 
@@ -138,8 +138,6 @@ def value_kind(support: Any) -> str:
 
     It is `"real"`, `"binary"` or `"other"`, and holds for each entry.
     """
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.boolean:
+    if is_binary(support):
         return "binary"
-    return "real" if support is constraints.real else "other"
+    return "real" if is_real(support) else "other"

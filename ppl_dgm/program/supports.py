@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints, transform_to
 
-__all__ = ["in_support", "inner_point", "innermost", "moves"]
+__all__ = ["in_support", "inner_point", "innermost", "is_binary", "is_real", "moves"]
 
 
 def in_support(fn: Any, value: Tensor) -> Tensor | None:
@@ -67,10 +67,7 @@ def first_category(zeros: Tensor) -> Tensor:
 
 def base_support(fn: Any) -> Any:
     """The constraint on single entries of values."""
-    support = innermost(fn).support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
+    return of_entries(innermost(fn).support)
 
 
 def innermost(fn: Any) -> Any:
@@ -85,8 +82,24 @@ def is_bounded(fn: Any) -> bool:
     inner = innermost(fn)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
         return True
-    support = base_support(inner)
-    return not (support.is_discrete or isinstance(support, type(constraints.real)))
+    return not (inner.support.is_discrete or is_real(inner.support))
+
+
+def of_entries(support: Any) -> Any:
+    """Return the support of one entry of an event."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all of R^n."""
+    return isinstance(of_entries(support), type(constraints.real))
+
+
+def is_binary(support: Any) -> bool:
+    """Whether every entry is 0 or 1."""
+    return of_entries(support) is constraints.boolean
 
 
 def dims(fn: Any) -> int:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.supports import is_real
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
@@ -62,16 +62,6 @@ def moves_of(target: Unconstrained, values: Values) -> Iterator[Move]:
     for first, second in combinations(real, 2):
         yield Move(f"-{first}, -{second}", flip_both(first, second))
     yield from swaps(target, values)
-
-
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether a support is all real vectors."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real)) or support in (
-        constraints.real,
-        constraints.real_vector,
-    )
 
 
 def flips(name: str, size: int) -> Iterator[Move]:

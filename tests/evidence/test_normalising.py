@@ -266,3 +266,23 @@ def test_annealed_error_bars_cover_the_sum() -> None:
     covered = int((errors.abs() < 1.96 * bars).sum())
     assert 88 <= covered <= 100  # binomial, 95 % of 100
     assert float(errors.abs().quantile(0.95)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("tilt", "base", "finite"),
+    [
+        (-1.0, "normal", True),
+        (0.49, "normal", True),
+        (0.5, "normal", False),  # a flat density
+        (0.7, "normal", False),
+        (-0.1, dist.StudentT(1.0, torch.zeros(2)).to_event(1), True),
+        (0.1, dist.StudentT(1.0, torch.zeros(2)).to_event(1), False),
+        (-0.1, dist.Normal(torch.full((2,), 50.0), 0.01).to_event(1), True),
+    ],
+)
+def test_infinite_partition_functions_are_an_alarm(tilt: float, base: Any, finite: bool) -> None:
+    """Of base(x) exp(tilt |x|^2), in two dimensions."""
+    model = Energy(lambda x: -tilt * x.square().sum(-1), 2, base)
+    found = ImportanceSampling(100)(model, torch.full((1, 2), 50.0))
+    alarmed = any("partition function is infinite" in warning for warning in found.warnings)
+    assert alarmed is not finite

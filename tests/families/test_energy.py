@@ -12,8 +12,10 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_dgm import Program
+from ppl_dgm import Program, fit
+from ppl_dgm.evidence import Exact
 from ppl_dgm.families import RBM, Energy
+from ppl_dgm.objectives import PersistentContrastiveDivergence, PseudoLikelihood
 
 BETAS = (0.0, 0.4, 1.0)
 
@@ -143,6 +145,47 @@ def test_energies_are_factors_of_the_data() -> None:
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     assert Program(beside).initialise(torch.zeros(3)).structure.energies == ()
+
+
+KINDS = (torch.bool, torch.uint8, torch.long, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("shape", [(9,), (1, 3, 3)])
+def test_binary_data_of_any_kind_are_taken(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(6, 9) < 0.5).reshape(6, *shape)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 1), torch.nn.Flatten(0))
+    for model in (RBM(9, 2), Energy(net, shape, base="bernoulli")):
+        expected = Exact()(model, x.float())
+        torch.testing.assert_close(Exact()(model, x.to(dtype)).log_z, expected.log_z)
+        settings = {"steps": 1, "progress": False, "compile": False}
+        for objective in (PersistentContrastiveDivergence(1), PseudoLikelihood()):
+            assert fit(model, x.to(dtype), objective, **settings).stopped == "finished"
+
+
+def test_the_base_measure_follows_the_dtype_of_the_model() -> None:
+    base = dist.Normal(torch.zeros(2), 2.0).to_event(1)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+    model = Energy(net, 2, base).double()
+    assert model.model().dtype == torch.float64
+    x = torch.randn(4, 2)
+    assert model.energy(x).dtype == torch.float64
+    with torch.no_grad():  # exp(-w x) tilts a normal of variance 4 to one of mean -4 w
+        tilted = Normal(-4 * net[0].weight[0], 2.0).log_prob(x).sum(-1)
+    torch.testing.assert_close(Exact()(model, x).log_z, tilted)
+
+
+def test_classes_stay_whole_numbers() -> None:
+    """An embedding's energies, summed over the 3^2 states by hand."""
+    table = torch.randn(2, 3)
+    base = dist.Categorical(torch.ones(2, 3)).to_event(1)
+    model = Energy(lambda x: table[torch.arange(2), x].sum(-1), 2, base)
+    x = torch.tensor([[0, 2], [1, 1]])
+    log_p = model.log_ratio(x[:1], x[1:])
+    assert log_p.item() == pytest.approx(
+        float(table[0, 1] + table[1, 1] - table[0, 0] - table[1, 2])
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Energy-based models: a net's energy tilts a base measure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.program import Program
+from ppl_dgm.program.supports import is_binary
+from ppl_dgm.transforms import Held
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["Energy"]
@@ -57,6 +59,12 @@ class Energy(Program):
         check_base(base, shape)
         super().__init__(EnergyModel(net, BaseMeasure(base, shape), len(shape)))
 
+    def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Take data in the base measure's dtype: truth values and bytes as numbers."""
+        numbers = self.model.fn.base.numbers  # type: ignore[attr-defined]
+        named = {name: numbers(v) if name == self.site else v for name, v in kwargs.items()}
+        return (*map(numbers, args[:1]), *args[1:]), named
+
     def energy(self, x: Tensor) -> Tensor:
         """Compute energies of data `[..., *shape]`, in nats: `[...]`."""
         return self.model.fn.energy(x)  # type: ignore[attr-defined]
@@ -91,8 +99,14 @@ class BaseMeasure(nn.Module):
 
     def __init__(self, kind: str | Any, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind = kind if isinstance(kind, str) else Held(kind)
         self.register_buffer("zeros", torch.zeros(shape), persistent=False)
+
+    def numbers(self, x: Any) -> Any:
+        """Return data in the dtype of the module, but for counts and classes."""
+        support = self.distribution().support
+        kept = support.is_discrete and not is_binary(support)
+        return x if kept or not isinstance(x, Tensor) else x.to(self.zeros.dtype)
 
     def distribution(self) -> Any:
         """Return the density, of the data's event shape."""
@@ -100,7 +114,7 @@ class BaseMeasure(nn.Module):
             return dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(self.zeros.dim())
         if self.kind == "bernoulli":
             return dist.Bernoulli(logits=self.zeros).to_event(self.zeros.dim())
-        return self.kind
+        return self.kind.held  # type: ignore[union-attr]
 
 
 class EnergyModel(nn.Module):
@@ -114,7 +128,7 @@ class EnergyModel(nn.Module):
         """Compute energies of data `[..., *shape]`: `[...]`."""
         batch = x.shape[: x.dim() - self.event_dim]
         flat = x.reshape(-1, *x.shape[x.dim() - self.event_dim :])
-        energy = self.net(flat)
+        energy = self.net(self.base.numbers(flat))
         if tuple(energy.shape) != (len(flat),):
             raise ValueError(
                 f"the energy net returned shape {list(energy.shape)} for {len(flat)} data; "

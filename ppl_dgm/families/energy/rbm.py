@@ -49,6 +49,8 @@ class RBM(Program):
         tensor(True)
     """
 
+    vectors = True
+
     @checked
     def __init__(
         self,
