@@ -190,10 +190,10 @@ def page(found: list[Row], steps: int) -> str:
         "processor s",
     ]
     note = (
-        "Equal mixture of 25 round Gaussians of deviation 0.05 on a grid of spacing 2. A draw is of "
-        "high quality within three deviations of the nearest mean (98.9 % of the mixture's own), and "
-        f"a mode is found by one such draw among {NUM_DRAWS}. Generator: two normal latents, "
-        f"x = {SPREAD:g} z + net(z), two hidden layers of {WIDTH} ReLU units, so that draws begin "
+        "Equal mixture of 25 round Gaussians of deviation 0.05 on a grid of spacing 2. A draw is "
+        "of high quality within three deviations of the nearest mean (98.9 % of the mixture's "
+        f"own), and a mode is found by one such draw among {NUM_DRAWS}. Generator: two normal "
+        f"latents, x = {SPREAD:g} z + net(z), two hidden layers of {WIDTH} ReLU units, so that draws begin "
         f"wider than the data. Critic: x and {WAVES} sines and cosines of it (frequencies of "
         f"deviation 2), two hidden layers of {WIDTH} leaky units. Adam at {RATE} (betas 0 and "
         f"0.99), falling to a twentieth, {BATCH} data a step, {steps} steps in three stages of R1 "
