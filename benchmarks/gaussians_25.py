@@ -192,13 +192,14 @@ def page(found: list[Row], steps: int) -> str:
     note = (
         "Equal mixture of 25 round Gaussians of deviation 0.05 on a grid of spacing 2. A draw is "
         "of high quality within three deviations of the nearest mean (98.9 % of the mixture's "
-        f"own), and a mode is found by one such draw among {NUM_DRAWS}. Generator: two normal "
-        f"latents, x = {SPREAD:g} z + net(z), two hidden layers of {WIDTH} ReLU units, so that draws begin "
-        f"wider than the data. Critic: x and {WAVES} sines and cosines of it (frequencies of "
-        f"deviation 2), two hidden layers of {WIDTH} leaky units. Adam at {RATE} (betas 0 and "
-        f"0.99), falling to a twentieth, {BATCH} data a step, {steps} steps in three stages of R1 "
-        f"{', '.join(map(str, STAGES))} where the objective has it; the generator averaged with "
-        "decay 0.998. Another architecture has other figures."
+        f"own), and a mode is found by one such draw among {NUM_DRAWS}. Generator: two latents, "
+        f"normal, or clustered ({NUM_CLUSTERS} fixed normals of deviation {CLUSTER_SCALE} at normal "
+        f"centres); x = {SPREAD:g} z + net(z), two hidden layers of {WIDTH} ReLU units, so that "
+        f"draws begin wider than the data. Critic: x and {WAVES} sines and cosines of it "
+        f"(frequencies of deviation 2), two hidden layers of {WIDTH} leaky units. Adam at {RATE} "
+        f"(betas 0 and 0.99), falling to a twentieth, {BATCH} data a step, {steps} steps in three "
+        f"stages of R1 {', '.join(map(str, STAGES))} where the objective has it; the generator "
+        "averaged with decay 0.998. Another architecture has other figures."
     )
     names = [name for name in OBJECTIVES if any(row["objective"] == name for row in found)]
     table = markdown(head, [cells(found, name) for name in names])
