@@ -158,9 +158,9 @@ def ladder_to(free: Bound) -> Ladder | None:
 
 
 def tails_alarm(free: Bound) -> tuple[str, ...]:
-    r"""Warn where a density of real data does not fall off in all directions that are tried.
+    r"""Warn where a density of real data does not fall off.
 
-    An integrable density has $r^D f \to 0$ at distances r from its base measure; where that is
+    An integrable density has, in every direction, $r^D f \to 0$ at distances r from its base measure; where that is
     higher at a million deviations than at a thousand, the partition function is infinite.
     """
     latents = free.structure.model_latents
@@ -174,7 +174,7 @@ def tails_alarm(free: Bound) -> tuple[str, ...]:
 
 
 def moved_out(values: dict[str, Tensor], distance: float) -> dict[str, Tensor]:
-    """Return points in normal directions from the centre of draws, so many deviations away."""
+    """Return points so many deviations away from draws."""
     return {
         name: value.mean(0) + distance * value.std(0) * torch.randn_like(value)
         for name, value in values.items()

@@ -60,7 +60,7 @@ class Energy(Program):
         super().__init__(EnergyModel(net, BaseMeasure(base, shape), len(shape)))
 
     def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """Take data in the base measure's dtype: truth values and bytes as numbers."""
+        """Take data in the base measure's dtype."""
         numbers = self.model.fn.base.numbers  # type: ignore[attr-defined]
         named = {name: numbers(v) if name == self.site else v for name, v in kwargs.items()}
         return (*map(numbers, args[:1]), *args[1:]), named
