@@ -158,10 +158,11 @@ def ladder_to(free: Bound) -> Ladder | None:
 
 
 def tails_alarm(free: Bound) -> tuple[str, ...]:
-    r"""Warn where a density of real data does not fall off.
+    r"""Warn where a density does not fall off far away.
 
-    An integrable density has, in every direction, $r^D f \to 0$ at distances r from its base measure; where that is
-    higher at a million deviations than at a thousand, the partition function is infinite.
+    An integrable density has $r^D f \to 0$ at distances r from its base measure, in all
+    directions, of which some are tried; where that is higher at a million deviations than at a
+    thousand, the partition function is infinite.
     """
     latents = free.structure.model_latents
     if not latents or not all(is_real(latent.support) for latent in latents):

@@ -103,7 +103,7 @@ class BaseMeasure(nn.Module):
         self.register_buffer("zeros", torch.zeros(shape), persistent=False)
 
     def numbers(self, x: Any) -> Any:
-        """Return data in the dtype of the module, but for counts and classes."""
+        """Return data in the dtype of the module, classes aside."""
         support = self.distribution().support
         kept = support.is_discrete and not is_binary(support)
         return x if kept or not isinstance(x, Tensor) else x.to(self.zeros.dtype)
