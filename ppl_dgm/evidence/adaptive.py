@@ -13,10 +13,11 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import tempered_points
-from ppl_dgm.sampling.defended import Weighted, defended_weights
+from ppl_dgm.sampling.defended import Weighted, defended_weights, mixture_weights
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import HMC
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.reach import ABOVE, share_alarm
 from ppl_dgm.sampling.smc.resampling import effective_size, resample, shuffle
 from ppl_dgm.sampling.student_mixtures import StudentMixture, fit_student_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
@@ -29,6 +30,7 @@ DRAWS_PER_DIMENSION = 8  # of each component at least
 EM_STEPS = 20
 PATIENCE = 2  # numbers of components in a row that are no better
 DEFENCE = 0.1  # share of the draws that come from the prior
+DESCENDANTS = 8  # of one draw, about, in a population that was tempered
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
 
@@ -43,9 +45,10 @@ class AdaptiveImportanceSampling(Estimator):
     `num_rounds` times draws of the mixture are weighted, resampled, and the mixture is fitted
     again. The number of components is the one under which draws that were held out are most
     probable. Draws of the last mixture alone make the estimate, a tenth of them from the prior as a
-    defence (Hesterberg 1995): it is consistent, and its standard error is a Monte Carlo error.
-    Costs `num_particles + num_rounds * num_fitted` densities, and the tempering about 100 gradients
-    for each of `num_chains` chains.
+    defence (Hesterberg 1995): it is consistent, and its standard error is a Monte Carlo error. As
+    many points tempered afresh tell whether the mixture has missed a mode. Costs `num_particles +
+    num_rounds * num_fitted` densities, and the two temperings about 100 gradients for each of
+    `num_chains` chains.
 
     Cappé, Douc, Guillin, Marin and Robert (2008), "Adaptive importance sampling in general mixture
     classes"; Bugallo et al. (2017) for a review.
@@ -54,7 +57,7 @@ class AdaptiveImportanceSampling(Estimator):
         num_particles: draws that make the estimate.
         num_rounds: rounds of fitting.
         num_fitted: draws of each round.
-        num_chains: tempered draws to begin with.
+        num_chains: tempered draws to begin with, and to check with.
         memory: bytes that evaluating densities may allocate.
         compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
 
@@ -75,8 +78,8 @@ class AdaptiveImportanceSampling(Estimator):
 
     num_particles: int = 10_000
     num_rounds: int = 4
-    num_fitted: int = 2000
-    num_chains: int = 256
+    num_fitted: int = 4000
+    num_chains: int = 512
     memory: int = field(default=MEMORY, repr=False)
     compile: CompileMode = "auto"
 
@@ -103,14 +106,28 @@ class AdaptiveImportanceSampling(Estimator):
             share = effective_size(drawn.log_weights) / self.num_fitted
             if bool((share > ENOUGH).all()):
                 break
-        log_z, error, found = self._weigh(target, proposal, self.num_particles).summarise()
+        drawn = self._weigh(target, proposal, self.num_particles)
+        log_z, error, found = drawn.summarise()
         shape = {"num_components": proposal.weight.shape[-1], "rounds": rounds}
-        return Estimate(log_z, error, found | shape)
+        fresh = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
+        alarm = missed_alarm(target, proposal, fresh, drawn, self.memory)
+        return Estimate(log_z, error, found | shape, alarm)
 
     def _weigh(
         self, target: Unconstrained, proposal: StudentMixture, num: int, keep: bool = False
     ) -> Weighted:
         return defended_weights(target, proposal, num, DEFENCE, self.memory, keep)
+
+
+def missed_alarm(
+    target: Unconstrained, proposal: StudentMixture, fresh: Tensor, drawn: Weighted, memory: int
+) -> tuple[str, ...]:
+    """Warn where points tempered afresh have larger weights than draws."""
+    share = drawn.num_prior / len(drawn.log_weights)
+    weights = mixture_weights(target, proposal, fresh, share, memory)
+    above = weights > drawn.log_weights.amax(0) + ABOVE
+    independent = max(1, len(fresh) // DESCENDANTS)
+    return share_alarm(above.double().mean(0), independent, drawn.std_error)
 
 
 def resampled(drawn: Weighted) -> Tensor:

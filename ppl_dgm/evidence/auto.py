@@ -4,6 +4,7 @@
 and says what it did.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
-from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
+from ppl_dgm.evidence.agreement import DECISIVE, Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
@@ -36,7 +37,10 @@ BUDGET = 2_000_000
 # counted as 3.
 SMC_COST = 750
 SMC_GROUPS = 8
+TEMPERING_COST = 800  # densities for each point that is tempered
 BRIDGE_COST = 4000  # densities for each chain
+MORE_PARTICLES = 16  # shares of the budget that make an estimate decisive, at most
+PARTNER_ERROR = {kind: 0.7 * worst for kind, worst in DECISIVE.items()}  # nats, aimed at
 PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
 PILOT = 4000  # draws that tell how many are needed
@@ -177,9 +181,28 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
     sized = pilot(program, bound, seed, settings)
     attempts.found.extend([sized] if sized is not None else [])
     for estimator in [first, *others] if sized is None else [quick_check(settings), first, *others]:
-        if not settled(attempts, settings.target):
-            attempt(estimator, bound.args, bound.kwargs)
+        if settled(attempts, settings.target):
+            break
+        found = attempt(estimator, bound.args, bound.kwargs)
+        more = enlarged(estimator, found, settings.share(bound))
+        if more is not None and not settled(attempts, settings.target):
+            attempts.found.remove(found)
+            attempt(more, bound.args, bound.kwargs)
     return attempts.verdict()
+
+
+def enlarged(estimator: Estimator, found: Evidence | None, share: int) -> Estimator | None:
+    """Take as many particles as make a vague estimate decisive.
+
+    Returns None for other estimators, with alarms, and where that costs too much.
+    """
+    if not isinstance(estimator, SMC) or found is None or not found.reliable:
+        return None
+    error = typical_error(found) / PARTNER_ERROR[found.target]
+    most = MORE_PARTICLES * share // (SMC_COST * estimator.num_groups * estimator.num_particles)
+    if not 1 < error**2 <= most:
+        return None
+    return replace(estimator, num_particles=math.ceil(error**2 * estimator.num_particles))
 
 
 def settled(attempts: Attempts, target: float) -> bool:
@@ -261,6 +284,7 @@ def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
     smc = SMC(
         num_particles=max(32, min(2 * share // (SMC_COST * SMC_GROUPS), 1000)),
         num_groups=SMC_GROUPS,
+        cess=0.9,
         memory=memory,
     )
     guided = ImportanceSampling(particles, memory)
@@ -286,7 +310,9 @@ def posterior_kinds(bound: Bound, settings: Settings, smc: SMC) -> list[Estimato
         memory=memory,
     )
     adaptive = AdaptiveImportanceSampling(
-        num_particles=max(1000, min(share, 20_000)), memory=memory
+        num_particles=max(1000, min(share, 20_000)),
+        num_chains=max(64, min(share // TEMPERING_COST, 512)),
+        memory=memory,
     )
     return [starts, adaptive, smc, BridgeSampling(num_chains=chains, memory=memory)]
 

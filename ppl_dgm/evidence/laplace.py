@@ -338,7 +338,9 @@ class Laplace(Estimator):
         most = math.isqrt(self.memory // (8 * target.dim))  # starts whose distances fit into memory
         for _ in range(MOST_ROUNDS - 1):
             starts = len(modes.point) + self.num_starts
-            if target.batch or not too_few_starts(distinct(modes)) or starts > most:
+            new = distinct(modes)
+            futile = target.batch or starts > most or float(modes.valid.double().mean()) < 0.5
+            if futile or not too_few_starts(new):
                 break
             more = find_modes(target, self._starts(target), self.num_steps, at_once)
             modes = Modes(*map(torch.cat, zip(modes, more, strict=True)))

@@ -15,7 +15,7 @@ from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
-__all__ = ["unreached_alarm"]
+__all__ = ["ABOVE", "share_alarm", "unreached_alarm"]
 
 DRAWS_PER_CHAIN = 100  # of the estimate
 LEAST_CHAINS, MOST_CHAINS = 64, 512
@@ -62,14 +62,25 @@ def unreached_alarm(
         share = share_above(bound, largest + ABOVE, proposal, chains, memory)
     except ValueError:  # discrete latents, or a guide without a density at given points
         return ()
-    noise = ((share * (1 - share) + 1 / chains) / chains).sqrt()
+    return share_alarm(share, chains, std_error)
+
+
+def share_alarm(share: Tensor, count: int, std_error: Tensor) -> tuple[str, ...]:
+    """Warn where a share of the posterior was not reached.
+
+    Args:
+        share: of posterior points with larger weights than all draws, `[data]` or `[]`.
+        count: independent posterior points.
+        std_error: of log Z, nats, same shape.
+    """
+    noise = ((share * (1 - share) + 1 / count) / count).sqrt()
     cost = -torch.log1p(-share.clamp(max=0.99))
     failing = (share > 2 * noise) & (cost > 2 * std_error + MATERIAL)
     if not dominates(failing, torch.where(failing, cost, std_error)):
         return ()
     warning = (
-        f"{100 * float(share.max()):.3g} % of the posterior lies where no draw came: chains from "
-        "the draws find larger weights there; the proposal is too narrow, use SMC or a wider guide"
+        f"{100 * float(share.max()):.3g} % of the posterior lies where no draw came: chains find "
+        "larger weights there; the proposal is too narrow, or misses a mode. Use SMC"
     )
     return (warning,)
 

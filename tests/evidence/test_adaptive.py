@@ -7,9 +7,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence.case_programs import FLOAT, case
+from evidence.kind_programs import KINDS
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AdaptiveImportanceSampling
+from ppl_dgm.evidence.adaptive import missed_alarm
+from ppl_dgm.sampling.defended import defended_weights
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.student_mixtures import StudentMixture
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 BANANA = math.log(math.pi / 10 / 400)  # exp(-100 (y - x^2)^2 - (1 - x)^2) over its box, tails apart
 
@@ -47,6 +53,36 @@ def test_every_datum_has_its_own_proposal() -> None:
     found = AdaptiveImportanceSampling(num_particles=4000)(Program(local), x)
     truth = dist.Normal(torch.zeros((), dtype=FLOAT), 1.25**0.5).log_prob(x)
     assert bool(((found.log_z - truth).abs() < 4.5 * found.std_error).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "seed"), [("corners_of_16", 0), ("spike_and_slab", 1)])
+def test_modes_that_the_mixture_misses_are_an_alarm(name: str, seed: int) -> None:
+    known = next(found for found in KINDS if found.name == name)
+    estimator = AdaptiveImportanceSampling(20_000, num_chains=256)
+    found = estimator(known.program(), seed=seed)
+    miss = abs(float(found.log_z) - known.log_z)
+    assert miss < 4 * float(found.std_error) + 0.02 or not found.reliable
+
+
+def test_a_mixture_without_a_mode_is_told() -> None:
+    """A mixture at one of two modes, against points of both."""
+
+    def two_modes() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=FLOAT), 30.0))
+        pyro.factor("f", torch.logaddexp(-50 * (z - 9) ** 2, -50 * (z + 9) ** 2))
+
+    target = Unconstrained(Program(two_modes).bind().in_double())
+    one = StudentMixture(
+        torch.ones(1, dtype=FLOAT),
+        torch.full((1, 1), 9.0, dtype=FLOAT),
+        torch.full((1, 1, 1), 0.1, dtype=FLOAT),
+    )
+    drawn = defended_weights(target, one, 300, 0.01, MEMORY)
+    around = 0.1 * torch.randn(200, 1, dtype=FLOAT)
+    both = torch.cat([around - 9, around + 9])
+    assert not missed_alarm(target, one, around + 9, drawn, MEMORY)
+    assert "misses a mode" in missed_alarm(target, one, both, drawn, MEMORY)[0]
 
 
 @pytest.mark.slow
