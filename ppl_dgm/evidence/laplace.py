@@ -16,6 +16,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.convergence import edge_warnings
 from ppl_dgm.sampling.defended import defended_weights
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels.targets import take
@@ -329,6 +330,7 @@ class Laplace(Estimator):
         weighted = defended_weights(target, proposal, self.num_particles, DEFENCE, self.memory)
         log_z, error, found = weighted.summarise()
         log_z = torch.where(new.any(0), log_z, torch.nan)
+        warnings += edge_warnings(found["edge_share"])
         return Estimate(log_z, error, diagnostics | found, warnings)
 
     def _modes(self, target: Unconstrained) -> Modes:

@@ -81,7 +81,7 @@ class PosteriorEstimator(Estimator):
                 f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least "
                 "8"
             )
-        return draws
+        return draws._replace(edge_share=target.at_edge(draws.flat).double().mean(0))
 
     def _draw(self, target: Unconstrained) -> PosteriorDraws:
         if isinstance(self.posterior, Mapping):

@@ -16,6 +16,7 @@ from ppl_dgm.sampling.convergence import (
     DIVERGENT_SHARE,
     bfmi_warnings,
     divergence_warnings,
+    edge_warnings,
     energy_bfmi,
     is_divergent,
     r_hat_warnings,
@@ -69,7 +70,7 @@ class PosteriorDraws(NamedTuple):
     `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated
     instead. `divergent`, the share of moves that diverged, and `bfmi` are those of Hamiltonian
     chains, `[*batch]`. `stein` is by how many standard errors given draws fail Stein's identity,
-    `[*batch]`.
+    `edge_share` the share of the draws at the edge of floats, `[*batch]`.
     """
 
     points: Tensor
@@ -78,6 +79,7 @@ class PosteriorDraws(NamedTuple):
     divergent: Tensor | None = None
     bfmi: Tensor | None = None
     stein: Tensor | None = None
+    edge_share: Tensor | None = None
 
     @property
     def flat(self) -> Tensor:
@@ -90,7 +92,10 @@ class PosteriorDraws(NamedTuple):
 
         R-hat is always there, the others where Hamiltonian chains or resampled draws have them.
         """
-        known = {name: getattr(self, name) for name in ("pareto_k", "divergent", "bfmi", "stein")}
+        known = {
+            name: getattr(self, name)
+            for name in ("pareto_k", "divergent", "bfmi", "stein", "edge_share")
+        }
         found = {name: value for name, value in known.items() if value is not None}
         return {"r_hat": split_r_hat(self.points).amax(-1)} | found
 
@@ -100,6 +105,7 @@ class PosteriorDraws(NamedTuple):
         found = r_hat_warnings(self.diagnostics["r_hat"])
         found += () if self.divergent is None else divergence_warnings(self.divergent)
         found += () if self.stein is None else stein_warnings(self.stein)
+        found += () if self.edge_share is None else edge_warnings(self.edge_share)
         return found + (() if self.bfmi is None else bfmi_warnings(self.bfmi))
 
 

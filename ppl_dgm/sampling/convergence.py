@@ -18,6 +18,7 @@ __all__ = [
     "chain_ess",
     "divergence_warnings",
     "dominates",
+    "edge_warnings",
     "energy_bfmi",
     "is_divergent",
     "mean_exp_std_error",
@@ -36,6 +37,7 @@ DIVERGENT = 20.0  # nats of energy error of a move that has diverged
 DIVERGENT_SHARE = 0.001  # of the moves
 FEW_DATA_MORE = 10  # times that share is no alarm where few of many data have it
 LOW_BFMI = 0.2
+EDGE_SHARE = 1e-3  # of the posterior
 STEIN_APART = 6.0  # standard errors
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
@@ -162,6 +164,20 @@ def bfmi_warnings(bfmi: Tensor) -> tuple[str, ...]:
         return ()
     text = f"chains move between energies too slowly: E-BFMI is {lowest:.2g} < {LOW_BFMI}"
     return (f"{text}; reparameterise, or use SMC",)
+
+
+def edge_warnings(share: Tensor) -> tuple[str, ...]:
+    """Warn where posterior mass lies at the edge of floats.
+
+    Example:
+        >>> edge_warnings(torch.tensor(0.05))[0]
+        '5 % of the posterior lies at the edge of floats, beyond which its density is cut off'
+    """
+    largest = float(share.max())
+    if largest <= EDGE_SHARE:
+        return ()
+    text = "of the posterior lies at the edge of floats, beyond which its density is cut off"
+    return (f"{100 * largest:.2g} % {text}",)
 
 
 def stein_warnings(distance: Tensor) -> tuple[str, ...]:

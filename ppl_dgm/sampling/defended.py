@@ -24,11 +24,13 @@ class Weighted(NamedTuple):
 
     The last `num_prior` draws are from the prior.
 
-    `points` are the draws `[n, *batch, dim]`, or None where they were not kept.
+    `at_edge` tells which draws lie at the edge of floats. `points` are the draws
+    `[n, *batch, dim]`, or None where they were not kept.
     """
 
     log_weights: Tensor
     num_prior: int
+    at_edge: Tensor
     points: Tensor | None = None
 
     @property
@@ -47,13 +49,13 @@ class Weighted(NamedTuple):
         """
         summary = WeightSummary(len(self.log_weights))
         summary.add(self.log_weights)
+        share = self.log_weights.softmax(0)
         diagnostics = {
             "num_particles": len(self.log_weights),
+            "edge_share": (share * self.at_edge).sum(0).nan_to_num(0.0),
             "ess": summary.ess,
             "pareto_k": summary.pareto_k,
-            "prior_share": self.log_weights.softmax(0)[
-                len(self.log_weights) - self.num_prior :
-            ].sum(0),
+            "prior_share": share[len(share) - self.num_prior :].sum(0),
         }
         return summary.log_mean_exp, self.std_error, diagnostics
 
@@ -83,13 +85,15 @@ def defended_weights(
     """
     num_prior = math.ceil(share * num)
     size = max(1, int(memory / (8 * POINT_COPIES * target.dim * math.prod(target.batch))))
-    weights, points = [], []
+    weights, points, edges = [], [], []
     for source, count in ((proposal.sample, num - num_prior), (target.sample_prior, num_prior)):
         for done in range(0, count, size):
             point = source(min(size, count - done)).to(target.dtype)
             weights.append(mixture_weights(target, proposal, point, num_prior / num, memory))
+            edges.append(target.at_edge(point))
             points.extend([point] if keep_points else [])
-    return Weighted(torch.cat(weights), num_prior, torch.cat(points) if keep_points else None)
+    kept = torch.cat(points) if keep_points else None
+    return Weighted(torch.cat(weights), num_prior, torch.cat(edges), kept)
 
 
 def mixture_weights(

@@ -25,6 +25,7 @@ __all__ = ["ANGLES", "ONE_TURN", "Slot", "Unconstrained", "check_continuous", "r
 
 ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)
+UNRESOLVED = 0.5  # distance in unconstrained space that a value does not tell
 NUM_PROBES = 64  # prior draws on which supports are checked
 
 
@@ -142,6 +143,16 @@ class Unconstrained:
         Values are returned by name.
         """
         return self._transformed(point)[0]
+
+    def at_edge(self, point: Tensor) -> Tensor:
+        """Whether points `[chains, *batch, dim]` lie beyond what floats resolve.
+
+        Their values are so near an edge of the support that they do not tell the point: densities
+        beyond it are cut off.
+        """
+        with torch.no_grad():
+            back = self.unconstrain(self.constrain(point))
+        return ((back - point).abs() > UNRESOLVED).any(-1)
 
     def _transformed(self, point: Tensor) -> tuple[Values, Tensor]:
         """Latent values and log |Jacobian| `[chains, *batch]` of points."""

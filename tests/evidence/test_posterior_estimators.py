@@ -251,3 +251,23 @@ def test_draws_of_another_posterior_are_told(kind, shift, stretch):
     wrong = X.sum() / 6 + stretch * (right - X.sum() / 6) + shift / math.sqrt(6)
     found = kind(posterior={"mu": wrong})(Program(shared_mean), X)
     assert any("Stein" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("kind", [BridgeSampling, LearnedHarmonicMean])
+def test_mass_at_the_edge_of_floats_is_an_alarm(kind):
+    """A Beta posterior, a fifth of whose mass is nearer to one than doubles tell."""
+
+    def tosses(concentration):
+        def model(x):
+            p = pyro.sample("p", dist.Beta(concentration.clone(), concentration.clone()))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+        return Program(model)
+
+    estimator = kind(num_chains=32, num_draws=50, num_warmup=20, num_leapfrog=3)
+    ones = torch.ones(10, dtype=torch.float64)
+    edge = estimator(tosses(torch.tensor(0.05, dtype=torch.float64)), ones)
+    inside = estimator(tosses(torch.tensor(1.0, dtype=torch.float64)), ones)
+    assert any("edge of floats" in warning for warning in edge.warnings)
+    assert not any("edge of floats" in warning for warning in inside.warnings)
