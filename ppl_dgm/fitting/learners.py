@@ -236,7 +236,7 @@ def make_scheduler(
 ) -> Any:
     """The scheduler, checked to have what it follows."""
     scheduler = schedule(optimizer) if schedule else None
-    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+    if scheduler is not None and not callable(getattr(scheduler, "step", None)):
         raise TypeError(
             f"schedule made a {type(scheduler).__name__}; expected a learning-rate scheduler of "
             "torch, e.g. schedule=lambda optimizer: StepLR(optimizer, 100)"
