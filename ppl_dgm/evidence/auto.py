@@ -24,6 +24,7 @@ from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.grid import GridSampling
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
+from ppl_dgm.evidence.moving import failing_data, joined
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
@@ -41,6 +42,7 @@ TEMPERING_COST = 800  # densities for each point that is tempered
 BRIDGE_COST = 4000  # densities for each chain
 MORE_PARTICLES = 16  # shares of the budget that make an estimate decisive, at most
 PARTNER_ERROR = {kind: 0.7 * worst for kind, worst in DECISIVE.items()}  # nats, aimed at
+MOVED_COST = {"Laplace": 16_000, "SMC": 1_200_000}  # densities for each datum that is moved on
 PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
 PILOT = 4000  # draws that tell how many are needed
@@ -74,7 +76,9 @@ def auto(
       elsewhere importance sampling around the modes, adaptive importance sampling, sequential Monte
       Carlo, bridge sampling from Markov chains, and in up to ten dimensions nested sampling, one
       after the other until two agree and the better one reaches the target;
-    - continuous latents of each datum: importance sampling for all data, checked by sequential
+    - continuous latents of each datum: importance sampling for all data, those that it fails on
+      moved on to importance sampling around their modes (`diagnostics["moved"]`), checked by
+      sequential
       Monte Carlo on as many data as the budget allows; where that is all of them, the better is
       returned;
     - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo
@@ -174,6 +178,7 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
     data = checked_data(bound, others[-1], settings.budget) if others else None
     if data is not None:
         main = attempt(first, bound.args, bound.kwargs)
+        main = main and moved_on(program, bound, main, first, seed, settings)
         check = attempt(others[-1], *bound.select(data))
         if main is not None:
             verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
@@ -184,11 +189,40 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
         if settled(attempts, settings.target):
             break
         found = attempt(estimator, bound.args, bound.kwargs)
+        if found is not None and estimator is first:
+            attempts.found[-1] = moved_on(program, bound, found, first, seed, settings)
         more = enlarged(estimator, found, settings.share(bound))
         if more is not None and not settled(attempts, settings.target):
             attempts.found.pop()  # the vague one
             attempt(more, bound.args, bound.kwargs)
     return attempts.verdict()
+
+
+def moved_on(
+    program: Program,
+    bound: Bound,
+    main: Evidence,
+    first: Estimator,
+    seed: int | None,
+    settings: Settings,
+) -> Evidence:
+    """Move data that the first kind fails on to the next."""
+    places = failing_data(main)
+    if places is None or not bound.structure.divisible:
+        return main
+    second = (
+        quick_check(settings) if isinstance(first, Laplace) else Laplace(memory=settings.memory)
+    )
+    cost = MOVED_COST[second.name]
+    if len(places[1]) * cost > MORE_PARTICLES * settings.budget / 4:
+        return main
+    parts = Attempts()
+    for estimator, index in zip((first, second), places, strict=True):
+        args, kwargs = bound.select(index) if len(index) else (bound.args, bound.kwargs)
+        parts.add(estimator.name, partial(estimator, program, *args, seed=seed, **kwargs))
+    if parts.failed:
+        return telling(main, parts.failed)
+    return joined(main, *parts.found, places)
 
 
 def enlarged(estimator: Estimator, found: Evidence | None, share: int) -> Estimator | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import SMC, Evidence, WideSampling, auto
-from ppl_dgm.evidence.agreement import choose, compare_two
+from ppl_dgm.evidence.agreement import check_part, choose, compare_two
 
 
 def local(x: Tensor | None = None) -> None:
@@ -91,10 +91,45 @@ def test_a_part_of_the_data_is_checked_where_all_are_too_many():
     assert found.reliable
 
 
-def test_a_guide_that_misses_the_posterior_is_caught():
+def test_a_check_of_a_part_that_disagrees_is_told():
+    whole, part = (
+        replace(
+            result(0.0, 0.0, name),
+            log_z=torch.full((count,), value, dtype=FLOAT),
+            std_error=torch.full((count,), 0.01, dtype=FLOAT),
+            target="datum",
+        )
+        for name, count, value in (("A", 10, -1.0), ("SMC", 3, -0.8))
+    )
+    data = torch.tensor([0, 4, 9])
+    assert any("SMC gives +0.2" in warning for warning in check_part(whole, part, data).warnings)
+    assert check_part(whole, replace(part, log_z=whole.log_z[data]), data).reliable
+
+
+def test_a_guide_that_misses_the_posterior_is_made_up_for():
     x = torch.linspace(-3, 3, 60, dtype=FLOAT)
     found = auto(Program(local, narrow), x, budget=500_000)
-    assert any("SMC gives" in warning for warning in found.warnings)
+    assert found.estimator.startswith("auto: Laplace, 4 data checked by SMC")
+    assert found.reliable
+    assert bool(((found.log_z - local_truth(x)).abs() < 5 * found.std_error + 1e-6).all())
+
+
+def clamped(x: Tensor | None = None) -> None:
+    """Right for data between -3 and 3."""
+    with pyro.plate("data", 1 if x is None else len(x)):
+        z = 0.0 if x is None else 0.5 * x.clamp(-3, 3)
+        pyro.sample("z", dist.Normal(z, 0.8))
+
+
+@pytest.mark.parametrize("outliers", [1, 5])
+def test_data_that_the_guide_fails_on_are_moved_on(outliers: int):
+    x = torch.linspace(-2, 2, 40, dtype=FLOAT)
+    x[3 : 3 + outliers] = 11.0
+    found = auto(Program(local, clamped), x, budget=300_000)
+    assert found.diagnostics["moved"].tolist() == list(range(3, 3 + outliers))
+    assert f"{outliers} data by Laplace" in found.estimator
+    assert found.reliable
+    assert bool(((found.log_z - local_truth(x)).abs() < 5 * found.std_error + 1e-6).all())
 
 
 def test_latents_that_cannot_be_summed_out_are_sampled():
