@@ -222,7 +222,8 @@ def moved_on(
         parts.add(estimator.name, partial(estimator, program, *args, seed=seed, **kwargs))
     if parts.failed:
         return telling(main, parts.failed)
-    return joined(main, *parts.found, places)
+    rest, moved = parts.found
+    return joined(main, rest, moved, places)
 
 
 def enlarged(estimator: Estimator, found: Evidence | None, share: int) -> Estimator | None:

@@ -201,6 +201,7 @@ class BDMC:
         method: the annealing to certify.
         num_particles: 1 for AIS; more for SMC with `method.num_chains` groups of that many
             particles.
+        memory: bytes that one evaluation may allocate; as the method says by default.
 
     Raises:
         ValueError: for settings out of range; on call, if data cannot be simulated or latents are
@@ -220,9 +221,12 @@ class BDMC:
 
     method: AIS = field(default_factory=AIS)
     num_particles: int = 1
+    memory: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_least(self, num_particles=1)
+        if self.memory is not None:
+            object.__setattr__(self, "method", replace(self.method, memory=self.memory))
         if self.num_particles > 1 and not self.method.kernel.adjusted:
             raise ValueError(
                 f"{type(self.method.kernel).__name__} is not reversible, as particle filters in "

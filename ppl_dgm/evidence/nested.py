@@ -6,7 +6,7 @@ The prior transform is read from the program.
 import math
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal
+from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.validation import check_least
 
@@ -68,6 +69,8 @@ class NestedSampling(Estimator):
         sample: dynesty's way to propose: `"auto"`, `"unif"`, `"rwalk"`, `"slice"` or `"rslice"`.
         remaining: stop when at most this much of log Z can be left, in nats.
         max_calls: evaluations of the likelihood at most.
+        memory: bytes that evaluating the first live points together may allocate; the later ones
+            are evaluated one at a time.
 
     Raises:
         ValueError: where dynesty is absent, for one evidence for each datum, discrete latents, or a
@@ -83,9 +86,10 @@ class NestedSampling(Estimator):
     sample: Literal["auto", "unif", "rwalk", "slice", "rslice"] = "auto"
     remaining: float = 0.01
     max_calls: int = 1_000_000
+    memory: int = field(default=MEMORY, repr=False)
 
     def __post_init__(self) -> None:
-        check_least(self, num_live=10, max_calls=100)
+        check_least(self, num_live=10, max_calls=100, memory=1)
         if self.remaining <= 0:
             raise ValueError(
                 f"remaining is {self.remaining}; expected a positive number of nats, e.g. 0.01"
@@ -119,10 +123,12 @@ class NestedSampling(Estimator):
         return estimate._replace(warnings=estimate.warnings + likelihood.warnings)
 
     def _run(self, likelihood: "Likelihood", dim: int) -> Estimate:
-        seed = int(torch.randint(2**31, ()))
+        generator = np.random.default_rng(int(torch.randint(2**31, ())))
+        cubes = generator.random((self.num_live, dim))
+        live = [cubes, cubes.copy(), likelihood.together(cubes, self.memory)]
         sampler = dynesty.NestedSampler(
             likelihood, lambda cube: cube, dim, nlive=self.num_live, sample=self.sample,
-            rstate=np.random.default_rng(seed),
+            rstate=generator, live_points=live,
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -159,7 +165,21 @@ class Likelihood:
         self.bound, self.finite, self.undefined = bound, 0, 0
 
     def __call__(self, cube: np.ndarray) -> float:
-        value = float(self.bound.log_joint(from_cube(self.bound, cube)).likelihood)
+        return self._known(float(self.bound.log_joint(from_cube(self.bound, cube)).likelihood))
+
+    def together(self, cubes: np.ndarray, memory: int) -> np.ndarray:
+        """Evaluate many points, as many at once as memory allows."""
+        each = [from_cube(self.bound, cube) for cube in cubes]
+        values = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+        row = allocated_bytes(lambda: self.bound.log_joint(each[0]))
+        parts = zip(*(v.split(max(1, memory // (row + 1))) for v in values.values()), strict=True)
+        found = [
+            self.bound.log_joint(dict(zip(values, part, strict=True))).likelihood for part in parts
+        ]
+        return np.array([self._known(float(value)) for value in torch.cat(found)])
+
+    def _known(self, value: float) -> float:
+        """Count a value, and take it for zero where undefined."""
         self.finite += math.isfinite(value)
         self.undefined += math.isnan(value) or value == math.inf
         return value if math.isfinite(value) else -math.inf

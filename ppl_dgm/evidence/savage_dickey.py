@@ -3,7 +3,7 @@
 It gives the Bayes factor of a point hypothesis from one posterior.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ def savage_dickey(
     sampler: PosteriorEstimator | None = None,
     num_prior: int = 20000,
     seed: int | None = 0,
+    memory: int | None = None,
     **kwargs: Any,
 ) -> SavageDickey:
     r"""Estimate the Bayes factor of a point hypothesis.
@@ -91,6 +92,7 @@ def savage_dickey(
             HMC by default.
         num_prior: draws from the prior.
         seed: makes the result repeatable.
+        memory: bytes that evaluating densities may allocate; as the sampler says by default.
         **kwargs: further data.
 
     Raises:
@@ -113,6 +115,7 @@ def savage_dickey(
         True
     """
     sampler = sampler or BridgeSampling()
+    sampler = sampler if memory is None else replace(sampler, memory=memory)
     bound = program.bind(*args, **kwargs).in_double()
     if bound.structure.per_datum:
         raise ValueError(

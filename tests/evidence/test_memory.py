@@ -2,8 +2,16 @@
 
 import subprocess
 import sys
+from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+
+from ppl_dgm import Program, evidence
+from ppl_dgm.evidence.nested import dynesty
+from ppl_dgm.program import Bound, LogJoint
 
 PROGRAM = """
 import resource
@@ -32,3 +40,53 @@ def test_five_thousand_particles_for_all_digits_in_less_than_a_gibibyte():
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=600
     )
     assert float(ran.stdout) < 1.0
+
+
+def mean(x: torch.Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+class Calls:
+    """Counts evaluations of the density."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, known = 0, Bound.log_joint
+
+        def log_joint(bound: Bound, values: dict) -> LogJoint:
+            self.count += 1
+            return known(bound, values)
+
+        monkeypatch.setattr(Bound, "log_joint", log_joint)
+
+
+ESTIMATORS = {
+    "BDMC": lambda memory: evidence.BDMC(evidence.AIS(5, 60), memory=memory),
+    "savage_dickey": lambda memory: partial(
+        evidence.savage_dickey,
+        site="mu",
+        sampler=evidence.BridgeSampling(num_draws=20, num_chains=4, num_warmup=4),
+        num_prior=400,
+        memory=memory,
+    ),
+} | (
+    {
+        "NestedSampling": lambda memory: evidence.NestedSampling(
+            num_live=50, max_calls=100, memory=memory
+        )
+    }
+    if dynesty
+    else {}
+)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_memory_divides_the_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.linspace(-1, 2, 200, dtype=torch.float64)
+    calls, counts = Calls(monkeypatch), []
+    for memory in (2**28, 60_000):
+        calls.count = 0
+        ESTIMATORS[name](memory)(Program(mean), x)
+        counts.append(calls.count)
+    assert counts[1] > counts[0]
