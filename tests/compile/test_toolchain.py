@@ -1,10 +1,17 @@
 """What Inductor is spared: its answers are the same."""
 
+import os
+from pathlib import Path
+
 import pytest
+import torch
 from torch._inductor import config, cpu_vec_isa
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch._inductor.lowering import lowerings
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from ppl_dgm.compile import CaptureError, cache_folder, compile_function
+from ppl_dgm.compile.inductor import backend, machine_code
 from ppl_dgm.compile.inductor import startup_patches as shortcuts
 from ppl_dgm.compile.inductor.startup_patches import headers_meanwhile, rules_once, vectors_by_flags
 
@@ -52,3 +59,31 @@ def test_rules_of_types_are_made_once_and_again_at_the_next_compilation() -> Non
             del handler.__dict__["sin"]
             assert "sin" not in DtypePropagationOpsHandler().__dict__
         assert "sin" in DtypePropagationOpsHandler().__dict__
+
+
+@pytest.mark.parametrize("set_before", [None, "/chosen"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_folder_of_the_users_own_compilations_stays(
+    set_before: str | None, fails: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+
+    def compiler(graph, flat):
+        seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        if fails:
+            raise RuntimeError("no compiler")
+        return graph
+
+    monkeypatch.setattr(machine_code, "machine_code", compiler)
+    monkeypatch.setattr(backend, "_COMPILED", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if set_before:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", set_before)
+    try:
+        compile_function(lambda x: x + 1, (torch.ones(2),))
+    except CaptureError:
+        assert fails
+    after = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as torch writes it
+    assert after == (set_before or default_cache_dir())
+    assert seen == [set_before or str(tmp_path / "ppl_dgm" / "inductor")] == [str(cache_folder())]

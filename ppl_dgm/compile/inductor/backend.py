@@ -6,7 +6,8 @@ The callable works on flat tensors.
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ Flat = Callable[..., Sequence[torch.Tensor]]
 
 _LOG = logging.getLogger("ppl_dgm.compile")
 _KEPT = 256  # compiled graphs
+_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _COMPILED: dict[Any, Flat] = {}
 
 
@@ -132,22 +134,31 @@ def without_gradients(run: Callable[..., Any]) -> Flat:
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled code and configure the compiler.
-
-    The folder keeps code between runs.
+    """Return the folder that keeps compiled code between runs.
 
     It is `TORCHINDUCTOR_CACHE_DIR` where the user has set that, else `ppl_dgm/inductor` in the
     user's cache folder.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # noqa: PLC0415 - seconds
 
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if (
-        folder is None or folder == default_cache_dir()
-    ):  # torch writes its default to the variable by itself
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "ppl_dgm" / "inductor")
-    return Path(folder)
+    chosen = os.environ.get(_VARIABLE)
+    if chosen and chosen != default_cache_dir():  # torch writes its default there by itself
+        return Path(chosen)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "ppl_dgm" / "inductor"
+
+
+@contextmanager
+def _keeping_code() -> Iterator[None]:
+    """Let Inductor keep its code in our folder; the user's own compilations have theirs."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = str(cache_folder())
+    try:
+        yield
+    finally:
+        os.environ.pop(_VARIABLE)
+        if before is not None:
+            os.environ[_VARIABLE] = before
 
 
 def _compile(captured: Captured, flat: list[torch.Tensor], turns: int | None) -> Compiled:
@@ -169,7 +180,8 @@ def _compile(captured: Captured, flat: list[torch.Tensor], turns: int | None) ->
             "compiling a graph of %d operations; the code is kept in %s", size, cache_folder()
         )
         start = time.perf_counter()
-        _COMPILED[key] = machine_code(graph, flat)
+        with _keeping_code():
+            _COMPILED[key] = machine_code(graph, flat)
         seconds = time.perf_counter() - start
         _LOG.info("compiled in %.1f s", seconds)
     run = _COMPILED[key] = _COMPILED.pop(key)
