@@ -22,6 +22,7 @@ from ppl_dgm.sampling.reach import ABOVE, share_alarm
 from ppl_dgm.sampling.smc.resampling import effective_size, resample, shuffle
 from ppl_dgm.sampling.student_mixtures import StudentMixture, fit_student_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
+from ppl_dgm.sampling.undefined import undefined_alarm
 from ppl_dgm.validation import check_least
 
 __all__ = ["AdaptiveImportanceSampling"]
@@ -112,7 +113,7 @@ class AdaptiveImportanceSampling(Estimator):
         shape = {"num_components": proposal.weight.shape[-1], "rounds": rounds}
         fresh = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
         alarm = missed_alarm(target, proposal, fresh, drawn, self.memory)
-        alarm += edge_warnings(found["edge_share"])
+        alarm += edge_warnings(found["edge_share"]) + undefined_alarm(target, fresh, self.memory)
         return Estimate(log_z, error, found | shape, alarm)
 
     def _weigh(

@@ -5,7 +5,7 @@ It sums over the modes that several starts find.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM
 from ppl_dgm.sampling.student_mixtures import StudentMixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.undefined import MOST_POINTS, undefined_alarm
 from ppl_dgm.validation import check_least
 
 __all__ = ["Laplace"]
@@ -31,6 +32,7 @@ __all__ = ["Laplace"]
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
 SECOND_DERIVATIVES = 4  # times the memory of a gradient
+NORMAL_DEGREES = 1e6  # of freedom, of a Student t that is normal
 FEWEST = 8  # particles of which an error bar can be made
 DEFENCE = 0.25  # share of the particles that come from the prior
 UNSEEN = 0.03  # share of starts with a mode of their own above which modes are likely missed
@@ -330,6 +332,8 @@ class Laplace(Estimator):
         weighted = defended_weights(target, proposal, self.num_particles, DEFENCE, self.memory)
         log_z, error, found = weighted.summarise()
         log_z = torch.where(new.any(0), log_z, torch.nan)
+        around = replace(proposal, degrees=NORMAL_DEGREES).sample(MOST_POINTS).to(target.dtype)
+        warnings += undefined_alarm(target, around, self.memory)
         warnings += edge_warnings(found["edge_share"])
         return Estimate(log_z, error, diagnostics | found, warnings)
 

@@ -18,6 +18,7 @@ from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.smc.resampling import resample
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
+from ppl_dgm.sampling.undefined import undefined_alarm
 from ppl_dgm.validation import check_least
 
 __all__ = ["NestedSMC"]
@@ -169,6 +170,9 @@ class NestedSMC(Estimator):
         }
         alarms = group_alarms({"group_log_z": total}) + acceptance_alarm(levels.acceptance)
         alarms += unfinished_alarm(levels)
+        particles = levels.particles  # of the posterior, once they are resampled
+        posterior = particles.take(resample(particles.likelihood)).point.flatten(0, 1)
+        alarms += undefined_alarm(target, posterior, self.memory)
         return Estimate(log_mean_exp(total), mean_exp_std_error(total), found, alarms)
 
     def _begin(self, target: Unconstrained, density: "Density") -> Levels:

@@ -22,6 +22,7 @@ from ppl_dgm.sampling.chains import (
 )
 from ppl_dgm.sampling.memory import MEMORY, part_of, spans
 from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.undefined import undefined_alarm
 from ppl_dgm.validation import check_least
 
 __all__ = ["PosteriorEstimator", "estimate_in_parts", "split_halves"]
@@ -81,7 +82,10 @@ class PosteriorEstimator(Estimator):
                 f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least "
                 "8"
             )
-        return draws._replace(edge_share=target.at_edge(draws.flat).double().mean(0))
+        return draws._replace(
+            edge_share=target.at_edge(draws.flat).double().mean(0),
+            undefined=undefined_alarm(target, draws.flat, self.memory),
+        )
 
     def _draw(self, target: Unconstrained) -> PosteriorDraws:
         if isinstance(self.posterior, Mapping):

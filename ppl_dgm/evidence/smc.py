@@ -23,6 +23,7 @@ from ppl_dgm.sampling.smc.ladder import Pilot, advance, begin
 from ppl_dgm.sampling.smc.paths import Start, check_start, clipping_alarm, divide
 from ppl_dgm.sampling.smc.population import Population, Tempering
 from ppl_dgm.sampling.smc.resampling import Scheme, effective_size
+from ppl_dgm.sampling.undefined import undefined_alarm
 from ppl_dgm.validation import check_least
 
 __all__ = ["SMC", "group_alarms"]
@@ -143,7 +144,7 @@ class SMC(Estimator):
     def estimate(self, bound: Bound) -> Estimate:
         checkpoint = checkpoint_of(self, bound)
         total = self.num_particles * self.num_groups
-        parts = []
+        parts, warnings = [], clipping_alarm(bound, self.start)
         for first, path in divide(
             bound, self.start, total, self.memory, self.kernel, switch_of(self)
         ):
@@ -157,8 +158,10 @@ class SMC(Estimator):
                 self.resample_below,
                 self.resampling,
             )
-            parts.append(summary(tempering.run(checkpoint, f"data from {first}")))
-        return combine(parts, self.num_particles, clipping_alarm(bound, self.start))
+            population = tempering.run(checkpoint, f"data from {first}")
+            parts.append(summary(population))
+            warnings += undefined_alarm(path.space, population.state.point, self.memory)
+        return combine(parts, self.num_particles, tuple(dict.fromkeys(warnings)))
 
 
 def summary(population: Population) -> dict[str, Tensor]:

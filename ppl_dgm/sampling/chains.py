@@ -70,7 +70,8 @@ class PosteriorDraws(NamedTuple):
     `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated
     instead. `divergent`, the share of moves that diverged, and `bfmi` are those of Hamiltonian
     chains, `[*batch]`. `stein` is by how many standard errors given draws fail Stein's identity,
-    `edge_share` the share of the draws at the edge of floats, `[*batch]`.
+    `edge_share` the share of the draws at the edge of floats, `[*batch]`. `undefined` warns of
+    densities that are NaN around them.
     """
 
     points: Tensor
@@ -80,6 +81,7 @@ class PosteriorDraws(NamedTuple):
     bfmi: Tensor | None = None
     stein: Tensor | None = None
     edge_share: Tensor | None = None
+    undefined: tuple[str, ...] = ()
 
     @property
     def flat(self) -> Tensor:
@@ -102,7 +104,7 @@ class PosteriorDraws(NamedTuple):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the draws: chains that disagree or diverged."""
-        found = r_hat_warnings(self.diagnostics["r_hat"])
+        found = self.undefined + r_hat_warnings(self.diagnostics["r_hat"])
         found += () if self.divergent is None else divergence_warnings(self.divergent)
         found += () if self.stein is None else stein_warnings(self.stein)
         found += () if self.edge_share is None else edge_warnings(self.edge_share)

@@ -14,6 +14,7 @@ from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.undefined import undefined_alarm
 
 __all__ = ["ABOVE", "share_alarm", "unreached_alarm"]
 
@@ -59,10 +60,10 @@ def unreached_alarm(
     """
     chains = max(LEAST_CHAINS, min(num_particles // DRAWS_PER_CHAIN, MOST_CHAINS))
     try:
-        share = share_above(bound, largest + ABOVE, proposal, chains, memory)
+        share, warnings = share_above(bound, largest + ABOVE, proposal, chains, memory)
     except ValueError:  # discrete latents, or a guide without a density at given points
         return ()
-    return share_alarm(share, chains, std_error)
+    return warnings + share_alarm(share, chains, std_error)
 
 
 def share_alarm(share: Tensor, count: int, std_error: Tensor) -> tuple[str, ...]:
@@ -87,8 +88,11 @@ def share_alarm(share: Tensor, count: int, std_error: Tensor) -> tuple[str, ...]
 
 def share_above(
     bound: Bound, largest: Tensor, proposal: Proposal, num_chains: int, memory: int
-) -> Tensor:
-    """Estimate the posterior mass of larger weights, `[*batch]`."""
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Estimate the posterior mass of larger weights, `[*batch]`.
+
+    Warns of densities that are NaN where the chains end.
+    """
     target = Unconstrained(bound)
     guided = proposal == "guide" and bound.structure.has_guide
 
@@ -103,7 +107,8 @@ def share_above(
     count = STARTS_PER_CHAIN * num_chains
     drawn = weigh(target.sample_guide(count)[0] if guided else target.sample_prior(count))
     chosen = shuffle(resample(drawn.log_weight.nan_to_num(nan=-torch.inf), num_chains))
-    return walk(weigh, take(drawn, chosen), largest)
+    share, end = walk(weigh, take(drawn, chosen), largest)
+    return share, undefined_alarm(target, end, memory)
 
 
 def take(drawn: Weighed, index: Tensor) -> Weighed:
@@ -112,8 +117,13 @@ def take(drawn: Weighed, index: Tensor) -> Weighed:
     return Weighed(point, drawn.log_joint.gather(0, index), drawn.log_weight.gather(0, index))
 
 
-def walk(weigh: Callable[[Tensor], Weighed], here: Weighed, largest: Tensor) -> Tensor:
-    """Walk from the starts and count larger weights."""
+def walk(
+    weigh: Callable[[Tensor], Weighed], here: Weighed, largest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Walk from the starts and count larger weights.
+
+    Returns their share `[*batch]` and the last points.
+    """
     others, step_size = here.point, torch.ones_like(here.log_joint[0])
     above = []
     for _ in range(MOVES):
@@ -128,4 +138,4 @@ def walk(weigh: Callable[[Tensor], Weighed], here: Weighed, largest: Tensor) -> 
         )
         step_size = nudge_step_size(step_size, accepted.to(step_size).mean(0), ACCEPTANCE)
         above.append(here.log_weight > largest)
-    return torch.stack(above[WARM_UP:]).double().mean((0, 1))
+    return torch.stack(above[WARM_UP:]).double().mean((0, 1)), here.point

@@ -1,0 +1,49 @@
+"""Find places near the posterior where the density is no number."""
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.differences import propose_by_differences
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.unconstrained import Unconstrained
+
+__all__ = ["MOST_POINTS", "undefined_alarm"]
+
+MOST_POINTS = 512
+STEP = 0.3  # of the moves, in standard deviations about
+MATERIAL, LEAST_SEEN = 0.01, 3  # share and number of points that are no chance
+
+
+def undefined_alarm(target: Unconstrained, points: Tensor, memory: int = MEMORY) -> tuple[str, ...]:
+    """Warn where densities are NaN in the posterior's neighbourhood.
+
+    Samplers take such places for impossible and never stay there: points of the posterior are moved
+    by differences of others to see them. Generators are left as they were.
+
+    Args:
+        target: the density.
+        points: of the posterior, about, `[n, *batch, dim]`.
+        memory: bytes that evaluating densities may allocate.
+    """
+    with torch.no_grad(), seeded(0, target.device):
+        few = points[torch.randperm(len(points), device=points.device)[:MOST_POINTS]]
+        moved = propose_by_differences(few, few, STEP).to(points.dtype)
+
+        def is_undefined(part: Tensor) -> Tensor:
+            return target.raw_split(part).total.isnan().double()
+
+        undefined = evaluate(is_undefined, moved, memory) > 0
+        share = float(undefined.double().mean())
+        if share <= max(MATERIAL, LEAST_SEEN / len(moved)):
+            return ()
+        shown = moved[undefined.reshape(len(moved), -1).any(-1)][:1]
+        sites = target.bound.undefined_sites(
+            {name: value[0] for name, value in target.constrain(shown).items()}
+        )
+    warning = (
+        f"the log density is NaN at {100 * share:.2g} % of points near the posterior, at the sites "
+        f"{sites}; they count as impossible. Compute it with torch.xlogy, logits or log_softmax"
+    )
+    return (warning,)
