@@ -144,7 +144,7 @@ class SMC(Estimator):
     def estimate(self, bound: Bound) -> Estimate:
         checkpoint = checkpoint_of(self, bound)
         total = self.num_particles * self.num_groups
-        parts, warnings = [], clipping_alarm(bound, self.start)
+        parts, warnings = [], []
         for first, path in divide(
             bound, self.start, total, self.memory, self.kernel, switch_of(self)
         ):
@@ -161,6 +161,7 @@ class SMC(Estimator):
             population = tempering.run(checkpoint, f"data from {first}")
             parts.append(summary(population))
             warnings += undefined_alarm(path.space, population.state.point, self.memory)
+        warnings += clipping_alarm(bound, self.start)
         return combine(parts, self.num_particles, tuple(dict.fromkeys(warnings)))
 
 
