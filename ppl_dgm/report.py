@@ -8,9 +8,8 @@ import io
 import json
 import math
 import os
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -31,6 +30,7 @@ from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
+from ppl_dgm.reporting.folders import CONTENTS, FileNames, written_whole
 from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
 from ppl_dgm.sampling.posterior import posterior
 
@@ -90,11 +90,6 @@ class Section:
     programs: Mapping[str, Program] = field(default_factory=dict)
     data: Dataset | None = None
 
-    @property
-    def slug(self) -> str:
-        """The title as part of a file name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-
 
 @checked
 def write_report(
@@ -116,7 +111,8 @@ def write_report(
     for the first data as `<section>-<program>.nc`, which `arviz.from_netcdf` reads.
 
     Args:
-        folder: where to write; files of an earlier report there are overwritten.
+        folder: where to write. The report appears as a whole; an earlier one there is replaced,
+            other files are kept.
         sections: what to report.
         heading: title of the page.
         seed: of the samples shown; torch's generator is left as it was.
@@ -143,15 +139,22 @@ def write_report(
     """
     sections = [sections] if isinstance(sections, Section) else list(sections)
     check_titles(sections)
-    target = make_folder(folder)
+    target, names = make_folder(folder), FileNames()
     made = {**run_environment(seed), **(settings or {})}
-    bodies = [write_section(target, section, seed) for section in sections]
-    figures = json.dumps({**as_json(sections), "made_by": made}, indent=1)
-    (target / "results.json").write_text(figures, encoding="utf-8")
-    page = target / "report.html"
-    words = explained(sections)
-    page.write_text(html_page(heading, [*bodies, words, footer(made)]), encoding="utf-8")
-    return page
+    parts = {names(section.title): section for section in sections}
+    with written_whole(target) as beside:
+        written = {
+            part: write_section(beside, part, section, seed, names)
+            for part, section in parts.items()
+        }
+        told: dict[str, Any] = {part: section_json(section) for part, section in parts.items()}
+        told |= {"own_files": [*names.given[len(parts) :], "report.html"], "made_by": made}
+        text = json.dumps(told, indent=1)
+        (beside / CONTENTS).write_text(text, encoding="utf-8")
+        bodies = [*written.values(), explained(sections), footer(made)]
+        page = html_page(heading, bodies).encode("utf-8", errors="xmlcharrefreplace")
+        (beside / "report.html").write_bytes(page)
+    return target / "report.html"
 
 
 def explained(sections: Sequence[Section]) -> str:
@@ -168,11 +171,11 @@ def footer(made: Mapping[str, str]) -> str:
 
 
 def check_titles(sections: Sequence[Section]) -> None:
-    """Refuse sections whose files would overwrite each other."""
-    slugs = [section.slug for section in sections]
-    if not sections or len(set(slugs)) != len(slugs):
+    """Refuse no sections, and two of one title."""
+    titles = [section.title for section in sections]
+    if not sections or len(set(titles)) != len(titles):
         raise ValueError(
-            f"the sections are named {slugs}; expected at least one, with different titles"
+            f"the sections are named {titles}; expected at least one, with different titles"
         )
 
 
@@ -185,13 +188,14 @@ def make_folder(folder: str | os.PathLike) -> Path:
     return target
 
 
-def write_section(folder: Path, section: Section, seed: int) -> str:
+def write_section(folder: Path, part: str, section: Section, seed: int, names: FileNames) -> str:
     """Write the files of one section and return its HTML.
 
-    The files are pictures and netCDF files.
+    The files are pictures and netCDF files, their names beginning with `part`.
     """
-    write_netcdf(as_dataset(section.comparison), folder / f"{section.slug}.nc")
-    write_posteriors(folder, section, seed)
+    write_netcdf(as_dataset(section.comparison), folder / names(part, ending=".nc"))
+    for name, tree in posteriors(section, seed):
+        write_netcdf(tree, folder / names(part, name, ending=".nc"))
     drawn = draw_images(section.programs, seed) if shows_images(section) else {}
     wide, narrow = figures(section, drawn), figures(section, drawn, narrow=True)
     shown = "".join(
@@ -199,7 +203,7 @@ def write_section(folder: Path, section: Section, seed: int) -> str:
             title,
             figure,
             as_uri(as_png(narrow[name][1])),
-            folder / f"{section.slug}-{name}.png",
+            folder / names(part, name, ending=".png"),
         )
         for name, (title, figure) in wide.items()
     )
@@ -272,7 +276,9 @@ def save_picture(path: Path, figure: Figure) -> str:
 def as_png(figure: Figure) -> bytes:
     """The bytes of a figure, which is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    with warnings.catch_warnings():  # of a font without some character of a name
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)
     return buffer.getvalue()
 
@@ -282,8 +288,8 @@ def as_uri(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
 
 
-def write_posteriors(folder: Path, section: Section, seed: int) -> None:
-    """Write posteriors of programs with latents as ArviZ files.
+def posteriors(section: Section, seed: int) -> Iterator[tuple[str, Any]]:
+    """Yield the posteriors of programs with latents, for ArviZ.
 
     They are those of the first data only.
     """
@@ -296,13 +302,9 @@ def write_posteriors(folder: Path, section: Section, seed: int) -> None:
             draws = posterior(
                 program, *first.args, num_particles=10_000, num_draws=200, seed=seed, **named
             )
-            file_name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "the exported draws"
-                )  # told by the file's attributes
-                tree = to_arviz(draws, seed)
-            write_netcdf(tree, folder / f"{section.slug}-{file_name}.nc")
+            with warnings.catch_warnings():  # told by the file's attributes
+                warnings.filterwarnings("ignore", "the exported draws")
+                yield name, to_arviz(draws, seed)
 
 
 def as_dataset(comparison: Comparison) -> xr.Dataset:
@@ -326,11 +328,6 @@ def as_dataset(comparison: Comparison) -> xr.Dataset:
         coords={"program": list(comparison.evidences)},
         attrs={"units": "nats", "target": comparison.target, "num_dims": comparison.num_dims},
     )
-
-
-def as_json(sections: Sequence[Section]) -> dict[str, Any]:
-    """All figures of all sections, NaN and infinities as null."""
-    return {section.slug: section_json(section) for section in sections}
 
 
 def section_json(section: Section) -> dict[str, Any]:

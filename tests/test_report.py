@@ -5,6 +5,7 @@ One page without links, pictures, JSON and netCDF with the numbers of the table.
 
 import json
 import re
+from dataclasses import replace
 
 import arviz as az
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from ppl_dgm import Dataset, Program, compare, evidence, fit
+from ppl_dgm import Dataset, Program, compare, evidence, fit, report
 from ppl_dgm.families import VAE, IndependentBernoulli
 from ppl_dgm.report import Section, write_report
 
@@ -115,6 +116,75 @@ def test_evidence_of_a_data_set_needs_no_programs(tmp_path):
     result = evidence.ImportanceSampling(100)(Program(model)).pooled()
     page = write_report(tmp_path, Section("one", compare({"a": result})))
     assert json.loads((page.parent / "results.json").read_text())["one"]["target"] == "dataset"
+
+
+UNICODE = [
+    "VAE 1",
+    "VAE-1",
+    "β",
+    "γ",
+    "🎲",
+    "../up",
+    "line\nbreak",
+    "x" * 300,
+    "5 $ or $_",
+]
+
+
+def test_names_of_any_characters_have_files_of_their_own(section, tmp_path):
+    program = section.programs["VAE <2>"]
+    result = section.comparison.evidences["VAE <2>"]
+    same = Section(
+        "Größe / 🎲",
+        compare(dict.fromkeys(UNICODE, result)),
+        data=section.data.select(slice(20)),
+        programs=dict.fromkeys(UNICODE[:3], program),
+    )
+    bare = Section("Größe – 🎲", section.comparison)
+    page = write_report(tmp_path / "report", [same, bare])
+    found = json.loads((page.parent / "results.json").read_text())
+    files = {path.name for path in page.parent.iterdir()} - {"results.json"}
+    assert files == {*found["own_files"]}
+    assert {"größe-vae-1.nc", "größe-vae-1-2.nc", "größe-β.nc", "größe.nc", "größe-2.nc"} <= files
+    assert [part for part in found if "_" not in part] == ["größe", "größe-2"]
+    assert list(tmp_path.iterdir()) == [page.parent]
+
+
+def failing(monkeypatch, error):
+    def fail(tree, seed):
+        raise error
+
+    monkeypatch.setattr(report, "to_arviz", fail)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left")])
+def test_reports_are_there_as_a_whole_or_not_at_all(section, tmp_path, monkeypatch, error):
+    few = Section("one", section.comparison)
+    page = write_report(tmp_path / "report", few)
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    (tmp_path / ".report.0123abcd.tmp").mkdir()  # what a killed process left
+    with monkeypatch.context() as patched:
+        failing(patched, error)
+        with pytest.raises(error if isinstance(error, type) else type(error)):
+            write_report(tmp_path / "report", section)
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [page.parent]
+    again = write_report(tmp_path / "report", replace(few, title="two"))
+    assert {path.name for path in again.parent.iterdir()} == {
+        "report.html",
+        "results.json",
+        "two.nc",
+        "two-evidence.png",
+    }
+
+
+def test_other_files_in_the_folder_are_kept(section, tmp_path):
+    few = Section("one", section.comparison)
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        write_report(tmp_path, few)
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_bad_targets_are_refused_before_any_work(section, tmp_path):

@@ -36,6 +36,7 @@ __all__ = [
     "plot_weights",
 ]
 
+LONGEST_NAME = 40  # characters of a name that a figure shows
 INK, MUTED, GRID, ALARM = "#1f2933", "#7b8794", "#e4e7eb", "#c62828"
 COLOURS = (
     "#2563a8",
@@ -145,6 +146,18 @@ def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArra
     return axes.reshape(-1)
 
 
+def shown_name(name: str) -> str:
+    """Return a name as figures show it, on one line, shortened and without mathematics.
+
+    Example:
+        >>> shown_name("costs $5")
+        'costs \\\\$5'
+    """
+    line = " ".join(name.split())
+    short = line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+    return short.replace("$", r"\$")
+
+
 @checked
 def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) -> Axes:
     """Plot 95 % intervals around the centre of each row.
@@ -172,7 +185,7 @@ def plot_forest(rows: Sequence[ForestRow], xlabel: str, ax: Axes | None = None) 
         for y, row in enumerate(rows):
             if math.isfinite(row.centre):
                 draw_interval(ax, row, y)
-        ax.set_yticks(range(len(rows)), [row.name for row in rows])
+        ax.set_yticks(range(len(rows)), [shown_name(row.name) for row in rows])
         for label, row in zip(ax.get_yticklabels(), rows, strict=True):
             label.set_color(INK if row.reliable else ALARM)
         ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -237,7 +250,10 @@ def plot_curves(histories: Mapping[str, Mapping[str, Tensor]], ax: Axes | None =
         ax = new_axes((6.4, 3.8)) if ax is None else ax
         for colour, (name, history) in zip(cycled(len(histories)), histories.items(), strict=True):
             ax.plot(
-                *averaged(history["step"], history["objective"]), color=colour, lw=1.5, label=name
+                *averaged(history["step"], history["objective"]),
+                color=colour,
+                lw=1.5,
+                label=shown_name(name),
             )
             if "valid" in history:
                 ax.plot(
@@ -349,7 +365,7 @@ def plot_images(
             scaled = (grid - low) / ((high - low) or 1.0)
             shown = scaled if grid.ndim == 2 else np.nan_to_num(scaled, nan=1.0).clip(0, 1)
             ax.imshow(shown, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(title)
+            ax.set_title(shown_name(title))
             ax.set_axis_off()
     return axes.flat[: len(grids)]
 
