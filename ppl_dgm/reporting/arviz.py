@@ -92,7 +92,14 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
         told = "; ".join(found)
         warnings.warn(f"the exported draws should not be believed: {told}", UserWarning, 2)
     attrs = provenance(posterior, found, seed)
-    posterior = thinned(posterior)
+    with seeded(seed, posterior.bound.device):
+        tree = as_tree(thinned(posterior), seed)
+    tree.posterior.attrs.update(attrs)
+    return tree
+
+
+def as_tree(posterior: Posterior, seed: int) -> Any:
+    """Collect the groups of a posterior."""
     bound, structure = posterior.bound, posterior.bound.structure
     names = [latent.name for latent in structure.model_latents]
     drawn = predictive_draws(posterior, seed)
@@ -113,7 +120,6 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
         }
     arrays = {group: as_arrays(values, group) for group, values in groups.items() if values}
     tree = build_tree(arrays, plates(posterior))
-    tree.posterior.attrs.update(attrs)
     if "log_likelihood" in arrays:
         drop_masked(bound, tree)
     return tree
