@@ -6,8 +6,7 @@ Only the context that asked for them sees them, and no other thread.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = ["ContextPatches", "Patch"]
 
@@ -44,50 +43,68 @@ class ContextPatches:
         1.414
     """
 
+    every: ClassVar[list["ContextPatches"]] = []
+
     def __init__(self, *patches: Patch) -> None:
         self._patches = patches
-        self._inside: ContextVar[bool] = ContextVar("inside", default=False)
-        self._num_inside = 0
+        self._inside: set[int] = set()  # threads
         self._undo: list[Callable[[], None]] = []
+        self.every.append(self)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Enter the block; blocks nest."""
-        if self._inside.get():
+        thread = threading.get_ident()
+        if thread in self._inside:
             yield
             return
-        token = self._inside.set(True)
         try:
-            self._install()
+            self._install(thread)
             yield
         finally:
-            self._inside.reset(token)
-            self._remove()
+            self._remove(thread)
 
-    def _install(self) -> None:
+    @classmethod
+    def held(cls) -> list["ContextPatches"]:
+        """Return those in whose block this thread is."""
+        return [patches for patches in cls.every if threading.get_ident() in patches._inside]
+
+    @classmethod
+    def leave_all_but(cls, held: list["ContextPatches"]) -> None:
+        """Leave the blocks of all others: an interruption may have kept this thread in them."""
+        for patches in cls.every:
+            if patches not in held:
+                patches._remove(threading.get_ident())
+
+    def _install(self, thread: int) -> None:
         with _LOCK:
-            self._num_inside += 1
-            if self._num_inside == 1:
+            self._inside.add(thread)
+            if not self._undo:
                 for patch in self._patches:
-                    self._undo.append(self._replace(patch))
+                    self._replace(patch)
 
-    def _remove(self) -> None:
+    def _remove(self, thread: int) -> None:
         with _LOCK:
-            self._num_inside -= 1
-            while self._num_inside == 0 and self._undo:
-                self._undo.pop()()
+            self._inside.discard(thread)
+            while not self._inside and self._undo:
+                self._undo[-1]()  # before it is forgotten: it may be interrupted, and done again
+                self._undo.pop()
 
-    def _replace(self, patch: Patch) -> Callable[[], None]:
-        """Replace a function by one that checks who calls.
-
-        Returns a function that undoes this.
-        """
+    def _replace(self, patch: Patch) -> None:
+        """Replace a function by one that checks who calls; note what undoes this."""
         owner, name, replacement = patch
         original, inside, own = getattr(owner, name), self._inside, vars(owner).get(name)
 
         def dispatch(*args: Any, **kwargs: Any) -> Any:
-            return (replacement if inside.get() else original)(*args, **kwargs)
+            here = threading.get_ident() in inside
+            return (replacement if here else original)(*args, **kwargs)
+
+        def undo() -> None:
+            if own is not None:
+                setattr(owner, name, own)
+            elif name in vars(owner):
+                delattr(owner, name)
 
         bound = hasattr(original, "__self__") and isinstance(owner, type)
+        self._undo.append(undo)
         setattr(owner, name, staticmethod(dispatch) if bound else dispatch)
-        return lambda: delattr(owner, name) if own is None else setattr(owner, name, own)

@@ -6,6 +6,7 @@ They are those of the CPU and of every device in use, and those of Python and nu
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 
 __all__ = [
     "generator_states",
+    "python_generator_states",
     "seed_generators",
     "set_generator_states",
+    "set_python_generator_states",
     "unmoved_generators",
     "unmoved_python_generators",
 ]
@@ -38,13 +41,22 @@ def unmoved_generators(*devices: torch.device | None) -> Iterator[None]:
 @contextmanager
 def unmoved_python_generators() -> Iterator[None]:
     """Restore the generators of Python and numpy after a block."""
-    numpys = np.random.mtrand._rand  # type: ignore[attr-defined]
-    before = random.getstate(), numpys.get_state()
+    states = python_generator_states()
     try:
         yield
     finally:
-        random.setstate(before[0])
-        numpys.set_state(before[1])
+        set_python_generator_states(states)
+
+
+def python_generator_states() -> tuple[Any, Any]:
+    """Return the states of the generators of Python and of numpy."""
+    return random.getstate(), np.random.mtrand._rand.get_state()  # type: ignore[attr-defined]
+
+
+def set_python_generator_states(states: tuple[Any, Any]) -> None:
+    """Set the generators of Python and of numpy to states."""
+    random.setstate(states[0])
+    np.random.mtrand._rand.set_state(states[1])  # type: ignore[attr-defined]
 
 
 def generator_states(*devices: torch.device | None) -> dict[str, Tensor]:

@@ -7,9 +7,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pyro
+import torch
 from pyro.poutine import runtime
+
+from ppl_dgm.context_patches import ContextPatches
+from ppl_dgm.generators import (
+    generator_states,
+    python_generator_states,
+    set_generator_states,
+    set_python_generator_states,
+)
 
 __all__ = ["PYRO_LOCK", "deferred_interrupts", "pyro_in_turn"]
 
@@ -17,24 +28,59 @@ __all__ = ["PYRO_LOCK", "deferred_interrupts", "pyro_in_turn"]
 PYRO_LOCK = threading.RLock()
 
 
+class Kept:
+    """What Pyro, torch and Python hold for the whole process, to be put back after an error.
+
+    Blocks put back what they change; an interruption inside that may leave some of it.
+    """
+
+    def __init__(self) -> None:
+        store, allocator = pyro.get_param_store(), runtime._DIM_ALLOCATOR
+        self.handlers, self.dims = list(runtime._PYRO_STACK), list(allocator._stack)
+        self.contents = store._params, store._constraints, store._param_to_name
+        self.patches = ContextPatches.held()
+        outermost = not self.handlers
+        self.settings = [(put, get()) for get, put in _SETTINGS] if outermost else []
+
+    def put_back(self) -> None:
+        """Put everything back."""
+        store = pyro.get_param_store()
+        runtime._PYRO_STACK[:], runtime._DIM_ALLOCATOR._stack[:] = self.handlers, self.dims
+        store._params, store._constraints, store._param_to_name = self.contents
+        ContextPatches.leave_all_but(self.patches)
+        for put, value in self.settings:
+            put(value)
+
+
+def _set_interrupts(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (generator_states, set_generator_states),
+    (python_generator_states, set_python_generator_states),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (pyro.distributions.is_validation_enabled, pyro.distributions.enable_validation),
+    (pyro.infer.is_validation_enabled, pyro.infer.enable_validation),
+    (pyro.poutine.is_validation_enabled, pyro.poutine.enable_validation),
+    (partial(signal.getsignal, signal.SIGINT), _set_interrupts),
+]
+
+
 @contextmanager
 def pyro_in_turn() -> Iterator[None]:
-    """Reserve Pyro for the current thread during a block.
-
-    After an error, Pyro's handlers and parameter store are as before the block.
+    """Use Pyro alone for a block; after an error all is as before it.
 
     Threads that run programs take turns, block by block. An interruption inside one of Pyro's
     handlers would otherwise leave it, and its dimensions, to whatever runs next.
     """
     with PYRO_LOCK:
-        store, allocator = pyro.get_param_store(), runtime._DIM_ALLOCATOR
-        handlers, dims = list(runtime._PYRO_STACK), list(allocator._stack)
-        contents = store._params, store._constraints, store._param_to_name
+        kept = Kept()
         try:
             yield
         except BaseException:
-            runtime._PYRO_STACK[:], allocator._stack[:] = handlers, dims
-            store._params, store._constraints, store._param_to_name = contents
+            kept.put_back()
             raise
 
 

@@ -61,7 +61,7 @@ class Flaky:
         self.runs += 1
         with pyro.poutine.scale(scale=1.0):
             if self.runs == self.at:
-                torch.rand(3), np.random.rand(3), random.random()
+                _ = torch.rand(3), np.random.mtrand._rand.rand(3), random.random()
                 raise self.error("on purpose")
             model(x)
 
@@ -181,7 +181,7 @@ def state() -> dict[str, Any]:
     store = pyro.get_param_store()
     return {
         "torch's generator": torch.get_rng_state().tolist(),
-        "numpy's generator": str(np.random.get_state()),
+        "numpy's generator": str(np.random.mtrand._rand.get_state()),
         "Python's generator": random.getstate(),
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import ppl_dgm
 
-DRAWING = {"sample", "sample_sites", "model"}  # from torch's generator, which is what they are for
+DRAWING = {"sample", "sample_sites", "model"}  # from torch's generator, as they are meant to
 QUICK = {
     "AIS",
     "ELBO",
