@@ -62,12 +62,11 @@ def read_state(path: str | os.PathLike, device: torch.device | None) -> dict[str
         ValueError: for a file that is empty, cut short, changed, or of another kind.
         OSError: if the file cannot be opened.
     """
-    if not os.path.getsize(path):
+    content = Path(path).read_bytes()  # first: damaged bytes may lead torch to errors of files
+    if not content:
         raise ValueError(f"{path} is empty. Delete it, or name another file")
     try:
-        state = torch.load(path, weights_only=True, map_location=device)
-    except OSError:
-        raise
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
     except Exception as error:  # whatever the bytes of another file lead torch to
         raise ValueError(
             f"{path} is no file of parameters or progress, or was cut short or changed since it "
