@@ -169,6 +169,10 @@ def test_bad_input_is_one_line_and_status_2(folder, monkeypatch, capsys, program
         (["compare", "--seed", "1.5"], "invalid seed value: '1.5'"),
         (["compare", "--threads", "1e9"], "1e9 threads; expected at most"),
         (["evidence", "a.py:p", "--particles", "1.5"], "1.5 is not a positive whole number"),
+        (["compare", "--epochs", "inf"], "inf is not a positive whole number"),
+        (["compare", "--epochs", "nan"], "nan is not a positive whole number"),
+        (["compare", "--threads", "0"], "0 is not a positive whole number"),
+        (["compare", "--seed", "4294967296"], "4294967296 is no seed; expected 0 to"),
         (["compare", "--epochs", "0"], "0 is not a positive whole number"),
         (["compare", "--epochs", "many"], "invalid positive integer value: 'many'"),
         (["evidence"], "required: PROGRAM"),
@@ -316,6 +320,49 @@ def test_files_that_exit_or_fail_say_so(tmp_path, capsys, text, message):
     assert re.search(message, captured.err)
     with pytest.raises(ValueError, match=message):
         main(["evidence", f"{tmp_path}/p.py:program", "--traceback"])
+
+
+LATE = """
+import sys
+import pyro, pyro.distributions as dist
+from ppl_dgm import Program
+
+runs = []
+
+def failing(error):
+    def model(x=None):
+        runs.append(1)
+        if len(runs) > 40:
+            raise error
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return Program(model)
+
+runtime, key = failing(RuntimeError("a\\nb")), failing(KeyError("k"))
+quiet, leaves = failing(ValueError()), failing(SystemExit(5))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "message"),
+    [
+        ("runtime", 1, "RuntimeError: a b; --traceback shows where"),
+        ("key", 1, "KeyError: 'k'; --traceback shows where"),
+        ("quiet", 2, "ValueError: ; --traceback shows where"),
+        ("leaves", 2, r"a program exits \(5\)"),
+    ],
+)
+def test_programs_that_fail_late_are_one_line(folder, capsys, name, status, message):
+    (folder / f"{name}.py").write_text(LATE)
+    command = ["evidence", f"{folder}/{name}.py:{name}", "--data", f"{folder}/coins.npy"]
+    assert main([*command, "--estimator", "ais"]) == status
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+    with pytest.raises((RuntimeError, KeyError, ValueError, SystemExit)):
+        main([*command, "--estimator", "ais", "--traceback"])
 
 
 def test_programs_without_data_and_data_without_programs_are_refused(lines, capsys):

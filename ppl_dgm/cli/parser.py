@@ -31,8 +31,8 @@ EXAMPLES = """examples:
   ppl-dgm compare nets.py:small nets.py:large --data rows.npz --fit 2000
   ppl-dgm evidence schools.py:program --data schools.npz --estimator importance --particles 1e4
 
-exit status: 0 done; 2 the input was at fault; 3 done, but an alarm speaks against a number;
-130 interrupted
+exit status: 0 done; 1 a run failed; 2 the input was at fault; 3 done, but an alarm speaks against a
+number; 130 interrupted
 """
 
 
@@ -153,7 +153,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 def positive(text: str) -> int:
     """A positive integer, also as 1e4, or argparse's error."""
     value = float(text)
-    if value < 1 or value != int(value):
+    if not 1 <= value < 1e18 or value != int(value):
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(value)
 
