@@ -178,7 +178,7 @@ def take_turns(names: list[str], num_calls: int) -> None:
 
 
 def test_threads_share_the_process() -> None:
-    take_turns(["AIS", "Exact", "fit", "log_weights", "posterior", "save and load"], 5)
+    take_turns(["AIS", "Exact", "fit", "log_weights", "posterior", "save and load"], 3)
 
 
 @pytest.mark.slow
