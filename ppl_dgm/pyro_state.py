@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
+from pyro import infer, poutine
 from pyro.poutine import runtime
 
 from ppl_dgm.context_patches import ContextPatches
@@ -61,9 +63,9 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (generator_states, set_generator_states),
     (python_generator_states, set_python_generator_states),
     (torch.is_grad_enabled, torch.set_grad_enabled),
-    (pyro.distributions.is_validation_enabled, pyro.distributions.enable_validation),
-    (pyro.infer.is_validation_enabled, pyro.infer.enable_validation),
-    (pyro.poutine.is_validation_enabled, pyro.poutine.enable_validation),
+    (dist.is_validation_enabled, dist.enable_validation),
+    (infer.is_validation_enabled, infer.enable_validation),
+    (poutine.is_validation_enabled, poutine.enable_validation),
     (partial(signal.getsignal, signal.SIGINT), _set_interrupts),
 ]
 
