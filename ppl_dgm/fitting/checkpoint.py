@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.program import (
+    check_space,
     check_target,
     difference,
     identify,
@@ -25,6 +26,7 @@ from ppl_dgm.program.identity import Identity, digest
 
 __all__ = ["CheckpointFile", "identity_of_fit"]
 
+COPIES = 5  # of the parameters: with the best, two moments, and the older file
 _GUESSED = {"max_plate_nesting"}  # what Pyro's objectives find out at their first run
 
 
@@ -54,6 +56,10 @@ class CheckpointFile:
     def __post_init__(self) -> None:
         self.path = check_target(self.path)
         remove_leftovers(self.path)
+        tensors = (
+            value for module in self.modules.values() for value in module.state_dict().values()
+        )
+        check_space(self.path, COPIES * sum(value.nbytes for value in tensors))
 
     def read(self, device: torch.device | None) -> dict[str, Any] | None:
         """Read the progress, if there is any.

@@ -16,6 +16,7 @@ from ppl_dgm.program.program import Program
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.storage import (
+    check_space,
     check_target,
     read_state,
     remove_leftovers,
@@ -36,6 +37,7 @@ __all__ = [
     "Program",
     "Structure",
     "call_signature",
+    "check_space",
     "check_target",
     "data_size",
     "difference",

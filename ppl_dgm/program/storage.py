@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from ppl_dgm.program.identity import digest
 
 __all__ = [
     "PROGRAM_PREFIX",
+    "check_space",
     "check_target",
     "parameters_in",
     "read_state",
@@ -178,6 +180,16 @@ def check_target(path: str | os.PathLike) -> Path:
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"the folder {target.parent} cannot be written; name another one")
     return target
+
+
+def check_space(target: Path, num_bytes: int) -> None:
+    """Refuse a file for which the disk has no room."""
+    free = shutil.disk_usage(target.parent).free
+    if free < num_bytes:
+        raise ValueError(
+            f"the disk of {target} has {free:.3g} bytes left, but the file takes about "
+            f"{num_bytes:.3g}; make room, or name a file elsewhere"
+        )
 
 
 def remove_leftovers(target: Path) -> None:

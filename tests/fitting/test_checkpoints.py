@@ -1,6 +1,7 @@
 """A checkpoint is of one fit; Ctrl-C and full disks lose nothing; threads take turns."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -170,6 +171,16 @@ def test_a_full_disk_is_told_and_keeps_the_old_file(
     assert result.steps == 5
     assert [note for note in result.notes if "c.pt could not be written" in note]
     assert torch.load(tmp_path / "c.pt", weights_only=True)["state"]["step"] == 2
+
+
+def test_space_is_looked_for_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    objective = Killed(1)
+    with pytest.raises(ValueError, match="c.pt has 7 bytes left, but the file takes about 40"):
+        run(tmp_path / "c.pt", objective=objective)
+    assert objective._calls == 0
+    assert not list(tmp_path.iterdir())
 
 
 def latent(x: Tensor | None = None) -> None:
