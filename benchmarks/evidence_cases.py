@@ -2,20 +2,18 @@
 
 Value, standard error, z-score and seconds, as a table.
 
-    python benchmarks/evidence_cases.py [--seeds 10] [case ...]
+    python benchmarks/evidence_cases.py [case ...]
 
 Without names all cases are run; the table goes to `benchmarks/results/evidence_cases.md`, row by
-row, and rows of cases that are not run again are kept. With `--seeds` each estimator, `auto` too,
-is run with that many seeds, and the table of bias, coverage, alarms and silent misses goes to
-`benchmarks/results/evidence_seeds.md`. Cases whose data are not at hand are left out.
+row, and rows of cases that are not run again are kept. Cases whose data are not at hand are left
+out. `evidence_seeds.py` makes the table over seeds.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, median
 
 import torch
 
@@ -26,14 +24,11 @@ from evidence.case_programs import CASES, Case  # noqa: E402
 from provenance import provenance  # noqa: E402
 
 from ppl_dgm.evidence import (  # noqa: E402
-    AdaptiveImportanceSampling,
     BridgeSampling,
     Estimator,
-    Evidence,
     Laplace,
     LearnedHarmonicMean,
     PriorSampling,
-    auto,
 )
 from ppl_dgm.evidence.nested import NestedSampling, dynesty  # noqa: E402
 from ppl_dgm.evidence.smc import SMC  # noqa: E402
@@ -52,21 +47,6 @@ HEAD = [
     "| case | truth | estimator | log Z | s.e. | error | z | seconds | |",
     "|---|---|---|---|---|---|---|---|---|",
 ]
-SEEDS_TABLE = TABLE.with_name("evidence_seeds.md")
-SEEDS_HEAD = [
-    "# Estimators on programs of known evidence, over seeds",
-    "",
-    (
-        "Nats. Bias is the mean error, and its own standard error; coverage the share of runs "
-        "within two standard errors of the truth; alarms the share that the estimator itself "
-        "calls unreliable; a silent miss is an error above 0.02 nat and four standard errors "
-        "without alarm. Seconds are the median on a shared machine, one thread."
-    ),
-    "",
-    "| case | estimator | seeds | bias | mean s.e. | coverage | alarms | silent misses | seconds |",
-    "|---|---|---|---|---|---|---|---|---|",
-]
-MISS = 0.02  # nats
 MANY_DRAWS = {
     "dynesty_eggbox": 4_000_000,
     "dynesty_shells_2": 2_000_000,
@@ -109,45 +89,6 @@ def row(case: Case, estimator: Estimator) -> str:
     )
 
 
-def seeds_row(case: Case, name: str, run: Callable[..., Evidence], seeds: int) -> str:
-    """One line of the table over seeds."""
-    found = [run(case.program(), *case.args, seed=seed) for seed in range(seeds)]
-    errors = [float(e.log_z) - case.log_z for e in found]
-    scales = [math.hypot(float(e.std_error), case.reference_error) for e in found]
-    known = [(off, s) for off, s in zip(errors, scales, strict=True) if math.isfinite(off)]
-    covered = [abs(off) <= 2 * s for off, s in known]
-    missed = sum(
-        e.reliable and abs(off) > max(MISS, 4 * s)
-        for e, off, s in zip(found, errors, scales, strict=True)
-    )
-    alarms = sum(not e.reliable for e in found)
-    seconds = median(e.seconds for e in found)
-    if not known:
-        return (
-            f"| {case.name} | {name} | {seeds} | withheld | | | {alarms}/{seeds} | {missed} | "
-            f"{seconds:.1f} |"
-        )
-    offs = torch.tensor([off for off, _ in known])
-    spread = float(offs.std()) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return (
-        f"| {case.name} | {name} | {seeds} | {float(offs.mean()):+.4f} +- {spread:.4f} | "
-        f"{mean(s for _, s in known):.4f} | {sum(covered)}/{len(known)} | {alarms}/{seeds} | "
-        f"{missed} | {seconds:.1f} |"
-    )
-
-
-def over_seeds(names: Sequence[str], seeds: int) -> None:
-    """Run the cases with many seeds and write their table."""
-    rows = kept_rows(names, SEEDS_TABLE)
-    for name in names:
-        members = [*estimators(name), AdaptiveImportanceSampling()]
-        runs: dict[str, Callable[..., Evidence]] = {e.name: e for e in members} | {"auto": auto}
-        for label, run in runs.items():
-            rows.append(seeds_row(CASES[name], label, run, seeds))
-            print(rows[-1], flush=True)
-            write(SEEDS_TABLE, SEEDS_HEAD, rows, f"0 to {seeds - 1}")
-
-
 def kept_rows(names: Sequence[str], table: Path) -> list[str]:
     """Rows of an earlier table whose cases are not run again."""
     lines = table.read_text().splitlines() if table.exists() else []
@@ -180,14 +121,9 @@ def main() -> None:
     """Run the named cases, all of them by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", help="names of cases; all by default")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each estimator")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    names = given.cases or list(CASES)
-    if given.seeds > 1:
-        over_seeds(names, given.seeds)
-    else:
-        once(names)
+    once(given.cases or list(CASES))
 
 
 if __name__ == "__main__":

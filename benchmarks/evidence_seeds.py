@@ -1,7 +1,8 @@
 """Estimators on programs of known evidence, over seeds.
 
 Bias, coverage, alarms, silent misses and seconds of every estimator:
-    python benchmarks/evidence_seeds.py [--seeds 10] [--only auto SMC] [--limit 120] [case ...]
+
+    python benchmarks/evidence_seeds.py [--seeds 10] [--only auto SMC] [--limit 60] [case ...]
 
 Each run is a process of its own with a time limit. Its row goes to
 `benchmarks/results/evidence_seeds.csv` as soon as it is there, and runs that have a row are not
