@@ -47,6 +47,7 @@ from ppl_dgm.evidence.smc import SMC  # noqa: E402
 ALL = CASES | {case.name: case for case in KINDS}
 RESULTS = ROOT / "benchmarks" / "results" / "evidence_seeds.csv"
 MISS = 0.02  # nats
+DIGITS = 1e-5  # nats, to which truths and rows are known
 MEMBERS: dict[str, Callable[..., Evidence]] = {
     "auto": auto,
     "AdaptiveImportanceSampling": AdaptiveImportanceSampling(),
@@ -62,8 +63,8 @@ TEXT = """# Estimators on programs of known evidence, over seeds
 Nats. Bias is the mean error of the runs that gave a number, and its own standard error; coverage
 the share of them within two standard errors of the truth; alarms the share of all runs that the
 estimator itself calls unreliable, withholds or refuses; a silent miss is an error above 0.02 nat
-and four standard errors without alarm. Seconds are the median of processor
-time, one thread. `late` runs were stopped at 60 seconds."""
+and four standard errors without alarm. Seconds are the median of processor time, one
+thread. `late` runs were stopped at 60 seconds."""
 HEAD = (
     "case", "estimator", "seeds", "bias", "mean s.e.", "coverage", "alarms", "silent misses",
     "late", "seconds",
@@ -145,13 +146,13 @@ def line_of(case: Case, name: str, rows: Sequence[Row]) -> list[str]:
         return [case.name, name, str(count), "-", "-", "-", *ends]
     offs = [e.off for e in known]
     spread = f" +- {stdev(offs) / len(offs) ** 0.5:.4f}" if len(offs) > 1 else ""
-    covered = sum(abs(e.off) <= 2 * e.scale + 1e-9 for e in known)
+    covered = sum(abs(e.off) <= 2 * e.scale + DIGITS for e in known)
     scale = mean(e.scale for e in known)
     middle = [f"{mean(offs):+.4f}{spread}", f"{scale:.4f}", f"{covered}/{len(known)}"]
     return [case.name, name, str(count), *middle, *ends]
 
 
-def write_table(rows: Rows) -> None:
+def write_table(rows: Rows, note: str) -> None:
     """Write the table of all rows, cases in their order."""
     found = rows.read()
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -165,7 +166,9 @@ def write_table(rows: Rows) -> None:
     ]
     seeds = 1 + max((int(row["seed"]) for row in found), default=0)
     text = [TEXT, "", markdown(list(HEAD), lines), "", provenance(f"0 to {seeds - 1}")]
-    rows.path.with_suffix(".md").write_text("\n".join(text) + "\n")
+    rows.path.with_suffix(".md").write_text(
+        "\n".join([*text, *([f"- {note}"] if note else [])]) + "\n"
+    )
 
 
 def wanted(
@@ -179,10 +182,11 @@ def main() -> None:
     """Make missing runs and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[], help="names of cases; all by default")
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each estimator")
+    parser.add_argument("--seeds", type=int, default=10, help="runs of each; 0 for the table")
     parser.add_argument("--only", nargs="+", default=list(MEMBERS), help="estimators")
     parser.add_argument("--limit", type=int, default=60, help="processor seconds for one run")
     parser.add_argument("--rows", type=Path, default=RESULTS, help="CSV file of the rows")
+    parser.add_argument("--note", default="", help="a line that stands under the table")
     given = parser.parse_args()
     rows = Rows(given.rows, ("case", "estimator", "seed"))
     MEMBERS["PriorSampling"](CASES["tfp_ais_loggamma"].program())  # what a first use imports
@@ -192,7 +196,7 @@ def main() -> None:
             run = limited(once, given.limit)
             rows.add({"case": case, "estimator": name, "seed": seed, **run})
             print(case, name, seed, run, flush=True)
-    write_table(rows)
+    write_table(rows, given.note)
 
 
 if __name__ == "__main__":
