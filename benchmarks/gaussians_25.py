@@ -13,10 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import matplotlib.pyplot as plt
-import pyro.distributions as dist
 import torch
 from provenance import provenance
 from rows import Row, Rows, markdown
@@ -24,7 +22,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from ppl_dgm import fit
-from ppl_dgm.conditionals.priors import LatentPrior, StandardNormal
 from ppl_dgm.data.densities import gaussian_grid
 from ppl_dgm.diagnostics import ModeCounts, mode_counts
 from ppl_dgm.families import Generator
@@ -36,7 +33,7 @@ ROWS = Rows(RESULTS, ("objective", "seed", "steps"))
 SCALE, SPREAD, WIDTH, WAVES, BATCH, RATE = 0.05, 3.0, 64, 32, 256, 2e-3
 CENTRES = 2 * (torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)) - 2)
 NUM_TRAIN, NUM_DRAWS = 50_000, 10_000
-NUM_CLUSTERS, CLUSTER_SCALE = 200, 0.02
+NEAR = 0.02
 STAGES = (0.1, 0.03, 0.01)  # weights of R1
 
 
@@ -52,20 +49,12 @@ class Spread(nn.Module):
         return SPREAD * z + self.net(z)
 
 
-class Clusters(LatentPrior):
-    """Latents in 200 narrow clusters around standard normal centres, which stay where they are."""
+class Lattice(Spread):
+    """The same of two normals on a lattice of spacing 1/4, and two that move them by a little."""
 
-    centres: Tensor
-
-    def __init__(self) -> None:
-        super().__init__(2)
-        self.register_buffer("centres", torch.randn(NUM_CLUSTERS, 2))
-
-    def forward(self) -> Any:
-        """Return the mixture."""
-        even = dist.Categorical(logits=torch.zeros_like(self.centres[:, 0]))
-        narrow = dist.Normal(self.centres, CLUSTER_SCALE).to_event(1)
-        return dist.MixtureSameFamily(even, narrow)
+    def forward(self, z: Tensor) -> Tensor:
+        """`[..., 4]` to `[..., 2]`."""
+        return super().forward((4 * z[..., :2]).round() / 4 + NEAR * z[..., 2:])
 
 
 class Waves(nn.Module):
@@ -87,7 +76,7 @@ class Waves(nn.Module):
 adam = partial(torch.optim.Adam, lr=RATE, betas=(0.0, 0.99))
 OBJECTIVES: dict[str, Callable[[nn.Module, float], GAN]] = {
     "nonsaturating, R1": lambda critic, r1: GAN(critic, r1=r1, optimizer=adam, ema=0.998),
-    "nonsaturating, R1, clustered latents": lambda critic, r1: GAN(
+    "nonsaturating, R1, lattice of latents": lambda critic, r1: GAN(
         critic, r1=r1, optimizer=adam, ema=0.998
     ),
     "nonsaturating": lambda critic, r1: GAN(critic, optimizer=adam, ema=0.998),
@@ -105,8 +94,7 @@ def train(name: str, seed: int, steps: int) -> tuple[Generator, Generator]:
     """Fit a generator in stages; return it and the average of its last stage."""
     torch.manual_seed(seed)
     data = gaussian_grid().sample(torch.Size((NUM_TRAIN,)))
-    prior = Clusters() if "clustered" in name else StandardNormal(2)
-    generator = Generator(Spread(), 2, 2, prior=prior)
+    generator = Generator(Lattice(), 4, 2) if "lattice" in name else Generator(Spread(), 2, 2)
     critic = Waves(pack=2 if "packs" in name else 1)
     for stage, r1 in enumerate(STAGES):
         share = [1.0, 0.7, 0.4, 0.05][stage : stage + 2]
@@ -192,9 +180,9 @@ def page(found: list[Row], steps: int) -> str:
     note = (
         "Equal mixture of 25 round Gaussians of deviation 0.05 on a grid of spacing 2. A draw is "
         "of high quality within three deviations of the nearest mean (98.9 % of the mixture's "
-        f"own), and a mode is found by one such draw among {NUM_DRAWS}. Generator: two latents, "
-        f"normal, or clustered ({NUM_CLUSTERS} fixed normals of deviation {CLUSTER_SCALE} around "
-        f"normal centres); x = {SPREAD:g} z + net(z), two hidden layers of {WIDTH} ReLU units, so "
+        f"own), and a mode is found by one such draw among {NUM_DRAWS}. Generator: "
+        f"x = {SPREAD:g} z + net(z), two hidden layers of {WIDTH} ReLU units, z two normals, or two "
+        f"normals rounded to fourths and moved by {NEAR} times two others (a lattice), so "
         f"that draws begin wider than the data. Critic: x and {WAVES} sines and cosines of it "
         f"(frequencies of deviation 2), two hidden layers of {WIDTH} leaky units. Adam at {RATE} "
         f"(betas 0 and 0.99), falling to a twentieth, {BATCH} data a step, {steps} steps in three "
