@@ -34,7 +34,8 @@ SCALE, SPREAD, WIDTH, WAVES, BATCH, RATE = 0.05, 3.0, 64, 32, 256, 2e-3
 CENTRES = 2 * (torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)) - 2)
 NUM_TRAIN, NUM_DRAWS = 50_000, 10_000
 NEAR = 0.02
-STAGES = (0.1, 0.03, 0.01)  # weights of R1
+STAGES = (1.0, 0.1, 0.01, 0.001)  # weights of R1
+SHARES = (1.0, 0.7, 0.4, 0.2, 0.02)  # of the rate, at the ends of stages
 
 
 class Spread(nn.Module):
@@ -97,7 +98,7 @@ def train(name: str, seed: int, steps: int) -> tuple[Generator, Generator]:
     generator = Generator(Lattice(), 4, 2) if "lattice" in name else Generator(Spread(), 2, 2)
     critic = Waves(pack=2 if "packs" in name else 1)
     for stage, r1 in enumerate(STAGES):
-        share = [1.0, 0.7, 0.4, 0.05][stage : stage + 2]
+        share = SHARES[stage : stage + 2]
         falling = partial(
             LinearLR, start_factor=share[0], end_factor=share[1], total_iters=steps // len(STAGES)
         )
@@ -185,7 +186,7 @@ def page(found: list[Row], steps: int) -> str:
         f"two normals rounded to fourths and moved by {NEAR} times two others (a lattice), so "
         f"that draws begin wider than the data. Critic: x and {WAVES} sines and cosines of it "
         f"(frequencies of deviation 2), two hidden layers of {WIDTH} leaky units. Adam at {RATE} "
-        f"(betas 0 and 0.99), falling to a twentieth, {BATCH} data a step, {steps} steps in three "
+        f"(betas 0 and 0.99), falling to a twentieth, {BATCH} data a step, {steps} steps in four "
         f"stages of R1 {', '.join(map(str, STAGES))} where the objective has it; the generator "
         "averaged with decay 0.998. Another architecture has other figures."
     )
