@@ -22,12 +22,14 @@ How to choose, by what the guide draws:
   `NoiseContrastive(noise)` where a density near the data's is at hand.
 - nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more
   than likelihood: a critic. `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does
-  not settle, `pack` where it loses modes; `FGAN` where it should say which divergence it bounds.
+  not settle, `pack` where it loses modes; `FGAN` where it should say which divergence it bounds;
+  `BiGAN` where the guide should learn to encode.
 - latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient
   of those that have one.
 """
 
 from ppl_dgm.objectives.adversarial import FGAN, GAN, AdversarialLoss
+from ppl_dgm.objectives.bigan import BiGAN
 from ppl_dgm.objectives.combined import CIWAE, MIWAE
 from ppl_dgm.objectives.contrastive import (
     ContrastiveDivergence,
@@ -58,6 +60,7 @@ __all__ = [
     "VIMCO",
     "AdversarialLoss",
     "BetaTC",
+    "BiGAN",
     "ContrastiveDivergence",
     "Divergence",
     "EnergyObjective",

@@ -22,7 +22,7 @@ from ppl_dgm.program.sites import is_deterministic
 from ppl_dgm.sampling.discrepancies import energy_distance
 from ppl_dgm.validation import check_shares, check_sizes
 
-__all__ = ["FGAN", "GAN", "AdversarialLoss"]
+__all__ = ["FGAN", "GAN", "AdversarialLoss", "Sides", "draw_sides"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -305,16 +305,22 @@ class GAN(Game):
             Player("critic", self.critic, Goal(self.critic_loss), **self._moves),
         )
 
+    def sides(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> Sides:
+        """Draw what the critic compares."""
+        return draw_sides(model, self.site, args, kwargs)
+
     def generator_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What the generator minimises, summed over data."""
-        sides = draw_sides(model, self.site, args, kwargs)
+        sides = self.sides(model, guide, args, kwargs)
         scores = self._judge.scores(*self._judge.packed((sides.fake, sides.rest)))
         return len(sides.real) * self.adversarial.generator(scores).mean()
 
     def critic_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What the critic minimises, summed over data."""
-        sides, judge = draw_sides(model, self.site, args, kwargs), self._judge
-        real, fake, rest = judge.packed((sides.real, sides.fake.detach(), sides.rest))
+        sides, judge = self.sides(model, guide, args, kwargs), self._judge
+        real, fake, rest = judge.packed((sides.real.detach(), sides.fake.detach(), sides.rest))
         on_real, on_fake = judge.scores(real, rest), judge.scores(fake, rest)
         loss = self._on_real(on_real).mean() + self.adversarial.fake(on_fake).mean()
         return len(sides.real) * (loss + judge.penalty(real, fake, rest))
@@ -331,7 +337,7 @@ class GAN(Game):
         It is multiplied by the number of data.
         """
         with torch.no_grad():
-            sides = draw_sides(model, self.site, args, kwargs)
+            sides = self.sides(model, guide, args, kwargs)
             return len(sides.real) * energy_distance(sides.real, sides.fake).item()
 
 
