@@ -13,7 +13,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import tempered_points
-from ppl_dgm.sampling.convergence import edge_warnings
+from ppl_dgm.sampling.convergence import UNRELIABLE_K, edge_warnings
 from ppl_dgm.sampling.defended import Weighted, defended_weights, mixture_weights
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import HMC
@@ -111,9 +111,10 @@ class AdaptiveImportanceSampling(Estimator):
         drawn = self._weigh(target, proposal, self.num_particles)
         log_z, error, found = drawn.summarise()
         shape = {"num_components": proposal.weight.shape[-1], "rounds": rounds}
-        fresh = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
-        alarm = missed_alarm(target, proposal, fresh, drawn, self.memory)
-        alarm += edge_warnings(found["edge_share"]) + undefined_alarm(target, fresh, self.memory)
+        alarm = edge_warnings(found["edge_share"]) + undefined_alarm(target, points, self.memory)
+        if bool((found["pareto_k"] <= UNRELIABLE_K).any()):  # else it has failed already
+            fresh = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
+            alarm += missed_alarm(target, proposal, fresh, drawn, self.memory)
         return Estimate(log_z, error, found | shape, alarm)
 
     def _weigh(

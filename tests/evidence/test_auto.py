@@ -7,7 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from evidence.case_programs import FLOAT, case
+from evidence.case_programs import CASES, FLOAT, Case, case
+from evidence.kind_programs import KINDS
 from torch import Tensor
 
 from ppl_dgm import Program
@@ -269,3 +270,11 @@ def test_errors_of_the_user_are_not_swallowed():
         auto(Program(local), torch.zeros(2, dtype=FLOAT), budget=10)
     with pytest.raises(ValueError, match="NaN|finite"):
         auto(Program(local), torch.full((2,), math.nan, dtype=FLOAT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [*CASES.values(), *KINDS], ids=lambda known: known.name)
+def test_no_miss_is_silent(known: Case):
+    found = auto(known.program(), *known.args)
+    scale = math.hypot(float(found.total_std_error), known.reference_error)
+    assert not found.reliable or abs(float(found.total) - known.log_z) <= max(0.02, 4 * scale)
