@@ -4,6 +4,7 @@ It is imported at the first compilation, since that takes two seconds.
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -51,7 +52,15 @@ def machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
             return _compile(graph, flat, on_cpu, PLAIN if loops is None else loops.edition())
     except Exception as error:
         _LOG.warning("compiling again without shortcuts, which failed: %s", error)
+        _forget_code(error)
         return _compile(graph, flat, on_cpu, PLAIN)
+
+
+def _forget_code(error: Exception) -> None:
+    """Remove the damaged file of compiled code that an error names: the next process remakes it."""
+    named = re.search(r"Failed to import (\S+\.py)\b", str(error))
+    if named:
+        Path(named[1]).unlink(missing_ok=True)
 
 
 def shortcut(name: str) -> ModuleType | None:
