@@ -19,7 +19,7 @@ from ppl_dgm.objectives import FGAN, GAN, AdversarialLoss, named_divergence
 from ppl_dgm.objectives.adversarial import LOSSES, Judge
 
 quietly = partial(fit, progress=False, compile=False)
-adam = partial(torch.optim.Adam, lr=0.02, betas=(0.5, 0.9))
+adam = partial(torch.optim.Adam, lr=0.02, betas=(0.0, 0.99))
 frozen = partial(torch.optim.SGD, lr=0.0)
 
 REAL = torch.tensor([0.0] * 2 + [1.0] * 3 + [2.0] * 5).unsqueeze(-1)
@@ -335,7 +335,7 @@ def test_each_objective_learns_a_normal(name: str) -> None:
     settings = {"optimizer": adam, "schedule": schedule, "batch_size": 100}
     result = quietly(generator, data, game, steps=500, **settings)
     averaged = result.averages["generator"]
-    assert game.loss(averaged.model, averaged.guide, data) / 2000 < 0.25  # more than 3 at first
+    assert game.loss(averaged.model, averaged.guide, data) / 2000 < 0.1  # one point has 0.23
 
 
 def test_a_program_that_samples_its_data_is_taught() -> None:
