@@ -2,7 +2,7 @@
 
 Bias, coverage, alarms, silent misses and seconds of every estimator:
 
-    python benchmarks/evidence_seeds.py [--seeds 10] [--only auto SMC] [--limit 60] [case ...]
+    python benchmarks/evidence_seeds.py [case ...] [--seeds 10] [--limit 60] [--only auto SMC]
 
 Each run is a process of its own with a time limit. Its row goes to
 `benchmarks/results/evidence_seeds.csv` as soon as it is there, and runs that have a row are not
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[], help="names of cases; all by default")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each; 0 for the table")
-    parser.add_argument("--only", nargs="+", default=list(MEMBERS), help="estimators")
+    parser.add_argument("--only", nargs="+", default=list(MEMBERS), choices=list(MEMBERS))
     parser.add_argument("--limit", type=int, default=60, help="processor seconds for one run")
     parser.add_argument("--rows", type=Path, default=RESULTS, help="CSV file of the rows")
     parser.add_argument("--note", default="", help="a line that stands under the table")
