@@ -1,4 +1,7 @@
-"""Arguments of public calls, checked against their annotations before any work."""
+"""Check the arguments of public calls against their annotations.
+
+They are checked before any work.
+"""
 
 import inspect
 import math
@@ -40,7 +43,7 @@ _CURES = {
 
 
 class Kind(NamedTuple):
-    """What an annotation takes, in words, and the test of it."""
+    """What an annotation takes, and the test of it."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -49,7 +52,7 @@ class Kind(NamedTuple):
 
 
 def checked(target: Target) -> Target:
-    """Check the arguments of a function, or of a class's constructor, against their annotations.
+    """Check arguments of a function or constructor by their annotations.
 
     Numbers are no booleans and finite but for a `Limit`, whole numbers no floats, one text no
     collection of texts; a `seed` is one that every generator takes.
@@ -145,7 +148,10 @@ def _cure(value: Any, kind: Kind) -> str:
 
 @cache
 def kind_of(annotation: Any) -> Kind | None:
-    """What an annotation takes; None for one that is not looked at."""
+    """Return what an annotation takes.
+
+    It is None for one that is not looked at.
+    """
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     origin, parts = get_origin(annotation), get_args(annotation)
@@ -177,7 +183,7 @@ def _class(kind: Any, parts: tuple[Any, ...]) -> Kind | None:
 
 
 def _with_examples(kind: type) -> str:
-    """A class by its name, with public ones that are of it."""
+    """Name a class with some public classes of its kind."""
     if not kind.__module__.startswith("ppl_dgm."):
         return _named(kind)
     own = [sub.__name__ for sub in _descendants(kind) if sub.__name__[0] != "_"]

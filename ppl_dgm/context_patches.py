@@ -71,7 +71,10 @@ class ContextPatches:
 
     @classmethod
     def leave_all_but(cls, held: list["ContextPatches"]) -> None:
-        """Leave the blocks of all others: an interruption may have kept this thread in them."""
+        """Leave the blocks of all others.
+
+        An interruption may have kept this thread in them.
+        """
         for patches in cls.every:
             if patches not in held:
                 patches._remove(threading.get_ident())
@@ -91,7 +94,10 @@ class ContextPatches:
                 self._undo.pop()
 
     def _replace(self, patch: Patch) -> None:
-        """Replace a function by one that checks who calls; note what undoes this."""
+        """Replace a function by one that checks who calls.
+
+        What undoes this is noted.
+        """
         owner, name, replacement = patch
         original, inside, own = getattr(owner, name), self._inside, vars(owner).get(name)
 

@@ -49,7 +49,7 @@ def unmoved_python_generators() -> Iterator[None]:
 
 
 def python_generator_states() -> tuple[Any, Any]:
-    """Return the states of the generators of Python and of numpy."""
+    """Return the states of Python's and numpy's generators."""
     return random.getstate(), np.random.mtrand._rand.get_state()  # type: ignore[attr-defined]
 
 

@@ -31,7 +31,9 @@ PYRO_LOCK = threading.RLock()
 
 
 class Kept:
-    """What Pyro, torch and Python hold for the whole process, to be put back after an error.
+    """What libraries hold for the whole process.
+
+    It is put back after an error.
 
     Blocks put back what they change; an interruption inside that may leave some of it.
     """
@@ -72,7 +74,9 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
 
 @contextmanager
 def pyro_in_turn() -> Iterator[None]:
-    """Use Pyro alone for a block; after an error all is as before it.
+    """Use Pyro alone for a block.
+
+    After an error all is as before it.
 
     Threads that run programs take turns, block by block. An interruption inside one of Pyro's
     handlers would otherwise leave it, and its dimensions, to whatever runs next.

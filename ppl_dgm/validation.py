@@ -50,7 +50,7 @@ def check_shares(**shares: float | None) -> None:
 
 
 def check_device(device: torch.device | str | None) -> None:
-    """Refuse a device that torch does not know, or that is not here."""
+    """Refuse a device that is unknown or not here."""
     if device is None:
         return
     try:

@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: BaseException) -> str:
-    """An error in one line, named where its class is not of the usual kind."""
+    """Tell an error in one line.
+
+    Its class is named where it is not of the usual kind.
+    """
     message = " ".join(str(error).partition("Trace Shapes:")[0].split())  # without Pyro's table
     if isinstance(error, SystemExit):
         return f"a program exits ({message})"

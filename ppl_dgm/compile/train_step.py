@@ -176,7 +176,9 @@ class TrainStep:
         return self._select(batch, row)
 
     def prepare_loop(self, *batch: Any, rows: torch.Tensor | None = None) -> Loop:
-        """Compile the loop for a batch of this shape without a step.
+        """Compile the loop for a batch of this shape.
+
+        No step is made.
 
         Nothing is done if that has been compiled before.
         """
@@ -282,7 +284,7 @@ class TrainStep:
     def _step(
         self, batch: Sequence[Any], rates: torch.Tensor, alive: torch.Tensor | None
     ) -> tuple[torch.Tensor, Any]:
-        """Make one step, and tell whether it and those before were sound.
+        """Make one step and tell whether all were sound.
 
         `alive` tells that for those before; None is for a step without any.
         """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.evidence.base import Evidence
 
-__all__ = ["Attempts", "check_part", "telling", "warned"]
+__all__ = ["DECISIVE", "Attempts", "check_part", "telling", "warned"]
 
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement

@@ -24,7 +24,7 @@ from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.grid import GridSampling
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
-from ppl_dgm.evidence.moving import failing_data, joined
+from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
@@ -206,7 +206,7 @@ def moved_on(
     seed: int | None,
     settings: Settings,
 ) -> Evidence:
-    """Move data that the first kind fails on to the next."""
+    """Move failing data on to the next kind of estimator."""
     places = failing_data(main)
     if places is None or not bound.structure.divisible:
         return main
@@ -223,7 +223,7 @@ def moved_on(
     if parts.failed:
         return telling(main, parts.failed)
     rest, moved = parts.found
-    return joined(main, rest, moved, places)
+    return joined_evidence(main, rest, moved, places)
 
 
 def enlarged(estimator: Estimator, found: Evidence | None, share: int) -> Estimator | None:

@@ -111,7 +111,7 @@ class ImportanceSampling(Estimator):
     def _unreached(
         self, bound: Bound, summaries: list[WeightSummary], std_error: Tensor
     ) -> tuple[str, ...]:
-        """Warn where chains from the draws leave what draws have seen."""
+        """Warn of posterior mass that only chains reach."""
         largest = gather(summaries, lambda s: s.tail[0])
         few, index = some_of(bound, WALKED_DATA)
         return unreached_alarm(

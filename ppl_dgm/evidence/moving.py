@@ -1,4 +1,4 @@
-"""Data that one kind of estimator fails on, moved on to another."""
+"""Data moved from a failing estimator to another."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.sampling.convergence import UNRELIABLE_K
 
-__all__ = ["failing_data", "joined"]
+__all__ = ["failing_data", "joined_evidence"]
 
 DOUBTFUL_K = 0.5  # Pareto shape from which weights have no variance
 
@@ -31,7 +31,7 @@ def failing_data(evidence: Evidence) -> tuple[Tensor, Tensor] | None:
     return torch.nonzero(~failing).squeeze(1), torch.nonzero(failing).squeeze(1)
 
 
-def joined(
+def joined_evidence(
     whole: Evidence, rest: Evidence, moved: Evidence, places: tuple[Tensor, Tensor]
 ) -> Evidence:
     """Join the evidence of two parts of the data.

@@ -47,7 +47,10 @@ class Batches:
         return self.args, dict(self.kwargs)
 
     def from_step(self, step: int) -> Iterator[tuple[int, Rows]]:
-        """Yield (size, rows) of minibatches from a step on, for ever."""
+        """Yield (size, rows) of minibatches for ever.
+
+        The first is that of a step.
+        """
         while True:
             epoch, position = divmod(step, self.per_epoch)
             order = self._order(epoch)
@@ -57,7 +60,10 @@ class Batches:
                 step += 1
 
     def full_from_step(self, step: int) -> int | None:
-        """Count the minibatches of full size from a step on, None if all are."""
+        """Count the full minibatches from a step on.
+
+        None stands for all.
+        """
         if self.num_data % self.batch_size == 0:
             return None
         return self.per_epoch - 1 - step % self.per_epoch

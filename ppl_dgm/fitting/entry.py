@@ -199,7 +199,10 @@ def check_gradients() -> None:
 
 
 def check_lengths(steps: Any, epochs: Any, patience: Any, valid: Any) -> None:
-    """Raise ValueError for steps, epochs and patience that do not fit each other."""
+    """Refuse steps, epochs and patience that do not fit.
+
+    Raises ValueError.
+    """
     if (steps is None) == (epochs is None):
         raise ValueError(
             f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100"

@@ -162,7 +162,10 @@ class CompiledStepper(Stepper):
         ).tolist()
 
     def _stacked(self, rows: Sequence[Rows]) -> Tensor | None:
-        """Stack the places of minibatches, `[steps, size]`; None for all data."""
+        """Stack the places of minibatches, `[steps, size]`.
+
+        None stands for all data.
+        """
         parts = [part for part in rows if isinstance(part, Tensor)]
         return torch.stack(parts) if parts else None
 

@@ -29,6 +29,7 @@ __all__ = [
     "refuse_implicit",
     "refuse_point_masses",
     "run",
+    "traced",
 ]
 
 NUM_RERUNS = 8  # in which a support that moves with the latents shows it
@@ -150,7 +151,10 @@ def refuse_implicit(structure: Structure, site: str) -> None:
 
 @contextmanager
 def blaming_nan(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Blame NaN in the data for what fails in a block; a program that masks them does not."""
+    """Blame NaN in the data for a failing block.
+
+    A program that masks them does not fail.
+    """
     try:
         yield
     except ValueError as error:
@@ -159,7 +163,10 @@ def blaming_nan(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def refuse_nan(args: tuple, kwargs: Mapping[str, Any], cause: Exception | None = None) -> None:
-    """Raise ValueError for the first argument that holds NaN, if there is one."""
+    """Refuse the first argument that holds NaN.
+
+    Raises ValueError.
+    """
     for name, leaf in nan_arguments(args, kwargs):
         raise ValueError(
             f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN that no "
@@ -286,7 +293,7 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
 
 
 def check_inside(site: Site, value: Tensor, seen: Tensor, again: Callable[[], Any]) -> None:
-    """Refuse values outside the support, of which a mask takes out none."""
+    """Refuse unmasked values outside the support."""
     name, fn = site["name"], innermost(site["fn"])
     inside = site["fn"].support.check(value) & totals_agree(fn, value)
     if bool(inside.all()) or any(moves(site, again()[1].nodes[name]) for _ in range(NUM_RERUNS)):
@@ -300,7 +307,10 @@ def check_inside(site: Site, value: Tensor, seen: Tensor, again: Callable[[], An
 
 
 def totals_agree(fn: Any, value: Tensor) -> Tensor:
-    """Whether counts add up to the total of a multinomial: torch's support takes fewer too."""
+    """Tell whether counts add up to a multinomial's total.
+
+    torch's support takes fewer too.
+    """
     if not isinstance(fn, dist.Multinomial):
         return torch.ones((), dtype=torch.bool, device=value.device)
     return value.sum(-1) == fn.total_count
@@ -383,7 +393,10 @@ def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any)
 
 
 def check_guide_sizes(guide_trace: Any, alone: Callable[[], Any]) -> None:
-    """Blame the guide for plates of other sizes than the model opens for these data by itself."""
+    """Blame the guide for plates of other sizes.
+
+    The model opens its own for these data.
+    """
     given = plate_sizes(guide_trace)
     try:
         own = plate_sizes(alone())

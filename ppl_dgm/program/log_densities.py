@@ -130,7 +130,9 @@ def log_prob_of(site: Site, scale: Any) -> Tensor:
 
 
 def unmasked_value(site: Site) -> Tensor:
-    """The observed value as numbers, with one inside the support where masks take it out.
+    """Return the observed value as numbers.
+
+    Where masks take it out, it is one inside the support.
 
     What is masked may be NaN or a pad outside the support; its derivatives would be NaN too.
     """
@@ -141,7 +143,10 @@ def unmasked_value(site: Site) -> Tensor:
 
 
 def is_masked(site: Site) -> bool:
-    """Whether a mask of a handler or a distribution takes out some of a site's value."""
+    """Tell whether masks take out some of a value.
+
+    They may be of handlers or distributions.
+    """
     masks = (mask for mask, _ in masks_of(site) if mask is not None)
     return any(isinstance(mask, Tensor) or not mask for mask in masks)
 
@@ -208,7 +213,10 @@ def seen_entries(site: Site) -> Tensor:
 
 
 def masks_of(site: Site) -> list[tuple[Any, Any]]:
-    """The masks of a site's handlers and distributions, each with the distribution it is for."""
+    """Return a site's masks, each with its distribution.
+
+    They are of handlers and of distributions.
+    """
     fn, masks = site["fn"], [(site["mask"], site["fn"])]
     while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
         masks.append((getattr(fn, "_mask", None), fn))

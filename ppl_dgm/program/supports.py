@@ -38,7 +38,9 @@ def in_support(fn: Any, value: Tensor) -> Tensor | None:
 
 
 def inner_point(fn: Any, like: Tensor) -> Tensor:
-    """A value `[*batch, *event]` in the support, to stand where masks take out what is observed.
+    """Return a value `[*batch, *event]` in the support.
+
+    It stands where masks take out what is observed.
 
     Nothing is drawn; where no such value is known, it is the observed one with its NaN at zero.
     """
@@ -61,7 +63,10 @@ def inner_point(fn: Any, like: Tensor) -> Tensor:
 
 
 def first_category(zeros: Tensor) -> Tensor:
-    """One-hot vectors of the first category, of the shape of zeros."""
+    """Return one-hot vectors of the first category.
+
+    They have the shape of the zeros.
+    """
     return torch.cat([torch.ones_like(zeros[..., :1]), zeros[..., 1:]], -1)
 
 

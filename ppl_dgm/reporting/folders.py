@@ -1,4 +1,7 @@
-"""Folders of files that appear as a whole, under names of which no two are alike."""
+"""Folders of files that appear as a whole.
+
+No two names are alike.
+"""
 
 import json
 import os
@@ -40,7 +43,10 @@ class FileNames:
 
 
 def file_part(name: str) -> str:
-    """Return letters and digits of a name, in lower case and joined by hyphens."""
+    """Return the letters and digits of a name.
+
+    They are in lower case and joined by hyphens.
+    """
     plain = unicodedata.normalize("NFKC", name).lower().encode(errors="replace").decode()
     part = re.sub(r"[\W_]+", "-", plain).strip("-")
     return part.encode()[:_LONGEST].decode(errors="ignore").strip("-") or "unnamed"
@@ -48,7 +54,9 @@ def file_part(name: str) -> str:
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """Let a block write to a folder beside, which then takes the folder's place.
+    """Let a block write a folder that appears whole.
+
+    It writes beside; the new folder then takes the old one's place.
 
     After an error or an interruption the folder is as it was. One that holds an earlier report
     alone is replaced; into one with other files the new ones are moved, each as a whole.
@@ -82,7 +90,10 @@ def _put_in_place(beside: Path, target: Path, inside: bool) -> None:
 
 
 def _is_replaceable(target: Path) -> bool:
-    """Whether a folder is empty, or holds an earlier report and nothing else."""
+    """Tell whether a folder may be replaced.
+
+    It may if it is empty or holds an earlier report and nothing else.
+    """
     there = {path.name for path in target.iterdir()}
     try:
         known = json.loads((target / CONTENTS).read_text(encoding="utf-8"))["own_files"]

@@ -34,6 +34,7 @@ __all__ = [
     "plot_forest",
     "plot_images",
     "plot_weights",
+    "shown_name",
 ]
 
 LONGEST_NAME = 40  # characters of a name that a figure shows
@@ -147,7 +148,9 @@ def forest_axes(num_rows: int, titles: Sequence[str], across: int = 2) -> NDArra
 
 
 def shown_name(name: str) -> str:
-    """Return a name as figures show it, on one line, shortened and without mathematics.
+    """Return a name as figures show it.
+
+    It is on one line, shortened and without mathematics.
 
     Example:
         >>> shown_name("costs $5")

@@ -1,4 +1,4 @@
-"""Find posterior mass that no draw of a proposal has reached."""
+"""Posterior mass that no draw of a proposal reached."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Find places near the posterior where the density is no number."""
+"""Places near the posterior whose density is NaN."""
 
 import torch
 from torch import Tensor

@@ -150,7 +150,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def _keeping_code() -> Iterator[None]:
-    """Let Inductor keep its code in our folder; the user's own compilations have theirs."""
+    """Let Inductor keep its code in our folder.
+
+    The user's own compilations keep theirs.
+    """
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = str(cache_folder())
     try:

@@ -57,7 +57,10 @@ def machine_code(graph: GraphModule, flat: list[torch.Tensor]) -> Flat:
 
 
 def _forget_code(error: Exception) -> None:
-    """Remove the damaged file of compiled code that an error names: the next process remakes it."""
+    """Remove the damaged file of code that an error names.
+
+    The next process remakes it.
+    """
     named = re.search(r"Failed to import (\S+\.py)\b", str(error))
     if named:
         Path(named[1]).unlink(missing_ok=True)
