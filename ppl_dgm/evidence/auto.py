@@ -78,9 +78,8 @@ def auto(
       after the other until two agree and the better one reaches the target;
     - continuous latents of each datum: importance sampling for all data, those that it fails on
       moved on to importance sampling around their modes (`diagnostics["moved"]`), checked by
-      sequential
-      Monte Carlo on as many data as the budget allows; where that is all of them, the better is
-      returned;
+      sequential Monte Carlo on as many data as the budget allows; where that is all of them, the
+      better is returned;
     - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo
       of the partition function, from the base measure;
     - discrete latents that cannot be summed out: importance sampling from the guide, from the
@@ -193,8 +192,9 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
             attempts.found[-1] = moved_on(program, bound, found, first, seed, settings)
         more = enlarged(estimator, found, settings.share(bound))
         if more is not None and not settled(attempts, settings.target):
-            attempts.found.pop()  # the vague one
-            attempt(more, bound.args, bound.kwargs)
+            vague = len(attempts.found) - 1
+            if attempt(more, bound.args, bound.kwargs) is not None:
+                del attempts.found[vague]
     return attempts.verdict()
 
 

@@ -1,6 +1,7 @@
 """auto: exact where it can be, cross-checked elsewhere, and frank about disagreement."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pyro
@@ -218,6 +219,41 @@ def test_an_estimator_that_raises_ends_nothing(monkeypatch):
     assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.2
     assert "not positive definite" in found.diagnostics["failed"]["SMC"]
     assert "SMC failed" in found.estimator
+
+
+def test_a_vague_estimate_stays_where_the_larger_one_raises(monkeypatch):
+    """A second run of SMC with more particles takes the first one's place if it ends."""
+    estimate = SMC.estimate
+
+    def too_large(self, bound):
+        if self.num_particles == 4321:
+            raise MemoryError("too many particles")
+        return estimate(self, bound)
+
+    def larger(estimator, found, share):
+        return replace(estimator, num_particles=4321) if isinstance(estimator, SMC) else None
+
+    monkeypatch.setattr(SMC, "estimate", too_large)
+    monkeypatch.setattr(sys.modules["ppl_dgm.evidence.auto"], "enlarged", larger)
+    known = case("bs_betabinomial_tutorial")
+    found = auto(known.program(), *known.args, budget=100_000, target=1e-6)
+    assert "too many particles" in found.diagnostics["failed"]["SMC"]
+    assert "SMC" in found.diagnostics["estimates"]
+
+
+def test_a_vague_estimate_asks_for_the_particles_that_its_error_needs():
+    smc = SMC(num_particles=100, num_groups=8)
+    enlarged = sys.modules["ppl_dgm.evidence.auto"].enlarged
+    partner = sys.modules["ppl_dgm.evidence.auto"].PARTNER_ERROR["dataset"]
+
+    def vague(times: float) -> Evidence:
+        error = torch.tensor(times * partner, dtype=FLOAT)
+        return Evidence(torch.zeros_like(error), error, "estimate", "dataset", "SMC", 2, "")
+
+    assert enlarged(smc, vague(3.0), 10**9).num_particles in (900, 901)  # errors fall as n^-1/2
+    assert enlarged(smc, vague(0.5), 10**9) is None
+    assert enlarged(smc, vague(300.0), 10**6) is None
+    assert enlarged(smc, replace(vague(3.0), warnings=("an alarm",)), 10**9) is None
 
 
 def rare_count(x: Tensor | None = None) -> None:
