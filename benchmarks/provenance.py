@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import ppl_dgm
 
 def provenance(seed: str) -> str:
     """Lines that stand under every table, so that whoever reads it can make it again."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     versions = f"ppl_dgm {ppl_dgm.__version__}, torch {torch.__version__}, pyro {pyro.__version__}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return "\n".join(
