@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from ppl_dgm.compile.graph.functionalise import functionalise, split_writes
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_captured
 from ppl_dgm.compile.torch_internals import make_fx, while_loop_op
-from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
+from ppl_dgm.compile.tracing.capture import Captured, capture
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, tensor_leaves
-from ppl_dgm.generators import unmoved_generators
+from ppl_dgm.compile.tracing.turns import compiling_in_turn
 
 __all__ = ["Loop", "compile_loop"]
 
@@ -95,7 +95,7 @@ def compile_loop(
         >>> final, history
         (tensor(5.), tensor([1., 2., 3., 4.]))
     """
-    with ONE_AT_A_TIME, unmoved_generators():
+    with compiling_in_turn():
         return _compile_loop(step, state, inputs, fixed, backend)
 
 

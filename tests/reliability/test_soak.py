@@ -1,17 +1,22 @@
 """Thousands of compiled fits in one process; files of compiled code, shared or damaged."""
 
 import gc
+import linecache
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
-import calls
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch.fx import graph_module
 
 from ppl_dgm import Program, fit
 from ppl_dgm.compile.inductor import backend
@@ -26,28 +31,59 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) / MEGABYTES
 
 
+def located(x: torch.Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def compiled_fit(size: int, seed: int) -> None:
+    """Fit a new program by compiled steps."""
+    fit(Program(located), torch.randn(size), steps=1, progress=False, compile=True, seed=seed)
+
+
+def alive() -> Counter[str]:
+    """What a fit makes and must not leave behind."""
+    gc.collect()
+    kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
+    sources = len(graph_module._loader.eval_cache), len(linecache.cache)
+    kept = ("Adam", "GraphModule", "Graph", "Parameter", "Program", "Tensor", "partial", "function")
+    return Counter({kind: kinds[kind] for kind in kept} | {"sources": sources[0] + sources[1]})
+
+
+def test_compiled_fits_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New programs of the same code share compiled steps; graphs stand in for machine code."""
+    compiler = SimpleNamespace(machine_code=lambda graph, flat: graph)
+    monkeypatch.setitem(sys.modules, "ppl_dgm.compile.inductor.machine_code", compiler)
+    monkeypatch.setattr(backend, "_COMPILED", {})
+    compiled_fit(3, seed=0)
+    compiled_fit(3, seed=1)
+    before = alive()
+    for seed in range(3):
+        compiled_fit(3, seed)
+    assert alive() - before == Counter()
+    assert len(backend._COMPILED) == 1
+
+
+@SLOW
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
-@pytest.mark.parametrize(
-    ("num_fits", "num_shapes"),
-    [(6, 1), pytest.param(200, 3, marks=SLOW), pytest.param(10_000, 4, marks=SLOW)],
-)
+@pytest.mark.parametrize("num_fits", [400, 10_000])
 def test_compiled_fits_keep_memory_and_cache_bounded(
-    num_fits: int, num_shapes: int, monkeypatch: pytest.MonkeyPatch
+    num_fits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New programs of the same code share their compiled steps; the rest of each fit is freed."""
+    """Shapes return, and every fiftieth is new; old code is forgotten."""
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps records
-    known, early, start, late = len(backend._COMPILED), num_fits // 2, 0.0, 0.0
+    monkeypatch.setattr(backend, "_KEPT", 8)
+    start = 0.0
     for turn in range(num_fits):
-        x = torch.randn(3 + turn % num_shapes, 2)
-        program = Program(calls.model, calls.guide)
-        found = fit(program, x, steps=2, progress=False, compile=True, seed=turn % 100)
-        assert found.compile_seconds > 0
-        if turn + 1 == early:
+        compiled_fit(10 + turn // 50 if turn % 50 == 0 else 2 + turn % 6, turn)
+        if turn == num_fits // 4:
             start = resident()
-    late = resident()
-    print(f"\n{num_fits} compiled fits: {start:.0f} MB after {early}, {late:.0f} MB at the end")
-    assert len(backend._COMPILED) - known <= num_shapes
-    assert late - start < 60
+        assert len(backend._COMPILED) <= 8
+    print(
+        f"\n{num_fits} compiled fits: {start:.0f} MB after a quarter, {resident():.0f} at the end"
+    )
+    assert resident() - start < 40 + num_fits // 50
 
 
 # ---- one folder of compiled code -----------------------------------------------------------------

@@ -18,8 +18,8 @@ from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.graph.nodes import graphs_of, has_loops
 from ppl_dgm.compile.graph.passes import prepare
 from ppl_dgm.compile.inductor.checking import CheckedRun
-from ppl_dgm.compile.tracing.capture import ONE_AT_A_TIME, Captured, capture
-from ppl_dgm.generators import unmoved_generators
+from ppl_dgm.compile.tracing.capture import Captured, capture
+from ppl_dgm.compile.tracing.turns import compiling_in_turn
 
 __all__ = ["Backend", "Compiled", "cache_folder", "compile_captured", "compile_function"]
 
@@ -110,7 +110,7 @@ def compile_captured(
     if backend == "eager":
         return Compiled(captured, without_gradients(captured.graph), 0.0)
     try:
-        with ONE_AT_A_TIME, unmoved_generators():
+        with compiling_in_turn():
             prepare(captured.graph, flat)
             return _compile(captured, flat, turns)
     except CaptureError:

@@ -39,15 +39,11 @@ from ppl_dgm.compile.tracing.pytrees import (
     tensor_leaves,
     with_tensors,
 )
-from ppl_dgm.generators import unmoved_generators
-from ppl_dgm.pyro_state import PYRO_LOCK
+from ppl_dgm.compile.tracing.turns import compiling_in_turn
 
-__all__ = ["ONE_AT_A_TIME", "Captured", "capture", "is_tracing"]
+__all__ = ["Captured", "capture", "is_tracing"]
 
 aten = torch.ops.aten
-# Captures run Pyro's handlers, and their patches of modules and Inductor are the whole process's:
-# the same lock as for runs of programs, since each of the two may come inside the other.
-ONE_AT_A_TIME = PYRO_LOCK
 
 
 @dataclass(frozen=True)
@@ -176,13 +172,7 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
-    with (
-        ONE_AT_A_TIME,
-        watched_modules() as watch,
-        _one_error(),
-        unmoved_generators(),
-        _nothing_drawn(),
-    ):
+    with compiling_in_turn(), watched_modules() as watch, _one_error(), _nothing_drawn():
         with traceable_pyro() as tracker:
             discovery = _discover(call, tensors, tracker)
         watch.end_first_run()
