@@ -69,7 +69,7 @@ def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Switch.__init__, "__defaults__", ("eager",))
 
 
-@pytest.mark.parametrize("model", [local, shared])
+@pytest.mark.parametrize("model", [shared, pytest.param(local, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.usefixtures("graphs_alone")
 def test_captured_moves_give_the_same_evidence(name, model):

@@ -76,7 +76,7 @@ def test_closed_forms(estimator) -> None:
         AIS(num_temperatures=60, num_chains=64),
         SMC(num_particles=600),
         pytest.param(BridgeSampling(num_draws=400, num_leapfrog=5), marks=pytest.mark.slow),
-        ThermodynamicIntegration(num_draws=200),
+        pytest.param(ThermodynamicIntegration(num_draws=200), marks=pytest.mark.slow),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )

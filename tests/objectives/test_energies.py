@@ -171,7 +171,12 @@ BITS = dist.Bernoulli(torch.full((16,), 0.5).double()).to_event(1)
 
 
 @pytest.mark.parametrize(
-    "objective", [PseudoLikelihood, RatioMatching, partial(NoiseContrastive, BITS, 30)]
+    "objective",
+    [
+        PseudoLikelihood,
+        RatioMatching,
+        pytest.param(partial(NoiseContrastive, BITS, 30), marks=pytest.mark.slow),
+    ],
 )
 def test_the_couplings_of_a_grid_are_recovered(objective: Callable[[], EnergyObjective]) -> None:
     """The mean of 24 couplings within its standard error, and each within five of its own."""
