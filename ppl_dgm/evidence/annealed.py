@@ -6,7 +6,7 @@ posterior draw.
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -93,6 +93,8 @@ class AIS(Estimator):
         >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
         True
     """
+
+    independent: ClassVar[str | None] = "num_chains"
 
     num_temperatures: int = 1000
     num_chains: int = 16

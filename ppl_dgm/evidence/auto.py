@@ -26,6 +26,7 @@ from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.nested_smc import NestedSMC
+from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
@@ -121,12 +122,32 @@ def auto(
     if not target > 0:
         raise ValueError(f"target is {target}; expected a positive number of nats, e.g. 0.01")
     start = time.perf_counter()
+    settings, run = Settings(target, budget, memory), partial(settle, program)
+    bound = bind(program, args, kwargs)
+    found = over_ranks(bound, seed, settings, run) or run(settings, args, kwargs, seed, bound)
+    return replace(found, estimator=f"auto: {found.estimator}", seconds=time.perf_counter() - start)
+
+
+def bind(program: Program, args: tuple, kwargs: Mapping[str, Any]) -> Bound:
+    """Bind a program to data, checked to have an evidence."""
     with evaluating(program), torch.no_grad():
         bound = program.bind(*args, **kwargs)
         check_evidence(bound)
-    settings = Settings(target, budget, memory)
-    found = exact(program, args, kwargs) or cross_checked(program, bound, seed, settings)
-    return replace(found, estimator=f"auto: {found.estimator}", seconds=time.perf_counter() - start)
+    return bound
+
+
+def settle(
+    program: Program,
+    settings: "Settings",
+    args: tuple,
+    kwargs: dict[str, Any],
+    seed: int | None,
+    bound: Bound | None = None,
+) -> Evidence:
+    """Find the evidence, exact where the program allows."""
+    return exact(program, args, kwargs) or cross_checked(
+        program, bound or bind(program, args, kwargs), seed, settings
+    )
 
 
 def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
+from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.checks import refuse_point_masses
@@ -207,6 +208,7 @@ class Estimator(ABC):
 
     bound: ClassVar[BoundKind] = "estimate"
     sum_out: ClassVar[bool] = False
+    independent: ClassVar[str | None] = None  # the setting that counts draws whose mean is Z
 
     @abstractmethod
     def estimate(self, bound: Bound) -> Estimate:
@@ -254,6 +256,9 @@ class Estimator(ABC):
             ValueError: if the program does not fit the data or the method, naming what would.
         """
         bound = program.bind(*args, sum_out=self.sum_out, **kwargs).in_double()
+        shared = over_ranks(bound, seed, self, lambda own, a, kw, s: own(program, *a, seed=s, **kw))
+        if shared is not None:
+            return shared
         with evaluating(program), torch.no_grad():
             with seeded(seed, bound.device):
                 check_evidence(bound)

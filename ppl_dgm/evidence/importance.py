@@ -88,6 +88,7 @@ class ImportanceSampling(Estimator):
     memory: int = MEMORY
     compile: CompileMode = "auto"
     proposal: ClassVar[Proposal] = "guide"
+    independent: ClassVar[str | None] = "num_particles"
 
     def __post_init__(self) -> None:
         if self.num_particles < 2:
@@ -186,6 +187,8 @@ class ELBO(ImportanceSampling):
         >>> ELBO(num_particles=100)(ppl_dgm.Program(model), torch.zeros(3), seed=0).bound
         'lower'
     """
+
+    independent: ClassVar[str | None] = None
 
     def kind(self, bound: Bound) -> BoundKind:
         return "lower" if bound.structure.latents else "exact"

@@ -5,7 +5,7 @@ Independent groups of particles give the standard error of log Z.
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -82,6 +82,8 @@ class SMC(Estimator):
         >>> bool((result.log_z - truth).abs() < 4 * result.std_error)
         True
     """
+
+    independent: ClassVar[str | None] = "num_groups"
 
     num_particles: int = 500
     num_groups: int = 8

@@ -22,13 +22,16 @@ from ppl_dgm.fitting.callbacks import Callback
 from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.result import Fit
-from ppl_dgm.fitting.training import Training
+from ppl_dgm.fitting.sharing import check_sharing
+from ppl_dgm.fitting.training import Training, device_of
+from ppl_dgm.generators import seed_generators
 from ppl_dgm.objectives import ELBO, Game
 from ppl_dgm.program import Program, check_target, move_data
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import pyro_in_turn
+from ppl_dgm.ranks import ranks_now
 from ppl_dgm.validation import check_device, check_positive
 
 __all__ = ["fit"]
@@ -139,6 +142,8 @@ def fit(
     check_positive(clip_norm=clip_norm, steps=steps, epochs=epochs, batch_size=batch_size)
     check_positive(patience=patience, valid_every=valid_every, checkpoint_every=checkpoint_every)
     check_resume(checkpoint, resume)
+    ranks = ranks_now()
+    check_compile(compile, ranks.size)
     if device is not None:
         program.to(device)
     args, kwargs = program.adapt(*move_data(as_arguments(data), device))
@@ -154,8 +159,10 @@ def fit(
         players = players_of(objective, program, device)
         num_data = found.num_data or 1
         size = batch_length(found, batch_size)
-        held = found.structure.held if size < num_data else frozenset()
-        batches = Batches(args, kwargs, num_data, size, draw_seed(seed), held)
+        check_sharing(ranks, program, found.structure.divisible, num_data)
+        held = found.structure.held if size < num_data or ranks.size > 1 else frozenset()
+        seed_of_all = ranks.first(draw_seed(seed))
+        batches = Batches(args, kwargs, num_data, size, seed_of_all, held)
         loss = BatchLoss(program, objective, num_data, found.structure.per_datum)
         check_last_batch(loss, batches)
         width = max(player.num_steps for player in players)
@@ -172,6 +179,7 @@ def fit(
             clip_norm=clip_norm,
             compile=compile,
             valid=valid,
+            ranks=ranks,
         )
         training = Training(
             loss=loss,
@@ -181,9 +189,13 @@ def fit(
             valid=validation_batches(program, valid, device, batches.batch_size, shared),
             valid_every=valid_every or rounds_per_epoch,
             patience=patience,
-            progress=progress,
-            callbacks=tuple(callbacks),
+            progress=progress and ranks.is_first,
+            callbacks=tuple(callbacks) if ranks.is_first else (),
+            ranks=ranks,
         )
+        if ranks.size > 1:
+            ranks.equalise(learner.module for learner in training.learners)
+            seed_generators(ranks.seed(seed_of_all), device_of(program))
         if checkpoint is not None:
             training.keep_in(checkpoint, checkpoint_every or rounds_per_epoch, resume is not False)
         return training.run()
@@ -195,6 +207,18 @@ def check_gradients() -> None:
         raise ValueError(
             "gradients are off, by torch.no_grad() or torch.inference_mode(), but fit needs them; "
             "call it outside of that block"
+        )
+
+
+def check_compile(compile: CompileMode, num_processes: int) -> None:
+    """Refuse compiled steps in several processes.
+
+    Raises ValueError.
+    """
+    if compile is True and num_processes > 1:
+        raise ValueError(
+            f"compile is True but {num_processes} processes share the fit, whose steps are made "
+            "eagerly; leave compile out"
         )
 
 

@@ -16,11 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting.batches import Batches, Rows
 from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.sharing import SharedStepper
 from ppl_dgm.fitting.stepping import Stepper, make_stepper
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.objectives.players import Game, Player, trainable
 from ppl_dgm.program import Program
 from ppl_dgm.program.checks import refuse_implicit
+from ppl_dgm.ranks import Ranks
 
 __all__ = ["Learner", "Maker", "players_of"]
 
@@ -152,6 +154,7 @@ class Maker:
         clip_norm: largest joint norm of one player's gradient.
         compile: the compile mode.
         valid: validation data, or None.
+        ranks: the processes that share the steps.
     """
 
     program: Program
@@ -164,6 +167,7 @@ class Maker:
     clip_norm: float | None
     compile: CompileMode
     valid: Any
+    ranks: Ranks
 
     def __call__(self, player: Player) -> Learner:
         module = self.program if player.module is None else player.module
@@ -174,13 +178,17 @@ class Maker:
         return Learner(
             name=player.name,
             module=module,
-            stepper=make_stepper(
-                loss, optimizer, self.clip_norm, self.batches, self.compile, steps
-            ),
+            stepper=self._stepper(loss, optimizer, steps),
             scheduler=make_scheduler(player.schedule or self.schedule, optimizer, self.valid),
             num_steps=player.num_steps,
             average=averaged(module, player.ema),
         )
+
+    def _stepper(self, loss: BatchLoss, optimizer: Optimizer, num_steps: int) -> Stepper:
+        settings = (loss, optimizer, self.clip_norm, self.batches)
+        if self.ranks.size > 1:
+            return SharedStepper(*settings, self.ranks)
+        return make_stepper(*settings, self.compile, num_steps)
 
 
 def averaged(module: nn.Module, decay: float | None) -> AveragedModel | None:

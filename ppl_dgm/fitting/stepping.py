@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
 from ppl_dgm.compile.jit import pays
-from ppl_dgm.fitting.batches import Batch, Batches, Rows
+from ppl_dgm.fitting.batches import Batches, Rows
 from ppl_dgm.fitting.loss import BatchLoss
 
 __all__ = ["Stepper", "make_stepper"]
@@ -36,7 +36,7 @@ class Stepper:
 
     def __call__(self, size: int, rows: Rows) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        value = self._gradients(size, self.batches.select(rows))
+        value = self._gradients(size, rows)
         parameters = self._parameters
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not bool(torch.isfinite(norm) & torch.isfinite(value)):
@@ -46,7 +46,8 @@ class Stepper:
         self.optimizer.step()
         return float(value)
 
-    def _gradients(self, size: int, batch: Batch) -> Tensor:
+    def _gradients(self, size: int, rows: Rows) -> Tensor:
+        batch = self.batches.select(rows)
         if not self.loss.differentiable:
             return self.loss.backward(size, batch)
         value = self.loss(size, batch)
@@ -148,7 +149,7 @@ class CompiledStepper(Stepper):
         made = next((i + 1 for i, v in enumerate(values) if not math.isfinite(v)), None)
         if made is not None:  # gradients stay inside the compiled step, and the fault may be theirs
             self.optimizer.zero_grad(set_to_none=True)
-            self._gradients(self.size, self.batches.select(rows[made - 1]))
+            self._gradients(self.size, rows[made - 1])
         return values[:made]
 
     def _called(

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
-from ppl_dgm.generators import generator_states, set_generator_states
+from ppl_dgm.generators import generator_states, seed_generators, set_generator_states
 from ppl_dgm.objectives import Objective
 from ppl_dgm.program import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import deferred_interrupts
+from ppl_dgm.ranks import Ranks
 
-__all__ = ["Training"]
+__all__ = ["Training", "device_of"]
 
 LONGEST = 256  # steps of one compiled call, so that Ctrl-C and the progress bar need not wait long
 
@@ -69,6 +70,7 @@ class Training:
     progress: bool
     callbacks: tuple[Callback, ...] = ()
     file: CheckpointFile | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     state: State = field(default_factory=State)
     notes: list[str] = field(default_factory=list)
 
@@ -126,7 +128,7 @@ class Training:
                 self._tell("on_validation")
             if self.file and self._is_due(self.file.every):
                 self._save(self.file)
-            if interrupted():
+            if self.ranks.any(interrupted(), device_of(self.loss.program)):
                 self._stop(bar)
                 return "interrupted"
         return "early"
@@ -246,13 +248,21 @@ class Training:
         )  # one weight for all validations: with less of the KL early ones would look best
         modules = [learner.module for learner in self.learners]
         with evaluating(program, *modules), torch.no_grad(), seeded(0, device_of(program)):
-            total = sum(loss.number(size, batch) * size for size, batch in valid.in_order())
+            mine = islice(valid.in_order(), self.ranks.rank, None, self.ranks.size)
+            total = self._sum(loss.number(size, batch) * size for size, batch in mine)
         self.state.valid_step.append(self.state.step)
         self.state.valid.append(-total / valid.num_data)
         for learner in self.learners:
             learner.validated(total / valid.num_data)
         if self.state.stale == 0 and math.isfinite(self.state.valid[-1]):
             self.state.best = tree_map(torch.clone, self._weights())
+
+    def _sum(self, numbers: Iterable[float]) -> float:
+        """Add numbers of all processes."""
+        total = torch.tensor([sum(numbers)], dtype=torch.float64)
+        total = total.to(device_of(self.loss.program))
+        self.ranks.sum_([total])
+        return total.item()
 
     @property
     def _modules(self) -> dict[str, torch.nn.Module]:
@@ -331,8 +341,11 @@ class Training:
         self.file = CheckpointFile(Path(path), every, identity, self._modules, resume)
 
     def _save(self, file: CheckpointFile) -> None:
+        progress = self._progress()  # of every process
+        if not self.ranks.is_first:
+            return
         try:
-            file.write(self._progress())
+            file.write(progress)
         except OSError as error:  # a full disk: the older file is as it was, and the fit goes on
             self._note(f"the checkpoint {file.path} could not be written: {error}")
 
@@ -345,7 +358,7 @@ class Training:
                 if one.scheduler is not None
             },
             "state": vars(self.state),
-            "generators": generator_states(device_of(self.loss.program)),
+            "generators": self.ranks.gather(generator_states(device_of(self.loss.program))),
         }
 
     def _resume(self, file: CheckpointFile) -> None:
@@ -364,7 +377,18 @@ class Training:
             if learner.scheduler is not None:
                 learner.scheduler.load_state_dict(content["scheduler"][learner.name])
         self.state = State(**content["state"])
-        set_generator_states(content["generators"])
+        self._resume_generators(content["generators"])
+
+    def _resume_generators(self, states: list[dict[str, Tensor]]) -> None:
+        """Go on with the draws of this process.
+
+        Another number of processes than before starts new streams at this step.
+        """
+        if len(states) == self.ranks.size:
+            set_generator_states(states[self.ranks.rank])
+        else:
+            seed = self.ranks.seed(self.batches.seed * 1_000_003 + self.state.step)
+            seed_generators(seed, device_of(self.loss.program))
 
 
 def device_of(program: torch.nn.Module) -> torch.device | None:

@@ -1,0 +1,77 @@
+"""Optimisation steps that several processes make together.
+
+Each takes the gradient on its share of the minibatch; one message averages them.
+"""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_dgm.fitting.batches import Batches, Rows
+from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.stepping import Stepper
+from ppl_dgm.program import Program
+from ppl_dgm.ranks import Ranks
+
+__all__ = ["SharedStepper", "check_sharing"]
+
+
+class SharedStepper(Stepper):
+    """Optimisation step on a minibatch that all ranks share.
+
+    With the mean loss :math:`L_r` of the :math:`n_r` data of rank r, the loss is
+    :math:`\\sum_r n_r L_r / \\sum_r n_r`, that of the whole minibatch. Gradients and floating
+    buffers are averaged with the same weights.
+    """
+
+    def __init__(
+        self,
+        loss: BatchLoss,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        batches: Batches,
+        ranks: Ranks,
+    ) -> None:
+        super().__init__(loss, optimizer, clip_norm, batches)
+        self.ranks = ranks
+
+    def _gradients(self, size: int, rows: Rows) -> Tensor:
+        share = self.ranks.share(size)
+        own = share.stop - share.start
+        value = torch.zeros((), device=self._parameters[0].device)
+        if own:
+            mine = rows[share] if isinstance(rows, Tensor) else share
+            value = super()._gradients(own, mine).reshape(())
+        parameters = [p for p in self._parameters if p.requires_grad]
+        moved = torch.tensor([p.grad is not None for p in parameters], device=value.device).double()
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        averages = [value, *(p.grad for p in parameters if p.grad is not None), *self._buffers]
+        for tensor in averages:
+            tensor.detach().mul_(own / size)
+        self.ranks.sum_([*averages, moved])
+        for parameter, count in zip(parameters, moved.tolist(), strict=True):
+            if not count:  # as with one process, the optimiser leaves it alone
+                parameter.grad = None
+        return value
+
+    @property
+    def _buffers(self) -> list[Tensor]:
+        return [b for b in self.loss.program.buffers() if b.is_floating_point()]
+
+
+def check_sharing(ranks: Ranks, program: Program, divisible: bool, num_data: int) -> None:
+    """Refuse to share what cannot be divided.
+
+    Raises ValueError.
+    """
+    if ranks.size == 1:
+        return
+    if not divisible or num_data < ranks.size:
+        raise ValueError(
+            f"{ranks.size} processes share this fit, but the program does not take a part of its "
+            f"{num_data} data: its data plate has a fixed size, its data are not tensor arguments, "
+            "or data have other densities in a part than among all. Open pyro.plate("
+            f"{program.plate!r}, len(x)), or fit it in one process"
+        )

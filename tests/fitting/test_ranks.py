@@ -1,0 +1,121 @@
+"""Fits and evidence that two processes make together, beside those of one.
+
+The processes run once, as torchrun starts them, and write what they found.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks_script
+import torch
+import torch.distributed
+
+from ppl_dgm.ranks import Ranks, alone, ranks_now
+
+gloo = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="this torch has no gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [sys.executable, *start, ranks_script.__file__, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt") | {"folder": folder} for rank in range(2)]
+
+
+def close(found: dict, expected: dict, **how: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, **how, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@gloo
+def test_a_shared_fit_is_that_of_one_process(both) -> None:
+    """Odd minibatches, momentum, clipping, validation: equal to rounding."""
+    program, fit = ranks_script.fitted_line()
+    close(both[0]["line"], program.state_dict(), rtol=1e-5, atol=1e-6)
+    close(both[0]["history"], fit.history, rtol=1e-5, atol=1e-6)
+    close(both[0]["mode"], ranks_script.fitted_mode().state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@gloo
+@pytest.mark.parametrize("part", ["line", "mode", "vae", "resumed", "history"])
+def test_all_ranks_have_the_same_result(both, part: str) -> None:
+    close(both[1][part], both[0][part], rtol=0, atol=0)
+
+
+@gloo
+def test_ranks_draw_noise_of_their_own(both) -> None:
+    """The same program from other noise: near the fit of one process, not equal to it."""
+    _, alone_fit = ranks_script.fitted_vae()
+    found, expected = (h["objective"] for h in (both[0]["vae history"], alone_fit.history))
+    assert bool((found != expected).any())
+    assert (found - expected).abs().mean() < 0.5
+
+
+@gloo
+def test_a_checkpoint_goes_on_with_any_number_of_ranks(both) -> None:
+    close(both[0]["resumed"], both[0]["line"], rtol=0, atol=0)
+    halfway = both[0]["folder"] / "half.pt"
+    program, _ = ranks_script.fitted_line(checkpoint=halfway)
+    close(program.state_dict(), both[0]["line"], rtol=1e-5, atol=1e-6)
+
+
+@gloo
+def test_evidence_of_parts_is_that_of_the_whole(both) -> None:
+    alone = ranks_script.estimates()
+    for name, (log_z, error, bound, digest, num_dims, warnings) in both[0]["estimates"].items():
+        one = alone[name]
+        assert (bound, digest, num_dims) == (one.bound, one.digest, one.num_dims), name
+        assert not warnings, name
+        torch.testing.assert_close(log_z, both[1]["estimates"][name][0], rtol=0, atol=0)
+        if name.split()[0] == "local":
+            truth = alone["local exact"].log_z
+        else:
+            truth = torch.distributions.MultivariateNormal(
+                torch.zeros(9).double(), torch.eye(9).double() + 1
+            ).log_prob(ranks_script.ODD[:9].double())
+        if bound == "lower":
+            assert log_z < truth
+        else:
+            assert bool(((log_z - truth).abs() < 4.5 * error + 1e-6).all()), name
+        if error.sum() > 0:  # as many draws as one process makes, so as large an error
+            ratio = (error.square().mean() / one.std_error.square().mean()).sqrt()
+            assert 0.4 < ratio < 2.5, name
+
+
+@gloo
+def test_what_cannot_be_shared_is_refused(both) -> None:
+    assert "2 processes share this fit" in both[0]["indivisible"]
+    assert "2 processes share the fit" in both[1]["compiled"]
+
+
+def test_without_a_group_there_is_one_rank() -> None:
+    assert ranks_now() == Ranks(0, 1)
+    with alone():
+        assert ranks_now() == Ranks(0, 1)
+    value = torch.ones(2)
+    Ranks().sum_([value])
+    assert value.tolist() == [1, 1]
+    assert Ranks().gather(3) == [3]
+    assert Ranks().first(3) == 3
+    assert Ranks().any(True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 12])
+def test_shares_cover_everything_once(count: int) -> None:
+    shares = [list(range(count))[Ranks(rank, 5).share(count)] for rank in range(5)]
+    assert sum(shares, []) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
