@@ -4,6 +4,7 @@ They are the ranks of `torch.distributed`, as torchrun starts them. Without an i
 group there is one rank, and nothing here communicates.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Ranks", "alone", "ranks_now"]
+__all__ = ["Ranks", "alone", "from_torchrun", "ranks_now"]
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -117,3 +118,23 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _ALONE.reset(token)
+
+
+@contextmanager
+def from_torchrun() -> Iterator[Ranks]:
+    """Join the processes that torchrun started, for a block.
+
+    Nothing is done where it started none, or where the process is in a group already.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
+    if not started or dist.is_initialized():
+        yield ranks_now()
+        return
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield ranks_now()
+    finally:
+        dist.destroy_process_group()

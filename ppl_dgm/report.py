@@ -29,6 +29,7 @@ from ppl_dgm.environment import run_environment
 from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.ranks import ranks_now
 from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
 from ppl_dgm.reporting.folders import CONTENTS, FileNames, written_whole
 from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
@@ -108,7 +109,8 @@ def write_report(
     next to data, what the words mean, and at its foot how the numbers were made. It reads on phones
     and on dark screens. Beside it lie the pictures as PNG, `results.json`, the evidences of each
     section as `<section>.nc` and, for programs with latents, prior, posterior and predictive draws
-    for the first data as `<section>-<program>.nc`, which `arviz.from_netcdf` reads.
+    for the first data as `<section>-<program>.nc`, which `arviz.from_netcdf` reads. Of several
+    processes (torchrun) the first one writes.
 
     Args:
         folder: where to write. The report appears as a whole; an earlier one there is replaced,
@@ -140,6 +142,8 @@ def write_report(
     sections = [sections] if isinstance(sections, Section) else list(sections)
     check_titles(sections)
     target, names = make_folder(folder), FileNames()
+    if not ranks_now().is_first:
+        return target / "report.html"
     made = {**run_environment(seed), **(settings or {})}
     parts = {names(section.title): section for section in sections}
     with written_whole(target) as beside:

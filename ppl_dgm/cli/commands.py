@@ -1,9 +1,10 @@
 """What the commands do: load, fit, estimate, print, write."""
 
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ppl_dgm.comparison import Comparison, compare
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting import Fit, fit
 from ppl_dgm.program import Program
+from ppl_dgm.ranks import from_torchrun
 from ppl_dgm.report import Section, make_folder, write_report
 
 __all__ = ["run_compare", "run_evidence"]
@@ -37,13 +39,13 @@ def run_compare(args: Namespace) -> int:
 
     The families are compared where no programs are given.
     """
-    with _threads(args.threads):
+    with _processes(args.threads):
         return _compare_programs(args) if args.programs else _compare_digits(args)
 
 
 def run_evidence(args: Namespace) -> int:
     """Estimate the evidence of one program."""
-    with _threads(args.threads):
+    with _processes(args.threads):
         folder = None if args.out is None else make_folder(args.out)
         data = load_data(args.data)
         program = load_program(args.program)
@@ -120,6 +122,20 @@ def _finish(
 def _status(*tables: Comparison) -> int:
     rows = [row for table in tables for row in table.rows]
     return 0 if all(not row.warnings for row in rows) else UNRELIABLE
+
+
+@contextmanager
+def _processes(num_threads: int) -> Iterator[Any]:
+    """Run on so many threads, and on all ranks of torchrun.
+
+    The first rank alone prints.
+    """
+    with from_torchrun() as ranks, ExitStack() as stack:
+        stack.enter_context(_threads(num_threads))
+        if not ranks.is_first:
+            silence = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(silence))
+        yield
 
 
 @contextmanager

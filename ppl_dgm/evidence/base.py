@@ -245,6 +245,9 @@ class Estimator(ABC):
     ) -> Evidence:
         """Estimate the evidence of a program at its data.
 
+        Under `torch.distributed` (torchrun) the ranks share the data, or the independent draws of
+        a data set's evidence, and all return the whole.
+
         Args:
             program: the program, with its parameters as they are.
             *args: data, as its model takes them.

@@ -118,7 +118,10 @@ def _averaged(parts: Sequence[Any]) -> Any:
 
 
 def _of_all(parts: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> dict[str, Any]:
-    """One diagnostic of each name: joined where each datum has one, else the largest."""
+    """Join each diagnostic.
+
+    Where each datum has one they are joined; else the largest is kept.
+    """
     found: dict[str, Any] = {}
     for name, value in parts[0].diagnostics.items():
         if not _all_have(parts, name):

@@ -75,6 +75,9 @@ def fit(
     It deals as many minibatches as the busiest player makes steps; each player's k-th step is on
     the k-th of them.
 
+    Under `torch.distributed` (torchrun) the ranks share every minibatch and end with the same
+    parameters; the first shows progress and writes.
+
     Args:
         program: the program; its parameters are changed in place.
         data: a Tensor or array, a tuple or dict of them (positional or named arguments of the
