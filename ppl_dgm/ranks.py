@@ -49,7 +49,7 @@ class Ranks:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def seed(self, seed: int) -> int:
-        """A seed of this process alone; that of rank 0 is unchanged."""
+        """Derive a seed of this process; rank 0 keeps it."""
         return (seed + 0x9E3779B1 * self.rank) % 2**32
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -76,7 +76,7 @@ class Ranks:
         return bool(raised.item() > 0)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of their ranks."""
+        """Collect the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size

@@ -126,7 +126,7 @@ def _status(*tables: Comparison) -> int:
 
 @contextmanager
 def _processes(num_threads: int) -> Iterator[Any]:
-    """Run on so many threads, and on all ranks of torchrun.
+    """Run with threads, and as one rank of torchrun.
 
     The first rank alone prints.
     """
