@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,6 +312,7 @@ def test_an_alarm_is_exit_status_3(lines, capsys):
         ("def program():\n    raise SystemExit\n", r"p.py, line 2: exits \(None\)"),
         ("def program(:\n", r"p.py, line 1: SyntaxError"),
         ("import absent_module\n", r"p.py, line 1: ModuleNotFoundError"),
+        ("class Own(BaseException): ...\nraise Own('hm')\n", r"p.py, line 2: Own: hm"),
     ],
 )
 def test_files_that_exit_or_fail_say_so(tmp_path, capsys, text, message):
@@ -320,6 +323,64 @@ def test_files_that_exit_or_fail_say_so(tmp_path, capsys, text, message):
     assert re.search(message, captured.err)
     with pytest.raises(ValueError, match=message):
         main(["evidence", f"{tmp_path}/p.py:program", "--traceback"])
+
+
+WITH_SIBLINGS = """
+import os
+import sys
+import helper
+import pyro, pyro.distributions as dist
+from ppl_dgm import Program
+
+class Thing: ...
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "lib"))
+os.chdir("/")
+
+def model(x=None):
+    import late  # as files of one's own may do
+
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Bernoulli(late.double(helper.HALF)), obs=x)
+
+program = Program(model)
+"""
+
+
+def test_programs_import_from_their_own_folders_also_late(tmp_path, capsys):
+    """Both folders have a module `helper`, each with its own number."""
+    np.savez(tmp_path / "coins.npz", x=np.array([1.0, 1.0]))
+    for folder, half in (("one", 0.25), ("two", 0.125)):
+        (tmp_path / folder / "lib").mkdir(parents=True)
+        (tmp_path / folder / f"{folder}.py").write_text(WITH_SIBLINGS)
+        (tmp_path / folder / "helper.py").write_text(f"HALF = {half}")
+        (tmp_path / folder / "lib" / "late.py").write_text("double = lambda value: 2 * value")
+    programs = [f"{tmp_path}/{name}/{name}.py:program" for name in ("one", "two")]
+    before, folder = list(sys.path), Path.cwd()
+    out = f"{tmp_path}/out"
+    assert main(["compare", *programs, "--data", f"{tmp_path}/coins.npz", "--out", out]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["coins"]["rows"]
+    found = {row["name"]: row["log_z"] for row in rows}
+    assert list(found.values()) == pytest.approx([2 * math.log(0.5), 2 * math.log(0.25)])
+    assert (sys.path, Path.cwd()) == (before, folder)
+    capsys.readouterr()
+
+
+def test_pickles_of_a_file_s_classes_are_read_by_the_next_process(tmp_path):
+    """Its module has the same name in every process, whatever Python's hashes are."""
+    (tmp_path / "p.py").write_text("class Thing: ...")
+    told = f"from ppl_dgm.cli.loading import _run_file as run; from pathlib import Path; \
+print(run(Path('{tmp_path}/p.py')).__name__)"
+    names = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", told],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(names) == 1
 
 
 LATE = """
@@ -342,6 +403,7 @@ def failing(error):
 
 runtime, key = failing(RuntimeError("a\\nb")), failing(KeyError("k"))
 quiet, leaves = failing(ValueError()), failing(SystemExit(5))
+own = failing(BaseException("hm"))
 """
 
 
@@ -352,6 +414,7 @@ quiet, leaves = failing(ValueError()), failing(SystemExit(5))
         ("key", 1, "KeyError: 'k'; --traceback shows where"),
         ("quiet", 2, "ValueError: ; --traceback shows where"),
         ("leaves", 2, r"a program exits \(5\)"),
+        ("own", 1, "BaseException: hm; --traceback shows where"),
     ],
 )
 def test_programs_that_fail_late_are_one_line(folder, capsys, name, status, message):
@@ -361,7 +424,7 @@ def test_programs_that_fail_late_are_one_line(folder, capsys, name, status, mess
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert re.search(message, captured.err)
-    with pytest.raises((RuntimeError, KeyError, ValueError, SystemExit)):
+    with pytest.raises(BaseException, match=r"a\nb|k|^$|5|hm"):
         main([*command, "--estimator", "ais", "--traceback"])
 
 

@@ -14,6 +14,7 @@ from ppl_dgm.cli.estimating import estimate
 from ppl_dgm.cli.loading import (
     CallArguments,
     arguments_for,
+    kept_import_path,
     load_data,
     load_program,
     load_state,
@@ -39,13 +40,13 @@ def run_compare(args: Namespace) -> int:
 
     The families are compared where no programs are given.
     """
-    with _processes(args.threads):
+    with _processes(args.threads), kept_import_path():
         return _compare_programs(args) if args.programs else _compare_digits(args)
 
 
 def run_evidence(args: Namespace) -> int:
     """Estimate the evidence of one program."""
-    with _processes(args.threads):
+    with _processes(args.threads), kept_import_path():
         folder = None if args.out is None else make_folder(args.out)
         data = load_data(args.data)
         program = load_program(args.program)

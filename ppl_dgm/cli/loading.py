@@ -1,12 +1,14 @@
 """Programs and data from the user's files."""
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from ppl_dgm.program import Program
 __all__ = [
     "CallArguments",
     "arguments_for",
+    "kept_import_path",
     "load_data",
     "load_program",
     "load_state",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 Table = dict[str, Tensor]
+_LOADED: list[Path] = []  # folders of files that were run
 
 
 class CallArguments(NamedTuple):
@@ -46,7 +50,8 @@ def load_program(reference: str) -> Program:
 
     The name is that of a Program, or of a function that makes one.
 
-    The file is run as a module of its own, its folder first on the path of imports.
+    The file is run as a module of its own, its folder first on the path of imports. What it changes
+    in that path stays, for imports in its models, to the end of `kept_import_path`.
 
     Raises:
         ValueError: a reference of another form, no such file or name, something else under that
@@ -82,11 +87,13 @@ def _run_file(path: Path) -> Any:
 
     The module is known by that name, as dataclasses and pickle need.
     """
-    name = f"_program_{path.stem}_{abs(hash(path)):x}"  # no other module's
+    name = f"_program_{path.stem}_{crc32(bytes(path)):x}"  # no other module's, and ever the same
     if name in sys.modules:
         return sys.modules[name]
+    _forget_siblings(path.parent)
     spec: Any = spec_from_file_location(name, path)
     module = sys.modules[name] = module_from_spec(spec)
+    _LOADED.append(path.parent)
     try:
         _run_lines(path, lambda: spec.loader.exec_module(module))
     except BaseException:
@@ -95,26 +102,42 @@ def _run_file(path: Path) -> Any:
     return module
 
 
+def _forget_siblings(folder: Path) -> None:
+    """Forget modules that a file of another folder imported from there.
+
+    Only those are forgotten whose names this folder has too.
+    """
+    others = {str(other) for other in _LOADED if other != folder}
+    own = {entry.stem for entry in folder.iterdir()}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if name.partition(".")[0] in own and any(map(Path(file).is_relative_to, others)):
+            del sys.modules[name]
+
+
 def _run_lines(path: Path, run: Callable[[], Any]) -> Any:
-    """Run a file's code and report errors with their line."""
+    """Run a file's code and report errors with their line.
+
+    Its folder stands first on the path of imports from then on, since models may import too.
+    """
+    folder = os.getcwd()
+    sys.path.insert(0, str(path.parent))
     try:
-        with _import_path(path.parent):
-            return run()
-    except SystemExit as error:
-        raise ValueError(f"{path}, line {_last_line(error, path)}: exits ({error.code})") from error
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
+        return run()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        code = f"exits ({error.code})" if isinstance(error, SystemExit) else None
+        told = code or f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}, line {_last_line(error, path)}: {told}") from error
+    finally:
+        os.chdir(folder)
 
 
 @contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    """Put a folder first on the import path, temporarily.
-
-    What the file changes in the path is undone too.
-    """
+def kept_import_path() -> Iterator[None]:
+    """Undo what programs change in the path of imports."""
     before = list(sys.path)
-    sys.path.insert(0, str(folder))
     try:
         yield
     finally:

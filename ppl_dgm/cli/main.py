@@ -28,15 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     args = parser().parse_args(argv)
-    run = resolve_name(f"ppl_dgm.cli.commands:run_{args.run}")  # heavy: not needed for --help
     try:
+        run = resolve_name(f"ppl_dgm.cli.commands:run_{args.run}")  # heavy: not needed for --help
         return run(args)
     except BrokenPipeError:  # whoever read the output has seen enough
         return 0
     except KeyboardInterrupt:
         print("ppl-dgm: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (Exception, SystemExit) as error:  # whatever the user's programs raise
+    except BaseException as error:  # whatever the user's programs raise
         if args.traceback:
             raise
         print(f"ppl-dgm: error: {_told(error)}", file=sys.stderr)
