@@ -169,6 +169,7 @@ def _ways(learner: Learner) -> dict[str, Any]:
             name: value for name, value in follows.items() if name != "optimizer" and name[0] != "_"
         },
         "clip_norm": learner.stepper.clip_norm,
+        "autocast": str(learner.stepper.loss.autocast),
         "steps in a round": learner.num_steps,
         "dtypes": sorted({str(p.dtype) for group in groups for p in group["params"]}),
     }

@@ -21,6 +21,7 @@ from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.callbacks import Callback
 from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.mixed_precision import check_autocast
 from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.sharing import check_sharing
 from ppl_dgm.fitting.training import Training, device_of
@@ -63,6 +64,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     compile: CompileMode = "auto",
+    autocast: torch.dtype | None = None,
 ) -> Fit:
     """Fit a program to data by stochastic gradient steps.
 
@@ -114,6 +116,8 @@ def fit(
         compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough
             for that to pay, and stays eager (see `Fit.notes`) where it cannot; True compiles or
             raises; False stays eager.
+        autocast: torch.bfloat16 runs the products of nets (linear layers, convolutions, attention)
+            in it. Parameters, densities, validation and evidence keep their dtype.
 
     Returns:
         The fit: program, history, timings, `.plot()`.
@@ -159,6 +163,7 @@ def fit(
             particles=None if isinstance(objective, Game) else objective.num_particles,
             training=program.training,
         )
+        check_autocast(program, autocast)
         players = players_of(objective, program, device)
         num_data = found.num_data or 1
         size = batch_length(found, batch_size)
@@ -183,6 +188,7 @@ def fit(
             compile=compile,
             valid=valid,
             ranks=ranks,
+            autocast=autocast,
         )
         training = Training(
             loss=loss,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -155,6 +156,7 @@ class Maker:
         compile: the compile mode.
         valid: validation data, or None.
         ranks: the processes that share the steps.
+        autocast: dtype of products, or None.
     """
 
     program: Program
@@ -168,12 +170,15 @@ class Maker:
     compile: CompileMode
     valid: Any
     ranks: Ranks
+    autocast: torch.dtype | None = None
 
     def __call__(self, player: Player) -> Learner:
         module = self.program if player.module is None else player.module
         owner = "the program" if module is self.program else f"the player {player.name!r}"
         optimizer = make_optimizer(player.optimizer or self.optimizer, learnable(module, owner))
-        loss = BatchLoss(self.program, player.objective, self.num_data, self.per_datum)
+        loss = BatchLoss(
+            self.program, player.objective, self.num_data, self.per_datum, self.autocast
+        )
         steps = self.num_rounds * player.num_steps
         return Learner(
             name=player.name,

@@ -4,6 +4,7 @@ The loss is in nats per datum; the search is for the site that made it NaN.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro.infer
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.fitting.batches import Batch, Scaled
+from ppl_dgm.fitting.mixed_precision import NarrowProducts
 from ppl_dgm.program import Program, unvalidated
 
 __all__ = ["BatchLoss", "explain_nonfinite"]
@@ -34,7 +36,9 @@ class BatchLoss:
         objective: pyro.infer.ELBO,
         num_data: int,
         per_datum: bool | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self.autocast = autocast
         self.program, self.objective, self.num_data = program, objective, num_data
         self.per_datum = program.structure.per_datum if per_datum is None else per_datum
         self._pairs: dict[float, tuple[Callable, Callable]] = {1.0: (program.model, program.guide)}
@@ -43,7 +47,8 @@ class BatchLoss:
         """The differentiable loss."""
         (model, guide), (args, kwargs) = self._pair(size), batch
         objective: Any = self.objective
-        loss = objective.differentiable_loss(model, guide, *args, **kwargs)
+        with self._precision():
+            loss = objective.differentiable_loss(model, guide, *args, **kwargs)
         return loss / self._divisor(size)
 
     def backward(self, size: int, batch: Batch) -> Tensor:
@@ -53,11 +58,15 @@ class BatchLoss:
         """
         (model, guide), (args, kwargs) = self._pair(size), batch
         objective: Any = self.objective
-        loss = objective.loss_and_grads(model, guide, *args, **kwargs)
+        with self._precision():
+            loss = objective.loss_and_grads(model, guide, *args, **kwargs)
         for parameter in self.program.parameters():
             if parameter.grad is not None:
                 parameter.grad /= self._divisor(size)
         return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)
+
+    def _precision(self) -> Any:
+        return nullcontext() if self.autocast is None else NarrowProducts(self.autocast)
 
     def number(self, size: int, batch: Batch) -> float:
         """The loss without gradients."""
