@@ -1,4 +1,4 @@
-"""Products of nets in few digits, densities in all of them."""
+"""Products of nets in few digits, densities in all."""
 
 from typing import Any
 
