@@ -299,7 +299,8 @@ def pilot(program: Program, bound: Bound, seed: int | None, settings: Settings) 
         error = typical_error(found)
         if error <= settings.target:
             return found if found.reliable else None
-        size = int(min(MARGIN * size * (error / settings.target) ** 2, 2.0 * most))
+        spread = float(1 / found.diagnostics["ess"] - 1 / size)  # the error's square, but for skew
+        size = int(min(MARGIN * size * spread / settings.target**2, 2.0 * most))
         if size >= most:
             return None
     return found if found.reliable else None

@@ -18,7 +18,7 @@ from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import random_sites
-from ppl_dgm.sampling.convergence import tail_warnings
+from ppl_dgm.sampling.convergence import tail_warnings, widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.memory import some_of
@@ -309,7 +309,9 @@ class Estimator(ABC):
         drawn = draws_alarm(bound, proposal) if proposal else ()
         return Evidence(
             log_z=estimate.log_z.double(),
-            std_error=estimate.std_error.double(),
+            std_error=widened_by_skew(
+                estimate.std_error.double(), diagnostics.get("skewness", 0.0)
+            ),
             shared_std_error=float(shared) if shared.dim() == 0 else 0.0,
             bound=self.kind(bound),
             target=bound.structure.target,

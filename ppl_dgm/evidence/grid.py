@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.importance import weighted_estimate
 from ppl_dgm.program import Bound, Latent
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.sampling.importance import WeightSummary, expand_particles
@@ -81,16 +82,7 @@ class GridSampling(Estimator):
 
     def estimate(self, bound: Bound) -> Estimate:
         parts = [self._part(part, particles) for _, part, particles in self._plan(bound)]
-        single = parts[0].log_mean_exp.dim() == 0
-        log_z, error, ess, k = (
-            rows[0] if single else torch.cat(rows)
-            for rows in zip(
-                *((s.log_mean_exp, s.std_error, s.ess, s.pareto_k) for s in parts), strict=True
-            )
-        )
-        return Estimate(
-            log_z, error, {"ess": ess, "pareto_k": k, "num_particles": self.num_particles}
-        )
+        return weighted_estimate(parts, self.num_particles)
 
     def _plan(self, bound: Bound) -> Iterator[tuple[int, Bound, int]]:
         return chunk_plan(

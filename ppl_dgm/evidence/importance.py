@@ -3,9 +3,9 @@
 The estimators are importance sampling, prior sampling, and the ELBO.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ppl_dgm.sampling.importance import Proposal, WeightSummary, weight_chunks
 from ppl_dgm.sampling.memory import MEMORY, some_of
 from ppl_dgm.sampling.reach import unreached_alarm
 
-__all__ = ["ELBO", "ImportanceSampling", "PriorSampling"]
+__all__ = ["ELBO", "ImportanceSampling", "PriorSampling", "weighted_estimate"]
 
 
 WALKED_DATA = 16  # data from whose draws chains start
@@ -43,13 +43,16 @@ def gather(summaries: list[WeightSummary], quantity: Callable[[WeightSummary], T
     return parts[0] if parts[0].dim() == 0 else torch.cat(parts)
 
 
-def weight_diagnostics(summaries: list[WeightSummary], num_particles: int) -> dict[str, Any]:
-    """Effective sample size and Pareto tail of the weights."""
-    return {
+def weighted_estimate(summaries: list[WeightSummary], num_particles: int) -> Estimate:
+    """Estimate log Z from weights, with what tells of their tail."""
+    diagnostics = {
         "num_particles": num_particles,
         "ess": gather(summaries, lambda s: s.ess),
         "pareto_k": gather(summaries, lambda s: s.pareto_k),
+        "skewness": gather(summaries, lambda s: s.skewness),
     }
+    error = gather(summaries, lambda s: s.std_error)
+    return Estimate(gather(summaries, lambda s: s.log_mean_exp), error, diagnostics)
 
 
 @checked
@@ -106,7 +109,7 @@ class ImportanceSampling(Estimator):
 
     def estimate(self, bound: Bound) -> Estimate:
         summaries = summarise(bound, self.num_particles, self.proposal, self.memory, self.compile)
-        found = self._estimate(summaries, weight_diagnostics(summaries, self.num_particles))
+        found = weighted_estimate(summaries, self.num_particles)
         return found._replace(warnings=self._unreached(bound, summaries, found.std_error))
 
     def _unreached(
@@ -118,13 +121,6 @@ class ImportanceSampling(Estimator):
         return unreached_alarm(
             few, largest[index], std_error[index], self.proposal, self.num_particles, self.memory
         )
-
-    def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
-        log_z, error = (
-            gather(summaries, lambda s: s.log_mean_exp),
-            gather(summaries, lambda s: s.std_error),
-        )
-        return Estimate(log_z, error, diagnostics)
 
 
 @checked
@@ -195,11 +191,8 @@ class ELBO(ImportanceSampling):
 
     def estimate(self, bound: Bound) -> Estimate:
         summaries = summarise(bound, self.num_particles, self.proposal, self.memory, self.compile)
-        return self._estimate(summaries, {"num_particles": self.num_particles})
-
-    def _estimate(self, summaries: list[WeightSummary], diagnostics: Mapping[str, Any]) -> Estimate:
         mean, error = (
             gather(summaries, lambda s: s.mean),
             gather(summaries, lambda s: s.mean_std_error),
         )
-        return Estimate(mean, error, diagnostics)
+        return Estimate(mean, error, {"num_particles": self.num_particles})

@@ -4,7 +4,6 @@ It sums over the modes that several starts find.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.climbing import climb, hessian_of, value_and_slope
 from ppl_dgm.sampling.convergence import edge_warnings
 from ppl_dgm.sampling.defended import defended_weights
 from ppl_dgm.sampling.importance import Proposal
@@ -29,8 +29,6 @@ from ppl_dgm.validation import check_least
 
 __all__ = ["Laplace"]
 
-HISTORY = 10  # pairs of steps that L-BFGS remembers
-BACKTRACKS = 25
 SECOND_DERIVATIVES = 4  # times the memory of a gradient
 NORMAL_DEGREES = 1e6  # of freedom, of a Student t that is normal
 FEWEST = 8  # particles of which an error bar can be made
@@ -57,136 +55,6 @@ class Modes(NamedTuple):
     scale_tril: Tensor
     valid: Tensor
     log_z: Tensor
-
-
-@torch.enable_grad()
-def value_and_slope(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute log p and its gradient at points.
-
-    Points are `[n, *batch, dim]`; a gradient that is not finite becomes zero.
-    """
-    point = point.detach().requires_grad_()
-    value = log_joint(point)
-    (slope,) = torch.autograd.grad(value.sum(), point)
-    return value.detach().nan_to_num(nan=-torch.inf), slope.nan_to_num(0.0, 0.0, 0.0)
-
-
-def climb(
-    log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int, at_once: int = 1 << 30
-) -> Tensor:
-    """Climb to optima from several starts.
-
-    Starts are `[n, *batch, dim]`; `at_once` of them climb together.
-    """
-    return torch.cat([climb_together(log_joint, part, num_steps) for part in start.split(at_once)])
-
-
-def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
-    """Climb from all starts together by L-BFGS.
-
-    Backtracking finds the length of each step, for all starts and data at once.
-
-    A start that no longer rises is left where it is: the others go on without it. Nocedal and
-    Wright (2006), algorithm 7.4.
-    """
-    end, rising = start.clone(), torch.arange(len(start), device=start.device)
-    point = start
-    value, slope = value_and_slope(log_joint, point)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for _ in range(num_steps):
-        direction = two_loop(slope, pairs)
-        ascends = (direction * slope).sum(-1, keepdim=True) > 0
-        direction = torch.where(ascends, direction, slope)
-        new = backtrack(log_joint, point, value, slope, direction, first=not pairs)
-        new_value, new_slope = value_and_slope(log_joint, new)
-        pairs = [*pairs, (new - point, slope - new_slope)][-HISTORY:]
-        rose = (new_value > value + 1e-10 * (1 + value.abs())).reshape(len(new), -1).any(1)
-        end[rising] = new
-        rising, point, value, slope = rising[rose], new[rose], new_value[rose], new_slope[rose]
-        pairs = [(s[rose], y[rose]) for s, y in pairs]
-        if not len(rising):
-            break
-    return end
-
-
-def two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Compute the L-BFGS direction by the two-loop recursion.
-
-    It uses remembered steps and changes of slope, and skips pairs without curvature.
-    """
-    direction, coefficients = slope, []
-    usable = [(s, y, curvature(s, y)) for s, y in pairs]
-    for s, y, rho in reversed(usable):
-        alpha = rho * (s * direction).sum(-1, keepdim=True)
-        coefficients.append(alpha)
-        direction = direction - alpha * y
-    if usable:
-        s, y, rho = usable[-1]
-        shrink = 1 / (rho * y.square().sum(-1, keepdim=True)).clamp_min(torch.finfo(y.dtype).tiny)
-        direction = direction * torch.where(rho > 0, shrink, 1.0)
-    for (s, y, rho), alpha in zip(usable, reversed(coefficients), strict=True):
-        direction = direction + s * (alpha - rho * (y * direction).sum(-1, keepdim=True))
-    return direction
-
-
-def curvature(s: Tensor, y: Tensor) -> Tensor:
-    """Compute inverse curvatures, `[n, *batch, 1]`.
-
-    They are 1 / (s'y) where it is safely positive, else 0.
-    """
-    product = (s * y).sum(-1, keepdim=True)
-    safe = product > 1e-12 * s.norm(dim=-1, keepdim=True) * y.norm(dim=-1, keepdim=True)
-    return torch.where(safe, 1 / product, 0.0).nan_to_num(0.0, 0.0, 0.0)
-
-
-def backtrack(
-    log_joint: Callable[[Tensor], Tensor],
-    point: Tensor,
-    value: Tensor,
-    slope: Tensor,
-    direction: Tensor,
-    first: bool,
-) -> Tensor:
-    """Shorten each step until it climbs enough.
-
-    Enough is what Armijo's rule asks. A start stays where no step does.
-    """
-    length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
-    promise = (direction * slope).sum(-1)
-    best = point
-    waiting = torch.ones_like(value, dtype=torch.bool)
-    for _ in range(BACKTRACKS):
-        trial = point + length.unsqueeze(-1) * direction
-        with torch.no_grad():
-            found = log_joint(trial).nan_to_num(nan=-torch.inf)
-        good = waiting & (found >= value + 1e-4 * length * promise)
-        best = torch.where(good.unsqueeze(-1), trial, best)
-        waiting = waiting & ~good
-        if not bool(waiting.any()):
-            break
-        length = torch.where(waiting, length / 2, length)
-    return best
-
-
-@torch.enable_grad()
-def hessian_of(
-    log_joint: Callable[[Tensor], Tensor], point: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute log p, its gradient and its Hessian.
-
-    The Hessian is `[n, *batch, dim, dim]`; it takes one backward pass for each coordinate, all data
-    at once.
-    """
-    point = point.detach().requires_grad_()
-    value = log_joint(point)
-    (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
-    rows = [
-        torch.autograd.grad(slope[..., i].sum(), point, retain_graph=True, materialize_grads=True)[
-            0
-        ]
-        for i in range(point.shape[-1])
-    ]
-    return value.detach(), slope.detach(), torch.stack(rows, -2).detach()
 
 
 def find_modes(

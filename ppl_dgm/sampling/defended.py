@@ -55,6 +55,7 @@ class Weighted(NamedTuple):
             "edge_share": (share * self.at_edge).sum(0).nan_to_num(0.0),
             "ess": summary.ess,
             "pareto_k": summary.pareto_k,
+            "skewness": summary.skewness,
             "prior_share": share[len(share) - self.num_prior :].sum(0),
         }
         return summary.log_mean_exp, self.std_error, diagnostics

@@ -32,6 +32,7 @@ __all__ = [
 
 Proposal = Literal["guide", "prior"]
 FEW_ATOMS = 4  # different weights in a tail that make no curve
+NEARLY_EQUAL = 1e-6  # relative variance of weights below which their skewness is rounding
 ROWS_AT_ONCE = 10_000  # weights whose tails are fitted together
 
 
@@ -168,6 +169,7 @@ class WeightSummary:
     count: int = 0
     log_sum: Any = -math.inf
     log_square_sum: Any = -math.inf
+    log_cube_sum: Any = -math.inf
     mean: Any = 0.0
     squares: Any = 0.0
     tail: Any = None
@@ -175,10 +177,9 @@ class WeightSummary:
     def add(self, log_weights: Tensor) -> None:
         """Add a chunk of log weights `[particles, ...]`."""
         log_w = log_weights.detach().double()
-        self.log_sum = torch.logaddexp(torch.as_tensor(self.log_sum).to(log_w), log_w.logsumexp(0))
-        self.log_square_sum = torch.logaddexp(
-            torch.as_tensor(self.log_square_sum).to(log_w), (2 * log_w).logsumexp(0)
-        )
+        self.log_sum = log_add(self.log_sum, log_w)
+        self.log_square_sum = log_add(self.log_square_sum, 2 * log_w)
+        self.log_cube_sum = log_add(self.log_cube_sum, 3 * log_w)
         self._add_moments(log_w)
         tail = log_w if self.tail is None else torch.cat([self.tail, log_w])
         self.tail = tail.topk(min(self.tail_size + 1, tail.shape[0]), 0).values
@@ -234,6 +235,21 @@ class WeightSummary:
         return (variance.clamp_min(0) * (1 - even)).sqrt().nan_to_num(torch.inf)
 
     @property
+    def skewness(self) -> Tensor:
+        r"""Skewness of the mean weight, between 0 and 1.
+
+        $\sum_k (w_k - \bar w)^3 / (\sum_k (w_k - \bar w)^2)^{3/2}$; 0 where weights are nearly
+        equal or their skew is to the left.
+        """
+        even = 1 / self.count
+        squares = (self.log_square_sum - 2 * self.log_sum).exp()
+        cubes = (self.log_cube_sum - 3 * self.log_sum).exp()
+        spread = squares - even
+        skewness = (cubes - 3 * even * squares + 2 * even**2) / spread**1.5
+        uneven = spread > NEARLY_EQUAL * even
+        return torch.where(uneven, skewness, 0.0).nan_to_num(0.0).clamp(0.0, 1.0)
+
+    @property
     def mean_std_error(self) -> Tensor:
         """Standard error of `mean`."""
         return (self.squares / (max(self.count - 1, 1) * self.count)).sqrt()
@@ -254,6 +270,11 @@ class WeightSummary:
         """
         shape = self.tail.shape[1:]
         return tail_shapes(self.tail.reshape(self.tail.shape[0], -1).T).reshape(shape)
+
+
+def log_add(log_sum: Any, log_terms: Tensor) -> Tensor:
+    """Add terms `[n, ...]` to a sum, all in logs."""
+    return torch.logaddexp(torch.as_tensor(log_sum).to(log_terms), log_terms.logsumexp(0))
 
 
 def log_rest(largest: Tensor, log_sum: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence.case_programs import FLOAT, case
+from evidence.kind_programs import KINDS
 from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import Exact, Laplace
-from ppl_dgm.evidence.laplace import climb, hessian_of
+from ppl_dgm.sampling.climbing import climb, hessian_of
 from ppl_dgm.sampling.defended import stratified_std_error
 from ppl_dgm.sampling.memory import AllocationCounter
 
@@ -102,6 +103,26 @@ def test_hessian_is_that_of_autodiff():
     point = torch.randn(3, 2, dtype=FLOAT)
     expected = torch.stack([torch.autograd.functional.hessian(density, row) for row in point])
     assert torch.allclose(hessian_of(density, point)[2], expected)
+
+
+def test_undefined_second_derivatives_are_differences():
+    """Those of logaddexp are NaN where its terms are more than 709 nats apart."""
+
+    def two(y: Tensor) -> Tensor:
+        near = -y.square().sum(-1)
+        return torch.logaddexp(near, -500 * (y - 3).square().sum(-1))
+
+    point = 0.1 * torch.randn(3, 2, dtype=FLOAT)
+    expected = (-2 * torch.eye(2, dtype=FLOAT)).expand(3, 2, 2)
+    assert torch.allclose(hessian_of(two, point)[2], expected, atol=1e-6)
+
+
+def test_modes_where_autodiff_is_undefined_are_kept():
+    (known,) = (known for known in KINDS if known.name == "spike_and_slab")
+    found = Laplace(num_starts=48)(known.program())
+    assert found.diagnostics["num_modes"] == 2
+    assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.1
+    assert found.reliable
 
 
 @pytest.mark.slow

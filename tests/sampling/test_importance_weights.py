@@ -472,3 +472,13 @@ def test_one_outlier_under_a_narrow_prior_is_told() -> None:
     truth = Normal(0.0, math.sqrt(1.25)).log_prob(x).sum()
     assert float(truth - found.total) > 20
     assert any("of 200 data" in warning for warning in found.warnings)
+
+
+def test_skewness_of_the_mean_is_that_of_all_weights() -> None:
+    weights = torch.randn(1000, 3, dtype=torch.float64) - 500
+    w = (weights + 500).exp()
+    centred = w - w.mean(0)
+    expected = (centred**3).sum(0) / (centred**2).sum(0) ** 1.5
+    assert torch.allclose(summary_of(weights, [10, 990]).skewness, expected, rtol=1e-8)
+    assert float(summary_of(torch.zeros(20), [20]).skewness) == 0.0
+    assert float(summary_of(1e-9 * torch.randn(20).double(), [20]).skewness) == 0.0
