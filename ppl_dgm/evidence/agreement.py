@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.sampling.effort import limited_effort
 
 __all__ = ["DECISIVE", "Attempts", "check_part", "telling", "warned"]
 
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement
+LEAST_SHARE = 0.25  # of the budget, that every estimator has
 # nats of standard error, of a data set or of each datum, above which agreement tells nothing
 DECISIVE = {"dataset": 0.1, "datum": 0.5}
 
@@ -25,15 +27,31 @@ class Attempts:
     """What several estimators gave, and why others gave nothing.
 
     One that raises is told of in the verdict and ends nothing; only where all raise there is no
-    number.
+    number. All together may evaluate `budget` densities, and each a quarter of it whatever the
+    others have left.
     """
 
     found: list[Evidence] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     error: Exception | None = None
+    budget: float = math.inf
+    spent: float = 0.0
+    last: float = 0.0
+
+    @property
+    def left(self) -> float:
+        """Densities that the next estimator may evaluate."""
+        return max(self.budget - self.spent, LEAST_SHARE * self.budget)
 
     def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
         """Run an estimator and record its result or error."""
+        with limited_effort(self.left) as effort:
+            evidence = self._try(name, run)
+        self.last = effort.spent
+        self.spent += effort.spent
+        return evidence
+
+    def _try(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
         try:
             self.found.append(run())
         except Exception as error:  # whatever the user's program or a solver raises
@@ -54,7 +72,8 @@ class Attempts:
         if not self.found:
             reasons = "; ".join(f"{name} {text}" for name, text in self.failed.items())
             raise ValueError(f"no estimator gives the evidence: {reasons}") from self.error
-        return telling(choose(self.found), self.failed)
+        found = telling(choose(self.found), self.failed)
+        return replace(found, diagnostics={**found.diagnostics, "densities": self.spent})
 
 
 def telling(evidence: Evidence, failed: Mapping[str, str]) -> Evidence:

@@ -30,6 +30,7 @@ from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
 
 __all__ = ["auto"]
@@ -41,9 +42,9 @@ SMC_COST = 750
 SMC_GROUPS = 8
 TEMPERING_COST = 800  # densities for each point that is tempered
 BRIDGE_COST = 4000  # densities for each chain
-MORE_PARTICLES = 16  # shares of the budget that make an estimate decisive, at most
 PARTNER_ERROR = {kind: 0.7 * worst for kind, worst in DECISIVE.items()}  # nats, aimed at
-MOVED_COST = {"Laplace": 16_000, "SMC": 1_200_000}  # densities for each datum that is moved on
+LAPLACE_COST = 16_000  # densities for each datum that is moved on
+LEAST_PARTICLES = 32
 PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
 PILOT = 4000  # draws that tell how many are needed
@@ -173,13 +174,18 @@ class Settings:
     memory: int
 
     def share(self, bound: Bound) -> int:
-        """Compute how many particles a quarter of the budget allows.
-
-        The cost of a particle depends on the data.
-        """
+        """Compute how many particles a quarter of the budget allows."""
         data = (bound.num_data or 1) if bound.structure.per_datum else 1
-        cost = data if bound.structure.per_datum else 1 + bound.num_dims / DATA_AT_COST_ONE
-        return int(self.budget / (4 * cost))
+        return int(self.densities(bound) / (4 * data))
+
+    def densities(self, bound: Bound) -> float:
+        """Compute how many densities of a point and a datum or data set the budget allows.
+
+        Their cost depends on the data.
+        """
+        if bound.structure.per_datum:
+            return float(self.budget)
+        return self.budget / (1 + bound.num_dims / DATA_AT_COST_ONE)
 
 
 def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence:
@@ -189,7 +195,7 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
     """
     if bound.structure.energies:
         return unnormalised(program, bound, seed, settings.budget, settings.memory)
-    attempts = Attempts()
+    attempts = Attempts(budget=settings.densities(bound))
 
     def attempt(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Evidence | None:
         return attempts.add(estimator.name, lambda: estimator(program, *args, seed=seed, **kwargs))
@@ -203,15 +209,16 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
         if main is not None:
             verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
             return telling(verdict, attempts.failed)
-    sized = pilot(program, bound, seed, settings)
-    attempts.found.extend([sized] if sized is not None else [])
+    with limited_effort(attempts.left) as effort:
+        sized = pilot(program, bound, seed, settings)
+    attempts.found, attempts.spent = [sized] if sized is not None else [], effort.spent
     for estimator in [first, *others] if sized is None else [quick_check(settings), first, *others]:
-        if settled(attempts, settings.target):
+        if settled(attempts, settings.target) or spent(attempts):
             break
         found = attempt(estimator, bound.args, bound.kwargs)
         if found is not None and estimator is first:
             attempts.found[-1] = moved_on(program, bound, found, first, seed, settings)
-        more = enlarged(estimator, found, settings.share(bound))
+        more = enlarged(estimator, found, attempts.left / max(1.0, attempts.last))
         if more is not None and not settled(attempts, settings.target):
             vague = len(attempts.found) - 1
             if attempt(more, bound.args, bound.kwargs) is not None:
@@ -231,34 +238,49 @@ def moved_on(
     places = failing_data(main)
     if places is None or not bound.structure.divisible:
         return main
-    second = (
-        quick_check(settings) if isinstance(first, Laplace) else Laplace(memory=settings.memory)
-    )
-    cost = MOVED_COST[second.name]
-    if len(places[1]) * cost > MORE_PARTICLES * settings.budget / 4:
+    second = next_kind(first, len(places[1]), settings)
+    if second is None:
         return main
     parts = Attempts()
     for estimator, index in zip((first, second), places, strict=True):
-        args, kwargs = bound.select(index) if len(index) else (bound.args, bound.kwargs)
-        parts.add(estimator.name, partial(estimator, program, *args, seed=seed, **kwargs))
+        if len(index):
+            args, kwargs = bound.select(index)
+            parts.add(estimator.name, partial(estimator, program, *args, seed=seed, **kwargs))
     if parts.failed:
         return telling(main, parts.failed)
-    rest, moved = parts.found
-    return joined_evidence(main, rest, moved, places)
+    return joined_evidence(main, parts.found[0], parts.found[-1], places)
 
 
-def enlarged(estimator: Estimator, found: Evidence | None, share: int) -> Estimator | None:
+def next_kind(first: Estimator, count: int, settings: Settings) -> Estimator | None:
+    """Choose the estimator of data that the first one fails on, if the budget is enough."""
+    if not isinstance(first, Laplace):
+        return Laplace(memory=settings.memory) if count * LAPLACE_COST <= settings.budget else None
+    quick = quick_check(settings)
+    particles = settings.budget // (count * SMC_COST * quick.num_groups)
+    if particles < LEAST_PARTICLES:
+        return None
+    return replace(quick, num_particles=min(particles, quick.num_particles))
+
+
+def enlarged(estimator: Estimator, found: Evidence | None, most: float) -> Estimator | None:
     """Take as many particles as make a vague estimate decisive.
 
-    Returns None for other estimators, with alarms, and where that costs too much.
+    Returns None for other estimators, with alarms, and where that are more than `most` times as
+    many.
     """
     if not isinstance(estimator, SMC) or found is None or not found.reliable:
         return None
     error = typical_error(found) / PARTNER_ERROR[found.target]
-    most = MORE_PARTICLES * share // (SMC_COST * estimator.num_groups * estimator.num_particles)
     if not 1 < error**2 <= most:
         return None
     return replace(estimator, num_particles=math.ceil(error**2 * estimator.num_particles))
+
+
+def spent(attempts: Attempts) -> bool:
+    """Whether the budget is spent on estimates of which some agree."""
+    if attempts.spent < attempts.budget or len(attempts.found) < 2:
+        return False
+    return attempts.verdict().reliable
 
 
 def settled(attempts: Attempts, target: float) -> bool:
@@ -339,7 +361,7 @@ def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
     if any(latent.discrete for latent in structure.model_latents):
         return discrete_kinds(bound, particles, memory)
     smc = SMC(
-        num_particles=max(32, min(2 * share // (SMC_COST * SMC_GROUPS), 1000)),
+        num_particles=max(LEAST_PARTICLES, min(2 * share // (SMC_COST * SMC_GROUPS), 1000)),
         num_groups=SMC_GROUPS,
         cess=0.9,
         memory=memory,

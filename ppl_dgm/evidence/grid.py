@@ -13,6 +13,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.importance import weighted_estimate
 from ppl_dgm.program import Bound, Latent
 from ppl_dgm.program.bound_program import Values
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import WeightSummary, expand_particles
 from ppl_dgm.sampling.kernels.gibbs import values_of
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
@@ -93,6 +94,7 @@ class GridSampling(Estimator):
         summary, done = WeightSummary(self.num_particles), 0
         while done < self.num_particles:
             count = min(particles, self.num_particles - done)
+            spend(count * (bound.num_data or 1 if bound.structure.per_datum else 1))
             summary.add(grid_weights(bound, count))
             done += count
         return summary

@@ -13,6 +13,7 @@ from ppl_dgm.evidence.smc import group_alarms
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
 from ppl_dgm.sampling.differences import propose_by_differences
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import Proposal, log_mean_exp
 from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
@@ -239,6 +240,7 @@ class Density:
 
     def __call__(self, point: Tensor) -> Particles:
         """The particles at points `[particles, groups, *batch, dim]`."""
+        spend(point.shape[:-1].numel())
         parts = [self.target.split(part) for part in point.flatten(0, 1).split(self.rows)]
         prior, likelihood = (
             torch.cat(part).double().unflatten(0, point.shape[:2])

@@ -24,6 +24,7 @@ from ppl_dgm.sampling.convergence import (
     split_r_hat,
     stein_warnings,
 )
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import pareto_k
 from ppl_dgm.sampling.kernels import (
     HMC,
@@ -137,6 +138,7 @@ def evaluate(
 
     The result is `[n, *batch]` in float64. The chunks bound the memory.
     """
+    spend(points.shape[:-1].numel())
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
         return rule_out_overflow(
@@ -239,6 +241,7 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch:
         state = state.gather(resample(power(state.tilt, increment)))
         scale = robust_scale(state.point)
         for _ in range(MOVES_PER_TEMPERATURE):
+            spend(step_size.numel(), kernel.cost(step_size))
             move = switch(kernel.move, tempered, state, beta, step_size, scale)
             state = move.state
             step_size = nudge_step_size(
@@ -270,6 +273,7 @@ def run_chains(
     state, steps = whitened.evaluate(frame.inward(points)), DualAveraging.start(step_size)
     visited, densities, diverged = [], [], []
     for _ in range(num_moves):
+        spend(step_size.numel(), kernel.cost(step_size))
         move = switch(
             kernel.move, whitened, state, one, steps.step_size if adapt else step_size, one
         )

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ppl_dgm.sampling.effort import GRADIENT, spend
+
 __all__ = ["climb", "hessian_of", "value_and_slope"]
 
 HISTORY = 10  # pairs of steps that L-BFGS remembers
@@ -17,6 +19,7 @@ def value_and_slope(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> tup
 
     Points are `[n, *batch, dim]`; a gradient that is not finite becomes zero.
     """
+    spend(point.shape[:-1].numel(), GRADIENT)
     point = point.detach().requires_grad_()
     value = log_joint(point)
     (slope,) = torch.autograd.grad(value.sum(), point)
@@ -108,6 +111,7 @@ def backtrack(
     best = point
     waiting = torch.ones_like(value, dtype=torch.bool)
     for _ in range(BACKTRACKS):
+        spend(value.numel())
         trial = point + length.unsqueeze(-1) * direction
         with torch.no_grad():
             found = log_joint(trial).nan_to_num(nan=-torch.inf)
@@ -130,6 +134,7 @@ def hessian_of(
     at once. Entries that are undefined, as second derivatives of logaddexp far out, are differences
     of slopes.
     """
+    spend(point.numel(), GRADIENT)
     point = point.detach().requires_grad_()
     value = log_joint(point)
     (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)

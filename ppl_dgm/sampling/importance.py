@@ -18,6 +18,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, Switch
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 
 __all__ = [
@@ -123,6 +124,7 @@ def weight_chunks(
         done = 0
         while done < num_particles:
             count = min(particles, num_particles - done)
+            spend(count * (part.num_data or 1 if bound.structure.per_datum else 1))
             yield WeightChunk(
                 start, switch(weights, part.args, dict(part.kwargs), part.num_data, count)
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import Limit, checked
 from ppl_dgm.compile import repeat
+from ppl_dgm.sampling.effort import GRADIENT
 from ppl_dgm.sampling.kernels.targets import State, Target
 
 __all__ = ["HMC", "MALA", "ULA", "Kernel", "Move", "RandomWalk", "leapfrog"]
@@ -64,6 +65,10 @@ class Kernel(ABC):
     def uses_gradient(self) -> bool:
         """Whether states must hold gradients."""
         return True
+
+    def cost(self, step_size: Tensor) -> float:
+        """Densities that a move of one chain costs, a gradient counted as three."""
+        return 1.0
 
     @abstractmethod
     def propose(
@@ -159,6 +164,10 @@ class HMC(Kernel):
     def first_step_size(self, dim: int) -> float:
         """The step shrinks with dim^(-1/4) (Beskos et al. 2013)."""
         return dim**-0.25
+
+    def cost(self, step_size: Tensor) -> float:
+        """A gradient for each leapfrog step."""
+        return GRADIENT * float(self._num_steps(step_size))
 
     def _num_steps(self, step_size: Tensor) -> Tensor | int:
         """Compute how many steps make up the trajectory.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.kernels import (
     Kernel,
     State,
@@ -230,6 +231,7 @@ class Tempering:
         self, state: State, beta: Tensor, step: Tensor, scale: Tensor
     ) -> tuple[State, Tensor, Tensor]:
         """Move all particles once: states, mean acceptance `[groups, *batch]`, corrections."""
+        spend(state.base.numel(), self.kernel.cost(step))
         return self.path.run(move_groups, self.kernel, self.num_particles, state, beta, step, scale)
 
 

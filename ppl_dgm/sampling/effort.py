@@ -1,0 +1,61 @@
+"""Count of the densities that estimators evaluate, and a limit to it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+__all__ = ["GRADIENT", "Effort", "OverBudgetError", "limited_effort", "spend"]
+
+GRADIENT = 3.0  # densities that a density with its gradient costs
+
+
+class OverBudgetError(RuntimeError):
+    """Raised where an estimator would evaluate more densities than it may."""
+
+
+@dataclass
+class Effort:
+    """Densities that were evaluated, and how many may be."""
+
+    limit: float = math.inf
+    spent: float = 0.0
+
+
+CURRENT: ContextVar[Effort | None] = ContextVar("effort", default=None)
+
+
+@contextmanager
+def limited_effort(limit: float) -> Iterator[Effort]:
+    """Count the densities that are evaluated inside.
+
+    Args:
+        limit: densities, of one point and one datum each, above which `spend` raises.
+
+    Example:
+        >>> with limited_effort(100) as effort:
+        ...     spend(20, GRADIENT)
+        >>> effort.spent
+        60.0
+    """
+    effort = Effort(limit)
+    token = CURRENT.set(effort)
+    try:
+        yield effort
+    finally:
+        CURRENT.reset(token)
+
+
+def spend(points: int, each: float = 1.0) -> None:
+    """Count densities at points before they are evaluated.
+
+    Raises:
+        OverBudgetError: if they are more than the effort's limit.
+    """
+    effort = CURRENT.get()
+    if effort is None:
+        return
+    effort.spent += points * each
+    if effort.spent > effort.limit:
+        raise OverBudgetError(f"stopped after its budget of {effort.limit:.3g} densities")
