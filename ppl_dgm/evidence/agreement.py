@@ -17,7 +17,6 @@ __all__ = ["DECISIVE", "Attempts", "check_part", "telling", "warned"]
 
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement
-LEAST_SHARE = 0.25  # of the budget, that every estimator has
 # nats of standard error, of a data set or of each datum, above which agreement tells nothing
 DECISIVE = {"dataset": 0.1, "datum": 0.5}
 
@@ -27,8 +26,8 @@ class Attempts:
     """What several estimators gave, and why others gave nothing.
 
     One that raises is told of in the verdict and ends nothing; only where all raise there is no
-    number. All together may evaluate `budget` densities, and each a quarter of it whatever the
-    others have left.
+    number. `budget` is how many densities each may evaluate, `spent` and `last` how many all of
+    them and the last one have.
     """
 
     found: list[Evidence] = field(default_factory=list)
@@ -38,14 +37,9 @@ class Attempts:
     spent: float = 0.0
     last: float = 0.0
 
-    @property
-    def left(self) -> float:
-        """Densities that the next estimator may evaluate."""
-        return max(self.budget - self.spent, LEAST_SHARE * self.budget)
-
     def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
         """Run an estimator and record its result or error."""
-        with limited_effort(self.left) as effort:
+        with limited_effort(self.budget) as effort:
             evidence = self._try(name, run)
         self.last = effort.spent
         self.spent += effort.spent

@@ -44,6 +44,7 @@ TEMPERING_COST = 800  # densities for each point that is tempered
 BRIDGE_COST = 4000  # densities for each chain
 PARTNER_ERROR = {kind: 0.7 * worst for kind, worst in DECISIVE.items()}  # nats, aimed at
 LAPLACE_COST = 16_000  # densities for each datum that is moved on
+MOST_MOVED = 4  # budgets
 LEAST_PARTICLES = 32
 PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
@@ -99,9 +100,10 @@ def auto(
         seed: makes the result repeatable.
         target: standard error at which to stop, in nats: of log Z, or where each datum has one, of
             these in root mean square.
-        budget: evaluations of the joint density of up to 1000 observed numbers, over all data and
-            estimators; a gradient counts as three. It is kept roughly, and each estimator has a
-            minimum that it needs.
+        budget: evaluations of the joint density of up to 1000 observed numbers, over all data; a
+            gradient counts as three. For a data set no estimator goes beyond it, and none begins
+            where all before have spent it together and some of them agree; where each datum has
+            its own evidence it limits the check. `diagnostics["densities"]` is how many there were.
         memory: bytes that one chunk of work may allocate.
         **kwargs: further data.
 
@@ -179,13 +181,9 @@ class Settings:
         return int(self.densities(bound) / (4 * data))
 
     def densities(self, bound: Bound) -> float:
-        """Compute how many densities of a point and a datum or data set the budget allows.
-
-        Their cost depends on the data.
-        """
-        if bound.structure.per_datum:
-            return float(self.budget)
-        return self.budget / (1 + bound.num_dims / DATA_AT_COST_ONE)
+        """Compute how many densities the budget allows, whose cost depends on the data."""
+        cost = 1.0 if bound.structure.per_datum else 1 + bound.num_dims / DATA_AT_COST_ONE
+        return self.budget / cost
 
 
 def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence:
@@ -195,30 +193,35 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
     """
     if bound.structure.energies:
         return unnormalised(program, bound, seed, settings.budget, settings.memory)
-    attempts = Attempts(budget=settings.densities(bound))
-
-    def attempt(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Evidence | None:
-        return attempts.add(estimator.name, lambda: estimator(program, *args, seed=seed, **kwargs))
+    limit = math.inf if bound.structure.per_datum else settings.densities(bound)
+    attempts = Attempts(budget=limit)
 
     first, *others = kinds(bound, settings)
+
+    def attempt(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Evidence | None:
+        def run() -> Evidence:
+            found = estimator(program, *args, seed=seed, **kwargs)
+            moves = estimator is first
+            return moved_on(program, bound, found, first, seed, settings) if moves else found
+
+        return attempts.add(estimator.name, run)
+
     data = checked_data(bound, others[-1], settings.budget) if others else None
     if data is not None:
         main = attempt(first, bound.args, bound.kwargs)
-        main = main and moved_on(program, bound, main, first, seed, settings)
         check = attempt(others[-1], *bound.select(data))
         if main is not None:
             verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
             return telling(verdict, attempts.failed)
-    with limited_effort(attempts.left) as effort:
+    with limited_effort(attempts.budget) as effort:
         sized = pilot(program, bound, seed, settings)
-    attempts.found, attempts.spent = [sized] if sized is not None else [], effort.spent
+    attempts.found.extend([sized] if sized is not None else [])
+    attempts.spent += effort.spent
     for estimator in [first, *others] if sized is None else [quick_check(settings), first, *others]:
-        if settled(attempts, settings.target) or spent(attempts):
+        if settled(attempts, settings.target) or exhausted(attempts):
             break
         found = attempt(estimator, bound.args, bound.kwargs)
-        if found is not None and estimator is first:
-            attempts.found[-1] = moved_on(program, bound, found, first, seed, settings)
-        more = enlarged(estimator, found, attempts.left / max(1.0, attempts.last))
+        more = enlarged(estimator, found, attempts.budget / max(1.0, attempts.last))
         if more is not None and not settled(attempts, settings.target):
             vague = len(attempts.found) - 1
             if attempt(more, bound.args, bound.kwargs) is not None:
@@ -252,11 +255,12 @@ def moved_on(
 
 
 def next_kind(first: Estimator, count: int, settings: Settings) -> Estimator | None:
-    """Choose the estimator of data that the first one fails on, if the budget is enough."""
+    """Choose the estimator of data that the first one fails on, if that is not too costly."""
+    most = MOST_MOVED * settings.budget // count
     if not isinstance(first, Laplace):
-        return Laplace(memory=settings.memory) if count * LAPLACE_COST <= settings.budget else None
+        return Laplace(memory=settings.memory) if most >= LAPLACE_COST else None
     quick = quick_check(settings)
-    particles = settings.budget // (count * SMC_COST * quick.num_groups)
+    particles = most // (SMC_COST * quick.num_groups)
     if particles < LEAST_PARTICLES:
         return None
     return replace(quick, num_particles=min(particles, quick.num_particles))
@@ -276,7 +280,7 @@ def enlarged(estimator: Estimator, found: Evidence | None, most: float) -> Estim
     return replace(estimator, num_particles=math.ceil(error**2 * estimator.num_particles))
 
 
-def spent(attempts: Attempts) -> bool:
+def exhausted(attempts: Attempts) -> bool:
     """Whether the budget is spent on estimates of which some agree."""
     if attempts.spent < attempts.budget or len(attempts.found) < 2:
         return False

@@ -39,12 +39,14 @@ def limited_effort(limit: float) -> Iterator[Effort]:
         >>> effort.spent
         60.0
     """
-    effort = Effort(limit)
+    effort, outer = Effort(limit), CURRENT.get()
     token = CURRENT.set(effort)
     try:
         yield effort
     finally:
         CURRENT.reset(token)
+        if outer is not None:
+            outer.spent += effort.spent
 
 
 def spend(points: int, each: float = 1.0) -> None:

@@ -13,8 +13,9 @@ from evidence.kind_programs import KINDS
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import SMC, Evidence, WideSampling, auto
-from ppl_dgm.evidence.agreement import check_part, choose, compare_two
+from ppl_dgm.evidence import SMC, Evidence, ImportanceSampling, WideSampling, auto
+from ppl_dgm.evidence.agreement import Attempts, check_part, choose, compare_two
+from ppl_dgm.sampling.effort import spend
 
 
 def local(x: Tensor | None = None) -> None:
@@ -108,10 +109,18 @@ def test_a_check_of_a_part_that_disagrees_is_told():
     assert check_part(whole, replace(part, log_z=whole.log_z[data]), data).reliable
 
 
-def test_a_guide_that_misses_the_posterior_is_made_up_for():
+def test_a_guide_that_misses_the_posterior_is_made_up_for(monkeypatch):
+    runs, estimate = [], ImportanceSampling.estimate
+
+    def counted(self, bound):
+        runs.append(bound.num_data)
+        return estimate(self, bound)
+
+    monkeypatch.setattr(ImportanceSampling, "estimate", counted)
     x = torch.linspace(-3, 3, 60, dtype=FLOAT)
     found = auto(Program(local, narrow), x, budget=500_000)
     assert found.estimator.startswith("auto: Laplace, 4 data checked by SMC")
+    assert runs == [60]  # not again for the data that it has not failed on: none
     assert found.reliable
     assert bool(((found.log_z - local_truth(x)).abs() < 5 * found.std_error + 1e-6).all())
 
@@ -203,6 +212,14 @@ def test_worthless_partners_are_no_agreement(others):
     assert any("nothing was cross-checked" in warning for warning in found.warnings)
 
 
+def test_the_highest_is_given_where_none_agree():
+    """What misses a part of the posterior falls short."""
+    found = choose([result(-2.0, 0.001, "A"), result(0.0, 0.05, "B"), result(1.0, 3.0, "C")])
+    assert (float(found.log_z), found.reliable) == (0.0, False)
+    alarmed = choose([result(-2.0, 0.001, "A"), result(0.0, 0.05, "B", ("k",))])
+    assert float(alarmed.log_z) == -2.0
+
+
 def test_a_third_estimate_that_disagrees_is_told():
     found = choose([result(0.0, 0.01, "A"), result(0.0, 0.02, "B"), result(0.5, 0.03, "C")])
     assert found.estimator == "A agrees with B"
@@ -219,6 +236,18 @@ def test_an_estimator_that_raises_ends_nothing(monkeypatch):
     assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.2
     assert "not positive definite" in found.diagnostics["failed"]["SMC"]
     assert "SMC failed" in found.estimator
+
+
+def test_an_estimator_over_the_budget_is_stopped_and_told():
+    def costly() -> Evidence:
+        spend(1001)
+        return result(0.0, 0.1, "A")
+
+    attempts = Attempts(budget=1000)
+    assert attempts.add("costly", costly) is None
+    attempts.add("quick", lambda: result(0.0, 0.1, "B"))
+    assert "budget of 1e+03 densities" in attempts.failed["costly"]
+    assert attempts.verdict().diagnostics["densities"] == attempts.spent == 1001
 
 
 def test_a_vague_estimate_stays_where_the_larger_one_raises(monkeypatch):

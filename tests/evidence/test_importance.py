@@ -240,7 +240,7 @@ ARC = -1.7969454  # by quadrature
 def test_mass_beyond_all_draws_is_an_alarm(particles: int, seed: int) -> None:
     found = ImportanceSampling(particles)(Program(arc, middle), torch.zeros(()), seed=seed)
     assert float(found.diagnostics["pareto_k"]) < 0.7
-    assert float(found.log_z) < ARC - 8 * float(found.std_error) / 2
+    assert float(found.log_z) < ARC - 2 * float(found.std_error)
     assert any("no draw came" in warning for warning in found.warnings)
 
 
