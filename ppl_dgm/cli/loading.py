@@ -103,7 +103,7 @@ def _run_file(path: Path) -> Any:
 
 
 def _forget_siblings(folder: Path) -> None:
-    """Forget modules that a file of another folder imported from there.
+    """Forget modules imported from the folder of another file.
 
     Only those are forgotten whose names this folder has too.
     """
