@@ -6,6 +6,8 @@ They are users' own, or ready ones for CSV files, TensorBoard and logging.
 import csv
 import logging
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from ppl_dgm.checked import checked
 
 __all__ = ["CSVLog", "Callback", "Log", "Progress", "TensorBoard"]
+
+_LOG = logging.getLogger("ppl_dgm.fit")
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,17 @@ class Callback:
 class CSVLog(Callback):
     """Callback that writes the progress to a CSV file.
 
-    It writes a row `step,objective,valid` for every so many steps and every validation.
+    It writes a row `step,objective,valid` for every so many steps and every validation. A full disk
+    ends the file, with a warning of the logger `ppl_dgm.fit`, and not the fit.
 
     Args:
-        path: the file; one of an earlier fit is overwritten.
+        path: the file, of one fit; one of an earlier fit is overwritten.
         every: steps between rows.
     """
 
     @checked
     def __init__(self, path: str | os.PathLike, every: int = 1) -> None:
-        self.every = every
+        self.every, self._is_full = every, False
         # It stays open until the end.
         self._file = Path(path).open("w", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.writer(self._file)
@@ -85,14 +90,27 @@ class CSVLog(Callback):
 
     def on_step(self, progress: Progress) -> None:
         if progress.step % self.every == 0:
-            self._rows.writerow([progress.step, progress.objective, ""])
+            self._attempt(lambda: self._rows.writerow([progress.step, progress.objective, ""]))
 
     def on_validation(self, progress: Progress) -> None:
-        self._rows.writerow([progress.step, "", progress.valid])
-        self._file.flush()
+        self._attempt(lambda: self._rows.writerow([progress.step, "", progress.valid]))
+        self._attempt(self._file.flush)
 
     def on_end(self, fit: Any) -> None:
-        self._file.close()
+        self._attempt(self._file.close)
+
+    def _attempt(self, write: Callable[[], Any]) -> None:
+        if self._is_full:
+            return
+        if self._file.closed:
+            raise ValueError("this CSVLog has written a fit already; make another for the next")
+        try:
+            write()
+        except OSError as error:
+            self._is_full = True
+            _LOG.warning("the file %s ends here: %s", self._file.name, error)
+            with suppress(OSError):
+                self._file.close()
 
 
 class Log(Callback):

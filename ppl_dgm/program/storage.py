@@ -35,6 +35,7 @@ __all__ = [
     "write_tensors",
 ]
 
+_LONGEST_NAME = 255  # bytes, of file systems in use
 _CURE = "Give one that Program.save, Fit.save or a checkpoint wrote"
 PROGRAM_PREFIX = "program/"  # of the program's tensors in the file of a fit
 
@@ -151,7 +152,7 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     A link is followed, the mode of an existing file kept; devices and pipes are refused.
     """
     target = check_target(path)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    beside = target.with_name(f"{_beginning(target)}{secrets.token_hex(4)}.tmp")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
     try:
         with os.fdopen(handle, "wb") as file:
@@ -166,11 +167,24 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
         raise
 
 
+def _beginning(target: Path) -> str:
+    """How the names of a file's temporary ones begin."""
+    kept = os.fsencode(target.name)[: _LONGEST_NAME - len(".") - len(".01234567.tmp")]
+    return f".{os.fsdecode(kept)}."
+
+
 def check_target(path: str | os.PathLike) -> Path:
     """Resolve a path and check that it can be written."""
     if "\0" in os.fspath(path):
         raise ValueError(f"{path!r} is no path: it holds a zero byte")
-    target = Path(path).resolve()
+    try:
+        target = Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # of links in a circle
+        raise ValueError(f"{str(path)!r} cannot be followed: {error}") from error
+    if str(path).endswith("/") or len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise ValueError(
+            f"{str(path)!r} names no file; expected a name of 1 to {_LONGEST_NAME} bytes"
+        )
     if not target.parent.is_dir():
         raise ValueError(
             f"the folder {target.parent} of {target.name!r} does not exist; create it first"
@@ -197,7 +211,7 @@ def remove_leftovers(target: Path) -> None:
 
     They lie in the folder of `target`.
     """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
+    pattern = re.compile(rf"{re.escape(_beginning(target))}[0-9a-f]{{8}}\.tmp")
     for other in target.parent.iterdir():
         if pattern.fullmatch(other.name):
             other.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -91,3 +92,17 @@ def test_what_a_callback_raises_ends_the_fit():
 
     with pytest.raises(RuntimeError, match="enough"):
         run(Enough())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full")
+def test_a_full_disk_ends_the_file_and_not_the_fit(caplog):
+    log = CSVLog("/dev/full")
+    assert len(run(log).history["objective"]) == 6
+    assert "/dev/full ends here: [Errno 28] No space left" in caplog.text
+
+
+def test_a_file_is_of_one_fit(tmp_path):
+    log = CSVLog(tmp_path / "log.csv")
+    run(log)
+    with pytest.raises(ValueError, match="has written a fit already; make another"):
+        run(log)

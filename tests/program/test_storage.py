@@ -87,6 +87,22 @@ def test_pipes_folders_and_places_that_are_not_there_are_refused(tmp_path: Path)
         write_bytes(tmp_path / "none" / "file", b"")
 
 
+def test_paths_that_name_no_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(ValueError, match="'.*circle' cannot be followed"):
+        write_bytes(tmp_path / "circle", b"")
+    for name in ("folder/", "a" * 256, "é" * 128):
+        with pytest.raises(ValueError, match="names no file; expected a name of 1 to 255 bytes"):
+            write_bytes(f"{tmp_path}/{name}", b"")
+    for name in ("a" * 255, "a" * 250, "aé" * 85, os.fsdecode(b"\xff")):
+        write_bytes(tmp_path / name, b"1")
+        assert (tmp_path / name).read_bytes() == b"1"
+    assert not [*tmp_path.glob(".*")]
+    (tmp_path / f".{'a' * 241}.01234567.tmp").touch()
+    remove_leftovers(tmp_path / ("a" * 250))
+    assert not [*tmp_path.glob(".*")]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupted_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
+from ppl_dgm.program import write_bytes
 
 __all__ = ["read_bif", "write_bif"]
 
@@ -141,16 +142,16 @@ def write_bif(net: BayesNet, path: str | os.PathLike) -> Path:
     `read_bif` reads it. Returns the path.
 
     Raises:
-        ValueError: for a net with conditionals that are no tables, or names with quotes.
+        ValueError: for a net with conditionals that are no tables, names with quotes, or a path
+            that is no regular file.
     """
     others = [name for name, node in net.nodes.items() if not isinstance(node, Table)]
     if others:
         raise ValueError(f"the nodes {others} are no tables, and BIF holds only tables")
     blocks = ["network unknown {\n}", *(variable_block(net, name) for name in net.nodes)]
     blocks += [probability_block(net, name) for name in net.nodes]
-    target = Path(path)
-    target.write_text("\n".join(blocks) + "\n", encoding="utf-8")
-    return target
+    write_bytes(path, ("\n".join(blocks) + "\n").encode())
+    return Path(path)
 
 
 def variable_block(net: BayesNet, name: str) -> str:
