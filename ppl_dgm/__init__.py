@@ -10,6 +10,7 @@ from ppl_dgm.environment import __version__ as __version__
 
 if TYPE_CHECKING:
     from ppl_dgm import compression, data, diagnostics, evidence, families, nn, objectives, tasks
+    from ppl_dgm.amortisation import amortisation_gap, refine
     from ppl_dgm.comparison import Comparison, compare
     from ppl_dgm.conditionals import guides
     from ppl_dgm.data import Dataset
@@ -28,6 +29,7 @@ __all__ = [
     "NonFiniteError",
     "Posterior",
     "Program",
+    "amortisation_gap",
     "compare",
     "compression",
     "data",
@@ -43,6 +45,7 @@ __all__ = [
     "pareto_k",
     "plots",
     "posterior",
+    "refine",
     "tasks",
     "to_arviz",
 ]
@@ -55,6 +58,7 @@ _HOMES = {
     "NonFiniteError": "fitting:NonFiniteError",
     "Posterior": "sampling.posterior:Posterior",
     "Program": "program:Program",
+    "amortisation_gap": "amortisation:amortisation_gap",
     "compare": "comparison:compare",
     "fit": "fitting:fit",
     "guides": "conditionals.guides",
@@ -63,6 +67,7 @@ _HOMES = {
     "pareto_k": "sampling.importance:pareto_k",
     "plots": "reporting.plots",
     "posterior": "sampling.posterior:posterior",
+    "refine": "amortisation:refine",
     "to_arviz": "reporting.arviz:to_arviz",
 }
 

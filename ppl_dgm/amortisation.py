@@ -19,6 +19,7 @@ __all__ = ["amortisation_gap", "refine"]
 FAR = 0.5  # of the way that steps in one direction would lead
 
 
+@checked
 def refine(
     program: Program,
     x: Tensor,
@@ -59,7 +60,7 @@ def refine(
         >>> refine(VAE(4, 2, [3]), x, num_steps=2).guide.fn.params.shape
         torch.Size([5, 4])
     """
-    guide: Any = program.guide.fn if program.has_guide else None
+    x, guide = program.as_data(x), program.guide.fn if program.has_guide else None
     if not isinstance(guide, AmortisedGuide):
         raise ValueError(
             f"expected a program with an AmortisedGuide to refine, got {type(guide).__name__}"
@@ -162,6 +163,7 @@ def amortisation_gap(
         >>> amortisation_gap(VAE(4, 2, [3]), x, num_steps=5).gap.shape
         torch.Size([5])
     """
+    x = program.as_data(x)
     refined = refine(
         program, x, *args, num_steps=num_steps, learning_rate=learning_rate, seed=seed, **kwargs
     )

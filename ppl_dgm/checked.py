@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_dgm.arrays import as_argument
+
 __all__ = ["Kind", "Limit", "checked", "kind_of"]
 
 Limit = Annotated[float, "a number"]  # infinite where nothing is limited
@@ -49,6 +51,7 @@ class Kind(NamedTuple):
     holds: Callable[[Any], bool]
     by_value: bool = False  # a number or one of few choices, not an object of some class
     each: "Kind | None" = None  # what a collection holds
+    takes_tensor: bool = False
 
 
 def checked(target: Target) -> Target:
@@ -57,7 +60,8 @@ def checked(target: Target) -> Target:
     Numbers are no booleans and finite but for a `Limit`, whole numbers no floats, one text no
     collection of texts; a `seed` is one that every generator takes.
     `Annotated[kind, words]` takes what the kind does and tells of it in those words; other
-    annotations (`Any`, type variables, protocols) are not looked at.
+    annotations (`Any`, type variables, protocols) are not looked at. Where a Tensor is taken, an
+    array or a Dataset of one tensor is made one.
 
     Raises:
         TypeError, ValueError: on a call, naming the argument, what came and what was expected.
@@ -93,15 +97,34 @@ def _checked(function: Any) -> Any:
             )
         return {name: kind for name, kind in found.items() if kind is not None}
 
+    def taken(name: str, value: Any, args: tuple) -> Any:
+        kind = kinds().get(name)
+        if kind is None or kind.holds(value):
+            return value
+        value = _as_tensor(kind, value)
+        if not kind.holds(value):
+            raise _error(_caller(function, args), name, value, kind)
+        return value
+
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
-            kind = kinds().get(name)
-            if kind is not None and not kind.holds(value):
-                raise _error(_caller(function, args), name, value, kind)
-        return function(*args, **kwargs)
+        given = [taken(name, value, args) for name, value in zip(positional, args, strict=False)]
+        named = {name: taken(name, value, args) for name, value in kwargs.items()}
+        return function(*given, *args[len(given) :], **named)
 
     return call
+
+
+def _as_tensor(kind: Kind, value: Any) -> Any:
+    """Convert an array or Dataset where a tensor is taken.
+
+    A DataFrame becomes a mapping where that is taken too.
+    """
+    if not kind.takes_tensor or isinstance(value, list):
+        return value
+    if hasattr(value, "columns") and kind.holds({}):
+        return {str(name): as_argument(value[name]) for name in value.columns}
+    return as_argument(value)
 
 
 def _caller(function: Any, args: tuple) -> str:
@@ -179,7 +202,8 @@ def _class(kind: Any, parts: tuple[Any, ...]) -> Kind | None:
         return None
     if kind in (list, tuple, set, frozenset) or kind.__module__ == "collections.abc":
         return _collection(kind_of(parts[0]) if parts else None)
-    return Kind(_CURES.get(kind, _with_examples(kind)), lambda value: isinstance(value, kind))
+    told = _CURES.get(kind, _with_examples(kind))
+    return Kind(told, lambda value: isinstance(value, kind), takes_tensor=kind is Tensor)
 
 
 def _with_examples(kind: type) -> str:
@@ -205,6 +229,7 @@ def _either(kinds: list[Kind | None]) -> Kind | None:
         lambda value: any(kind.holds(value) for kind in known),
         any(kind.by_value for kind in known),
         next((kind.each for kind in known if kind.each), None),
+        any(kind.takes_tensor for kind in known),
     )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.arrays import as_argument
 from ppl_dgm.data import Dataset, load_array
-from ppl_dgm.data.conversion import as_argument
 from ppl_dgm.data.tables import read_table
 from ppl_dgm.program import Program
 

@@ -112,6 +112,18 @@ class Table(NodeConditional):
         parents = parents or {}
         return cls(torch.full((*parents.values(), num_states), 1.0 / num_states), tuple(parents))
 
+    def with_parents(self, parents: Sequence[str]) -> "Table":
+        """Return the same table for another node, its numbers shared.
+
+        Example:
+            >>> step = Table([[0.9, 0.1], [0.2, 0.8]], parents=["x1"])
+            >>> step.with_parents(["x2"]).logits is step.logits
+            True
+        """
+        twin = Table(self.probs, parents)
+        twin.logits = self.logits
+        return twin
+
     @property
     def probs(self) -> Tensor:
         """The table, `[*parent_states, K]`."""

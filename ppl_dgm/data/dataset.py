@@ -120,6 +120,19 @@ class Dataset:
             return self.tensors.get("x", next(iter(self.tensors.values())))
         return self.tensors[0]
 
+    def only_tensor(self) -> Tensor:
+        """Return the only tensor, for functions that take one.
+
+        Raises:
+            TypeError: for several tensors.
+        """
+        if len(self.tensors) > 1:
+            raise TypeError(
+                f"data set {self.name!r} has {len(self.tensors)} tensors where one is taken; give "
+                "that one, e.g. data.x"
+            )
+        return self.x
+
     @property
     def event_shape(self) -> torch.Size:
         """Shape of one datum."""

@@ -14,6 +14,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from ppl_dgm.arrays import as_argument
 from ppl_dgm.checked import checked
 from ppl_dgm.sampling.discrepancies import distances
 from ppl_dgm.validation import check_sizes
@@ -85,7 +86,7 @@ def mode_counts(
         >>> mode_counts(torch.tensor([[0.0], [0.1], [5.0]]), torch.tensor([[0.0], [1.0]]), 0.1)
         ModeCounts(1 of 2, quality 66.7%)
     """
-    draws = torch.as_tensor(draws)
+    draws = torch.as_tensor(as_argument(draws))
     if (
         draws.dim() != 2
         or centres.dim() != 2
@@ -312,7 +313,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 def _pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Check two sets of data, `[n, *event]`, and return them."""
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x, y = (torch.as_tensor(as_argument(side)) for side in (x, y))
     if min(x.dim(), y.dim()) < 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(
             f"the two sets have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected [n, *event] "

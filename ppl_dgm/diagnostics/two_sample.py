@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ppl_dgm.arrays import as_argument
 from ppl_dgm.checked import checked
 from ppl_dgm.sampling.discrepancies import distances
 from ppl_dgm.validation import check_sizes
@@ -323,7 +324,7 @@ def _mean_ranks(scores: Tensor) -> Tensor:
 
 def _two_sets(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Two sets as tensors `[n, *event]`, checked."""
-    x, y = (torch.as_tensor(side) for side in (x, y))
+    x, y = (torch.as_tensor(as_argument(side)) for side in (x, y))
     x, y = (side.unsqueeze(-1) if side.dim() == 1 else side for side in (x, y))
     if min(x.dim(), y.dim()) < 1 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(

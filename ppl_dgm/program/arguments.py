@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from ppl_dgm.data.conversion import Arguments, as_argument, as_arguments, is_collection
+from ppl_dgm.arrays import as_argument
+from ppl_dgm.data.conversion import Arguments, as_arguments, is_collection
 
 __all__ = [
     "call_signature",

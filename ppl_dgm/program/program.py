@@ -168,16 +168,20 @@ class Program(ParameterScope):
     def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Convert data to the form that vector families take.
 
-        Images become `[N, D]`, and numbers get the dtype of the parameters.
+        Images become `[N, D]`, and numbers get the dtype of the parameters; so do real covariates.
 
         Programs of users' own get their data as they are.
         """
         like = next((p for p in self.parameters() if p.is_floating_point()), None)
         if not self.vectors or like is None:
             return args, dict(kwargs)
-        fitted = lambda x: as_vectors(x, like) if isinstance(x, Tensor) else x  # noqa: E731
-        named = {name: fitted(v) if name == self.site else v for name, v in kwargs.items()}
-        return (*map(fitted, args[:1]), *args[1:]), named
+        first = [as_vectors(x, like) for x in args[:1]]
+        named = {n: (as_vectors if n == self.site else as_real)(v, like) for n, v in kwargs.items()}
+        return (*first, *(as_real(value, like) for value in args[1:])), named
+
+    def as_data(self, x: Tensor) -> Tensor:
+        """Convert one tensor of data to the form that the program takes; see `adapt`."""
+        return self.adapt((x,), {})[0][0]
 
     def examine_at(
         self,
@@ -384,9 +388,17 @@ class Program(ParameterScope):
         return self
 
 
-def as_vectors(x: Tensor, like: Tensor) -> Tensor:
+def as_vectors(x: Any, like: Tensor) -> Any:
     """Reshape data `[N, ...]` to `[N, D]`.
 
     They get the dtype of a parameter.
     """
+    if not isinstance(x, Tensor):
+        return x
     return (x.flatten(1) if x.dim() > 2 else x).to(like.dtype)
+
+
+def as_real(value: Any, like: Tensor) -> Any:
+    """Give real numbers the dtype of a parameter."""
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(like.dtype) if real else value

@@ -149,6 +149,7 @@ def complete(
         num_moves=(num_moves, LEAST_MOVES),
         num_leapfrog=(num_leapfrog, 1),
     )
+    x = program.as_data(x)
     observed = check_mask(x, observed)
     bound = program.bind(x, *args, **kwargs)
     with undisturbed(program), seeded(seed, bound.device):

@@ -91,6 +91,7 @@ def log_marginal(
         >>> log_marginal(MADE(3, [8]), torch.ones(2, 3), torch.tensor([False, True, True]))
         Marginal(2 data, exact)
     """
+    x = program.as_data(x)
     observed = check_mask(x, observed)
     if num_particles < 2:
         raise ValueError(f"num_particles is {num_particles}; expected at least 2")
@@ -149,6 +150,7 @@ def log_conditional(
         >>> both[0].exact, both[1].std_error
         (True, tensor([0.]))
     """
+    x = program.as_data(x)
     query, given = check_mask(x, query), check_mask(x, given)
     if bool((query & given).any()):
         raise ValueError("an entry is both asked for and given; expected query and given apart")

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from ppl_dgm import Dataset, Program, evidence, fit
-from ppl_dgm.data.conversion import as_argument, as_arguments
+from ppl_dgm.arrays import as_argument
+from ppl_dgm.data.conversion import as_arguments
 
 X = torch.tensor([1.0, -0.5, 2.0, 0.25])
 Y = torch.tensor([0.0, 1.0, 1.0, 2.0])

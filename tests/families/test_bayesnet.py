@@ -1,5 +1,6 @@
 """Bayes nets against enumeration, published marginals, and counting by hand."""
 
+import copy
 import json
 import math
 import warnings
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_dgm import log_weights
+from ppl_dgm import fit, log_weights
 from ppl_dgm.evidence import Exact, ImportanceSampling
 from ppl_dgm.families import IndependentBernoulli, bayesnet
 from ppl_dgm.families.bayesnet import BayesNet, Function, LinearGaussian, Logistic, Neural, Table
@@ -596,3 +597,63 @@ def test_truth_values_of_states_with_other_names_are_refused():
         net.log_evidence({"rain": True})
     with pytest.raises(ValueError, match="True or False, but its states are"):
         Exact()(net, {"rain": torch.tensor([True])})
+
+
+# ---- homogeneous chains and classes --------------------------------------------------------------
+
+
+def test_homogeneous_chain_counts_all_steps_together():
+    x = (torch.rand(200, 4, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    chain = bayesnet.markov_chain(4, homogeneous=True).fit_counts(x, smoothing=0.0)
+    before, after = x[:, :-1].flatten(), x[:, 1:].flatten()
+    rates = torch.stack([after[before == state].mean() for state in (0, 1)])
+    assert torch.allclose(chain.nodes["x3"].probs[:, 1], rates, atol=1e-6)
+    assert chain.num_free_parameters == 3
+    assert len(list(chain.parameters())) == 2
+    start = torch.tensor([[0.0, 1, 1, 0]])
+    factors = [1 - x[:, 0].mean(), rates[0], rates[1], 1 - rates[1]]
+    assert torch.allclose(Exact()(chain, start).log_z.exp(), math.prod(factors).double())
+    copied = copy.deepcopy(chain).double()
+    assert copied.nodes["x2"].logits is copied.nodes["x4"].logits
+
+
+def test_homogeneous_chain_fits_by_gradients_to_the_counts():
+    x = (torch.rand(100, 4, generator=torch.Generator().manual_seed(2)) < 0.3).float()
+    counted = bayesnet.markov_chain(4, homogeneous=True).fit_counts(x, smoothing=0.0)
+    learned = bayesnet.markov_chain(4, homogeneous=True)
+    adam = lambda parameters: torch.optim.Adam(parameters, lr=0.1)  # noqa: E731
+    fit(learned, x, steps=200, optimizer=adam, progress=False, compile=False)
+    assert torch.allclose(learned.nodes["x4"].probs, counted.nodes["x4"].probs, atol=1e-3)
+
+
+def test_marginal_likelihood_of_a_homogeneous_chain():
+    """One Polya urn for all steps, datum by datum."""
+    x = torch.tensor([[0.0, 1, 1], [1, 1, 0]])
+    counts, total = torch.ones(2, 2), math.log(1 / 2 * 1 / 3)  # the first column: 0, then 1
+    for before, after in ((0, 1), (1, 1), (1, 1), (1, 0)):
+        total += math.log(counts[before, after] / counts[before].sum())
+        counts[before, after] += 1
+    found = bayesnet.markov_chain(3, homogeneous=True).dirichlet_evidence(x)
+    assert float(found) == pytest.approx(total, abs=1e-6)
+
+
+def test_classes_of_naive_bayes_by_the_rule_of_bayes():
+    x = (torch.rand(60, 4, generator=torch.Generator().manual_seed(3)) < 0.4).float()
+    net = bayesnet.naive_bayes(2, 3).fit_counts(x)
+    joint = torch.stack(
+        [
+            Exact()(net, torch.cat([torch.full((60, 1), float(y)), x[:, 1:]], 1)).log_z
+            for y in (0, 1)
+        ],
+        1,
+    )
+    assert torch.allclose(net.classify(x[:, 1:]).double(), joint.softmax(1), atol=1e-5)
+    with pytest.raises(ValueError, match="unknown"):
+        net.classify({"colour": x[:, 0]})
+
+
+def test_one_name_is_a_node_and_not_its_letters():
+    net = bayesnet.asia()
+    assert net.d_separated("asia", "smoke")
+    assert not net.d_separated("asia", "smoke", "dysp")
+    assert net.d_separated("xray", ["dysp"], ["either", "bronc"])

@@ -42,8 +42,6 @@ class MADE(AutoregressiveProgram):
         ('exact', torch.Size([3, 5]))
     """
 
-    vectors = True
-
     @checked
     def __init__(
         self,
@@ -124,8 +122,6 @@ class NADE(AutoregressiveProgram):
         >>> NADE(5, hidden=16).sample(3).shape
         torch.Size([3, 5])
     """
-
-    vectors = True
 
     @checked
     def __init__(

@@ -41,6 +41,8 @@ class AutoregressiveProgram(Program):
         num_classes: number of classes, or None.
     """
 
+    vectors = True
+
     def __init__(
         self, net: CausalNet, likelihood: Likelihood, num_classes: int | None = None
     ) -> None:
@@ -77,6 +79,7 @@ class AutoregressiveProgram(Program):
             num_samples, *args, temperature=temperature, progress=progress, **kwargs
         )
 
+    @checked
     def log_class_probs(self, x: Tensor, log_prior: Tensor | None = None) -> Tensor:
         r"""Compute log probabilities of the classes given data.
 
@@ -96,6 +99,7 @@ class AutoregressiveProgram(Program):
         model: Any = self.model.fn
         if model.num_classes is None:
             raise ValueError("the program was made without classes; pass num_classes to it")
+        x = self.as_data(x)
         classes = torch.arange(model.num_classes, device=x.device)
         prior = torch.zeros_like(classes, dtype=x.dtype) if log_prior is None else log_prior
         if prior.shape != classes.shape:
@@ -106,6 +110,7 @@ class AutoregressiveProgram(Program):
             log_probs = model.distribution(labels).log_prob(x.repeat_interleave(len(classes), 0))
         return (log_probs.unflatten(0, (len(x), -1)) + prior).log_softmax(-1)
 
+    @checked
     def fisher_scores(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
         r"""Find the Fisher score of each datum, $\nabla_\theta \log p_\theta(x)$.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
-from ppl_dgm.families.bayesnet.net import BayesNet, Data, check_lengths, check_states
+from ppl_dgm.families.bayesnet.columns import Data, check_lengths, check_states
+from ppl_dgm.families.bayesnet.net import BayesNet
 
 __all__ = ["chow_liu"]
 

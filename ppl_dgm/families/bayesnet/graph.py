@@ -71,7 +71,10 @@ def children_of(parents: Parents) -> dict[str, list[str]]:
 
 
 def d_separated(
-    parents: Parents, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()
+    parents: Parents,
+    first: str | Iterable[str],
+    second: str | Iterable[str],
+    given: str | Iterable[str] = (),
 ) -> bool:
     """Check whether two sets of nodes are d-separated.
 
@@ -90,11 +93,16 @@ def d_separated(
         >>> d_separated(collider, ["rain"], ["sprinkler"], ["wet"])
         False
     """
-    first, second, given = set(first), set(second), set(given)
+    first, second, given = map(named, (first, second, given))
     unknown = (first | second | given) - parents.keys()
     if unknown:
         raise ValueError(f"there are no nodes {sorted(unknown)}; the nodes are {list(parents)}")
     return not (reachable(parents, first - given, given) & second)
+
+
+def named(nodes: str | Iterable[str]) -> set[str]:
+    """Return nodes as a set; one name stands for that node."""
+    return {nodes} if isinstance(nodes, str) else set(nodes)
 
 
 def reachable(parents: Parents, sources: set[str], given: set[str]) -> set[str]:

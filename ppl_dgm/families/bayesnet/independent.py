@@ -42,6 +42,7 @@ class IndependentBernoulli(Program):
         """Probability of a one in each dimension, `[D]`."""
         return self.model.fn.logits.detach().sigmoid()  # type: ignore[attr-defined]
 
+    @checked
     def fit_counts(self, x: Tensor, smoothing: float = 1.0) -> "IndependentBernoulli":
         r"""Fit the probabilities by counting.
 
@@ -54,7 +55,7 @@ class IndependentBernoulli(Program):
         Raises:
             ValueError: for data of another shape or other values, or a negative smoothing.
         """
-        logits = self.model.fn.logits  # type: ignore[attr-defined]
+        logits, x = self.model.fn.logits, self.as_data(x)  # type: ignore[attr-defined]
         if x.dim() != 2 or x.shape[1] != len(logits):
             raise ValueError(f"expected data [N, {len(logits)}], got shape {list(x.shape)}")
         if not bool(((x == 0) | (x == 1)).all()):

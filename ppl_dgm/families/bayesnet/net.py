@@ -10,16 +10,21 @@ from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.tables import NodeConditional, Table
+from ppl_dgm.families.bayesnet.columns import (
+    Data,
+    check_lengths,
+    check_states,
+    columns_of,
+    named_states,
+    numbered,
+)
 from ppl_dgm.families.bayesnet.elimination import log_marginal_of, prototype
 from ppl_dgm.families.bayesnet.graph import d_separated, topological_order
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
 from ppl_dgm.validation import check_sizes
 
-__all__ = ["BayesNet", "Data", "check_lengths", "check_states", "markov_chain", "naive_bayes"]
-
-Data = Tensor | Mapping[str, Tensor]
-YES, NO = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off")
+__all__ = ["BayesNet", "markov_chain", "naive_bayes"]
 
 
 class BayesNet(Program):
@@ -28,8 +33,8 @@ class BayesNet(Program):
     $p(x) = \prod_i p(x_i \mid \mathrm{parents}(x_i))$ (Pearl 1988).
 
     Data are a tensor `[N, number of nodes]` with columns in the order of the nodes, or a mapping
-    from names to columns `[N]`. Discrete variables that the mapping leaves out are summed out
-    exactly: the evidence of partly observed data.
+    from names to columns `[N]`, or a DataFrame with these columns. Discrete variables that these
+    leave out are summed out exactly: the evidence of partly observed data.
 
     Args:
         nodes: the conditional distribution of each variable by name, which names its parents.
@@ -104,9 +109,24 @@ class BayesNet(Program):
     def num_free_parameters(self) -> int:
         """Number of free parameters of all conditional distributions.
 
-        It is 2^n - 1 for the full table of n binary variables, 2n - 1 for a chain.
+        It is 2^n - 1 for the full table of n binary variables, 2n - 1 for a chain. Tables that
+        several nodes share count once.
         """
-        return sum(node.num_free_parameters for node in self.nodes.values())
+        return sum(self.nodes[names[0]].num_free_parameters for names in self._tied)
+
+    @property
+    def _tied(self) -> list[list[str]]:
+        """Names of the nodes, those that share their parameters together."""
+        groups: dict[Any, list[str]] = {}
+        for name, node in self.nodes.items():
+            groups.setdefault(next(map(id, node.parameters()), name), []).append(name)
+        return list(groups.values())
+
+    def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Take named columns, as of a DataFrame, for the data."""
+        if args or not kwargs or not kwargs.keys() <= self.nodes.keys():
+            return super().adapt(args, kwargs)
+        return (dict(kwargs),), {}
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
         """Draw all variables by ancestral sampling.
@@ -118,11 +138,15 @@ class BayesNet(Program):
         return torch.stack([column.to(prototype(self.nodes).dtype) for column in columns], -1)
 
     def d_separated(
-        self, first: Iterable[str], second: Iterable[str], given: Iterable[str] = ()
+        self,
+        first: str | Iterable[str],
+        second: str | Iterable[str],
+        given: str | Iterable[str] = (),
     ) -> bool:
         """Check whether the graph separates two sets of nodes.
 
-        They are then independent given a third set in every net with this graph.
+        They are then independent given a third set in every net with this graph. One name stands
+        for the set of that node.
         """
         return d_separated(self.parents, first, second, given)
 
@@ -167,6 +191,7 @@ class BayesNet(Program):
             log_z = log_marginal_of(self.nodes, (), values)
         return log_z if any(v.dim() for v in values.values()) else log_z.squeeze(0)
 
+    @checked
     def fit_counts(self, x: Data, smoothing: float = 1.0) -> "BayesNet":
         r"""Fit every node in closed form; returns itself.
 
@@ -185,10 +210,19 @@ class BayesNet(Program):
         if smoothing < 0:
             raise ValueError(f"smoothing is {smoothing}; expected a pseudo-count of at least 0")
         columns = self._complete(x)
-        for name, node in self.nodes.items():
-            node.fit(columns[name], [columns[parent] for parent in node.parents], smoothing)
+        for names in self._tied:
+            self.nodes[names[0]].fit(*self._cases(names, columns), smoothing)
         return self
 
+    def _cases(
+        self, names: Sequence[str], columns: Mapping[str, Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Values `[N]` of nodes that share parameters, and of their parents."""
+        parents = zip(*(self.nodes[name].parents for name in names), strict=True)
+        joined = [torch.cat([columns[name] for name in each]) for each in parents]
+        return torch.cat([columns[name] for name in names]), joined
+
+    @checked
     def dirichlet_evidence(self, x: Data, smoothing: float = 1.0) -> Tensor:
         r"""Compute log p(data | graph) in nats.
 
@@ -209,13 +243,36 @@ class BayesNet(Program):
                 f"{smoothing}"
             )
         columns, total = self._complete(x), 0.0
-        for name, node in self.nodes.items():
-            if isinstance(node, Table):
-                counts = node.counts(
-                    columns[name], [columns[parent] for parent in node.parents]
-                ).double()
-                total = total + dirichlet_multinomial(counts, smoothing)
+        for names in self._tied:
+            node: Any = self.nodes[names[0]]
+            counts = node.counts(*self._cases(names, columns)).double()
+            total = total + dirichlet_multinomial(counts, smoothing)
         return torch.as_tensor(total)
+
+    @checked
+    def classify(self, x: Data, label: str = "y") -> Tensor:
+        r"""Compute p(label | x) of each datum, exactly.
+
+        Args:
+            x: data of the other variables: `[N, number of nodes - 1]`, their columns in the order
+                of the nodes, or columns by name, where those left out are summed out.
+            label: name of the discrete variable that is asked for.
+
+        Returns:
+            Probabilities `[N, classes]`.
+
+        Raises:
+            ValueError: as `query`.
+
+        Example:
+            >>> net = naive_bayes(2, 3)
+            >>> x = torch.tensor([[0.0, 0, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 1]])
+            >>> net.fit_counts(x).classify(torch.tensor([[1.0, 1.0, 0.0]])).argmax(-1)
+            tensor([1])
+        """
+        others = [name for name in self.nodes if name != label]
+        given = columns_of(others, x, self.states)
+        return self.query([label], {n: column for n, column in given.items() if n != label})
 
     def _complete(self, x: Data) -> dict[str, Tensor]:
         """Columns of all variables, checked."""
@@ -300,93 +357,6 @@ class BayesNetModel(nn.Module):
         return values
 
 
-def columns_of(
-    nodes: Mapping[str, Any], x: Data, states: Mapping[str, Sequence[str]]
-) -> dict[str, Tensor]:
-    """Return columns `[N]` of data by name.
-
-    The data are a tensor `[N, number of nodes]` or a mapping.
-    """
-    if isinstance(x, Tensor):
-        if x.dim() != 2 or x.shape[1] != len(nodes):
-            raise ValueError(
-                f"expected data [N, {len(nodes)}] with columns {list(nodes)}, got shape "
-                f"{list(x.shape)}"
-            )
-        x = dict(zip(nodes, x.unbind(-1), strict=True))
-    unknown = [name for name in x if name not in nodes]
-    if unknown:
-        raise ValueError(
-            f"the data name the unknown variables {unknown}; the nodes are {list(nodes)}"
-        )
-    check_lengths(x)
-    return {name: numbered(name, states[name], column) for name, column in x.items()}
-
-
-def numbered(name: str, states: Sequence[str], value: Tensor) -> Tensor:
-    """Convert values of a variable to state numbers.
-
-    Truth values go to the states that mean yes and no.
-
-    Raises:
-        ValueError: for truth values where the states have other names.
-    """
-    if value.dtype is not torch.bool or not states:
-        return value
-    yes, no = ([state for state in states if state.lower() in words] for words in (YES, NO))
-    if not (len(states) == 2 and yes and no):
-        raise ValueError(
-            f"variable {name!r} is given True or False, but its states are {list(states)}; give "
-            "their names or numbers"
-        )
-    return torch.where(value, states.index(yes[0]), states.index(no[0]))
-
-
-def check_lengths(columns: Mapping[str, Tensor]) -> None:
-    """Refuse columns of different lengths."""
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"the columns have different lengths {lengths}; expected one value of each variable "
-            "per datum"
-        )
-
-
-def named_states(
-    nodes: Mapping[str, NodeConditional], states: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, ...]]:
-    """Return the state names of every discrete variable.
-
-    They are the numbers of the states by default.
-    """
-    named = {name: tuple(map(str, range(node.num_states or 0))) for name, node in nodes.items()}
-    for name, given in states.items():
-        if (
-            name not in nodes
-            or len(given) != nodes[name].num_states
-            or len(set(given)) < len(given)
-        ):
-            size = nodes[name].num_states if name in nodes else None
-            raise ValueError(
-                f"expected {size} different state names for {name!r}, got {list(given)}"
-            )
-        named[name] = tuple(given)
-    return named
-
-
-def check_states(name: str, num_states: int | None, values: Tensor) -> None:
-    """Refuse labels outside the classes."""
-    if num_states is None or not values.numel():
-        return
-    values = values.double()
-    if bool((values != values.round()).any()) or values.min() < 0 or values.max() >= num_states:
-        raise ValueError(
-            f"variable {name!r} has values outside its classes 0, ..., {num_states - 1} (min "
-            f"{values.min().item():.6g}, max {values.max().item():.6g}); expected whole numbers in "
-            "that range"
-        )
-
-
 def dirichlet_multinomial(counts: Tensor, smoothing: float) -> Tensor:
     """Compute the log probability of observations with given counts.
 
@@ -398,18 +368,25 @@ def dirichlet_multinomial(counts: Tensor, smoothing: float) -> Tensor:
 
 
 @checked
-def markov_chain(num_steps: int, num_states: int = 2) -> BayesNet:
+def markov_chain(num_steps: int, num_states: int = 2, homogeneous: bool = False) -> BayesNet:
     """Make a Markov chain of uniform tables.
 
-    x1 -> x2 -> ... has one table for each step, to be fitted.
+    x1 -> x2 -> ... has one table for each step, to be fitted; or, where it is homogeneous, one
+    table for all steps.
 
     Example:
         >>> markov_chain(5).num_free_parameters  # 2 n - 1
         9
+        >>> markov_chain(5, homogeneous=True).num_free_parameters
+        3
     """
     check_sizes(num_steps=num_steps, num_states=num_states)
     names = [f"x{i + 1}" for i in range(num_steps)]
-    return BayesNet.from_edges(dict.fromkeys(names, num_states), pairwise(names))
+    if not homogeneous:
+        return BayesNet.from_edges(dict.fromkeys(names, num_states), pairwise(names))
+    step = Table.uniform(num_states, {"before": num_states})
+    nodes = {after: step.with_parents([before]) for before, after in pairwise(names)}
+    return BayesNet({names[0]: Table.uniform(num_states), **nodes})
 
 
 @checked

@@ -68,6 +68,7 @@ class RBM(Program):
         """The module behind the model: visible `units`, `weight` and `hidden_bias`."""
         return self.model.fn  # type: ignore[return-value]
 
+    @checked
     def start_from(self, x: Tensor) -> "RBM":
         """Set biases and base measure from data `[N, D]`.
 
@@ -81,15 +82,16 @@ class RBM(Program):
             raise ValueError(
                 f"expected data [N, {num_visible}] with N of at least 2, got shape {list(x.shape)}"
             )
-        self.parts.units.fit_base(x)
+        self.parts.units.fit_base(self.as_data(x))
         return self
 
+    @checked
     def free_energy(self, x: Tensor) -> Tensor:
         """Compute free energies F of data `[..., D]`: `[...]`.
 
         They are in nats; differences are log ratios of probabilities.
         """
-        return self.parts.free_energy(x)
+        return self.parts.free_energy(self.as_data(x))
 
     @checked
     def sample(  # type: ignore[override]

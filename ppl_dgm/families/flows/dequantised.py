@@ -76,6 +76,8 @@ class Dequantised(Program):
         ('lower', torch.Size([5, 3]))
     """
 
+    vectors = True
+
     @checked
     def __init__(self, flow: Flow, levels: int, noise: nn.Module | None = None) -> None:
         if not isinstance(flow, Flow):

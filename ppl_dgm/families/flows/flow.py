@@ -75,6 +75,11 @@ class Flow(Program):
         super().__init__(FlowModel(base, transforms))
 
     @property
+    def vectors(self) -> bool:  # type: ignore[override]
+        """Whether an event is a vector."""
+        return len(self.parts.event_shape) == 1
+
+    @property
     def parts(self) -> "FlowModel":
         """The module behind the model: `base` and `transforms`."""
         return self.model.fn  # type: ignore[return-value]
@@ -86,6 +91,7 @@ class Flow(Program):
         """
         return self.parts.distribution(context)
 
+    @checked
     def latents(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map data `[N, D]` to noise `[N, D]`, differentiably.
 
@@ -93,10 +99,12 @@ class Flow(Program):
             ValueError: data of another shape, no context where one is needed, or one of another
                 length.
         """
+        x = self.as_data(x)
         self.parts.check(x, context)
         with evaluating(self):
             return pull(self.parts.transforms(context), x, len(self.parts.event_shape))[0]
 
+    @checked
     def from_latents(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise `[N, D]` to data `[N, D]`, differentiably.
 
@@ -106,6 +114,7 @@ class Flow(Program):
         with evaluating(self):
             return push(self.parts.transforms(context), z, len(self.parts.noise_shape))[0]
 
+    @checked
     def start(self, x: Tensor, context: Tensor | None = None) -> "Flow":
         """Start the `ActNorm`s from data `[N, D]`.
 
@@ -117,6 +126,7 @@ class Flow(Program):
             ValueError: data of another shape, no context where one is needed, or one of another
                 length.
         """
+        x = self.as_data(x)
         with starting(self) as norms, evaluating(self), torch.no_grad():
             if norms:
                 self.parts.check(x, context)

@@ -46,6 +46,8 @@ class Generator(Program):
         'latent'
     """
 
+    vectors = True
+
     @checked
     def __init__(
         self,

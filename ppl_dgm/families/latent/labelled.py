@@ -46,6 +46,8 @@ class ConditionalVAE(Program):
         (torch.Size([4, 6]), torch.Size([4, 3, 6]))
     """
 
+    vectors = True
+
     @checked
     def __init__(
         self,
@@ -100,6 +102,8 @@ class SemiSupervisedVAE(Program):
         ('latent', torch.Size([4, 3]))
     """
 
+    vectors = True
+
     @checked
     def __init__(
         self,
@@ -122,9 +126,10 @@ class SemiSupervisedVAE(Program):
         model = SemiSupervisedModel(parts[0], num_classes, classifier, classifier_weight)
         super().__init__(model, SemiSupervisedGuide(*parts, num_classes, classifier))
 
+    @checked
     def classify(self, x: Tensor) -> Tensor:
         """q(y | x) of data `[N, D]`: probabilities `[N, C]`."""
-        return self.guide.fn.classifier(x).softmax(-1)  # type: ignore[attr-defined]
+        return self.guide.fn.classifier(self.as_data(x)).softmax(-1)  # type: ignore[attr-defined]
 
 
 def class_parts(

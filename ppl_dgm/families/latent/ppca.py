@@ -56,6 +56,7 @@ class PPCA(Program):
         """
         return self.model.fn.marginal()  # type: ignore[attr-defined]
 
+    @checked
     def fit_closed_form(self, x: Tensor) -> "PPCA":
         r"""Maximise the likelihood of data `[N, D]` in closed form.
 

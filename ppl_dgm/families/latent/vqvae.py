@@ -58,6 +58,8 @@ class VQVAE(Program):
         (torch.Size([5, 2]), torch.Size([2, 6]))
     """
 
+    vectors = True
+
     @checked
     def __init__(
         self,
@@ -90,14 +92,16 @@ class VQVAE(Program):
         model = CodeModel(prior, codebook, encoder, decoder, likelihood, commitment)
         super().__init__(model, CodeGuide(codebook, encoder, levels, temperature))
 
+    @checked
     def encode(self, x: Tensor) -> Tensor:
         """Find the nearest codes of data `[N, D]`: `[N, M]`.
 
         They are whole numbers below the codebook's size.
         """
         guide: Any = self.guide.fn
-        return guide.distances(x).argmin(-1)
+        return guide.distances(self.as_data(x)).argmin(-1)
 
+    @checked
     @torch.no_grad()
     def start_from_kmeans(self, x: Tensor, seed: int = 0) -> "VQVAE":
         """Start the codebook at k-means centres.
@@ -110,7 +114,7 @@ class VQVAE(Program):
         """
         guide: Any = self.guide.fn
         codebook: Codebook = self.model.fn.codebook  # type: ignore[attr-defined,assignment]
-        outputs = guide.encoder(x).flatten(0, -2)
+        outputs = guide.encoder(self.as_data(x)).flatten(0, -2)
         if len(outputs) < len(codebook.vectors):
             raise ValueError(
                 f"there are {len(outputs)} codes for a codebook of {len(codebook.vectors)}; give "

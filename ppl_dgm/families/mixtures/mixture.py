@@ -56,6 +56,7 @@ class Mixture(Program):
         """
         return self.model.fn  # type: ignore[return-value]
 
+    @checked
     def responsibilities(self, x: Tensor) -> Tensor:
         """Compute posterior probabilities of the components: `[N, K]`.
 
@@ -63,10 +64,12 @@ class Mixture(Program):
         """
         return in_double(self.parts).log_joint(x.double()).softmax(-1).to(self.parts.logits)
 
+    @checked
     def cluster(self, x: Tensor) -> Tensor:
         """Most probable component of each datum `[N, D]`: `[N]`."""
         return in_double(self.parts).log_joint(x.double()).argmax(-1)
 
+    @checked
     def start_from_kmeans(
         self, x: Tensor, seed: int = 0, regularisation: float | None = None
     ) -> "Mixture":
@@ -81,6 +84,7 @@ class Mixture(Program):
         parts.maximise(x, kmeans(x, parts.components.num_components, seed), regularisation)
         return self._keep(parts, x)
 
+    @checked
     def fit_em(
         self,
         x: Tensor,
