@@ -14,7 +14,7 @@ from ppl_dgm import Fit, Program, compare, evidence
 from ppl_dgm.comparison.rows import BayesFactor, make_row, sense_of
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.reporting.arviz import stacking_weights
-from ppl_dgm.reporting.plots import ALARM
+from ppl_dgm.reporting.plots.style import ALARM
 
 
 def result(log_z, std_error=0.0, bound="exact", num_dims=8, digest="d", warnings=()):

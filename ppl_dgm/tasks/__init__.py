@@ -3,6 +3,7 @@
 They are completing, conditioning, reconstructing, interpolating and detecting anomalies.
 """
 
+from ppl_dgm.sampling.decoding import decode
 from ppl_dgm.tasks.completion import Completion, complete
 from ppl_dgm.tasks.conditioning import Marginal, log_conditional, log_marginal
 from ppl_dgm.tasks.decoding import interpolate, reconstruct
@@ -13,6 +14,7 @@ __all__ = [
     "Detection",
     "Marginal",
     "complete",
+    "decode",
     "detect",
     "interpolate",
     "log_conditional",

@@ -3,59 +3,15 @@
 from typing import Any, Literal
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program import Bound, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.decoding import decoded
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
 __all__ = ["interpolate", "reconstruct"]
-
-
-class Expectation(Messenger):
-    """Messenger that sets a site to its mean.
-
-    It is the mean of the site's distribution, in place of a draw.
-    """
-
-    def __init__(self, site: str) -> None:
-        super().__init__()
-        self.site = site
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.site:
-            msg["value"], msg["done"] = mean_of(msg["fn"], self.site), True
-
-
-def mean_of(fn: Any, site: str) -> Tensor:
-    """The mean of a site's distribution."""
-    try:
-        return fn.mean
-    except NotImplementedError as error:
-        raise ValueError(
-            f"the distribution of data site {site!r} ({fn}) has no mean in closed form; draw data "
-            "with posterior(...).predict() instead"
-        ) from error
-
-
-def decode(bound: Bound, values: Values, site: str) -> Tensor:
-    """Compute E[x | z] of latent values `[codes, *shape]`.
-
-    The result is `[codes, data, *event]`.
-    """
-    if site not in bound.structure.observed:
-        raise ValueError(
-            f"the program observes {list(bound.structure.observed)}, not {site!r}; name its data: "
-            "Program(..., site=...)"
-        )
-    num_codes = bound.count(values)
-    with Expectation(site):
-        return draw_sites(
-            bound.model, bound.structure, num_codes, bound.args, bound.kwargs, values
-        )[site]
 
 
 def check_drawn(bound: Bound) -> None:
@@ -100,7 +56,7 @@ def reconstruct(
     bound = program.bind(*args, **kwargs)
     check_drawn(bound)
     with undisturbed(program), seeded(seed, bound.device):
-        return decode(bound, bound.draw(num_draws).values, program.site)
+        return decoded(bound, bound.draw(num_draws).values, program.site)
 
 
 @checked
@@ -166,7 +122,7 @@ def interpolate(
         first, last = (density.sample_guide(num_particles)[0].mean(0) for density in densities)
         time = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device)
         points = PATHS[path](first, last, time.reshape(-1, *(1,) * first.dim()))
-        return decode(bounds[0], densities[0].constrain(points), program.site)
+        return decoded(bounds[0], densities[0].constrain(points), program.site)
 
 
 def linear(first: Tensor, last: Tensor, time: Tensor) -> Tensor:

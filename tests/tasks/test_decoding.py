@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from ppl_dgm import Program
-from ppl_dgm.tasks import interpolate, reconstruct
+from ppl_dgm.families import VAE, IndependentBernoulli
+from ppl_dgm.tasks import decode, interpolate, reconstruct
 from ppl_dgm.tasks.decoding import spherical
 
 WEIGHT = torch.tensor([[1.0, 0.5, -1.0], [0.0, 1.0, 0.8]])
@@ -126,3 +128,37 @@ def test_programs_without_latents_or_mean_are_refused():
 
     with pytest.raises(ValueError, match="no mean"):
         reconstruct(Program(meanless), X)
+
+
+# ---- decoding given codes ------------------------------------------------------------------------
+
+
+def two_latents(x=None):
+    with pyro.plate("data", 1 if x is None else len(x)):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(a.unsqueeze(-1) + b, 1.0).to_event(1), obs=x)
+
+
+def test_decode_gives_the_mean_at_named_codes():
+    program = Program(two_latents)
+    codes = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[0.0, 1.0], [3.0, 4.0]])}
+    assert torch.equal(decode(program, codes), torch.tensor([[1.0, 2.0], [5.0, 6.0]]))
+    with pytest.raises(ValueError, match="name them"):
+        decode(program, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"codes of 'b' have shape \[2\]"):
+        decode(program, {"b": torch.zeros(2)})
+    drawn = decode(program, {"b": torch.zeros(2000, 2)})[:, 0]
+    assert abs(float(drawn.std()) - 1) < 0.1
+
+
+def test_decode_leaves_program_and_generator_alone():
+    vae, codes = VAE(6, 2, hidden=[8]), np.zeros((3, 2), dtype="float32")
+    state = torch.get_rng_state()
+    found = decode(vae, codes)
+    assert torch.equal(torch.get_rng_state(), state)
+    net = vae.model.fn.decoder
+    assert torch.allclose(found, net(torch.zeros(3, 2)).sigmoid(), atol=1e-6)
+    assert found.grad_fn is None
+    with pytest.raises(ValueError, match="no latents"):
+        decode(IndependentBernoulli(3), torch.zeros(1, 3))
