@@ -25,6 +25,7 @@ each datum (or for the data set), a gradient counting as three.
 - A point hypothesis: `savage_dickey`, one posterior for both models. As its chains.
 - Finite latents, too many: `GridSampling`, the naive sum by Monte Carlo. K.
 - Counts without limit: `WideSampling`, prior sampling with a far wider proposal. K.
+- The bound over m, as a table and a plot: `over_particles`. replicates * the sum of m.
 - Levels with noise: `over_noise`, a lower bound of their probability. Draws of the noise.
 
 Then believe it only as far as it was tested: `Evidence.warnings` is empty, a second kind of
@@ -50,6 +51,7 @@ from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested import NestedSampling
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.noise import over_noise
+from ppl_dgm.evidence.over_particles import BoundCurve, over_particles
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration
@@ -65,6 +67,7 @@ __all__ = [
     "SMC",
     "SUMO",
     "AdaptiveImportanceSampling",
+    "BoundCurve",
     "BridgeSampling",
     "Estimate",
     "Estimator",
@@ -87,5 +90,6 @@ __all__ = [
     "bridge_iteration",
     "check_moves",
     "over_noise",
+    "over_particles",
     "savage_dickey",
 ]

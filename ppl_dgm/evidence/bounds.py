@@ -48,12 +48,13 @@ class WeightEstimator(Estimator):
     """
 
     num_particles: int = 1000
-    proposal: Proposal = "guide"
-    memory: int = field(default=MEMORY, repr=False)
-    compile: CompileMode = "auto"
+    proposal: Proposal = field(default="guide", kw_only=True)
+    memory: int = field(default=MEMORY, repr=False, kw_only=True)
+    compile: CompileMode = field(default="auto", kw_only=True)
+    least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_least(self, num_particles=2, memory=1)
+        check_least(self, num_particles=self.least, memory=1)
 
     def kind(self, bound: Bound) -> BoundKind:
         return type(self).bound if bound.structure.latents else "exact"
@@ -171,7 +172,8 @@ class IWELBO(WeightEstimator):
 
     $E \log \frac1K \sum_k w_k \le \log Z$ is estimated by its mean over replicates.
 
-    `ImportanceSampling` with the same draws estimates log Z; this stays a bound at any number K.
+    `ImportanceSampling` with the same draws estimates log Z; this stays a bound at any number K,
+    one included, where it is the ELBO. `over_particles` shows how it closes in.
 
     Burda, Grosse and Salakhutdinov (2016), eq. 8. Costs `num_particles * num_replicates` runs.
 
@@ -199,6 +201,7 @@ class IWELBO(WeightEstimator):
     num_particles: int = 32
     num_replicates: int = 32
     bound: ClassVar[BoundKind] = "lower"
+    least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +11,15 @@ import torch
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import CUBO, ELBO, IWELBO, JVI, SUMO, ImportanceSampling
+from ppl_dgm.evidence import (
+    CUBO,
+    ELBO,
+    IWELBO,
+    JVI,
+    SUMO,
+    ImportanceSampling,
+    over_particles,
+)
 from ppl_dgm.evidence.bounds import (
     jackknife,
     leave_one_out,
@@ -206,3 +215,34 @@ def test_a_bias_that_adds_up_over_data_is_told():
     assert any("a bias remains" in warning for warning in found.warnings)
     many = JVI(num_particles=400, num_replicates=20, proposal="prior")(Program(model), x[:20])
     assert not any("a bias remains" in warning for warning in many.warnings)
+
+
+def test_bound_over_particles_rises_from_the_elbo_to_the_evidence():
+    """Proposed from the prior the ELBO is -(E (x - z)^2 + log 2 pi) / 2 with z ~ N(0, 1)."""
+
+    def model(x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.linspace(-1, 1, 200)
+    curve = over_particles(Program(model), x, particles=(1, 8, 512), num_replicates=64)
+    constant = -0.5 * math.log(2 * math.pi)
+    elbo = constant - (x.square() + 1).mean() / 2
+    log_z = dist.Normal(0.0, 2**0.5).log_prob(x).mean()
+    low, middle, high = curve.per_datum
+    assert abs(low - elbo) < 4 * curve.std_error[0]
+    assert low < middle < high < log_z + 4 * curve.std_error[2]
+    assert abs(high - log_z) < 0.01
+    frame = curve.to_dataframe()
+    assert list(frame.index) == [1, 8, 512]
+    assert frame.bound[8] == pytest.approx(float(middle))
+    assert curve.plot().get_xscale() == "log"
+    plt.close("all")
+
+
+def test_replicates_come_second():
+    assert IWELBO(1, 20) == IWELBO(num_particles=1, num_replicates=20)
+    assert JVI(32, 2).order == 2
+    with pytest.raises(ValueError, match="num_particles is 0"):
+        IWELBO(0)
