@@ -44,8 +44,8 @@ class TrainStep:
 
     Args:
         loss: function of the batch that returns a differentiable scalar (nats, for the objectives
-            here). It is run under Pyro's handlers at capture only, so it must not read values on
-            the host.
+            here), or a pair of it and a vector of numbers to be told beside it. It is run under
+            Pyro's handlers at capture only, so it must not read values on the host.
         optimizer: `Adam`, `AdamW` or `SGD` of `torch.optim`, holding the parameters to train.
         clip_norm: scale gradients so that their joint norm is at most this.
         clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
@@ -111,7 +111,7 @@ class TrainStep:
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss.
 
-        The loss, `[]`, is detached.
+        The loss, `[]` or `[numbers]`, is detached.
         """
         self._follow()
         leaves, rest = leaves_and_rest(batch)
@@ -135,8 +135,8 @@ class TrainStep:
     ) -> torch.Tensor:
         """Make `count` steps and return their losses.
 
-        The losses have shape `[count]`. With `guard`, nothing moves after the first one that is not
-        finite, and all later ones are NaN.
+        The losses have shape `[count]`, or `[count, numbers]`. With `guard`, nothing moves after
+        the first one that is not finite, and all later ones are NaN.
 
         Programs with few parameters run in a compiled loop that does not return to Python between
         steps; the numbers of the optimiser are then read before.
@@ -163,7 +163,7 @@ class TrainStep:
         losses = []
         for place in range(count):
             losses.append(self(*(batch if rows is None else self._picked(batch, rows[place]))))
-            if self._guard and not bool(torch.isfinite(losses[-1])):
+            if self._guard and not bool(torch.isfinite(losses[-1].reshape(-1)[0])):
                 losses += [losses[-1]] * (count - len(losses))
                 break
             if between is not None:
@@ -224,7 +224,7 @@ class TrainStep:
         alive = torch.ones((), dtype=torch.bool, device=self._device)
         losses = loop(alive, inputs, batch, steps)[1][:steps]
         if self._guard:
-            self._optimiser.take_back(int(losses.isnan().sum()))
+            self._optimiser.take_back(int(losses.reshape(steps, -1)[:, 0].isnan().sum()))
         return losses
 
     def prepare(self, *batch: Any) -> Compiled:
@@ -290,9 +290,7 @@ class TrainStep:
         """
         parameters = self._optimiser.parameters
         with torch.enable_grad():
-            loss = self._loss(*batch)
-            if loss.dim() != 0:
-                raise CaptureError(f"the loss must be a scalar, got shape {tuple(loss.shape)}")
+            loss, told = _with_numbers(self._loss(*batch))
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
             gradients = {
@@ -302,15 +300,15 @@ class TrainStep:
             }
             if not self._guard and self._clip_norm is None:
                 self._optimiser.move(self._clamped(gradients), rates)
-                return loss.detach(), alive
+                return told.detach(), alive
             norm = _joint_norm(gradients)
             if not self._guard:
                 self._optimiser.move(self._clamped(self._scaled(gradients, norm)), rates)
-                return loss.detach(), alive
+                return told.detach(), alive
             sound = torch.isfinite(norm) & torch.isfinite(loss)
             sound = sound if alive is None else sound & alive
             self._optimiser.move(self._clamped(self._scaled(gradients, norm)), rates, sound)
-            return torch.where(sound, loss.detach(), torch.nan), sound
+            return torch.where(sound, told.detach(), torch.nan), sound
 
     def _scaled(self, gradients: Gradients, norm: torch.Tensor) -> Gradients:
         if self._clip_norm is None:
@@ -325,6 +323,14 @@ class TrainStep:
             p: gradient.clamp(-self._clip_value, self._clip_value)
             for p, gradient in gradients.items()
         }
+
+
+def _with_numbers(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a loss `[]`, and what a step tells: it, and numbers beside it."""
+    loss, *beside = given if isinstance(given, tuple) else (given,)
+    if loss.dim() != 0:
+        raise CaptureError(f"the loss must be a scalar, got shape {tuple(loss.shape)}")
+    return loss, torch.cat([loss.reshape(1), *beside]) if beside else loss
 
 
 def _joint_norm(gradients: Gradients) -> torch.Tensor:

@@ -322,7 +322,7 @@ def check_last_batch(loss: BatchLoss, batches: Batches) -> None:
         return
     try:
         with repeatable(program.model, program.guide):
-            loss.number(*next(batches.from_step(batches.per_epoch - 1)))
+            loss.numbers(*next(batches.from_step(batches.per_epoch - 1)))
     except ValueError as error:
         reason = str(error).partition("Trace Shapes:")[0].strip()
         raise ValueError(

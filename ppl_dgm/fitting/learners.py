@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting.batches import Batches, Rows
-from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.loss import BatchLoss, Told
 from ppl_dgm.fitting.sharing import SharedStepper
 from ppl_dgm.fitting.stepping import Stepper, make_stepper
 from ppl_dgm.objectives.objective import check_count
@@ -44,13 +44,13 @@ class Learner:
         """The optimiser of its parameters."""
         return self.stepper.optimizer
 
-    def step(self, size: int, rows: Rows) -> float:
-        """Make one step and return its loss.
+    def step(self, size: int, rows: Rows) -> Told:
+        """Make one step and return its loss and terms.
 
-        The loss is in nats per datum; where it is NaN, nothing moves.
+        They are in nats per datum; where the loss is NaN, nothing moves.
         """
         value = self.stepper(size, rows)
-        if math.isfinite(value):
+        if math.isfinite(value[0]):
             self._schedule()
             if self.average is not None:
                 self.average.update_parameters(self.module)
@@ -70,7 +70,7 @@ class Learner:
         known = self.scheduler is None or isinstance(self.scheduler, LRScheduler)
         return known and self.num_steps == 1 and self.average is None and self.stepper.has_loop
 
-    def steps(self, size: int, rows: Sequence[Rows]) -> list[float]:
+    def steps(self, size: int, rows: Sequence[Rows]) -> list[Told]:
         """Make a step on each minibatch and return the losses.
 
         They end with the first that is not finite.

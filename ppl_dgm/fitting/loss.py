@@ -14,9 +14,13 @@ from torch import Tensor
 
 from ppl_dgm.fitting.batches import Batch, Scaled
 from ppl_dgm.fitting.mixed_precision import NarrowProducts
+from ppl_dgm.objectives import Objective
 from ppl_dgm.program import Program, unvalidated
 
-__all__ = ["BatchLoss", "explain_nonfinite"]
+__all__ = ["TERMS", "BatchLoss", "Told", "explain_nonfinite"]
+
+TERMS = ("reconstruction", "kl")
+Told = list[float]  # a loss in nats per datum, and the terms of an ELBO if there are any
 
 
 class BatchLoss:
@@ -44,15 +48,21 @@ class BatchLoss:
         self._pairs: dict[float, tuple[Callable, Callable]] = {1.0: (program.model, program.guide)}
 
     def __call__(self, size: int, batch: Batch) -> Tensor:
-        """The differentiable loss."""
+        """Compute the differentiable loss, and the terms of an ELBO.
+
+        `[3]` with them (see `Objective.loss_and_terms`), else `[1]`.
+        """
         (model, guide), (args, kwargs) = self._pair(size), batch
         objective: Any = self.objective
         with self._precision():
-            loss = objective.differentiable_loss(model, guide, *args, **kwargs)
-        return loss / self._divisor(size)
+            if isinstance(objective, Objective):
+                told = objective.loss_and_terms(model, guide, *args, **kwargs)
+            else:
+                told = objective.differentiable_loss(model, guide, *args, **kwargs).reshape(1)
+        return told / self._divisor(size)
 
     def backward(self, size: int, batch: Batch) -> Tensor:
-        """Add gradients to the parameters and return the loss.
+        """Add gradients to the parameters and return the loss, `[1]`.
 
         It is for objectives that do no more than that.
         """
@@ -63,16 +73,20 @@ class BatchLoss:
         for parameter in self.program.parameters():
             if parameter.grad is not None:
                 parameter.grad /= self._divisor(size)
-        return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)
+        value = torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss)
+        return value.reshape(1) / self._divisor(size)
 
     def _precision(self) -> Any:
         return nullcontext() if self.autocast is None else NarrowProducts(self.autocast)
 
-    def number(self, size: int, batch: Batch) -> float:
-        """The loss without gradients."""
+    def numbers(self, size: int, batch: Batch) -> Told:
+        """The loss without gradients, and the terms of an ELBO."""
+        if isinstance(self.objective, Objective):
+            with torch.no_grad():
+                return self(size, batch).tolist()
         (model, guide), (args, kwargs) = self._pair(size), batch
         loss: Any = self.objective.loss(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
-        return float(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)
+        return [float(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)]
 
     @property
     def differentiable(self) -> bool:

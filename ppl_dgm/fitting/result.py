@@ -31,14 +31,17 @@ class Fit:
         program: the program that was given, its parameters as learned (the best seen, where
             validated).
         history: `step` and `objective` (nats per datum, higher is better), both `[steps]`; with
-            validation data also `valid_step` and `valid`, `[validations]`. Of a game, `objective`
-            is the first player's, and each player's own is there too, by its name.
+            validation data also `valid_step` and `valid`, `[validations]`. Where latents are drawn,
+            also the terms of the ELBO, `reconstruction` and `kl`, and `valid_reconstruction` and
+            `valid_kl`, as the objective counts them (before a weight of the KL). Of a game,
+            `objective` is the first player's, and each player's own is there too, by its name.
         steps: optimisation steps made in all, resumed ones included.
         stopped: `"finished"` (all steps were made; see `improving`), `"early"` (validation stopped
             improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
         seconds: wall-clock time of this call.
         compile_seconds: part of `seconds` spent on capture and compilation.
         notes: one line each on what the fit decided, e.g. why it did not compile.
+        epoch_steps: steps in a pass over the data.
         averages: running averages of players' modules, by the player's name, where one was asked
             for.
     """
@@ -50,6 +53,7 @@ class Fit:
     seconds: float
     compile_seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    epoch_steps: int = 1
     averages: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
@@ -99,7 +103,7 @@ class Fit:
         """
         tensors = {f"{PROGRAM_PREFIX}{n}": v for n, v in self.program.state_dict().items()}
         tensors |= {f"history/{name}": value for name, value in self.history.items()}
-        names = ("steps", "stopped", "seconds", "compile_seconds", "notes")
+        names = ("steps", "stopped", "seconds", "compile_seconds", "notes", "epoch_steps")
         about = {name: getattr(self, name) for name in names}
         write_tensors(path, tensors, about | {"made_by": run_environment()})
 
@@ -133,11 +137,10 @@ class Fit:
         """
         import pandas as pd  # noqa: PLC0415 - heavy, and fits are mostly used without
 
-        at = {"valid": "valid_step"}
         parts = [
             pd.DataFrame(
                 {
-                    "step": self.history[at.get(name, "step")].numpy(),
+                    "step": self.history[step_of(name)].numpy(),
                     "quantity": name,
                     "value": values.numpy(),
                 }
@@ -146,6 +149,18 @@ class Fit:
             if name not in ("step", "valid_step")
         ]
         return pd.concat(parts, ignore_index=True)
+
+    def per_epoch(self) -> Any:
+        """Average the history over each epoch, which ends at a step.
+
+        Validations stand where they were made; the last epoch may be cut short.
+
+        Returns:
+            A pandas DataFrame with a column for each quantity, indexed by `epoch`, from 1.
+        """
+        frame = self.to_dataframe()
+        epoch = ((frame.step - 1) // self.epoch_steps + 1).rename("epoch")
+        return frame.groupby([epoch, "quantity"], sort=False).value.mean().unstack()
 
     def _repr_html_(self) -> str:
         last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]
@@ -167,6 +182,11 @@ class Fit:
         from ppl_dgm.reporting.plots import plot_curves  # noqa: PLC0415
 
         return plot_curves({"objective": self.history}, ax)
+
+
+def step_of(name: str) -> str:
+    """Name of the steps at which a quantity of a history was found."""
+    return "valid_step" if name.partition("_")[0] == "valid" else "step"
 
 
 def is_late_best(values: Tensor) -> bool:

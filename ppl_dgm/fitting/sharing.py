@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_dgm.fitting.batches import Batches, Rows
-from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.loss import TERMS, BatchLoss
 from ppl_dgm.fitting.stepping import Stepper
 from ppl_dgm.program import Program
 from ppl_dgm.ranks import Ranks
@@ -38,10 +38,13 @@ class SharedStepper(Stepper):
     def _gradients(self, size: int, rows: Rows) -> Tensor:
         share = self.ranks.share(size)
         own = share.stop - share.start
-        value = torch.zeros((), device=self._parameters[0].device)
+        value = torch.zeros(1 + len(TERMS), device=self._parameters[0].device)
+        told = 1
         if own:
             mine = rows[share] if isinstance(rows, Tensor) else share
-            value = super()._gradients(own, mine).reshape(())
+            found = super()._gradients(own, mine)
+            told = len(found)
+            value[:told] = found
         parameters = [p for p in self._parameters if p.requires_grad]
         moved = torch.tensor([p.grad is not None for p in parameters], device=value.device).double()
         for parameter in parameters:
@@ -50,11 +53,12 @@ class SharedStepper(Stepper):
         averages = [value, *(p.grad for p in parameters if p.grad is not None), *self._buffers]
         for tensor in averages:
             tensor.detach().mul_(own / size)
+        counts = self.ranks.gather(told)
         self.ranks.sum_([*averages, moved])
-        for parameter, count in zip(parameters, moved.tolist(), strict=True):
-            if not count:  # as with one process, the optimiser leaves it alone
+        for parameter, number in zip(parameters, moved.tolist(), strict=True):
+            if not number:  # as with one process, the optimiser leaves it alone
                 parameter.grad = None
-        return value
+        return value[: max(counts)]
 
     @property
     def _buffers(self) -> list[Tensor]:

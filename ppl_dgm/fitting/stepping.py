@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
 from ppl_dgm.compile.jit import pays
 from ppl_dgm.fitting.batches import Batches, Rows
-from ppl_dgm.fitting.loss import BatchLoss
+from ppl_dgm.fitting.loss import BatchLoss, Told
 
 __all__ = ["Stepper", "make_stepper"]
 
@@ -22,8 +22,8 @@ TRIAL_STEPS = 12  # eager steps that are timed before deciding to compile
 class Stepper:
     """Optimisation step on a minibatch, run eagerly.
 
-    It returns the loss in nats per datum; where that is NaN, parameters and optimiser are left as
-    they were.
+    It tells the loss in nats per datum, and the terms of an ELBO; where the loss is NaN, parameters
+    and optimiser are left as they were.
     """
 
     def __init__(
@@ -34,24 +34,24 @@ class Stepper:
         self.notes: list[str] = []
         self.announce: Callable[[str], None] = lambda message: None
 
-    def __call__(self, size: int, rows: Rows) -> float:
+    def __call__(self, size: int, rows: Rows) -> Told:
         self.optimizer.zero_grad(set_to_none=True)
         value = self._gradients(size, rows)
         parameters = self._parameters
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not bool(torch.isfinite(norm) & torch.isfinite(value)):
-            return float("nan")
+        if not bool(torch.isfinite(norm) & torch.isfinite(value[0])):
+            return [math.nan]
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         self.optimizer.step()
-        return float(value)
+        return value.tolist()
 
     def _gradients(self, size: int, rows: Rows) -> Tensor:
         batch = self.batches.select(rows)
         if not self.loss.differentiable:
             return self.loss.backward(size, batch)
         value = self.loss(size, batch)
-        value.backward(inputs=[p for p in self._parameters if p.requires_grad])
+        value[0].backward(inputs=[p for p in self._parameters if p.requires_grad])
         return value.detach()
 
     @property
@@ -65,7 +65,7 @@ class Stepper:
 
     def many(
         self, size: int, rows: Sequence[Rows], between: Callable[[], Any] | None
-    ) -> list[float]:
+    ) -> list[Told]:
         """Make a step on each minibatch and return the losses.
 
         They end with the first that is not finite. `between` is called after each step.
@@ -73,7 +73,7 @@ class Stepper:
         values = []
         for part in rows:
             values.append(self(size, part))
-            if not math.isfinite(values[-1]):
+            if not math.isfinite(values[-1][0]):
                 break
             if between is not None:
                 between()
@@ -112,7 +112,7 @@ class CompiledStepper(Stepper):
         self.times: list[float] = []
         self.gave_up = False
 
-    def __call__(self, size: int, rows: Rows) -> float:
+    def __call__(self, size: int, rows: Rows) -> Told:
         self.remaining -= 1
         if size != self.size:
             return super().__call__(size, rows)
@@ -131,7 +131,7 @@ class CompiledStepper(Stepper):
 
     def many(
         self, size: int, rows: Sequence[Rows], between: Callable[[], Any] | None
-    ) -> list[float]:
+    ) -> list[Told]:
         if self.step is None or not self.has_loop or size != self.size:
             return super().many(size, rows, between)
         self.remaining -= len(rows)
@@ -139,14 +139,14 @@ class CompiledStepper(Stepper):
 
     def _compiled(
         self, step: TrainStep, rows: Sequence[Rows], between: Callable[[], Any] | None
-    ) -> list[float]:
+    ) -> list[Told]:
         try:
             values = self._called(step, rows, between)
         except CaptureError as error:  # modules that were set differently had to be captured anew
             self._give_up(error)
             self.remaining += len(rows)
             return super().many(self.size, rows, between)
-        made = next((i + 1 for i, v in enumerate(values) if not math.isfinite(v)), None)
+        made = next((i + 1 for i, v in enumerate(values) if not math.isfinite(v[0])), None)
         if made is not None:  # gradients stay inside the compiled step, and the fault may be theirs
             self.optimizer.zero_grad(set_to_none=True)
             self._gradients(self.size, rows[made - 1])
@@ -154,9 +154,9 @@ class CompiledStepper(Stepper):
 
     def _called(
         self, step: TrainStep, rows: Sequence[Rows], between: Callable[[], Any] | None
-    ) -> list[float]:
+    ) -> list[Told]:
         if not step.has_loops:
-            return [float(step(*self.batches.select(part))) for part in rows]
+            return [step(*self.batches.select(part)).tolist() for part in rows]
         given = self._stacked(rows)
         return step.repeat(
             len(rows), *self.batches.everything, rows=given, between=between
@@ -200,7 +200,7 @@ class CompiledStepper(Stepper):
             raise CaptureError(undifferentiable(self.loss))
         loss, size = self.loss, self.size  # a step that held the stepper would outlive the fit
         step = TrainStep(
-            lambda args, kwargs: loss(size, (args, kwargs)),
+            lambda args, kwargs: split(loss(size, (args, kwargs))),
             self.optimizer,
             clip_norm=self.clip_norm,
             guard=True,
@@ -216,6 +216,11 @@ class CompiledStepper(Stepper):
     @property
     def compile_seconds(self) -> float:
         return self.step.seconds if self.step else 0.0
+
+
+def split(told: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and what is told beside it."""
+    return told[0], told[1:].detach()
 
 
 def make_stepper(

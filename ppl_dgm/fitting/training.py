@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ppl_dgm.fitting.batches import Batches, Rows
 from ppl_dgm.fitting.callbacks import Callback, Progress
 from ppl_dgm.fitting.checkpoint import CheckpointFile, identity_of_fit
 from ppl_dgm.fitting.learners import Learner
-from ppl_dgm.fitting.loss import BatchLoss, explain_nonfinite
+from ppl_dgm.fitting.loss import TERMS, BatchLoss, Told, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
 from ppl_dgm.generators import generator_states, seed_generators, set_generator_states
 from ppl_dgm.objectives import Objective
@@ -44,6 +45,7 @@ class State:
     valid_step: list[int] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
     players: dict[str, list[float]] = field(default_factory=dict)
+    terms: dict[str, list[float]] = field(default_factory=dict)
     best: dict[str, Any] | None = None
 
     @property
@@ -184,8 +186,11 @@ class Training:
             learner.name: [self._step(learner, *part) for part in dealt[: learner.num_steps]]
             for learner in reversed(self.learners)
         }
-        means = {name: -sum(steps) / len(steps) for name, steps in values.items()}
+        means = {name: -sum(s[0] for s in steps) / len(steps) for name, steps in values.items()}
         self.state.objective.append(means[self.learners[0].name])
+        self._keep_terms(
+            [fmean(column) for column in zip(*values[self.learners[0].name], strict=True)]
+        )
         if len(self.learners) > 1:
             for name, mean in means.items():
                 self.state.players.setdefault(name, []).append(mean)
@@ -195,17 +200,24 @@ class Training:
         """Let the only learner make many steps in one call."""
         learner = self.learners[0]
         values = learner.steps(self.batches.batch_size, rows)
-        sound = [value for value in values if math.isfinite(value)]
-        self.state.objective += [-value for value in sound]
+        sound = [value for value in values if math.isfinite(value[0])]
+        self.state.objective += [-value[0] for value in sound]
+        for value in sound:
+            self._keep_terms(value)
         self.state.step += len(sound)
         self._anneal(self.state.step - 1)
         if len(sound) < len(values):
-            self._stop_nonfinite(learner, values[-1], rows[len(sound)])
+            self._stop_nonfinite(learner, values[-1][0], rows[len(sound)])
 
-    def _step(self, learner: Learner, size: int, rows: Rows) -> float:
+    def _keep_terms(self, told: Told, prefix: str = "") -> None:
+        """Keep the terms of an ELBO beside its loss."""
+        for name, value in zip(TERMS, told[1:], strict=False):
+            self.state.terms.setdefault(prefix + name, []).append(value)
+
+    def _step(self, learner: Learner, size: int, rows: Rows) -> Told:
         value = learner.step(size, rows)
-        if not math.isfinite(value):
-            self._stop_nonfinite(learner, value, rows)
+        if not math.isfinite(value[0]):
+            self._stop_nonfinite(learner, value[0], rows)
         return value
 
     def _stop_nonfinite(self, learner: Learner, value: float, rows: Rows) -> None:
@@ -249,20 +261,23 @@ class Training:
         modules = [learner.module for learner in self.learners]
         with evaluating(program, *modules), torch.no_grad(), seeded(0, device_of(program)):
             mine = islice(valid.in_order(), self.ranks.rank, None, self.ranks.size)
-            total = self._sum(loss.number(size, batch) * size for size, batch in mine)
+            parts = [
+                [size / valid.num_data * number for number in loss.numbers(size, batch)]
+                for size, batch in mine
+            ]
+        told = self._sum(parts)
         self.state.valid_step.append(self.state.step)
-        self.state.valid.append(-total / valid.num_data)
+        self.state.valid.append(-told[0])
+        self._keep_terms(told, "valid_")
         for learner in self.learners:
-            learner.validated(total / valid.num_data)
+            learner.validated(told[0])
         if self.state.stale == 0 and math.isfinite(self.state.valid[-1]):
             self.state.best = tree_map(torch.clone, self._weights())
 
-    def _sum(self, numbers: Iterable[float]) -> float:
-        """Add numbers of all processes."""
-        total = torch.tensor([sum(numbers)], dtype=torch.float64)
-        total = total.to(device_of(self.loss.program))
-        self.ranks.sum_([total])
-        return total.item()
+    def _sum(self, parts: Iterable[Told]) -> Told:
+        """Add what was told in all processes."""
+        found = list(chain.from_iterable(self.ranks.gather(list(parts))))
+        return [sum(column) for column in zip(*found, strict=True)]
 
     @property
     def _modules(self) -> dict[str, torch.nn.Module]:
@@ -308,12 +323,13 @@ class Training:
             notes=tuple(
                 dict.fromkeys(chain(self.notes, *(s.stepper.notes for s in self.learners)))
             ),
+            epoch_steps=-(-self.batches.per_epoch // self._width),
             averages={one.name: one.average.module for one in self.learners if one.average},
         )
 
     def _history(self) -> dict[str, Tensor]:
         state = self.state
-        figures = {"objective": state.objective, **state.players}
+        figures = {"objective": state.objective, **state.players, **state.terms}
         history = {"step": torch.arange(1, state.step + 1)}
         history |= {
             name: torch.tensor(values, dtype=torch.float64) for name, values in figures.items()

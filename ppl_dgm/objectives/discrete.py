@@ -399,6 +399,7 @@ class ReweightedWakeSleep(Objective):
             values = bound.draw(self.num_particles).values
         log_q, joint = bound.log_guide(values), bound.log_joint(values)
         log_w = joint.total - log_q.detach()
+        self.record(joint, log_q)
         guide = (1 - self.sleep) * (log_w.detach().softmax(0) * zero_valued(log_q)).sum(0)
         if self.sleep:
             guide = guide + self.sleep * zero_valued(log_guide_of_dream(bound))

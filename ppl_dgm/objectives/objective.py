@@ -60,6 +60,7 @@ class Objective(pyro.infer.ELBO):
             torch.tensor(kl_weight(0), dtype=torch.float64) if callable(kl_weight) else None
         )
         self._structures: dict[Any, Structure] = {}
+        self._terms: list[Tensor] | None = None
 
     @abstractmethod
     def value(self, bound: Bound) -> Tensor:
@@ -84,6 +85,24 @@ class Objective(pyro.infer.ELBO):
         structure = self.structure_of(model, guide, args, kwargs)
         bound = Bound(model, guide, structure, args, kwargs, keeps_guide_factors=True)
         return -self.value(bound).sum()
+
+    def loss_and_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        r"""Compute the loss and the two terms of the ELBO at its draws.
+
+        The terms are $\mathbb{E}_q \log p(x \mid z)$ (reconstruction) and $\mathbb{E}_q \log
+        q(z \mid x) / p(z)$ (KL), as the objective counts them, scaled and summed over data, in
+        nats, without gradient.
+
+        Returns:
+            `[3]`: loss, reconstruction, KL; `[1]`, the loss alone, where no latents are drawn.
+        """
+        self._terms = []
+        try:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            drawn = self.structure_of(model, guide, args, kwargs).latents
+            return torch.stack([loss, *(self._terms[-2:] if drawn else ())])
+        finally:
+            self._terms = None
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Minus the objective as a number."""
@@ -145,9 +164,23 @@ class Objective(pyro.infer.ELBO):
         They are log p(x | z) + kl_weight (log p(z) - log q(z | x)), `[particles, data]` or
         `[particles]`.
         """
+        self.record(joint, log_q)
         if isinstance(self.weight, float) and self.weight == 1.0:
             return joint.total - log_q
         return joint.likelihood + self.weight * (joint.prior - log_q)
+
+    def record(self, joint: LogJoint, log_q: Any) -> None:
+        """Keep the terms of the ELBO for `loss_and_terms`.
+
+        Log densities are as in `log_weights`.
+        """
+        if self._terms is None:
+            return
+        with torch.no_grad():
+            terms = torch.broadcast_tensors(
+                torch.as_tensor(joint.likelihood), torch.as_tensor(log_q - joint.prior)
+            )
+            self._terms += [(term.mean(0) * joint.scale).sum() for term in terms]
 
     def _get_trace(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]

@@ -78,10 +78,8 @@ class FreeBits(Objective):
         draw = draw_pairs(bound)
         check_order(draw, bound.structure)
         floored = [self.floored(pair, draw.scale).sum() for pair in draw.pairs]
-        return (
-            self.log_weights(LogJoint(-torch.stack(floored).sum(), draw.likelihood), 0.0)
-            * draw.scale
-        )
+        joint = LogJoint(-torch.stack(floored).sum(), draw.likelihood.unsqueeze(0), draw.scale)
+        return self.log_weights(joint, 0.0).mean(0) * draw.scale
 
     def floored(self, pair: Pair, scale: Any) -> Tensor:
         """Compute the floored KL divergences of the groups.
@@ -232,7 +230,8 @@ class BetaTC(Objective):
             marginals - prior,
         )
         divergence = self.alpha * information + self.beta * correlation + self.gamma * dimensions
-        return self.log_weights(LogJoint(-divergence, draw.likelihood), 0.0) * draw.scale
+        joint = LogJoint(-divergence, draw.likelihood.unsqueeze(0), draw.scale)
+        return self.log_weights(joint, 0.0).mean(0) * draw.scale
 
     def log_mixing(self, each: Tensor) -> Tensor:
         """Compute mixture log weights `[data, data]` of the aggregate posterior.
