@@ -11,28 +11,26 @@ out. `evidence_seeds.py` makes the table over seeds.
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from provenance import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from evidence.case_programs import CASES, Case  # noqa: E402
-from provenance import provenance  # noqa: E402
-
-from ppl_dgm.evidence import (  # noqa: E402
+from ppl_dgm.data.problems import Problem as Case
+from ppl_dgm.data.problems.published import published
+from ppl_dgm.evidence import (
     BridgeSampling,
     Estimator,
     Laplace,
     LearnedHarmonicMean,
     PriorSampling,
 )
-from ppl_dgm.evidence.nested import NestedSampling, dynesty  # noqa: E402
-from ppl_dgm.evidence.smc import SMC  # noqa: E402
+from ppl_dgm.evidence.nested import NestedSampling, dynesty
+from ppl_dgm.evidence.smc import SMC
 
+ROOT = Path(__file__).resolve().parents[1]
+CASES = {case.name: case for case in published()}
 TABLE = ROOT / "benchmarks" / "results" / "evidence_cases.md"
 HEAD = [
     "# Estimators on programs of known evidence",

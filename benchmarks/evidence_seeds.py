@@ -13,26 +13,17 @@ import argparse
 import math
 import multiprocessing
 import resource
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from provenance import provenance
+from rows import Row, Rows, markdown
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from evidence.case_programs import CASES, Case  # noqa: E402
-from evidence.kind_programs import KINDS  # noqa: E402
-from provenance import provenance  # noqa: E402
-from rows import Row, Rows, markdown  # noqa: E402
-
-from ppl_dgm.evidence import (  # noqa: E402
+from ppl_dgm.data.problems import Outcome, Problem, load_all, run, summarise
+from ppl_dgm.evidence import (
     AdaptiveImportanceSampling,
     BridgeSampling,
     Evidence,
@@ -41,14 +32,12 @@ from ppl_dgm.evidence import (  # noqa: E402
     PriorSampling,
     auto,
 )
-from ppl_dgm.evidence.nested import NestedSampling  # noqa: E402
-from ppl_dgm.evidence.smc import SMC  # noqa: E402
-from ppl_dgm.sampling.effort import limited_effort  # noqa: E402
+from ppl_dgm.evidence.nested import NestedSampling
+from ppl_dgm.evidence.smc import SMC
 
-ALL = CASES | {case.name: case for case in KINDS}
+ROOT = Path(__file__).resolve().parents[1]
+ALL = load_all()
 RESULTS = ROOT / "benchmarks" / "results" / "evidence_seeds.csv"
-MISS = 0.02  # nats
-DIGITS = 1e-5  # nats, to which truths and rows are known
 MEMBERS: dict[str, Callable[..., Evidence]] = {
     "auto": auto,
     "AdaptiveImportanceSampling": AdaptiveImportanceSampling(),
@@ -72,21 +61,12 @@ HEAD = (
 )  # fmt: skip
 
 
-def run_once(case: Case, estimator: Callable[..., Evidence], seed: int) -> Row:
+def run_once(problem: Problem, estimator: Callable[..., Evidence], seed: int) -> Row:
     """The row of one run, or of its error."""
     torch.set_num_threads(1)
-    start = time.process_time()
-    try:
-        with limited_effort(math.inf) as effort:
-            found = estimator(case.program(), *case.args, seed=seed)
-    except Exception as error:  # whatever stops an estimator is what the row tells
-        spent = time.process_time() - start
-        return row_of("raised", math.nan, math.nan, spent, f"{type(error).__name__}: {error}")
-    spent = time.process_time() - start
-    status = "fine" if found.reliable else "alarm"
-    text = found.estimator + "".join(f"; {warning}" for warning in found.warnings)
-    numbers = float(found.total), float(found.total_std_error)
-    return row_of(status, *numbers, spent, text, effort.spent)
+    found = run(problem, estimator, seed)
+    numbers = found.log_z, found.std_error, found.seconds
+    return row_of(found.status, *numbers, found.text, found.densities)
 
 
 def row_of(
@@ -118,61 +98,47 @@ def limited(run: Callable[[], Row], limit: int) -> Row:
         process.join()
 
 
-@dataclass(frozen=True)
-class Error:
-    """The error of a run, and its standard error."""
+def outcome_of(row: Row) -> Outcome:
+    """What a row tells."""
+    problem = ALL[row["case"]]
+    numbers = (float(row[name]) for name in ("log_z", "std_error", "seconds"))
+    log_z, std_error, seconds = numbers
+    return Outcome(
+        row["case"],
+        row["estimator"],
+        int(row["seed"]),
+        row["status"],
+        log_z,
+        std_error,
+        seconds,
+        row["text"],
+        problem.log_z,
+        problem.reference_error,
+        float(row.get("densities") or "nan"),
+    )
 
-    off: float
-    scale: float
-    silent: bool
 
-    @classmethod
-    def of(cls, row: Row, case: Case) -> "Error":
-        """From a row."""
-        scale = math.hypot(float(row["std_error"]), case.reference_error)
-        return cls(float(row["log_z"]) - case.log_z, scale, row["status"] == "fine")
-
-    @property
-    def missed(self) -> bool:
-        """Whether it is a silent miss."""
-        return self.silent and not abs(self.off) <= max(MISS, 4 * self.scale)
-
-
-def line_of(case: Case, name: str, rows: Sequence[Row]) -> list[str]:
+def line_of(names: tuple[str, str], found: Any) -> list[str]:
     """One line of the table."""
-    errors = [Error.of(row, case) for row in rows]
-    known = [e for e in errors if math.isfinite(e.off)]
-    count = len(rows)
-    alarms = sum(row["status"] in ("alarm", "raised") for row in rows)
-    late = sum(row["status"] == "late" for row in rows)
-    times = [float(row["seconds"]) for row in rows if row["status"] != "late"]
-    seconds = f"{median(times):.1f}" if times else "-"
-    counts = [float(row["densities"]) for row in rows if row.get("densities", "nan") != "nan"]
-    densities = f"{median(counts) / 1000:,.0f}" if counts else "-"
-    misses = str(sum(e.missed for e in errors))
-    ends = [f"{alarms}/{count}", misses, str(late), seconds, densities]
-    if not known:
-        return [case.name, name, str(count), "-", "-", "-", *ends]
-    offs = [e.off for e in known]
-    spread = f" +- {stdev(offs) / len(offs) ** 0.5:.4f}" if len(offs) > 1 else ""
-    covered = sum(abs(e.off) <= 2 * e.scale + DIGITS for e in known)
-    scale = mean(e.scale for e in known)
-    middle = [f"{mean(offs):+.4f}{spread}", f"{scale:.4f}", f"{covered}/{len(known)}"]
-    return [case.name, name, str(count), *middle, *ends]
+    count, seconds = int(found.seeds), found.seconds
+    ends = [f"{int(found.alarms)}/{count}", str(int(found.missed)), str(int(found.late))]
+    ends.append(f"{seconds:.1f}" if math.isfinite(seconds) else "-")
+    thousands = found.densities / 1000
+    ends.append(f"{thousands:,.0f}" if math.isfinite(thousands) else "-")
+    if not found.numbers:
+        return [*names, str(count), "-", "-", "-", *ends]
+    spread = f" +- {found.bias_error:.4f}" if math.isfinite(found.bias_error) else ""
+    covered = f"{int(found.covered)}/{int(found.numbers)}"
+    middle = [f"{found.bias:+.4f}{spread}", f"{found.std_error:.4f}", covered]
+    return [*names, str(count), *middle, *ends]
 
 
 def write_table(rows: Rows, note: str) -> None:
     """Write the table of all rows, cases in their order."""
     found = rows.read()
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in found:
-        groups.setdefault((row["case"], row["estimator"]), []).append(row)
-    lines = [
-        line_of(ALL[case], name, groups[case, name])
-        for case in ALL
-        for name in MEMBERS
-        if (case, name) in groups
-    ]
+    table = summarise(map(outcome_of, found))
+    wanted = [(case, name) for case in ALL for name in MEMBERS if (case, name) in table.index]
+    lines = [line_of(names, table.loc[names]) for names in wanted]
     seeds = 1 + max((int(row["seed"]) for row in found), default=0)
     text = [TEXT, "", markdown(list(HEAD), lines), "", provenance(f"0 to {seeds - 1}")]
     rows.path.with_suffix(".md").write_text(
@@ -180,9 +146,7 @@ def write_table(rows: Rows, note: str) -> None:
     )
 
 
-def wanted(
-    cases: Iterable[str], names: Iterable[str], seeds: int
-) -> Iterable[tuple[str, str, int]]:
+def runs(cases: Iterable[str], names: Iterable[str], seeds: int) -> Iterable[tuple[str, str, int]]:
     """The runs, all cases of one estimator and seed together."""
     return ((case, name, seed) for name in names for seed in range(seeds) for case in cases)
 
@@ -198,8 +162,8 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a line that stands under the table")
     given = parser.parse_args()
     rows = Rows(given.rows, ("case", "estimator", "seed"))
-    MEMBERS["PriorSampling"](CASES["tfp_ais_loggamma"].program())  # what a first use imports
-    for case, name, seed in wanted(given.cases or ALL, given.only, given.seeds):
+    MEMBERS["PriorSampling"](ALL["tfp_ais_loggamma"].program())  # what a first use imports
+    for case, name, seed in runs(given.cases or ALL, given.only, given.seeds):
         if rows.find(case, name, seed) is None:
             once = lambda: run_once(ALL[case], MEMBERS[name], seed)  # noqa: B023, E731
             run = limited(once, given.limit)

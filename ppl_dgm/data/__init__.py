@@ -5,8 +5,11 @@ Data sets are tensors with their splits, support and units.
 A `Dataset` is what `fit` and every estimator take besides plain tensors. `load_digits` needs no
 network, `load_binarized_mnist` and `load_mnist` fetch the originals or read a folder, `load_array`
 reads the user's own files, and `load_density` draws from `DENSITIES`, two-dimensional distributions
-with an exact log-density.
+with an exact log-density. `problems` are programs of known evidence.
 """
+
+from importlib import import_module
+from types import ModuleType
 
 from ppl_dgm.data.dataset import Dataset, as_dataset
 from ppl_dgm.data.densities import (
@@ -35,3 +38,9 @@ __all__ = [
     "load_mnist",
     "pinwheel",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name != "problems":  # programs, which lie above this room
+        raise AttributeError(f"module 'ppl_dgm.data' has no attribute {name!r}")
+    return import_module("ppl_dgm.data.problems")
