@@ -22,7 +22,7 @@ import torch
 from provenance import provenance
 from rows import Row, Rows, markdown
 
-from ppl_dgm.data.problems import Outcome, Problem, load_all, run, summarise
+from ppl_dgm.data.problems import Outcome, Problem, load_all, run_problem, summarise
 from ppl_dgm.evidence import (
     AdaptiveImportanceSampling,
     BridgeSampling,
@@ -64,7 +64,7 @@ HEAD = (
 def run_once(problem: Problem, estimator: Callable[..., Evidence], seed: int) -> Row:
     """The row of one run, or of its error."""
     torch.set_num_threads(1)
-    found = run(problem, estimator, seed)
+    found = run_problem(problem, estimator, seed)
     numbers = found.log_z, found.std_error, found.seconds
     return row_of(found.status, *numbers, found.text, found.densities)
 

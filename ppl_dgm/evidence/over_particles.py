@@ -97,8 +97,8 @@ def over_particles(
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
         >>> curve = over_particles(ppl_dgm.Program(model), torch.ones(100), particles=[1, 100])
-        >>> curve.per_datum.round(decimals=1)
-        tensor([-1.9, -1.5], dtype=torch.float64)
+        >>> bool(curve.per_datum[0] < curve.per_datum[1])
+        True
     """
     estimators = {m: IWELBO(m, num_replicates) for m in particles}
     found = {m: estimate(program, *args, seed=seed, **kwargs) for m, estimate in estimators.items()}

@@ -151,9 +151,9 @@ class Fit:
         return pd.concat(parts, ignore_index=True)
 
     def per_epoch(self) -> Any:
-        """Average the history over each epoch, which ends at a step.
+        """Average the history over epochs.
 
-        Validations stand where they were made; the last epoch may be cut short.
+        Validations stand in the epoch that they were made in; the last epoch may be cut short.
 
         Returns:
             A pandas DataFrame with a column for each quantity, indexed by `epoch`, from 1.
@@ -185,7 +185,7 @@ class Fit:
 
 
 def step_of(name: str) -> str:
-    """Name of the steps at which a quantity of a history was found."""
+    """Name the steps of a quantity of a history."""
     return "valid_step" if name.partition("_")[0] == "valid" else "step"
 
 

@@ -38,27 +38,28 @@ class SharedStepper(Stepper):
     def _gradients(self, size: int, rows: Rows) -> Tensor:
         share = self.ranks.share(size)
         own = share.stop - share.start
-        value = torch.zeros(1 + len(TERMS), device=self._parameters[0].device)
-        told = 1
+        first, told = self._parameters[0], 1
+        value = torch.zeros(1 + len(TERMS), dtype=first.dtype, device=first.device)
         if own:
             mine = rows[share] if isinstance(rows, Tensor) else share
             found = super()._gradients(own, mine)
             told = len(found)
             value[:told] = found
         parameters = [p for p in self._parameters if p.requires_grad]
-        moved = torch.tensor([p.grad is not None for p in parameters], device=value.device).double()
+        flags = [told > 1, *(p.grad is not None for p in parameters)]
+        moved = torch.tensor(flags, device=value.device).double()
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         averages = [value, *(p.grad for p in parameters if p.grad is not None), *self._buffers]
         for tensor in averages:
             tensor.detach().mul_(own / size)
-        counts = self.ranks.gather(told)
         self.ranks.sum_([*averages, moved])
-        for parameter, number in zip(parameters, moved.tolist(), strict=True):
-            if not number:  # as with one process, the optimiser leaves it alone
+        has_terms, *counts = moved.tolist()
+        for parameter, count in zip(parameters, counts, strict=True):
+            if not count:  # as with one process, the optimiser leaves it alone
                 parameter.grad = None
-        return value[: max(counts)]
+        return value if has_terms else value[:1]
 
     @property
     def _buffers(self) -> list[Tensor]:

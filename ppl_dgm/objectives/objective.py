@@ -87,7 +87,7 @@ class Objective(pyro.infer.ELBO):
         return -self.value(bound).sum()
 
     def loss_and_terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        r"""Compute the loss and the two terms of the ELBO at its draws.
+        r"""Compute the loss and the terms of the ELBO.
 
         The terms are $\mathbb{E}_q \log p(x \mid z)$ (reconstruction) and $\mathbb{E}_q \log
         q(z \mid x) / p(z)$ (KL), as the objective counts them, scaled and summed over data, in

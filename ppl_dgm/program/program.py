@@ -180,7 +180,7 @@ class Program(ParameterScope):
         return (*first, *(as_real(value, like) for value in args[1:])), named
 
     def as_data(self, x: Tensor) -> Tensor:
-        """Convert one tensor of data to the form that the program takes; see `adapt`."""
+        """Convert one tensor of data as `adapt` does."""
         return self.adapt((x,), {})[0][0]
 
     def examine_at(

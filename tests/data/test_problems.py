@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppl_dgm.data import problems
-from ppl_dgm.data.problems import Outcome, load, load_all, run, summarise, vectors
+from ppl_dgm.data.problems import Outcome, load, load_all, run_problem, summarise, vectors
 from ppl_dgm.evidence import Exact, HarmonicMean, PriorSampling
 
 
@@ -34,7 +34,7 @@ def test_answers_by_another_way(name):
             problem.log_z
         )
         return
-    found = run(problem, PriorSampling(num_particles=100_000))
+    found = run_problem(problem, PriorSampling(num_particles=100_000))
     assert abs(found.error) < 4 * found.scale
 
 
@@ -49,7 +49,7 @@ def test_vectors_integrate_to_the_answer(name):
         log_f = target.log_prior(grid) + target.log_likelihood(grid)
         return np.logaddexp.reduce(log_f) + math.log(320 / 40_000)
 
-    found = run(problem, quadrature)
+    found = run_problem(problem, quadrature)
     assert found.text == ""
     assert found.estimator == "quadrature"
     assert abs(found.error) < 1e-4
@@ -68,12 +68,12 @@ def test_vectors_of_local_latents_are_joined():
 
 def test_outcomes_of_estimators():
     problem = load("bs_sleep_jss_H0")
-    broken = run(problem, lambda program, *args, seed: 1 / 0, name="broken")
+    broken = run_problem(problem, lambda program, *args, seed: 1 / 0, name="broken")
     assert (broken.status, broken.estimator) == ("raised", "broken")
     assert "ZeroDivisionError" in broken.text
-    alarm = run(problem, HarmonicMean(num_draws=200))
+    alarm = run_problem(problem, HarmonicMean(num_draws=200))
     assert alarm.status == "alarm"
-    pair = run(problem, lambda program, *args, seed: (problem.log_z + 0.1, 0.2))
+    pair = run_problem(problem, lambda program, *args, seed: (problem.log_z + 0.1, 0.2))
     assert pair.error == pytest.approx(0.1)
     assert pair.scale == pytest.approx(0.2)
     assert pair.covered

@@ -1,8 +1,8 @@
 """Problems of evidence with known answers.
 
 Each is a program, its data, their log evidence, and how that is known (after posteriordb, which
-collects posteriors). `load_all` gives them by name; `run` gives one to an estimator, of this
-library or of another, and `summarise` tells bias, coverage and misses.
+collects posteriors). `load_all` gives them by name; `run_problem` gives one to an estimator, of
+this library or of another, and `summarise` tells bias, coverage and misses.
 """
 
 from functools import cache
@@ -10,10 +10,19 @@ from functools import cache
 from ppl_dgm.data.problems.densities import counted, dependent, digits, locals_and_counts
 from ppl_dgm.data.problems.problem import Problem
 from ppl_dgm.data.problems.published import published
-from ppl_dgm.data.problems.running import Outcome, Vectors, run, summarise, vectors
+from ppl_dgm.data.problems.running import Outcome, Vectors, run_problem, summarise, vectors
 from ppl_dgm.data.problems.shapes import edges, large, modes, shapes
 
-__all__ = ["Outcome", "Problem", "Vectors", "load", "load_all", "run", "summarise", "vectors"]
+__all__ = [
+    "Outcome",
+    "Problem",
+    "Vectors",
+    "load",
+    "load_all",
+    "run_problem",
+    "summarise",
+    "vectors",
+]
 
 PARTS = (
     published,

@@ -1,4 +1,4 @@
-"""Problems of what counts in a density: digits, dependence, data apart."""
+"""Problems of what counts in a density."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ __all__ = ["counted", "dependent", "digits", "locals_and_counts"]
 
 
 def counted() -> list[Problem]:
-    """Guides with factors and observations, masks, and points of no mass."""
+    """Guides with factors and observations, and masks."""
 
     def local(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -58,7 +58,7 @@ def counted() -> list[Problem]:
 
 
 def digits() -> list[Problem]:
-    """float32 data, counts, piecewise and quadratic means, probabilities of zero, NaNs far out."""
+    """Scales, counts, piecewise means, probabilities of zero, and NaNs."""
 
     def count(x: Tensor) -> None:
         p = pyro.sample("p", dist.Uniform(torch.tensor(0.0), torch.tensor(1.0)))
@@ -123,7 +123,7 @@ def digits() -> list[Problem]:
 
 
 def dependent() -> list[Problem]:
-    """Latents and data that are one data set, whatever their plate is called."""
+    """Data whose latents depend on one another."""
 
     def gaussian_process(x: Tensor, factor: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -194,7 +194,7 @@ def local_square(x: Tensor) -> None:
 
 
 def locals_and_counts() -> list[Problem]:
-    """Outliers under guides, two modes each; rare, thinned and binary latents."""
+    """Latents of each datum, and latents that are counts."""
 
     def rare(x: Tensor) -> None:
         k = pyro.sample("k", dist.Poisson(tensor(0.01)))

@@ -1,4 +1,4 @@
-"""A problem of evidence with a known answer, and the parts to make one of."""
+"""Problems of evidence with known answers, and their parts."""
 
 import math
 from collections.abc import Callable
@@ -113,7 +113,7 @@ def scalar_problem(
     span: tuple[float, float] = (-12.0, 12.0),
     count: int = 20_001,
 ) -> Problem:
-    """A case of one latent, its truth by quadrature over the span."""
+    """Make a problem of one latent, answered by quadrature."""
 
     def log_f(z: Tensor) -> Tensor:
         return prior.log_prob(z) + likelihood(z[:, None]).log_prob(x).sum(-1)

@@ -56,7 +56,7 @@ def radiata(x: Tensor, covariate: Tensor) -> None:
 
 
 def hierarchy(mean_is_zero: bool) -> Callable:
-    """Normal means with an unknown variance, and a mean that is zero (H0) or unknown (H1)."""
+    """Normal means, of mean zero (H0) or unknown mean (H1)."""
 
     def model(x: Tensor) -> None:
         mean = (
@@ -73,7 +73,7 @@ def hierarchy(mean_is_zero: bool) -> Callable:
 
 
 def sleep(with_effect: bool) -> Callable:
-    """Paired t test, a Cauchy prior on the standardised effect (H1) or none (H0)."""
+    """Paired t test, with (H1) or without (H0) an effect."""
 
     def model(x: Tensor) -> None:
         scale = pyro.sample("precision", dist.Gamma(tensor(1e-4), tensor(1e-4))).rsqrt()
@@ -106,7 +106,7 @@ def logistic_regression(x: Tensor, covariates: Tensor) -> None:
 
 
 def galaxy(x: Tensor) -> None:
-    """Mixture of two normals with a common variance (Chib 1995), the assignments summed out."""
+    """Mixture of two normals of equal variance (Chib 1995)."""
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2, dtype=FLOAT)))
     mu = pyro.sample("mu", normal(20.0, 10.0, 2))
     variance = pyro.sample("sigma2", dist.InverseGamma(tensor(3.0), tensor(20.0)))
@@ -138,7 +138,7 @@ def exchange_rates(x: Tensor) -> None:
 
 
 def normal_kernel(loc: tuple[float, float]) -> Callable:
-    """exp(-|x - loc|^2 / 2) over the plane: log 2 pi."""
+    """Standard normal kernel over the plane: log 2 pi."""
 
     def model() -> None:
         reference = normal(0.0, 3.0, 2)
@@ -179,7 +179,7 @@ def rosenbrock() -> None:
 
 
 def log_gamma() -> None:
-    """exp(5 x - 10 exp(x)) in two dimensions, relative to a standard normal."""
+    """Unnormalised log-gamma density in two dimensions."""
     reference = normal(0.0, 1.0, 2)
     x = pyro.sample("point", reference)
     pyro.factor("target", (5 * x - 10 * x.exp()).sum(-1) - reference.log_prob(x))
@@ -348,7 +348,7 @@ def of_few_numbers() -> list[Problem]:
 
 
 def with_files() -> list[Problem]:
-    """Problems whose data are read from a file of the package."""
+    """Problems whose data are in a file."""
     found = json.loads(files(__package__).joinpath("observations.json").read_text())
     data = {name: {k: tensor(v) for k, v in each.items()} for name, each in found.items()}
     pima: Any = {"known": LONG_RUNS, "source": "Friel and Wyse (2012); harmonic"}

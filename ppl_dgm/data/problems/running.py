@@ -1,4 +1,4 @@
-"""Estimators on problems: what they give, and how it compares with the truth."""
+"""Runs of estimators on problems, and their errors."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
-__all__ = ["Outcome", "Vectors", "run", "summarise", "vectors"]
+__all__ = ["Outcome", "Vectors", "run_problem", "summarise", "vectors"]
 
 MISS = 0.02  # nats
 DIGITS = 1e-5  # nats, to which truths and rows are known
@@ -78,7 +78,7 @@ class Outcome:
 
 
 @checked
-def run(
+def run_problem(
     problem: Problem,
     estimator: Callable[..., Evidence | float | tuple[float, float]],
     seed: int = 0,
@@ -100,7 +100,7 @@ def run(
     Example:
         >>> from ppl_dgm.data import problems
         >>> from ppl_dgm.evidence import Laplace
-        >>> found = problems.run(problems.load("bs_betabinomial_tutorial"), Laplace())
+        >>> found = problems.run_problem(problems.load("bs_betabinomial_tutorial"), Laplace())
         >>> found.status, abs(found.error) < 0.05
         ('fine', True)
     """
@@ -140,7 +140,9 @@ def told_by(
 
 
 def summarise(outcomes: Iterable[Outcome]) -> Any:
-    """Tabulate outcomes over seeds, a row for each problem and estimator.
+    """Tabulate outcomes over seeds.
+
+    There is a row for each problem and estimator.
 
     Returns:
         A pandas DataFrame: `seeds`; `bias`, the mean error of runs with a number, and `bias_error`,
@@ -231,7 +233,7 @@ def vectors(problem: Problem) -> Vectors:
         ...     target = problems.vectors(problem)
         ...     values = target.log_likelihood(target.sample_prior(20_000, seed))
         ...     return np.logaddexp.reduce(values) - np.log(len(values)), 0.1
-        >>> abs(problems.run(problem, by_hand).error) < 0.5
+        >>> abs(problems.run_problem(problem, by_hand).error) < 0.5
         True
     """
     return Vectors(Unconstrained(problem.program().bind(*problem.args).in_double()))

@@ -111,7 +111,7 @@ def shapes() -> list[Problem]:
 
 
 def peaks(centres: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
-    """log of the sum of normals of unit mass at the centres."""
+    """Log of a sum of normals at the centres."""
 
     def log_f(z: Tensor) -> Tensor:
         return dist.Normal(centres, scale).log_prob(z.unsqueeze(-2)).sum(-1).logsumexp(-1)
@@ -141,7 +141,7 @@ def switching_log_z(x: Tensor) -> float:
 
 
 def modes() -> list[Problem]:
-    """Peaks on a grid, corners of a cube, a spike in a slab, signs and labels."""
+    """Many peaks, a spike in a slab, signs and labels."""
     five = torch.cartesian_prod(*2 * [torch.linspace(-8, 8, 5, dtype=FLOAT)])
     corners = 3 * torch.cartesian_prod(*4 * [tensor([-1.0, 1.0])])
     spike = torch.stack([torch.zeros(2, dtype=FLOAT), torch.full((2,), 3.0, dtype=FLOAT)])
@@ -193,7 +193,7 @@ def beta_binomial_log_z(a: float, b: float, successes: int, failures: int) -> fl
 
 
 def edges() -> list[Problem]:
-    """Mass at the edges of supports and of floats, supports that data cut off, heavy tails."""
+    """Mass at the edges of supports, and heavy tails."""
 
     def tosses(a: float, b: float) -> Model:
         def model(x: Tensor) -> None:
@@ -262,7 +262,7 @@ def edges() -> list[Problem]:
 
 
 def large() -> list[Problem]:
-    """Many dimensions, many data, and posteriors far narrower than their priors."""
+    """Many dimensions, many data, and narrow posteriors."""
 
     def many(x: Tensor) -> None:
         z = pyro.sample("z", STANDARD)

@@ -1,4 +1,4 @@
-"""Data of a Bayes net as columns by name, and their states."""
+"""Columns and states of the data of a Bayes net."""
 
 from collections.abc import Collection, Mapping, Sequence
 

@@ -101,7 +101,7 @@ def d_separated(
 
 
 def named(nodes: str | Iterable[str]) -> set[str]:
-    """Return nodes as a set; one name stands for that node."""
+    """Return nodes, or one node, as a set."""
     return {nodes} if isinstance(nodes, str) else set(nodes)
 
 

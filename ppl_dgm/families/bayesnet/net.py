@@ -217,7 +217,7 @@ class BayesNet(Program):
     def _cases(
         self, names: Sequence[str], columns: Mapping[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Values `[N]` of nodes that share parameters, and of their parents."""
+        """Join the cases of nodes that share parameters."""
         parents = zip(*(self.nodes[name].parents for name in names), strict=True)
         joined = [torch.cat([columns[name] for name in each]) for each in parents]
         return torch.cat([columns[name] for name in names]), joined

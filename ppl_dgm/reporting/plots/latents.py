@@ -1,4 +1,4 @@
-"""Plots of latents: what they decode to, and where data lie in them."""
+"""Plots of latents and of the data in them."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def plot_latent_grid(
 
 
 def quantile_grid(draws: Tensor, size: int, dims: tuple[int, int]) -> Tensor:
-    """Codes `[size * size, L]`, the second dimension falling from row to row."""
+    """Make codes `[size * size, L]` from quantiles of draws."""
     levels = torch.linspace(OUTERMOST, 1 - OUTERMOST, size, dtype=draws.dtype, device=draws.device)
     ways = draws.quantile(levels, 0)  # [size, L]
     codes = draws.median(0).values.expand(size, size, -1).clone()
@@ -187,7 +187,7 @@ def check_labels(labels: Tensor, size: int) -> None:
 
 
 def flattened(points: Tensor) -> Tensor:
-    """The first two principal components of points `[N, D]`, or two dimensions as they are."""
+    """Project points `[N, D]` on two principal components."""
     if points.shape[1] == 1:
         return torch.cat([points, torch.zeros_like(points)], 1)
     if points.shape[1] == 2:
