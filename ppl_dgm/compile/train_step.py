@@ -326,7 +326,7 @@ class TrainStep:
 
 
 def _with_numbers(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a loss `[]` and what a step tells of it."""
+    """Return a loss `[]` and what a step tells."""
     loss, *beside = given if isinstance(given, tuple) else (given,)
     if loss.dim() != 0:
         raise CaptureError(f"the loss must be a scalar, got shape {tuple(loss.shape)}")
