@@ -75,7 +75,7 @@ class TrainStep:
 
     def __init__(
         self,
-        loss: Callable[..., torch.Tensor],
+        loss: Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor]],
         optimizer: Optimizer,
         *,
         clip_norm: float | None = None,

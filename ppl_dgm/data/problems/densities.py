@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -180,7 +181,7 @@ def narrow_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(0.7 * x.clamp(-3, 3), 0.45))
 
 
-def local_log_z(likelihood: Callable[[Tensor], dist.Distribution], x: Tensor) -> float:
+def local_log_z(likelihood: Callable[[Tensor], Any], x: Tensor) -> float:
     grid = torch.linspace(-12, 12, 20_001, dtype=FLOAT)[:, None]
     each = STANDARD.log_prob(grid) + likelihood(grid).log_prob(x)
     return float(each.logsumexp(0).sum()) + len(x) * math.log(24 / 20_000)
@@ -217,7 +218,7 @@ def locals_and_counts() -> list[Problem]:
     each = dist.Bernoulli(tensor(0.3)).log_prob(states).sum(-1)
     total = each + dist.Normal((states * weight).sum(-1), 0.3).log_prob(tensor(30.0))
 
-    def noise(z: Tensor) -> dist.Distribution:
+    def noise(z: Tensor) -> Any:
         return dist.StudentT(tensor(3.0), z, 0.5)
 
     squares = tensor([0.5, 1.0, 2.0, 4.0])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -70,14 +71,14 @@ def tensor(values: object) -> Tensor:
     return torch.tensor(values, dtype=FLOAT)
 
 
-def uniform(low: float, high: float, dims: int) -> dist.Distribution:
+def uniform(low: float, high: float, dims: int) -> Any:
     """Uniform prior over a box, in double precision."""
     return dist.Uniform(
         torch.full((dims,), low, dtype=FLOAT), torch.full((dims,), high, dtype=FLOAT)
     ).to_event(1)
 
 
-def normal(loc: float, scale: float, dims: int) -> dist.Distribution:
+def normal(loc: float, scale: float, dims: int) -> Any:
     """Normal prior over a vector, in double precision."""
     return dist.Normal(
         torch.full((dims,), loc, dtype=FLOAT), torch.full((dims,), scale, dtype=FLOAT)
@@ -92,9 +93,7 @@ def integral(
     return float(log_f(grid).logsumexp(0)) + math.log((high - low) / (count - 1))
 
 
-def scalar(
-    likelihood: Callable[[Tensor], dist.Distribution], prior: dist.Distribution = STANDARD
-) -> Model:
+def scalar(likelihood: Callable[[Tensor], Any], prior: Any = STANDARD) -> Model:
     """One latent z and data from a likelihood given it."""
 
     def model(x: Tensor) -> None:
@@ -107,9 +106,9 @@ def scalar(
 
 def scalar_problem(
     name: str,
-    likelihood: Callable[[Tensor], dist.Distribution],
+    likelihood: Callable[[Tensor], Any],
     x: Tensor,
-    prior: dist.Distribution = STANDARD,
+    prior: Any = STANDARD,
     span: tuple[float, float] = (-12.0, 12.0),
     count: int = 20_001,
 ) -> Problem:
@@ -123,9 +122,7 @@ def scalar_problem(
     )
 
 
-def product(
-    dims: int, likelihood: Callable[[Tensor], dist.Distribution], x: float, name: str
-) -> Problem:
+def product(dims: int, likelihood: Callable[[Tensor], Any], x: float, name: str) -> Problem:
     """The same integral in each of many dimensions."""
 
     def model(data: Tensor) -> None:

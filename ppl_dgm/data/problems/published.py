@@ -349,7 +349,7 @@ def of_few_numbers() -> list[Problem]:
 
 def with_files() -> list[Problem]:
     """Problems whose data are in a file."""
-    found = json.loads(files(__package__).joinpath("observations.json").read_text())
+    found = json.loads(files("ppl_dgm.data.problems").joinpath("observations.json").read_text())
     data = {name: {k: tensor(v) for k, v in each.items()} for name, each in found.items()}
     pima: Any = {"known": LONG_RUNS, "source": "Friel and Wyse (2012); harmonic"}
     radiata_data, rates = data["radiata"], data["exchange_rates"]["Y"]

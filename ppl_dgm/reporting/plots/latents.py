@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -175,9 +176,11 @@ def scatter(points: Tensor, groups: Tensor | None, kind: str, name: str, ax: Axe
 
 def shades(number: int) -> list[Any]:
     """A colour for each group."""
-    from matplotlib import colormaps  # noqa: PLC0415 - beside the figures' own eight
-
-    return cycled(number) if number <= len(COLOURS) else list(colormaps["tab20"].colors) * number
+    return (
+        cycled(number)
+        if number <= len(COLOURS)
+        else [colormaps["tab20"](i % 20) for i in range(number)]
+    )
 
 
 def check_labels(labels: Tensor, size: int) -> None:
