@@ -152,7 +152,7 @@ def choose(found: Sequence[Evidence]) -> Evidence:
 
 
 def highest(ranked: Sequence[Evidence]) -> Evidence:
-    """Choose among estimates without agreement: the first, or one far above it.
+    """Choose the first estimate, or one far above it.
 
     What misses a part of the posterior falls short, while an unbiased estimate of Z exceeds it c
     times with a probability of at most 1 / c (Markov).

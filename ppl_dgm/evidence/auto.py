@@ -181,7 +181,7 @@ class Settings:
         return int(self.densities(bound) / (4 * data))
 
     def densities(self, bound: Bound) -> float:
-        """Compute how many densities the budget allows, whose cost depends on the data."""
+        """Compute how many densities the budget allows."""
         cost = 1.0 if bound.structure.per_datum else 1 + bound.num_dims / DATA_AT_COST_ONE
         return self.budget / cost
 
@@ -255,7 +255,7 @@ def moved_on(
 
 
 def next_kind(first: Estimator, count: int, settings: Settings) -> Estimator | None:
-    """Choose the estimator of data that the first one fails on, if that is not too costly."""
+    """Choose the estimator of data that the first fails on."""
     most = MOST_MOVED * settings.budget // count
     if not isinstance(first, Laplace):
         return Laplace(memory=settings.memory) if most >= LAPLACE_COST else None
@@ -281,7 +281,7 @@ def enlarged(estimator: Estimator, found: Evidence | None, most: float) -> Estim
 
 
 def exhausted(attempts: Attempts) -> bool:
-    """Whether the budget is spent on estimates of which some agree."""
+    """Whether the budget is spent on estimates that agree."""
     if attempts.spent < attempts.budget or len(attempts.found) < 2:
         return False
     return attempts.verdict().reliable

@@ -44,7 +44,7 @@ def gather(summaries: list[WeightSummary], quantity: Callable[[WeightSummary], T
 
 
 def weighted_estimate(summaries: list[WeightSummary], num_particles: int) -> Estimate:
-    """Estimate log Z from weights, with what tells of their tail."""
+    """Estimate log Z from weights and their tail."""
     diagnostics = {
         "num_particles": num_particles,
         "ess": gather(summaries, lambda s: s.ess),

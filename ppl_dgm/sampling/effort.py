@@ -1,4 +1,4 @@
-"""Count of the densities that estimators evaluate, and a limit to it."""
+"""Count of the densities that estimators evaluate."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ GRADIENT = 3.0  # densities that a density with its gradient costs
 
 
 class OverBudgetError(RuntimeError):
-    """Raised where an estimator would evaluate more densities than it may."""
+    """Error of an estimator that evaluates too many densities."""
 
 
 @dataclass

@@ -67,7 +67,7 @@ class Kernel(ABC):
         return True
 
     def cost(self, step_size: Tensor) -> float:
-        """Densities that a move of one chain costs, a gradient counted as three."""
+        """Densities that a move of one chain costs."""
         return 1.0
 
     @abstractmethod
