@@ -18,6 +18,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.objectives.elbo import ELBO, check_score
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
+from ppl_dgm.program.supports import support_of
 from ppl_dgm.sampling.importance import log_mean_exp
 
 __all__ = ["REINFORCE", "RLOO", "VIMCO", "ReweightedWakeSleep", "RunningMean", "check_scored"]
@@ -448,6 +449,6 @@ def as_observed(site: Any) -> Tensor:
     dtype = site["infer"]["obs"].dtype
     return (
         site["value"].to(dtype)
-        if dtype.is_floating_point or site["fn"].support.is_discrete
+        if dtype.is_floating_point or support_of(site["fn"]).is_discrete
         else site["value"]
     )

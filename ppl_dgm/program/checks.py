@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.bound_program import Prior
+from ppl_dgm.program.inverses import check_inverse
 from ppl_dgm.program.log_densities import count_observed, log_prob_of, seen_entries, unmasked_value
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, is_summed_out, random_sites
 from ppl_dgm.program.structure import Structure
-from ppl_dgm.program.supports import innermost, moves
+from ppl_dgm.program.supports import innermost, moves, support_of
 
 __all__ = [
     "blame",
@@ -295,12 +296,12 @@ def check_observed(site: Site, again: Callable[[], Any]) -> None:
 def check_inside(site: Site, value: Tensor, seen: Tensor, again: Callable[[], Any]) -> None:
     """Refuse unmasked values outside the support."""
     name, fn = site["name"], innermost(site["fn"])
-    inside = site["fn"].support.check(value) & totals_agree(fn, value)
+    inside = support_of(site["fn"]).check(value) & totals_agree(fn, value)
     if bool(inside.all()) or any(moves(site, again()[1].nodes[name]) for _ in range(NUM_RERUNS)):
         return
     share, given = 100.0 * (1.0 - inside.double().mean().item()), value[seen]
     raise ValueError(
-        f"site {name!r} observes values outside the support {site['fn'].support} of "
+        f"site {name!r} observes values outside the support {support_of(site['fn'])} of "
         f"{type(fn).__name__} ({share:.3g} % of them; min {given.min().item():.6g}, max "
         f"{given.max().item():.6g}). {cure_of_support(fn, given)}"
     )
@@ -459,10 +460,13 @@ def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
         )
     if isinstance(innermost(guide_fn), dist.Delta):
         return
-    if not bool(model_fn.support.check(guide_site["value"]).all()) or narrower(guide_fn, model_fn):
+    check_inverse(name, guide_fn)
+    model_support, guide_support = support_of(model_fn), support_of(guide_fn)
+    covered = bool(model_support.check(guide_site["value"]).all())
+    if not covered or narrower(guide_fn, model_fn):
         raise ValueError(
-            f"the support of latent {name!r} is {model_fn.support} in the model but "
-            f"{guide_fn.support} in the guide; expected the guide to cover exactly the model's. "
+            f"the support of latent {name!r} is {model_support} in the model but "
+            f"{guide_support} in the guide; expected the guide to cover exactly the model's. "
             "Use a guide distribution with that support, or transform it"
         )
 
@@ -473,7 +477,7 @@ def narrower(guide_fn: Any, model_fn: Any) -> bool:
     The prior is the model's.
     """
     try:
-        return not bool(guide_fn.support.check(model_fn.sample()).all())
+        return not bool(support_of(guide_fn).check(model_fn.sample()).all())
     except NotImplementedError:
         return False
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_dgm.program.arguments import select_data
 from ppl_dgm.program.bound_program import Bound
+from ppl_dgm.program.supports import support_of
 
 __all__ = ["DataArgument"]
 
@@ -51,7 +52,7 @@ class DataArgument:
             )
         site = bound.model_trace().nodes[names[0]]
         leaves = tree_flatten((bound.args, dict(bound.kwargs)))[0]
-        return cls(names[0], position_of(names[0], site["value"], leaves), site["fn"].support)
+        return cls(names[0], position_of(names[0], site["value"], leaves), support_of(site["fn"]))
 
     def value(self, bound: Bound) -> Tensor:
         """Return the data: `[data, *event]`."""

@@ -36,7 +36,7 @@ from ppl_dgm.program.sites import (
     random_sites,
 )
 from ppl_dgm.program.structure import Division, Latent, Structure
-from ppl_dgm.program.supports import innermost
+from ppl_dgm.program.supports import innermost, support_of
 from ppl_dgm.program.vectorisation import prove_vectorisation
 
 __all__ = ["Examination", "examine", "inspect"]
@@ -266,7 +266,7 @@ def read_latent(site: Site, proposal: Site, plate: str, auxiliary: bool = False)
     """Describe a latent by its model and guide sites."""
     return Latent(
         name=site["name"],
-        support=site["fn"].support,
+        support=support_of(site["fn"]),
         batch_dim=site["value"].dim() - site["fn"].event_dim,
         event_dim=site["fn"].event_dim,
         local=in_plate(site, plate),

@@ -12,6 +12,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import PARTICLE_PLATE, Values
+from ppl_dgm.program.inverses import check_inverse
 from ppl_dgm.program.pyro_patches import right_draws, unvalidated
 from ppl_dgm.program.sites import (
     Site,
@@ -19,6 +20,7 @@ from ppl_dgm.program.sites import (
     is_deterministic,
     is_factor,
     is_subsample,
+    random_sites,
 )
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
@@ -53,6 +55,8 @@ def draw_sites(
             Substitute(padded),
         ):
             trace = poutine.trace(free).get_trace(*args, **kwargs)
+    for name, site in random_sites(trace):
+        check_inverse(name, site["fn"])
     return {name: strip(site, num_samples, structure.nesting) for name, site in drawn_sites(trace)}
 
 

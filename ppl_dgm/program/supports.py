@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints, transform_to
 
-__all__ = ["in_support", "inner_point", "innermost", "is_binary", "is_real", "moves"]
+__all__ = [
+    "in_support",
+    "inner_point",
+    "innermost",
+    "is_binary",
+    "is_real",
+    "moves",
+    "support_of",
+]
 
 
 def in_support(fn: Any, value: Tensor) -> Tensor | None:
@@ -26,7 +34,7 @@ def in_support(fn: Any, value: Tensor) -> Tensor | None:
     inner = innermost(fn)
     if not is_bounded(inner):
         return None
-    inside = inner.support.check(value)
+    inside = support_of(inner).check(value)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
         base: Any = value
         for transform in reversed(inner.transforms):
@@ -57,7 +65,7 @@ def inner_point(fn: Any, like: Tensor) -> Tensor:
     if support.is_discrete:
         return zeros + getattr(support, "lower_bound", 0)
     try:
-        return transform_to(inner.support)(zeros)
+        return transform_to(support_of(inner))(zeros)
     except NotImplementedError:
         return like.nan_to_num()
 
@@ -72,7 +80,7 @@ def first_category(zeros: Tensor) -> Tensor:
 
 def base_support(fn: Any) -> Any:
     """The constraint on single entries of values."""
-    return of_entries(innermost(fn).support)
+    return of_entries(support_of(innermost(fn)))
 
 
 def innermost(fn: Any) -> Any:
@@ -82,12 +90,35 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def support_of(fn: Any) -> Any:
+    """Return the support of a distribution.
+
+    Flows of zuko state none: with a base on the whole space it is their transform's domain.
+
+    Raises:
+        ValueError: for a distribution that states none.
+    """
+    inner = innermost(fn)
+    try:
+        return fn.support
+    except NotImplementedError as error:
+        flow = getattr(inner, "dist", inner)  # inside pyro.contrib.zuko.ZukoToPyro
+        if not (hasattr(flow, "transform") and is_real(support_of(flow.base))):
+            raise ValueError(
+                f"{type(flow).__name__} does not state its support; give its class a property "
+                "`support`, e.g. constraints.real_vector"
+            ) from error
+        domain, extra = flow.transform.domain, dims(fn) - flow.transform.domain.event_dim
+        return constraints.independent(domain, extra) if extra > 0 else domain
+
+
 def is_bounded(fn: Any) -> bool:
     """Whether the support of a continuous distribution leaves anything out."""
     inner = innermost(fn)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
         return True
-    return not (inner.support.is_discrete or is_real(inner.support))
+    support = support_of(inner)
+    return not (support.is_discrete or is_real(support))
 
 
 def of_entries(support: Any) -> Any:
@@ -120,7 +151,7 @@ def all_of(inside: Any, event_dims: int) -> Any:
 def bounds(fn: Any) -> Iterator[Tensor]:
     """The tensors on which a distribution's support depends."""
     inner = innermost(fn)
-    parts = [inner.support]
+    parts = [support_of(inner)]
     if isinstance(inner, TransformedDistribution):
         parts += inner.transforms
         yield from bounds(inner.base_dist)
