@@ -21,7 +21,7 @@ def check_inverse(name: str, fn: Any) -> None:
     Raises:
         ValueError: for draws whose two densities differ.
     """
-    flow = getattr(innermost(fn), "dist", None)  # inside pyro.contrib.zuko.ZukoToPyro
+    flow: Any = getattr(innermost(fn), "dist", None)  # inside pyro.contrib.zuko.ZukoToPyro
     if not hasattr(flow, "rsample_and_log_prob"):
         return
     with torch.no_grad():
