@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Order
 from ppl_dgm.nn.mlp import ImageShape, check_widths
-from ppl_dgm.nn.pixel import FeatureStep, ImageNet, ShiftedConv2d, shift_down, shift_right
+from ppl_dgm.nn.pixel import FeatureStep, ImageNet
+from ppl_dgm.nn.pixel_gated import ShiftedConv2d, shift_down, shift_right
 from ppl_dgm.validation import check_shares
 
 __all__ = ["PixelUNet", "both_signs"]

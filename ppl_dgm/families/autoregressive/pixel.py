@@ -7,7 +7,10 @@ from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.nn.attention import Positions, TransformerNet
 from ppl_dgm.nn.mlp import ImageShape
-from ppl_dgm.nn.pixel import GatedConvNet, PixelConvNet, SnailNet, raster_order
+from ppl_dgm.nn.pixel import raster_order
+from ppl_dgm.nn.pixel_cnn import PixelConvNet
+from ppl_dgm.nn.pixel_gated import GatedConvNet
+from ppl_dgm.nn.pixel_snail import SnailNet
 
 __all__ = ["GatedPixelCNN", "PixelCNN", "PixelSNAIL", "PixelTransformer"]
 
