@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.program import (
+    Program,
     check_space,
     check_target,
     difference,
@@ -23,6 +24,7 @@ from ppl_dgm.program import (
     write_state,
 )
 from ppl_dgm.program.identity import Identity, digest
+from ppl_dgm.program.references import values_referred
 
 __all__ = ["CheckpointFile", "identity_of_fit"]
 
@@ -119,6 +121,7 @@ class CheckpointFile:
 
 
 def identity_of_fit(
+    program: Program,
     objective: Any,
     batches: Batches,
     valid: Batches | None,
@@ -129,6 +132,9 @@ def identity_of_fit(
     parts = {"seed": batches.seed, "batch_size": batches.batch_size, **settings}
     parts |= _arguments("data", batches) | (_arguments("validation data", valid) if valid else {})
     parts |= {f"objective: {name}": value for name, value in _settings(objective).items()}
+    for role, fn in (("model", program.model), ("guide", program.guide)):
+        values = values_referred(getattr(fn, "fn", fn))
+        parts |= {f"{role}: {name}": value for name, value in values.items()}
     for learner in learners:
         of = f" of {learner.name}" if len(learners) > 1 else ""
         parts |= {name + of: value for name, value in _ways(learner).items()}

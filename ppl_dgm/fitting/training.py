@@ -347,6 +347,7 @@ class Training:
         With `resume`, training goes on from the file if it exists.
         """
         identity = identity_of_fit(
+            self.loss.program,
             self.loss.objective,
             self.batches,
             self.valid,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Identity", "difference", "digest", "identify"]
+__all__ = ["Identity", "difference", "digest", "identify", "referred"]
 
 Identity = dict[str, str]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -168,7 +168,12 @@ def _(value: MethodType) -> list[Any]:
 
 @_parts.register
 def _(value: FunctionType) -> list[Any]:
-    return [*_code(value.__code__), value.__defaults__, value.__kwdefaults__, *_reached(value)]
+    return [
+        *_code(value.__code__),
+        value.__defaults__,
+        value.__kwdefaults__,
+        *referred(value).values(),
+    ]
 
 
 @_parts.register
@@ -199,14 +204,22 @@ def _code(code: CodeType) -> list[Any]:
     return [code.co_code, code.co_names, plain, *nested]
 
 
-def _reached(function: FunctionType) -> list[Any]:
-    """List the values that a function refers to.
+def referred(function: FunctionType) -> dict[str, Any]:
+    """Return the values that a function refers to, by name.
 
     They are what it closes over, and the globals of its own module that it names.
     """
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    named = (function.__globals__.get(name) for name in function.__code__.co_names)
-    return cells + [value for value in named if _is_own(value, function)]
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closed = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    outer = function.__globals__
+    own = {name: outer[name] for name in _names(function.__code__) if name in outer}
+    return closed | {name: value for name, value in own.items() if _is_own(value, function)}
+
+
+def _names(code: CodeType) -> list[str]:
+    """Return the names in code and in the functions inside."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return [*code.co_names, *(name for part in inner for name in _names(part))]
 
 
 def _is_own(value: Any, function: FunctionType) -> bool:

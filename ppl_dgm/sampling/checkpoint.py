@@ -3,6 +3,7 @@
 An interrupted computation continues from a file, bit by bit the same.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -31,6 +32,7 @@ from ppl_dgm.pyro_state import deferred_interrupts
 __all__ = ["Checkpoint", "checkpoint_of", "switch_of"]
 
 Progress = TypeVar("Progress")
+_LOG = logging.getLogger("ppl_dgm.sampling")
 SAVE_SECONDS = 20.0  # between two writes of a checkpoint
 
 
@@ -97,7 +99,8 @@ class Checkpoint:
         """Repeat `step` until `finished`, from where the file left off.
 
         `Progress` is any tree of tensors and numbers. Ctrl-C stops between two steps, keeps what
-        was done in the file and raises KeyboardInterrupt.
+        was done in the file and raises KeyboardInterrupt. On a full disk an older file stays as it
+        was, the logger `ppl_dgm.sampling` warns, and the computation goes on.
         """
         progress = self._saved(name, start)
         saved_at = time.monotonic()
@@ -126,7 +129,10 @@ class Checkpoint:
             for leaf in tree_flatten(progress)[0]
         ]
         self.contents["loops"][name] = {"leaves": leaves, "generators": self._generators()}
-        write_state(str(self.path), self.contents)
+        try:
+            write_state(str(self.path), self.contents)
+        except OSError as error:  # a full disk: the older file is as it was, and the work goes on
+            _LOG.warning("the checkpoint %s could not be written: %s", self.path, error)
 
     def _generators(self) -> dict[str, Tensor]:
         return generator_states(self.device)

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -19,6 +20,7 @@ from ppl_dgm import Fit, Program, evidence, fit
 from ppl_dgm.fitting import checkpoint
 from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling import checkpoint as sampling_checkpoint
 
 X = torch.randn(12, generator=torch.Generator().manual_seed(3)) + 2
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -91,6 +93,71 @@ def test_another_fit_is_refused_and_the_difference_named(tmp_path: Path, name: s
     changes, message = OTHERS[name]
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "c.pt", **changes)
+
+
+WIDTH = torch.tensor(1.0)
+COUNT = 0
+
+
+def reading(scale: float, start: Tensor) -> Callable[[Tensor], None]:
+    """A model of a number and tensors that are no parameters; it counts its runs."""
+
+    def model(x: Tensor) -> None:
+        global COUNT  # noqa: PLW0603 - as users do
+        COUNT += 1
+        loc = pyro.param("loc", start)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, sum(WIDTH * scale for _ in range(2))), obs=x)
+
+    return model
+
+
+class Widened:
+    """An object with a setting, whose method is a model."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale, self.last = scale, None
+
+    def model(self, x: Tensor, by: float = 1.0) -> None:
+        self.last = reading(self.scale * by, torch.tensor(0.0))(x)
+
+
+REFERRED: dict[str, tuple[Callable, Callable, str]] = {
+    "closure": (
+        reading(1.0, torch.tensor(0.0)),
+        reading(2.0, torch.tensor(0.0)),
+        "model: reading.*: scale is 2.0, not 1.0",
+    ),
+    "attribute": (Widened(1.0).model, Widened(2.0).model, "Widened.scale is 2.0, not 1.0"),
+    "bound argument": (
+        partial(Widened(1.0).model, by=1.0),
+        partial(Widened(1.0).model, by=3.0),
+        "model: partial: by is 3.0, not 1.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFERRED)
+def test_what_a_program_refers_to_is_part_of_its_fit(tmp_path: Path, name: str) -> None:
+    """Also after runs that have changed counters, records and parameters."""
+    first, other, message = REFERRED[name]
+    go = partial(fit, data=X, steps=2, progress=False, compile=False, checkpoint=tmp_path / "c.pt")
+    program = Program(first)
+    go(program)
+    assert go(program, steps=3).steps == 3
+    with pytest.raises(ValueError, match=message):
+        go(Program(other), steps=4)
+
+
+def test_tensors_of_a_program_s_module_are_part_of_its_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = partial(fit, data=X, progress=False, compile=False, checkpoint=tmp_path / "c.pt")
+    program = Program(reading(1.0, torch.tensor(0.0)))
+    go(program, steps=2)
+    monkeypatch.setitem(globals(), "WIDTH", torch.tensor(2.0))
+    with pytest.raises(ValueError, match="WIDTH differs"):
+        go(program, steps=3)
 
 
 def test_more_steps_and_other_rhythms_of_writing_go_on(tmp_path: Path) -> None:
@@ -171,6 +238,20 @@ def test_a_full_disk_is_told_and_keeps_the_old_file(
     assert result.steps == 5
     assert [note for note in result.notes if "c.pt could not be written" in note]
     assert torch.load(tmp_path / "c.pt", weights_only=True)["state"]["step"] == 2
+
+
+def test_an_estimate_goes_on_beside_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, state: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    estimator = evidence.AIS(num_temperatures=3, num_chains=4, num_pilots=8)
+    expected = estimator(Program(latent), X, seed=0).log_z
+    monkeypatch.setattr(sampling_checkpoint, "write_state", full)
+    estimator = replace(estimator, checkpoint=tmp_path / "c.pt")
+    assert torch.equal(estimator(Program(latent), X, seed=0).log_z, expected)
+    assert "c.pt could not be written: [Errno 28]" in caplog.text
 
 
 def test_space_is_looked_for_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

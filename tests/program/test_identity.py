@@ -85,10 +85,17 @@ def scaled(x: Tensor) -> Tensor:
     return x * SCALE
 
 
-def test_globals_that_a_function_names_are_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digest(scaled)
-    monkeypatch.setitem(scaled.__globals__, "SCALE", torch.tensor(2.0))
-    assert digest(scaled) != before
+def scaled_inside(x: Tensor) -> list[Tensor]:
+    return [each * SCALE for each in x]
+
+
+@pytest.mark.parametrize("function", [scaled, scaled_inside])
+def test_globals_that_a_function_names_are_part_of_it(
+    function: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(function)
+    monkeypatch.setitem(globals(), "SCALE", torch.tensor(2.0))
+    assert digest(function) != before
 
 
 def test_private_attributes_and_cycles_do_not_matter() -> None:
