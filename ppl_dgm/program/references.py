@@ -81,7 +81,7 @@ def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _written(code: CodeType) -> set[str]:
-    """Return the outer names that code sets, such as those of counters."""
+    """Return the outer names that code sets, as counters."""
     own = {step.argval for step in dis.get_instructions(code) if step.opname in _WRITES}
     inner = (_written(const) for const in code.co_consts if isinstance(const, CodeType))
     return own.union(*inner)
