@@ -1,4 +1,4 @@
-"""Numbers and tensors that a program refers to beside its parameters."""
+"""Numbers and tensors that a program refers to."""
 
 import dis
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def _named(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield public plain attributes of an object, and of the modules inside."""
+    """Yield plain attributes of an object and its modules."""
     inside = thing.modules() if isinstance(thing, nn.Module) else [thing]
     for one in inside:
         kept = ((n, v) for n, v in getattr(one, "__dict__", {}).items() if n[0] != "_")
