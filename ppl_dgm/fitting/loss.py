@@ -16,6 +16,7 @@ from ppl_dgm.fitting.batches import Batch, Scaled
 from ppl_dgm.fitting.mixed_precision import NarrowProducts
 from ppl_dgm.objectives import Objective
 from ppl_dgm.program import Program, unvalidated
+from ppl_dgm.program.parameters import store_contents
 
 __all__ = ["TERMS", "BatchLoss", "Told", "explain_nonfinite"]
 
@@ -45,6 +46,7 @@ class BatchLoss:
         self.autocast = autocast
         self.program, self.objective, self.num_data = program, objective, num_data
         self.per_datum = program.structure.per_datum if per_datum is None else per_datum
+        self._store: tuple[dict, dict] = ({}, {})  # what the objective itself keeps: baselines
         self._pairs: dict[float, tuple[Callable, Callable]] = {1.0: (program.model, program.guide)}
 
     def __call__(self, size: int, batch: Batch) -> Tensor:
@@ -54,7 +56,7 @@ class BatchLoss:
         """
         (model, guide), (args, kwargs) = self._pair(size), batch
         objective: Any = self.objective
-        with self._precision():
+        with self._precision(), store_contents(*self._store):
             if isinstance(objective, Objective):
                 told = objective.loss_and_terms(model, guide, *args, **kwargs)
             else:
@@ -68,7 +70,7 @@ class BatchLoss:
         """
         (model, guide), (args, kwargs) = self._pair(size), batch
         objective: Any = self.objective
-        with self._precision():
+        with self._precision(), store_contents(*self._store):
             loss = objective.loss_and_grads(model, guide, *args, **kwargs)
         for parameter in self.program.parameters():
             if parameter.grad is not None:
@@ -85,7 +87,9 @@ class BatchLoss:
             with torch.no_grad():
                 return self(size, batch).tolist()
         (model, guide), (args, kwargs) = self._pair(size), batch
-        loss: Any = self.objective.loss(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        objective: Any = self.objective
+        with store_contents(*self._store):
+            loss = objective.loss(model, guide, *args, **kwargs)
         return [float(loss[0] if isinstance(loss, tuple) else loss) / self._divisor(size)]
 
     @property

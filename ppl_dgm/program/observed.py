@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_dgm.program.arguments import tensors_of
@@ -101,7 +102,7 @@ def as_tables(
 
     Rows are data. Single numbers are the rows of one column.
 
-    What masks take out is NaN.
+    What masks take out is NaN, and so is what shorter rows of a loop lack.
     """
     tables: dict[str, Tensor] = {}
     loops: dict[int, list[Tensor]] = {}
@@ -121,9 +122,9 @@ def as_tables(
             lead = 0 if frame is None else value.dim() - site["fn"].event_dim + frame.dim
             tables[name] = columns_of(shown, lead)
     if loops:
-        tables["rows of a loop"] = columns_of(
-            torch.stack([torch.cat(row) for row in loops.values()])
-        )
+        rows = [torch.cat(row) for row in loops.values()]
+        padded = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+        tables["rows of a loop"] = columns_of(padded)
     if numbers:
         tables["single numbers"] = columns_of(torch.cat(numbers))
     return tables

@@ -7,6 +7,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -15,13 +16,14 @@ from pyro.nn import PyroModule
 from pyro.params import param_with_module_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Transform
 from torch.overrides import TorchFunctionMode
 
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.plates import SizedPlates
 from ppl_dgm.pyro_state import pyro_in_turn
 
-__all__ = ["MODULE_DIVIDER", "ParameterScope", "ScopedCallable", "calling_module"]
+__all__ = ["MODULE_DIVIDER", "ParameterScope", "ScopedCallable", "calling_module", "store_contents"]
 
 MODULE_DIVIDER = "$$$"  # how Pyro spells "parameter of a module" in parameter names
 
@@ -62,9 +64,7 @@ class ModuleRecorder(Messenger):
     `pyro.module`.
     """
 
-    def __init__(
-        self, known: dict[str, int], seen: set[str], place: torch.device | None = None
-    ) -> None:
+    def __init__(self, known: dict[str, int], seen: set[str], place: "Placement") -> None:
         super().__init__()
         self.known, self.seen, self.place = known, seen, place
         self.modules: dict[str, nn.Module] = {}
@@ -75,7 +75,7 @@ class ModuleRecorder(Messenger):
         if len(msg["args"]) < 2:
             return
         if MODULE_DIVIDER not in name:
-            msg["args"] = (name, placed(msg["args"][1], self.place), *msg["args"][2:])
+            msg["args"] = (name, self.place.of_start(msg["args"][1]), *msg["args"][2:])
             return
         if self.known.setdefault(name, id(msg["args"][1])) != id(msg["args"][1]):
             raise ValueError(
@@ -84,17 +84,36 @@ class ModuleRecorder(Messenger):
             )
         found = calling_module()
         if found is not None:
-            self.modules[found[0]] = found[1] if self.place is None else found[1].to(self.place)
+            self.modules[found[0]] = found[1]._apply(self.place.of_tensor)
 
 
-def placed(start: Any, device: torch.device | None) -> Any:
-    """Move a parameter's initial value to a device.
+@dataclass(frozen=True)
+class Placement:
+    """Device and precision to which a program was moved.
 
-    The value may be a function that makes it. If the device is None, it stays as it is.
+    They are None where it was not moved.
     """
-    if device is None or start is None:
-        return start
-    return start.to(device) if isinstance(start, Tensor) else lambda: start().to(device)
+
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+
+    def after(self, move: Callable[[Tensor], Tensor]) -> "Placement":
+        """Return where a tensor here would be after a move."""
+        kinds = torch.float32, torch.float64
+        probes = [torch.empty(0, device=self.device or "cpu", dtype=kind) for kind in kinds]
+        one, other = map(move, probes)
+        device = one.device if one.device != probes[0].device else self.device
+        return Placement(device, one.dtype if one.dtype == other.dtype else self.dtype)
+
+    def of_tensor(self, value: Tensor) -> Tensor:
+        """Move a tensor. Whole numbers keep their dtype."""
+        return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+    def of_start(self, start: Any) -> Any:
+        """Move a parameter's initial value, or what a function makes."""
+        if start is None or isinstance(start, Tensor):
+            return start if start is None else self.of_tensor(start)
+        return lambda: self.of_tensor(start())
 
 
 @contextmanager
@@ -148,23 +167,24 @@ class ParameterScope(nn.Module):
         self._known_modules: dict[str, dict[str, int]] = {}  # by half of the program
         self._seen: set[str] = set()  # parameters that no handler of the program hides
         self._borrowed: list[str] = []  # modules that functions close over
+        self._modules_by_half: dict[str, list[nn.Module]] = {}  # modules by half of the program
+        self._caching_by_half: dict[
+            str, list[Transform]
+        ] = {}  # transforms among them, once all are known
         self._sealed = False
         self._of_modules: set[str] = (
             set()
         )  # names under which PyroModules announce parameters of their own
         self._waiting: dict[str, Tensor] = {}  # values of a file for what the first run creates
         self._source = ""
-        self._place: torch.device | None = None  # where the program was moved, None if nowhere
+        self._place = Placement()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ParameterScope":
-        """Move all tensors and remember the device.
+        """Move all tensors and remember the device and precision.
 
-        What the first run makes goes to this device too.
+        What the first run makes gets them too.
         """
-        probe = torch.empty(0, device=self._place or "cpu")
-        moved = fn(probe)
-        if moved.device != probe.device:
-            self._place = moved.device
+        self._place = self._place.after(fn)
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
@@ -195,7 +215,32 @@ class ParameterScope(nn.Module):
         if role and leaf in parent._modules:
             parent, leaf = resolve_parent(self, f"{role}_modules.{name}")
         parent._modules[leaf] = module
+        half = role or name
+        self._modules_by_half[half] = [*self._modules_by_half.get(half, []), module]
         return True
+
+    def forget_values(self, role: str) -> None:
+        """Clear what the transforms of one half remember.
+
+        Pyro's own return it for a tensor that they have seen, whatever their parameters are by now.
+        Transforms that both halves use are the guide's, which is asked for its density last.
+        """
+        found = self._caching_by_half.get(role)
+        if found is None:
+            kept = {} if role == "guide" else self._transforms_of("guide")
+            own = self._transforms_of(role)
+            found = [own[key] for key in own.keys() - kept.keys()]
+        if self._sealed:
+            self._caching_by_half[role] = found
+        for transform in found:
+            transform._cached_x_y = None, None
+
+    def _transforms_of(self, role: str) -> dict[int, Transform]:
+        """Transforms of one half, by identity."""
+        modules = (
+            module for part in self._modules_by_half.get(role, []) for module in part.modules()
+        )
+        return {id(module): module for module in modules if isinstance(module, Transform)}
 
     @property
     def site_parameters(self) -> dict[str, nn.Parameter]:
@@ -205,6 +250,11 @@ class ParameterScope(nn.Module):
             parent, leaf = resolve_parent(self, name)
             named[name] = parent._parameters[leaf]
         return named
+
+    @property
+    def moved(self) -> bool:
+        """Whether the program was given a device or precision."""
+        return self._place != Placement()
 
     @property
     def initialised(self) -> bool:
@@ -222,6 +272,8 @@ class ParameterScope(nn.Module):
         if not self._sealed:
             for name in self._constraints.keys() - self._seen:
                 self.site_parameters[name].requires_grad_(False)
+            if self._place.dtype is not None:  # guides make tensors that no statement announces
+                super()._apply(self._place.of_tensor)
         self._sealed = True
 
     def forget(self, keep: set[str]) -> None:
@@ -336,6 +388,7 @@ class ScopedCallable(nn.Module):
         if self.scope.waiting:
             self._create(args, kwargs)
         with pyro_in_turn(), self.scope.lent(self.role), SizedPlates():
+            self.scope.forget_values(self.role)
             if isinstance(self.fn, nn.Module) and not isinstance(self.fn, PyroModule):
                 announce(self.role, self.fn)
             return self.fn(*args, **kwargs)

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pyro.poutine as poutine
@@ -16,7 +17,7 @@ from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import blame, refuse_implicit
 from ppl_dgm.program.description import describe_program
 from ppl_dgm.program.inspection import Examination, examine, inspect
-from ppl_dgm.program.isolation import evaluating, undisturbed
+from ppl_dgm.program.isolation import evaluating, undisturbed, undone_on_error
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import random_sites
@@ -200,6 +201,8 @@ class Program(ParameterScope):
         """
         guide = self.guide if self._has_guide else None
         shared = self.shared if shared is None else shared
+        if guide is not None and self.moved and not self.initialised:
+            self._adopt_modules(args, kwargs)
         found = examine(
             self.model, guide, args, kwargs, self.plate, sum_out, shared, particles, training
         )
@@ -212,6 +215,15 @@ class Program(ParameterScope):
         if not sum_out:
             self._kinds[training, call_signature(args, kwargs)] = found.structure
         return found
+
+    def _adopt_modules(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Let the model register its modules before the guide.
+
+        An autoguide runs it where no handler sees what it registers, which would not be moved.
+        """
+        with suppress(Exception), undone_on_error(self.model), undisturbed(self):
+            self.model(*args, **kwargs)
+            self.forget(set())
 
     def structure_at(
         self, args: tuple, kwargs: Mapping[str, Any], particles: int | None = None

@@ -51,11 +51,13 @@ def is_factor(site: Site) -> bool:
 
 
 def is_auxiliary(site: Site) -> bool:
-    """Check whether the site exists in the guide only.
+    """Check whether the site is noise of the guide alone.
 
-    Pyro marks factors as auxiliary too. They are not counted here.
+    Pyro marks factors as auxiliary too, and programs what a guide observes. They are not counted
+    here.
     """
-    return bool(site["infer"].get("is_auxiliary")) and not is_factor(site)
+    marked = bool(site["infer"].get("is_auxiliary"))
+    return marked and not site["is_observed"] and not is_factor(site)
 
 
 def is_enumerated(site: Site) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedMixture
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints, transform_to
 
@@ -34,6 +35,8 @@ def in_support(fn: Any, value: Tensor) -> Tensor | None:
     inner = innermost(fn)
     if not is_bounded(inner):
         return None
+    if isinstance(inner, MaskedMixture):
+        return all_of(in_component(inner, value), dims(fn) - dims(inner))
     inside = support_of(inner).check(value)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
         base: Any = value
@@ -43,6 +46,16 @@ def in_support(fn: Any, value: Tensor) -> Tensor | None:
             in_support(inner.base_dist, base), dims(inner) - dims(inner.base_dist)
         )
     return all_of(inside, dims(fn) - dims(inner))
+
+
+def in_component(fn: Any, value: Tensor) -> Tensor:
+    """Check values against the component that the mask picks.
+
+    Pyro's own support takes values of the mask's shape alone.
+    """
+    parts = [in_support(part, value) for part in (fn.component1, fn.component0)]
+    one, other = [torch.ones_like(fn.mask) if part is None else part for part in parts]
+    return torch.where(fn.mask, one, other)
 
 
 def inner_point(fn: Any, like: Tensor) -> Tensor:
@@ -115,6 +128,8 @@ def support_of(fn: Any) -> Any:
 def is_bounded(fn: Any) -> bool:
     """Whether the support of a continuous distribution leaves anything out."""
     inner = innermost(fn)
+    if isinstance(inner, MaskedMixture):
+        return is_bounded(inner.component0) or is_bounded(inner.component1)
     if isinstance(inner, TransformedDistribution) and is_bounded(inner.base_dist):
         return True
     support = support_of(inner)

@@ -40,8 +40,10 @@ def exact_guide_with(extra):
     [
         lambda x: pyro.factor("aux", -0.7 * torch.ones_like(x), has_rsample=False),
         lambda x: pyro.sample("seen", dist.Normal(0.0, 2.0), obs=x),
+        lambda x: pyro.sample("x", dist.Normal(0.0, 2.0), obs=x, infer={"is_auxiliary": True}),
+        lambda x: pyro.sample("y", dist.Delta(x), obs=x, infer={"is_auxiliary": True}),
     ],
-    ids=["factor", "observed"],
+    ids=["factor", "observed", "observed auxiliary", "observed point"],
 )
 def test_what_a_guide_observes_is_no_part_of_its_density(extra):
     program = Program(gaussian, exact_guide_with(extra))

@@ -141,3 +141,25 @@ def test_masked_entries_are_no_data():
     hidden = torch.where(seen, y, 9.0)
     assert digest(model, y, seen) == digest(model, hidden, seen)
     assert digest(model, y, seen) != digest(model, y, seen.flip(0))
+
+
+def test_rows_of_a_loop_may_have_different_lengths():
+    """Sequences cut to their lengths are those that are padded and masked."""
+    lengths = torch.tensor([3, 1, 2, 3, 2, 1])
+
+    def cut(x: Tensor) -> None:
+        for i in pyro.plate("data", len(x)):
+            row = x[i, : lengths[i]]
+            pyro.sample(f"r{i}", dist.Normal(torch.zeros(len(row)), 1.0).to_event(1), obs=row)
+
+    def masked(x: Tensor) -> None:
+        seen = torch.arange(3) < lengths[:, None]
+        with pyro.plate("data", len(x)):
+            at = dist.Normal(torch.zeros(len(x), 3), 1.0).mask(seen)
+            pyro.sample("x", at.to_event(1), obs=x)
+
+    assert digest(cut, X) == digest(masked, X)
+    assert digest(cut, X) != digest(cut, X.flip(0))
+    assert Program(cut).bind(X).num_dims == lengths.sum()
+    log_z = evidence.Exact()(Program(cut), X).log_z
+    torch.testing.assert_close(log_z, evidence.Exact()(Program(masked), X).log_z)

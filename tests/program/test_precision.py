@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import autoguide
 from torch import Tensor, nn
 
 from ppl_dgm import Program
@@ -16,7 +17,7 @@ from ppl_dgm.evidence import SMC, Exact, ImportanceSampling
 from ppl_dgm.program.precision import Shaking, in_float64
 
 WEIGHT = torch.tensor([0.1, 1e-3, 16777216.0])
-LAYER = nn.Linear(3, 1)
+LAYER, NET = nn.Linear(3, 1), nn.Linear(1, 1)
 TENTH = torch.tensor(0.1, dtype=torch.float64)
 
 # Ways in which programs come by float32: each must end as the double that Python has, or that the
@@ -225,3 +226,45 @@ def test_shaking_moves_what_is_rounded_and_leaves_whole_numbers() -> None:
             shifts.append(((x[2] + 1e8) - 1e8).item() - 0.1)
     spread = torch.tensor(shifts).std().item()
     assert 5e-9 < spread < 5e-8  # a unit in the last place of 1e8 is 1.5e-8
+
+
+# ---- programs moved before their first run -------------------------------------------------------
+
+
+def lazy(x: Tensor) -> None:
+    """A program whose tensors all come by at its first run."""
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    shift = pyro.param("shift", lambda: torch.zeros(()))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        mean = pyro.module("net", NET)(z).squeeze(-1) + shift
+        pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+
+@pytest.mark.parametrize(
+    "make", [None, autoguide.AutoNormal, autoguide.AutoMultivariateNormal, autoguide.AutoDelta]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_a_first_run_makes_has_the_precision_of_the_program(
+    make: Callable | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "NET", nn.Linear(1, 1))
+    program = Program(lazy, make(lazy) if make else None).to(dtype)
+    if dtype == torch.bfloat16 and make is autoguide.AutoMultivariateNormal:
+        return  # Pyro's own has no triangular products in it
+    program.initialise(torch.randn(5, dtype=dtype))
+    names = {name for name, _ in program.named_parameters()}
+    assert {"scale", "shift", "net.weight", "net.bias"} <= names
+    assert {parameter.dtype for parameter in program.parameters()} == {dtype}
+
+
+def test_the_last_move_counts() -> None:
+    program = Program(poisson_rate).double().float()
+    program.initialise(torch.ones(3))
+    assert program.get_parameter("rate").dtype == torch.float32
+
+
+def poisson_rate(x: Tensor) -> None:
+    rate = pyro.param("rate", torch.tensor(2.0).double(), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson(rate), obs=x)

@@ -1,6 +1,8 @@
 """Data that some values of the latents rule out: zero density there, and the right evidence."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -157,3 +159,61 @@ def test_data_outside_a_support_that_does_not_move_are_refused():
 
     with pytest.raises(ValueError, match=r"'x' observes values outside the support .*Gamma"):
         Program(model).initialise(number(-1.0))
+
+
+# ---- mixtures by a mask --------------------------------------------------------------------------
+
+
+COUNTS = torch.tensor([0.0, 1.0, 0.0, 2.0])
+SHARES, RATES = torch.tensor([0.3, 0.7]), torch.tensor([1.0, 3.0])
+
+
+def inflated(component: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """A mixture whose components are another in each state, and a point at zero."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            on = {"enumerate": "parallel"}
+            k = pyro.sample("k", dist.Categorical(SHARES), infer=on)
+            at = dist.MaskedMixture(x == 0, component(RATES[k]), dist.Delta(torch.tensor(0.0)))
+            pyro.sample("x", at, obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        lambda rate: dist.Gamma(2.0, rate),
+        lambda rate: dist.Normal(rate, 1.0),
+        dist.Poisson,
+        lambda rate: dist.Uniform(0.0, rate),
+    ],
+    ids=["Gamma", "Normal", "Poisson", "Uniform"],
+)
+def test_masked_mixtures_are_summed_out(component: Callable[[Tensor], Any]) -> None:
+    """Data of zero are of the point; each of the others is of a state that allows it."""
+
+    def density(i: int, value: Tensor) -> Tensor:
+        at = component(RATES[i])
+        at._validate_args = False
+        return at.log_prob(value)
+
+    states = torch.stack([SHARES[i].log() + density(i, COUNTS[[1, 3]]) for i in (0, 1)])
+    one, two = torch.logsumexp(states, 0).tolist()
+    log_z = evidence.Exact()(Program(inflated(component)), COUNTS).log_z
+    assert log_z.tolist() == pytest.approx([0.0, one, 0.0, two], abs=1e-5)
+
+
+def test_supports_of_masked_mixtures_are_those_of_their_components() -> None:
+    mask = torch.tensor([True, False])
+    positive, unit = dist.Exponential(torch.ones(2)), dist.Uniform(torch.zeros(2), 1.0)
+    at = dist.MaskedMixture(mask, positive, unit)
+    assert in_support(at, number(2.0)).tolist() == [False, True]
+    assert (
+        in_support(at.expand([3, 2]).to_event(1), number(0.5).expand(3, 2)).tolist() == [True] * 3
+    )
+    real = dist.MaskedMixture(
+        mask, dist.Normal(torch.zeros(2), 1.0), dist.Cauchy(torch.zeros(2), 1.0)
+    )
+    assert in_support(real, number(-2.0)) is None
