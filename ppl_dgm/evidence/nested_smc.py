@@ -1,5 +1,6 @@
 """Nested sampling by sequential Monte Carlo."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ __all__ = ["NestedSMC"]
 
 ACCEPTANCE = 0.3  # aimed at by the moves
 MOST_LEVELS = 300
+MOST_ROUNDS = 10  # of `num_moves` moves at a level
+FORGOTTEN = 0.1  # rank correlation of likelihoods before and after the moves, besides chance
+REMEMBERED = 0.3  # from which the estimate is too high
 
 
 class Particles(NamedTuple):
@@ -55,7 +59,8 @@ class Levels(NamedTuple):
     """What is known at a level, `[groups, *batch]`.
 
     `log_mass` is that of the prior above it, `log_z` the part of log Z below, in nats; `rising`
-    tells where higher levels are worth their cost.
+    tells where higher levels are worth their cost, `memory` is the largest rank correlation of
+    likelihoods before and after the moves of a level, `[*batch]`.
     """
 
     particles: Particles
@@ -64,6 +69,7 @@ class Levels(NamedTuple):
     step_size: Tensor
     acceptance: Tensor
     rising: Tensor
+    memory: Tensor
     number: int
 
     @property
@@ -89,17 +95,19 @@ class NestedSMC(Estimator):
     r"""Nested sampling by sequential Monte Carlo.
 
     All particles, groups and data go at once. Particles of the prior above a level of likelihood,
-    $p(y)\, 1[L(y) > \ell_t]$, are cut at the next level, which a share `keep` of them exceeds;
-    those that do are resampled and moved. With $P_t$ the product of the shares,
+    $p(y)\, 1[L(y) > \ell_t]$, are cut at the next level, which a share `keep` of the other groups'
+    particles exceeds; those that do are resampled and moved. With $P_t$ the product of the shares,
 
     $$\hat Z = \sum_t P_t \, \overline{L\, 1[L \le \ell_{t+1}]} + P_T\, \overline{L}.$$
 
     Each of the independent groups gives one such estimate; the mean is returned with a standard
     error from their spread. No gradient is used, modes keep the mass that they have, and a peak in
     which the likelihood rises only close by is no obstacle, as it is to temperatures. Moves are
-    differences of other particles (ter Braak 2006): for up to about ten dimensions. Costs, for each
-    level, `num_moves` densities of each particle; levels are about $1.4\, (H + 5)$ with H the
-    information in nats.
+    differences of other particles (ter Braak 2006): for up to about ten dimensions. They go on
+    until the likelihoods have forgotten those that they began with; where they do not, the
+    estimate is too high, which is an alarm. Costs, for each level, `num_moves` densities of each
+    particle, or up to ten times as many; levels are about $1.4\, (H + 5)$ with H the information in
+    nats.
 
     Skilling (2006), "Nested sampling for general Bayesian computation"; Salomone, South, Johansen,
     Drovandi and Kroese (2018), "Unbiased and consistent nested sampling via sequential Monte
@@ -108,7 +116,7 @@ class NestedSMC(Estimator):
     Args:
         num_particles: particles in each group.
         num_groups: independent groups, at least 2.
-        num_moves: moves at each level.
+        num_moves: moves at each level at least.
         keep: share of the particles above the next level.
         remaining: stop when at most this much of log Z can be left, in nats.
         memory: bytes that evaluating densities may allocate.
@@ -167,10 +175,11 @@ class NestedSMC(Estimator):
             "num_particles": self.num_particles,
             "group_std": total.std(0),
             "acceptance": levels.acceptance.amin(0),
+            "memory": levels.memory,
             "num_levels": levels.number,
         }
         alarms = group_alarms({"group_log_z": total}) + acceptance_alarm(levels.acceptance)
-        alarms += unfinished_alarm(levels)
+        alarms += unfinished_alarm(levels) + memory_alarm(levels.memory, levels.particles.prior)
         particles = levels.particles  # of the posterior, once they are resampled
         posterior = particles.take(resample(particles.likelihood)).point.flatten(0, 1)
         alarms += undefined_alarm(target, posterior, self.memory)
@@ -181,13 +190,14 @@ class NestedSMC(Estimator):
         particles = density(point.unflatten(0, (self.num_particles, self.num_groups)))
         zero = torch.zeros_like(particles.prior[0])
         rising = particles.likelihood.amax(0) > -torch.inf
-        return Levels(particles, zero, zero - torch.inf, zero + 1, zero + 1, rising, 0)
+        memory = zero.sum(0)
+        return Levels(particles, zero, zero - torch.inf, zero + 1, zero + 1, rising, memory, 0)
 
     def _raise(self, density: "Density", levels: Levels) -> Levels:
         """Cut particles at the next level and move the rest."""
         particles, rising = levels.particles, levels.rising
         ordered = particles.likelihood.sort(0, descending=True).values
-        level = ordered[round(self.keep * len(ordered))]
+        level = of_others(ordered[max(1, min(round(self.keep * len(ordered)), len(ordered) - 1))])
         above = particles.likelihood > level
         rising = rising & above.any(0)
         below = torch.where(above, -torch.inf, particles.likelihood)
@@ -195,7 +205,9 @@ class NestedSMC(Estimator):
         log_mass = levels.log_mass + above.to(log_z).mean(0).log()
         kept = torch.where(above | ~rising, 0.0, -torch.inf).to(log_z)
         particles = particles.take(resample(kept))
-        moved, step_size, acceptance = self._move(density, particles, level, levels.step_size)
+        moved, step_size, acceptance, memory = self._move(
+            density, particles, level, levels.step_size, rising
+        )
         found = levels._replace(
             particles=particles.where(rising, moved),
             log_mass=torch.where(rising, log_mass, levels.log_mass),
@@ -204,25 +216,71 @@ class NestedSMC(Estimator):
             acceptance=torch.where(
                 rising, levels.acceptance.minimum(acceptance), levels.acceptance
             ),
+            memory=levels.memory.maximum(memory),
             number=levels.number + 1,
         )
-        return found._replace(rising=rising & (found.left > self.remaining))
+        return found._replace(rising=rising & (found.left > self.remaining).any(0))
 
     def _move(
-        self, density: "Density", particles: Particles, level: Tensor, step_size: Tensor
-    ) -> tuple[Particles, Tensor, Tensor]:
-        """Move particles above a level, with step sizes and acceptance."""
-        total = torch.zeros_like(step_size)
-        for _ in range(self.num_moves):
-            order = torch.randperm(len(particles.prior), device=level.device)
-            first, second = map(particles.rows, order.chunk(2))
-            first, share = move(density, first, second.point, level, step_size)
-            second, other = move(density, second, first.point, level, step_size)
-            particles = Particles(*map(torch.cat, zip(first, second, strict=True)))
-            acceptance = (share + other) / 2
-            step_size = nudge_step_size(step_size, acceptance, ACCEPTANCE)
-            total = total + acceptance / self.num_moves
-        return particles, step_size, total
+        self,
+        density: "Density",
+        particles: Particles,
+        level: Tensor,
+        step_size: Tensor,
+        rising: Tensor,
+    ) -> tuple[Particles, Tensor, Tensor, Tensor]:
+        """Move particles above a level until they have forgotten their start.
+
+        Returns them with step sizes, acceptance, and what they remember.
+        """
+        total, count, began = torch.zeros_like(step_size), 0, particles.likelihood
+        for _ in range(MOST_ROUNDS):
+            for _ in range(self.num_moves):
+                order = torch.randperm(len(particles.prior), device=level.device)
+                particles, began = particles.rows(order), began[order]
+                particles, acceptance = move_halves(density, particles, level, step_size)
+                step_size = nudge_step_size(step_size, acceptance, ACCEPTANCE)
+                total, count = total + acceptance, count + 1
+            memory = remembered(began, particles.likelihood, rising)
+            if bool((memory <= FORGOTTEN + by_chance(began)).all()):
+                break
+        return particles, step_size, total / count, memory
+
+
+def of_others(level: Tensor) -> Tensor:
+    """Median of the other groups' levels, `[groups, *batch]`.
+
+    A level that a group's own particles choose makes its estimate of Z too high, by the relative
+    variance of that estimate (Cerou, Del Moral, Furon and Guyader 2012, "Sequential Monte Carlo for
+    rare event estimation").
+    """
+    others = torch.stack([level.roll(shift, 0) for shift in range(1, len(level))])
+    return others.median(0).values
+
+
+def remembered(before: Tensor, after: Tensor, rising: Tensor) -> Tensor:
+    """Rank correlation of particles' values, `[*batch]`.
+
+    It is the mean over the groups that rise, `[groups, *batch]`.
+    """
+    ranks = (values.argsort(0).argsort(0).double() for values in (before, after))
+    first, second = (rank - rank.mean(0) for rank in ranks)
+    correlation = (first * second).sum(0) / first.square().sum(0)
+    return (correlation * rising).sum(0) / rising.sum(0).clamp_min(1)
+
+
+def by_chance(values: Tensor) -> float:
+    """Two standard deviations of what `remembered` is by chance."""
+    return 2 / math.sqrt(values.shape[0] * values.shape[1])
+
+
+def memory_alarm(memory: Tensor, particles: Tensor) -> tuple[str, ...]:
+    """Warn where moves do not forget where they began."""
+    largest = float(memory.max())
+    if largest <= REMEMBERED + by_chance(particles):
+        return ()
+    text = f"the moves of a level leave a rank correlation of {largest:.2g} between likelihoods"
+    return (f"{text}, so that the estimate is too high; use more moves, or SMC",)
 
 
 @dataclass(frozen=True)
@@ -247,6 +305,18 @@ class Density:
             for part in zip(*parts, strict=True)
         )
         return Particles(point, prior, likelihood)
+
+
+def move_halves(
+    density: "Density", particles: Particles, level: Tensor, step_size: Tensor
+) -> tuple[Particles, Tensor]:
+    """Move each half of the particles by differences of the other."""
+    first, second = (
+        Particles(*half) for half in zip(*(p.chunk(2) for p in particles), strict=True)
+    )
+    first, share = move(density, first, second.point, level, step_size)
+    second, other = move(density, second, first.point, level, step_size)
+    return Particles(*map(torch.cat, zip(first, second, strict=True))), (share + other) / 2
 
 
 def move(
