@@ -50,10 +50,6 @@ class Particles(NamedTuple):
         point = self.point.gather(0, index.unsqueeze(-1).expand(self.point.shape))
         return Particles(point, self.prior.gather(0, index), self.likelihood.gather(0, index))
 
-    def rows(self, index: Tensor | slice) -> "Particles":
-        """Some particles of all groups."""
-        return Particles(*(part[index] for part in self))
-
 
 class Levels(NamedTuple):
     """What is known at a level, `[groups, *batch]`.
@@ -103,7 +99,7 @@ class NestedSMC(Estimator):
     Each of the independent groups gives one such estimate; the mean is returned with a standard
     error from their spread. No gradient is used, modes keep the mass that they have, and a peak in
     which the likelihood rises only close by is no obstacle, as it is to temperatures. Moves are
-    differences of other particles (ter Braak 2006): for up to about ten dimensions. They go on
+    differences of other groups' particles (ter Braak 2006): for up to about ten dimensions. They go on
     until the likelihoods have forgotten those that they began with; where they do not, the
     estimate is too high, which is an alarm. Costs, for each level, `num_moves` densities of each
     particle, or up to ten times as many; levels are about $1.4\, (H + 5)$ with H the information in
@@ -236,9 +232,8 @@ class NestedSMC(Estimator):
         total, count, began = torch.zeros_like(step_size), 0, particles.likelihood
         for _ in range(MOST_ROUNDS):
             for _ in range(self.num_moves):
-                order = torch.randperm(len(particles.prior), device=level.device)
-                particles, began = particles.rows(order), began[order]
-                particles, acceptance = move_halves(density, particles, level, step_size)
+                others = particles.point.roll(1 + count % (self.num_groups - 1), 1)
+                particles, acceptance = move(density, particles, others, level, step_size)
                 step_size = nudge_step_size(step_size, acceptance, ACCEPTANCE)
                 total, count = total + acceptance, count + 1
             memory = remembered(began, particles.likelihood, rising)
@@ -305,18 +300,6 @@ class Density:
             for part in zip(*parts, strict=True)
         )
         return Particles(point, prior, likelihood)
-
-
-def move_halves(
-    density: "Density", particles: Particles, level: Tensor, step_size: Tensor
-) -> tuple[Particles, Tensor]:
-    """Move each half of the particles by differences of the other."""
-    first, second = (
-        Particles(*half) for half in zip(*(p.chunk(2) for p in particles), strict=True)
-    )
-    first, share = move(density, first, second.point, level, step_size)
-    second, other = move(density, second, first.point, level, step_size)
-    return Particles(*map(torch.cat, zip(first, second, strict=True))), (share + other) / 2
 
 
 def move(
