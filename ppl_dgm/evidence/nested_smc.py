@@ -1,6 +1,5 @@
 """Nested sampling by sequential Monte Carlo."""
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,9 +26,6 @@ __all__ = ["NestedSMC"]
 
 ACCEPTANCE = 0.3  # aimed at by the moves
 MOST_LEVELS = 300
-MOST_ROUNDS = 10  # of `num_moves` moves at a level
-FORGOTTEN = 0.1  # rank correlation of likelihoods before and after the moves, besides chance
-REMEMBERED = 0.3  # from which the estimate is too high
 
 
 class Particles(NamedTuple):
@@ -55,8 +51,7 @@ class Levels(NamedTuple):
     """What is known at a level, `[groups, *batch]`.
 
     `log_mass` is that of the prior above it, `log_z` the part of log Z below, in nats; `rising`
-    tells where higher levels are worth their cost, `memory` is the largest rank correlation of
-    likelihoods before and after the moves of a level, `[*batch]`.
+    tells where higher levels are worth their cost.
     """
 
     particles: Particles
@@ -65,7 +60,6 @@ class Levels(NamedTuple):
     step_size: Tensor
     acceptance: Tensor
     rising: Tensor
-    memory: Tensor
     number: int
 
     @property
@@ -99,11 +93,9 @@ class NestedSMC(Estimator):
     Each of the independent groups gives one such estimate; the mean is returned with a standard
     error from their spread. No gradient is used, modes keep the mass that they have, and a peak in
     which the likelihood rises only close by is no obstacle, as it is to temperatures. Moves are
-    differences of other groups' particles (ter Braak 2006): for up to about ten dimensions. They go on
-    until the likelihoods have forgotten those that they began with; where they do not, the
-    estimate is too high, which is an alarm. Costs, for each level, `num_moves` densities of each
-    particle, or up to ten times as many; levels are about $1.4\, (H + 5)$ with H the information in
-    nats.
+    differences of other groups' particles (ter Braak 2006): for up to about ten dimensions. Costs,
+    for each level, `num_moves` densities of each particle; levels are about $1.4\, (H + 5)$ with H
+    the information in nats.
 
     Skilling (2006), "Nested sampling for general Bayesian computation"; Salomone, South, Johansen,
     Drovandi and Kroese (2018), "Unbiased and consistent nested sampling via sequential Monte
@@ -112,7 +104,7 @@ class NestedSMC(Estimator):
     Args:
         num_particles: particles in each group.
         num_groups: independent groups, at least 2.
-        num_moves: moves at each level at least.
+        num_moves: moves at each level.
         keep: share of the particles above the next level.
         remaining: stop when at most this much of log Z can be left, in nats.
         memory: bytes that evaluating densities may allocate.
@@ -171,11 +163,10 @@ class NestedSMC(Estimator):
             "num_particles": self.num_particles,
             "group_std": total.std(0),
             "acceptance": levels.acceptance.amin(0),
-            "memory": levels.memory,
             "num_levels": levels.number,
         }
         alarms = group_alarms({"group_log_z": total}) + acceptance_alarm(levels.acceptance)
-        alarms += unfinished_alarm(levels) + memory_alarm(levels.memory, levels.particles.prior)
+        alarms += unfinished_alarm(levels)
         particles = levels.particles  # of the posterior, once they are resampled
         posterior = particles.take(resample(particles.likelihood)).point.flatten(0, 1)
         alarms += undefined_alarm(target, posterior, self.memory)
@@ -186,8 +177,7 @@ class NestedSMC(Estimator):
         particles = density(point.unflatten(0, (self.num_particles, self.num_groups)))
         zero = torch.zeros_like(particles.prior[0])
         rising = particles.likelihood.amax(0) > -torch.inf
-        memory = zero.sum(0)
-        return Levels(particles, zero, zero - torch.inf, zero + 1, zero + 1, rising, memory, 0)
+        return Levels(particles, zero, zero - torch.inf, zero + 1, zero + 1, rising, 0)
 
     def _raise(self, density: "Density", levels: Levels) -> Levels:
         """Cut particles at the next level and move the rest."""
@@ -201,9 +191,7 @@ class NestedSMC(Estimator):
         log_mass = levels.log_mass + above.to(log_z).mean(0).log()
         kept = torch.where(above | ~rising, 0.0, -torch.inf).to(log_z)
         particles = particles.take(resample(kept))
-        moved, step_size, acceptance, memory = self._move(
-            density, particles, level, levels.step_size, rising
-        )
+        moved, step_size, acceptance = self._move(density, particles, level, levels.step_size)
         found = levels._replace(
             particles=particles.where(rising, moved),
             log_mass=torch.where(rising, log_mass, levels.log_mass),
@@ -212,34 +200,25 @@ class NestedSMC(Estimator):
             acceptance=torch.where(
                 rising, levels.acceptance.minimum(acceptance), levels.acceptance
             ),
-            memory=levels.memory.maximum(memory),
             number=levels.number + 1,
         )
         return found._replace(rising=rising & (found.left > self.remaining).any(0))
 
     def _move(
-        self,
-        density: "Density",
-        particles: Particles,
-        level: Tensor,
-        step_size: Tensor,
-        rising: Tensor,
-    ) -> tuple[Particles, Tensor, Tensor, Tensor]:
-        """Move particles above a level until they have forgotten their start.
+        self, density: "Density", particles: Particles, level: Tensor, step_size: Tensor
+    ) -> tuple[Particles, Tensor, Tensor]:
+        """Move particles above a level, with step sizes and acceptance.
 
-        Returns them with step sizes, acceptance, and what they remember.
+        Differences are of another group's points: those of a group's own resampled points are
+        not independent of the copies that they move, and make its estimate too high.
         """
-        total, count, began = torch.zeros_like(step_size), 0, particles.likelihood
-        for _ in range(MOST_ROUNDS):
-            for _ in range(self.num_moves):
-                others = particles.point.roll(1 + count % (self.num_groups - 1), 1)
-                particles, acceptance = move(density, particles, others, level, step_size)
-                step_size = nudge_step_size(step_size, acceptance, ACCEPTANCE)
-                total, count = total + acceptance, count + 1
-            memory = remembered(began, particles.likelihood, rising)
-            if bool((memory <= FORGOTTEN + by_chance(began)).all()):
-                break
-        return particles, step_size, total / count, memory
+        total = torch.zeros_like(step_size)
+        for number in range(self.num_moves):
+            others = particles.point.roll(1 + number % (self.num_groups - 1), 1)
+            particles, acceptance = move(density, particles, others, level, step_size)
+            step_size = nudge_step_size(step_size, acceptance, ACCEPTANCE)
+            total = total + acceptance / self.num_moves
+        return particles, step_size, total
 
 
 def of_others(level: Tensor) -> Tensor:
@@ -251,31 +230,6 @@ def of_others(level: Tensor) -> Tensor:
     """
     others = torch.stack([level.roll(shift, 0) for shift in range(1, len(level))])
     return others.median(0).values
-
-
-def remembered(before: Tensor, after: Tensor, rising: Tensor) -> Tensor:
-    """Rank correlation of particles' values, `[*batch]`.
-
-    It is the mean over the groups that rise, `[groups, *batch]`.
-    """
-    ranks = (values.argsort(0).argsort(0).double() for values in (before, after))
-    first, second = (rank - rank.mean(0) for rank in ranks)
-    correlation = (first * second).sum(0) / first.square().sum(0)
-    return (correlation * rising).sum(0) / rising.sum(0).clamp_min(1)
-
-
-def by_chance(values: Tensor) -> float:
-    """Two standard deviations of what `remembered` is by chance."""
-    return 2 / math.sqrt(values.shape[0] * values.shape[1])
-
-
-def memory_alarm(memory: Tensor, particles: Tensor) -> tuple[str, ...]:
-    """Warn where moves do not forget where they began."""
-    largest = float(memory.max())
-    if largest <= REMEMBERED + by_chance(particles):
-        return ()
-    text = f"the moves of a level leave a rank correlation of {largest:.2g} between likelihoods"
-    return (f"{text}, so that the estimate is too high; use more moves, or SMC",)
 
 
 @dataclass(frozen=True)
