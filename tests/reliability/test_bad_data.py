@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from ppl_dgm import Program, compare, evidence, fit, log_weights, posterior
-from ppl_dgm.families import MADE
+from ppl_dgm.families import MADE, ConditionalVAE, SemiSupervisedVAE
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7])
 quietly = partial(fit, steps=1, progress=False, compile=False)
@@ -118,6 +118,11 @@ def without_gradients() -> None:
         quietly(Program(located), X)
 
 
+def labelled(vae: Callable[..., Program], *labels: int) -> Any:
+    program = vae(4, num_latents=2, num_classes=3)
+    return quietly(program, (torch.ones(3, 4), torch.tensor(labels)))
+
+
 def of_labels() -> Any:
     return evidence.Exact()(MADE(4, num_classes=3), torch.ones(3, 4), torch.tensor([1, 2, 3]))
 
@@ -137,6 +142,14 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "the guide opens the plate 'data' for 4 data, but the model for 7. An autoguide",
     ),
     "no gradients": (without_gradients, "gradients are off, by torch.no_grad"),
+    "labels of a guide": (
+        partial(labelled, SemiSupervisedVAE, 1, 2, 3),
+        "labels go from 1 to 3; expected whole numbers in -1, ..., 2",
+    ),
+    "labels of a conditional guide": (
+        partial(labelled, ConditionalVAE, 1, 2, 3),
+        "labels go from 1 to 3; expected whole numbers in 0, ..., 2",
+    ),
     "labels of a family": (of_labels, "labels go from 1 to 3; expected whole numbers in 0, ..., 2"),
     "optimiser of others": (
         lambda: quietly(

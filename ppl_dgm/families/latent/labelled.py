@@ -230,6 +230,7 @@ class ConditionalGuide(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Draw latents `[data, L]`."""
+        check_labels(y, 0, self.num_classes)
         with pyro.plate("data", len(x), dim=-1):
             return pyro.sample("z", self.distribution(x, y))
 
@@ -314,6 +315,8 @@ class SemiSupervisedGuide(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draw classes `[data]` and latents `[data, L]`."""
+        if y is not None:
+            check_labels(y, -1, self.latent.num_classes)
         infer: Any = {"enumerate": "parallel"}
         with pyro.plate("data", len(x), dim=-1):
             label = pyro.sample("y", dist.Categorical(logits=self._logits(x, y)), infer=infer)
