@@ -34,6 +34,8 @@ Limit = Annotated[float, "a number"]  # infinite where nothing is limited
 Target = TypeVar("Target", bound=Callable)
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _SHOWN = (NoneType, bool, Real, str, tuple, list, dict)  # told by their value
+_PYTHONS = (NoneType, bool, int, float, str)
+_WHOLE_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _PROGRAM = "a Program"
 _CURES = {
     Tensor: "a Tensor; use torch.as_tensor",
@@ -58,7 +60,8 @@ def checked(target: Target) -> Target:
     """Check arguments of a function or constructor by their annotations.
 
     Numbers are no booleans and finite but for a `Limit`, whole numbers no floats, one text no
-    collection of texts; a `seed` is one that every generator takes.
+    collection of texts; a `seed` is one that every generator takes. Scalars of NumPy and whole
+    ones of torch become Python's.
     `Annotated[kind, words]` takes what the kind does and tells of it in those words; other
     annotations (`Any`, type variables, protocols) are not looked at. Where a Tensor is taken, an
     array or a Dataset of one tensor is made one.
@@ -99,7 +102,7 @@ def _checked(function: Any) -> Any:
 
     def taken(name: str, value: Any, args: tuple) -> Any:
         kind = kinds().get(name)
-        if kind is None or kind.holds(value):
+        if kind is None or kind.holds(value := _plain(kind, value)):
             return value
         value = _as_tensor(kind, value)
         if not kind.holds(value):
@@ -113,6 +116,19 @@ def _checked(function: Any) -> Any:
         return function(*given, *args[len(given) :], **named)
 
     return call
+
+
+def _plain(kind: Kind, value: Any) -> Any:
+    """Convert a scalar of NumPy, or a whole one of torch, to Python's.
+
+    Theirs are no seeds of torch, overflow, and are not told from others by `is`.
+    """
+    if type(value) in _PYTHONS or kind.takes_tensor:
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.item() if value.ndim == 0 else value
+    whole = isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _WHOLE_DTYPES
+    return value.item() if whole else value
 
 
 def _as_tensor(kind: Kind, value: Any) -> Any:
@@ -278,7 +294,11 @@ def _is_collection(value: Any) -> bool:
 
 
 def _is_one_of(choices: tuple, value: Any) -> bool:
-    return any(type(value) is type(choice) and value == choice for choice in choices)
+    flag = isinstance(value, bool)  # which equals 0 or 1
+    return any(
+        isinstance(value, type(choice)) and flag == isinstance(choice, bool) and value == choice
+        for choice in choices
+    )
 
 
 def _is_number(value: Any) -> bool:
