@@ -119,7 +119,7 @@ def _checked(function: Any) -> Any:
 
 
 def _plain(kind: Kind, value: Any) -> Any:
-    """Convert a scalar of NumPy, or a whole one of torch, to Python's.
+    """Convert NumPy's scalars and torch's whole ones to Python's.
 
     Theirs are no seeds of torch, overflow, and are not told from others by `is`.
     """
