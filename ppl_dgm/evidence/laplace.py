@@ -15,7 +15,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.climbing import climb, hessian_of, value_and_slope
+from ppl_dgm.sampling.climbing import climb, climb_likelihood, hessian_of, value_and_slope
 from ppl_dgm.sampling.convergence import edge_warnings
 from ppl_dgm.sampling.defended import defended_weights
 from ppl_dgm.sampling.importance import Proposal
@@ -36,6 +36,7 @@ DEFENCE = 0.25  # share of the particles that come from the prior
 UNSEEN = 0.03  # share of starts with a mode of their own above which modes are likely missed
 STARTS_PER_MODE = 10  # below which modes are likely missed
 MOST_ROUNDS = 8  # of `num_starts` starts, where modes are many
+LIKELIHOOD_STARTS = 6  # one of as many starts climbs the likelihood first
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 
@@ -229,14 +230,18 @@ class Laplace(Estimator):
     def _starts(self, target: Unconstrained) -> Tensor:
         """Choose the starting points, `[num_starts, *batch, dim]`.
 
-        Half of them are plain draws, half the best of many.
+        Half of them are plain draws, half the best of many. A part of the plain ones climbs the
+        likelihood first: where prior and data are far apart, each has a mode of its own.
         """
         points = target.sample_guide(self.num_starts * self.screened)[0]
         log_joint = evaluate(target.log_joint, points, self.memory).nan_to_num(nan=-torch.inf)
         groups = points.unflatten(0, (self.screened, self.num_starts))
         best = log_joint.unflatten(0, (self.screened, self.num_starts)).argmax(0)
         best[: self.num_starts // 2] = 0
-        return groups.gather(0, best.unsqueeze(0).unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
+        chosen = groups.gather(0, best.unsqueeze(0).unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
+        few = self.num_starts // LIKELIHOOD_STARTS
+        chosen[:few] = climb_likelihood(target, chosen[:few], self.num_steps)
+        return chosen
 
 
 def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.effort import GRADIENT, spend
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
-__all__ = ["climb", "hessian_of", "value_and_slope"]
+__all__ = ["climb", "climb_likelihood", "hessian_of", "value_and_slope"]
 
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
+DOUBLINGS = 60
 
 
 @torch.enable_grad()
@@ -34,6 +36,14 @@ def climb(
     Starts are `[n, *batch, dim]`; `at_once` of them climb together.
     """
     return torch.cat([climb_together(log_joint, part, num_steps) for part in start.split(at_once)])
+
+
+def climb_likelihood(target: Unconstrained, start: Tensor, num_steps: int) -> Tensor:
+    """Climb the likelihood from starts; those that leave the prior stay."""
+    end = climb(lambda point: target.split(point).likelihood, start, num_steps)
+    with torch.no_grad():
+        inside = torch.isfinite(target.log_joint(end))
+    return torch.where(inside.unsqueeze(-1), end, start)
 
 
 def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
@@ -104,7 +114,8 @@ def backtrack(
 ) -> Tensor:
     """Shorten each step until it climbs enough.
 
-    Enough is what Armijo's rule asks. A start stays where no step does.
+    Enough is what Armijo's rule asks. A start stays where no step does. First steps, whose size is
+    not known from curvature, are doubled as long as they climb more.
     """
     length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
     promise = (direction * slope).sum(-1)
@@ -121,7 +132,23 @@ def backtrack(
         if not bool(waiting.any()):
             break
         length = torch.where(waiting, length / 2, length)
-    return best
+    return double(log_joint, point, best) if first else best
+
+
+@torch.no_grad()
+def double(log_joint: Callable[[Tensor], Tensor], point: Tensor, end: Tensor) -> Tensor:
+    """Double steps from points as long as their ends climb."""
+    step, highest = end - point, log_joint(end)
+    for _ in range(DOUBLINGS):
+        spend(highest.numel())
+        step = 2 * step
+        found = log_joint(point + step).nan_to_num(nan=-torch.inf)
+        higher = found > highest
+        if not bool(higher.any()):
+            break
+        end = torch.where(higher.unsqueeze(-1), point + step, end)
+        highest = torch.where(higher, found, highest)
+    return end
 
 
 @torch.enable_grad()
