@@ -17,6 +17,7 @@ __all__ = ["DECISIVE", "Attempts", "check_part", "telling", "warned"]
 
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement
+FAR, FAR_ERRORS = 0.1, 5.0  # nats and standard errors by which an estimate is far above another
 # nats of standard error, of a data set or of each datum, above which agreement tells nothing
 DECISIVE = {"dataset": 0.1, "datum": 0.5}
 
@@ -145,20 +146,25 @@ def choose(found: Sequence[Evidence]) -> Evidence:
             names = " and ".join(partner.estimator for partner in partners)
             chosen = described(estimate, found, f"{estimate.estimator} agrees with {names}")
             apart = [e for e in others if e not in partners]
+            apart += [e for e in far_above(estimate, found) if not e.reliable]
             return warned(chosen, f"{numbers_of(apart)} nats disagrees") if apart else chosen
-    best = highest([e for e in ranked if e.reliable == ranked[0].reliable])
+    best = highest(ranked[0], found)
     best = described(best, found, f"{best.estimator}, cross-check failed")
     return warned(best, complaint(found, usable))
 
 
-def highest(ranked: Sequence[Evidence]) -> Evidence:
-    """Choose the first estimate, or one far above it.
+def far_above(estimate: Evidence, found: Sequence[Evidence]) -> list[Evidence]:
+    """Precise estimates too far above one to be chance: it misses a part of the posterior.
 
-    What misses a part of the posterior falls short, while an unbiased estimate of Z exceeds it c
-    times with a probability of at most 1 / c (Markov).
+    An unbiased estimate of Z exceeds it c times with a probability of at most 1 / c (Markov).
     """
-    precise = [e for e in ranked if is_precise(e) and not compare_two(e, ranked[0]).agrees]
-    return max([ranked[0], *precise], key=lambda e: float(e.total.nan_to_num(-torch.inf)))
+    pairs = ((e, compare_two(e, estimate)) for e in found if is_precise(e))
+    return [e for e, two in pairs if two.difference > max(FAR, FAR_ERRORS * two.std_error)]
+
+
+def highest(best: Evidence, found: Sequence[Evidence]) -> Evidence:
+    """The best of estimates without agreement, or the one that is farthest above it."""
+    return max([best, *far_above(best, found)], key=lambda e: float(e.total.nan_to_num(-torch.inf)))
 
 
 def complaint(found: Sequence[Evidence], usable: Sequence[Evidence]) -> str:

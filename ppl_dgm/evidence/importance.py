@@ -110,17 +110,16 @@ class ImportanceSampling(Estimator):
     def estimate(self, bound: Bound) -> Estimate:
         summaries = summarise(bound, self.num_particles, self.proposal, self.memory, self.compile)
         found = weighted_estimate(summaries, self.num_particles)
-        return found._replace(warnings=self._unreached(bound, summaries, found.std_error))
+        return found._replace(warnings=self._unreached(bound, summaries, found))
 
     def _unreached(
-        self, bound: Bound, summaries: list[WeightSummary], std_error: Tensor
+        self, bound: Bound, summaries: list[WeightSummary], found: Estimate
     ) -> tuple[str, ...]:
         """Warn of posterior mass that only chains reach."""
         largest = gather(summaries, lambda s: s.tail[0])
         few, index = some_of(bound, WALKED_DATA)
-        return unreached_alarm(
-            few, largest[index], std_error[index], self.proposal, self.num_particles, self.memory
-        )
+        seen = (values[index] for values in (largest, found.log_z, found.std_error))
+        return unreached_alarm(few, *seen, self.proposal, self.num_particles, self.memory)
 
 
 @checked

@@ -5,7 +5,6 @@ It sums over the modes that several starts find.
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +14,14 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.climbing import climb, climb_likelihood, hessian_of, value_and_slope
+from ppl_dgm.sampling.climbing import (
+    Modes,
+    climb_likelihood,
+    distinct,
+    find_modes,
+    same_mode,
+    value_and_slope,
+)
 from ppl_dgm.sampling.convergence import edge_warnings
 from ppl_dgm.sampling.defended import defended_weights
 from ppl_dgm.sampling.importance import Proposal
@@ -37,76 +43,6 @@ UNSEEN = 0.03  # share of starts with a mode of their own above which modes are 
 STARTS_PER_MODE = 10  # below which modes are likely missed
 MOST_ROUNDS = 8  # of `num_starts` starts, where modes are many
 LIKELIHOOD_STARTS = 6  # one of as many starts climbs the likelihood first
-SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
-GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
-
-
-class Modes(NamedTuple):
-    """Optima found from several starts.
-
-    Points are `[starts, *batch, dim]`, and what is known there is `[starts, *batch]`.
-
-    `scale_tril` `[starts, *batch, dim, dim]` is the Cholesky factor of the inverse negative
-    Hessian; `valid` tells where the slope vanishes and the curvature is negative in all directions;
-    `log_z` is Laplace's value.
-    """
-
-    point: Tensor
-    log_joint: Tensor
-    scale_tril: Tensor
-    valid: Tensor
-    log_z: Tensor
-
-
-def find_modes(
-    target: Unconstrained, starts: Tensor, num_steps: int, at_once: int = 1 << 30
-) -> Modes:
-    """Find modes and a normal approximation at each.
-
-    Each start climbs to an optimum.
-    """
-    point = climb(target.log_joint, starts, num_steps, at_once)
-    parts = [hessian_of(target.log_joint, part) for part in point.split(at_once)]
-    value, slope, hessian = (torch.cat(part) for part in zip(*parts, strict=True))
-    precision = -0.5 * (hessian + hessian.mT).double()
-    factor, info = torch.linalg.cholesky_ex(precision.nan_to_num(0.0))
-    concave = info == 0
-    factor = torch.where(concave[..., None, None], factor, torch.eye(target.dim).to(factor))
-    inverse = torch.linalg.solve_triangular(
-        factor, torch.eye(target.dim).to(factor).expand_as(factor), upper=False
-    )
-    scaled = torch.linalg.solve_triangular(factor, slope.double().unsqueeze(-1), upper=False)
-    slope_left = scaled.square().sum((-2, -1)).sqrt()
-    flat = slope_left < GRADIENT_TOLERANCE * math.sqrt(target.dim)
-    valid = concave & flat & torch.isfinite(value)
-    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_z = value.double() + 0.5 * target.dim * math.log(2 * math.pi) - log_det
-    scale_tril = torch.linalg.cholesky_ex(inverse.mT @ inverse).L
-    return Modes(point, value.double(), scale_tril, valid, torch.where(valid, log_z, -torch.inf))
-
-
-def same_mode(modes: Modes) -> Tensor:
-    """Check which starts have ended at the same mode.
-
-    Entry `[i, j, *batch]` tells whether start j has ended at the mode of start i.
-    """
-    difference = modes.point.unsqueeze(0) - modes.point.unsqueeze(1)  # [i, j, *batch, dim]: j - i
-    scales = modes.scale_tril.square().sum(-1).sqrt()
-    near = ((difference / scales.unsqueeze(1)).abs().amax(-1) < SAME_MODE) & modes.valid.unsqueeze(
-        1
-    )
-    return near & modes.valid.unsqueeze(0)
-
-
-def distinct(modes: Modes) -> Tensor:
-    """Check which optima are new modes: `[starts, *batch]`.
-
-    A mode is new if no earlier start has found it.
-    """
-    near = same_mode(modes)
-    earlier = torch.ones(len(near), len(near), device=near.device).triu(1).bool()
-    seen = (near & earlier.reshape(earlier.shape + (1,) * (near.dim() - 2))).any(0)
-    return modes.valid & ~seen
 
 
 def unseen_share(modes: Modes) -> Tensor:
@@ -240,7 +176,8 @@ class Laplace(Estimator):
         best[: self.num_starts // 2] = 0
         chosen = groups.gather(0, best.unsqueeze(0).unsqueeze(-1).expand(1, *groups.shape[1:]))[0]
         few = self.num_starts // LIKELIHOOD_STARTS
-        chosen[:few] = climb_likelihood(target, chosen[:few], self.num_steps)
+        if few:
+            chosen[:few] = climb_likelihood(target, chosen[:few], self.num_steps)
         return chosen
 
 

@@ -1,5 +1,6 @@
 """Posterior mass that no draw of a proposal reached."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.climbing import climb_likelihood, distinct, find_modes
 from ppl_dgm.sampling.convergence import dominates
 from ppl_dgm.sampling.differences import propose_by_differences
+from ppl_dgm.sampling.effort import OverBudgetError
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
@@ -25,6 +28,8 @@ MOVES, WARM_UP = 20, 5
 ABOVE = 0.1  # nats by which a weight exceeds all that were drawn
 ACCEPTANCE = 0.3
 MATERIAL = 0.005  # nats
+STARTS, CLIMBS, MOST_CLIMBED = 8, 40, 30  # starts of climbs, their steps, and dimensions at most
+NEARBY = 3.0  # draws expected around a mode below which it is missed
 
 
 class Weighed(NamedTuple):
@@ -38,6 +43,7 @@ class Weighed(NamedTuple):
 def unreached_alarm(
     bound: Bound,
     largest: Tensor,
+    log_z: Tensor,
     std_error: Tensor,
     proposal: Proposal,
     num_particles: int,
@@ -48,11 +54,13 @@ def unreached_alarm(
     Weights of draws tell nothing of places where none fell. Chains of the posterior that start at
     draws walk into such places nearby: there weights are larger than the largest drawn. In a run
     that is right, that share of the posterior is about the largest weight's, within the standard
-    error.
+    error. Modes of a data set far from all draws, as data that contradict the prior have, are
+    climbed to.
 
     Args:
         bound: the program and its data.
         largest: log weights, `[data]` or `[]`.
+        log_z: estimate, nats, same shape.
         std_error: of log Z, nats, same shape.
         proposal: where the draws come from.
         num_particles: draws behind each.
@@ -63,7 +71,35 @@ def unreached_alarm(
         share, warnings = share_above(bound, largest + ABOVE, proposal, chains, memory)
     except ValueError:  # discrete latents, or a guide without a density at given points
         return ()
-    return warnings + share_alarm(share, chains, std_error)
+    alarm = warnings + share_alarm(share, chains, std_error)
+    return alarm or missed_mode_alarm(bound, log_z, std_error, proposal, num_particles)
+
+
+def missed_mode_alarm(
+    bound: Bound, log_z: Tensor, std_error: Tensor, proposal: Proposal, num_particles: int
+) -> tuple[str, ...]:
+    """Warn of modes that no draw came near, by Laplace's approximation."""
+    target = Unconstrained(bound)
+    if target.batch or target.dim > MOST_CLIMBED:
+        return ()
+    guided = proposal == "guide" and bound.structure.has_guide
+    start = target.sample_guide(STARTS)[0] if guided else target.sample_prior(STARTS)
+    try:
+        start[::2] = climb_likelihood(target, start[::2], CLIMBS)
+        modes = find_modes(target, start, CLIMBS)
+    except OverBudgetError:
+        raise
+    except Exception:  # whatever the program raises far out, or without derivatives
+        return ()
+    with torch.no_grad():
+        density = target.log_guide(modes.point) if guided else target.split(modes.point).prior
+    nearby = density + (modes.log_z - modes.log_joint) + math.log(num_particles)
+    missed = distinct(modes) & (nearby < math.log(NEARBY))
+    cost = torch.where(missed, modes.log_z - log_z, -torch.inf).logsumexp(0).exp().log1p()
+    if not bool(cost > 2 * std_error + MATERIAL):
+        return ()
+    share = 100 * float(-torch.expm1(-cost))
+    return (f"{share:.3g} % of the posterior lies at modes that no draw came near; use auto",)
 
 
 def share_alarm(share: Tensor, count: int, std_error: Tensor) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ppl_dgm.evidence import Exact, HarmonicMean, PriorSampling
 
 def test_every_problem_says_how_its_answer_is_known():
     found = load_all()
-    assert len(found) == 67
+    assert len(found) == 68
     assert {one.known for one in found.values()} == {
         "closed form",
         "quadrature",

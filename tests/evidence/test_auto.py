@@ -217,7 +217,16 @@ def test_the_highest_is_given_where_none_agree():
     found = choose([result(-2.0, 0.001, "A"), result(0.0, 0.05, "B"), result(1.0, 3.0, "C")])
     assert (float(found.log_z), found.reliable) == (0.0, False)
     alarmed = choose([result(-2.0, 0.001, "A"), result(0.0, 0.05, "B", ("k",))])
-    assert float(alarmed.log_z) == -2.0
+    assert (float(alarmed.log_z), alarmed.reliable) == (0.0, False)
+
+
+def test_an_estimate_far_above_two_that_agree_is_told_for_all_its_alarm():
+    both = [result(-2.0, 0.001, "A"), result(-2.0, 0.01, "B")]
+    assert choose([*both, result(-1.95, 0.05, "C", ("k",))]).reliable
+    assert choose([*both, result(-9.0, 0.05, "C", ("k",))]).reliable
+    assert choose([*both, result(0.0, 3.0, "C", ("k",))]).reliable
+    found = choose([*both, result(-1.0, 0.05, "C", ("k",))])
+    assert any("C -1.000" in warning for warning in found.warnings)
 
 
 def test_a_third_estimate_that_disagrees_is_told():

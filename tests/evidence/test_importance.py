@@ -244,6 +244,21 @@ def test_mass_beyond_all_draws_is_an_alarm(particles: int, seed: int) -> None:
     assert any("no draw came" in warning for warning in found.warnings)
 
 
+def test_programs_without_derivatives_are_sampled_all_the_same() -> None:
+    def rounded(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.factor("x", -(torch.tensor(z.detach().numpy()).round() - x).square())
+
+    def fails_far_out(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        if bool((z.abs() > 8).any()):
+            raise ValueError("too far out")
+        pyro.factor("x", -((z - x) ** 2) / 200)
+
+    for model, x in ((rounded, 0.0), (fails_far_out, 30.0)):
+        assert torch.isfinite(PriorSampling(1000)(Program(model), torch.tensor(x)).log_z)
+
+
 def test_draws_that_reach_the_posterior_raise_no_alarm() -> None:
     def local(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

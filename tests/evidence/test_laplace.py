@@ -11,7 +11,7 @@ from evidence.kind_programs import KINDS
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import Exact, Laplace
+from ppl_dgm.evidence import Exact, Laplace, PriorSampling
 from ppl_dgm.sampling.climbing import climb, hessian_of
 from ppl_dgm.sampling.defended import stratified_std_error
 from ppl_dgm.sampling.memory import AllocationCounter
@@ -123,6 +123,24 @@ def test_modes_where_autodiff_is_undefined_are_kept():
     assert found.diagnostics["num_modes"] == 2
     assert abs(float(found.log_z) - known.log_z) < 4 * float(found.std_error) < 0.1
     assert found.reliable
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_prior_and_data_far_apart_have_a_mode_each(far: float):
+    """A Cauchy variable and its noisy copy: half of the posterior is at the copy."""
+
+    def copied(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Cauchy(torch.zeros((), dtype=FLOAT), 1.0))
+        pyro.sample("x", dist.Cauchy(z, torch.ones((), dtype=FLOAT)), obs=x)
+
+    x = torch.tensor(far, dtype=FLOAT)
+    found = Laplace(num_particles=20_000)(Program(copied), x)
+    truth = dist.Cauchy(torch.zeros((), dtype=FLOAT), 2.0).log_prob(x)
+    assert found.diagnostics["num_modes"] == 2
+    assert abs(float(found.log_z - truth)) < 4 * float(found.std_error) < 0.6
+    prior = PriorSampling(20_000)(Program(copied), x)
+    assert float(prior.log_z - truth) == pytest.approx(-math.log(2), abs=0.05)
+    assert any("no draw came near" in warning for warning in prior.warnings)
 
 
 @pytest.mark.slow

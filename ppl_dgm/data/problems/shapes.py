@@ -213,9 +213,14 @@ def edges() -> list[Problem]:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Uniform(tensor(0.0), top, validate_args=False), obs=x)
 
+    def far_copy(x: Tensor) -> None:
+        z = pyro.sample("z", cauchy)
+        pyro.sample("x", dist.Cauchy(z, tensor(1.0)), obs=x)
+
     x, cauchy = tensor([0.4, 1.1, -0.3, 2.0]), dist.Cauchy(tensor(0.0), tensor(1.0))
     shape, rate = 0.01 + len(x) / 2, 0.01 + float(x.square().sum()) / 2
     gamma = 0.01 * math.log(0.01) - math.lgamma(0.01) + math.lgamma(shape) - shape * math.log(rate)
+    far, both = tensor(1e4), dist.Cauchy(tensor(0.0), tensor(2.0))
     tops = integral(lambda t: t.log() - t - 3 * t.log(), 1.5, 100, 400_001)
     return [
         Problem(
@@ -250,6 +255,7 @@ def edges() -> list[Problem]:
         ),
         Problem("vague_precision", precision, (x,), gamma - 2 * math.log(2 * math.pi)),
         Problem("cut_by_data", cut, (tensor([0.5, 1.5, 1.0]),), tops, known=QUADRATURE),
+        Problem("far_copy", far_copy, (far,), float(both.log_prob(far))),
         scalar_problem(
             "two_cauchys",
             lambda z: dist.Cauchy(z, tensor(1.0)),
