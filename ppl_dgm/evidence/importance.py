@@ -118,8 +118,10 @@ class ImportanceSampling(Estimator):
         """Warn of posterior mass that only chains reach."""
         largest = gather(summaries, lambda s: s.tail[0])
         few, index = some_of(bound, WALKED_DATA)
-        seen = (values[index] for values in (largest, found.log_z, found.std_error))
-        return unreached_alarm(few, *seen, self.proposal, self.num_particles, self.memory)
+        largest, log_z, error = (part[index] for part in (largest, found.log_z, found.std_error))
+        return unreached_alarm(
+            few, largest, log_z, error, self.proposal, self.num_particles, self.memory
+        )
 
 
 @checked
