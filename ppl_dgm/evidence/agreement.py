@@ -154,16 +154,16 @@ def choose(found: Sequence[Evidence]) -> Evidence:
 
 
 def far_above(estimate: Evidence, found: Sequence[Evidence]) -> list[Evidence]:
-    """Precise estimates too far above one to be chance: it misses a part of the posterior.
+    """Precise estimates too far above one for chance.
 
-    An unbiased estimate of Z exceeds it c times with a probability of at most 1 / c (Markov).
+    That one then misses a part of the posterior: an unbiased estimate of Z exceeds it c times with a probability of at most 1 / c (Markov).
     """
     pairs = ((e, compare_two(e, estimate)) for e in found if is_precise(e))
     return [e for e, two in pairs if two.difference > max(FAR, FAR_ERRORS * two.std_error)]
 
 
 def highest(best: Evidence, found: Sequence[Evidence]) -> Evidence:
-    """The best of estimates without agreement, or the one that is farthest above it."""
+    """Choose the best, or the one farthest above it."""
     return max([best, *far_above(best, found)], key=lambda e: float(e.total.nan_to_num(-torch.inf)))
 
 
