@@ -156,7 +156,8 @@ def choose(found: Sequence[Evidence]) -> Evidence:
 def far_above(estimate: Evidence, found: Sequence[Evidence]) -> list[Evidence]:
     """Precise estimates too far above one for chance.
 
-    That one then misses a part of the posterior: an unbiased estimate of Z exceeds it c times with a probability of at most 1 / c (Markov).
+    That one then misses a part of the posterior: an unbiased estimate of Z exceeds it c times with
+    a probability of at most 1 / c (Markov).
     """
     pairs = ((e, compare_two(e, estimate)) for e in found if is_precise(e))
     return [e for e, two in pairs if two.difference > max(FAR, FAR_ERRORS * two.std_error)]
