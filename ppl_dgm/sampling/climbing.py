@@ -69,7 +69,10 @@ def climb(
 
 
 def climb_likelihood(target: Unconstrained, start: Tensor, num_steps: int) -> Tensor:
-    """Climb the likelihood from starts; those that leave the prior stay."""
+    """Climb the likelihood from starts.
+
+    Those that would leave the prior stay.
+    """
     end = climb(lambda point: target.split(point).likelihood, start, num_steps)
     with torch.no_grad():
         inside = torch.isfinite(target.log_joint(end))
