@@ -78,7 +78,7 @@ def unreached_alarm(
 def missed_mode_alarm(
     bound: Bound, log_z: Tensor, std_error: Tensor, proposal: Proposal, num_particles: int
 ) -> tuple[str, ...]:
-    """Warn of modes that no draw came near, by Laplace's approximation."""
+    """Warn of modes that no draw came near."""
     target = Unconstrained(bound)
     if target.batch or target.dim > MOST_CLIMBED:
         return ()
