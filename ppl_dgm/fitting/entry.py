@@ -164,7 +164,7 @@ def fit(
             training=program.training,
         )
         check_autocast(program, autocast)
-        players = players_of(objective, program, device)
+        players = players_of(objective, program, device, args, kwargs)
         num_data = found.num_data or 1
         size = batch_length(found, batch_size)
         check_sharing(ranks, program, found.structure.divisible, num_data)

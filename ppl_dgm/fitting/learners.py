@@ -4,7 +4,7 @@ Each has a loss, an optimiser and a schedule.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,13 @@ class Learner:
         }
 
 
-def players_of(objective: Any, program: Program, device: Any = None) -> tuple[Player, ...]:
+def players_of(
+    objective: Any, program: Program, device: Any, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Player, ...]:
     """Return the players of an objective.
 
-    Those of a game are moved to a device; another objective has the program as its only player.
+    A game sees the data first, and its players are moved to a device. Another objective has the
+    program as its only player.
 
     Raises:
         ValueError: players that share parameters or a name; an objective that is no game for a
@@ -107,6 +110,7 @@ def players_of(objective: Any, program: Program, device: Any = None) -> tuple[Pl
     if not isinstance(objective, Game):
         refuse_implicit(program.structure, program.site)
         return (Player("program", program, objective),)
+    objective.initialise(args, kwargs)
     players = tuple(objective.players(program))
     for player in players:
         check_count(f"num_steps of the player {player.name!r}", player.num_steps)

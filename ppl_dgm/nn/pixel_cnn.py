@@ -101,6 +101,7 @@ class PixelConvNet(PixelwiseNet):
         ValueError: a size below one, an even kernel, an order that is no permutation.
 
     Example:
+        >>> import torch
         >>> PixelConvNet((1, 4, 4), 8, 2)(torch.zeros(3, 16)).shape
         torch.Size([3, 16, 1])
     """

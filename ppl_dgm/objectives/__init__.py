@@ -23,7 +23,8 @@ How to choose, by what the guide draws:
 - nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more
   than likelihood: a critic. `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does
   not settle, `pack` where it loses modes; `FGAN` where it should say which divergence it bounds;
-  `BiGAN` where the guide should learn to encode.
+  `BiGAN` where the guide should learn to encode; `CycleGAN` for two programs that translate
+  unpaired data into each other.
 - latents of both kinds: `RLOO`, `REINFORCE`, `VIMCO` and `StraightThrough` keep the path gradient
   of those that have one.
 """
@@ -35,6 +36,7 @@ from ppl_dgm.objectives.contrastive import (
     ContrastiveDivergence,
     PersistentContrastiveDivergence,
 )
+from ppl_dgm.objectives.cyclegan import CycleGAN
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
 from ppl_dgm.objectives.divergences import Divergence, alpha_divergence, named_divergence
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
@@ -62,6 +64,7 @@ __all__ = [
     "BetaTC",
     "BiGAN",
     "ContrastiveDivergence",
+    "CycleGAN",
     "Divergence",
     "EnergyObjective",
     "FreeBits",

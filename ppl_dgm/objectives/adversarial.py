@@ -22,7 +22,7 @@ from ppl_dgm.program.sites import is_deterministic
 from ppl_dgm.sampling.discrepancies import energy_distance
 from ppl_dgm.validation import check_shares, check_sizes
 
-__all__ = ["FGAN", "GAN", "AdversarialLoss", "Sides", "draw_sides"]
+__all__ = ["FGAN", "GAN", "AdversarialLoss", "Sides", "check_weights", "draw", "draw_sides"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -296,13 +296,13 @@ class GAN(Game):
         self.critic, self.pack, self.gradient_penalty, self.r1 = critic, pack, gradient_penalty, r1
         self.smoothing, self.ema, self.site, self.one_sided = smoothing, ema, site, one_sided
         self._judge = Judge(critic, pack, gradient_penalty, one_sided, r1)
-        self._moves = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
+        self.critic_moves = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
 
     def players(self, module: nn.Module | None) -> Sequence[Player]:
         """Name generator and critic."""
         return (
             Player("generator", module, Goal(self.generator_loss), ema=self.ema),
-            Player("critic", self.critic, Goal(self.critic_loss), **self._moves),
+            Player("critic", self.critic, Goal(self.critic_loss), **self.critic_moves),
         )
 
     def sides(
@@ -314,16 +314,26 @@ class GAN(Game):
     def generator_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What the generator minimises, summed over data."""
         sides = self.sides(model, guide, args, kwargs)
-        scores = self._judge.scores(*self._judge.packed((sides.fake, sides.rest)))
-        return len(sides.real) * self.adversarial.generator(scores).mean()
+        return len(sides.real) * self.deception(sides.fake, sides.rest)
 
     def critic_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """What the critic minimises, summed over data."""
-        sides, judge = self.sides(model, guide, args, kwargs), self._judge
-        real, fake, rest = judge.packed((sides.real.detach(), sides.fake.detach(), sides.rest))
+        sides = self.sides(model, guide, args, kwargs)
+        mistakes = self.mistakes(sides.real.detach(), sides.fake.detach(), sides.rest)
+        return len(sides.real) * mistakes
+
+    def deception(self, fake: Tensor, rest: Any = ((), {})) -> Tensor:
+        """The generator's loss on draws, in the mean."""
+        scores = self._judge.scores(*self._judge.packed((fake, rest)))
+        return self.adversarial.generator(scores).mean()
+
+    def mistakes(self, real: Tensor, fake: Tensor, rest: Any = ((), {})) -> Tensor:
+        """The critic's loss on data and draws, in the mean."""
+        judge = self._judge
+        real, fake, rest = judge.packed((real, fake, rest))
         on_real, on_fake = judge.scores(real, rest), judge.scores(fake, rest)
         loss = self._on_real(on_real).mean() + self.adversarial.fake(on_fake).mean()
-        return len(sides.real) * (loss + judge.penalty(real, fake, rest))
+        return loss + judge.penalty(real, fake, rest)
 
     def _on_real(self, scores: Tensor) -> Tensor:
         loss = self.adversarial.real(scores)

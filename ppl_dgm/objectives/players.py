@@ -4,7 +4,7 @@ Each player has parameters of its own.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,9 @@ class Game(pyro.infer.ELBO):
 
         The first player's loss is the one that a history calls `objective`.
         """
+
+    def initialise(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """See the data once, before the players are asked for."""
 
     @abstractmethod
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
