@@ -44,7 +44,7 @@ TEMPERING_COST = 800  # densities for each point that is tempered
 BRIDGE_COST = 4000  # densities for each chain
 PARTNER_ERROR = {kind: 0.7 * worst for kind, worst in DECISIVE.items()}  # nats, aimed at
 LAPLACE_COST = 16_000  # densities for each datum that is moved on
-MOST_MOVED = 4  # budgets
+MOST_BUDGETS = 4  # that moving data on may cost, or a larger run where each datum has its own
 LEAST_PARTICLES = 32
 PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
@@ -221,7 +221,8 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
         if settled(attempts, settings.target) or exhausted(attempts):
             break
         found = attempt(estimator, bound.args, bound.kwargs)
-        more = enlarged(estimator, found, attempts.budget / max(1.0, attempts.last))
+        most = min(attempts.budget, MOST_BUDGETS * settings.densities(bound))
+        more = enlarged(estimator, found, most / max(1.0, attempts.last))
         if more is not None and not settled(attempts, settings.target):
             vague = len(attempts.found) - 1
             if attempt(more, bound.args, bound.kwargs) is not None:
@@ -256,7 +257,7 @@ def moved_on(
 
 def next_kind(first: Estimator, count: int, settings: Settings) -> Estimator | None:
     """Choose the estimator of data that the first fails on."""
-    most = MOST_MOVED * settings.budget // count
+    most = MOST_BUDGETS * settings.budget // count
     if not isinstance(first, Laplace):
         return Laplace(memory=settings.memory) if most >= LAPLACE_COST else None
     quick = quick_check(settings)

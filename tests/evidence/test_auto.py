@@ -279,6 +279,20 @@ def test_a_vague_estimate_stays_where_the_larger_one_raises(monkeypatch):
     assert "SMC" in found.diagnostics["estimates"]
 
 
+def test_a_larger_run_for_data_of_their_own_is_limited(monkeypatch):
+    module = sys.modules["ppl_dgm.evidence.auto"]
+    enlarged, limits = module.enlarged, []
+
+    def limited(estimator, found, most):
+        limits.append(most)
+        return enlarged(estimator, found, most)
+
+    monkeypatch.setattr(module, "enlarged", limited)
+    auto(Program(local, guide), torch.linspace(-3, 3, 3, dtype=FLOAT), budget=300_000, target=1e-6)
+    assert limits
+    assert max(limits) < 1000
+
+
 def test_a_vague_estimate_asks_for_the_particles_that_its_error_needs():
     smc = SMC(num_particles=100, num_groups=8)
     enlarged = sys.modules["ppl_dgm.evidence.auto"].enlarged
