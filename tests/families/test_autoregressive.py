@@ -454,17 +454,17 @@ def compare_training(make: Make) -> None:
     assert torch.allclose(*results, atol=1e-4)
 
 
-def darn_densities(program: Any, x: Tensor) -> Tensor:
+def darn_densities(program: Any, x: Tensor, temperature: float = 1.0) -> Tensor:
     """p(x) of each datum, the latents summed over by hand.
 
-    Logits are linear in what comes before.
+    Logits are linear in what comes before, and divided by the temperature.
     """
     model = program.model.fn
     hidden = all_vectors(2, len(model.latents)).double()
     with torch.no_grad():
-        prior = torch.distributions.Bernoulli(logits=model.prior(hidden).squeeze(-1))
+        prior = torch.distributions.Bernoulli(logits=model.prior(hidden).squeeze(-1) / temperature)
         log_h = prior.log_prob(hidden).sum(-1)
-        logits = model.decoder(x.unsqueeze(1), hidden).squeeze(-1)
+        logits = model.decoder(x.unsqueeze(1), hidden).squeeze(-1) / temperature
         log_x = torch.distributions.Bernoulli(logits=logits).log_prob(x.unsqueeze(1)).sum(-1)
     return (log_h + log_x).logsumexp(-1).exp()
 
@@ -479,6 +479,11 @@ def test_darn_sums_to_one_and_is_estimated_and_drawn(order: Any) -> None:
     z = (found.log_z - probs.log()) / found.std_error
     assert z.abs().max() < 4.5
     assert frequencies_agree(program.sample(4000), probs)
+    cold = darn_densities(program, x, temperature=0.4)
+    assert frequencies_agree(program.sample(4000, temperature=0.4), cold)
+    assert not frequencies_agree(program.sample(4000, temperature=0.4), probs)
+    with pytest.raises(ValueError, match="expected a positive number"):
+        program.sample(2, temperature=0.0)
 
 
 def test_darn_remembers_and_draws_alike() -> None:

@@ -4,6 +4,7 @@ Each latent and each dimension of the data is given by a net of all that come be
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import pyro
 import torch
@@ -13,6 +14,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide, BernoulliPosterior
 from ppl_dgm.conditionals.likelihoods import Bernoulli, Likelihood, named_likelihood
 from ppl_dgm.distributions.autoregressive import Autoregressive
+from ppl_dgm.families.autoregressive.model import check_temperature
 from ppl_dgm.families.latent.vae import ScaledInputs
 from ppl_dgm.nn.causal import Step
 from ppl_dgm.nn.masked import MADENet
@@ -66,6 +68,24 @@ class DARN(Program):
         encoder = nn.Sequential(ScaledInputs(likelihood), MLP(num_dims, encoder_hidden, hidden))
         super().__init__(model, AmortisedGuide(encoder, BernoulliPosterior(hidden)))
 
+    @checked
+    def sample(self, num_samples: int, *, temperature: float = 1.0) -> Tensor:
+        r"""Draw latents and data, one dimension after the other.
+
+        Args:
+            num_samples: number n of independent draws.
+            temperature: T; each conditional, of latents and data, is drawn from $p^{1 / T}$,
+                normalised.
+
+        Returns:
+            Draws `[n, D]`.
+
+        Raises:
+            ValueError: a temperature that is not positive.
+        """
+        check_temperature(temperature)
+        return super().sample(num_samples, temperature=temperature)
+
 
 class DARNModel(nn.Module):
     """Model of `DARN`: autoregressive latents and data.
@@ -86,16 +106,20 @@ class DARNModel(nn.Module):
         self.register_buffer("latents", torch.zeros(hidden), persistent=False)
         self.register_buffer("start", torch.zeros(num_dims), persistent=False)
 
-    def forward(self, x: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Score data `[data, D]`, or draw one datum."""
         prior = Autoregressive(
-            self.prior, self.prior_likelihood, self.latents, stepper=self.prior.stepper
+            self.prior,
+            self.prior_likelihood,
+            self.latents,
+            stepper=self.prior.stepper,
+            draw=partial(self.prior_likelihood.draw, temperature=temperature),
         )
         with pyro.plate("data", 1 if x is None else len(x), dim=-1):
             h = pyro.sample("z", prior)
-            return pyro.sample("x", self.conditional(h), obs=x)
+            return pyro.sample("x", self.conditional(h, temperature), obs=x)
 
-    def conditional(self, h: Tensor) -> Autoregressive:
+    def conditional(self, h: Tensor, temperature: float = 1.0) -> Autoregressive:
         """Return p(x | h) of latents `[..., H]`.
 
         Its batch shape is `[...]`, its event shape `[D]`.
@@ -112,4 +136,5 @@ class DARNModel(nn.Module):
             self.start.expand(*h.shape[:-1], -1),
             self.decoder.sequences[0],
             stepper=stepper,
+            draw=partial(self.likelihood.draw, temperature=temperature),
         )

@@ -22,7 +22,7 @@ from ppl_dgm.nn.causal import CausalNet, Step
 from ppl_dgm.program import Program, evaluating, unvalidated
 from ppl_dgm.validation import check_sizes
 
-__all__ = ["AutoregressiveModel", "AutoregressiveProgram"]
+__all__ = ["AutoregressiveModel", "AutoregressiveProgram", "check_temperature"]
 
 
 class AutoregressiveProgram(Program):
