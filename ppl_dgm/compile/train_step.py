@@ -5,7 +5,7 @@ It covers program, loss, gradient, clipping and optimiser.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from ppl_dgm.compile.optimisers import GraphOptimiser
 from ppl_dgm.compile.scan import Loop, compile_loop
 from ppl_dgm.compile.specialisations import Versions
 from ppl_dgm.compile.tracing.capture import capture
-from ppl_dgm.compile.tracing.pytrees import Rest, laid_out, leaves_and_rest, looks
+from ppl_dgm.compile.tracing.known_values import constant_data
+from ppl_dgm.compile.tracing.pytrees import Rest, laid_out, leaves_and_rest, looks, tensor_leaves
 
 __all__ = ["TrainStep"]
 
@@ -51,6 +52,8 @@ class TrainStep:
         clip_value: clamp every entry of the gradients to plus or minus this (after `clip_norm`).
         guard: where the loss or a gradient is not finite, move nothing and return NaN as the loss.
         select: `(batch, rows) -> batch`, the minibatch of data that a row of `repeat` names.
+        constant: the batch is the same at every call, so that the loss may read its values; where
+            they are other ones, the next call captures anew.
         backend: as in `compile_function`.
 
     Attributes:
@@ -82,9 +85,11 @@ class TrainStep:
         clip_value: float | None = None,
         guard: bool = False,
         select: Callable[[Any, torch.Tensor], Any] | None = None,
+        constant: bool = False,
         backend: Backend = "inductor",
     ) -> None:
         self._loss, self._guard, self._select = loss, guard, select
+        self._constant = constant
         self._backend: Backend = backend
         self._clip_norm, self._clip_value = (
             _positive("clip_norm", clip_norm),
@@ -106,7 +111,11 @@ class TrainStep:
 
     def _key(self, leaves: list[torch.Tensor], rest: Rest) -> Any:
         kind = self._optimiser.parameters[0].dtype  # a module can be converted between two steps
-        return looks(leaves), rest, kind, self._optimiser.arrangement
+        values = [(leaf.data_ptr(), leaf._version) for leaf in leaves if self._constant]
+        return looks(leaves), rest, kind, self._optimiser.arrangement, tuple(values)
+
+    def _known(self, batch: Any) -> AbstractContextManager[None]:
+        return constant_data(tensor_leaves(batch) if self._constant else ())
 
     def __call__(self, *batch: Any) -> torch.Tensor:
         """Make one step on a batch and return its loss.
@@ -191,7 +200,7 @@ class TrainStep:
         numbers = self._example_rates().repeat(_CHUNK, 1)
         inputs = (numbers,) if width is None else (numbers, self._blank_rows(width))
         alive = torch.ones((), dtype=torch.bool, device=self._device)
-        with self._clock():
+        with self._clock(), self._known(batch):
             return compile_loop(self._loop_step, alive, inputs, batch, backend=self._backend)
 
     def _blank_rows(self, width: int) -> torch.Tensor:
@@ -237,7 +246,7 @@ class TrainStep:
         return self._compiled.find(key) or self._compiled.add(key, lambda: self._make(batch))
 
     def _make(self, batch: Sequence[Any]) -> Compiled:
-        with self._clock():
+        with self._clock(), self._known(batch):
             captured = capture(self._lone_step, (batch, self._example_rates()))
             return compile_captured(captured, backend=self._backend)
 

@@ -205,6 +205,7 @@ class CompiledStepper(Stepper):
             clip_norm=self.clip_norm,
             guard=True,
             select=self.batches.picker(),
+            constant=size == self.batches.num_data,
         )
         self.announce("compiling the step; this takes some seconds, less the next time")
         if step.has_loops:

@@ -29,6 +29,7 @@ from ppl_dgm.compile.torch_internals import (
 )
 from ppl_dgm.compile.tracing.closures import Discovery, Lifting, Replacement, refuse_selections
 from ppl_dgm.compile.tracing.fori_loop import Body, emit_loop, outside_of_traces, running_loops
+from ppl_dgm.compile.tracing.known_values import is_constant
 from ppl_dgm.compile.tracing.module_state import Settings, watched_modules
 from ppl_dgm.compile.tracing.pyro_patches import SiteTracker, traceable_pyro
 from ppl_dgm.compile.tracing.pytrees import (
@@ -168,16 +169,17 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     inputs = tuple(inputs)
     leaves, rest = leaves_and_rest(inputs)
     tensors = [dense(leaf) for leaf in leaves]
+    constant = [is_constant(leaf) for leaf in leaves]
 
     def call(values: Sequence[torch.Tensor]) -> Any:
         return fn(*with_tensors(inputs, values))
 
     with compiling_in_turn(), watched_modules() as watch, _one_error(), _nothing_drawn():
         with traceable_pyro() as tracker:
-            discovery = _discover(call, tensors, tracker)
+            discovery = _discover(call, tensors, constant, tracker)
         watch.end_first_run()
         with traceable_pyro() as tracker:
-            graph, rebuild = _trace(call, tensors, discovery, tracker, watch.name_of)
+            graph, rebuild = _trace(call, tensors, constant, discovery, tracker, watch.name_of)
     _refuse_host_reads(graph)
     fold_literals(graph)
     lifted = [*discovery.found.values(), *lift_constants(graph)]
@@ -195,15 +197,31 @@ def is_tracing() -> bool:
 
 
 def _discover(
-    call: Callable[..., Any], tensors: list[torch.Tensor], tracker: SiteTracker
+    call: Callable[..., Any],
+    tensors: list[torch.Tensor],
+    constant: list[bool],
+    tracker: SiteTracker,
 ) -> Discovery:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     discovery = Discovery(mode, tracker.site)
     with mode:
         values = [_leaf(mode.from_tensor(tensor.detach()), tensor) for tensor in tensors]
+        _tell(discovery, values, tensors, constant)
         with discovery, running_loops(discovery.one_turn):
             call(values)
     return discovery
+
+
+def _tell(
+    mode: Lifting,
+    values: list[torch.Tensor],
+    tensors: list[torch.Tensor],
+    constant: list[bool],
+) -> None:
+    """Tell a run the values of inputs that are the same at every call."""
+    for value, tensor, known in zip(values, tensors, constant, strict=True):
+        if known:
+            mode.known.know(value, tensor, given=True)
 
 
 def _write_loop(count: torch.Tensor, body: Body, carry: Any, fixed: Any) -> Any:
@@ -239,6 +257,7 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
 def _trace(
     call: Callable[..., Any],
     tensors: list[torch.Tensor],
+    constant: list[bool],
     discovery: Discovery,
     tracker: SiteTracker,
     holder: Callable[[torch.Tensor], str | None],
@@ -252,6 +271,7 @@ def _trace(
         ]
         given = leaves[: len(tensors)]
         replacement = Replacement(discovery, leaves[len(tensors) :], tracker.site, holder)
+        _tell(replacement, given, tensors, constant)
         with replacement, running_loops(_write_loop):
             result = call(given)
         outputs: list[torch.Tensor] = []

@@ -3,6 +3,7 @@
 Those that a captured function reads become inputs of its graph.
 """
 
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer.util import torch_item
 from torch.overrides import TorchFunctionMode
 
 from ppl_dgm.compile.errors import NUMBER_CURE, CaptureError, refusal
@@ -20,7 +22,9 @@ from ppl_dgm.compile.torch_internals import (
     FakeTensorMode,
     dispatch_modes,
     is_functorch_wrapped_tensor,
+    without_modes,
 )
+from ppl_dgm.compile.tracing.known_values import KnownValues
 
 __all__ = ["Discovery", "Lifting", "Replacement", "refuse_selections"]
 
@@ -103,6 +107,7 @@ class Lifting(TorchFunctionMode):
         self._site = site
         self._originals: dict[int, torch.Tensor] = {}
         self._depth = 0
+        self.known = KnownValues()
 
     def note(self, func: Any, constants: Constants) -> None:
         """Record an operation and the Python numbers passed to it."""
@@ -136,10 +141,38 @@ class Lifting(TorchFunctionMode):
         args, kwargs = swap(args, self.stand_in), swap(kwargs or {}, self.stand_in)
         if func == _GET_DATA:
             return args[0].detach()  # the storage behind `.data` is invisible to the tracer
+        if self.known:
+            return self._returned(func, self._beside(func, args, kwargs))
+        return self._returned(func, self._in_trace(func, args, kwargs))
+
+    def _beside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and compute what is known of its result."""
+        if func in _HOST_READS and (value := self.known.of(args[0])) is not None:
+            with without_modes():
+                return func(value, *args[1:], **kwargs)
+        args = self.known.settled_arguments(func, args)
+        found = self.known.constants(func, args, kwargs)
+        if found is not None:
+            return found
         try:
-            result = self._selection(func, args) if _selects(func, args) else func(*args, **kwargs)
+            result = self._in_trace(func, args, kwargs)
+        except (CaptureError, RuntimeError, TypeError):
+            numbers = self.known.as_numbers((args, kwargs))
+            if numbers is None:
+                raise
+            result = self._in_trace(func, *numbers)
+        self.known.follow(func, args, kwargs, result)
+        return result
+
+    def _in_trace(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is _TENSOR.item and sys._getframe(3).f_code is torch_item.__code__:
+            return args[0].detach()  # what Pyro's losses report beside their gradient
+        try:
+            return self._selection(func, args) if _selects(func, args) else func(*args, **kwargs)
         except (CaptureError, RuntimeError, TypeError) as error:
             raise self._translated(func, error) from error
+
+    def _returned(self, func: Any, result: Any) -> Any:
         if func in _HOST_READS and isinstance(
             result, torch.SymInt | torch.SymFloat | torch.SymBool
         ):
@@ -198,6 +231,8 @@ class Discovery(Lifting):
 
         Each tensor is recorded once, by identity.
         """
+        if self.known.is_constant(tensor):
+            return tensor
         if not is_concrete(tensor) and not self._is_of_another_trace(tensor):
             return tensor
         if id(tensor) not in self.found:
