@@ -4,6 +4,7 @@ Many draws are made at a time.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -79,7 +80,10 @@ def repeated_sites(
     kwargs: Mapping[str, Any],
     given: Values,
 ) -> Values:
-    """`draw_sites` by single runs, mapped or one after the other."""
+    """`draw_sites` by single runs, mapped or one after the other.
+
+    Runs that were mapped with latents summed out may not be with latents drawn.
+    """
 
     def once(values: Values) -> Values:
         with Substitute(values):
@@ -87,7 +91,8 @@ def repeated_sites(
         return {name: site["value"] for name, site in drawn_sites(trace)}
 
     if structure.model_runs == "vmap" or num_samples == 1:
-        return vmap_runs(once, num_samples, None, given)
+        with suppress(RuntimeError):
+            return vmap_runs(once, num_samples, None, given)
     return loop_runs(once, num_samples, given)
 
 

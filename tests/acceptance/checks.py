@@ -3,6 +3,7 @@
 Each builds its example anew, raises where the column fails, and returns what was seen.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,11 +11,11 @@ from importlib import import_module
 
 import pyro
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, TraceGraph_ELBO
 from torch import Tensor
 
 from acceptance.registry import EXAMPLES, Example, nothing
-from ppl_dgm import Fit, Program, fit
+from ppl_dgm import Fit, Program, evidence, fit, posterior, to_arviz
 
 __all__ = ["COLUMNS", "NAMES", "REFUSED", "column"]
 
@@ -25,7 +26,7 @@ NAMES = tuple(EXAMPLES)
 REFUSED = {
     "contrib/gp/sv-dkl.py: sparse variational process": "density of the program is random itself"
 }
-RATE, STEPS, TINY, TOLERANCE = 1e-2, 5, 1e-13, 1e-6
+RATE, STEPS, TINY, TOLERANCE, CLOSE = 1e-2, 5, 1e-13, 1e-6, 0.02
 
 
 def made(name: str) -> Example:
@@ -62,17 +63,22 @@ def accepted(name: str) -> str:
     return "yes"
 
 
-def fitted(name: str, compile: bool = False, steps: int = STEPS) -> Fit:
-    """A short fit, all random numbers set."""
+def fitted(name: str, compile: bool = False, captured: bool = False) -> Fit:
+    """A short fit, all random numbers set.
+
+    Losses that cannot be captured give way to the ELBO where a fit is to be compared with a
+    compiled one.
+    """
     found = made(name)
+    given = found.given and not (captured and found.loss is TraceGraph_ELBO)
     program = program_of(found)
     pyro.set_rng_seed(2)
     program.initialise(*found.args)
     return fit(
         program,
         found.args,
-        found.loss() if found.given else None,
-        steps=steps,
+        found.loss() if given else None,
+        steps=STEPS,
         optimizer=partial(torch.optim.Adam, lr=RATE, eps=TINY),
         seed=3,
         progress=False,
@@ -140,7 +146,7 @@ def double() -> Iterator[None]:
 def compiled(name: str) -> str:
     """Compare a compiled fit with one as written, step by step."""
     with double():
-        one, other = fitted(name, compile=True), fitted(name)
+        one, other = fitted(name, True, captured=True), fitted(name, captured=True)
         gap = (one.history["objective"] - other.history["objective"]).abs().max()
         gap = gap / other.history["objective"].abs().max()
         apart = (in_order(one.program.parameters()) - in_order(other.program.parameters())).abs()
@@ -149,8 +155,43 @@ def compiled(name: str) -> str:
     return f"{gap:.0e}"
 
 
+def right(name: str) -> str:
+    """Compare the evidence that `auto` finds with the truth, where that is known."""
+    found = made(name)
+    if found.truth is None:
+        return "unknown"
+    truth = found.truth()
+    result = evidence.auto(program_of(found), *found.args, seed=0)
+    gap, error = abs(result.total.item() - truth), result.std_error.norm().item()
+    if not gap < 4 * error + CLOSE:
+        raise AssertionError(f"{result} is {gap:.3g} nats from {truth:.4f}")
+    return f"{truth:.3f}, off by {gap:.4f}"
+
+
+def exported(name: str) -> str:
+    """Draw from the posterior and hand the draws to ArviZ.
+
+    Guides of point masses are no proposals: draws then come from the prior.
+    """
+    found = made(name)
+    bound = program_of(found).bind(*found.args)
+    if not bound.structure.model_latents:
+        return "nothing to draw"
+    masses = any(latent.point_mass for latent in bound.structure.latents)
+    program = Program(found.model, **found.options) if masses else program_of(found)
+    draws = posterior(program, *found.args, num_particles=200, num_draws=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few draws are worth little, which is told
+        tree = to_arviz(draws)
+    if not set(draws.draws) <= set(tree.posterior.data_vars):
+        raise AssertionError(f"of {set(draws.draws)} there are {set(tree.posterior.data_vars)}")
+    return f"{len(tree.posterior.data_vars)} sites"
+
+
 COLUMNS: dict[str, Callable[[str], str]] = {
     "accepted": accepted,
     "eager": eager,
     "compiled": compiled,
+    "right": right,
+    "exported": exported,
 }

@@ -150,8 +150,11 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
         The graph with the tensors it reads; random numbers are drawn anew at every call, from
             torch's own generator.
 
+    Inputs declared constant (`constant_data`) may be read: lengths that are looped over, masks that
+    select, packed sequences. What is read is baked in.
+
     Raises:
-        CaptureError: the function reads a value on the host, has data-dependent shapes or control
+        CaptureError: the function reads another value on the host, has data-dependent shapes or control
             flow, uses other numbers in its second run, creates or replaces parameters or buffers,
             or uses a sampler that does.
 
@@ -218,7 +221,7 @@ def _tell(
     tensors: list[torch.Tensor],
     constant: list[bool],
 ) -> None:
-    """Tell a run the values of inputs that are the same at every call."""
+    """Tell a run the values of constant inputs."""
     for value, tensor, known in zip(values, tensors, constant, strict=True):
         if known:
             mode.known.know(value, tensor, given=True)

@@ -1,6 +1,6 @@
-"""Values of stand-ins that follow from data which are the same at every call.
+"""Values that stand-ins have at every call.
 
-A captured function may then read them on the host, loop over them and select by them.
+They follow from data that are the same each time. A captured function may then read them on the host, loop over them and select by them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ _NO_WRITES = {"__index__", "__int__", "__invert__", "__iter__"}
 
 @contextmanager
 def constant_data(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Declare inputs of a capture as the same at every call."""
+    """Declare inputs of captures as constant."""
     token = _CONSTANT.set(frozenset(map(id, tensors)))
     try:
         yield
@@ -66,7 +66,10 @@ class KnownValues:
         return bool(self._pairs)
 
     def know(self, stand_in: torch.Tensor, value: torch.Tensor, given: bool = False) -> None:
-        """Note the value of a stand-in, which may be one of the data themselves."""
+        """Note the value of a stand-in.
+
+        It may be one of the data themselves.
+        """
         self._pairs[id(stand_in)] = stand_in, value
         if given:
             self._given.add(_storage(value))
@@ -77,7 +80,7 @@ class KnownValues:
         return None if value is None or _storage(value) in self._spoilt else value
 
     def is_constant(self, tensor: torch.Tensor) -> bool:
-        """Tell whether a tensor was computed here, not in the trace."""
+        """Tell whether a tensor was computed outside of the trace."""
         return id(tensor) in self._constants
 
     def settled_arguments(self, func: Any, args: Any) -> Any:
@@ -179,7 +182,10 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _undrawn(compute: Callable[[], Any]) -> Any:
-    """Compute outside of all traces; None for what fails or draws random numbers."""
+    """Compute outside of all traces.
+
+    The result is None for what fails or draws random numbers.
+    """
     with without_modes(), torch.no_grad(), unmoved_generators():
         before = generator_states()
         try:
