@@ -18,7 +18,7 @@ def test_a_fit_takes_the_steps_of_svi(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("column", ["compiled", "right", "exported"])
+@pytest.mark.parametrize("column", ["captured", "compiled", "right", "exported"])
 @pytest.mark.parametrize("name", checks.NAMES)
 def test_other_columns(name: str, column: str) -> None:
     checks.column(column, name)

@@ -139,7 +139,8 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     Python knows is baked in: a number in a closure is what it was. Numbers, modes and tensors of
     modules are compared at every call, and numbers that differ between the two runs (drawn by
     numpy, counted by Python) are refused, as are tensors handed from run to run outside of buffers;
-    modules get back the tensors they kept.
+    modules get back the tensors they kept. Inputs declared constant (`constant_data`) may be read:
+    lengths that are looped over, masks that select, packed sequences; what is read is baked in.
 
     Args:
         fn: function of nested tuples, lists and dicts of tensors, with the same structure for all
@@ -150,11 +151,8 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
         The graph with the tensors it reads; random numbers are drawn anew at every call, from
             torch's own generator.
 
-    Inputs declared constant (`constant_data`) may be read: lengths that are looped over, masks that
-    select, packed sequences. What is read is baked in.
-
     Raises:
-        CaptureError: the function reads another value on the host, has data-dependent shapes or control
+        CaptureError: the function reads a value on the host, has data-dependent shapes or control
             flow, uses other numbers in its second run, creates or replaces parameters or buffers,
             or uses a sampler that does.
 

@@ -165,7 +165,7 @@ class Lifting(TorchFunctionMode):
         return result
 
     def _in_trace(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func is _TENSOR.item and sys._getframe(3).f_code is torch_item.__code__:
+        if func is _TENSOR.item and torch_item.__code__ in map(_code, (2, 3)):
             return args[0].detach()  # what Pyro's losses report beside their gradient
         try:
             return self._selection(func, args) if _selects(func, args) else func(*args, **kwargs)
@@ -330,6 +330,11 @@ def _selects(func: Any, args: Any) -> bool:
     if func is _TENSOR.__getitem__ and isinstance(args[1], torch.Tensor):
         return args[1].dtype == torch.bool and args[1].shape == args[0].shape
     return any(hasattr(value, _MASK) for value in args if isinstance(value, torch.Tensor))
+
+
+def _code(depth: int) -> Any:
+    """The code that called so many calls ago."""
+    return sys._getframe(depth + 1).f_code
 
 
 def _name(func: Any) -> str:

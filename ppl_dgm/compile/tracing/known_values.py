@@ -1,6 +1,7 @@
 """Values that stand-ins have at every call.
 
-They follow from data that are the same each time. A captured function may then read them on the host, loop over them and select by them.
+They follow from data that are the same each time. A captured function may then read them on the
+host, loop over them and select by them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,15 @@ def constant_data(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def is_constant(tensor: torch.Tensor) -> bool:
-    """Tell whether an input was declared the same at every call."""
+    """Tell whether an input was declared constant."""
     return id(tensor) in _CONSTANT.get()
 
 
 def writes(func: Any, kwargs: dict[str, Any]) -> bool:
-    """Tell whether a function writes to its first argument, or to `out`."""
+    """Tell whether a function writes to an argument.
+
+    It is the first, or `out`.
+    """
     name = getattr(func, "__name__", "")
     by_operator = name.startswith("__i") and name not in _NO_WRITES
     in_place = name.endswith("_") and not name.endswith("__")
@@ -124,17 +128,20 @@ class KnownValues:
         return whole if len(_tensors(whole)) < len(_tensors(given)) else None
 
     def follow(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        """Compute beside an operation of the trace what is known of its result."""
+        """Compute what is known of an operation's result."""
         new = self.computed(func, args, kwargs)
         if new is None:
             if writes(func, kwargs):
                 self._spoil(kwargs.get("out", args[0] if args else None))
             return
-        for stand_in, value in zip(_tensors(result), _tensors(new), strict=False):
+        for stand_in, value in zip(_tensors(result), _tensors(new[0]), strict=False):
             self.know(stand_in, value)
 
-    def computed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Return what a function of known tensors gives, or None."""
+    def computed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any] | None:
+        """Return what a function of known tensors gives, in a list.
+
+        It is None for others.
+        """
         given = _tensors((args, kwargs))
         values = [self.of(tensor) for tensor in given]
         if any(value is None for value in values) or not (given or func in _FACTORIES):
@@ -148,15 +155,18 @@ class KnownValues:
         return _undrawn(lambda: func(*real_args, **real_kwargs))
 
     def constants(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Return what a function gives whose shape depends on known values.
+        """Return a result whose shape depends on known values.
 
-        It is None for other functions.
+        It is None for functions without such.
         """
         name = getattr(func, "__name__", "")
         if name == "_pad_packed_sequence" and (sizes := self.of(args[1])) is not None:
-            return pad_packed(args[0], sizes.tolist(), *args[2:])
+            with without_modes():
+                steps = sizes.tolist()
+                lengths = torch.tensor([sum(size > i for size in steps) for i in range(steps[0])])
+            return pad_packed(args[0], steps, *args[2:]), self._constant(lengths)
         new = self.computed(func, args, kwargs) if name in _SHAPED_BY_VALUES else None
-        return None if new is None else tree_map_only(torch.Tensor, self._constant, new)
+        return None if new is None else tree_map_only(torch.Tensor, self._constant, new[0])
 
     def _constant(self, value: torch.Tensor) -> torch.Tensor:
         self._constants[id(value)] = value
@@ -181,10 +191,10 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
-def _undrawn(compute: Callable[[], Any]) -> Any:
+def _undrawn(compute: Callable[[], Any]) -> list[Any] | None:
     """Compute outside of all traces.
 
-    The result is None for what fails or draws random numbers.
+    The result is in a list, or None for what fails or draws random numbers.
     """
     with without_modes(), torch.no_grad(), unmoved_generators():
         before = generator_states()
@@ -194,12 +204,12 @@ def _undrawn(compute: Callable[[], Any]) -> Any:
             return None
         after = generator_states()
         drawn = any(not torch.equal(before[name], after[name]) for name in after)
-        return None if drawn else result
+        return None if drawn else [result]
 
 
 def pad_packed(
     data: torch.Tensor, sizes: Sequence[int], batch_first: bool, padding: float, total: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Undo a packing of sequences by indices alone.
 
     `sizes` are the numbers of sequences that go on at each step. torch's own writes to memory that
@@ -215,5 +225,4 @@ def pad_packed(
     ]
     blank = data.new_full((1, *data.shape[1:]), padding)
     padded = torch.cat([data, blank])[torch.tensor(rows, device=data.device)]
-    lengths = torch.tensor([sum(size > i for size in sizes) for i in range(sizes[0])])
-    return padded.transpose(0, 1) if batch_first else padded, lengths
+    return padded.transpose(0, 1) if batch_first else padded
