@@ -34,10 +34,10 @@ NOTE = """\
 Programs written anew after Pyro's examples and tutorials and NumPyro's gallery, with small data.
 *accepted*: model, guide and data pass all checks. *steps of SVI*: five eager steps of `fit` have
 the losses and end at the parameters of `pyro.infer.SVI` at the same seeds, in double; the figure is
-the largest relative difference of a loss. *captured*: the same steps by a captured graph
-against eager ones. *compiled*: by machine code, `compile=True`. *log evidence*: by `evidence.auto`, within four standard errors and 0.02 nats of the truth by
-quadrature, enumeration or closed form, where one is known. *ArviZ*: posterior draws exported by
-`to_arviz`, of so many sites."""
+the largest relative difference of a loss. *captured*: the same steps by a captured graph against
+eager ones. *compiled*: by machine code, `compile=True`. *log evidence*: by `evidence.auto`, within
+four standard errors and 0.02 nats of the truth by quadrature, enumeration or closed form, where one
+is known. *ArviZ*: posterior draws exported by `to_arviz`, of so many sites."""
 
 
 def cell(column: str, name: str) -> tuple[str, bool]:

@@ -15,8 +15,8 @@ import torch
 from pyro.infer import SVI, TraceGraph_ELBO
 from torch import Tensor
 
-from acceptance.registry import EXAMPLES, Example, nothing
 import ppl_dgm.fitting.stepping as stepping
+from acceptance.registry import EXAMPLES, Example, nothing
 from ppl_dgm import Fit, Program, evidence, fit, posterior, to_arviz
 from ppl_dgm.compile import TrainStep
 
