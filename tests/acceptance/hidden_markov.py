@@ -251,7 +251,7 @@ def enumerated_chain() -> Example:
         transition = pyro.param(
             "transition", TRANSITION.to(data), constraint=dist.constraints.simplex
         )
-        locs, x = pyro.param("locs", LOCS.to(data)), 0
+        locs, x = pyro.param("locs", LOCS.to(data).clone()), 0
         for t in pyro.markov(range(len(data))):
             x = pyro.sample(
                 f"x_{t}", dist.Categorical(transition[x]), infer={"enumerate": "parallel"}
