@@ -146,7 +146,7 @@ class Lifting(TorchFunctionMode):
         return self._returned(func, self._in_trace(func, args, kwargs))
 
     def _beside(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation, and compute what is known of its result."""
+        """Run an operation, and follow known values."""
         if func in _HOST_READS and (value := self.known.of(args[0])) is not None:
             with without_modes():
                 return func(value, *args[1:], **kwargs)
