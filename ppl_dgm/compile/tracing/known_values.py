@@ -138,7 +138,7 @@ class KnownValues:
             self.know(stand_in, value)
 
     def computed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any] | None:
-        """Return what a function of known tensors gives, in a list.
+        """Return a function's result for known tensors, in a list.
 
         It is None for others.
         """
