@@ -32,6 +32,7 @@ from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.watching import watched
 
 __all__ = ["auto"]
 
@@ -66,6 +67,7 @@ def auto(
     target: float = TARGET,
     budget: int = BUDGET,
     memory: int = MEMORY,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Evidence:
     """Estimate the evidence of any program, with a cross-check.
@@ -105,6 +107,8 @@ def auto(
             where all before have spent it together and some of them agree; where each datum has
             its own evidence it limits the check. `diagnostics["densities"]` is how many there were.
         memory: bytes that one chunk of work may allocate.
+        progress: show a bar of which estimator is running and the densities evaluated, where it
+            takes over two seconds.
         **kwargs: further data.
 
     Raises:
@@ -127,7 +131,8 @@ def auto(
     start = time.perf_counter()
     settings, run = Settings(target, budget, memory), partial(settle, program)
     bound = bind(program, args, kwargs)
-    found = over_ranks(bound, seed, settings, run) or run(settings, args, kwargs, seed, bound)
+    with watched("auto", progress):
+        found = over_ranks(bound, seed, settings, run) or run(settings, args, kwargs, seed, bound)
     return replace(found, estimator=f"auto: {found.estimator}", seconds=time.perf_counter() - start)
 
 

@@ -22,6 +22,7 @@ from ppl_dgm.sampling.convergence import tail_warnings, widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.memory import some_of
+from ppl_dgm.sampling.watching import watched
 
 __all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
 
@@ -241,7 +242,12 @@ class Estimator(ABC):
 
     @checked
     def __call__(
-        self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
+        self,
+        program: Program,
+        *args: Any,
+        seed: int | None = 0,
+        progress: bool = True,
+        **kwargs: Any,
     ) -> Evidence:
         """Estimate the evidence of a program at its data.
 
@@ -253,11 +259,18 @@ class Estimator(ABC):
             *args: data, as its model takes them.
             seed: makes the result repeatable; torch's generator is left as it was. None draws from
                 torch's generator.
+            progress: show a bar of the densities evaluated, where it takes over two seconds.
             **kwargs: further data.
 
         Raises:
             ValueError: if the program does not fit the data or the method, naming what would.
         """
+        with watched(self.name, progress):
+            return self._found(program, args, kwargs, seed)
+
+    def _found(
+        self, program: Program, args: tuple, kwargs: dict[str, Any], seed: int | None
+    ) -> Evidence:
         bound = program.bind(*args, sum_out=self.sum_out, **kwargs).in_double()
         shared = over_ranks(bound, seed, self, lambda own, a, kw, s: own(program, *a, seed=s, **kw))
         if shared is not None:

@@ -27,6 +27,7 @@ from ppl_dgm.sampling.smc.annealing import Annealing
 from ppl_dgm.sampling.smc.particle_filter import ParticleFilter
 from ppl_dgm.sampling.smc.paths import divide
 from ppl_dgm.sampling.smc.resampling import effective_size
+from ppl_dgm.sampling.watching import watched
 from ppl_dgm.validation import check_least
 
 __all__ = ["BDMC", "Sandwich"]
@@ -235,7 +236,12 @@ class BDMC:
 
     @checked
     def __call__(
-        self, program: Program, *args: Any, seed: int | None = 0, **kwargs: Any
+        self,
+        program: Program,
+        *args: Any,
+        seed: int | None = 0,
+        progress: bool = True,
+        **kwargs: Any,
     ) -> Sandwich:
         """Bound log Z of data simulated from the program.
 
@@ -245,9 +251,10 @@ class BDMC:
             program: the program.
             *args: data, as its model takes them; observed values are replaced by simulated ones.
             seed: makes the result repeatable.
+            progress: show a bar of the densities evaluated, where it takes over two seconds.
             **kwargs: further data.
         """
-        with evaluating(program), torch.no_grad():
+        with watched("BDMC", progress), evaluating(program), torch.no_grad():
             bound = program.bind(*args, **kwargs)
             check_evidence(bound)
             self.method.check(bound)

@@ -97,7 +97,8 @@ class Training:
             except NonFiniteError as error:
                 error.fit = self._finish("nonfinite", start)
                 raise
-        found = self._finish(stopped, start)
+            found = self._finish(stopped, start)
+            bar.set_postfix_str(self._ending(found))
         for callback in self.callbacks:
             callback.on_end(found)
         return found
@@ -134,6 +135,17 @@ class Training:
                 self._stop(bar)
                 return "interrupted"
         return "early"
+
+    def _ending(self, found: Fit) -> str:
+        """How the fit ended, for its bar."""
+        step, state = self.state.step, self.state
+        told = "still improving at the cap" if found.improving else found.stopped
+        if found.stopped == "early":
+            told = f"stopped early at {step}"
+        if state.best is None:
+            return told
+        best = max(state.valid)
+        return f"{told}, best at {state.valid_step[state.valid.index(best)]} restored"
 
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.num_steps

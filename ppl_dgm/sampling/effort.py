@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from ppl_dgm.sampling.watching import WATCH
+
 __all__ = ["GRADIENT", "Effort", "OverBudgetError", "limited_effort", "spend"]
 
 GRADIENT = 3.0  # densities that a density with its gradient costs
@@ -55,7 +57,9 @@ def spend(points: int, each: float = 1.0) -> None:
     Raises:
         OverBudgetError: if they are more than the effort's limit.
     """
-    effort = CURRENT.get()
+    effort, watch = CURRENT.get(), WATCH.get()
+    if watch is not None:
+        watch.add(points * each)
     if effort is None:
         return
     effort.spent += points * each

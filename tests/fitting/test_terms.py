@@ -180,3 +180,14 @@ def test_terms_of_discrete_latents(objective):
     assert float(history["kl"].mean()) == pytest.approx(float(kl), abs=0.03)
     expected = float(0.7 * each[0] + 0.3 * each[1])
     assert float(history["reconstruction"].mean()) == pytest.approx(expected, abs=0.05)
+
+
+def test_the_bar_closes_with_how_the_fit_ended(capsys):
+    adam = lambda parameters: torch.optim.Adam(parameters, lr=0.5)  # noqa: E731
+    settings = {"optimizer": adam, "compile": False, "valid": X, "valid_every": 1}
+    found = fit(Program(model, guide), X, ELBO(4), steps=300, patience=3, **settings)
+    best = int(found.history["valid_step"][found.history["valid"].argmax()])
+    last = capsys.readouterr().err.rsplit("\r", 1)[1]
+    assert f"stopped early at {found.steps}, best at {best} restored" in last
+    fit(Program(model, guide), X, steps=3, compile=False)
+    assert "finished" in capsys.readouterr().err.rsplit("\r", 1)[1]

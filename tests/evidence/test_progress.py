@@ -1,0 +1,79 @@
+"""Bars of estimators: after two seconds, with the name of what is running, and none otherwise."""
+
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import AIS, BDMC, SMC, ImportanceSampling, auto
+from ppl_dgm.sampling import watching
+from ppl_dgm.sampling.effort import spend
+
+
+def model(x=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 3):
+        pyro.sample("x", dist.StudentT(3.0, z, 0.1), obs=x)
+
+
+X = torch.tensor([1.0, 1.2, -2.0])
+ESTIMATORS = {
+    "SMC": SMC(num_particles=20),
+    "AIS": AIS(num_chains=4, num_temperatures=20),
+    "BDMC": BDMC(AIS(num_chains=4, num_temperatures=20)),
+    "ImportanceSampling": ImportanceSampling(200),
+}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Somebody is at a terminal, and impatient."""
+    monkeypatch.setattr(watching, "is_seen", lambda: True)
+    monkeypatch.setattr(watching, "PATIENCE", -1.0)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_bar_names_its_estimator_and_goes(name, seen, capsys):
+    ESTIMATORS[name](Program(model), X)
+    told = capsys.readouterr().err
+    assert f"{name}:" in told
+    assert "densities" in told
+    assert not told.rsplit("\r", 1)[1].strip()  # nothing stays
+
+
+def test_auto_says_which_estimator_is_running(seen, capsys):
+    auto(Program(model), X, budget=20_000)
+    told = capsys.readouterr().err
+    assert "auto: " in told
+    assert "auto: SMC: " in told
+
+
+def test_silence_where_it_is_asked_for(seen, capsys):
+    for estimator in (*ESTIMATORS.values(), auto):
+        settings = {"budget": 20_000} if estimator is auto else {}
+        estimator(Program(model), X, progress=False, **settings)
+    assert capsys.readouterr().err == ""
+
+
+def test_silence_where_work_is_short_or_nobody_looks(monkeypatch, capsys):
+    SMC(num_particles=20)(Program(model), X)  # standard error is no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    ImportanceSampling(200)(Program(model), X)  # in less than two seconds
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_counts_what_was_before_it(monkeypatch):
+    monkeypatch.setattr(watching, "is_seen", lambda: True)
+    now = [0.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    with watching.watched("work", True):
+        spend(10)
+        watch = watching.WATCH.get()
+        assert watch._bar is None
+        now[0] = 3.0
+        spend(5, 3.0)
+        assert watch._bar.n == 25
+    assert watching.WATCH.get() is None
