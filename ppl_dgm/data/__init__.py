@@ -2,7 +2,8 @@
 
 Data sets are tensors with their splits, support and units.
 
-A `Dataset` is what `fit` and every estimator take besides plain tensors. `load_digits` needs no
+A `Dataset` is what `fit` and every estimator take besides plain tensors, a `Stream` data that are
+larger than memory. `load_digits` needs no
 network, `load_binarized_mnist` and `load_mnist` fetch the originals or read a folder, `load_array`
 reads the user's own files, and `load_density` draws from `DENSITIES`, two-dimensional distributions
 with an exact log-density. `problems` are programs of known evidence.
@@ -22,10 +23,12 @@ from ppl_dgm.data.densities import (
     pinwheel,
 )
 from ppl_dgm.data.loaders import load_array, load_binarized_mnist, load_digits, load_mnist
+from ppl_dgm.data.stream import Stream
 
 __all__ = [
     "DENSITIES",
     "Dataset",
+    "Stream",
     "as_dataset",
     "banana",
     "funnel",

@@ -3,7 +3,7 @@
 These are data of NumPy and pandas, torch data sets, tables and AnnData.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from numbers import Number
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ppl_dgm.arrays import as_argument, is_numbers
 from ppl_dgm.data.dataset import Dataset
 
-__all__ = ["Arguments", "as_arguments", "is_collection"]
+__all__ = ["Arguments", "as_arguments", "is_collection", "joined_parts"]
 
 Arguments = tuple[tuple, dict[str, Any]]
 _CURE = (
@@ -39,6 +39,11 @@ def as_arguments(data: Any) -> Arguments:
         >>> as_arguments({"x": np.zeros(3, dtype="float32")})
         ((), {'x': tensor([0., 0., 0.])})
     """
+    if hasattr(data, "read_in_parts"):
+        raise TypeError(
+            f"all data are needed together here, but they are a {data!r}, which fit and evidence "
+            "of each datum read part by part; give a part of them, e.g. an array of 1000 rows"
+        )
     if is_collection(data):
         return _opened(data)
     if isinstance(data, Mapping):
@@ -66,7 +71,11 @@ def is_collection(value: Any) -> bool:
 
     Such values are data sets, tables and loaders.
     """
-    return isinstance(value, (Dataset, TorchDataset, DataLoader)) or _is_table(value)
+    return (
+        hasattr(value, "read_in_parts")
+        or isinstance(value, (Dataset, TorchDataset, DataLoader))
+        or _is_table(value)
+    )
 
 
 def _one(data: Any) -> Any:
@@ -95,7 +104,11 @@ def _columns(data: Any) -> list[Any]:
 
 def _stacked(batches: Iterator[Any]) -> Arguments:
     """Read a loader into memory and join its batches."""
-    parts = [as_arguments(batch) for batch in batches]
+    return joined_parts([as_arguments(batch) for batch in batches])
+
+
+def joined_parts(parts: Sequence[Arguments]) -> Arguments:
+    """Join the data of several parts."""
     if not parts:
         raise TypeError("the loader gave no batch; expected at least one")
     width, names = len(parts[0][0]), list(parts[0][1])

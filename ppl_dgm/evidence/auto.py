@@ -28,6 +28,7 @@ from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
+from ppl_dgm.evidence.streaming import over_stream
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.sampling.effort import limited_effort
@@ -128,6 +129,11 @@ def auto(
         raise ValueError(f"budget is {budget} evaluations; expected at least 1000")
     if not target > 0:
         raise ValueError(f"target is {target}; expected a positive number of nats, e.g. 0.01")
+    given = {"target": target, "budget": budget, "memory": memory}
+    with watched("auto", progress):
+        streamed = over_stream(partial(auto, program, **given), args, kwargs, seed)
+    if streamed is not None:
+        return streamed
     start = time.perf_counter()
     settings, run = Settings(target, budget, memory), partial(settle, program)
     bound = bind(program, args, kwargs)

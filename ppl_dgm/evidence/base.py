@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
 from ppl_dgm.evidence.sharing import over_ranks
+from ppl_dgm.evidence.streaming import over_stream
 from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.checks import refuse_point_masses
@@ -266,7 +268,8 @@ class Estimator(ABC):
             ValueError: if the program does not fit the data or the method, naming what would.
         """
         with watched(self.name, progress):
-            return self._found(program, args, kwargs, seed)
+            found = over_stream(partial(self, program), args, kwargs, seed)
+            return found or self._found(program, args, kwargs, seed)
 
     def _found(
         self, program: Program, args: tuple, kwargs: dict[str, Any], seed: int | None

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_dgm.program import Bound
 from ppl_dgm.ranks import Ranks, alone, ranks_now
 
-__all__ = ["over_ranks"]
+__all__ = ["join_evidences", "over_ranks"]
 
 Run = Callable[[Any, tuple, dict[str, Any], int | None], Any]
 LEAST = 2  # draws of a rank, for a standard error
@@ -48,7 +48,9 @@ def over_ranks(bound: Bound, seed: int | None, estimator: Any, run: Run) -> Any 
     with alone():
         if each and num_data >= ranks.size:
             part = bound.select(ranks.share(num_data))
-            return _joined(bound, _gathered(ranks, lambda: run(mine, *part, own)))
+            return join_evidences(
+                bound.num_dims, bound.digest, _gathered(ranks, lambda: run(mine, *part, own))
+            )
         whole = bound.args, dict(bound.kwargs)
         if draws is not None and structure.latents and structure.target == "dataset":
             number = max(LEAST, -(-getattr(estimator, draws) // ranks.size))
@@ -80,7 +82,7 @@ def _gathered(ranks: Ranks, run: Callable[[], Any]) -> list[Any]:
     return ranks.gather(mine)
 
 
-def _joined(bound: Bound, parts: Sequence[Any]) -> Any:
+def join_evidences(num_dims: int, digest: str, parts: Sequence[Any]) -> Any:
     """Join evidences of disjoint parts of the data."""
     kinds, names = ({getattr(part, a): None for part in parts} for a in ("bound", "estimator"))
     return replace(
@@ -89,8 +91,8 @@ def _joined(bound: Bound, parts: Sequence[Any]) -> Any:
         std_error=torch.cat([part.std_error for part in parts]),
         bound=next(iter(kinds)) if len(kinds) == 1 else "estimate",
         estimator="; ".join(names),
-        num_dims=bound.num_dims,
-        digest=bound.digest,
+        num_dims=num_dims,
+        digest=digest,
         diagnostics=_of_all(parts, torch.cat),
         warnings=_warnings(parts),
         seconds=max(part.seconds for part in parts),

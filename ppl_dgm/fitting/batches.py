@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -35,6 +35,7 @@ class Batches:
     batch_size: int
     seed: int
     held: frozenset[int] = frozenset()
+    is_streamed: ClassVar[bool] = False
 
     @property
     def per_epoch(self) -> int:

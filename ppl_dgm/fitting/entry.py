@@ -16,7 +16,6 @@ from torch.optim import Adam, Optimizer
 from ppl_dgm.checked import Limit, checked
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.data import Dataset
-from ppl_dgm.data.conversion import as_arguments
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.callbacks import Callback
 from ppl_dgm.fitting.learners import Maker, players_of
@@ -24,10 +23,11 @@ from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.mixed_precision import check_autocast
 from ppl_dgm.fitting.result import Fit
 from ppl_dgm.fitting.sharing import check_sharing
+from ppl_dgm.fitting.streaming import StreamedBatches, first_read
 from ppl_dgm.fitting.training import Training, device_of
 from ppl_dgm.generators import seed_generators
 from ppl_dgm.objectives import ELBO, Game
-from ppl_dgm.program import Program, check_target, move_data
+from ppl_dgm.program import Program, check_target
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.seeding import seeded
@@ -84,7 +84,8 @@ def fit(
         program: the program; its parameters are changed in place.
         data: a Tensor or array, a tuple or dict of them (positional or named arguments of the
             program), a DataFrame (a named argument for each column), a Dataset, a torch Dataset or
-            DataLoader; nothing for a program that holds its data.
+            DataLoader; a `ppl_dgm.data.Stream` for data larger than memory; nothing for a program
+            that holds its data.
         objective: one of `ppl_dgm.objectives`, or of Pyro's ELBOs; default `ELBO()`.
         steps: number of optimisation steps (rounds, of a game); or else
         epochs: passes over the data.
@@ -153,7 +154,7 @@ def fit(
     check_compile(compile, ranks.size)
     if device is not None:
         program.to(device)
-    args, kwargs = program.adapt(*move_data(as_arguments(data), device))
+    (args, kwargs), streamed = first_read(program, data, device, batch_size)
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
         objective = objective if objective is not None else ELBO(plate=program.plate)
         found = program.examine_at(
@@ -166,11 +167,15 @@ def fit(
         check_autocast(program, autocast)
         players = players_of(objective, program, device, args, kwargs)
         num_data = found.num_data or 1
-        size = batch_length(found, batch_size)
+        size = num_data if streamed else batch_length(found, batch_size)
         check_sharing(ranks, program, found.structure.divisible, num_data)
         held = found.structure.held if size < num_data or ranks.size > 1 else frozenset()
         seed_of_all = ranks.first(draw_seed(seed))
         batches = Batches(args, kwargs, num_data, size, seed_of_all, held)
+        if streamed:
+            batches = streamed(seed_of_all)
+            check_stream(batches, found, epochs, ranks.size)
+            num_data = batches.num_data
         loss = BatchLoss(program, objective, num_data, found.structure.per_datum)
         check_last_batch(loss, batches)
         width = max(player.num_steps for player in players)
@@ -314,11 +319,42 @@ def batch_length(found: Examination, batch_size: int | None) -> int:
     return batch_size
 
 
+def check_stream(
+    batches: StreamedBatches, found: Examination, epochs: int | None, num_processes: int
+) -> None:
+    """Refuse streams that cannot stand for all data.
+
+    Raises ValueError.
+    """
+    stream = batches.stream
+    if stream.num_data is None and (epochs is not None or not found.structure.per_datum):
+        why = "epochs are counted" if epochs is not None else "latents are shared by all data"
+        raise ValueError(
+            f"{why}, which takes the number of data, but the {stream!r} does not tell it; give "
+            "Stream(source, num_data=...)"
+        )
+    if not found.structure.divisible:
+        raise ValueError(
+            f"the data are a {stream!r}, but the program does not take a part of them; open "
+            "pyro.plate('data', len(x))"
+        )
+    if num_processes > 1:
+        raise ValueError(
+            f"the data are a {stream!r}, which {num_processes} processes cannot share; fit in one"
+        )
+
+
 def check_last_batch(loss: BatchLoss, batches: Batches) -> None:
     """Refuse a last minibatch too small for batch norm."""
     program, size = loss.program, batches.batch_size
     norms = any(isinstance(m, _BatchNorm) and m.training for m in program.modules())
-    if not norms or isinstance(loss.objective, Game) or batches.num_data % size != 1 or size == 1:
+    if (
+        not norms
+        or batches.is_streamed
+        or isinstance(loss.objective, Game)
+        or batches.num_data % size != 1
+        or size == 1
+    ):
         return
     try:
         with repeatable(program.model, program.guide):
@@ -347,7 +383,9 @@ def validation_batches(
         raise ValueError(
             "the validation data are empty; pass a split with data, or leave valid out"
         )
-    args, kwargs = program.adapt(*move_data(as_arguments(valid), device))
+    (args, kwargs), streamed = first_read(program, valid, device, batch_size)
+    if streamed:
+        return streamed(0)
     found = program.examine_at(args, kwargs, shared=shared)
     num_data = found.num_data or 1
     if batch_size >= num_data or not found.structure.divisible:

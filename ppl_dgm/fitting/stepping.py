@@ -127,7 +127,11 @@ class CompiledStepper(Stepper):
 
     @property
     def has_loop(self) -> bool:
-        return self.step is not None and not self.gave_up and self.step.has_loops
+        return self.step is not None and not self.gave_up and self._loops(self.step)
+
+    def _loops(self, step: TrainStep) -> bool:
+        """Whether a step runs in loops, on data that are all there."""
+        return step.has_loops and not self.batches.is_streamed
 
     def many(
         self, size: int, rows: Sequence[Rows], between: Callable[[], Any] | None
@@ -155,7 +159,7 @@ class CompiledStepper(Stepper):
     def _called(
         self, step: TrainStep, rows: Sequence[Rows], between: Callable[[], Any] | None
     ) -> list[Told]:
-        if not step.has_loops:
+        if not self._loops(step):
             return [step(*self.batches.select(part)).tolist() for part in rows]
         given = self._stacked(rows)
         return step.repeat(
@@ -208,7 +212,7 @@ class CompiledStepper(Stepper):
             constant=size == self.batches.num_data,
         )
         self.announce("compiling the step; this takes some seconds, less the next time")
-        if step.has_loops:
+        if self._loops(step):
             step.prepare_loop(*self.batches.everything, rows=self._stacked([rows]))
         else:
             step.prepare(*self.batches.select(rows))

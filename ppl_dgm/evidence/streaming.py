@@ -1,0 +1,63 @@
+"""Evidence of data that are read part by part."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset
+
+from ppl_dgm.data.stream import PART, Stream, opened
+from ppl_dgm.evidence.sharing import join_evidences
+
+__all__ = ["over_stream"]
+
+OPENED = (Stream, DataLoader, IterableDataset, np.memmap)
+
+
+def over_stream(
+    run: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], seed: int | None
+) -> Any | None:
+    """Estimate the evidence of each datum of a stream.
+
+    None is returned for data that are in memory.
+
+    Args:
+        run: `run(*args, seed=seed, **kwargs)` estimates the evidence of a part.
+        args: of the program; one stream, whose batches have all arguments.
+        kwargs: further data, which cannot be with a stream.
+        seed: of the first part; each has its own.
+
+    Raises:
+        ValueError: for latents that all data share, or arguments beside a stream.
+    """
+    if not any(isinstance(one, OPENED) for one in (*args, *kwargs.values())):
+        return None
+    found = opened(args[0]) if len(args) == 1 and not kwargs else None
+    if not isinstance(found, Stream):
+        check_alone(args, kwargs)
+        return None
+    parts = []
+    for number, (own, named) in enumerate(found.parts(PART)):
+        parts.append(run(*own, seed=None if seed is None else (seed + number) % 2**32, **named))
+        if parts[-1].target != "datum":
+            raise ValueError(
+                f"the data are a {found!r}, but latents are shared by all of them, so that parts "
+                "have no evidence of their own; give all data at once"
+            )
+    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
+    joined = join_evidences(sum(part.num_dims for part in parts), digest, parts)
+    return replace(joined, seconds=sum(part.seconds for part in parts))
+
+
+def check_alone(args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Refuse a stream beside other arguments.
+
+    Raises ValueError.
+    """
+    if any(isinstance(one, Stream) for one in (*args, *kwargs.values())):
+        raise ValueError(
+            "a Stream is given beside other data; make one whose batches are tuples or dicts of "
+            "all arguments"
+        )

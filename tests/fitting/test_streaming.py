@@ -1,0 +1,206 @@
+"""Streams in fits and evidence: the same as data in memory, without having them there."""
+
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from ppl_dgm import Program, fit, posterior
+from ppl_dgm.data import Stream
+from ppl_dgm.data import stream as streams
+from ppl_dgm.evidence import Exact, ImportanceSampling, auto
+from ppl_dgm.families import VAE, Mixture
+from ppl_dgm.fitting.streaming import StreamedBatches
+from ppl_dgm.objectives import ELBO
+
+X = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1
+ADAM = partial(torch.optim.Adam, lr=0.05)
+quietly = partial(fit, progress=False, compile=False, optimizer=ADAM)
+
+
+class Items(IterableDataset):
+    """One datum after the other."""
+
+    def __iter__(self):
+        return iter(X)
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    np.save(tmp_path / "x.npy", X.numpy())
+    return np.load(tmp_path / "x.npy", mmap_mode="r")
+
+
+def kinds(mapped):
+    return {
+        "mapped": Stream(mapped),
+        "function": Stream(lambda: iter(X.split(70)), num_data=300),
+        "items": Stream(Items()),
+        "loader": Stream(DataLoader(TensorDataset(X), batch_size=32)),
+        "dataset": Stream(TensorDataset(X)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["mapped", "function", "items", "loader", "dataset"])
+def test_streams_give_all_data_in_parts_of_one_size(kind, mapped):
+    stream = kinds(mapped)[kind]
+    parts = [args[0] for args, _ in stream.parts(64)]
+    assert [len(part) for part in parts] == [64, 64, 64, 64, 44]
+    assert torch.equal(torch.cat(parts), X)
+    assert stream.num_data == (None if kind == "items" else 300)
+
+
+@pytest.mark.parametrize("kind", ["mapped", "function", "items", "loader", "dataset"])
+def test_evidence_of_a_stream_is_that_of_its_data(kind, mapped):
+    stream, mixture = kinds(mapped)[kind], Mixture(3, 2)
+    assert torch.allclose(Exact()(mixture, stream).log_z, Exact()(mixture, X).log_z)
+
+
+def test_a_fit_of_a_stream_goes_where_the_closed_form_is(mapped):
+    exact = Mixture(3, 1)
+    exact.fit_em(X)
+    best = float(Exact()(exact, X).log_z.mean())
+    for kind in ("mapped", "function"):
+        mixture, stream = Mixture(3, 1), kinds(mapped)[kind]
+        found = quietly(mixture, stream, steps=150, batch_size=100, valid=stream, valid_every=150)
+        assert float(found.history["valid"][-1]) == pytest.approx(best, abs=0.05)
+
+
+def test_indexed_streams_shuffle_each_epoch(mapped):
+    def orders(seed):
+        make = StreamedBatches(
+            (), {}, 300, 100, seed, stream=Stream(mapped), read=lambda part: part
+        )
+        dealt = make.from_step(0)
+        return [next(dealt)[1].batch[0][0] for _ in range(6)]
+
+    first = orders(0)
+    one, two = torch.cat(first[:3]), torch.cat(first[3:])
+    assert not torch.equal(one, two)
+    assert torch.equal(one.sort(0).values, X.sort(0).values)
+    assert torch.equal(two.sort(0).values, X.sort(0).values)
+    assert all(torch.equal(a, b) for a, b in zip(first, orders(0), strict=True))
+    assert not torch.equal(first[0], orders(1)[0])
+
+
+def shared(x=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 300 if x is None else len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def shared_guide(x=None):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.1))
+
+
+def test_latents_shared_by_a_stream_count_once():
+    x = X[:, 0].contiguous()
+    settings = {"steps": 40, "optimizer": partial(torch.optim.SGD, lr=0.0)}
+    batches = lambda: iter(x.split(30))  # noqa: E731
+    stream = Stream(batches, num_data=300)
+    found = quietly(Program(shared, shared_guide), stream, ELBO(20), batch_size=30, **settings)
+    whole = quietly(Program(shared, shared_guide), x, ELBO(20), **settings)
+    for name in ("objective", "kl"):
+        assert float(found.history[name].mean()) == pytest.approx(
+            float(whole.history[name].mean()), abs=0.01
+        )
+    with pytest.raises(ValueError, match=r"shared by all data.*Stream\(source, num_data"):
+        quietly(Program(shared, shared_guide), Stream(batches), steps=3)
+    with pytest.raises(ValueError, match="latents are shared by all of them"):
+        ImportanceSampling(5)(Program(shared, shared_guide), stream)
+
+
+def test_named_columns_and_epochs():
+    def line(t, y=None):
+        slope = pyro.param("slope", torch.tensor(0.0))
+        with pyro.plate("data", len(t)):
+            pyro.sample("y", dist.Normal(slope * t, 1.0), obs=y)
+
+    t = torch.linspace(-1, 1, 200)
+    batches = lambda: ({"t": a, "y": 3 * a} for a in t.split(50))  # noqa: E731
+    program = Program(line, site="y")
+    found = quietly(program, Stream(batches, num_data=200), epochs=40, batch_size=100)
+    assert found.steps == 80
+    assert program.get_parameter("slope").item() == pytest.approx(3.0, abs=0.2)
+    with pytest.raises(ValueError, match="epochs are counted"):
+        quietly(program, Stream(batches), epochs=1)
+
+
+def test_a_resumed_fit_reads_on_where_it_was(mapped, tmp_path):
+    for number, stream in enumerate((Stream(mapped), Stream(lambda: iter(X.split(70))))):
+        whole, parts = Mixture(3, 2), Mixture(3, 2)
+        parts.load_state_dict(whole.state_dict())
+        settings = {"batch_size": 64}
+        quietly(whole, stream, steps=9, checkpoint=tmp_path / f"a{number}", **settings)
+        for steps in (4, 9):
+            quietly(parts, stream, steps=steps, checkpoint=tmp_path / f"b{number}", **settings)
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
+        )
+
+
+def test_large_arrays_and_loaders_stream_by_themselves(mapped, monkeypatch):
+    monkeypatch.setattr(streams, "IN_MEMORY", 1000)
+    assert isinstance(streams.opened(mapped), Stream)
+    assert isinstance(streams.opened(Items()), Stream)
+    loader = DataLoader(TensorDataset(X), batch_size=32)
+    mixture = Mixture(3, 1)
+    assert quietly(mixture, loader, epochs=1, batch_size=100).steps == 3
+    found, right = auto(mixture, loader), Exact()(mixture, mapped)
+    assert torch.equal(found.log_z, right.log_z)
+    assert found.digest == right.digest
+    monkeypatch.setattr(streams, "IN_MEMORY", 2**30)
+    assert torch.equal(streams.opened(Items())[0][0], X)
+
+
+def test_what_needs_all_data_says_so(mapped):
+    with pytest.raises(TypeError, match="needed together here, but they are a Stream"):
+        posterior(VAE(3, 1, [2]), Stream(mapped))
+    with pytest.raises(ValueError, match="a Stream is given beside other data"):
+        Exact()(Mixture(3, 1), Stream(mapped), X)
+    with pytest.raises(TypeError, match="the source is a list_iterator; expected an array"):
+        Stream(iter([X]))
+    with pytest.raises(ValueError, match="gives no data"):
+        quietly(Mixture(3, 1), Stream(lambda: iter(())), steps=1)
+
+
+MEMORY = """
+import resource, torch, ppl_dgm
+from ppl_dgm.data import Stream
+from ppl_dgm.evidence import Exact
+from ppl_dgm.families import IndependentBernoulli
+
+def batches():
+    for _ in range({count}):
+        yield (torch.rand(4096, 256) < 0.3).float()
+
+program = IndependentBernoulli(256)
+Exact()(program, next(batches()))
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = most()
+ppl_dgm.fit(program, Stream(batches), steps={count}, batch_size=4096, progress=False, compile=False)
+Exact()(program, Stream(batches))
+print(most() - before, most())
+"""
+
+
+@pytest.mark.parametrize(
+    "count", [40, pytest.param(4800, marks=pytest.mark.slow)], ids=["170 MB", "20 GB"]
+)
+def test_memory_stays_bounded(count):
+    """Batches of 4 MB, fitted and judged, in 100 MB more than one takes."""
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY.format(count=count)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    growth, most = map(float, found.stdout.split())
+    assert growth < 100 + 8e-3 * 4096 * count / 1000  # log evidences of all data are kept
+    assert most < 1024
