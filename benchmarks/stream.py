@@ -52,7 +52,7 @@ def row(what: str, count: int, steps: str, start: float, before: float) -> str:
 
 
 def main() -> None:
-    """Fit the stream once, and judge a tenth of it."""
+    """Fit the stream once, and judge a hundredth of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=20.0)
     count = round(parser.parse_args().gigabytes * 1e9 / (BATCH * DIMS * BYTES))
@@ -64,7 +64,8 @@ def main() -> None:
     adam = partial(torch.optim.Adam, lr=1e-3)
     found = ppl_dgm.fit(vae, stream, epochs=1, batch_size=BATCH, optimizer=adam, progress=False)
     lines.append(row("fit", count, str(found.steps), start, before))
-    start, few = time.perf_counter(), max(1, count // 10)
+    print(lines[-1], found, flush=True)
+    start, few = time.perf_counter(), max(1, count // 100)
     judged = ImportanceSampling(4)(vae, Stream(partial(batches, few)), progress=False)
     assert len(judged.log_z) == few * BATCH
     lines.append(row("evidence of each datum", few, "-", start, before))

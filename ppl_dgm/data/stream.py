@@ -1,4 +1,4 @@
-"""Data that are read part by part, for those larger than memory."""
+"""Data larger than memory, read part by part."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from ppl_dgm.checked import checked
 from ppl_dgm.data.conversion import Arguments, as_arguments, joined_parts
 from ppl_dgm.validation import check_sizes
 
-__all__ = ["Stream", "opened", "size_of"]
+__all__ = ["PART", "Stream", "opened", "size_of"]
 
 IN_MEMORY = 2**30  # bytes above which memory-mapped arrays and loaders are streamed
-PART = 4096  # data read at once
+PART = 1024  # data read at once
 
 
 @checked
@@ -88,7 +88,7 @@ class Stream:
         return as_arguments(default_collate([self.source[int(row)] for row in rows]))
 
     def parts(self, size: int) -> Iterator[Arguments]:
-        """Read all data once, in order, `size` of them at a time."""
+        """Read all data in order, `size` at a time."""
         if self.is_indexed:
             rows = torch.arange(self.num_data or 0, dtype=torch.int32, device="cpu")
             return (self.take(part) for part in rows.split(size))
@@ -133,7 +133,7 @@ def narrowed(arguments: Arguments, start: int, stop: int) -> Arguments:
 
 
 def opened(data: Any) -> Stream | Arguments:
-    """Open data: as a stream where they are too large for memory."""
+    """Open data, as a stream where they are large."""
     if isinstance(data, Stream):
         return data
     if isinstance(data, np.memmap) and data.nbytes > IN_MEMORY:

@@ -130,7 +130,7 @@ class CompiledStepper(Stepper):
         return self.step is not None and not self.gave_up and self._loops(self.step)
 
     def _loops(self, step: TrainStep) -> bool:
-        """Whether a step runs in loops, on data that are all there."""
+        """Whether a step runs in loops over data in memory."""
         return step.has_loops and not self.batches.is_streamed
 
     def many(

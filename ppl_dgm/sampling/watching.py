@@ -27,7 +27,7 @@ class Watch:
         self._bar: tqdm | None = None
 
     def add(self, densities: float) -> None:
-        """Count densities, and show them from now on if it is time."""
+        """Count densities, and show them if it is time."""
         if not self.shown:
             return
         self.count += densities
