@@ -76,7 +76,7 @@ class Stream:
     def _told_size(self) -> int | None:
         known = self.source.dataset if isinstance(self.source, DataLoader) else self.source
         try:
-            return None if isinstance(known, IterableDataset) else len(known)
+            return None if isinstance(known, IterableDataset) else len(known)  # type: ignore[arg-type]
         except TypeError:
             return None
 
