@@ -82,7 +82,8 @@ def climb_likelihood(target: Unconstrained, start: Tensor, num_steps: int) -> Te
 def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
     """Climb from all starts together by L-BFGS.
 
-    Backtracking finds the length of each step, for all starts and data at once.
+    Backtracking finds the length of each step, for all starts and data at once. Steps whose size
+    is not known from curvature, as in convex tails, are doubled as long as they climb more.
 
     A start that no longer rises is left where it is: the others go on without it. Nocedal and
     Wright (2006), algorithm 7.4.
@@ -96,6 +97,9 @@ def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_ste
         ascends = (direction * slope).sum(-1, keepdim=True) > 0
         direction = torch.where(ascends, direction, slope)
         new = backtrack(log_joint, point, value, slope, direction, first=not pairs)
+        uncurved = curvature(*pairs[-1]) == 0 if pairs else torch.ones_like(slope[..., :1]).bool()
+        if bool(uncurved.any()):
+            new = torch.where(uncurved, double(log_joint, point, new), new)
         new_value, new_slope = value_and_slope(log_joint, new)
         pairs = [*pairs, (new - point, slope - new_slope)][-HISTORY:]
         rose = (new_value > value + 1e-10 * (1 + value.abs())).reshape(len(new), -1).any(1)
@@ -147,8 +151,7 @@ def backtrack(
 ) -> Tensor:
     """Shorten each step until it climbs enough.
 
-    Enough is what Armijo's rule asks. A start stays where no step does. First steps, whose size is
-    not known from curvature, are doubled as long as they climb more.
+    Enough is what Armijo's rule asks. A start stays where no step does.
     """
     length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
     promise = (direction * slope).sum(-1)
@@ -165,12 +168,13 @@ def backtrack(
         if not bool(waiting.any()):
             break
         length = torch.where(waiting, length / 2, length)
-    return double(log_joint, point, best) if first else best
+    return best
 
 
 @torch.no_grad()
 def double(log_joint: Callable[[Tensor], Tensor], point: Tensor, end: Tensor) -> Tensor:
     """Double steps from points as long as their ends climb."""
+    spend(point.shape[:-1].numel())
     step, highest = end - point, log_joint(end)
     for _ in range(DOUBLINGS):
         spend(highest.numel())
