@@ -25,7 +25,7 @@ from ppl_dgm.program.log_densities import (
     sum_sites,
     unmask,
 )
-from ppl_dgm.program.plates import SizedPlates
+from ppl_dgm.program.plates import NoWiderThan, SizedPlates
 from ppl_dgm.program.precision import in_float64, to_double
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
@@ -320,10 +320,13 @@ class Bound:
         nesting = self.structure.nesting
         with ExitStack() as stack:
             stack.enter_context(SizedPlates())
-            if self.structure.enumerated and enumerate_:
+            summed_out = self.structure.enumerated and enumerate_
+            if summed_out:
                 fn = poutine.enum(self._marked(fn), first_available_dim=-2 - nesting)
             if particles is not None:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, particles, dim=-1 - nesting))
+            if particles is not None and not summed_out:
+                stack.enter_context(NoWiderThan(1 + nesting))
             stack.enter_context(Substitute(values))
             return poutine.trace(fn).get_trace(*self.args, **self.kwargs)
 

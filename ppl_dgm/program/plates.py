@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.program.sites import Site, is_subsample, random_sites
 
-__all__ = ["SizedPlates", "data_size", "in_plate", "plate_frames"]
+__all__ = ["NoWiderThan", "SizedPlates", "data_size", "in_plate", "plate_frames"]
 
 
 def plate_frames(site: Site, plate: str) -> list[Any]:
@@ -32,6 +32,26 @@ def data_size(trace: Any, plate: str) -> int | None:
     """Number of data in the data plate, or None."""
     frames = [frame for _, site in random_sites(trace) for frame in plate_frames(site, plate)]
     return next((frame.full_size for frame in frames), None)
+
+
+class NoWiderThan(Messenger):
+    """Pyro handler that refuses sites of too many batch dimensions.
+
+    A program that does not broadcast over particles may give each site more of them than the one
+    before, until they fill all memory.
+    """
+
+    def __init__(self, num_dims: int) -> None:
+        super().__init__()
+        self.num_dims = num_dims
+
+    def _pyro_sample(self, msg: Any) -> None:
+        shape = getattr(msg["fn"], "batch_shape", ())
+        if len(shape) > self.num_dims:
+            raise ValueError(
+                f"site {msg['name']!r} has batch shape {tuple(shape)}, with dimensions to the left "
+                f"of all plates; expected at most {self.num_dims}. Let its parameters broadcast"
+            )
 
 
 class SizedPlates(Messenger):

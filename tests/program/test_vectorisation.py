@@ -364,3 +364,23 @@ def test_one_particle_trains_a_decoder_with_batch_normalisation() -> None:
     expected = dist.Normal(decoder(z[0]), 1.0).log_prob(x).sum(-1)
     torch.testing.assert_close(joint.likelihood, expected.unsqueeze(0))
     assert not torch.equal(moved, before)
+
+
+def test_shapes_do_not_grow_from_site_to_site() -> None:
+    """Indexing by a state of all particles would square the shape of each next state."""
+    sizes = []
+
+    def model(y: Tensor) -> None:
+        table = pyro.sample("table", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        with pyro.plate("rows", len(y), dim=-2):
+            x = torch.tensor(0)
+            for t in range(6):
+                x = pyro.sample(f"x_{t}", dist.Categorical(table[x]))
+                sizes.append(x.numel())
+                with pyro.plate(f"columns_{t}", 2, dim=-1):
+                    pyro.sample(f"y_{t}", dist.Normal(x.to(y), 1.0), obs=y)
+
+    program = Program(model)
+    program.bind(torch.zeros(3, 2))
+    assert max(sizes) <= 3 * 32
+    assert program.structure.model_runs != "plate"
