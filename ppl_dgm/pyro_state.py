@@ -3,11 +3,14 @@
 This state belongs to the whole process. It is used in turns, and left as it was found.
 """
 
+import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pyro
@@ -24,7 +27,7 @@ from ppl_dgm.generators import (
     set_python_generator_states,
 )
 
-__all__ = ["PYRO_LOCK", "deferred_interrupts", "pyro_in_turn"]
+__all__ = ["PYRO_LOCK", "deferred_interrupts", "import_dynamo", "pyro_in_turn"]
 
 # Pyro's stack of handlers, its parameter store and torch's generators belong to all threads.
 PYRO_LOCK = threading.RLock()
@@ -91,10 +94,11 @@ def pyro_in_turn() -> Iterator[None]:
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Callable[[], bool]]:
+def deferred_interrupts(most: float = 1) -> Iterator[Callable[[], bool]]:
     """Hold back the first Ctrl-C during a block.
 
-    The function that is yielded tells whether it came. A second Ctrl-C stops at once.
+    The function that is yielded tells whether it came. A second Ctrl-C stops at once, or one more
+    than `most`.
 
     Only the main thread is interrupted, and only where nobody else has asked for interrupts.
 
@@ -112,12 +116,26 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     came: list[int] = []
 
     def hold(number: int, frame: object) -> None:
-        if came:
-            raise KeyboardInterrupt
         came.append(number)
+        if len(came) > most:
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, hold)
     try:
         yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def import_dynamo() -> None:
+    """Import a part of torch whole, whatever comes.
+
+    Torch imports it at the first optimiser or vectorised run. Interrupted there, it would stay half
+    imported, and break all that follows.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    with deferred_interrupts(most=math.inf) as interrupted:
+        import_module("torch._dynamo")
+    if interrupted():
+        raise KeyboardInterrupt

@@ -31,7 +31,7 @@ from ppl_dgm.program import Program, check_target
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.seeding import seeded
-from ppl_dgm.pyro_state import pyro_in_turn
+from ppl_dgm.pyro_state import import_dynamo, pyro_in_turn
 from ppl_dgm.ranks import ranks_now
 from ppl_dgm.validation import check_device, check_positive
 
@@ -155,6 +155,7 @@ def fit(
     if device is not None:
         program.to(device)
     (args, kwargs), streamed = first_read(program, data, device, batch_size)
+    import_dynamo()
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
         objective = objective if objective is not None else ELBO(plate=program.plate)
         found = program.examine_at(

@@ -32,7 +32,7 @@ from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_sub
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 from ppl_dgm.program.zero_probabilities import exact_probabilities
-from ppl_dgm.pyro_state import pyro_in_turn
+from ppl_dgm.pyro_state import import_dynamo, pyro_in_turn
 
 __all__ = [
     "PARTICLE_PLATE",
@@ -374,6 +374,7 @@ class Bound:
         return self._evaluate(lambda: vmap_runs(run, num_particles, self.device, mapped))
 
     def _evaluate(self, run: Callable) -> Any:
+        import_dynamo()
         digits = exactly() if self.double else nullcontext()
         with pyro_in_turn(), unvalidated(), forgiving_factors(), right_draws(), digits:
             return run()

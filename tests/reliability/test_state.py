@@ -1,6 +1,7 @@
 """Public calls leave the process as they found it, and give the same again, whatever happens."""
 
 import random
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import ppl_dgm
+from ppl_dgm import Program, fit, pyro_state
 
 DRAWING = {"sample", "sample_sites", "model"}  # from torch's generator, as they are meant to
 QUICK = {
@@ -145,6 +147,23 @@ def test_interruptions_at_some_lines(name: str) -> None:
 @pytest.mark.parametrize("name", calls.CALLS)
 def test_interruptions_at_many_lines(name: str) -> None:
     interrupt(name, 30)
+
+
+def test_torch_is_imported_whole_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts come late; half imported they would break every later call."""
+    done = []
+
+    def interrupted(name: str) -> None:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        done.append(name)
+
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    monkeypatch.setattr(pyro_state, "import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Program(calls.model, calls.guide), calls.X, steps=1, progress=False)
+    assert done == ["torch._dynamo"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ---- threads -------------------------------------------------------------------------------------
