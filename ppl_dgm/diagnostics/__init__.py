@@ -2,11 +2,13 @@
 
 They show what a program does with its latents, and whether its draws are like data.
 
-Latents: code lengths and active units. Draws: two-sample tests with p-values (`mmd_test` and
-others), counts of modes, precision and recall, memorisation, the Fréchet distance.
+Latents: code lengths and active units. Fits: the noise of gradients. Draws: two-sample tests with
+p-values (`mmd_test` and others), counts of modes, precision and recall, memorisation, the Fréchet
+distance.
 """
 
 from ppl_dgm.diagnostics.codes import CodeLength, code_length
+from ppl_dgm.diagnostics.gradients import GradientNoise, gradient_noise
 from ppl_dgm.diagnostics.latent_use import LatentUse, latent_use
 from ppl_dgm.diagnostics.sample_quality import (
     Memorisation,
@@ -31,6 +33,7 @@ from ppl_dgm.diagnostics.two_sample import (
 
 __all__ = [
     "CodeLength",
+    "GradientNoise",
     "LatentUse",
     "Memorisation",
     "ModeCounts",
@@ -41,6 +44,7 @@ __all__ = [
     "code_length",
     "energy_test",
     "frechet_distance",
+    "gradient_noise",
     "ks_test",
     "latent_use",
     "linear_mmd_test",
