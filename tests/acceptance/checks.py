@@ -22,7 +22,10 @@ from ppl_dgm.compile import TrainStep
 
 __all__ = ["COLUMNS", "NAMES", "REFUSED", "column"]
 
-for theme in ("tutorials", "hierarchies", "hidden_markov", "deep", "time_series", "regressions"):
+THEMES = ("tutorials", "tutorials_ii", "hierarchies", "hidden_markov", "discrete_latents", "deep")
+THEMES += ("topics_and_flows", "time_series", "regressions", "processes")
+
+for theme in THEMES:
     import_module(f"acceptance.{theme}")
 
 NAMES = tuple(EXAMPLES)
