@@ -174,8 +174,9 @@ class Workflow(PyroModule):
         self.scale = PyroParam(torch.tensor(1.0), constraint=positive)
 
     def forward(self, data: Tensor) -> None:
+        loc = self.loc  # one for all data: in the plate each datum would draw its own
         with pyro.plate("data", len(data)):
-            pyro.sample("obs", dist.Normal(self.loc, self.scale), obs=data)
+            pyro.sample("obs", dist.Normal(loc, self.scale), obs=data)
 
 
 @example("tutorial modules: PyroSample and PyroParam")
