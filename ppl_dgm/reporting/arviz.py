@@ -106,7 +106,7 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
     kept = [name for name in drawn if name not in structure.observed and name not in names]
     groups: dict[str, Mapping[str, Tensor]] = {
         "posterior": {**posterior.draws, **{name: drawn[name] for name in kept}},
-        "posterior_predictive": {name: drawn[name] for name in structure.observed if name in drawn},
+        "posterior_predictive": observed_draws(bound, drawn),
         "log_likelihood": log_likelihoods(bound, posterior.draws),
         "observed_data": {name: visible(bound, name) for name in structure.observed},
     }
@@ -115,14 +115,27 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
         groups["prior"] = {
             name: value for name, value in prior.items() if name not in structure.observed
         }
-        groups["prior_predictive"] = {
-            name: prior[name] for name in structure.observed if name in prior
-        }
+        groups["prior_predictive"] = observed_draws(bound, prior)
     arrays = {group: as_arrays(values, group) for group, values in groups.items() if values}
     tree = build_tree(arrays, plates(posterior))
     if "log_likelihood" in arrays:
         drop_masked(bound, tree)
     return tree
+
+
+def observed_draws(bound: Bound, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of the observed sites, in the shape of the data.
+
+    A site may observe data with further leading dimensions of size one.
+    """
+    nodes = bound.model_trace().nodes
+    found = {name: draws[name] for name in bound.structure.observed if name in draws}
+    return {
+        name: draw.reshape(len(draw), *nodes[name]["value"].shape)
+        if name in nodes and draw[0].numel() == nodes[name]["value"].numel()
+        else draw
+        for name, draw in found.items()
+    }
 
 
 def alarms(posterior: Posterior) -> tuple[str, ...]:

@@ -225,3 +225,18 @@ def test_sites_named_as_dimensions_of_arviz_are_kept():
 
     tree = to_arviz(posterior(Program(model), torch.ones(3), num_particles=2000))
     assert set(tree.posterior.data_vars) == {"draw_", "chain_"}
+
+
+def test_data_with_leading_dimensions_are_exported() -> None:
+    """Pyro's forecasting models observe a residual `[1, time, features]` of data without the 1."""
+
+    def model(x: torch.Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        noise = dist.Normal(level[..., None, None, None], 1.0).expand((1, 6, 2)).to_event(2)
+        pyro.sample("residual", noise, obs=x.unsqueeze(0))
+
+    x = torch.arange(12.0).reshape(6, 2) / 10
+    tree = to_arviz(posterior(Program(model), x, num_particles=4000))
+    assert tree.posterior_predictive["residual"].shape[2:] == (1, 6, 2)
+    assert tree.observed_data["residual"].shape == (1, 6, 2)
+    assert tree.prior_predictive["residual"].shape[2:] == (1, 6, 2)
