@@ -84,7 +84,7 @@ class ModuleRecorder(Messenger):
             )
         found = calling_module()
         if found is not None:
-            self.modules[found[0]] = found[1]._apply(self.place.of_tensor)
+            self.modules[found[0]] = self.place.of_module(found[1])
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,16 @@ class Placement:
     def of_tensor(self, value: Tensor) -> Tensor:
         """Move a tensor. Whole numbers keep their dtype."""
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+    def of_module(self, module: nn.Module) -> nn.Module:
+        """Move a module, unless it is here."""
+        tensors = (*module.parameters(), *module.buffers())
+        return module._apply(self.of_tensor) if any(map(self._moves, tensors)) else module
+
+    def _moves(self, value: Tensor) -> bool:
+        elsewhere = self.device is not None and value.device != self.device
+        other = self.dtype is not None and value.is_floating_point() and value.dtype != self.dtype
+        return elsewhere or other
 
     def of_start(self, start: Any) -> Any:
         """Move a parameter's initial value, or what a function makes."""

@@ -124,7 +124,7 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
 
 
 def observed_draws(bound: Bound, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draws of the observed sites, in the shape of the data.
+    """Collect draws of observed sites, shaped as the data.
 
     A site may observe data with further leading dimensions of size one.
     """

@@ -5,6 +5,7 @@ Each latent and each dimension of the data is given by a net of all that come be
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
@@ -69,13 +70,17 @@ class DARN(Program):
         super().__init__(model, AmortisedGuide(encoder, BernoulliPosterior(hidden)))
 
     @checked
-    def sample(self, num_samples: int, *, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, num_samples: int, *args: Any, temperature: float = 1.0, **kwargs: Any
+    ) -> Tensor:
         r"""Draw latents and data, one dimension after the other.
 
         Args:
             num_samples: number n of independent draws.
+            *args: as the model takes them; data do not matter.
             temperature: T; each conditional, of latents and data, is drawn from $p^{1 / T}$,
                 normalised.
+            **kwargs: as `args`, by name.
 
         Returns:
             Draws `[n, D]`.
@@ -84,7 +89,7 @@ class DARN(Program):
             ValueError: a temperature that is not positive.
         """
         check_temperature(temperature)
-        return super().sample(num_samples, temperature=temperature)
+        return super().sample(num_samples, *args, temperature=temperature, **kwargs)
 
 
 class DARNModel(nn.Module):
