@@ -177,9 +177,8 @@ class Objective(pyro.infer.ELBO):
         if self._terms is None:
             return
         with torch.no_grad():
-            terms = torch.broadcast_tensors(
-                torch.as_tensor(joint.likelihood), torch.as_tensor(log_q - joint.prior)
-            )
+            of_all = torch.zeros_like(joint.total)  # either term may be a number
+            terms = joint.likelihood + of_all, log_q - joint.prior + of_all
             self._terms += [(term.mean(0) * joint.scale).sum() for term in terms]
 
     def _get_trace(
