@@ -98,7 +98,7 @@ class Training:
                 error.fit = self._finish("nonfinite", start)
                 raise
             found = self._finish(stopped, start)
-            bar.set_postfix_str(self._ending(found))
+            bar.set_postfix_str(f"{self._figures()}, {self._ending(found)}")
         for callback in self.callbacks:
             callback.on_end(found)
         return found
@@ -258,11 +258,13 @@ class Training:
     def _show(self, bar: tqdm, before: int) -> None:
         every = max(1, self.num_steps // 200)
         if self.state.step // every > before // every:
-            recent = self.state.objective[-100:]
-            shown = {"nats/datum": f"{sum(recent) / len(recent):.3f}"}
-            if self.state.valid:
-                shown["valid"] = f"{self.state.valid[-1]:.3f}"
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix_str(self._figures(), refresh=False)
+
+    def _figures(self) -> str:
+        """The objective of the last steps, and of validation."""
+        recent = self.state.objective[-100:]
+        shown = f"nats/datum={sum(recent) / max(1, len(recent)):.3f}"
+        return f"{shown}, valid={self.state.valid[-1]:.3f}" if self.state.valid else shown
 
     def _validate(self, valid: Batches) -> None:
         program = self.loss.program
