@@ -303,7 +303,7 @@ class Estimator(ABC):
     def _normalised(self, program: Program, bound: Bound) -> tuple[Estimate, BoundKind]:
         """Estimate log f(x) - log Z, and what that is."""
         free = without_data(program, bound, self.sum_out).in_double()
-        below, kind = self.partition(free), self.kind(free)
+        below, kind = widened(self.partition(free)), self.kind(free)
         below = below._replace(warnings=below.warnings + tails_alarm(free))
         if not bound.structure.latents:
             log_f = score_exactly(bound)
@@ -341,6 +341,14 @@ class Estimator(ABC):
             + undefined_densities(bound),
             seconds=seconds,
         )
+
+
+def widened(estimate: Estimate) -> Estimate:
+    """Widen a standard error for its skewness, once."""
+    diagnostics = dict(estimate.diagnostics)
+    skewness = diagnostics.pop("skewness", 0.0)
+    error = widened_by_skew(estimate.std_error.double(), skewness)
+    return estimate._replace(std_error=error, diagnostics=diagnostics)
 
 
 TURNED: dict[str, BoundKind] = {"lower": "upper", "upper": "lower"}  # of log Z, for - log Z

@@ -151,9 +151,9 @@ BAD = {
         lambda: MultiScale([Inverse(Squeeze((1, 4, 4))), Inverse(Squeeze((1, 2, 2)))]),
         "scale 0 takes images \\[4, 2, 2\\]",
     ),
-    "unflattened data": (
-        lambda: Glow(SHAPE).latents(torch.zeros(5, *SHAPE)),
-        "expected data \\['N', 32\\], got \\[5, 2, 4, 4\\]",
+    "data of another size": (
+        lambda: Glow(SHAPE).latents(torch.zeros(5, 3, 4, 4)),
+        "expected data \\['N', 32\\], got \\[5, 48\\]",
     ),
 }
 

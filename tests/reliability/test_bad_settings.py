@@ -80,6 +80,7 @@ NOT_MADE = {
     "Estimate",
     "Evidence",
     "Fit",
+    "GradientNoise",
     "LatentUse",
     "Marginal",
     "Memorisation",
