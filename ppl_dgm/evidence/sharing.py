@@ -16,10 +16,12 @@ from torch import Tensor
 from ppl_dgm.program import Bound
 from ppl_dgm.ranks import Ranks, alone, ranks_now
 
-__all__ = ["join_evidences", "over_ranks"]
+__all__ = ["averaged", "join_evidences", "over_ranks"]
 
 Run = Callable[[Any, tuple, dict[str, Any], int | None], Any]
 LEAST = 2  # draws of a rank, for a standard error
+APART = 5.0  # standard errors between estimates of two ranks that are an alarm
+MATERIAL = 0.02  # nats
 _SUMS = ("ess", "num_particles", "num_chains")  # diagnostics that draws of all ranks add up to
 
 
@@ -55,7 +57,7 @@ def over_ranks(bound: Bound, seed: int | None, estimator: Any, run: Run) -> Any 
         if draws is not None and structure.latents and structure.target == "dataset":
             number = max(LEAST, -(-getattr(estimator, draws) // ranks.size))
             fewer = replace(mine, **{draws: number})
-            return _averaged(_gathered(ranks, lambda: run(fewer, *whole, own)))
+            return averaged(_gathered(ranks, lambda: run(fewer, *whole, own)))
         return _gathered(ranks, lambda: run(mine, *whole, seed))[0]
 
 
@@ -93,13 +95,13 @@ def join_evidences(num_dims: int, digest: str, parts: Sequence[Any]) -> Any:
         estimator="; ".join(names),
         num_dims=num_dims,
         digest=digest,
-        diagnostics=_of_all(parts, torch.cat),
+        diagnostics=_of_all(parts, torch.cat) | _places(parts) | _rounding(parts),
         warnings=_warnings(parts),
         seconds=max(part.seconds for part in parts),
     )
 
 
-def _averaged(parts: Sequence[Any]) -> Any:
+def averaged(parts: Sequence[Any]) -> Any:
     r"""Average independent unbiased estimates of Z.
 
     $\hat Z = \frac1R \sum_r \hat Z_r$; with $w_r = \hat Z_r / \sum \hat Z$ the standard error of
@@ -114,9 +116,38 @@ def _averaged(parts: Sequence[Any]) -> Any:
         std_error=(weights * errors).square().sum(0).sqrt(),
         diagnostics=_of_all(parts, _largest)
         | {n: sum(part.diagnostics[n] for part in parts) for n in _SUMS if _all_have(parts, n)},
-        warnings=_warnings(parts),
+        warnings=_warnings(parts) + _apart(log_z, errors),
         seconds=max(part.seconds for part in parts),
     )
+
+
+def _apart(log_z: Tensor, errors: Tensor) -> tuple[str, ...]:
+    """Warn where estimates differ by more than their errors."""
+    low, high = log_z.argmin(), log_z.argmax()
+    gap, error = log_z[high] - log_z[low], torch.hypot(errors[low], errors[high])
+    if gap <= max(APART * float(error), MATERIAL):
+        return ()
+    told = f"{gap:.2g} nats, {gap / error:.2g} of their standard errors"
+    return (f"estimates of two ranks differ by {told}: draws miss a part of the posterior",)
+
+
+def _places(parts: Sequence[Any]) -> dict[str, Tensor]:
+    """Join the places of data that were moved on."""
+    sizes = [0, *(part.log_z.numel() for part in parts)]
+    starts = torch.tensor(sizes).cumsum(0).tolist()
+    moved = [
+        part.diagnostics["moved"] + start
+        for part, start in zip(parts, starts, strict=False)
+        if "moved" in part.diagnostics
+    ]
+    return {"moved": torch.cat(moved)} if moved else {}
+
+
+def _rounding(parts: Sequence[Any]) -> dict[str, float]:
+    """Add the rounding errors of parts, as independent ones."""
+    if not _all_have(parts, "rounding"):
+        return {}
+    return {"rounding": math.hypot(*(float(part.diagnostics["rounding"]) for part in parts))}
 
 
 def _of_all(parts: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program import Program
 
@@ -37,7 +38,7 @@ class NarrowProducts(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _PRODUCTS:
             return func(*args, **kwargs)
-        first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         # Without the cache of casts, which graphs and second backward passes must not share.
         with torch.autocast(first.device.type, self.dtype, cache_enabled=False):
             return func(*args, **kwargs).to(first.dtype)

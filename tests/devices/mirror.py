@@ -22,7 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, library
+from torch import Tensor
+from torch.library import Library
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -262,5 +263,5 @@ def _generator_of_the_device() -> Iterator[None]:
         torch.set_rng_state(host)
 
 
-_FALLBACKS = library.Library("_", "IMPL")
+_FALLBACKS = Library("_", "IMPL")
 _FALLBACKS.fallback(run, "PrivateUse1")

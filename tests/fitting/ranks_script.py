@@ -78,9 +78,35 @@ def fitted_vae():
     return program, found
 
 
+class Normed(torch.nn.Module):
+    """Logits of bits, with running means and buffers that nothing changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = torch.nn.BatchNorm1d(6, momentum=0.3), torch.nn.Linear(6, 6)
+        self.register_buffer("odd", torch.linspace(0.1, 0.7, 6))
+        self.register_buffer("infinite", torch.tensor([-torch.inf, 0.0, torch.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x)) * self.odd
+
+
+def fitted_buffers():
+    torch.manual_seed(1)
+    net, x = Normed(), torch.randn(14, 6)
+
+    def model(x: Tensor) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
+
+    fit(Program(model), x, steps=9, batch_size=7, progress=False, compile=False)
+    return net.state_dict()
+
+
 def estimates():
     """Evidence by several estimators, with latents of each datum and of all."""
-    x = ODD[:9].double()
+    x = ODD[:9]
     each = {
         "exact": evidence.Exact(),
         "importance": evidence.ImportanceSampling(2000),
@@ -124,6 +150,7 @@ def everything(folder: Path) -> dict:
             name: (one.log_z, one.std_error, one.bound, one.digest, one.num_dims, one.warnings)
             for name, one in estimates().items()
         },
+        "buffers": fitted_buffers(),
         "indivisible": message(lambda: fit(Program(centred), ODD, steps=1, progress=False)),
         "compiled": message(lambda: fitted_line(compile=True)),
     }

@@ -56,6 +56,7 @@ def test_validation_and_evidence_keep_all_digits() -> None:
         F.linear,
         lambda x, w: x @ w.T,
         lambda x, w: torch.einsum("ni,oi->no", x, w),
+        lambda x, w: torch.einsum("ni,oi->no", [x, w]),
         lambda x, w: F.conv1d(x[..., None], w[..., None])[..., 0],
     ],
 )

@@ -3,6 +3,7 @@
 The processes run once, as torchrun starts them, and write what they found.
 """
 
+import math
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import ranks_script
 import torch
 import torch.distributed
 
+from ppl_dgm.evidence import Evidence
+from ppl_dgm.evidence.sharing import averaged, join_evidences
 from ppl_dgm.ranks import Ranks, alone, ranks_now
 
 gloo = pytest.mark.skipif(
@@ -93,6 +96,41 @@ def test_evidence_of_parts_is_that_of_the_whole(both) -> None:
         if error.sum() > 0:  # as many draws as one process makes, so as large an error
             ratio = (error.square().mean() / one.std_error.square().mean()).sqrt()
             assert 0.4 < ratio < 2.5, name
+
+
+@gloo
+def test_buffers_are_averaged_and_constants_stay(both) -> None:
+    found, net = both[0]["buffers"], ranks_script.Normed()
+    for name in ("odd", "infinite"):  # to the last bit: weights of 3/7 and 4/7 would not keep them
+        assert torch.equal(found[name], getattr(net, name))
+    assert bool((found["norm.running_mean"] != 0).all())
+    close(both[1]["buffers"], found, rtol=0, atol=0)
+    alone = ranks_script.fitted_buffers()  # means of halves average to the mean; variances do not
+    torch.testing.assert_close(found["norm.running_mean"], alone["norm.running_mean"])
+
+
+def evidence_of(log_z: list[float], error: float = 0.01, **diagnostics) -> Evidence:
+    value = torch.tensor(log_z).double()
+    error = torch.full_like(value, error)
+    return Evidence(value, error, "estimate", "datum", "SMC", 1, "", diagnostics=diagnostics)
+
+
+def test_joined_diagnostics_are_of_all_data() -> None:
+    first = evidence_of([0.0, 1.0, 2.0], moved=torch.tensor([2]), rounding=3e-4)
+    second = evidence_of([3.0, 4.0], moved=torch.tensor([0, 1]), rounding=4e-4)
+    third = evidence_of([5.0], rounding=0.0)
+    found = join_evidences(6, "all", [first, second, third])
+    assert found.log_z.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert found.diagnostics["moved"].tolist() == [2, 3, 4]
+    assert found.diagnostics["rounding"] == pytest.approx(5e-4)
+
+
+def test_ranks_that_disagree_are_an_alarm() -> None:
+    apart = [one.pooled() for one in (evidence_of([0.0]), evidence_of([0.6]))]
+    near = [one.pooled() for one in (evidence_of([0.0]), evidence_of([0.03]))]
+    assert any("two ranks" in warning for warning in averaged(apart).warnings)
+    assert averaged(near).reliable
+    assert averaged(near).log_z.exp() == pytest.approx((1 + math.exp(0.03)) / 2)
 
 
 @gloo
