@@ -84,9 +84,9 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     add(
         "--temperatures",
         type=positive,
-        default=40,
+        default=28,
         metavar="T",
-        help="digits: of annealed importance sampling, for the VAEs [40]",
+        help="digits: of annealed importance sampling, for the VAEs [28]",
     )
     add(
         "--compile",

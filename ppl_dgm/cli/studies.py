@@ -38,7 +38,7 @@ class Budget:
     whether to compile.
     """
 
-    temperatures: int = 40
+    temperatures: int = 28
     max_epochs: int | None = None
     compile: CompileMode = "auto"
 
