@@ -1,22 +1,22 @@
 """One switch between running as written and running compiled."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.inductor import cost
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
 from ppl_dgm.compile.inductor.checking import WrongNumbersError
 from ppl_dgm.compile.specialisations import Versions
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, looks
 
-__all__ = ["CompileMode", "Switch", "check_compile", "pays"]
+__all__ = ["CompileMode", "Switch", "check_compile"]
 
 CompileMode = Literal["auto"] | bool
-COMPILE_SECONDS = 8.0  # what a compilation is reckoned to cost
-SPEEDUP = 2.0  # what it is reckoned to gain, at least
 TRIALS = 3  # calls that are timed before deciding
 
 _LOG = logging.getLogger("ppl_dgm.compile")
@@ -26,14 +26,6 @@ def check_compile(mode: Any) -> None:
     """Raise ValueError for an unknown compile mode."""
     if not (isinstance(mode, bool) or (isinstance(mode, str) and mode == "auto")):
         raise ValueError(f"compile is {mode!r}; expected 'auto', True or False")
-
-
-def pays(seconds: float) -> bool:
-    """Return whether compiling is worthwhile for this running time.
-
-    `seconds` is the time without compiling.
-    """
-    return seconds * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
 
 
 class Switch:
@@ -67,6 +59,7 @@ class Switch:
         self._compiled = Versions[Compiled](lambda compiled: compiled.captured)
         self._taken: dict[Any, tuple[float, int]] = {}
         self._refused: set[Any] = set()
+        self._too_little: dict[Any, float] = {}
 
     def __call__(self, fn: Callable[..., Any], *inputs: Any, left: int | None = None) -> Any:
         """Evaluate `fn(*inputs)`, eagerly or compiled.
@@ -101,10 +94,15 @@ class Switch:
     def _first(
         self, fn: Callable[..., Any], inputs: Any, key: tuple[Any, ...], left: int | None
     ) -> Any:
-        if self.mode is True or (key not in self._refused and self._pays(key, left)):
+        allowed = self._allowed(key, left)
+        if allowed > 0:
             try:
-                make = partial(compile_function, fn, inputs, backend=self.backend)
-                return self._compiled.add(key, make)(*inputs)
+                with cost.compiling_within(allowed):
+                    make = partial(compile_function, fn, inputs, backend=self.backend)
+                    compiled = self._compiled.add(key, make)
+                return compiled(*inputs)
+            except cost.TooCostlyError:
+                self._too_little[key] = allowed
             except CaptureError as error:
                 self._refuse(key, error)
         start = time.perf_counter()
@@ -123,6 +121,15 @@ class Switch:
         _LOG.warning("not compiled: %s", str(error).splitlines()[0])
         self._refused.add(key)
 
-    def _pays(self, key: tuple[Any, ...], left: int | None) -> bool:
+    def _allowed(self, key: tuple[Any, ...], left: int | None) -> float:
+        """Return how many seconds a compilation may take now.
+
+        A graph that was too costly is captured again once there is twice as much to save.
+        """
+        if self.mode is True:
+            return math.inf
         seconds, calls = self._taken.get(key, (0.0, 0))
-        return calls >= TRIALS and pays(seconds if left is None else left * seconds / calls)
+        if key in self._refused or calls < TRIALS:
+            return 0.0
+        saved = cost.saving(seconds if left is None else left * seconds / calls)
+        return saved if saved > 2 * self._too_little.get(key, 0.0) else 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_dgm.compile import CaptureError, CompileMode, TrainStep
-from ppl_dgm.compile.jit import pays
+from ppl_dgm.compile.inductor import cost
 from ppl_dgm.fitting.batches import Batches, Rows
 from ppl_dgm.fitting.loss import BatchLoss, Told
 
@@ -121,8 +121,9 @@ class CompiledStepper(Stepper):
         start = time.perf_counter()
         value = super().__call__(size, rows)
         self.times.append(time.perf_counter() - start)
-        if self._pays():
-            self._compile(rows)
+        allowed = self._allowed()
+        if allowed > 0:
+            self._compile(rows, allowed)
         return value
 
     @property
@@ -174,21 +175,23 @@ class CompiledStepper(Stepper):
         parts = [part for part in rows if isinstance(part, Tensor)]
         return torch.stack(parts) if parts else None
 
-    def _pays(self) -> bool:
-        """Decide whether to compile now.
+    def _allowed(self) -> float:
+        """Decide how many seconds a compilation may take now.
 
-        Compilation starts at once if told so, else if what is left takes longer than compiling it.
+        There is no limit if told to compile; else it may take what it saves of the steps left.
         """
         if self.mode is True:
-            return len(self.times) == 1
+            return math.inf if len(self.times) == 1 else 0.0
         if len(self.times) != TRIAL_STEPS:
-            return False
-        eager = sorted(self.times)[TRIAL_STEPS // 2]
-        return pays(self.remaining * eager)
+            return 0.0
+        return cost.saving(self.remaining * sorted(self.times)[TRIAL_STEPS // 2])
 
-    def _compile(self, rows: Rows) -> None:
+    def _compile(self, rows: Rows, allowed: float) -> None:
         try:
-            self.step = self._prepared(rows)
+            with cost.compiling_within(allowed):
+                self.step = self._prepared(rows)
+        except cost.TooCostlyError:
+            self.gave_up = True
         except CaptureError as error:
             self._give_up(error)
 

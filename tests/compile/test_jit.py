@@ -4,6 +4,7 @@ Its modes, and modules that are set again and again.
 """
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_setting_that_keeps_changing_is_refused() -> None:
 def test_auto_runs_as_written_what_is_set_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr("ppl_dgm.compile.inductor.cost.saving", lambda seconds: math.inf)
     net, switch, two = Power(), Switch("auto", backend="eager"), torch.tensor(2.0)
     with caplog.at_level(logging.WARNING, "ppl_dgm.compile"):
         for net.power in map(float, range(20)):

@@ -1,6 +1,7 @@
 """Estimators run compiled give the numbers of those run as written, at equal seeds."""
 
 import logging
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -205,7 +206,7 @@ def test_true_raises_and_auto_stays_eager_where_a_program_cannot_be_captured(mon
     program = Program(stubborn)
     with pytest.raises(CaptureError, match="float"):
         evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=True)(program, X)
-    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr("ppl_dgm.compile.inductor.cost.saving", lambda seconds: math.inf)
     with caplog.at_level(logging.WARNING, "ppl_dgm.compile"):
         found = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8)(program, X)
     written = evidence.AIS(num_temperatures=3, num_chains=2, num_pilots=8, compile=False)(
@@ -216,7 +217,7 @@ def test_true_raises_and_auto_stays_eager_where_a_program_cannot_be_captured(mon
 
 
 def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
-    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 12.0)
+    monkeypatch.setattr("ppl_dgm.compile.inductor.cost._LEAST_SECONDS", 12.0)
     switch = Switch("auto", backend="eager")
     clock = iter(range(100))
     monkeypatch.setattr(
@@ -230,7 +231,7 @@ def test_auto_compiles_what_has_taken_long_enough(monkeypatch):
 
 
 def test_auto_does_not_compile_for_the_little_that_is_left(monkeypatch):
-    monkeypatch.setattr("ppl_dgm.compile.jit.COMPILE_SECONDS", 12.0)
+    monkeypatch.setattr("ppl_dgm.compile.inductor.cost._LEAST_SECONDS", 12.0)
     clock = iter(range(100))
     monkeypatch.setattr("ppl_dgm.compile.jit.time.perf_counter", lambda: float(next(clock)))
     few, many = Switch("auto", backend="eager"), Switch("auto", backend="eager")

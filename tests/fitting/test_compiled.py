@@ -1,6 +1,7 @@
 """Compiled fits give what eager ones give, and say why when they cannot."""
 
 import gc
+import math
 from functools import partial
 
 import pyro
@@ -9,10 +10,10 @@ import pytest
 import torch
 from pyro.infer import ReweightedWakeSleep
 
-import ppl_dgm.compile.jit as switch
 import ppl_dgm.fitting.stepping as stepping
 from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.compile import CaptureError, TrainStep
+from ppl_dgm.compile.inductor import cost
 from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
 
 X = torch.randn(25, 3, generator=torch.Generator().manual_seed(0))
@@ -74,7 +75,7 @@ def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monk
 
     27 of the 40 steps have all 10, 12 of which are for trial.
     """
-    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
     sizes = []
     make_steps = TrainStep.repeat
 
@@ -88,7 +89,7 @@ def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monk
 
 
 def test_auto_falls_back_with_a_reason_and_true_raises(monkeypatch):
-    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
     result = run("auto", ELBO(), make_program(read_on_host=True))
     assert result.steps == 40
     assert len(result.notes) == 1
@@ -129,7 +130,7 @@ def annealed_program():
 
 
 def test_auto_gives_up_where_a_module_is_set_anew_at_every_step_and_true_raises(monkeypatch):
-    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
     monkeypatch.setattr(stepping, "TrainStep", partial(TrainStep, backend="eager"))
     results = []
     for mode in (False, "auto"):
@@ -146,7 +147,7 @@ def test_auto_gives_up_where_a_module_is_set_anew_at_every_step_and_true_raises(
 
 
 def test_auto_stays_eager_with_an_optimiser_that_cannot_be_compiled(monkeypatch):
-    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
     result = fit(make_program(), X, ELBO(), steps=20, optimizer=torch.optim.RMSprop, progress=False)
     assert result.steps == 20
     assert [note.split(" cannot")[0] for note in result.notes] == ["not compiled: RMSprop"]
@@ -182,7 +183,7 @@ def test_an_optimiser_goes_on_from_a_compiled_fit():
 def test_objectives_without_a_differentiable_loss_stay_eager(monkeypatch):
     with pytest.raises(ValueError, match="no differentiable loss"):
         run(True, ReweightedWakeSleep(num_particles=2, vectorize_particles=False))
-    monkeypatch.setattr(switch, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
     result = run("auto", ReweightedWakeSleep(num_particles=2, vectorize_particles=False))
     assert result.compile_seconds == 0
     assert [note.split(" so that")[0] for note in result.notes] == [

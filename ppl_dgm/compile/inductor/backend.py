@@ -18,6 +18,7 @@ from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.graph.nodes import graphs_of, has_loops
 from ppl_dgm.compile.graph.passes import prepare
 from ppl_dgm.compile.inductor.checking import CheckedRun
+from ppl_dgm.compile.inductor.cost import check_cost, note_compiled
 from ppl_dgm.compile.tracing.capture import Captured, capture
 from ppl_dgm.compile.tracing.turns import compiling_in_turn
 
@@ -176,15 +177,19 @@ def _compile(captured: Captured, flat: list[torch.Tensor], turns: int | None) ->
     )
     seconds = 0.0
     if key not in _COMPILED:
+        size = sum(
+            node.op == "call_function" for module in graphs_of(graph) for node in module.graph.nodes
+        )
+        check_cost(key, size, cache_folder())
         from ppl_dgm.compile.inductor.machine_code import machine_code  # noqa: PLC0415 - seconds
 
-        size = sum(node.op == "call_function" for node in graph.graph.nodes)
         _LOG.info(
             "compiling a graph of %d operations; the code is kept in %s", size, cache_folder()
         )
         start = time.perf_counter()
         with _keeping_code():
             _COMPILED[key] = machine_code(graph, flat)
+        note_compiled(key, cache_folder())
         seconds = time.perf_counter() - start
         _LOG.info("compiled in %.1f s", seconds)
     run = _COMPILED[key] = _COMPILED.pop(key)
