@@ -23,6 +23,7 @@ from torch.distributions import Distribution
 from ppl_dgm import (
     Program,
     compare,
+    context_patches,
     diagnostics,
     evidence,
     fit,
@@ -30,6 +31,7 @@ from ppl_dgm import (
     log_weights,
     objectives,
     posterior,
+    pyro_state,
     tasks,
     to_arviz,
 )
@@ -198,6 +200,7 @@ def state() -> dict[str, Any]:
         "filters": list(warnings.filters),
         "environment": dict(os.environ),
         "folder": os.getcwd(),
+        "locks": (pyro_state.PYRO_LOCK._is_owned(), context_patches._LOCK._is_owned()),
         "Ctrl-C": signal.getsignal(signal.SIGINT),
         "plots": dict(mpl.rcParams),
     }

@@ -7,7 +7,7 @@ kept from an earlier run.
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,14 @@ def check_cost(key: Any, operations: int, folder: Path) -> None:
 
 
 def note_compiled(key: Any, folder: Path) -> None:
-    """Note that the code of a graph is kept in a folder from now on."""
+    """Note that the code of a graph is kept in a folder from now on.
+
+    Where nothing can be written, nothing is kept.
+    """
     mark = _mark(key, folder)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _mark(key: Any, folder: Path) -> Path:
