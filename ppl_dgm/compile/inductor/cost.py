@@ -1,4 +1,4 @@
-"""What a compilation is reckoned to cost, beside what it may cost.
+"""Expected and allowed costs of compilations.
 
 The size of a graph is known only once it is captured, which is cheap, and so is whether its code is
 kept from an earlier run.
@@ -39,7 +39,7 @@ def saving(seconds: float) -> float:
 
 
 class TooCostlyError(CaptureError):
-    """Error for a compilation that would take longer than it may."""
+    """Error for a compilation expected to cost too much."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def compiling_within(seconds: float) -> Iterator[None]:
 
 
 def check_cost(key: Any, operations: int, folder: Path) -> None:
-    """Raise TooCostlyError for a graph whose code takes too long to make.
+    """Raise TooCostlyError for a graph too costly to compile.
 
     Args:
         key: what tells graphs apart.
@@ -75,7 +75,7 @@ def check_cost(key: Any, operations: int, folder: Path) -> None:
 
 
 def note_compiled(key: Any, folder: Path) -> None:
-    """Note that the code of a graph is kept in a folder from now on.
+    """Note in a folder that it keeps a graph's code.
 
     Where nothing can be written, nothing is kept.
     """
