@@ -44,7 +44,7 @@ class TooCostlyError(CaptureError):
 
 @contextmanager
 def compiling_within(seconds: float) -> Iterator[None]:
-    """Let only those compilations begin that are reckoned to take less.
+    """Allow compilations that are reckoned to take less.
 
     Others raise TooCostlyError.
     """
