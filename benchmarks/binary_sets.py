@@ -32,6 +32,7 @@ from ppl_dgm.data import Dataset
 from ppl_dgm.evidence import Evidence, Exact, ImportanceSampling
 from ppl_dgm.families import DARN, FVSBN, MADE, NADE, IndependentBernoulli, Mixture
 from ppl_dgm.families.bayesnet import chow_liu
+from ppl_dgm.fitting import EarlyStopping
 from ppl_dgm.objectives import VIMCO
 from ppl_dgm.program.seeding import seeded
 
@@ -90,7 +91,7 @@ def by_gradients(
         ),
         schedule=lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.5, patience=PATIENCE // 3),
         valid=data.valid,
-        patience=PATIENCE,
+        callbacks=[EarlyStopping(PATIENCE)],
         seed=seed,
         progress=False,
     )

@@ -67,13 +67,13 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 
-    def any(self, flag: bool, device: torch.device | None = None) -> bool:
-        """Whether a flag is set in any process."""
+    def most(self, number: int, device: torch.device | None = None) -> int:
+        """The largest of all processes' numbers."""
         if self.size == 1:
-            return flag
-        raised = torch.tensor([float(flag)], device=device)
-        dist.all_reduce(raised)
-        return bool(raised.item() > 0)
+            return number
+        largest = torch.tensor([number], device=device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest.item())
 
     def gather(self, value: Any) -> list[Any]:
         """Collect the values of all processes, by rank."""

@@ -18,6 +18,7 @@ from torch.distributions import constraints
 from ppl_dgm import Dataset, Program, compare, evidence, fit, log_weights, posterior
 from ppl_dgm.evidence import Exact, ImportanceSampling, PriorSampling
 from ppl_dgm.families import VAE
+from ppl_dgm.fitting import CheckpointFile, EarlyStopping
 from ppl_dgm.objectives import ELBO, IWELBO, Renyi, linear_warmup
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7])
@@ -206,8 +207,8 @@ def other_learned(x: Tensor | None = None) -> None:
 
 
 def continue_another(folder: Path, model: Callable = learned, **settings: Any) -> None:
-    quietly(Program(learned), X, steps=2, checkpoint=folder / "c.pt", checkpoint_every=1)
-    quietly(Program(model), X, steps=4, checkpoint=folder / "c.pt", checkpoint_every=1, **settings)
+    quietly(Program(learned), X, steps=2, checkpoint=folder / "c.pt")
+    quietly(Program(model), X, steps=4, checkpoint=folder / "c.pt", **settings)
 
 
 def continue_garbage(folder: Path) -> None:
@@ -498,8 +499,8 @@ FITS = [
     ),
     Bad(
         "patience of nothing",
-        lambda _: quietly(Program(learned), X, steps=1, patience=3),
-        "patience.*valid is None; pass valid",
+        lambda _: quietly(Program(learned), X, steps=1, callbacks=[EarlyStopping(3)]),
+        "EarlyStopping stops on validation data, but valid is None; pass valid",
     ),
     Bad(
         "no steps between validations",
@@ -508,8 +509,8 @@ FITS = [
     ),
     Bad(
         "no steps between checkpoints",
-        lambda _: quietly(Program(learned), X, steps=1, checkpoint_every=-1),
-        "checkpoint_every is -1",
+        lambda folder: CheckpointFile(folder / "c.pt", every=-1),
+        "every is -1",
     ),
     Bad(
         "minibatches of an indivisible program",

@@ -16,7 +16,7 @@ from ppl_dgm.conditionals.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_dgm.data import Dataset, load_digits
 from ppl_dgm.evidence import AIS, Evidence, Exact, over_noise
 from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture
-from ppl_dgm.fitting import Fit, fit
+from ppl_dgm.fitting import EarlyStopping, Fit, fit
 from ppl_dgm.objectives import ELBO, IWELBO, Objective
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
@@ -78,7 +78,7 @@ class Learning:
             batch_size=BATCH_SIZE,
             optimizer=partial(Adam, lr=self.learning_rate),
             valid=data.valid,
-            patience=self.patience,
+            callbacks=[EarlyStopping(self.patience)],
             seed=seed,
             compile=budget.compile,
         )

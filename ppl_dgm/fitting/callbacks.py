@@ -1,22 +1,64 @@
 """Callbacks that a fit calls as it runs.
 
-They are users' own, or ready ones for CSV files, TensorBoard and logging.
+They are users' own, or ready ones: early stopping, CSV files, TensorBoard and logging here,
+checkpoints and the progress bar in files of their own.
 """
 
 import csv
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import nn
 
 from ppl_dgm.checked import checked
+from ppl_dgm.fitting.state import since_best
+from ppl_dgm.program.identity import Identity
+from ppl_dgm.validation import check_positive
 
-__all__ = ["CSVLog", "Callback", "Log", "Progress", "TensorBoard"]
+__all__ = ["CSVLog", "Callback", "EarlyStopping", "Log", "Progress", "Running", "TensorBoard"]
 
 _LOG = logging.getLogger("ppl_dgm.fit")
+
+
+class Running(Protocol):
+    """What callbacks that keep a fit ask of it."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """All modules with learned tensors, by name."""
+        ...
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the parameters are."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        ...
+
+    def identity(self) -> Identity:
+        """What must agree for two fits to be one."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that the fit needs to go on bit by bit."""
+        ...
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Add a line to the notes of the fit."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,23 +68,36 @@ class Progress:
     Attributes:
         program: the program, with its parameters as they are now.
         step: steps made, resumed ones included.
-        objective: of the latest step, in nats per datum, higher is better.
+        objective: of the latest step, in nats per datum, higher is better; None before the first.
         valid: of the latest validation, likewise; None before the first.
+        history: all figures so far, lists by the names of `Fit.history`; not to be changed.
+        num_steps: steps to make in all.
+        epoch_steps: steps in a pass over the data.
+        running: the fit itself, for callbacks that keep or restore it.
     """
 
     program: Any
     step: int
-    objective: float
-    valid: float | None = None
+    objective: float | None
+    valid: float | None
+    history: Mapping[str, Sequence[float]] = field(repr=False)
+    num_steps: int
+    epoch_steps: int
+    running: Running = field(repr=False)
 
 
 class Callback:
     """Base class of callbacks of `fit`.
 
     They are given as `fit(..., callbacks=[...])`; a subclass overrides the methods that it needs.
-
-    What it raises ends the fit. It may look at the program, but changes nothing that a checkpoint
+    `on_step` and `on_validation` end the fit early by returning True, `on_start` before any step.
+    What they raise ends it too. They may look at the program, but change nothing that a checkpoint
     would have to know.
+
+    Attributes:
+        every: steps between calls of `on_step`. None leaves it to the fit, which may make many
+            steps of a small program in one call.
+        everywhere: whether every process of a shared fit calls it, and not the first alone.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -59,14 +114,77 @@ class Callback:
         step 4
     """
 
-    def on_step(self, progress: Progress) -> None:
-        """After each step."""
+    every: int | None = 1
+    everywhere: bool = False
 
-    def on_validation(self, progress: Progress) -> None:
+    def on_start(self, progress: Progress) -> bool | None:
+        """Before the first step of this call."""
+
+    def on_step(self, progress: Progress) -> bool | None:
+        """After every so many steps, and what validation follows them."""
+
+    def on_validation(self, progress: Progress) -> bool | None:
         """After each validation."""
+
+    def on_note(self, message: str) -> None:
+        """With what the fit decides as it runs, a line each."""
+
+    def on_stop(self, progress: Progress) -> None:
+        """After the last step, before the best parameters are put back."""
 
     def on_end(self, fit: Any) -> None:
         """With the `Fit`, however it ended but for an error."""
+
+    def on_close(self) -> None:
+        """At last, also after an error: close what is open."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Settings that change what the fit learns."""
+        return {}
+
+
+class EarlyStopping(Callback):
+    """Callback that ends a fit once validation stops improving.
+
+    A fit with validation data ends with the best parameters seen, stopped early or not.
+
+    Args:
+        patience: validations without improvement after which it stops.
+
+    Raises:
+        ValueError: at the start of a fit without validation data.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=x)
+        >>> ppl_dgm.fit(ppl_dgm.Program(model), torch.ones(3), steps=90, valid=-torch.ones(3),
+        ...             progress=False, callbacks=[EarlyStopping(patience=4)]).stopped
+        'early'
+    """
+
+    everywhere = True
+
+    @checked
+    def __init__(self, patience: int) -> None:
+        check_positive(patience=patience)
+        self.patience = patience
+
+    def on_start(self, progress: Progress) -> bool:
+        if "valid" not in progress.history:
+            raise ValueError(
+                "EarlyStopping stops on validation data, but valid is None; pass valid=..."
+            )
+        return self.on_validation(progress)
+
+    def on_validation(self, progress: Progress) -> bool:
+        return since_best(progress.history["valid"]) >= self.patience
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"patience": self.patience}
 
 
 class CSVLog(Callback):
@@ -88,22 +206,23 @@ class CSVLog(Callback):
         self._rows = csv.writer(self._file)
         self._rows.writerow(["step", "objective", "valid"])
 
+    def on_start(self, progress: Progress) -> None:
+        if self._file.closed:
+            raise ValueError("this CSVLog has written a fit already; make another for the next")
+
     def on_step(self, progress: Progress) -> None:
-        if progress.step % self.every == 0:
-            self._attempt(lambda: self._rows.writerow([progress.step, progress.objective, ""]))
+        self._attempt(lambda: self._rows.writerow([progress.step, progress.objective, ""]))
 
     def on_validation(self, progress: Progress) -> None:
         self._attempt(lambda: self._rows.writerow([progress.step, "", progress.valid]))
         self._attempt(self._file.flush)
 
-    def on_end(self, fit: Any) -> None:
+    def on_close(self) -> None:
         self._attempt(self._file.close)
 
     def _attempt(self, write: Callable[[], Any]) -> None:
         if self._is_full:
             return
-        if self._file.closed:
-            raise ValueError("this CSVLog has written a fit already; make another for the next")
         try:
             write()
         except OSError as error:
@@ -128,11 +247,13 @@ class Log(Callback):
         self.logger, self.every = logger or logging.getLogger("ppl_dgm.fit"), every
 
     def on_step(self, progress: Progress) -> None:
-        if progress.step % self.every == 0:
-            self.logger.info("step %d: %.4f nats per datum", progress.step, progress.objective)
+        self.logger.info("step %d: %.4f nats per datum", progress.step, progress.objective)
 
     def on_validation(self, progress: Progress) -> None:
         self.logger.info("step %d: validation %.4f nats per datum", progress.step, progress.valid)
+
+    def on_note(self, message: str) -> None:
+        self.logger.info("%s", message)
 
     def on_end(self, fit: Any) -> None:
         self.logger.info("%r", fit)
@@ -158,11 +279,10 @@ class TensorBoard(Callback):
         self.every, self._writer = every, SummaryWriter(str(folder))
 
     def on_step(self, progress: Progress) -> None:
-        if progress.step % self.every == 0:
-            self._writer.add_scalar("objective", progress.objective, progress.step)
+        self._writer.add_scalar("objective", progress.objective, progress.step)
 
     def on_validation(self, progress: Progress) -> None:
         self._writer.add_scalar("valid", progress.valid, progress.step)
 
-    def on_end(self, fit: Any) -> None:
+    def on_close(self) -> None:
         self._writer.close()

@@ -3,97 +3,132 @@
 It goes on bit by bit; the file knows what it must to be recognised as this fit's.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ppl_dgm.fitting.batches import Batches
-from ppl_dgm.fitting.learners import Learner
+from ppl_dgm.checked import checked
+from ppl_dgm.fitting.callbacks import Callback, Progress, Running
 from ppl_dgm.program import (
-    Program,
     check_space,
     check_target,
     difference,
-    identify,
     read_state,
     remove_leftovers,
     write_state,
 )
 from ppl_dgm.program.identity import Identity, digest
-from ppl_dgm.program.references import values_referred
+from ppl_dgm.validation import check_positive
 
-__all__ = ["CheckpointFile", "identity_of_fit"]
+__all__ = ["CheckpointFile"]
 
 COPIES = 5  # of the parameters: with the best, two moments, and the older file
-_GUESSED = {"max_plate_nesting"}  # what Pyro's objectives find out at their first run
 
 
-@dataclass
-class CheckpointFile:
-    """File with the progress of one fit.
+class CheckpointFile(Callback):
+    """Callback that keeps the progress of a fit in a file.
 
-    It is written between steps, and refused by every other fit.
-
-    More steps, another progress bar, compile mode, device or rhythm of writing are no other fit.
+    The fit goes on from the file if it exists, bit by bit. The file is written between steps, at
+    the end and at Ctrl-C, and refused by every other fit; more steps, another progress bar, compile
+    mode, device or rhythm of writing are no other fit. `fit(..., checkpoint=path, resume=...)` is
+    short for it.
 
     Args:
         path: the file.
-        every: steps between writes.
-        identity: what the fit is, in named parts.
-        modules: all modules that are learned, by name.
-        resume: whether to go on from the file if it exists.
+        every: steps between writes; default one epoch.
+        resume: True goes on from the file, which must exist; False starts anew and overwrites it;
+            None goes on if it exists.
+
+    Raises:
+        ValueError: where the file cannot be written, or resumed; at the start of a fit, for a file
+            of another fit or program, or one that was damaged.
+
+    Example:
+        >>> import tempfile, torch, pyro, pyro.distributions as dist, ppl_dgm
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for steps in (3, 5):
+        ...         kept = CheckpointFile(f"{folder}/normal.pt", every=2)
+        ...         found = ppl_dgm.fit(ppl_dgm.Program(model), torch.ones(3), steps=steps,
+        ...                             progress=False, callbacks=[kept])
+        >>> found.steps
+        5
     """
 
-    path: Path
-    every: int
-    identity: Identity
-    modules: Mapping[str, nn.Module]
-    resume: bool = True
-    _constants: dict[str, str] = field(default_factory=dict)
+    everywhere = True
 
-    def __post_init__(self) -> None:
-        self.path = check_target(self.path)
+    @checked
+    def __init__(
+        self, path: str | os.PathLike, every: int | None = None, resume: bool | None = None
+    ) -> None:
+        check_positive(every=every)
+        self.path, self.every, self.resume = check_target(path), every, resume
+        self._is_by_epoch = every is None
+        if resume and not self.path.is_file():
+            raise ValueError(
+                f"resume is True but there is no file {path}; leave resume out to start"
+            )
+
+    def on_start(self, progress: Progress) -> None:
+        running = progress.running
+        if self._is_by_epoch:
+            self.every = progress.epoch_steps
         remove_leftovers(self.path)
-        tensors = (
-            value for module in self.modules.values() for value in module.state_dict().values()
-        )
+        tensors = (v for module in running.modules.values() for v in module.state_dict().values())
         check_space(self.path, COPIES * sum(value.nbytes for value in tensors))
+        self._identity: Identity = running.identity()
+        self._constants = {
+            name: digest(value) for name, value in _untrained(running.modules).items()
+        }
+        self._written: int | None = None
+        if self.resume is not False and self.path.exists():
+            self._go_on(running)
 
-    def read(self, device: torch.device | None) -> dict[str, Any] | None:
-        """Read the progress, if there is any.
+    def on_step(self, progress: Progress) -> None:
+        running, self._written = progress.running, progress.step
+        content = running.snapshot()  # of every process
+        if not running.writes:
+            return
+        try:
+            self._write(running, content)
+        except OSError as error:  # a full disk: the older file is as it was, and the fit goes on
+            running.note(f"the checkpoint {self.path} could not be written: {error}")
 
-        It is first checked to be this fit's.
+    def on_stop(self, progress: Progress) -> None:
+        if progress.step != self._written:
+            self.on_step(progress)
 
-        Raises:
-            ValueError: for a file of another fit or program, or one that was damaged.
-        """
-        self._constants = {name: digest(value) for name, value in self._untrained().items()}
-        if not (self.resume and self.path.exists()):
-            return None
-        content = read_state(self.path, device)
-        found = difference(content.get("identity"), self.identity)
+    def _go_on(self, running: Running) -> None:
+        content = read_state(self.path, running.device)
+        found = difference(content.get("identity"), self._identity)
         if found:
             raise ValueError(
                 f"the checkpoint {self.path} is of another fit: {found}. Use the same settings, or "
                 "another file"
             )
         self._check_constants(content["constants"])
-        return content
+        try:
+            running.restore(content)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint {self.path} is of another program: {error}. Build the program as "
+                "it was, or use another file"
+            ) from error
 
-    def write(self, content: Mapping[str, Any]) -> None:
+    def _write(self, running: Running, content: Mapping[str, Any]) -> None:
         """Write the progress to the file.
 
         Digests of what no step has changed so far are written with it.
         """
-        now = self._untrained()
+        now = _untrained(running.modules)
         for name in list(self._constants):
             if digest(now[name]) != self._constants[name]:
                 del self._constants[name]
-        extra = {"identity": self.identity, "constants": self._constants}
+        extra = {"identity": self._identity, "constants": self._constants}
         write_state(self.path, {**content, **extra})
 
     def _check_constants(self, saved: Mapping[str, str]) -> None:
@@ -109,73 +144,11 @@ class CheckpointFile:
             )
         self._constants = dict(saved)
 
-    def _untrained(self) -> dict[str, Tensor]:
-        """Buffers and frozen parameters by name."""
-        found: dict[str, Tensor] = {}
-        for owner, module in self.modules.items():
-            frozen = ((n, p) for n, p in module.named_parameters() if not p.requires_grad)
-            found |= {
-                f"{owner}: {name}": value for name, value in (*frozen, *module.named_buffers())
-            }
-        return found
 
-
-def identity_of_fit(
-    program: Program,
-    objective: Any,
-    batches: Batches,
-    valid: Batches | None,
-    learners: tuple[Learner, ...],
-    **settings: Any,
-) -> Identity:
-    """What must agree for a checkpoint to be this fit's."""
-    parts = {"seed": batches.seed, "batch_size": batches.batch_size, **settings}
-    parts |= _arguments("data", batches) | (_arguments("validation data", valid) if valid else {})
-    parts |= {f"objective: {name}": value for name, value in _settings(objective).items()}
-    for role, fn in (("model", program.model), ("guide", program.guide)):
-        values = values_referred(getattr(fn, "fn", fn))
-        parts |= {f"{role}: {name}": value for name, value in values.items()}
-    for learner in learners:
-        of = f" of {learner.name}" if len(learners) > 1 else ""
-        parts |= {name + of: value for name, value in _ways(learner).items()}
-    return identify(parts)
-
-
-def _arguments(role: str, batches: Batches) -> dict[str, Any]:
-    named = {**dict(enumerate(batches.args)), **batches.kwargs}
-    return {f"{role}: argument {name}": value for name, value in named.items()}
-
-
-def _settings(objective: Any) -> dict[str, Any]:
-    """Class and settings of an objective, not what it learns."""
-    found = {
-        name: value
-        for name, value in vars(objective).items()
-        if not name.startswith("_") and not isinstance(value, (Tensor, nn.Module))
-    }
-    return {"kind": type(objective).__name__} | {
-        name: value for name, value in found.items() if name not in _GUESSED
-    }
-
-
-def _ways(learner: Learner) -> dict[str, Any]:
-    """Describe how a learner makes its steps.
-
-    The description has optimiser, rates, schedule, clipping and steps in a round.
-    """
-    groups = learner.optimizer.param_groups
-    rates = [{name: v for name, v in group.items() if name != "params"} for group in groups]
-    scheduler = learner.scheduler
-    follows = vars(scheduler) if scheduler is not None else {}
-    return {
-        "optimizer": type(learner.optimizer).__name__,
-        **(rates[0] if len(rates) == 1 else {"rates": rates}),
-        "schedule": None if scheduler is None else type(scheduler).__name__,
-        "settings of the schedule": {
-            name: value for name, value in follows.items() if name != "optimizer" and name[0] != "_"
-        },
-        "clip_norm": learner.stepper.clip_norm,
-        "autocast": str(learner.stepper.loss.autocast),
-        "steps in a round": learner.num_steps,
-        "dtypes": sorted({str(p.dtype) for group in groups for p in group["params"]}),
-    }
+def _untrained(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Buffers and frozen parameters by name."""
+    found: dict[str, Tensor] = {}
+    for owner, module in modules.items():
+        frozen = ((n, p) for n, p in module.named_parameters() if not p.requires_grad)
+        found |= {f"{owner}: {name}": value for name, value in (*frozen, *module.named_buffers())}
+    return found

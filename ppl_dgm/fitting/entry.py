@@ -16,8 +16,10 @@ from torch.optim import Adam, Optimizer
 from ppl_dgm.checked import Limit, checked
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.data import Dataset
+from ppl_dgm.fitting.bar import ProgressBar
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.callbacks import Callback
+from ppl_dgm.fitting.checkpoint import CheckpointFile
 from ppl_dgm.fitting.learners import Maker, players_of
 from ppl_dgm.fitting.loss import BatchLoss
 from ppl_dgm.fitting.mixed_precision import check_autocast
@@ -27,12 +29,12 @@ from ppl_dgm.fitting.streaming import StreamedBatches, first_read
 from ppl_dgm.fitting.training import Training, device_of
 from ppl_dgm.generators import seed_generators
 from ppl_dgm.objectives import ELBO, Game
-from ppl_dgm.program import Program, check_target
+from ppl_dgm.program import Program
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import repeatable
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import import_dynamo, pyro_in_turn
-from ppl_dgm.ranks import ranks_now
+from ppl_dgm.ranks import Ranks, ranks_now
 from ppl_dgm.validation import check_device, check_positive
 
 __all__ = ["fit"]
@@ -57,9 +59,7 @@ def fit(
     device: torch.device | str | None = None,
     valid: Any = None,
     valid_every: int | None = None,
-    patience: int | None = None,
     checkpoint: str | os.PathLike | None = None,
-    checkpoint_every: int | None = None,
     resume: bool | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
@@ -103,17 +103,16 @@ def fit(
             generator.
         device: where to train; the program and the data are moved there.
         valid: validation data, as `data`; judged by the objective as it is at the last step,
-            annealed weights included.
+            annealed weights included. The fit ends with the best parameters seen.
         valid_every: steps between validations; default one epoch.
-        patience: stop after so many validations without improvement. The best parameters seen are
-            restored.
-        checkpoint: file to resume from, if it exists, and to write.
-        checkpoint_every: steps between writes; default one epoch.
+        checkpoint: file to resume from, if it exists, and to write once an epoch; short for the
+            callback `ppl_dgm.fitting.CheckpointFile`, which can have another rhythm.
         resume: True goes on from the checkpoint, which must exist; False starts anew and overwrites
             it; None goes on if it exists.
-        progress: show a progress bar.
-        callbacks: what to call after steps and validations and at the end:
-            `ppl_dgm.fitting.CSVLog`, `TensorBoard`, `Log`, or subclasses of `Callback`.
+        progress: show a progress bar, by the callback `ppl_dgm.fitting.ProgressBar`.
+        callbacks: what to call before, after steps and validations, and at the end:
+            `ppl_dgm.fitting.EarlyStopping`, `CheckpointFile`, `CSVLog`, `TensorBoard`, `Log`, or
+            subclasses of `Callback`, which can end the fit.
         compile: `"auto"` compiles the step after a few eager ones where the rest takes long enough
             for that to pay, and stays eager (see `Fit.notes`) where it cannot; True compiles or
             raises; False stays eager.
@@ -144,13 +143,13 @@ def fit(
     """
     check_gradients()
     check_objective(objective)
-    check_lengths(steps, epochs, patience, valid)
+    check_lengths(steps, epochs)
     check_makers(optimizer=optimizer, schedule=schedule)
     check_device(device)
     check_positive(clip_norm=clip_norm, steps=steps, epochs=epochs, batch_size=batch_size)
-    check_positive(patience=patience, valid_every=valid_every, checkpoint_every=checkpoint_every)
-    check_resume(checkpoint, resume)
+    check_positive(valid_every=valid_every)
     ranks = ranks_now()
+    heard = all_callbacks(callbacks, checkpoint, resume, progress, ranks)
     check_compile(compile, ranks.size)
     if device is not None:
         program.to(device)
@@ -203,16 +202,12 @@ def fit(
             num_steps=num_rounds,
             valid=validation_batches(program, valid, device, batches.batch_size, shared),
             valid_every=valid_every or rounds_per_epoch,
-            patience=patience,
-            progress=progress and ranks.is_first,
-            callbacks=tuple(callbacks) if ranks.is_first else (),
+            callbacks=heard,
             ranks=ranks,
         )
         if ranks.size > 1:
             ranks.equalise(learner.module for learner in training.learners)
             seed_generators(ranks.seed(seed_of_all), device_of(program))
-        if checkpoint is not None:
-            training.keep_in(checkpoint, checkpoint_every or rounds_per_epoch, resume is not False)
         return training.run()
 
 
@@ -237,8 +232,8 @@ def check_compile(compile: CompileMode, num_processes: int) -> None:
         )
 
 
-def check_lengths(steps: Any, epochs: Any, patience: Any, valid: Any) -> None:
-    """Refuse steps, epochs and patience that do not fit.
+def check_lengths(steps: Any, epochs: Any) -> None:
+    """Refuse steps beside epochs, or neither.
 
     Raises ValueError.
     """
@@ -246,26 +241,27 @@ def check_lengths(steps: Any, epochs: Any, patience: Any, valid: Any) -> None:
         raise ValueError(
             f"steps is {steps} and epochs is {epochs}; give exactly one of them, e.g. epochs=100"
         )
-    if patience is not None and valid is None:
-        raise ValueError("patience stops on validation data, but valid is None; pass valid=...")
 
 
-def check_resume(checkpoint: str | os.PathLike | None, resume: bool | None) -> None:
-    """Refuse a checkpoint that cannot be written or resumed.
+def all_callbacks(
+    given: Sequence[Callback],
+    checkpoint: str | os.PathLike | None,
+    resume: bool | None,
+    progress: bool,
+    ranks: Ranks,
+) -> tuple[Callback, ...]:
+    """The callbacks of a fit in this process.
 
-    Raises ValueError, also where a file to go on from does not exist.
+    A checkpoint comes first, since it changes where the fit is; the bar last.
     """
     if checkpoint is None and resume is not None:
         raise ValueError(
             f"resume is {resume} but there is no checkpoint; name its file, checkpoint=..."
         )
-    if checkpoint is None:
-        return
-    target = check_target(checkpoint)
-    if resume and not target.is_file():
-        raise ValueError(
-            f"resume is True but there is no file {checkpoint}; leave resume out to start"
-        )
+    kept = [] if checkpoint is None else [CheckpointFile(checkpoint, resume=resume)]
+    ordered = sorted([*kept, *given], key=lambda one: not isinstance(one, CheckpointFile))
+    heard = [*ordered, *([ProgressBar()] if progress else [])]
+    return tuple(one for one in heard if one.everywhere or ranks.is_first)
 
 
 def check_makers(**makers: Any) -> None:

@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam
 
 import ppl_dgm
 from ppl_dgm import Program, evidence, fit, objectives
+from ppl_dgm.fitting import CheckpointFile
 
 ODD = torch.linspace(-2, 3, 23)
 COVARIATE = torch.linspace(0, 1, 23)
@@ -134,7 +135,7 @@ def message(run) -> str:
 def everything(folder: Path) -> dict:
     program, found = fitted_line()
     checkpoint = folder / "line.pt"
-    fitted_line(steps=20, checkpoint=checkpoint, checkpoint_every=4)
+    fitted_line(steps=20, callbacks=[CheckpointFile(checkpoint, every=4)])
     resumed, _ = fitted_line(steps=30, checkpoint=checkpoint)
     halfway = folder / "half.pt"
     fitted_line(steps=20, checkpoint=halfway)

@@ -17,7 +17,7 @@ from pyro.poutine import runtime
 from torch import Tensor, nn
 
 from ppl_dgm import Fit, Program, evidence, fit
-from ppl_dgm.fitting import checkpoint
+from ppl_dgm.fitting import CheckpointFile, EarlyStopping, checkpoint
 from ppl_dgm.objectives import ELBO, IWELBO, linear_warmup
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling import checkpoint as sampling_checkpoint
@@ -53,12 +53,15 @@ def run(path: Path, model: nn.Module | None = None, **changes: object) -> Fit:
         "valid": X[:4],
         "valid_every": 1,
         "patience": 9,
-        "checkpoint_every": 1,
+        "every": 1,
         "progress": False,
         "compile": False,
     }
     settings |= changes
-    return fit(Program(model or Located()), checkpoint=path, **settings)
+    heard = [CheckpointFile(path, settings.pop("every"))]
+    if patience := settings.pop("patience"):
+        heard.append(EarlyStopping(patience))
+    return fit(Program(model or Located()), callbacks=heard, **settings)
 
 
 OTHERS: dict[str, tuple[dict, str]] = {
@@ -162,7 +165,7 @@ def test_tensors_of_a_program_s_module_are_part_of_its_fit(
 
 def test_more_steps_and_other_rhythms_of_writing_go_on(tmp_path: Path) -> None:
     run(tmp_path / "c.pt")
-    longer = run(tmp_path / "c.pt", steps=6, checkpoint_every=2, compile="auto")
+    longer = run(tmp_path / "c.pt", steps=6, every=2, compile="auto")
     assert longer.steps == 6
     assert torch.equal(
         longer.history["objective"], run(tmp_path / "d.pt", steps=6).history["objective"]
@@ -206,7 +209,7 @@ class Killed(ELBO):
 
 
 def test_ctrl_c_ends_after_the_step_and_keeps_it(tmp_path: Path) -> None:
-    settings: dict = {"valid": None, "patience": None, "checkpoint_every": 100, "steps": 5}
+    settings: dict = {"valid": None, "patience": None, "every": 100, "steps": 5}
     whole = run(tmp_path / "whole.pt", **settings)
     objective = Killed(3)
     objective.__class__.__name__ = "ELBO"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_dgm import Program, fit
-from ppl_dgm.fitting.training import State
+from ppl_dgm.fitting import CheckpointFile, EarlyStopping
+from ppl_dgm.fitting.state import since_best
 from ppl_dgm.objectives import ELBO, linear_warmup
 from ppl_dgm.program import Bound
 
@@ -71,7 +72,13 @@ def test_early_stopping_restores_the_best() -> None:
     train, valid = torch.full((8,), 5.0), torch.full((4,), 0.5)
     program = Program(located)
     result = quietly(
-        program, train, steps=500, optimizer=sgd, valid=valid, valid_every=1, patience=7
+        program,
+        train,
+        steps=500,
+        optimizer=sgd,
+        valid=valid,
+        valid_every=1,
+        callbacks=[EarlyStopping(7)],
     )
     loc = [5 * (1 - 0.98**step) for step in range(1, 30)]
     best = min(range(len(loc)), key=lambda i: abs(loc[i] - 0.5))
@@ -162,7 +169,7 @@ def test_validations_that_are_not_finite_are_never_the_best() -> None:
     )
     assert result.history["valid"].isinf().all()
     assert torch.equal(program.get_parameter("loc"), other.get_parameter("loc"))
-    assert State(valid=[math.nan, -1.0]).stale == 0
+    assert since_best([math.nan, -1.0]) == 0
 
 
 def test_validation_changes_no_draw() -> None:
@@ -302,15 +309,14 @@ def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int, optimizer: C
         "clip_norm": 10.0,
         "seed": 3,
     }
-    settings |= {"valid": X[:6], "valid_every": 2, "checkpoint_every": 1}
-    expected = quietly(
-        amortised(), X, ELBO(), steps=10, checkpoint=tmp_path / "whole.pt", **settings
+    settings |= {"valid": X[:6], "valid_every": 2}
+    go = lambda path, steps: quietly(  # noqa: E731
+        amortised(), X, ELBO(), steps=steps, callbacks=[CheckpointFile(path, every=1)], **settings
     )
-    quietly(
-        amortised(), X, ELBO(), steps=interrupted_at, checkpoint=tmp_path / "half.pt", **settings
-    )
+    expected = go(tmp_path / "whole.pt", 10)
+    go(tmp_path / "half.pt", interrupted_at)
     torch.manual_seed(99)
-    result = quietly(amortised(), X, ELBO(), steps=10, checkpoint=tmp_path / "half.pt", **settings)
+    result = go(tmp_path / "half.pt", 10)
     assert result.steps == 10
     assert torch.equal(result.history["objective"], expected.history["objective"])
     first, second = (
@@ -322,26 +328,26 @@ def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int, optimizer: C
 
 def test_resuming_an_interrupted_fit_is_bit_exact(tmp_path: Path) -> None:
     """After Ctrl-C the fit goes on from its last checkpoint, as if it had run through."""
-    settings = {"batch_size": 5, "checkpoint_every": 4}
+    settings: dict = {"batch_size": 5}
+    kept = settings | {"callbacks": [CheckpointFile(tmp_path / "c.pt", every=4)]}
     reference, program = amortised(), amortised()
     expected = quietly(reference, X, ELBO(), steps=10, **settings)
-    quietly(
-        amortised(), X, Interrupted(7).as_elbo(), steps=10, checkpoint=tmp_path / "c.pt", **settings
-    )
-    result = quietly(program, X, ELBO(), steps=10, checkpoint=tmp_path / "c.pt", **settings)
+    quietly(amortised(), X, Interrupted(7).as_elbo(), steps=10, **kept)
+    result = quietly(program, X, ELBO(), steps=10, **kept)
     assert torch.equal(result.history["objective"], expected.history["objective"])
     assert equal_states(parameters(program), parameters(reference))
 
 
 def test_resuming_after_a_crash(tmp_path: Path) -> None:
-    settings = {"batch_size": 5, "checkpoint_every": 4}
+    settings: dict = {"batch_size": 5}
+    kept = settings | {"callbacks": [CheckpointFile(tmp_path / "c.pt", every=4)]}
     reference, program = amortised(), amortised()
     expected = quietly(reference, X, ELBO(), steps=10, **settings)
     objective = Interrupted(7, MemoryError).as_elbo()
     with pytest.raises(MemoryError):
-        quietly(amortised(), X, objective, steps=10, checkpoint=tmp_path / "c.pt", **settings)
+        quietly(amortised(), X, objective, steps=10, **kept)
     assert torch.load(tmp_path / "c.pt", weights_only=True)["state"]["step"] == 4
-    result = quietly(program, X, ELBO(), steps=10, checkpoint=tmp_path / "c.pt", **settings)
+    result = quietly(program, X, ELBO(), steps=10, **kept)
     assert torch.equal(result.history["objective"], expected.history["objective"])
     assert equal_states(parameters(program), parameters(reference))
 
@@ -353,8 +359,7 @@ def test_the_best_survives_a_restart(tmp_path: Path) -> None:
         "optimizer": sgd,
         "valid": near,
         "valid_every": 1,
-        "checkpoint": tmp_path / "c.pt",
-        "checkpoint_every": 1,
+        "callbacks": [CheckpointFile(tmp_path / "c.pt", every=1)],
     }
     quietly(Program(located), far, steps=5, **settings)
     program = Program(located)
@@ -370,9 +375,8 @@ def test_a_fit_that_stopped_early_is_not_continued(tmp_path: Path) -> None:
         "optimizer": sgd,
         "valid": torch.full((4,), 0.5),
         "valid_every": 1,
-        "patience": 7,
+        "callbacks": [EarlyStopping(7), CheckpointFile(tmp_path / "c.pt", every=1)],
     }
-    settings |= {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 1}
     first = quietly(Program(located), torch.full((8,), 5.0), **settings)
     again = quietly(Program(located), torch.full((8,), 5.0), **settings)
     assert first.stopped == again.stopped == "early"
@@ -386,7 +390,7 @@ def test_a_checkpoint_is_of_one_schedule(tmp_path: Path) -> None:
 
 
 def test_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
-    first = quietly(amortised(), X, steps=6, checkpoint=tmp_path / "c.pt", checkpoint_every=4)
+    first = quietly(amortised(), X, steps=6, checkpoint=tmp_path / "c.pt")
     program = amortised()
     again = quietly(
         program,
@@ -394,7 +398,6 @@ def test_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
         Interrupted(0).as_elbo(),
         steps=6,
         checkpoint=tmp_path / "c.pt",
-        checkpoint_every=4,
     )
     assert again.stopped == "finished"
     assert again.steps == 6
@@ -403,7 +406,7 @@ def test_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_checkpoints_hold_no_pickled_code(tmp_path: Path) -> None:
-    quietly(amortised(), X, steps=2, checkpoint=tmp_path / "c.pt", checkpoint_every=1)
+    quietly(amortised(), X, steps=2, checkpoint=tmp_path / "c.pt")
     content = torch.load(tmp_path / "c.pt", weights_only=True)
     assert {"program", "optimizer", "state", "generators"} <= content.keys()
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 import ppl_dgm.fitting.stepping as stepping
 from ppl_dgm import Fit, NonFiniteError, Program, fit
 from ppl_dgm.compile import TrainStep
-from ppl_dgm.fitting import Callback
+from ppl_dgm.fitting import Callback, CheckpointFile, EarlyStopping
 from ppl_dgm.objectives import ELBO, linear_warmup
 
 X = torch.randn(24, generator=torch.Generator().manual_seed(0)) + 1.0
@@ -95,7 +95,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clipping": {"clip_norm": 0.1},
     "momentum": {"optimizer": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)},
     "validation": {"valid": (X[:6], COVARIATE[:6]), "valid_every": 7},
-    "early stopping": {"valid": (X[:6], COVARIATE[:6]), "valid_every": 3, "patience": 2},
+    "early stopping": {
+        "valid": (X[:6], COVARIATE[:6]),
+        "valid_every": 3,
+        "callbacks": [EarlyStopping(2)],
+    },
 }
 
 
@@ -106,14 +110,13 @@ def test_loops_give_what_steps_give(settings: dict[str, Any], calls: Calls) -> N
 
 
 def test_a_call_ends_where_something_is_to_be_done(calls: Calls, tmp_path: Path) -> None:
-    run(
-        True, valid=(X, COVARIATE), valid_every=20, checkpoint=tmp_path / "fit", checkpoint_every=15
-    )
+    kept = CheckpointFile(tmp_path / "fit", every=15)
+    run(True, valid=(X, COVARIATE), valid_every=20, callbacks=[kept])
     assert calls.counts == [14, 5, 10, 10, 5, 15]  # the first step is an eager one
 
 
 def test_an_interrupted_fit_goes_on_from_its_file(calls: Calls, tmp_path: Path) -> None:
-    keep = {"checkpoint": tmp_path / "fit", "checkpoint_every": 10}
+    keep: dict[str, Any] = {"callbacks": [CheckpointFile(tmp_path / "fit", every=10)]}
     run(True, steps=30, batch_size=8, **keep)
     assert_same(run(True, batch_size=8, **keep), run(False, batch_size=8))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm import NonFiniteError, Program, fit
+from ppl_dgm.fitting import CheckpointFile, EarlyStopping
 from ppl_dgm.objectives import Game, Goal, Player
 
 X = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 1.5 + 2
@@ -144,7 +145,14 @@ def test_early_stopping_restores_all_players() -> None:
     valid = torch.full((4,), 0.5)
     program, game = Program(located), Chase()
     result = quietly(
-        program, X, game, steps=500, optimizer=sgd, valid=valid, valid_every=1, patience=5
+        program,
+        X,
+        game,
+        steps=500,
+        optimizer=sgd,
+        valid=valid,
+        valid_every=1,
+        callbacks=[EarlyStopping(5)],
     )
     best = int(result.history["valid"].argmax()) + 1
     assert result.stopped == "early"
@@ -167,14 +175,15 @@ def test_plateaus_lower_the_rates_of_all_players() -> None:
 @pytest.mark.parametrize("interrupted_at", [1, 4])
 def test_resuming_is_bit_exact(tmp_path: Path, interrupted_at: int) -> None:
     halving = partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)
-    settings = {"batch_size": 5, "schedule": halving, "checkpoint_every": 1}
+    settings = {"batch_size": 5, "schedule": halving}
     settings |= {"optimizer": partial(torch.optim.Adam, lr=0.05), "valid": X, "valid_every": 2}
     make = partial(Chase, num_steps=2, ema=0.5)
     ends = []
     for name, first in (("whole.pt", 7), ("half.pt", interrupted_at)):
-        quietly(Program(located), X, make(), steps=first, checkpoint=tmp_path / name, **settings)
+        settings |= {"callbacks": [CheckpointFile(tmp_path / name, every=1)]}
+        quietly(Program(located), X, make(), steps=first, **settings)
         program, game = Program(located), make()
-        result = quietly(program, X, game, steps=7, checkpoint=tmp_path / name, **settings)
+        result = quietly(program, X, game, steps=7, **settings)
         average = result.averages["follower"].get_parameter("loc").item()
         ends.append((*places(program, game), average))
     assert ends[0] == ends[1]

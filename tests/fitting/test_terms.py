@@ -12,7 +12,7 @@ import ppl_dgm.fitting.stepping as stepping
 from ppl_dgm import Fit, Program, fit
 from ppl_dgm.compile import TrainStep
 from ppl_dgm.families import VAE, Mixture
-from ppl_dgm.fitting import Callback
+from ppl_dgm.fitting import Callback, EarlyStopping
 from ppl_dgm.objectives import (
     ELBO,
     IWELBO,
@@ -185,7 +185,9 @@ def test_terms_of_discrete_latents(objective):
 def test_the_bar_closes_with_how_the_fit_ended(capsys):
     adam = lambda parameters: torch.optim.Adam(parameters, lr=0.5)  # noqa: E731
     settings = {"optimizer": adam, "compile": False, "valid": X, "valid_every": 1}
-    found = fit(Program(model, guide), X, ELBO(4), steps=300, patience=3, **settings)
+    found = fit(
+        Program(model, guide), X, ELBO(4), steps=300, callbacks=[EarlyStopping(3)], **settings
+    )
     best = int(found.history["valid_step"][found.history["valid"].argmax()])
     last = capsys.readouterr().err.rsplit("\r", 1)[1]
     assert f"stopped early at {found.steps}, best at {best} restored" in last

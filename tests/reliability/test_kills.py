@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm import Program, evidence, fit
+from ppl_dgm.fitting import CheckpointFile
 from ppl_dgm.program import read_state
 from ppl_dgm.sampling import checkpoint
 
@@ -24,10 +25,9 @@ Work = Callable[[Path], list[Tensor]]
 def fitted(path: Path) -> list[Tensor]:
     """A fit by minibatches that writes after every step."""
     program = Program(calls.model, calls.guide)
-    settings = {"batch_size": 2, "valid": calls.X, "valid_every": 4, "checkpoint_every": 1}
-    found = fit(
-        program, calls.X, steps=60, progress=False, compile=False, checkpoint=path, **settings
-    )
+    settings = {"batch_size": 2, "valid": calls.X, "valid_every": 4}
+    settings |= {"progress": False, "compile": False}
+    found = fit(program, calls.X, steps=60, callbacks=[CheckpointFile(path, every=1)], **settings)
     return [found.history["objective"], found.history["valid"], *program.state_dict().values()]
 
 
