@@ -6,7 +6,7 @@ These are score functions with baselines, VIMCO and reweighted wake-sleep.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.poutine as poutine
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_dgm.checked import checked
-from ppl_dgm.objectives.elbo import ELBO, check_score
+from ppl_dgm.objectives.elbo import ELBO, check_score, without_score
 from ppl_dgm.objectives.objective import KLWeight, Objective
-from ppl_dgm.program import Bound, LogJoint, Program, Structure, unvalidated
+from ppl_dgm.program import Bound, Program, Structure, unvalidated
 from ppl_dgm.program.supports import support_of
 from ppl_dgm.sampling.importance import log_mean_exp
 
@@ -44,20 +44,6 @@ def check_several(num_particles: int, name: str, cure: str) -> None:
         raise ValueError(
             f"num_particles is {num_particles}; {name} needs at least 2, or use {cure}"
         )
-
-
-class ScoreFunction(Objective):
-    """Draws with a score: what the estimators below share."""
-
-    def drawn(self, bound: Bound) -> tuple[Tensor, Tensor, LogJoint]:
-        """Draw latents and compute log weights and scores.
-
-        Both are `[particles, data]` or `[particles]`. The log joint that they come from is returned
-        too.
-        """
-        draw = bound.draw(self.num_particles)
-        joint = bound.log_joint(draw.values)
-        return self.log_weights(joint, draw.log_prob), draw.score, joint
 
 
 class RunningMean(nn.Module):
@@ -102,13 +88,14 @@ class RunningMean(nn.Module):
         self.weight.mul_(self.decay).add_(1 - self.decay)
 
 
-class REINFORCE(ScoreFunction):
+class REINFORCE(Objective):
     r"""ELBO with the score-function gradient.
 
     The gradient is $\nabla_\phi = \mathbb{E}_q[(\log w - b) \nabla_\phi \log q(z \mid x)]$.
 
-    Williams (1992); the baseline b lowers the variance and leaves the mean. Latents with a path
-    gradient keep it. For several particles `RLOO` needs no baseline of its own.
+    Williams (1992); the baseline b lowers the variance and leaves the mean. The term $-\nabla_\phi
+    \log q$ of log w itself has mean zero and is left out. Latents with a path gradient keep it,
+    unless told otherwise. For several particles `RLOO` needs no baseline of its own.
 
     Args:
         num_particles: draws of the latents for each datum.
@@ -117,12 +104,15 @@ class REINFORCE(ScoreFunction):
             weights by least squares in the same optimisation (Mnih and Gregor 2014, section 2.3). A
             module with parameters must belong to the program, so that it is trained, moved and
             saved: `program.baseline = net`.
+        gradient: `"mixed"`, or `"score"` for all latents by the score, those with a path gradient
+            too (to see what it saves: `diagnostics.gradient_noise`).
         kl_weight: factor of log p(z) - log q(z | x); a number or a function of the step.
         plate: name of the data plate.
 
     Raises:
-        ValueError: if every latent has a path gradient, for an input-dependent baseline beside
-            latents shared by all data, or one whose parameters are not the program's.
+        ValueError: if every latent has a path gradient (`"mixed"`), or a flow with parameters
+            makes one (`"score"`); for an input-dependent baseline beside latents shared by all
+            data, or one whose parameters are not the program's.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -144,6 +134,7 @@ class REINFORCE(ScoreFunction):
         num_particles: int = 1,
         *,
         baseline: nn.Module | None = None,
+        gradient: Literal["mixed", "score"] = "mixed",
         kl_weight: KLWeight = 1.0,
         plate: str = "data",
     ) -> None:
@@ -153,7 +144,7 @@ class REINFORCE(ScoreFunction):
                 f"baseline is a {type(baseline).__name__}; expected None, RunningMean() or a torch "
                 "module"
             )
-        self.baseline = baseline
+        self.baseline, self.gradient = baseline, gradient
 
     @property
     def learned(self) -> bool:
@@ -161,7 +152,14 @@ class REINFORCE(ScoreFunction):
         return self.baseline is not None and any(True for _ in self.baseline.parameters())
 
     def check(self, structure: Structure) -> None:
-        check_scored(structure, "REINFORCE", "ELBO()")
+        if self.gradient == "mixed":
+            check_scored(structure, "REINFORCE", "ELBO()")
+        moved = [latent.name for latent in structure.latents if latent.transported]
+        if self.gradient == "score" and moved:
+            raise ValueError(
+                f"gradient='score' needs log q at a fixed value, but the guide makes {moved} by "
+                "a map with parameters of its own; use gradient='mixed', or ELBO()"
+            )
         if self.learned and not structure.per_datum:
             raise ValueError(
                 "an input-dependent baseline needs every latent inside the data plate, but this "
@@ -177,13 +175,15 @@ class REINFORCE(ScoreFunction):
         return super().structure_of(model, guide, args, kwargs)
 
     def value(self, bound: Bound) -> Tensor:
-        log_w, score, joint = self.drawn(bound)
+        draw = replace(bound, paths=self.gradient == "mixed").draw(self.num_particles)
+        joint = bound.log_joint(draw.values)
+        log_w = self.log_weights(joint, without_score(draw))
         reward = log_w.detach()
         expected = self.expected(bound)
         if isinstance(self.baseline, RunningMean) and torch.is_grad_enabled():
             self.baseline.update(reward)
         check_forecast(expected, reward)
-        surrogate = (reward - torch.as_tensor(expected).detach()) * zero_valued(score)
+        surrogate = (reward - torch.as_tensor(expected).detach()) * zero_valued(draw.score)
         if self.learned:
             surrogate = surrogate - zero_valued((reward - expected).square())
         return (log_w + surrogate).mean(0) * joint.scale
@@ -260,7 +260,7 @@ class RLOO(ELBO):
         check_scored(structure, "RLOO", "ELBO()")
 
 
-class VIMCO(ScoreFunction):
+class VIMCO(Objective):
     r"""Importance-weighted bound with leave-one-out gradients for discrete latents.
 
     The signal of each particle is its own part in the bound.
@@ -302,10 +302,12 @@ class VIMCO(ScoreFunction):
         check_scored(structure, "VIMCO", "IWELBO")
 
     def value(self, bound: Bound) -> Tensor:
-        log_w, score, joint = self.drawn(bound)
+        draw = bound.draw(self.num_particles)
+        joint = bound.log_joint(draw.values)
+        log_w = self.log_weights(joint, draw.log_prob)
         total = log_mean_exp(log_w)
         signal = total.detach() - leave_one_out_bounds(log_w.detach())
-        return (total + (signal * zero_valued(score)).sum(0)) * joint.scale
+        return (total + (signal * zero_valued(draw.score)).sum(0)) * joint.scale
 
 
 def leave_one_out_bounds(log_w: Tensor) -> Tensor:

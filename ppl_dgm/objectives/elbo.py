@@ -3,12 +3,13 @@
 import math
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Latent, Structure
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.bound_program import Draw, Values
 from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "check_reparameterised",
     "check_score",
     "log_weights_with_paths",
+    "without_score",
 ]
 
 Gradient = Literal["reparam", "stl", "dreg"]
@@ -201,8 +203,16 @@ class ELBO(Objective):
             return log_w.mean(0) * scale
         draw = bound.draw(self.num_particles)
         joint = bound.log_joint(draw.values)
-        log_w = self.log_weights(joint, draw.log_prob)
+        log_w = self.log_weights(joint, without_score(draw))
         return (log_w + score_function(log_w, draw.score)).mean(0) * joint.scale
+
+
+def without_score(draw: Draw) -> Any:
+    """Return log q without the gradient of its scored sites.
+
+    Its mean is zero, and it would only add noise to the score function.
+    """
+    return draw.log_prob - (draw.counted - torch.as_tensor(draw.counted).detach())
 
 
 def score_function(log_w: Tensor, score: Tensor) -> Tensor:

@@ -28,7 +28,15 @@ from ppl_dgm.program.log_densities import (
 from ppl_dgm.program.plates import NoWiderThan, SizedPlates
 from ppl_dgm.program.precision import in_float64, to_double
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
-from ppl_dgm.program.sites import Site, Substitute, is_enumerated, is_random_subsample, random_sites
+from ppl_dgm.program.sites import (
+    Site,
+    Substitute,
+    WithoutPaths,
+    is_enumerated,
+    is_point_mass,
+    is_random_subsample,
+    random_sites,
+)
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 from ppl_dgm.program.zero_probabilities import exact_probabilities
@@ -74,12 +82,16 @@ class Draw(NamedTuple):
     Values are `[particles, *shape]` by site name. The density is that of the distribution that drew
     them.
 
-    `score` is the log density of the sites drawn without a path gradient, without scales and masks.
+    `score` is the log density of the sites drawn without a path gradient, without scales and masks;
+    `counted` is its part in `log_prob`, with them. Its gradient has mean zero, since scales and
+    masks of a site come before its draw. It is zero where the prior draws: there it cancels against
+    the joint density.
     """
 
     values: Values
     log_prob: Any
     score: Any = 0.0
+    counted: Any = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,8 @@ class Bound:
     scale common to all sites of a datum (minibatch scaling, `poutine.scale` around model and guide)
     is not in them but in `LogJoint.scale`; other scales are exponents and stay. `num_data` counts
     the data in the data plate, `num_dims` the observed numbers, which `digest` identifies. With
-    `double` the program computes in float64, whatever it is written in.
+    `double` the program computes in float64, whatever it is written in. Without `paths` draws have
+    no path gradient, whatever could give them one, but for point masses.
     """
 
     model: Callable
@@ -107,6 +120,7 @@ class Bound:
     digest: str = ""
     double: bool = False
     keeps_guide_factors: bool = False
+    paths: bool = True
 
     def in_double(self) -> "Bound":
         """Return the same bound program in float64.
@@ -255,7 +269,8 @@ class Bound:
     # --------------------------------------------------
 
     def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
-        trace = self._trace(self._proposal, shared or {}, particles)
+        with nullcontext() if self.paths else WithoutPaths():
+            trace = self._trace(self._proposal, shared or {}, particles)
         sites = self._sites(trace)
         wanted = {latent.name for latent in self.structure.latents} | (
             set() if shared else set(self.structure.subsampled)
@@ -263,8 +278,13 @@ class Bound:
         values = {name: site["value"] for name, site in trace.nodes.items() if name in wanted}
         layout = self._layout(particles)
         log_prob = sum_sites(self._guide_terms(sites), layout)
-        drawn = [s for s in sites.values() if not s["is_observed"] and not s["fn"].has_rsample]
-        return Draw(values, log_prob, sum_scores(drawn, layout))
+        drawn = [s for s in sites.values() if not s["is_observed"] and self._is_scored(s)]
+        counted = sum_sites(drawn, layout) if self.structure.has_guide else 0.0
+        return Draw(values, log_prob, sum_scores(drawn, layout), counted)
+
+    def _is_scored(self, site: Site) -> bool:
+        """Whether a draw has a score in place of a path gradient."""
+        return not site["fn"].has_rsample or not (self.paths or is_point_mass(site))
 
     def _guide_once(self, values: Values, particles: int | None) -> Any:
         trace = self._trace(self._proposal, values, particles)
@@ -349,7 +369,8 @@ class Bound:
 
         def once(_: Any) -> Draw:
             draw = self._draw_once(None, shared)
-            return draw._replace(score=torch.zeros_like(draw.log_prob) + draw.score)
+            zero = torch.zeros_like(draw.log_prob)
+            return draw._replace(score=zero + draw.score, counted=zero + draw.counted)
 
         draw = Draw(*self._repeat(once, num_particles, {}, self.structure.guide_runs))
         return draw._replace(values=draw.values | shared)

@@ -18,7 +18,14 @@ from ppl_dgm.program.bound_program import Prior
 from ppl_dgm.program.inverses import check_inverse
 from ppl_dgm.program.log_densities import count_observed, log_prob_of, seen_entries, unmasked_value
 from ppl_dgm.program.pyro_patches import unvalidated
-from ppl_dgm.program.sites import Site, is_auxiliary, is_factor, is_summed_out, random_sites
+from ppl_dgm.program.sites import (
+    Site,
+    is_auxiliary,
+    is_factor,
+    is_point_mass,
+    is_summed_out,
+    random_sites,
+)
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.supports import innermost, moves, support_of
 
@@ -423,9 +430,7 @@ def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
 
     Their log weights do not average to the evidence.
     """
-    image = {
-        name: isinstance(innermost(site["fn"]), dist.Delta) for name, site in guide_sites.items()
-    }
+    image = {name: is_point_mass(site) for name, site in guide_sites.items()}
     noise = [name for name, site in guide_sites.items() if is_auxiliary(site) and not image[name]]
     given = sum(guide_sites[name]["value"].numel() for name in noise)
     taken = sum(
@@ -458,7 +463,7 @@ def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
             f"{tuple(model_fn.event_shape)} in the model but {tuple(guide_fn.batch_shape)}, "
             f"{tuple(guide_fn.event_shape)} in the guide; make them equal"
         )
-    if isinstance(innermost(guide_fn), dist.Delta):
+    if is_point_mass(guide_site):
         return
     check_inverse(name, guide_fn)
     model_support, guide_support = support_of(model_fn), support_of(guide_fn)

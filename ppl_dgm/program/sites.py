@@ -16,11 +16,13 @@ from ppl_dgm.program.supports import innermost
 __all__ = [
     "Site",
     "Substitute",
+    "WithoutPaths",
     "is_auxiliary",
     "is_deterministic",
     "is_drawn",
     "is_enumerated",
     "is_factor",
+    "is_point_mass",
     "is_random_subsample",
     "is_subsample",
     "is_summed_out",
@@ -38,6 +40,11 @@ def is_subsample(site: Site) -> bool:
 def is_random_subsample(site: Site) -> bool:
     """Check whether the site's plate draws a random subsample."""
     return is_subsample(site) and site["fn"].subsample_size not in (None, site["fn"].size)
+
+
+def is_point_mass(site: Site) -> bool:
+    """Whether the site is drawn from a Delta."""
+    return isinstance(innermost(site["fn"]), dist.Delta)
 
 
 def is_deterministic(site: Site) -> bool:
@@ -85,6 +92,17 @@ def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
             yield name, site
 
 
+class WithoutPaths(Messenger):
+    """Pyro messenger that cuts the path gradients of draws.
+
+    Point masses keep theirs, which have no score.
+    """
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_drawn(msg) and not is_subsample(msg) and not is_point_mass(msg):
+            msg["value"] = msg["value"].detach()
+
+
 class Substitute(Messenger):
     """Messenger that gives latent sites fixed values.
 
@@ -96,6 +114,6 @@ class Substitute(Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not isinstance(innermost(msg["fn"]), dist.Delta):
+        if msg["name"] in self.values and not is_point_mass(msg):
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True

@@ -113,7 +113,7 @@ def parameters():
 
 
 def gradient(value, p):
-    grads = torch.autograd.grad(value, list(p.values()), allow_unused=True)
+    grads = torch.autograd.grad(value, list(p.values()), allow_unused=True, retain_graph=True)
     return {n: torch.zeros_like(p[n]) if g is None else g for n, g in zip(p, grads, strict=True)}
 
 
@@ -231,15 +231,53 @@ def variance(objective):
     return gradients(program, objective, X, 300)[:, guide].var(0).sum().item()
 
 
-def test_baselines_lower_the_variance_in_their_order():
-    plain, running, rloo = (
-        variance(REINFORCE(4)),
-        variance(REINFORCE(4, baseline=RunningMean())),
-        variance(RLOO(4)),
-    )
-    assert rloo < 0.5 * plain
-    assert running < 0.5 * plain
-    assert rloo < 1.2 * running
+class Constant(nn.Module):
+    """A baseline that is a number."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.value
+
+
+def formula_variance(weigh, count=2):
+    """The variance of (1/K) sum_k weigh(log w)_k grad log q(z_k | x), of all data together."""
+    p = parameters()
+    log_joint, log_q = densities(p, X)
+    scores = torch.stack([flat_of_guide(gradient(one, p)) for one in log_q.reshape(-1)]).reshape(
+        *log_q.shape, -1
+    )  # [states, data, parameters]
+    index = torch.tensor(list(product(range(len(STATES)), repeat=count))).T
+    probs, log_w, _ = tuples(log_joint.detach(), log_q.detach(), count)
+    grads = (weigh(log_w).unsqueeze(-1) * scores[index]).mean(0)  # [tuples, data, parameters]
+    mean = (probs.unsqueeze(-1) * grads).sum(0)
+    return ((probs.unsqueeze(-1) * grads.square()).sum(0) - mean.square()).sum().item()
+
+
+def flat_of_guide(by_name):
+    return torch.cat([by_name[name].reshape(-1) for name in GUIDE])
+
+
+def test_noise_of_score_functions_is_that_of_their_formulas():
+    """Enumerated: nothing but (log w - b) times the score, with the baseline of each."""
+    log_joint, log_q = (value.detach() for value in densities(parameters(), X))
+    mean = (log_q.exp() * (log_joint - log_q)).sum(0).mean()
+    others = lambda log_w: (log_w - log_w.mean(0)) * 2  # noqa: E731 - K / (K - 1)
+    expected = {
+        "plain": (REINFORCE(2), formula_variance(lambda log_w: log_w)),
+        "constant": (
+            REINFORCE(2, baseline=Constant(mean)),
+            formula_variance(lambda w: w - mean),
+        ),
+        "others": (RLOO(2), formula_variance(others)),
+    }
+    for objective, truth in expected.values():
+        assert variance(objective) == pytest.approx(truth, rel=0.25)
+    plain, constant, rloo = (truth for _, truth in expected.values())
+    assert constant < 0.5 * plain
+    assert rloo < plain
 
 
 def test_vimco_has_less_noise_than_the_plain_score_function_of_its_bound():
@@ -247,7 +285,9 @@ def test_vimco_has_less_noise_than_the_plain_score_function_of_its_bound():
         """The gradient without per-particle signals: L-hat times every score."""
 
         def value(self, bound):
-            log_w, score, joint = self.drawn(bound)
+            draw = bound.draw(self.num_particles)
+            joint, score = bound.log_joint(draw.values), draw.score
+            log_w = self.log_weights(joint, draw.log_prob)
             total = log_w.logsumexp(0) - math.log(self.num_particles)
             return (total + total.detach() * (score - score.detach()).sum(0)) * joint.scale
 
