@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_dgm.checked import checked
-from ppl_dgm.objectives.elbo import ELBO, check_score, without_score
+from ppl_dgm.objectives.elbo import ELBO, check_density, check_score, without_score
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Program, Structure, unvalidated
 from ppl_dgm.program.supports import support_of
@@ -154,12 +154,8 @@ class REINFORCE(Objective):
     def check(self, structure: Structure) -> None:
         if self.gradient == "mixed":
             check_scored(structure, "REINFORCE", "ELBO()")
-        moved = [latent.name for latent in structure.latents if latent.transported]
-        if self.gradient == "score" and moved:
-            raise ValueError(
-                f"gradient='score' needs log q at a fixed value, but the guide makes {moved} by "
-                "a map with parameters of its own; use gradient='mixed', or ELBO()"
-            )
+        else:
+            check_density(structure, "gradient='score'")
         if self.learned and not structure.per_datum:
             raise ValueError(
                 "an input-dependent baseline needs every latent inside the data plate, but this "

@@ -16,6 +16,7 @@ __all__ = [
     "ELBO",
     "IWELBO",
     "Renyi",
+    "check_density",
     "check_reparameterised",
     "check_score",
     "log_weights_with_paths",
@@ -126,15 +127,20 @@ def check_reparameterised(structure: Structure, mode: str) -> None:
         )
 
 
-def check_score(structure: Structure, mode: str) -> None:
+def check_density(structure: Structure, mode: str) -> None:
     """Refuse guides without log q at fixed latents."""
     moved = [latent.name for latent in structure.latents if latent.transported]
     if moved:
         raise ValueError(
             f"{mode} needs log q at fixed latents, but the guide draws {moved} by transforms of "
-            "auxiliary noise that need no inverse; use gradient='reparam', or a guide with a "
-            "density such as DiagonalNormal or FullRankNormal"
+            "auxiliary noise that need no inverse; use ELBO() or gradient='reparam', or a guide "
+            "with a density such as DiagonalNormal or FullRankNormal"
         )
+
+
+def check_score(structure: Structure, mode: str) -> None:
+    """Refuse guides whose log q cannot be computed twice."""
+    check_density(structure, mode)
     if structure.noisy_guide:
         raise ValueError(
             f"{mode} runs the guide twice and needs the same log q at the same latents, but it has "

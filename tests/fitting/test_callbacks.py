@@ -8,9 +8,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from ppl_dgm import Program, fit
-from ppl_dgm.fitting import Callback, CSVLog, Log, TensorBoard
+from ppl_dgm.fitting import (
+    Callback,
+    CheckpointFile,
+    CSVLog,
+    EarlyStopping,
+    Log,
+    ProgressBar,
+    TensorBoard,
+)
 
 X = torch.ones(6)
 
@@ -50,6 +59,65 @@ def test_callbacks_hear_of_steps_validations_and_the_end():
         zip([3, 6], history["valid"].tolist(), strict=True)
     )
     assert heard[-1] == ("end", result)
+
+
+def test_a_callback_ends_the_fit_early_by_returning_true():
+    class Until(Callback):
+        def on_step(self, progress):
+            return progress.step >= 4
+
+    found = run(Until(), valid=None)
+    assert (found.stopped, found.steps) == ("early", 4)
+
+
+def test_callbacks_are_closed_after_errors_too():
+    closed = []
+
+    class Door(Callback):
+        def on_start(self, progress):
+            assert (progress.step, progress.num_steps, progress.objective) == (0, 6, None)
+
+        def on_step(self, progress):
+            raise RuntimeError("enough")
+
+        def on_close(self):
+            closed.append(self)
+
+    with pytest.raises(RuntimeError, match="enough"):
+        run(Door(), Door())
+    assert len(closed) == 2
+
+
+def test_the_bar_and_the_file_are_callbacks_as_others(tmp_path, capsys):
+    """`progress` and `checkpoint` are short for them; a file goes first, wherever it stands."""
+    shown = []
+    for settings in (
+        {"progress": True, "checkpoint": tmp_path / "a.pt"},
+        {"callbacks": [ProgressBar(), EarlyStopping(9), CheckpointFile(tmp_path / "b.pt")]},
+    ):
+        settings = {"steps": 6, "valid": X, "progress": False} | settings
+        fit(program(), X, **settings)
+        fit(program(), X, **(settings | {"steps": 9}))
+        shown.append(capsys.readouterr().err)
+    for told in shown:
+        assert "6/6" in told
+        assert "9/9" in told
+        assert "best at" in told
+        assert " 7/9 [" not in told.split("6/6")[0]
+    states = [torch.load(tmp_path / name, weights_only=True)["state"] for name in ("a.pt", "b.pt")]
+    assert states[0]["objective"] == states[1]["objective"]
+
+
+def test_nothing_is_printed_without_progress(capsys):
+    class Rendered(nn.Module):
+        def forward(self, x):
+            loc = pyro.param("loc", torch.tensor(0.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0 + 0 * loc.item()), obs=x)
+
+    found = fit(Program(Rendered()), X, steps=40, progress=False, compile="auto")
+    assert found.steps == 40
+    assert "".join(capsys.readouterr()) == ""
 
 
 def test_csv_has_the_history(tmp_path):

@@ -111,8 +111,11 @@ def test_loops_give_what_steps_give(settings: dict[str, Any], calls: Calls) -> N
 
 def test_a_call_ends_where_something_is_to_be_done(calls: Calls, tmp_path: Path) -> None:
     kept = CheckpointFile(tmp_path / "fit", every=15)
-    run(True, valid=(X, COVARIATE), valid_every=20, callbacks=[kept])
+    every_30, whenever = Seen(30), Seen(None)
+    run(True, valid=(X, COVARIATE), valid_every=20, callbacks=[kept, every_30, whenever])
     assert calls.counts == [14, 5, 10, 10, 5, 15]  # the first step is an eager one
+    assert every_30.steps == [30, 60]
+    assert whenever.steps == [1, 15, 20, 30, 40, 45, 60]
 
 
 def test_an_interrupted_fit_goes_on_from_its_file(calls: Calls, tmp_path: Path) -> None:
@@ -143,8 +146,8 @@ def sinker(parameters: Any) -> torch.optim.Optimizer:
 class Seen(Callback):
     """The steps that a callback is told of."""
 
-    def __init__(self) -> None:
-        self.steps: list[int] = []
+    def __init__(self, every: int | None = 1) -> None:
+        self.every, self.steps = every, []
 
     def on_step(self, progress: Any) -> None:
         self.steps.append(progress.step)

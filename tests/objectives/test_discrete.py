@@ -280,6 +280,23 @@ def test_noise_of_score_functions_is_that_of_their_formulas():
     assert rloo < plain
 
 
+def test_latents_made_by_a_flow_have_no_score():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            image = dist.Delta(noise * pyro.param("scale", torch.tensor(2.0)), -math.log(2.0))
+            pyro.sample("z", image, infer={"transported": True})
+
+    program = Program(model, guide)
+    with pytest.raises(ValueError, match="gradient='score' needs log q at fixed latents"):
+        REINFORCE(gradient="score").loss(program.model, program.guide, torch.zeros(2))
+
+
 def test_vimco_has_less_noise_than_the_plain_score_function_of_its_bound():
     class Plain(VIMCO):
         """The gradient without per-particle signals: L-hat times every score."""
