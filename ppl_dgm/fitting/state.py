@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ppl_dgm.fitting.loss import TERMS, Told
 
-__all__ = ["State", "since_best"]
+__all__ = ["FitState", "since_best"]
 
 
 @dataclass
-class State:
+class FitState:
     """State of a fit between two steps.
 
     A checkpoint holds it beside the parameters, optimisers and generators.

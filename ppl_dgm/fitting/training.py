@@ -19,7 +19,7 @@ from ppl_dgm.fitting.identity import identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, Told, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
-from ppl_dgm.fitting.state import State
+from ppl_dgm.fitting.state import FitState
 from ppl_dgm.generators import generator_states, seed_generators, set_generator_states
 from ppl_dgm.objectives import Objective
 from ppl_dgm.program import evaluating
@@ -48,7 +48,7 @@ class Training:
     valid_every: int
     callbacks: tuple[Callback, ...] = ()
     ranks: Ranks = field(default_factory=Ranks)
-    state: State = field(default_factory=State)
+    state: FitState = field(default_factory=FitState)
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> Fit:
@@ -352,7 +352,7 @@ class Training:
             learner.optimizer.load_state_dict(content["optimizer"][learner.name])
             if learner.scheduler is not None:
                 learner.scheduler.load_state_dict(content["scheduler"][learner.name])
-        self.state = State(**content["state"])
+        self.state = FitState(**content["state"])
         self._resume_generators(content["generators"])
 
     def _resume_generators(self, states: list[dict[str, Tensor]]) -> None:
