@@ -18,8 +18,9 @@ RECENT = 100  # steps whose mean objective is shown
 class ProgressBar(Callback):
     """Callback that shows a bar with the objective.
 
-    `fit(..., progress=True)` adds one, on standard error. It closes with how the fit ended: finished, stopped early,
-    interrupted, or still improving at the cap; and with the step whose parameters were restored.
+    `fit(..., progress=True)` adds one, on standard error. It closes with how the fit ended:
+    finished, stopped early, interrupted, or still improving at the cap; and with the step whose
+    parameters were restored.
     """
 
     every = None
