@@ -49,7 +49,7 @@ class Running(Protocol):
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the fit needs to go on bit by bit."""
+        """What the fit needs to go on bit by bit."""
         ...
 
     def restore(self, content: Mapping[str, Any]) -> None:
@@ -127,10 +127,10 @@ class Callback:
         """After each validation."""
 
     def on_note(self, message: str) -> None:
-        """With what the fit decides as it runs, a line each."""
+        """With a line on what the fit decided."""
 
     def on_stop(self, progress: Progress) -> None:
-        """After the last step, before the best parameters are put back."""
+        """After the last step, before the best is restored."""
 
     def on_end(self, fit: Any) -> None:
         """With the `Fit`, however it ended but for an error."""

@@ -334,7 +334,7 @@ class Training:
         )
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the fit needs to go on bit by bit."""
+        """What the fit needs to go on bit by bit."""
         schedulers = {one.name: one.scheduler for one in self.learners}
         return self._weights() | {
             "optimizer": {one.name: one.optimizer.state_dict() for one in self.learners},
