@@ -28,7 +28,7 @@ COPIES = 5  # of the parameters: with the best, two moments, and the older file
 
 
 class CheckpointFile(Callback):
-    """Callback that keeps the progress of a fit in a file.
+    """Callback that keeps the progress in a file.
 
     The fit goes on from the file if it exists, bit by bit. The file is written between steps, at
     the end and at Ctrl-C, and refused by every other fit; more steps, another progress bar, compile
