@@ -40,7 +40,7 @@ class FitState:
             self.players.setdefault(name, []).append(mean)
 
     def keep_validation(self, told: Told) -> bool:
-        """Keep what a validation told, and whether it is the best."""
+        """Keep what a validation told; whether it is the best."""
         self.valid_step.append(self.step)
         self.valid.append(-told[0])
         self._keep_terms(told, "valid_")

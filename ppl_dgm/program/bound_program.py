@@ -283,7 +283,7 @@ class Bound:
         return Draw(values, log_prob, sum_scores(drawn, layout), counted)
 
     def _is_scored(self, site: Site) -> bool:
-        """Whether a draw has a score in place of a path gradient."""
+        """Whether a draw has a score, not a path."""
         return not site["fn"].has_rsample or not (self.paths or is_point_mass(site))
 
     def _guide_once(self, values: Values, particles: int | None) -> Any:
