@@ -131,7 +131,7 @@ def auto(
         raise ValueError(f"target is {target}; expected a positive number of nats, e.g. 0.01")
     given = {"target": target, "budget": budget, "memory": memory}
     with watched("auto", progress):
-        streamed = over_stream(partial(auto, program, **given), args, kwargs, seed)
+        streamed = over_stream(program, partial(auto, program, **given), args, kwargs, seed)
     if streamed is not None:
         return streamed
     start = time.perf_counter()

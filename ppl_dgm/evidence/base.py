@@ -268,7 +268,7 @@ class Estimator(ABC):
             ValueError: if the program does not fit the data or the method, naming what would.
         """
         with watched(self.name, progress):
-            found = over_stream(partial(self, program), args, kwargs, seed)
+            found = over_stream(program, partial(self, program), args, kwargs, seed)
             return found or self._found(program, args, kwargs, seed)
 
     def _found(

@@ -1,6 +1,5 @@
 """Evidence of data that are read part by part."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ppl_dgm.data.stream import PART, Stream, opened
 from ppl_dgm.evidence.sharing import join_evidences
+from ppl_dgm.program import Program
+from ppl_dgm.program.digests import RunningDigest
 
 __all__ = ["over_stream"]
 
@@ -17,13 +18,18 @@ OPENED = (Stream, DataLoader, IterableDataset, np.memmap)
 
 
 def over_stream(
-    run: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], seed: int | None
+    program: Program,
+    run: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    seed: int | None,
 ) -> Any | None:
     """Estimate the evidence of each datum of a stream.
 
     None is returned for data that are in memory.
 
     Args:
+        program: whose evidence it is.
         run: `run(*args, seed=seed, **kwargs)` estimates the evidence of a part.
         args: of the program; one stream, whose batches have all arguments.
         kwargs: further data, which cannot be with a stream.
@@ -38,7 +44,7 @@ def over_stream(
     if not isinstance(found, Stream):
         check_alone(args, kwargs)
         return None
-    parts = []
+    parts, running = [], RunningDigest(program)
     for number, (own, named) in enumerate(found.parts(PART)):
         parts.append(run(*own, seed=None if seed is None else (seed + number) % 2**32, **named))
         if parts[-1].target != "datum":
@@ -46,8 +52,8 @@ def over_stream(
                 f"the data are a {found!r}, but latents are shared by all of them, so that parts "
                 "have no evidence of their own; give all data at once"
             )
-    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
-    joined = join_evidences(sum(part.num_dims for part in parts), digest, parts)
+        running.add(own, named)
+    joined = join_evidences(sum(part.num_dims for part in parts), running.digest, parts)
     return replace(joined, seconds=sum(part.seconds for part in parts))
 
 

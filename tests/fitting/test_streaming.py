@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ppl_dgm import Program, fit, posterior
+from ppl_dgm import Program, compare, fit, posterior
 from ppl_dgm.data import Stream
 from ppl_dgm.data import stream as streams
 from ppl_dgm.evidence import Exact, ImportanceSampling, auto
+from ppl_dgm.evidence import streaming as evidence_streams
 from ppl_dgm.families import VAE, Mixture
 from ppl_dgm.fitting.streaming import StreamedBatches
 from ppl_dgm.objectives import ELBO
@@ -60,6 +61,32 @@ def test_streams_give_all_data_in_parts_of_one_size(kind, mapped):
 def test_evidence_of_a_stream_is_that_of_its_data(kind, mapped):
     stream, mixture = kinds(mapped)[kind], Mixture(3, 2)
     assert torch.allclose(Exact()(mixture, stream).log_z, Exact()(mixture, X).log_z)
+
+
+@pytest.mark.parametrize("rows", [300, 301])  # a last part of one datum
+@pytest.mark.parametrize("double", [False, True])
+def test_a_stream_has_the_digest_of_its_data(rows, double, monkeypatch):
+    """So that they stand in one table; other values of the same number do not."""
+    monkeypatch.setattr(evidence_streams, "PART", 60)
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = x if double else x.float()
+    mixture, net = Mixture(3, 2).to(x.dtype), Program(columns)
+    found = {
+        "stream": Exact()(mixture, Stream(lambda: iter(x.split(70)))),
+        "memory": Exact()(mixture, x),
+        "sites": Exact()(net, Stream(lambda: iter(x.split(70)))),
+    }
+    assert len({one.digest for one in found.values()}) == 1
+    assert len(compare(found).rows) == 3
+    other = Exact()(mixture, Stream(lambda: iter((x + 1).split(70))))
+    with pytest.raises(ValueError, match="different data"):
+        compare({"memory": found["memory"], "other": other})
+
+
+def columns(x):
+    with pyro.plate("data", len(x)):
+        for column in range(3):
+            pyro.sample(f"x{column}", dist.Normal(0.0, 1.0), obs=x[:, column])
 
 
 def test_a_fit_of_a_stream_goes_where_the_closed_form_is(mapped):

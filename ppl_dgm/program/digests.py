@@ -1,0 +1,42 @@
+"""Digest of data that a program is given part by part."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppl_dgm.program import checks
+from ppl_dgm.program.arguments import unpack_arguments
+from ppl_dgm.program.bound_program import Prior
+from ppl_dgm.program.isolation import undisturbed
+from ppl_dgm.program.observed import Observed
+from ppl_dgm.program.plates import SizedPlates
+from ppl_dgm.program.program import Program
+from ppl_dgm.program.structure import Structure
+
+__all__ = ["RunningDigest"]
+
+
+class RunningDigest:
+    """Digest of all parts, equal to that of the data in one.
+
+    The program is run once for each part, to see what it observes.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._halves = program.model, program.guide or Prior(program.model)
+        self._observed = Observed(lambda *given: checks.run(*self._halves, *given)[1])
+        self._structure: Structure | None = None
+
+    def add(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Add the next part."""
+        args, kwargs = self.program.adapt(*unpack_arguments(args, dict(kwargs)))
+        if self._structure is None:
+            self._structure = self.program.inspect(*args, **kwargs)
+        with undisturbed(*self._halves), SizedPlates():
+            trace = self._observed.trace(args, kwargs)
+            self._observed.add(self._structure, trace, args, kwargs)
+
+    @property
+    def digest(self) -> str:
+        """The digest so far."""
+        return self._observed.digest
