@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide, LocalGuide
 from ppl_dgm.objectives import ELBO
@@ -28,6 +30,7 @@ def refine(
     learning_rate: float = 0.02,
     num_particles: int = 8,
     seed: int | None = 0,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Program:
     r"""Refine the encoder's variational parameters separately for each datum.
@@ -47,6 +50,7 @@ def refine(
         learning_rate: step size at first.
         num_particles: draws for each step and datum.
         seed: makes the result repeatable.
+        progress: show a bar where it takes over two seconds.
 
     Returns:
         A program with the same model and a `LocalGuide` for these data.
@@ -72,10 +76,9 @@ def refine(
     refined = Program(program.model.fn, local, site=program.site, plate=program.plate).initialise(
         x, *args, **kwargs
     )
-    with seeded(seed, x.device):
-        ascend(
-            refined, local.params, ELBO(num_particles), num_steps, learning_rate, (x, *args), kwargs
-        )
+    objective, steps = ELBO(num_particles), counted_steps(num_steps, "refine", progress)
+    with seeded(seed, x.device), steps:
+        ascend(refined, local.params, objective, steps, learning_rate, (x, *args), kwargs)
     return refined
 
 
@@ -83,7 +86,7 @@ def ascend(
     program: Program,
     params: torch.nn.Parameter,
     objective: ELBO,
-    num_steps: int,
+    steps: tqdm,
     learning_rate: float,
     args: tuple,
     kwargs: Mapping[str, Any],
@@ -93,8 +96,8 @@ def ascend(
     All other parameters keep their values and gradients.
     """
     optimiser = torch.optim.Adam([params], learning_rate)
-    for step in range(num_steps):
-        optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
+    for step in steps:
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / len(steps))
         loss = objective.differentiable_loss(program.model, program.guide, *args, **kwargs)
         params.grad = torch.autograd.grad(loss, params)[0]
         optimiser.step()
@@ -136,6 +139,7 @@ def amortisation_gap(
     learning_rate: float = 0.02,
     num_particles: int = 200,
     seed: int | None = 0,
+    progress: bool = True,
     **kwargs: Any,
 ) -> AmortisationGap:
     r"""Measure the amortisation gap of an encoder for each datum.
@@ -153,6 +157,7 @@ def amortisation_gap(
         learning_rate: see `refine`.
         num_particles: draws for each ELBO and datum.
         seed: makes the result repeatable.
+        progress: show a bar where it takes over two seconds.
 
     Raises:
         ValueError: see `refine`.
@@ -165,7 +170,14 @@ def amortisation_gap(
     """
     x = program.as_data(x)
     refined = refine(
-        program, x, *args, num_steps=num_steps, learning_rate=learning_rate, seed=seed, **kwargs
+        program,
+        x,
+        *args,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        progress=progress,
+        **kwargs,
     )
     (amortised, error), (better, other) = (
         elbos(each, (x, *args), kwargs, num_particles, seed) for each in (program, refined)

@@ -20,6 +20,7 @@ from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.kernels import robust_scale
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
+from ppl_dgm.sampling.watching import watched
 
 __all__ = ["SavageDickey", "savage_dickey"]
 
@@ -60,6 +61,7 @@ def savage_dickey(
     num_prior: int = 20000,
     seed: int | None = 0,
     memory: int | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> SavageDickey:
     r"""Estimate the Bayes factor of a point hypothesis.
@@ -93,6 +95,7 @@ def savage_dickey(
         num_prior: draws from the prior.
         seed: makes the result repeatable.
         memory: bytes that evaluating densities may allocate; as the sampler says by default.
+        progress: show a bar of the densities evaluated, where it takes over two seconds.
         **kwargs: further data.
 
     Raises:
@@ -122,7 +125,7 @@ def savage_dickey(
             "every datum has latents of its own here; Savage-Dickey fixes a latent shared by all "
             "data"
         )
-    with torch.no_grad(), seeded(seed, bound.device):
+    with watched("Savage-Dickey", progress), torch.no_grad(), seeded(seed, bound.device):
         target = Unconstrained(bound)
         slot = find_slot(target, site)
         point = unconstrained_value(target, slot, value)

@@ -1,6 +1,5 @@
 """Progress bar of estimators, where their work lasts."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +7,9 @@ from contextvars import ContextVar
 
 from tqdm.auto import tqdm
 
-__all__ = ["WATCH", "Watch", "watched"]
+from ppl_dgm.bars import PATIENCE, is_seen
 
-PATIENCE = 2.0  # seconds without a bar
+__all__ = ["WATCH", "Watch", "watched"]
 
 
 class Watch:
@@ -80,8 +79,3 @@ def watched(name: str, progress: bool) -> Iterator[None]:
     finally:
         WATCH.reset(token)
         watch.close()
-
-
-def is_seen() -> bool:
-    """Whether somebody may look at a bar."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules

@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_dgm import Program
-from ppl_dgm.evidence import AIS, BDMC, SMC, ImportanceSampling, auto
+from ppl_dgm import Program, bars, refine
+from ppl_dgm.evidence import AIS, BDMC, SMC, BridgeSampling, ImportanceSampling, auto, savage_dickey
+from ppl_dgm.families import VAE, Mixture
 from ppl_dgm.sampling import watching
 from ppl_dgm.sampling.effort import spend
 
@@ -49,6 +50,34 @@ def test_auto_says_which_estimator_is_running(seen, capsys):
     told = capsys.readouterr().err
     assert "auto: " in told
     assert "auto: SMC: " in told
+
+
+def shifted(x=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 3):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+OTHERS = {
+    "EM": lambda **settings: Mixture(1, 2).fit_em(X.unsqueeze(1), num_steps=3, **settings),
+    "refine": lambda **settings: refine(VAE(3, 1, [2]), X[None] * 0, num_steps=3, **settings),
+    "Savage-Dickey": lambda **settings: savage_dickey(
+        Program(shifted), X, site="mean", num_prior=200, sampler=SAMPLER, **settings
+    ),
+}
+SAMPLER = BridgeSampling(posterior={"mean": torch.randn(2, 200) * 0.5})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_work_has_bars_too(name, monkeypatch, capsys):
+    monkeypatch.setattr(bars, "is_seen", lambda: True)
+    monkeypatch.setattr(bars, "PATIENCE", 0.0)
+    monkeypatch.setattr(watching, "is_seen", lambda: True)
+    monkeypatch.setattr(watching, "PATIENCE", -1.0)
+    OTHERS[name](progress=False)
+    assert capsys.readouterr().err == ""
+    OTHERS[name]()
+    assert f"{name}:" in capsys.readouterr().err
 
 
 def test_silence_where_it_is_asked_for(seen, capsys):

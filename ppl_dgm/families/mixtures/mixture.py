@@ -1,6 +1,7 @@
 """Mixtures: the component of each datum is summed out exactly."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.components import Components, named_components
 from ppl_dgm.program import Program
@@ -92,6 +94,7 @@ class Mixture(Program):
         tolerance: float = 1e-7,
         regularisation: float | None = None,
         seed: int | None = 0,
+        progress: bool = True,
     ) -> "EMFit":
         r"""Fit the mixture by expectation maximisation (EM), in place.
 
@@ -109,6 +112,7 @@ class Mixture(Program):
             regularisation: added to variances (1e-6 by default); for Bernoullis, the pseudo-count
                 of each of 0 and 1 (0.5 by default).
             seed: of the k-means start; None starts from the parameters as they are.
+            progress: show a bar where it takes over two seconds.
 
         Raises:
             ValueError: for data of another shape or fewer than components, no steps, a negative
@@ -123,7 +127,8 @@ class Mixture(Program):
         if seed is not None:
             start = kmeans(x, parts.components.num_components, seed)
             parts.maximise(x, start, regularisation)
-        result = maximise_likelihood(parts, x, num_steps, tolerance, regularisation)
+        with counted_steps(num_steps, "EM", progress) as steps:
+            result = maximise_likelihood(parts, x, steps, tolerance, regularisation)
         self._keep(parts, x)
         return result
 
@@ -167,11 +172,15 @@ def kmeans(x: Tensor, num_components: int, seed: int) -> Tensor:
 
 
 def maximise_likelihood(
-    parts: "MixtureModel", x: Tensor, num_steps: int, tolerance: float, regularisation: float | None
+    parts: "MixtureModel",
+    x: Tensor,
+    steps: Iterable[int],
+    tolerance: float,
+    regularisation: float | None,
 ) -> "EMFit":
     """Alternate E- and M-steps, in place."""
     history: list[Tensor] = []
-    for _ in range(num_steps):
+    for _ in steps:
         log_joint = parts.log_joint(x)
         history.append(log_joint.logsumexp(-1).mean())
         if len(history) > 1 and history[-1] - history[-2] < tolerance:
