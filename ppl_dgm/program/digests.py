@@ -1,4 +1,4 @@
-"""Digest of data that a program is given part by part."""
+"""Digest of data that come part by part."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["RunningDigest"]
 
 
 class RunningDigest:
-    """Digest of all parts, equal to that of the data in one.
+    """Digest of all parts: that of the whole.
 
     The program is run once for each part, to see what it observes.
     """
