@@ -422,7 +422,7 @@ def test_evidence_of_one_conjugate_gaussian(estimator: Any) -> None:
 def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> None:
     program = BayesianMixture(2, 1, CONJUGATE)
     fit(
-        program, FEW, ELBO(4), steps=150, progress=False, seed=0, compile=False,
+        program, FEW, ELBO(4), steps=80, progress=False, seed=0, compile=False,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )  # fmt: skip
     truth, bound = (
@@ -433,7 +433,7 @@ def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> N
 
 
 @pytest.mark.parametrize(
-    "estimator", [PriorSampling(num_particles=200_000), pytest.param(SMC(), marks=pytest.mark.slow)]
+    "estimator", [PriorSampling(num_particles=60_000), pytest.param(SMC(), marks=pytest.mark.slow)]
 )
 def test_evidence_of_a_conjugate_mixture_is_the_sum_over_assignments(estimator: Any) -> None:
     """Exact with label switching.

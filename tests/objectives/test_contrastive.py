@@ -1,6 +1,8 @@
 """Contrastive divergence against gradients by enumeration, and its chains."""
 
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import ppl_dgm
 from ppl_dgm import Program
+from ppl_dgm.compile.inductor import backend
 from ppl_dgm.families import RBM, VAE, Energy
 from ppl_dgm.objectives import ELBO, ContrastiveDivergence, PersistentContrastiveDivergence
 from ppl_dgm.sampling.kernels import HMC, MALA, ULA, Kernel, RandomWalk
@@ -164,7 +167,11 @@ def test_an_ising_model_is_recovered_by_persistent_chains() -> None:
     assert float(((found - truth.theta.detach()) / (error * 4**0.5)).abs().max()) < 4
 
 
-def test_captured_steps_are_the_eager_ones() -> None:
+def test_captured_steps_are_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captured graph stands in for its machine code, which takes long to make."""
+    compiler = SimpleNamespace(machine_code=lambda graph, flat: backend.without_gradients(graph))
+    monkeypatch.setitem(sys.modules, "ppl_dgm.compile.inductor.machine_code", compiler)
+    monkeypatch.setattr(backend, "_COMPILED", {})
     torch.manual_seed(0)
     x = (torch.rand(40, 6) < 0.4).float()
     fits = []

@@ -78,8 +78,8 @@ def test_the_cycle_alone_makes_inverses() -> None:
     there, back = net_of(forward), net_of(backward)
     with torch.no_grad():  # a way from here on which no map is singular
         there.weight.copy_(torch.eye(2)), back.weight.copy_(2 * torch.eye(2))
-    adam = partial(Adam, lr=0.01)
-    fit(forward, {"x": X, "y": Y}, game, steps=200, optimizer=adam, progress=False, compile=False)
+    adam = partial(Adam, lr=0.02)
+    fit(forward, {"x": X, "y": Y}, game, steps=100, optimizer=adam, progress=False, compile=False)
     assert (back(there(X)) - X).abs().mean() < 0.05
 
 

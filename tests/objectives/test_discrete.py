@@ -194,7 +194,7 @@ def test_gradients_for_a_latent_shared_by_all_data(name):
     p = parameters()
     truth = gradient(expected_bound(*shared_densities(p, X), count), p)
     program = build(shared_net, shared_recogniser, X)
-    assert agree(gradients(program, make(), X, 400), flat(truth, program))
+    assert agree(gradients(program, make(), X, 200), flat(truth, program))
 
 
 @pytest.mark.parametrize("scale", [3.0, torch.tensor([1.0, 5.0])])

@@ -109,7 +109,7 @@ def test_denoising_fits_the_blurred_density() -> None:
 # ---- known exponential families ------------------------------------------------------------------
 
 
-def fitted(program: Program, x: Tensor, objective: EnergyObjective, steps: int = 400) -> Program:
+def fitted(program: Program, x: Tensor, objective: EnergyObjective, steps: int = 200) -> Program:
     adam = partial(torch.optim.Adam, lr=0.05)
     decay = partial(torch.optim.lr_scheduler.LinearLR, start_factor=1, end_factor=0.01)
     schedule = partial(decay, total_iters=steps)
@@ -183,7 +183,7 @@ def test_the_couplings_of_a_grid_are_recovered(objective: Callable[[], EnergyObj
     torch.manual_seed(2)
     x = ising_draws(0.3, 3000)
     program = families.Energy(Ising(0.0), 16, base="bernoulli").double()
-    found = fitted(program, x, objective(), 150).model.fn.net.coupling  # type: ignore[union-attr]
+    found = fitted(program, x, objective(), 100).model.fn.net.coupling  # type: ignore[union-attr]
     error = 1 / math.sqrt(3000)  # of one coupling, at least
     assert found.mean().item() == pytest.approx(0.3, abs=5 * error / math.sqrt(6))
     assert bool(((found - 0.3).abs() < 5 * 2 * error).all())

@@ -379,7 +379,7 @@ def quadrature(model, x: Tensor) -> float:
 
 def test_recurrent_cells_are_run_one_by_one(caplog) -> None:
     x = torch.tensor(0.3)
-    result = evidence.PriorSampling(1500)(Program(recurrent), x, seed=0)
+    result = evidence.PriorSampling(300)(Program(recurrent), x, seed=0)
     error = 4 * result.std_error.item() + 1e-3
     assert result.total.item() == pytest.approx(quadrature(recurrent, x), abs=error)
 
