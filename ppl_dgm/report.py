@@ -31,11 +31,17 @@ from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.ranks import ranks_now
 from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
-from ppl_dgm.reporting.folders import CONTENTS, FileNames, written_whole
+from ppl_dgm.reporting.folders import (
+    CONTENTS,
+    PAGE,
+    FileNames,
+    make_folder,
+    written_whole,
+)
 from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
 from ppl_dgm.sampling.posterior import posterior
 
-__all__ = ["Section", "make_folder", "write_report"]
+__all__ = ["Section", "write_report"]
 
 DOTS_PER_INCH = 150
 CSS_PER_INCH = 96  # pixels of a page, as browsers count them
@@ -114,7 +120,7 @@ def write_report(
 
     Args:
         folder: where to write. The report appears as a whole; an earlier one there is replaced,
-            other files are kept.
+            other files are kept. Killed or interrupted anywhere, it leaves the earlier one.
         sections: what to report.
         heading: title of the page.
         seed: of the samples shown; torch's generator is left as it was.
@@ -125,7 +131,8 @@ def write_report(
         Path of `report.html`.
 
     Raises:
-        ValueError: no sections, two of one name, or a folder that is a file.
+        ValueError: no sections, two of one name, or a folder that is a file, cannot be written, or
+            has files of others under the names of the report's.
 
     Example:
         >>> import tempfile, torch, pyro, pyro.distributions as dist
@@ -143,7 +150,7 @@ def write_report(
     check_titles(sections)
     target, names = make_folder(folder), FileNames()
     if not ranks_now().is_first:
-        return target / "report.html"
+        return target / PAGE
     made = {**run_environment(seed), **(settings or {})}
     parts = {names(section.title): section for section in sections}
     with written_whole(target) as beside:
@@ -152,13 +159,13 @@ def write_report(
             for part, section in parts.items()
         }
         told: dict[str, Any] = {part: section_json(section) for part, section in parts.items()}
-        told |= {"own_files": [*names.given[len(parts) :], "report.html"], "made_by": made}
+        told |= {"own_files": [*names.given[len(parts) :], PAGE], "made_by": made}
         text = json.dumps(told, indent=1)
         (beside / CONTENTS).write_text(text, encoding="utf-8")
         bodies = [*written.values(), explained(sections), footer(made)]
         page = html_page(heading, bodies).encode("utf-8", errors="xmlcharrefreplace")
-        (beside / "report.html").write_bytes(page)
-    return target / "report.html"
+        (beside / PAGE).write_bytes(page)
+    return target / PAGE
 
 
 def explained(sections: Sequence[Section]) -> str:
@@ -181,15 +188,6 @@ def check_titles(sections: Sequence[Section]) -> None:
         raise ValueError(
             f"the sections are named {titles}; expected at least one, with different titles"
         )
-
-
-def make_folder(folder: str | os.PathLike) -> Path:
-    """The folder, made if it does not exist."""
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; expected a folder to write the report to")
-    target.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def write_section(folder: Path, part: str, section: Section, seed: int, names: FileNames) -> str:

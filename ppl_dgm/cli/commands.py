@@ -26,7 +26,8 @@ from ppl_dgm.compile import CompileMode
 from ppl_dgm.fitting import Fit, fit
 from ppl_dgm.program import Program
 from ppl_dgm.ranks import from_torchrun
-from ppl_dgm.report import Section, make_folder, write_report
+from ppl_dgm.report import Section, write_report
+from ppl_dgm.reporting.folders import make_folder
 
 __all__ = ["run_compare", "run_evidence"]
 

@@ -91,8 +91,10 @@ class Callback:
 
     They are given as `fit(..., callbacks=[...])`; a subclass overrides the methods that it needs.
     `on_step` and `on_validation` end the fit early by returning True, `on_start` before any step.
-    What they raise ends it too. They may look at the program, but change nothing that a checkpoint
-    would have to know.
+    They may look at the program, but change nothing that a checkpoint would have to know.
+
+    What they raise ends it too, and comes out of `fit` as it is, once the checkpoint is written;
+    the error's `.fit` is what was learned. KeyboardInterrupt ends it as Ctrl-C does.
 
     Attributes:
         every: steps between calls of `on_step`. None leaves it to the fit, which may make many
@@ -130,10 +132,10 @@ class Callback:
         """With a line on what the fit decided."""
 
     def on_stop(self, progress: Progress) -> None:
-        """After the last step, before the best is restored."""
+        """After the last step, before the best is restored; also when a callback raised."""
 
     def on_end(self, fit: Any) -> None:
-        """With the `Fit`, however it ended but for an error."""
+        """With the `Fit`, however it ended but for an error; all hear it, if one raises too."""
 
     def on_close(self) -> None:
         """At last, also after an error: close what is open."""

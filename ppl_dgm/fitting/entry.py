@@ -125,7 +125,8 @@ def fit(
     Raises:
         ValueError: for settings, data or a program that do not fit each other, before any work.
         CaptureError: with `compile=True`, for a program that cannot be captured.
-        NonFiniteError: when the objective or a gradient becomes NaN or infinite; its `.fit` has
+        NonFiniteError: when the objective or a gradient becomes NaN or infinite.
+        Exception: what programs and callbacks raise. Its `.fit`, as that of a NonFiniteError, has
             what was learned.
 
     Example:

@@ -14,7 +14,7 @@ from ppl_dgm.program.storage import PROGRAM_PREFIX, read_tensors, write_tensors
 
 __all__ = ["Fit", "NonFiniteError", "Stopped"]
 
-Stopped = Literal["finished", "early", "interrupted", "nonfinite"]
+Stopped = Literal["finished", "early", "interrupted", "nonfinite", "failed"]
 NUM_BLOCKS = 10  # into which the end of a learning curve is cut
 LATE = 0.2  # part of a learning curve that is its end
 GAIN = 1e-3  # nats per datum over the end, below which a curve is flat
@@ -37,7 +37,7 @@ class Fit:
             `objective` is the first player's, and each player's own is there too, by its name.
         steps: optimisation steps made in all, resumed ones included.
         stopped: `"finished"` (all steps were made; see `improving`), `"early"` (validation stopped
-            improving), `"interrupted"` (Ctrl-C) or `"nonfinite"`.
+            improving), `"interrupted"` (Ctrl-C); of an error's `.fit`, `"nonfinite"` or `"failed"`.
         seconds: wall-clock time of this call.
         compile_seconds: part of `seconds` spent on capture and compilation.
         notes: one line each on what the fit decided, e.g. why it did not compile.

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import fmean
@@ -59,44 +59,73 @@ class Training:
         start = time.perf_counter()
         for learner in self.learners:
             learner.stepper.announce = self._announce
-        with ExitStack() as stack:
+        with deferred_interrupts() as interrupted, ExitStack() as stack:
             for callback in self.callbacks:
                 stack.callback(callback.on_close)
-            found = self._finish(self._run(start), start)
-            for callback in self.callbacks:
-                callback.on_end(found)
+            found = self._finish(self._run(start, interrupted), start)
+            self._tell_end(found)
         return found
 
-    def _run(self, start: float) -> Stopped:
-        """Train, and say how it ended."""
+    def _run(self, start: float, interrupted: Callable[[], bool]) -> Stopped:
+        """Train, and say how it ended.
+
+        What is raised takes along what was learned before.
+        """
         asked = self._tell("on_start")
         try:
-            with deferred_interrupts() as interrupted:
-                stopped = self._loop(asked, interrupted)
-                self._tell("on_stop")
-                return stopped
-        except KeyboardInterrupt:  # a second one, or one that a program raised
+            stopped = self._loop(asked, interrupted)
+            self._tell("on_stop")
+            return stopped
+        except KeyboardInterrupt:  # a second one, or one that a program or a callback raised
             self._announce_interrupt()
             return "interrupted"
-        except NonFiniteError as error:
-            error.fit = self._finish("nonfinite", start)
+        except BaseException as error:
+            is_nonfinite = isinstance(error, NonFiniteError)
+            _attach(error, self._finish("nonfinite" if is_nonfinite else "failed", start))
             raise
 
     def _loop(self, asked: bool, interrupted: Callable[[], bool]) -> Stopped:
         dealt = self.batches.from_step(self.state.step * self._width)
+        if self.state.step:
+            asked |= self._is_ended_by_validation()  # where an error had come first
         while (ended := self._ended(asked, interrupted())) is None:
             ahead = self._ahead()
             if ahead > 1:
                 self._rounds([next(dealt)[1] for _ in range(ahead)])
             else:
                 self._round([next(dealt) for _ in range(self._width)])
-            asked = bool(
-                self.valid and self._is_validated(self.valid) and self._tell("on_validation")
-            )
-            asked |= self._tell("on_step")
+            with self._kept(interrupted):
+                asked = self._is_ended_by_validation()
+                asked |= self._tell("on_step")
         if ended == "interrupted":
             self._announce_interrupt()
         return ended
+
+    @contextmanager
+    def _kept(self, interrupted: Callable[[], bool]) -> Iterator[None]:
+        """Tell callbacks that it stops if a block between two steps raises, so that they save.
+
+        A second Ctrl-C stops at once. Several processes would wait for each other.
+        """
+        try:
+            yield
+        except BaseException as error:
+            at_once = isinstance(error, KeyboardInterrupt) and interrupted()
+            if self.ranks.size == 1 and not at_once:
+                self._tell("on_stop")
+            raise
+
+    def _tell_end(self, found: Fit) -> None:
+        """Tell all callbacks the end, also where one raises."""
+        try:
+            with ExitStack() as stack:
+                for callback in reversed(self.callbacks):
+                    stack.callback(callback.on_end, found)
+        except KeyboardInterrupt:
+            return
+        except BaseException as error:
+            _attach(error, found)
+            raise
 
     def _ended(self, asked: bool, interrupted: bool) -> Stopped | None:
         """How the fit ends here, the same in all processes."""
@@ -228,12 +257,14 @@ class Training:
             if id(parameter) not in known
         }
 
-    def _is_validated(self, valid: Batches) -> bool:
-        """Validate if it is time."""
-        due = self.state.step % self.valid_every == 0 or self.state.step == self.num_steps
-        if due:
-            self._validate(valid)
-        return due
+    def _is_ended_by_validation(self) -> bool:
+        """Validate if it is time; whether a callback then ends the fit."""
+        step = self.state.step
+        due = step % self.valid_every == 0 or step == self.num_steps
+        if self.valid is None or not due or self.state.valid_step[-1:] == [step]:
+            return False
+        self._validate(self.valid)
+        return self._tell("on_validation")
 
     def _validate(self, valid: Batches) -> None:
         program = self.loss.program
@@ -365,6 +396,13 @@ class Training:
         else:
             seed = self.ranks.seed(self.batches.seed * 1_000_003 + self.state.step)
             seed_generators(seed, self.device)
+
+
+def _attach(error: BaseException, found: Fit) -> None:
+    """Give an error what was learned before it."""
+    error.fit = found  # type: ignore[attr-defined]
+    if not isinstance(error, NonFiniteError):
+        error.add_note(f"after {found.steps} steps of a fit, which is the error's .fit")
 
 
 def device_of(program: torch.nn.Module) -> torch.device | None:

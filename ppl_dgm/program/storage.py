@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ppl_dgm.claims import abandoned, claim
 from ppl_dgm.program.identity import digest
 
 __all__ = [
     "PROGRAM_PREFIX",
     "check_space",
     "check_target",
+    "leftovers",
     "parameters_in",
     "read_state",
     "read_tensors",
     "remove_leftovers",
+    "temporary_name",
     "write_bytes",
     "write_state",
     "write_tensors",
@@ -152,10 +155,11 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     A link is followed, the mode of an existing file kept; devices and pipes are refused.
     """
     target = check_target(path)
-    beside = target.with_name(f"{_beginning(target)}{secrets.token_hex(4)}.tmp")
+    beside = temporary_name(target)
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
     try:
         with os.fdopen(handle, "wb") as file:
+            claim(handle)
             if target.exists():
                 os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
             file.write(content)
@@ -165,6 +169,19 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(target: Path) -> Path:
+    """A new name beside a file or folder, for what will take its place."""
+    return target.with_name(f"{_beginning(target)}{secrets.token_hex(4)}.tmp")
+
+
+def leftovers(target: Path) -> Iterator[Path]:
+    """What killed processes left beside a file or folder.
+
+    Each is held while it is looked at; what a living process writes is not among them.
+    """
+    return abandoned(target.parent, rf"{re.escape(_beginning(target))}[0-9a-f]{{8}}\.tmp")
 
 
 def _beginning(target: Path) -> str:
@@ -211,7 +228,5 @@ def remove_leftovers(target: Path) -> None:
 
     They lie in the folder of `target`.
     """
-    pattern = re.compile(rf"{re.escape(_beginning(target))}[0-9a-f]{{8}}\.tmp")
-    for other in target.parent.iterdir():
-        if pattern.fullmatch(other.name):
-            other.unlink(missing_ok=True)
+    for other in leftovers(target):
+        other.unlink(missing_ok=True)

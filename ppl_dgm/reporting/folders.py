@@ -3,19 +3,28 @@
 No two names are alike.
 """
 
+import ctypes
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
-__all__ = ["CONTENTS", "FileNames", "file_part", "written_whole"]
+from ppl_dgm.claims import abandoned, claimed
+from ppl_dgm.program.storage import leftovers, temporary_name
+from ppl_dgm.pyro_state import deferred_interrupts
+
+__all__ = ["CONTENTS", "PAGE", "FileNames", "file_part", "make_folder", "written_whole"]
 
 _LONGEST = 80  # bytes of a name's part in a file name, of which file systems take 255 in all
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+PAGE = "report.html"
 CONTENTS = "results.json"  # tells under "own_files" what else a folder holds
 
 
@@ -52,41 +61,117 @@ def file_part(name: str) -> str:
     return part.encode()[:_LONGEST].decode(errors="ignore").strip("-") or "unnamed"
 
 
+def make_folder(folder: str | os.PathLike) -> Path:
+    """Make a folder for a report if it does not exist.
+
+    Raises:
+        ValueError: for a file, a link in a circle, a folder that cannot be made or written.
+    """
+    target = Path(folder)
+    try:
+        target.resolve().mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError) as error:  # also of links in a circle, zero bytes
+        is_file = isinstance(error, FileExistsError)
+        why = "it is a file" if is_file else f"it cannot be made: {error}"
+        raise ValueError(f"{str(folder)!r} is no folder for a report: {why}") from error
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder {str(folder)!r} cannot be written; name another one")
+    _check_free(target, {PAGE, CONTENTS})
+    return target
+
+
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """Let a block write a folder that appears whole.
 
     It writes beside; the new folder then takes the old one's place.
 
-    After an error or an interruption the folder is as it was. One that holds an earlier report
-    alone is replaced; into one with other files the new ones are moved, each as a whole.
+    After an error or an interruption, a kill included, the folder is as it was. One that holds an
+    earlier report alone is exchanged for the new one. Into one with other files, or that cannot be
+    exchanged, the new ones are moved one by one; what a kill leaves of that the next start does.
     """
     target = folder.resolve()
-    inside = os.path.ismount(target) or not os.access(target.parent, os.W_OK)
-    home = target if inside else target.parent
-    _remove_leftovers(home, target.name)
-    beside = home / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    beside.mkdir()
-    try:
+    beside = temporary_name(target)
+    if not _is_movable(target):
+        beside = target / beside.name
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, beside, ignore_errors=True)
+        with claimed(target.parent):  # by one process at a time
+            _clear_up(target)
+            beside.mkdir()
+            stack.enter_context(claimed(beside))
         yield beside
-        _put_in_place(beside, target, inside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with claimed(target.parent):
+            _put_in_place(beside, target)
 
 
-def _put_in_place(beside: Path, target: Path, inside: bool) -> None:
-    if inside or (target.exists() and not _is_replaceable(target)):
-        for path in sorted(beside.iterdir(), key=lambda path: path.suffix == ".html"):
-            os.replace(path, target / path.name)  # the page last, which stands for all
-        return
-    if target.exists():
+def _is_movable(target: Path) -> bool:
+    """Tell whether another folder can take a folder's place.
+
+    None can take that of a mount, or of a folder that programs are in: they would stay in the old
+    one.
+    """
+    is_fixed = os.path.ismount(target) or not os.access(target.parent, os.W_OK)
+    return not is_fixed and target not in (here := Path(os.path.realpath(".")), *here.parents)
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    if beside.parent == target.parent and _is_replaceable(target):
         shutil.copymode(target, beside)
-        before = beside.with_suffix(".old.tmp")
-        os.rename(target, before)
-        os.rename(beside, target)
-        shutil.rmtree(before, ignore_errors=True)
-    else:
-        os.rename(beside, target)
+        if _exchange(beside, target):
+            return
+    _check_free(target, {path.name for path in beside.iterdir()})
+    ready = target / f".{secrets.token_hex(4)}.ready.tmp"
+    with deferred_interrupts(most=math.inf) as interrupted:
+        os.rename(beside, ready)  # from here on the report will be whole, if not by this process
+        _move_from(ready, target)
+    if interrupted():
+        raise KeyboardInterrupt
+
+
+def _check_free(target: Path, names: set[str]) -> None:
+    """Refuse a folder where others have files of these names.
+
+    Raises ValueError.
+    """
+    own = _own_files(target)
+    there = [path for path in target.iterdir() if path.name in names]
+    taken = [path.name for path in there if path.name not in own or path.is_dir()]
+    if taken:
+        raise ValueError(
+            f"the folder {target} has {sorted(taken)} that no report wrote, and that one would "
+            "replace; name another folder"
+        )
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders at once; False where the system does not know how to."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = (_HERE, os.fsencode(one), _HERE, os.fsencode(other))
+    return exchange is not None and exchange(*paths, _EXCHANGE) == 0
+
+
+def _move_from(ready: Path, target: Path) -> None:
+    """Move a whole report to its place; what an earlier one alone had there goes.
+
+    The list of files comes after them, the page last.
+    """
+    if (ready / CONTENTS).exists():
+        for name in _own_files(target) - _own_files(ready):
+            (target / name).unlink(missing_ok=True)
+    last = {CONTENTS: 1, PAGE: 2}
+    for path in sorted(ready.iterdir(), key=lambda path: last.get(path.name, 0)):
+        os.replace(path, target / path.name)
+    ready.rmdir()
+
+
+def _own_files(folder: Path) -> set[str]:
+    """Names of the files of the report in a folder."""
+    try:
+        names = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))["own_files"]
+        return {CONTENTS, *(name for name in names if name == Path(name).name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _is_replaceable(target: Path) -> bool:
@@ -94,17 +179,12 @@ def _is_replaceable(target: Path) -> bool:
 
     It may if it is empty or holds an earlier report and nothing else.
     """
-    there = {path.name for path in target.iterdir()}
-    try:
-        known = json.loads((target / CONTENTS).read_text(encoding="utf-8"))["own_files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = []
-    return there <= {*known, CONTENTS} if CONTENTS in there else not there
+    return {path.name for path in target.iterdir()} <= _own_files(target)
 
 
-def _remove_leftovers(home: Path, name: str) -> None:
-    """Remove what killed processes left beside a folder."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}(\.old)?\.tmp")
-    for path in home.iterdir():
-        if pattern.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+def _clear_up(target: Path) -> None:
+    """Finish and remove what killed processes left in and beside a folder."""
+    for ready in abandoned(target, r"\.[0-9a-f]{8}\.ready\.tmp"):
+        _move_from(ready, target)
+    for beside in chain(leftovers(target), leftovers(target / target.name)):
+        shutil.rmtree(beside, ignore_errors=True)

@@ -2,7 +2,10 @@
 
 import csv
 import logging
+import signal
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +23,7 @@ from ppl_dgm.fitting import (
     ProgressBar,
     TensorBoard,
 )
+from ppl_dgm.fitting.training import Training
 
 X = torch.ones(6)
 
@@ -153,13 +157,79 @@ def test_what_is_no_callback_is_refused():
         run(lambda progress: None)
 
 
-def test_what_a_callback_raises_ends_the_fit():
-    class Enough(Callback):
-        def on_step(self, progress):
-            raise RuntimeError("enough")
+def raising(event, error, at=3):
+    """A callback that raises at a step, a validation or the end."""
 
-    with pytest.raises(RuntimeError, match="enough"):
-        run(Enough())
+    def fail(self, progress):
+        if getattr(progress, "step", at) == at:
+            raise error
+
+    return type("Raising", (Callback,), {event: fail})()
+
+
+EVENTS = ["on_step", "on_validation", "on_end"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_what_a_callback_raises_ends_the_fit_and_loses_nothing(event, tmp_path):
+    """The error has the fit, and the checkpoint goes on bit by bit."""
+    expected, log = run().history, CSVLog(tmp_path / "log.csv")
+    kept = CheckpointFile(tmp_path / "c.pt", every=100)
+    with pytest.raises(RuntimeError, match="enough") as caught:
+        run(raising(event, RuntimeError("enough")), log, kept)
+    steps = 6 if event == "on_end" else 3
+    assert caught.value.fit.steps == steps
+    assert f"after {steps} steps of a fit" in caught.value.__notes__[0]
+    assert torch.equal(caught.value.fit.history["objective"], expected["objective"][:steps])
+    assert log._file.closed
+    assert same(run(kept).history, expected)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_ctrl_c_of_a_callback_is_that_of_the_fit(event, tmp_path):
+    kept = CheckpointFile(tmp_path / "c.pt", every=100)
+    found = run(raising(event, KeyboardInterrupt()), kept)
+    ending = ("finished", 6) if event == "on_end" else ("interrupted", 3)
+    assert (found.stopped, found.steps) == ending
+    assert same(run(kept).history, run().history)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_errors_of_validation_lose_nothing(error, tmp_path, monkeypatch):
+    kept = CheckpointFile(tmp_path / "c.pt", every=100)
+    with monkeypatch.context() as patched, suppress(RuntimeError):
+        patched.setattr(Training, "_validate", Mock(side_effect=error))
+        assert run(kept).stopped == "interrupted"
+    assert same(run(kept).history, run().history)
+
+
+def test_a_second_ctrl_c_in_a_callback_stops_at_once(tmp_path):
+    class Hasty(Callback):
+        def on_step(self, progress):
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+    hasty, kept = Hasty(), CheckpointFile(tmp_path / "c.pt", every=100)
+    hasty.times = 2
+    found = run(hasty, kept)
+    assert (found.stopped, found.steps) == ("interrupted", 1)
+    assert not kept.path.exists()
+    hasty.times = 1
+    found = run(hasty, kept)
+    assert (found.stopped, found.steps) == ("interrupted", 1)
+    assert kept.path.exists()
+
+
+def test_ctrl_c_at_the_end_returns_the_fit():
+    class Late(Callback):
+        def on_end(self, fit):
+            signal.raise_signal(signal.SIGINT)
+
+    assert run(Late()).stopped == "finished"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is Linux's /dev/full")
