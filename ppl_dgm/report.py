@@ -30,7 +30,7 @@ from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.ranks import ranks_now
-from ppl_dgm.reporting.arviz import to_arviz, write_netcdf
+from ppl_dgm.reporting.arviz import to_arviz
 from ppl_dgm.reporting.folders import (
     CONTENTS,
     PAGE,
@@ -38,6 +38,7 @@ from ppl_dgm.reporting.folders import (
     make_folder,
     written_whole,
 )
+from ppl_dgm.reporting.netcdf import write_netcdf
 from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
 from ppl_dgm.sampling.posterior import posterior
 

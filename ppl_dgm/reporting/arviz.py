@@ -7,7 +7,6 @@ What differs between the two generations of ArviZ is in `build_tree` and `as_elp
 asks which one it is.
 """
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,9 +24,10 @@ from ppl_dgm.program import Bound, draw_sites, log_likelihoods, undisturbed
 from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_subsample
+from ppl_dgm.reporting.netcdf import storable_name
 from ppl_dgm.sampling.posterior import Posterior
 
-__all__ = ["stacking_weights", "to_arviz", "write_netcdf"]
+__all__ = ["stacking_weights", "to_arviz"]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x on every import
@@ -271,8 +271,8 @@ def plates(posterior: Posterior) -> dict[str, list[str]]:
 
 
 def free(name: str) -> str:
-    """A name that is not one of ArviZ's own dimensions."""
-    return f"{name}_" if name in ("chain", "draw") else name
+    """A name that is not one of ArviZ's own dimensions, and that files take."""
+    return f"{name}_" if name in ("chain", "draw") else storable_name(name)
 
 
 def dimension_names(name: str, site: Mapping[str, Any]) -> list[str]:
@@ -304,22 +304,6 @@ def put_group(tree: Any, name: str, group: xr.Dataset) -> None:
         setattr(tree, name, group)
     else:
         tree[name] = xr.DataTree(group)
-
-
-def write_netcdf(tree: Any, path: str | os.PathLike) -> None:
-    """Write a data container to a netCDF file.
-
-    The container is InferenceData, a DataTree or a Dataset. `arviz.from_netcdf` reads the file.
-
-    Example:
-        >>> import tempfile
-        >>> data = xr.Dataset({"log_z": ("datum", [-1.0, -2.0])})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_netcdf(data, f"{folder}/evidence.nc")
-        ...     xr.load_dataset(f"{folder}/evidence.nc", engine="h5netcdf").log_z.values
-        array([-1., -2.])
-    """
-    tree.to_netcdf(str(path), engine="h5netcdf")
 
 
 def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:

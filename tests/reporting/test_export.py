@@ -6,10 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 
 from ppl_dgm import Posterior, Program, posterior, to_arviz
 from ppl_dgm.reporting import arviz as export
-from ppl_dgm.reporting.arviz import build_tree, write_netcdf
+from ppl_dgm.reporting.arviz import build_tree
+from ppl_dgm.reporting.netcdf import write_netcdf
 
 X = torch.randn(25, generator=torch.Generator().manual_seed(3)) + 0.5
 
@@ -240,3 +242,30 @@ def test_data_with_leading_dimensions_are_exported() -> None:
     assert tree.posterior_predictive["residual"].shape[2:] == (1, 6, 2)
     assert tree.observed_data["residual"].shape == (1, 6, 2)
     assert tree.prior_predictive["residual"].shape[2:] == (1, 6, 2)
+
+
+NAMES = ["a/b", "a\0b", "\ud800", "β", "a b", "x.y", ".", "/", "", " z ", "🎲", "draw"]
+
+
+@pytest.mark.filterwarnings("ignore:the exported draws")
+def test_sites_and_plates_of_any_names_are_exported(tmp_path):
+    def model(x):
+        with pyro.plate("p/q", len(x)):
+            draws = [pyro.sample(name, dist.Normal(float(i), 1e-9)) for i, name in enumerate(NAMES)]
+            pyro.sample("x/y", dist.Normal(draws[0], 1.0), obs=x)
+
+    found = posterior(Program(model), torch.zeros(2), num_particles=9, num_draws=5)
+    write_netcdf(to_arviz(found), tmp_path / "names.nc")
+    kept = az.from_netcdf(tmp_path / "names.nc").posterior
+    means = [kept[name].mean().item() for name in kept.data_vars]
+    assert sorted(means) == pytest.approx(range(len(NAMES)), abs=1e-6)
+    assert {"a∕b", "β", "unnamed", "draw_"} <= {*kept.data_vars}
+    assert kept["β"].dims == ("chain", "draw", "p∕q")
+
+
+def test_texts_of_any_characters_are_written(tmp_path):
+    group = xr.Dataset(coords={"program": NAMES}, attrs={"alarms": "a\0b \ud800"})
+    write_netcdf(group, tmp_path / "texts.nc")
+    found = xr.load_dataset(tmp_path / "texts.nc", engine="h5netcdf")
+    assert [*found.program.values[:5]] == ["a/b", "a␀b", "\\ud800", "β", "a b"]
+    assert found.attrs["alarms"] == "a␀b \\ud800"
