@@ -53,7 +53,7 @@ def claimed(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def abandoned(folder: Path, pattern: str) -> Iterator[Path]:
-    r"""Yield what killed processes left in a folder, each held meanwhile.
+    r"""Yield what killed processes left, each held meanwhile.
 
     Args:
         folder: where to look.

@@ -132,10 +132,16 @@ class Callback:
         """With a line on what the fit decided."""
 
     def on_stop(self, progress: Progress) -> None:
-        """After the last step, before the best is restored; also when a callback raised."""
+        """After the last step, before the best is restored.
+
+        Also where a callback raised.
+        """
 
     def on_end(self, fit: Any) -> None:
-        """With the `Fit`, however it ended but for an error; all hear it, if one raises too."""
+        """With the `Fit`, however it ended but for an error.
+
+        All callbacks hear of it, also where one raises.
+        """
 
     def on_close(self) -> None:
         """At last, also after an error: close what is open."""

@@ -103,7 +103,7 @@ class Training:
 
     @contextmanager
     def _kept(self, interrupted: Callable[[], bool]) -> Iterator[None]:
-        """Tell callbacks that it stops if a block between two steps raises, so that they save.
+        """Let callbacks save where a block between two steps raises.
 
         A second Ctrl-C stops at once. Several processes would wait for each other.
         """
@@ -258,7 +258,7 @@ class Training:
         }
 
     def _is_ended_by_validation(self) -> bool:
-        """Validate if it is time; whether a callback then ends the fit."""
+        """Validate if it is time, and say whether that ends it."""
         step = self.state.step
         due = step % self.valid_every == 0 or step == self.num_steps
         if self.valid is None or not due or self.state.valid_step[-1:] == [step]:

@@ -271,7 +271,7 @@ def plates(posterior: Posterior) -> dict[str, list[str]]:
 
 
 def free(name: str) -> str:
-    """A name that is not one of ArviZ's own dimensions, and that files take."""
+    """A name that files take, and that is not ArviZ's own."""
     return f"{name}_" if name in ("chain", "draw") else storable_name(name)
 
 

@@ -62,7 +62,7 @@ def file_part(name: str) -> str:
 
 
 def make_folder(folder: str | os.PathLike) -> Path:
-    """Make a folder for a report if it does not exist.
+    """Make a folder for a report.
 
     Raises:
         ValueError: for a file, a link in a circle, a folder that cannot be made or written.
@@ -145,16 +145,19 @@ def _check_free(target: Path, names: set[str]) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders at once; False where the system does not know how to."""
+    """Exchange two folders at once.
+
+    False where the system does not know how to.
+    """
     exchange = getattr(ctypes.CDLL(None), "renameat2", None)
     paths = (_HERE, os.fsencode(one), _HERE, os.fsencode(other))
     return exchange is not None and exchange(*paths, _EXCHANGE) == 0
 
 
 def _move_from(ready: Path, target: Path) -> None:
-    """Move a whole report to its place; what an earlier one alone had there goes.
+    """Move a whole report to its place.
 
-    The list of files comes after them, the page last.
+    What an earlier one alone had there goes. The list of files comes after them, the page last.
     """
     if (ready / CONTENTS).exists():
         for name in _own_files(target) - _own_files(ready):
@@ -183,7 +186,7 @@ def _is_replaceable(target: Path) -> bool:
 
 
 def _clear_up(target: Path) -> None:
-    """Finish and remove what killed processes left in and beside a folder."""
+    """Finish and remove what killed processes left."""
     for ready in abandoned(target, r"\.[0-9a-f]{8}\.ready\.tmp"):
         _move_from(ready, target)
     for beside in chain(leftovers(target), leftovers(target / target.name)):
