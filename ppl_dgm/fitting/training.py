@@ -258,7 +258,7 @@ class Training:
         }
 
     def _is_ended_by_validation(self) -> bool:
-        """Validate if it is time, and say whether that ends it."""
+        """Validate if it is time; whether that ends it."""
         step = self.state.step
         due = step % self.valid_every == 0 or step == self.num_steps
         if self.valid is None or not due or self.state.valid_step[-1:] == [step]:
