@@ -172,7 +172,7 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
 
 
 def temporary_name(target: Path) -> Path:
-    """A new name beside a file or folder to be replaced."""
+    """A new name beside what is to be replaced."""
     return target.with_name(f"{_beginning(target)}{secrets.token_hex(4)}.tmp")
 
 
