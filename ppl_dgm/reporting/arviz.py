@@ -271,7 +271,7 @@ def plates(posterior: Posterior) -> dict[str, list[str]]:
 
 
 def free(name: str) -> str:
-    """A name that files take, and that is not ArviZ's own."""
+    """A name that files and ArviZ take."""
     return f"{name}_" if name in ("chain", "draw") else storable_name(name)
 
 
