@@ -5,6 +5,7 @@ The mixtures follow the posterior.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
@@ -13,6 +14,7 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import tempered_points
+from ppl_dgm.sampling.climbing import distinct, find_modes
 from ppl_dgm.sampling.convergence import UNRELIABLE_K, edge_warnings
 from ppl_dgm.sampling.defended import Weighted, defended_weights, mixture_weights
 from ppl_dgm.sampling.importance import Proposal
@@ -20,8 +22,12 @@ from ppl_dgm.sampling.kernels import HMC
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import ABOVE, share_alarm
 from ppl_dgm.sampling.smc.resampling import effective_size, resample, shuffle
-from ppl_dgm.sampling.student_mixtures import StudentMixture, fit_student_mixture
-from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
+from ppl_dgm.sampling.student_mixtures import (
+    StudentMixture,
+    fit_student_mixture,
+    mode_mixture,
+)
+from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous, given_points
 from ppl_dgm.sampling.undefined import undefined_alarm
 from ppl_dgm.validation import check_least
 
@@ -33,6 +39,7 @@ EM_STEPS = 20
 PATIENCE = 2  # numbers of components in a row that are no better
 DEFENCE = 0.1  # share of the draws that come from the prior
 DESCENDANTS = 8  # of one draw, about, in a population that was tempered
+NUM_STEPS = 80  # of a climb
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
 
@@ -60,6 +67,9 @@ class AdaptiveImportanceSampling(Estimator):
         num_rounds: rounds of fitting.
         num_fitted: draws of each round.
         num_chains: tempered draws to begin with, and to check with.
+        starts: points near modes, `[points, dim]` in unconstrained space, whose modes the first
+            mixture covers too, where the data set has one evidence (`ppl_dgm.sampling.scouting`
+            finds some).
         memory: bytes that evaluating densities may allocate.
         compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
 
@@ -82,6 +92,7 @@ class AdaptiveImportanceSampling(Estimator):
     num_rounds: int = 4
     num_fitted: int = 4000
     num_chains: int = 512
+    starts: Tensor | None = field(default=None, repr=False, compare=False)
     memory: int = field(default=MEMORY, repr=False)
     compile: CompileMode = "auto"
 
@@ -101,7 +112,7 @@ class AdaptiveImportanceSampling(Estimator):
         target = Unconstrained(bound)
         kernel = HMC(num_leapfrog=5)
         points = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
-        proposal, rounds = fit_best_mixture(points), 0
+        proposal, rounds = fit_best_mixture(self._with_modes(target, points)), 0
         for _ in range(self.num_rounds):
             drawn = self._weigh(target, proposal, self.num_fitted, True)
             proposal, rounds = fit_best_mixture(resampled(drawn)), rounds + 1
@@ -116,6 +127,17 @@ class AdaptiveImportanceSampling(Estimator):
             fresh = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
             alarm += missed_alarm(target, proposal, fresh, drawn, self.memory)
         return Estimate(log_z, error, found | shape, alarm)
+
+    def _with_modes(self, target: Unconstrained, points: Tensor) -> Tensor:
+        """The points, and as many around the modes of the starts."""
+        if self.starts is None or not len(self.starts):
+            return points
+        modes = find_modes(target, given_points(target, self.starts), NUM_STEPS)
+        new = distinct(modes)
+        if not bool(new.any()):
+            return points
+        around = mode_mixture(modes, new).sample(len(points)).to(points)
+        return shuffle(torch.cat([points, around]))
 
     def _weigh(
         self, target: Unconstrained, proposal: StudentMixture, num: int, keep: bool = False

@@ -31,8 +31,12 @@ from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.streaming import over_stream
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.reach import missed_mode_alarm
+from ppl_dgm.sampling.scouting import scouted_modes
+from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.watching import watched
 
 __all__ = ["auto"]
@@ -57,6 +61,7 @@ NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
 NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 levels, 20 moves
+MOST_SCOUTS, SCOUT_COST = 1000, 1000  # and densities of the budget for each
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
@@ -225,9 +230,12 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
             verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
             return telling(verdict, attempts.failed)
     with limited_effort(attempts.budget) as effort:
-        sized = pilot(program, bound, seed, settings)
+        modes = scout(program, bound, seed, settings)
+        sized = pilot(program, bound, seed, settings, modes)
     attempts.found.extend([sized] if sized is not None else [])
     attempts.spent += effort.spent
+    if modes is not None:
+        first, *others = (starting_from(estimator, modes) for estimator in (first, *others))
     for estimator in [first, *others] if sized is None else [quick_check(settings), first, *others]:
         if settled(attempts, settings.target) or exhausted(attempts):
             break
@@ -315,11 +323,44 @@ def typical_error(evidence: Evidence) -> float:
     return float(evidence.std_error.square().mean().sqrt())
 
 
-def pilot(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence | None:
+def scout(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Tensor | None:
+    """Search for modes that few draws lead to.
+
+    Returns points `[found, dim]` in unconstrained space, or None where there are none or the search
+    does not apply.
+    """
+    discrete = any(latent.discrete for latent in bound.structure.model_latents)
+    if bound.structure.per_datum or discrete:
+        return None
+    num_scouts = int(min(MOST_SCOUTS, settings.densities(bound) / SCOUT_COST))
+    if num_scouts < LEAST_PARTICLES:
+        return None
+    try:
+        with evaluating(program), seeded(seed, bound.device):
+            modes = scouted_modes(Unconstrained(bound.in_double()), num_scouts, settings.memory)
+    except Exception:  # whatever the program raises far out, or without derivatives
+        return None
+    return modes if len(modes) else None
+
+
+def starting_from(estimator: Estimator, modes: Tensor) -> Estimator:
+    """The estimator with the modes to start from, where it takes some."""
+    if isinstance(estimator, (Laplace, AdaptiveImportanceSampling)):
+        return replace(estimator, starts=modes)
+    return estimator
+
+
+def pilot(
+    program: Program,
+    bound: Bound,
+    seed: int | None,
+    settings: Settings,
+    modes: Tensor | None = None,
+) -> Evidence | None:
     """Estimate the evidence from draws of guide or prior.
 
     The prior is used where there is no guide, with as many draws as the target needs. Returns None
-    if these are too many.
+    if these are too many, or miss some of the modes.
     """
     discrete = any(latent.discrete for latent in bound.structure.model_latents)
     if bound.structure.per_datum or discrete:
@@ -330,18 +371,30 @@ def pilot(program: Program, bound: Bound, seed: int | None, settings: Settings) 
         ImportanceSampling if bound.structure.has_guide else PriorSampling,
     )
     for _ in range(2):
+        estimator = kind(size, settings.memory)
         try:
-            found = kind(size, settings.memory)(program, *bound.args, seed=seed, **bound.kwargs)
+            found = estimator(program, *bound.args, seed=seed, **bound.kwargs)
         except Exception:  # a proposal that cannot be drawn from is none
             return None
         error = typical_error(found)
         if error <= settings.target:
-            return found if found.reliable else None
+            break
         spread = float(1 / found.diagnostics["ess"] - 1 / size)  # the error's square, but for skew
         size = int(min(MARGIN * size * spread / settings.target**2, 2.0 * most))
         if size >= most:
             return None
-    return found if found.reliable else None
+    return found if found.reliable and not misses(program, bound, found, estimator, modes) else None
+
+
+def misses(
+    program: Program, bound: Bound, found: Evidence, pilot: ImportanceSampling, modes: Tensor | None
+) -> bool:
+    """Whether modes lie where no draw of the pilot came near."""
+    if modes is None:
+        return False
+    numbers = found.log_z, found.std_error, pilot.proposal, pilot.num_particles
+    with evaluating(program):
+        return bool(missed_mode_alarm(bound.in_double(), *numbers, modes))
 
 
 def quick_check(settings: Settings) -> SMC:

@@ -20,22 +20,19 @@ from ppl_dgm.sampling.climbing import (
     distinct,
     find_modes,
     same_mode,
-    value_and_slope,
+    starts_at_once,
 )
 from ppl_dgm.sampling.convergence import edge_warnings
 from ppl_dgm.sampling.defended import defended_weights
 from ppl_dgm.sampling.importance import Proposal
-from ppl_dgm.sampling.kernels.targets import take
-from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
-from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM
-from ppl_dgm.sampling.student_mixtures import StudentMixture
-from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.student_mixtures import mode_mixture
+from ppl_dgm.sampling.unconstrained import Unconstrained, given_points
 from ppl_dgm.sampling.undefined import MOST_POINTS, undefined_alarm
 from ppl_dgm.validation import check_least
 
 __all__ = ["Laplace"]
 
-SECOND_DERIVATIVES = 4  # times the memory of a gradient
 NORMAL_DEGREES = 1e6  # of freedom, of a Student t that is normal
 FEWEST = 8  # particles of which an error bar can be made
 DEFENCE = 0.25  # share of the particles that come from the prior
@@ -83,6 +80,8 @@ class Laplace(Estimator):
         num_steps: L-BFGS steps at most.
         num_particles: draws of the importance sampler; 0 for the plain approximation.
         screened: draws of which each start of the second half is the best.
+        starts: more points to climb from, `[points, dim]` in unconstrained space, where the data
+            set has one evidence (`ppl_dgm.sampling.scouting` finds some).
         memory: bytes that evaluating densities may allocate.
 
     Raises:
@@ -105,6 +104,7 @@ class Laplace(Estimator):
     num_steps: int = 200
     num_particles: int = 2000
     screened: int = 64
+    starts: Tensor | None = field(default=None, repr=False, compare=False)
     memory: int = field(default=MEMORY, repr=False)
 
     def __post_init__(self) -> None:
@@ -144,24 +144,21 @@ class Laplace(Estimator):
 
     def _modes(self, target: Unconstrained) -> Modes:
         """Modes of the starts, of more starts where many."""
-        at_once = self._at_once(target)
-        modes = find_modes(target, self._starts(target), self.num_steps, at_once)
+        at_once = starts_at_once(target, self.memory)
+        starts = self._starts(target)
+        if self.starts is not None:
+            starts = torch.cat([starts, given_points(target, self.starts)])
+        modes = find_modes(target, starts, self.num_steps, at_once)
         most = math.isqrt(self.memory // (8 * target.dim))  # starts whose distances fit into memory
         for _ in range(MOST_ROUNDS - 1):
-            starts = len(modes.point) + self.num_starts
             new = distinct(modes)
-            futile = target.batch or starts > most or float(modes.valid.double().mean()) < 0.5
+            many = len(modes.point) + self.num_starts > most
+            futile = target.batch or many or float(modes.valid.double().mean()) < 0.5
             if futile or not too_few_starts(new):
                 break
             more = find_modes(target, self._starts(target), self.num_steps, at_once)
             modes = Modes(*map(torch.cat, zip(modes, more, strict=True)))
         return modes
-
-    def _at_once(self, target: Unconstrained) -> int:
-        """Starts whose densities with second derivatives fit into memory."""
-        one = target.origin(1)
-        row = allocated_bytes(lambda: value_and_slope(target.log_joint, one))
-        return max(1, int(self.memory / (SECOND_DERIVATIVES * row + 1)))
 
     def _starts(self, target: Unconstrained) -> Tensor:
         """Choose the starting points, `[num_starts, *batch, dim]`.
@@ -179,24 +176,6 @@ class Laplace(Estimator):
         if few:
             chosen[:few] = climb_likelihood(target, chosen[:few], self.num_steps)
         return chosen
-
-
-def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
-    """Build a Student-t mixture at the distinct modes.
-
-    Components are weighted by their Laplace evidence.
-
-    Where a datum has no mode, its best optimum stands in.
-    """
-    logits = torch.where(new, modes.log_z, -torch.inf)
-    logits = torch.where(new.any(0), logits, modes.log_joint.nan_to_num(neginf=-1e300))
-    kept = int(new.sum(0).max())
-    logits, order = logits.topk(kept, 0)
-    weight = logits.softmax(0).movedim(0, -1)
-    point = take(modes.point.double(), order).movedim(0, -2)
-    flat = take(modes.scale_tril.flatten(-2), order).unflatten(-1, modes.scale_tril.shape[-2:])
-    widened = math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
-    return StudentMixture(weight, point, widened * flat.movedim(0, -3))
 
 
 def mode_warnings(new: Tensor) -> tuple[str, ...]:

@@ -12,11 +12,10 @@ from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.evidence.smc import group_alarms
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
-from ppl_dgm.sampling.differences import propose_by_differences
-from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import Proposal, log_mean_exp
 from ppl_dgm.sampling.kernels import nudge_step_size
-from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.smc.constrained import Density, Particles, move
 from ppl_dgm.sampling.smc.resampling import resample
 from ppl_dgm.sampling.unconstrained import Unconstrained, check_continuous
 from ppl_dgm.sampling.undefined import undefined_alarm
@@ -26,25 +25,6 @@ __all__ = ["NestedSMC"]
 
 ACCEPTANCE = 0.3  # aimed at by the moves
 MOST_LEVELS = 300
-
-
-class Particles(NamedTuple):
-    """Points `[particles, groups, *batch, dim]` and their log densities."""
-
-    point: Tensor
-    prior: Tensor
-    likelihood: Tensor
-
-    def where(self, chosen: Tensor, other: "Particles") -> "Particles":
-        """The other particles where they are chosen, `[particles, groups, *batch]`."""
-        point = torch.where(chosen.unsqueeze(-1), other.point, self.point)
-        prior = torch.where(chosen, other.prior, self.prior)
-        return Particles(point, prior, torch.where(chosen, other.likelihood, self.likelihood))
-
-    def take(self, index: Tensor) -> "Particles":
-        """Particles at indices `[particles, groups, *batch]`."""
-        point = self.point.gather(0, index.unsqueeze(-1).expand(self.point.shape))
-        return Particles(point, self.prior.gather(0, index), self.likelihood.gather(0, index))
 
 
 class Levels(NamedTuple):
@@ -172,14 +152,14 @@ class NestedSMC(Estimator):
         alarms += undefined_alarm(target, posterior, self.memory)
         return Estimate(log_mean_exp(total), mean_exp_std_error(total), found, alarms)
 
-    def _begin(self, target: Unconstrained, density: "Density") -> Levels:
+    def _begin(self, target: Unconstrained, density: Density) -> Levels:
         point = target.sample_prior(self.num_particles * self.num_groups)
         particles = density(point.unflatten(0, (self.num_particles, self.num_groups)))
         zero = torch.zeros_like(particles.prior[0])
         rising = particles.likelihood.amax(0) > -torch.inf
         return Levels(particles, zero, zero - torch.inf, zero + 1, zero + 1, rising, 0)
 
-    def _raise(self, density: "Density", levels: Levels) -> Levels:
+    def _raise(self, density: Density, levels: Levels) -> Levels:
         """Cut particles at the next level and move the rest."""
         particles, rising = levels.particles, levels.rising
         ordered = particles.likelihood.sort(0, descending=True).values
@@ -205,7 +185,7 @@ class NestedSMC(Estimator):
         return found._replace(rising=rising & (found.left > self.remaining).any(0))
 
     def _move(
-        self, density: "Density", particles: Particles, level: Tensor, step_size: Tensor
+        self, density: Density, particles: Particles, level: Tensor, step_size: Tensor
     ) -> tuple[Particles, Tensor, Tensor]:
         """Move particles above a level, with step sizes and acceptance.
 
@@ -230,43 +210,6 @@ def of_others(level: Tensor) -> Tensor:
     """
     others = torch.stack([level.roll(shift, 0) for shift in range(1, len(level))])
     return others.median(0).values
-
-
-@dataclass(frozen=True)
-class Density:
-    """Log densities of points, `rows` of them at a time."""
-
-    target: Unconstrained
-    rows: int
-
-    @classmethod
-    def of(cls, target: Unconstrained, memory: int) -> "Density":
-        """As many rows as fit into memory."""
-        one = target.origin(1)
-        return cls(target, max(1, memory // (allocated_bytes(lambda: target.split(one)) + 1)))
-
-    def __call__(self, point: Tensor) -> Particles:
-        """The particles at points `[particles, groups, *batch, dim]`."""
-        spend(point.shape[:-1].numel())
-        parts = [self.target.split(part) for part in point.flatten(0, 1).split(self.rows)]
-        prior, likelihood = (
-            torch.cat(part).double().unflatten(0, point.shape[:2])
-            for part in zip(*parts, strict=True)
-        )
-        return Particles(point, prior, likelihood)
-
-
-def move(
-    density: Density, here: Particles, others: Tensor, level: Tensor, step_size: Tensor
-) -> tuple[Particles, Tensor]:
-    """Move by differences of other particles, above a level.
-
-    Returns the particles and the share of accepted moves, `[groups, *batch]`.
-    """
-    there = density(propose_by_differences(here.point, others, step_size).to(here.point.dtype))
-    ratio = (there.prior - here.prior).nan_to_num(nan=-torch.inf)
-    accepted = (torch.rand_like(ratio).log() < ratio) & (there.likelihood > level)
-    return here.where(accepted, there), accepted.to(ratio).mean(0)
 
 
 def unfinished_alarm(levels: Levels) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.effort import GRADIENT, spend
+from ppl_dgm.sampling.memory import allocated_bytes
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "find_modes",
     "hessian_of",
     "same_mode",
+    "starts_at_once",
     "value_and_slope",
 ]
 
@@ -25,6 +27,7 @@ HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
 DOUBLINGS = 60
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
+SECOND_DERIVATIVES = 4  # times the memory of a gradient
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
 
 
@@ -252,6 +255,13 @@ def find_modes(
     return Modes(point, value.double(), scale_tril, valid, torch.where(valid, log_z, -torch.inf))
 
 
+def starts_at_once(target: Unconstrained, memory: int) -> int:
+    """Starts whose densities with second derivatives fit into memory."""
+    one = target.origin(1)
+    row = allocated_bytes(lambda: value_and_slope(target.log_joint, one))
+    return max(1, int(memory / (SECOND_DERIVATIVES * row + 1)))
+
+
 def same_mode(modes: Modes) -> Tensor:
     """Check which starts have ended at the same mode.
 
@@ -265,12 +275,12 @@ def same_mode(modes: Modes) -> Tensor:
     return near & modes.valid.unsqueeze(0)
 
 
-def distinct(modes: Modes) -> Tensor:
+def distinct(modes: Modes, copies: int = 1) -> Tensor:
     """Check which optima are new modes: `[starts, *batch]`.
 
-    A mode is new if no earlier start has found it.
+    A mode is new if fewer than `copies` earlier starts have found it.
     """
     near = same_mode(modes)
     earlier = torch.ones(len(near), len(near), device=near.device).triu(1).bool()
-    seen = (near & earlier.reshape(earlier.shape + (1,) * (near.dim() - 2))).any(0)
-    return modes.valid & ~seen
+    seen = (near & earlier.reshape(earlier.shape + (1,) * (near.dim() - 2))).sum(0)
+    return modes.valid & (seen < copies)

@@ -19,7 +19,7 @@ from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.undefined import undefined_alarm
 
-__all__ = ["ABOVE", "share_alarm", "unreached_alarm"]
+__all__ = ["ABOVE", "missed_mode_alarm", "share_alarm", "unreached_alarm"]
 
 DRAWS_PER_CHAIN = 100  # of the estimate
 LEAST_CHAINS, MOST_CHAINS = 64, 512
@@ -76,17 +76,23 @@ def unreached_alarm(
 
 
 def missed_mode_alarm(
-    bound: Bound, log_z: Tensor, std_error: Tensor, proposal: Proposal, num_particles: int
+    bound: Bound,
+    log_z: Tensor,
+    std_error: Tensor,
+    proposal: Proposal,
+    num_particles: int,
+    starts: Tensor | None = None,
 ) -> tuple[str, ...]:
-    """Warn of modes that no draw came near."""
+    """Warn of modes that no draw came near.
+
+    They are climbed to from the starts, `[points, dim]`, or from a few draws.
+    """
     target = Unconstrained(bound)
     if target.batch or target.dim > MOST_CLIMBED:
         return ()
     guided = proposal == "guide" and bound.structure.has_guide
-    start = target.sample_guide(STARTS)[0] if guided else target.sample_prior(STARTS)
     try:
-        start[::2] = climb_likelihood(target, start[::2], CLIMBS)
-        modes = find_modes(target, start, CLIMBS)
+        modes = find_modes(target, few_starts(target, guided) if starts is None else starts, CLIMBS)
     except OverBudgetError:
         raise
     except Exception:  # whatever the program raises far out, or without derivatives
@@ -100,6 +106,13 @@ def missed_mode_alarm(
         return ()
     share = 100 * float(-torch.expm1(-cost))
     return (f"{share:.3g} % of the posterior lies at modes that no draw came near; use auto",)
+
+
+def few_starts(target: Unconstrained, guided: bool) -> Tensor:
+    """A few draws of the proposal, half of them climbed up the likelihood."""
+    start = target.sample_guide(STARTS)[0] if guided else target.sample_prior(STARTS)
+    start[::2] = climb_likelihood(target, start[::2], CLIMBS)
+    return start
 
 
 def share_alarm(share: Tensor, count: int, std_error: Tensor) -> tuple[str, ...]:

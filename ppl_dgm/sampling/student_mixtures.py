@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ppl_dgm.sampling.climbing import Modes
+from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM, moments
 
-__all__ = ["StudentMixture", "fit_student_mixture"]
+__all__ = ["StudentMixture", "fit_student_mixture", "mode_mixture"]
 
 EM_STEPS = 60
 
@@ -190,3 +192,21 @@ def scatter_around(white: Tensor, weight: Tensor, loc: Tensor) -> Tensor:
     """
     centred = weight.sqrt().unsqueeze(-1) * (white - loc)
     return torch.einsum("n...i,n...j->...ij", centred, centred)
+
+
+def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
+    """Build a Student-t mixture at the distinct modes.
+
+    Components are weighted by their Laplace evidence.
+
+    Where a datum has no mode, its best optimum stands in.
+    """
+    logits = torch.where(new, modes.log_z, -torch.inf)
+    logits = torch.where(new.any(0), logits, modes.log_joint.nan_to_num(neginf=-1e300))
+    kept = int(new.sum(0).max())
+    logits, order = logits.topk(kept, 0)
+    weight = logits.softmax(0).movedim(0, -1)
+    point = take(modes.point.double(), order).movedim(0, -2)
+    flat = take(modes.scale_tril.flatten(-2), order).unflatten(-1, modes.scale_tril.shape[-2:])
+    widened = math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
+    return StudentMixture(weight, point, widened * flat.movedim(0, -3))

@@ -21,7 +21,15 @@ from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.simplex import precise
 
-__all__ = ["ANGLES", "ONE_TURN", "Slot", "Unconstrained", "check_continuous", "rule_out_overflow"]
+__all__ = [
+    "ANGLES",
+    "ONE_TURN",
+    "Slot",
+    "Unconstrained",
+    "check_continuous",
+    "given_points",
+    "rule_out_overflow",
+]
 
 ANGLES = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 ONE_TURN: constraints.Constraint = constraints.interval(-math.pi, math.pi)
@@ -328,6 +336,21 @@ def check_continuous(bound: Bound) -> None:
             f"the data plate {structure.plate!r} is sequential (a Python loop); write it `with "
             "pyro.plate(...):` to run chains for all data at once"
         )
+
+
+def given_points(target: Unconstrained, points: Tensor) -> Tensor:
+    """The points `[points, dim]` that a user gives, in the dtype of the target.
+
+    Raises:
+        ValueError: if each datum has its own latents, or they have another number of entries.
+    """
+    if target.batch or points.dim() != 2 or points.shape[-1] != target.dim:
+        own = ", and each datum has latents of its own" if target.batch else ""
+        raise ValueError(
+            f"the starts are {tuple(points.shape)}; expected [points, {target.dim}], in unconstrained "
+            f"space{own}"
+        )
+    return points.to(target.origin(1))
 
 
 def check_support(latent: Latent, draws: Tensor) -> None:
