@@ -27,8 +27,8 @@ class Attempts:
     """What several estimators gave, and why others gave nothing.
 
     One that raises is told of in the verdict and ends nothing; only where all raise there is no
-    number. `budget` is how many densities each may evaluate, `spent` and `last` how many all of
-    them and the last one have.
+    number. `budget` is how many densities they may evaluate together, `spent` and `last` how many
+    all of them and the last one have.
     """
 
     found: list[Evidence] = field(default_factory=list)
@@ -38,9 +38,14 @@ class Attempts:
     spent: float = 0.0
     last: float = 0.0
 
+    @property
+    def left(self) -> float:
+        """Densities that are left of the budget."""
+        return self.budget - self.spent
+
     def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
         """Run an estimator and record its result or error."""
-        with limited_effort(self.budget) as effort:
+        with limited_effort(self.left) as effort:
             evidence = self._try(name, run)
         self.last = effort.spent
         self.spent += effort.spent
@@ -133,7 +138,9 @@ def choose(found: Sequence[Evidence]) -> Evidence:
     best one has a warning: the highest, where estimates are apart.
 
     Only estimates that are themselves without alarm, finite and precise to `DECISIVE` nats
-    count as agreement; those among them that disagree with the chosen one are a warning.
+    count as agreement; those among them that disagree with the chosen one are a warning. One of
+    them far above estimates that agree is given in their place, with the warning: they miss what it
+    has found (`far_above`).
     """
     ranked = sorted(
         found, key=lambda e: (not e.reliable, bool(e.log_z.isnan().any()), float(e.total_std_error))
@@ -142,11 +149,12 @@ def choose(found: Sequence[Evidence]) -> Evidence:
     for estimate in usable:
         others = [e for e in usable if e is not estimate]
         partners = [e for e in others if compare_two(estimate, e).agrees]
-        if partners:
+        above = far_above(estimate, found)
+        if partners and not any(is_decisive(e) for e in above):
             names = " and ".join(partner.estimator for partner in partners)
             chosen = described(estimate, found, f"{estimate.estimator} agrees with {names}")
             apart = [e for e in others if e not in partners]
-            apart += [e for e in far_above(estimate, found) if not e.reliable]
+            apart += [e for e in above if not e.reliable]
             return warned(chosen, f"{numbers_of(apart)} nats disagrees") if apart else chosen
     best = highest(ranked[0], found)
     best = described(best, found, f"{best.estimator}, cross-check failed")

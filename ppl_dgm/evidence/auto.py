@@ -61,7 +61,7 @@ NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
 NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 levels, 20 moves
-MOST_SCOUTS, SCOUT_COST = 1000, 1000  # and densities of the budget for each
+SCOUTS_PER_DIM, SCOUT_COST = 200, 1000  # and densities of the budget for each
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
@@ -109,9 +109,9 @@ def auto(
         target: standard error at which to stop, in nats: of log Z, or where each datum has one, of
             these in root mean square.
         budget: evaluations of the joint density of up to 1000 observed numbers, over all data; a
-            gradient counts as three. For a data set no estimator goes beyond it, and none begins
-            where all before have spent it together and some of them agree; where each datum has
-            its own evidence it limits the check. `diagnostics["densities"]` is how many there were.
+            gradient counts as three. For a data set all estimators keep to it together (one that
+            does not is stopped, and told in `diagnostics["failed"]`); where each datum has its own
+            evidence it limits the check. `diagnostics["densities"]` is how many there were.
         memory: bytes that one chunk of work may allocate.
         progress: show a bar of which estimator is running and the densities evaluated, where it
             takes over two seconds.
@@ -210,43 +210,83 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
     if bound.structure.energies:
         return unnormalised(program, bound, seed, settings.budget, settings.memory)
     limit = math.inf if bound.structure.per_datum else settings.densities(bound)
-    attempts = Attempts(budget=limit)
+    course = Course(program, bound, seed, settings, Attempts(budget=limit))
+    estimators = kinds(bound, settings)
+    return course.part_checked(estimators) or course.agreed(estimators)
 
-    first, *others = kinds(bound, settings)
 
-    def attempt(estimator: Estimator, args: tuple, kwargs: Mapping[str, Any]) -> Evidence | None:
+@dataclass(frozen=True)
+class Course:
+    """Estimators of one program and its data, one after the other."""
+
+    program: Program
+    bound: Bound
+    seed: int | None
+    settings: Settings
+    attempts: Attempts
+
+    def attempt(self, estimator: Estimator, data: Tensor | None = None) -> Evidence | None:
+        """Run an estimator on all data, or on those at the indices."""
+        args, kwargs = self.bound.args, self.bound.kwargs
+        if data is not None:
+            args, kwargs = self.bound.select(data)
+        return self.attempts.add(
+            estimator.name, lambda: estimator(self.program, *args, seed=self.seed, **kwargs)
+        )
+
+    def moving(self, first: Estimator) -> Evidence | None:
+        """Run the first estimator, data that it fails on moved on."""
+        bound = self.bound
+
         def run() -> Evidence:
-            found = estimator(program, *args, seed=seed, **kwargs)
-            moves = estimator is first
-            return moved_on(program, bound, found, first, seed, settings) if moves else found
+            found = first(self.program, *bound.args, seed=self.seed, **bound.kwargs)
+            return moved_on(self.program, bound, found, first, self.seed, self.settings)
 
-        return attempts.add(estimator.name, run)
+        return self.attempts.add(first.name, run)
 
-    data = checked_data(bound, others[-1], settings.budget) if others else None
-    if data is not None:
-        main = attempt(first, bound.args, bound.kwargs)
-        check = attempt(others[-1], *bound.select(data))
-        if main is not None:
-            verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
-            return telling(verdict, attempts.failed)
-    with limited_effort(attempts.budget) as effort:
-        modes = scout(program, bound, seed, settings)
-        sized = pilot(program, bound, seed, settings, modes)
-    attempts.found.extend([sized] if sized is not None else [])
-    attempts.spent += effort.spent
-    if modes is not None:
-        first, *others = (starting_from(estimator, modes) for estimator in (first, *others))
-    for estimator in [first, *others] if sized is None else [quick_check(settings), first, *others]:
-        if settled(attempts, settings.target) or exhausted(attempts):
-            break
-        found = attempt(estimator, bound.args, bound.kwargs)
-        most = min(attempts.budget, MOST_BUDGETS * settings.densities(bound))
+    def part_checked(self, estimators: list[Estimator]) -> Evidence | None:
+        """The first estimator's result, checked by the last on a part.
+
+        Returns None where all data are few enough for both, or the first has raised.
+        """
+        first, *others = estimators
+        data = checked_data(self.bound, others[-1], self.settings.budget) if others else None
+        if data is None:
+            return None
+        main, check = self.moving(first), self.attempt(others[-1], data)
+        if main is None:
+            return None
+        verdict = warned(main, UNCHECKED) if check is None else check_part(main, check, data)
+        return telling(verdict, self.attempts.failed)
+
+    def agreed(self, estimators: list[Estimator]) -> Evidence:
+        """The verdict of estimators, run until two agree."""
+        attempts, target = self.attempts, self.settings.target
+        with limited_effort(attempts.left) as effort:
+            modes = scout(self.program, self.bound, self.seed, self.settings)
+            sized = pilot(self.program, self.bound, self.seed, self.settings, modes)
+        attempts.spent += effort.spent
+        first, *others = estimators if modes is None else starting_from(estimators, modes)
+        if sized is not None:
+            attempts.found.append(sized)
+            self.attempt(quick_check(self.settings))
+        for estimator in (first, *others):
+            if settled(attempts, target) or attempts.left <= 0:
+                break
+            found = self.moving(first) if estimator is first else self.attempt(estimator)
+            self.enlarge(estimator, found)
+        return attempts.verdict()
+
+    def enlarge(self, estimator: Estimator, found: Evidence | None) -> None:
+        """Let more particles take the place of a vague estimate."""
+        attempts = self.attempts
+        most = min(attempts.left, MOST_BUDGETS * self.settings.densities(self.bound))
         more = enlarged(estimator, found, most / max(1.0, attempts.last))
-        if more is not None and not settled(attempts, settings.target):
-            vague = len(attempts.found) - 1
-            if attempt(more, bound.args, bound.kwargs) is not None:
-                del attempts.found[vague]
-    return attempts.verdict()
+        if more is None or settled(attempts, self.settings.target):
+            return
+        vague = len(attempts.found) - 1
+        if self.attempt(more) is not None:
+            del attempts.found[vague]
 
 
 def moved_on(
@@ -300,13 +340,6 @@ def enlarged(estimator: Estimator, found: Evidence | None, most: float) -> Estim
     return replace(estimator, num_particles=math.ceil(error**2 * estimator.num_particles))
 
 
-def exhausted(attempts: Attempts) -> bool:
-    """Whether the budget is spent on estimates that agree."""
-    if attempts.spent < attempts.budget or len(attempts.found) < 2:
-        return False
-    return attempts.verdict().reliable
-
-
 def settled(attempts: Attempts, target: float) -> bool:
     """Whether the estimates agree without alarm and are precise enough."""
     if len(attempts.found) < 2:
@@ -332,22 +365,20 @@ def scout(program: Program, bound: Bound, seed: int | None, settings: Settings) 
     discrete = any(latent.discrete for latent in bound.structure.model_latents)
     if bound.structure.per_datum or discrete:
         return None
-    num_scouts = int(min(MOST_SCOUTS, settings.densities(bound) / SCOUT_COST))
-    if num_scouts < LEAST_PARTICLES:
-        return None
     try:
         with evaluating(program), seeded(seed, bound.device):
-            modes = scouted_modes(Unconstrained(bound.in_double()), num_scouts, settings.memory)
+            target = Unconstrained(bound.in_double())
+            num_scouts = min(SCOUTS_PER_DIM * target.dim, settings.densities(bound) / SCOUT_COST)
+            modes = scouted_modes(target, int(num_scouts), settings.memory)
     except Exception:  # whatever the program raises far out, or without derivatives
         return None
     return modes if len(modes) else None
 
 
-def starting_from(estimator: Estimator, modes: Tensor) -> Estimator:
-    """The estimator with the modes to start from, where it takes some."""
-    if isinstance(estimator, (Laplace, AdaptiveImportanceSampling)):
-        return replace(estimator, starts=modes)
-    return estimator
+def starting_from(estimators: list[Estimator], modes: Tensor) -> list[Estimator]:
+    """The estimators, those that take starts with the modes."""
+    takes = (Laplace, AdaptiveImportanceSampling)
+    return [replace(e, starts=modes) if isinstance(e, takes) else e for e in estimators]
 
 
 def pilot(

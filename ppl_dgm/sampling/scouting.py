@@ -16,9 +16,9 @@ __all__ = ["scouted_modes"]
 
 SCREENED = 16  # prior draws of which one becomes a scout
 MOVES, ACCEPTANCE = 4, 0.3
-HIGHEST, RANDOM = 1, 8  # starts after each move, and at each level
+HIGHEST, RANDOM = 1, 12  # starts after each move, and at each level
 REMAINING = 1e-3  # share of the evidence above a level at which the search ends
-MOST_LEVELS = 200
+MOST_LEVELS, LEAST_SCOUTS = 200, 16
 PLAIN, MOST_STARTS, CLIMBS = 0.125, 512, 80  # plain draws for each scout, starts, and their steps
 MOST_DIMS = 30  # in which moves by differences still find their way
 MOST_MODES = 64
@@ -30,14 +30,14 @@ def scouted_modes(target: Unconstrained, num_scouts: int, memory: int) -> Tensor
 
     Prior draws and the starts of `scouted_starts` climb to optima; the modes of highest evidence
     by Laplace's approximation are returned, those that several starts found twice. There are none
-    where each datum has latents of its own, or in more than 30 dimensions.
+    where each datum has latents of its own, in more than 30 dimensions, or for less than 16 scouts.
 
     Args:
         target: the density of one data set.
         num_scouts: points at each level of the search.
         memory: bytes that evaluating densities may allocate.
     """
-    if target.batch or target.dim > MOST_DIMS:
+    if target.batch or target.dim > MOST_DIMS or num_scouts < LEAST_SCOUTS:
         return target.origin(1)[:0]
     starts = scouted_starts(target, num_scouts, memory)
     starts = torch.cat([target.sample_prior(math.ceil(PLAIN * num_scouts)), starts])

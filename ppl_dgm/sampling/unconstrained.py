@@ -347,8 +347,8 @@ def given_points(target: Unconstrained, points: Tensor) -> Tensor:
     if target.batch or points.dim() != 2 or points.shape[-1] != target.dim:
         own = ", and each datum has latents of its own" if target.batch else ""
         raise ValueError(
-            f"the starts are {tuple(points.shape)}; expected [points, {target.dim}], in unconstrained "
-            f"space{own}"
+            f"the starts are {tuple(points.shape)}; expected [points, {target.dim}], in "
+            f"unconstrained space{own}"
         )
     return points.to(target.origin(1))
 
