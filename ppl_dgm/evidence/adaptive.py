@@ -19,11 +19,13 @@ from ppl_dgm.sampling.convergence import UNRELIABLE_K, edge_warnings
 from ppl_dgm.sampling.defended import Weighted, defended_weights, mixture_weights
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import HMC
+from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import ABOVE, share_alarm
 from ppl_dgm.sampling.smc.resampling import effective_size, resample, shuffle
 from ppl_dgm.sampling.student_mixtures import (
     StudentMixture,
+    both_mixtures,
     fit_student_mixture,
     mode_mixture,
 )
@@ -40,6 +42,7 @@ PATIENCE = 2  # numbers of components in a row that are no better
 DEFENCE = 0.1  # share of the draws that come from the prior
 DESCENDANTS = 8  # of one draw, about, in a population that was tempered
 NUM_STEPS = 80  # of a climb
+KNOWN = 0.2  # share of the mixture's draws that stay around the modes of the starts
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
 
@@ -67,9 +70,8 @@ class AdaptiveImportanceSampling(Estimator):
         num_rounds: rounds of fitting.
         num_fitted: draws of each round.
         num_chains: tempered draws to begin with, and to check with.
-        starts: points near modes, `[points, dim]` in unconstrained space, whose modes the first
-            mixture covers too, where the data set has one evidence (`ppl_dgm.sampling.scouting`
-            finds some).
+        starts: points near modes, `[points, dim]` in unconstrained space, whose modes all mixtures
+            cover, where the data set has one evidence (`ppl_dgm.sampling.scouting` finds some).
         memory: bytes that evaluating densities may allocate.
         compile: whether moves run compiled: True, False, or `"auto"`, where that pays.
 
@@ -112,13 +114,18 @@ class AdaptiveImportanceSampling(Estimator):
         target = Unconstrained(bound)
         kernel = HMC(num_leapfrog=5)
         points = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
-        proposal, rounds = fit_best_mixture(self._with_modes(target, points)), 0
+        known = self._known_modes(target)
+        if known is not None:
+            points = shuffle(torch.cat([points, known.sample(len(points)).to(points)]))
+        proposal, rounds = fit_best_mixture(points), 0
         for _ in range(self.num_rounds):
             drawn = self._weigh(target, proposal, self.num_fitted, True)
             proposal, rounds = fit_best_mixture(resampled(drawn)), rounds + 1
             share = effective_size(drawn.log_weights) / self.num_fitted
             if bool((share > ENOUGH).all()):
                 break
+        if known is not None:
+            proposal = both_mixtures(proposal, known, KNOWN)
         drawn = self._weigh(target, proposal, self.num_particles)
         log_z, error, found = drawn.summarise()
         shape = {"num_components": proposal.weight.shape[-1], "rounds": rounds}
@@ -128,16 +135,13 @@ class AdaptiveImportanceSampling(Estimator):
             alarm += missed_alarm(target, proposal, fresh, drawn, self.memory)
         return Estimate(log_z, error, found | shape, alarm)
 
-    def _with_modes(self, target: Unconstrained, points: Tensor) -> Tensor:
-        """The points, and as many around the modes of the starts."""
+    def _known_modes(self, target: Unconstrained) -> StudentMixture | None:
+        """The mixture around the modes of the starts, if there are any."""
         if self.starts is None or not len(self.starts):
-            return points
+            return None
         modes = find_modes(target, given_points(target, self.starts), NUM_STEPS)
         new = distinct(modes)
-        if not bool(new.any()):
-            return points
-        around = mode_mixture(modes, new).sample(len(points)).to(points)
-        return shuffle(torch.cat([points, around]))
+        return mode_mixture(modes, new) if bool(new.any()) else None
 
     def _weigh(
         self, target: Unconstrained, proposal: StudentMixture, num: int, keep: bool = False
@@ -157,13 +161,17 @@ def missed_alarm(
 
 
 def resampled(drawn: Weighted) -> Tensor:
-    """As many equally weighted points: `[n, *batch, dim]`."""
-    points, chosen = drawn.points, shuffle(resample(drawn.log_weights))
-    if points is None:
-        raise ValueError(
-            "the draws were not kept; expected defended_weights(..., keep_points=True)"
-        )
-    return points.gather(0, chosen.unsqueeze(-1).expand(points.shape))
+    """As many equally weighted points, `[n, *batch, dim]`.
+
+    No draw has copies in both halves: those would make the best fit to the first half the one
+    under which the second is most probable.
+    """
+    points = drawn.kept
+    halves = []
+    for part in (slice(None, None, 2), slice(1, None, 2)):
+        chosen = shuffle(resample(drawn.log_weights[part]))
+        halves.append(take(points[part], chosen))
+    return torch.cat(halves)
 
 
 def fit_best_mixture(points: Tensor) -> StudentMixture:

@@ -23,8 +23,9 @@ from ppl_dgm.sampling.climbing import (
     starts_at_once,
 )
 from ppl_dgm.sampling.convergence import edge_warnings
-from ppl_dgm.sampling.defended import defended_weights
+from ppl_dgm.sampling.defended import Weighted, defended_weights
 from ppl_dgm.sampling.importance import Proposal
+from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.student_mixtures import mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained, given_points
@@ -39,6 +40,8 @@ DEFENCE = 0.25  # share of the particles that come from the prior
 UNSEEN = 0.03  # share of starts with a mode of their own above which modes are likely missed
 STARTS_PER_MODE = 10  # below which modes are likely missed
 MOST_ROUNDS = 8  # of `num_starts` starts, where modes are many
+HEAVIEST, MOST_RETRIES = 8, 2  # draws that climb, and how often modes that they find are added
+MATERIAL = 1e-3  # share of the evidence from which a mode is added
 LIKELIHOOD_STARTS = 6  # one of as many starts climbs the likelihood first
 
 
@@ -127,20 +130,45 @@ class Laplace(Estimator):
         target = Unconstrained(bound)
         modes = self._modes(target)
         new = distinct(modes)
+        if not self.num_particles or not bool(new.any()):
+            return self._plain(modes, new)
+        modes, weighted = self._weigh(target, modes)
+        new = distinct(modes)
+        log_z, error, found = weighted.summarise()
+        plain = self._plain(modes, new)
+        log_z = torch.where(new.any(0), log_z, torch.nan)
+        normals = replace(mode_mixture(modes, new), degrees=NORMAL_DEGREES)
+        around = normals.sample(MOST_POINTS).to(target.dtype)
+        alarms = undefined_alarm(target, around, self.memory) + edge_warnings(found["edge_share"])
+        return Estimate(log_z, error, plain.diagnostics | found, plain.warnings + alarms)
+
+    def _plain(self, modes: Modes, new: Tensor) -> Estimate:
+        """The approximation without draws."""
         laplace = torch.where(new, modes.log_z, -torch.inf).logsumexp(0)
         diagnostics = {"laplace": laplace, "num_modes": new.sum(0)}
         warnings = mode_warnings(new) + unseen_warnings(modes, new)
         laplace = torch.where(new.any(0), laplace, torch.nan)
-        if not self.num_particles or not bool(new.any()):
-            return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
-        proposal = mode_mixture(modes, new)
-        weighted = defended_weights(target, proposal, self.num_particles, DEFENCE, self.memory)
-        log_z, error, found = weighted.summarise()
-        log_z = torch.where(new.any(0), log_z, torch.nan)
-        around = replace(proposal, degrees=NORMAL_DEGREES).sample(MOST_POINTS).to(target.dtype)
-        warnings += undefined_alarm(target, around, self.memory)
-        warnings += edge_warnings(found["edge_share"])
-        return Estimate(log_z, error, diagnostics | found, warnings)
+        return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
+
+    def _weigh(self, target: Unconstrained, modes: Modes) -> tuple[Modes, Weighted]:
+        """Weigh draws around the modes, and around modes that the heaviest draws climb to."""
+        at_once = starts_at_once(target, self.memory)
+        for _ in range(MOST_RETRIES + 1):
+            new = distinct(modes)
+            weighted = defended_weights(
+                target, mode_mixture(modes, new), self.num_particles, DEFENCE, self.memory, True
+            )
+            heaviest = weighted.log_weights.topk(min(HEAVIEST, len(weighted.log_weights)), 0)
+            starts = take(weighted.kept, heaviest.indices)
+            more = find_modes(target, starts, self.num_steps, at_once)
+            joined = Modes(*map(torch.cat, zip(modes, more, strict=True)))
+            added = distinct(joined)
+            added[: len(new)] = False
+            gain = torch.where(added, joined.log_z, -torch.inf).logsumexp(0) - weighted.log_mean
+            if not bool((gain > math.log(MATERIAL)).any()):
+                break
+            modes = joined
+        return modes, weighted
 
     def _modes(self, target: Unconstrained) -> Modes:
         """Modes of the starts, of more starts where many."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.importance import WeightSummary, log_mean_exp
 from ppl_dgm.sampling.proposals import Fitted
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
@@ -32,6 +32,24 @@ class Weighted(NamedTuple):
     num_prior: int
     at_edge: Tensor
     points: Tensor | None = None
+
+    @property
+    def kept(self) -> Tensor:
+        """The draws.
+
+        Raises:
+            ValueError: if they were not kept.
+        """
+        if self.points is None:
+            raise ValueError(
+                "the draws were not kept; expected defended_weights(..., keep_points=True)"
+            )
+        return self.points
+
+    @property
+    def log_mean(self) -> Tensor:
+        """Log mean weight `[*batch]`, in nats."""
+        return log_mean_exp(self.log_weights)
 
     @property
     def std_error(self) -> Tensor:

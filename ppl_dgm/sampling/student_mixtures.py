@@ -13,7 +13,7 @@ from ppl_dgm.sampling.climbing import Modes
 from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.proposals import DEGREES_OF_FREEDOM, moments
 
-__all__ = ["StudentMixture", "fit_student_mixture", "mode_mixture"]
+__all__ = ["StudentMixture", "both_mixtures", "fit_student_mixture", "mode_mixture"]
 
 EM_STEPS = 60
 
@@ -210,3 +210,13 @@ def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
     flat = take(modes.scale_tril.flatten(-2), order).unflatten(-1, modes.scale_tril.shape[-2:])
     widened = math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
     return StudentMixture(weight, point, widened * flat.movedim(0, -3))
+
+
+def both_mixtures(first: StudentMixture, second: StudentMixture, share: float) -> StudentMixture:
+    """The components of both, those of the second with a share of the weight."""
+    pairs = zip((first.loc, first.scale_tril), (second.loc, second.scale_tril), strict=True)
+    loc, scale_tril = (
+        torch.cat([one, two.to(one)], dim) for (one, two), dim in zip(pairs, (-2, -3), strict=True)
+    )
+    weight = torch.cat([(1 - share) * first.weight, share * second.weight.to(first.weight)], -1)
+    return StudentMixture(weight, loc, scale_tril, first.degrees)
