@@ -115,17 +115,14 @@ class AdaptiveImportanceSampling(Estimator):
         kernel = HMC(num_leapfrog=5)
         points = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
         known = self._known_modes(target)
-        if known is not None:
-            points = shuffle(torch.cat([points, known.sample(len(points)).to(points)]))
-        proposal, rounds = fit_best_mixture(points), 0
+        proposal, rounds = with_known(fit_best_mixture(points), known), 0
         for _ in range(self.num_rounds):
             drawn = self._weigh(target, proposal, self.num_fitted, True)
-            proposal, rounds = fit_best_mixture(resampled(drawn)), rounds + 1
+            proposal = with_known(fit_best_mixture(resampled(drawn)), known)
+            rounds += 1
             share = effective_size(drawn.log_weights) / self.num_fitted
             if bool((share > ENOUGH).all()):
                 break
-        if known is not None:
-            proposal = both_mixtures(proposal, known, KNOWN)
         drawn = self._weigh(target, proposal, self.num_particles)
         log_z, error, found = drawn.summarise()
         shape = {"num_components": proposal.weight.shape[-1], "rounds": rounds}
@@ -158,6 +155,11 @@ def missed_alarm(
     above = weights > drawn.log_weights.amax(0) + ABOVE
     independent = max(1, len(fresh) // DESCENDANTS)
     return share_alarm(above.double().mean(0), independent, drawn.std_error)
+
+
+def with_known(fitted: StudentMixture, known: StudentMixture | None) -> StudentMixture:
+    """The fitted mixture, a part of its draws left to the known modes."""
+    return fitted if known is None else both_mixtures(fitted, known, KNOWN)
 
 
 def resampled(drawn: Weighted) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_dgm.sampling.climbing import distinct, find_modes, starts_at_once
+from ppl_dgm.sampling.climbing import Modes, distinct, find_modes, starts_at_once
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import nudge_step_size
 from ppl_dgm.sampling.smc.constrained import Density, Particles, move
@@ -19,7 +19,8 @@ MOVES, ACCEPTANCE = 4, 0.3
 HIGHEST, RANDOM = 1, 12  # starts after each move, and at each level
 REMAINING = 1e-3  # share of the evidence above a level at which the search ends
 MOST_LEVELS, LEAST_SCOUTS = 200, 16
-PLAIN, MOST_STARTS, CLIMBS = 0.125, 512, 80  # plain draws for each scout, starts, and their steps
+PLAIN, MOST_STARTS, CLIMBS = 0.125, 512, 40  # plain draws for each scout, starts, and their steps
+TRIAL, FUTILE = 24, 0.3  # starts that climb first, and the share at modes below which they end it
 MOST_DIMS = 30  # in which moves by differences still find their way
 MOST_MODES = 64
 
@@ -41,7 +42,12 @@ def scouted_modes(target: Unconstrained, num_scouts: int, memory: int) -> Tensor
         return target.origin(1)[:0]
     starts = scouted_starts(target, num_scouts, memory)
     starts = torch.cat([target.sample_prior(math.ceil(PLAIN * num_scouts)), starts])
-    modes = find_modes(target, starts, CLIMBS, starts_at_once(target, memory))
+    starts = starts[torch.randperm(len(starts), device=starts.device)]
+    modes = find_modes(target, starts[:TRIAL], CLIMBS)
+    if float(modes.valid.double().mean()) >= FUTILE:
+        at_once = starts_at_once(target, memory)
+        more = find_modes(target, starts[TRIAL:], CLIMBS, at_once)
+        modes = Modes(*map(torch.cat, zip(modes, more, strict=True)))
     new = torch.where(distinct(modes, copies=2), modes.log_z, -torch.inf)
     best = new.topk(min(len(new), 2 * MOST_MODES)).indices
     return modes.point[best[new[best] > -torch.inf]]

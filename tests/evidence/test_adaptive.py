@@ -11,8 +11,8 @@ from evidence.kind_programs import KINDS
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AdaptiveImportanceSampling
-from ppl_dgm.evidence.adaptive import missed_alarm
-from ppl_dgm.sampling.defended import defended_weights
+from ppl_dgm.evidence.adaptive import missed_alarm, resampled
+from ppl_dgm.sampling.defended import Weighted, defended_weights
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.student_mixtures import StudentMixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
@@ -31,7 +31,7 @@ def test_a_banana_is_found(seed: int) -> None:
     """Markov chains from auto gave -7.200 +- 0.009 on it."""
     found = AdaptiveImportanceSampling()(Program(banana), seed=seed)
     assert found.reliable
-    assert abs(float(found.log_z) - BANANA) < 4 * float(found.std_error) < 0.1
+    assert abs(float(found.log_z) - BANANA) < 4 * float(found.std_error) < 0.12
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,13 @@ def test_a_miss_is_told(name: str) -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="num_particles is 3; expected at least 20"):
         AdaptiveImportanceSampling(num_particles=3)
+
+
+def test_resampled_halves_share_no_draw() -> None:
+    """Copies in both let the most components win: an error of 0.012 for 0.005 in 10-D."""
+    torch.manual_seed(0)
+    points = torch.randn(400, 2, dtype=FLOAT)
+    drawn = Weighted(3 * torch.randn(400, dtype=FLOAT), 40, torch.zeros(400).bool(), points)
+    first, second = (set(map(tuple, half.tolist())) for half in resampled(drawn).chunk(2))
+    assert first
+    assert not first & second

@@ -230,9 +230,15 @@ def test_an_estimate_far_above_two_that_agree_is_told_for_all_its_alarm():
 
 
 def test_a_third_estimate_that_disagrees_is_told():
-    found = choose([result(0.0, 0.01, "A"), result(0.0, 0.02, "B"), result(0.5, 0.03, "C")])
+    found = choose([result(0.0, 0.01, "A"), result(0.0, 0.02, "B"), result(-0.5, 0.03, "C")])
     assert found.estimator == "A agrees with B"
-    assert any("C 0.500" in warning for warning in found.warnings)
+    assert any("C -0.500" in warning for warning in found.warnings)
+
+
+def test_estimates_that_agree_far_below_a_third_without_alarm_miss_something():
+    found = choose([result(0.0, 0.01, "A"), result(0.0, 0.02, "B"), result(2.3, 0.03, "C")])
+    assert (float(found.log_z), found.reliable) == (2.3, False)
+    assert "disagree" in found.warnings[0]
 
 
 def test_an_estimator_that_raises_ends_nothing(monkeypatch):
@@ -255,8 +261,9 @@ def test_an_estimator_over_the_budget_is_stopped_and_told():
     attempts = Attempts(budget=1000)
     assert attempts.add("costly", costly) is None
     attempts.add("quick", lambda: result(0.0, 0.1, "B"))
+    assert attempts.add("second", lambda: spend(1)) is None  # nothing is left for another
     assert "budget of 1e+03 densities" in attempts.failed["costly"]
-    assert attempts.verdict().diagnostics["densities"] == attempts.spent == 1001
+    assert attempts.verdict().diagnostics["densities"] == attempts.spent == 1002
 
 
 def test_a_vague_estimate_stays_where_the_larger_one_raises(monkeypatch):
