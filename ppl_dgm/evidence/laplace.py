@@ -140,7 +140,7 @@ class Laplace(Estimator):
         normals = replace(mode_mixture(modes, new), degrees=NORMAL_DEGREES)
         around = normals.sample(MOST_POINTS).to(target.dtype)
         alarms = undefined_alarm(target, around, self.memory) + edge_warnings(found["edge_share"])
-        return Estimate(log_z, error, plain.diagnostics | found, plain.warnings + alarms)
+        return Estimate(log_z, error, {**plain.diagnostics, **found}, plain.warnings + alarms)
 
     def _plain(self, modes: Modes, new: Tensor) -> Estimate:
         """The approximation without draws."""
