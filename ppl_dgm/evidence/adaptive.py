@@ -133,7 +133,7 @@ class AdaptiveImportanceSampling(Estimator):
         return Estimate(log_z, error, found | shape, alarm)
 
     def _known_modes(self, target: Unconstrained) -> StudentMixture | None:
-        """The mixture around the modes of the starts, if there are any."""
+        """Build the mixture around modes of the starts."""
         if self.starts is None or not len(self.starts):
             return None
         modes = find_modes(target, given_points(target, self.starts), NUM_STEPS)
@@ -158,7 +158,7 @@ def missed_alarm(
 
 
 def with_known(fitted: StudentMixture, known: StudentMixture | None) -> StudentMixture:
-    """The fitted mixture, a part of its draws left to the known modes."""
+    """Leave a part of the draws to known modes."""
     return fitted if known is None else both_mixtures(fitted, known, KNOWN)
 
 

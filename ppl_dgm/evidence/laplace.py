@@ -151,7 +151,10 @@ class Laplace(Estimator):
         return Estimate(laplace, torch.full_like(laplace, torch.nan), diagnostics, warnings)
 
     def _weigh(self, target: Unconstrained, modes: Modes) -> tuple[Modes, Weighted]:
-        """Weigh draws around the modes, and around modes that the heaviest draws climb to."""
+        """Weigh draws around the modes.
+
+        Modes that the heaviest draws climb to are added.
+        """
         at_once = starts_at_once(target, self.memory)
         for _ in range(MOST_RETRIES + 1):
             new = distinct(modes)

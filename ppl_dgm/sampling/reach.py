@@ -109,7 +109,7 @@ def missed_mode_alarm(
 
 
 def few_starts(target: Unconstrained, guided: bool) -> Tensor:
-    """A few draws of the proposal, half of them climbed up the likelihood."""
+    """Draw a few, half of them climbed up the likelihood."""
     start = target.sample_guide(STARTS)[0] if guided else target.sample_prior(STARTS)
     start[::2] = climb_likelihood(target, start[::2], CLIMBS)
     return start

@@ -213,7 +213,7 @@ def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
 
 
 def both_mixtures(first: StudentMixture, second: StudentMixture, share: float) -> StudentMixture:
-    """The components of both, those of the second with a share of the weight."""
+    """Join two mixtures, the second with a share."""
     pairs = zip((first.loc, first.scale_tril), (second.loc, second.scale_tril), strict=True)
     loc, scale_tril = (
         torch.cat([one, two.to(one)], dim) for (one, two), dim in zip(pairs, (-2, -3), strict=True)

@@ -339,7 +339,7 @@ def check_continuous(bound: Bound) -> None:
 
 
 def given_points(target: Unconstrained, points: Tensor) -> Tensor:
-    """The points `[points, dim]` that a user gives, in the dtype of the target.
+    """Check points `[points, dim]` that a user gives.
 
     Raises:
         ValueError: if each datum has its own latents, or they have another number of entries.

@@ -1,4 +1,4 @@
-"""Particles of the prior above a level of likelihood, and their moves."""
+"""Prior particles above a level of likelihood."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
