@@ -217,7 +217,7 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
 
 @dataclass(frozen=True)
 class Course:
-    """Estimators of one program and its data, one after the other."""
+    """Run estimators of one program in turn."""
 
     program: Program
     bound: Bound
@@ -226,7 +226,7 @@ class Course:
     attempts: Attempts
 
     def attempt(self, estimator: Estimator, data: Tensor | None = None) -> Evidence | None:
-        """Run an estimator on all data, or on those at the indices."""
+        """Run an estimator on all or some data."""
         args, kwargs = self.bound.args, self.bound.kwargs
         if data is not None:
             args, kwargs = self.bound.select(data)
@@ -235,7 +235,7 @@ class Course:
         )
 
     def moving(self, first: Estimator) -> Evidence | None:
-        """Run the first estimator, data that it fails on moved on."""
+        """Run the first estimator, failing data moved on."""
         bound = self.bound
 
         def run() -> Evidence:
@@ -245,7 +245,7 @@ class Course:
         return self.attempts.add(first.name, run)
 
     def part_checked(self, estimators: list[Estimator]) -> Evidence | None:
-        """The first estimator's result, checked by the last on a part.
+        """Check the first estimator on a part.
 
         Returns None where all data are few enough for both, or the first has raised.
         """
@@ -420,7 +420,7 @@ def pilot(
 def misses(
     program: Program, bound: Bound, found: Evidence, pilot: ImportanceSampling, modes: Tensor | None
 ) -> bool:
-    """Whether modes lie where no draw of the pilot came near."""
+    """Whether modes lie far from all draws."""
     if modes is None:
         return False
     numbers = found.log_z, found.std_error, pilot.proposal, pilot.num_particles
