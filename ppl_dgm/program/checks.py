@@ -3,143 +3,30 @@
 A program may also not fit itself. Each error names the site and the cure.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
-import pyro.poutine as poutine
 import torch
 from pyro.util import check_site_shape
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from ppl_dgm.program.bound_program import Prior
-from ppl_dgm.program.inverses import check_inverse
-from ppl_dgm.program.log_densities import count_observed, log_prob_of, seen_entries, unmasked_value
+from ppl_dgm.program.first_run import blame
+from ppl_dgm.program.guide_checks import check_guide_sizes, check_same_latents
+from ppl_dgm.program.log_densities import seen_entries, unmasked_value
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import (
     Site,
-    is_auxiliary,
     is_factor,
-    is_point_mass,
     is_summed_out,
     random_sites,
 )
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.supports import innermost, moves, support_of
 
-__all__ = [
-    "blame",
-    "blaming_nan",
-    "check",
-    "check_nan_masked",
-    "refuse_implicit",
-    "refuse_point_masses",
-    "run",
-    "traced",
-]
+__all__ = ["check", "refuse_implicit", "refuse_point_masses"]
 
 NUM_RERUNS = 8  # in which a support that moves with the latents shows it
-MAX_NESTING = 5  # plates of a program that runs only under enumeration
-
-
-def run(
-    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    """Trace guide and model once.
-
-    An error names the half of the program that failed and the data that it was given.
-    """
-    own = isinstance(getattr(guide, "fn", guide), Prior)
-    role = "model" if own else "guide"
-    try:
-        guide_trace = blame(role, lambda: traced(guide, args, kwargs), args, kwargs)
-    except ValueError:
-        trace = run_enumerated(model, args, kwargs) if own else None
-        if trace is None:
-            raise
-        return trace, trace
-    replayed = poutine.replay(model, trace=guide_trace)
-    try:
-        return guide_trace, blame("model", lambda: traced(replayed, args, kwargs), args, kwargs)
-    except ValueError:
-        trace = run_enumerated(replayed, args, kwargs)
-        if trace is None:
-            check_latents_apart(model, guide_trace, args, kwargs)
-            raise
-        return guide_trace, trace
-
-
-def traced(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """Trace one half of a program.
-
-    Observed booleans and integers are held as floating-point numbers.
-    """
-    return count_observed(poutine.trace(model).get_trace(*args, **kwargs))
-
-
-def run_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """Trace a model with all its discrete latents enumerated.
-
-    The result is None where it does not run so either, or where nothing is enumerated.
-    """
-    model = poutine.enum(model, first_available_dim=-1 - MAX_NESTING)
-    try:
-        trace = traced(model, args, kwargs)
-    except Exception:  # its plain run tells what is wrong
-        return None
-    return trace if any(is_summed_out(site) for _, site in random_sites(trace)) else None
-
-
-def check_latents_apart(
-    model: Callable, guide_trace: Any, args: tuple, kwargs: Mapping[str, Any]
-) -> None:
-    """Compare the guide's latents with those the model draws.
-
-    This is for models that fail on the guide's latents.
-    """
-    trace = blame("model", lambda: poutine.trace(model).get_trace(*args, **kwargs), args, kwargs)
-    own = dict(random_sites(trace))
-    for name, site in random_sites(guide_trace):
-        if name in own and not own[name]["is_observed"]:
-            check_same_site(name, own[name], site)
-
-
-def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """Turn a program's failure into a ValueError.
-
-    The message says what the program was called with.
-    """
-    try:
-        return call()
-    except Exception as error:  # the user's own code may raise anything
-        leaves = tree_leaves((args, dict(kwargs)))
-        given = ", ".join(map(describe, leaves)) or "no data"
-        reason = str(error).partition("Trace Shapes:")[0].strip()
-        raise ValueError(
-            f"the {role} failed on its first run with {given}: {type(error).__name__}: {reason}. "
-            f"{cure_of_failure(reason, leaves)}"
-        ) from error
-
-
-def cure_of_failure(reason: str, leaves: list[Any]) -> str:
-    """What to do about a run that failed."""
-    if "ImproperUniform" in reason:
-        return "Give that latent a proper prior, or a guide that draws it"
-    empty = any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves)
-    cure = "Check the shape, dtype and device of the data against what the program expects"
-    return f"{cure}: they hold no datum" if empty else cure
-
-
-def describe(leaf: Any) -> str:
-    """Describe a tensor by shape, dtype and device.
-
-    Anything else is shown by its repr.
-    """
-    if isinstance(leaf, Tensor):
-        return f"Tensor{tuple(leaf.shape)} of {leaf.dtype} on {leaf.device}"
-    return repr(leaf)[:40]
 
 
 def refuse_implicit(structure: Structure, site: str) -> None:
@@ -155,53 +42,6 @@ def refuse_implicit(structure: Structure, site: str) -> None:
             "noise).to_event(1), obs=x); to fit it without one, use objectives.GAN(critic) or "
             "FGAN(critic)"
         )
-
-
-@contextmanager
-def blaming_nan(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Blame NaN in the data for a failing block.
-
-    A program that masks them does not fail.
-    """
-    try:
-        yield
-    except ValueError as error:
-        refuse_nan(args, kwargs, error)
-        raise
-
-
-def refuse_nan(args: tuple, kwargs: Mapping[str, Any], cause: Exception | None = None) -> None:
-    """Refuse the first argument that holds NaN.
-
-    Raises ValueError.
-    """
-    for name, leaf in nan_arguments(args, kwargs):
-        raise ValueError(
-            f"{name} of the program, {describe(leaf)}, has {int(leaf.isnan().sum())} NaN that no "
-            "mask takes out; expected finite data. Remove or impute them, or pass a mask to the "
-            "program (poutine.mask)"
-        ) from cause
-
-
-def nan_arguments(args: tuple, kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """The arguments that hold NaN, with their names."""
-    named = [(f"argument {i}", leaf) for i, leaf in enumerate(tree_leaves(args))]
-    named += [(f"argument {n!r}", leaf) for n, v in kwargs.items() for leaf in tree_leaves(v)]
-    return [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor) and has_nan(leaf)]
-
-
-def has_nan(value: Tensor) -> bool:
-    """Whether a tensor holds NaN."""
-    return value.is_floating_point() and bool(value.isnan().any())
-
-
-def check_nan_masked(args: tuple, kwargs: Mapping[str, Any], model_trace: Any) -> None:
-    """Refuse NaN in the data that reach a density."""
-    if nan_arguments(args, kwargs):
-        sites = [site for _, site in random_sites(model_trace)]
-        with unvalidated():
-            if any(bool(log_prob_of(site, 1.0).isnan().any()) for site in sites):
-                refuse_nan(args, kwargs)
 
 
 def check(
@@ -375,116 +215,6 @@ def check_data_dimension(site: Site, structure: Structure) -> None:
             f"{(frame.size, *value.shape[value.dim() - event :])}. Give one datum a dimension of "
             "data, x.unsqueeze(0)"
         )
-
-
-def check_same_latents(structure: Structure, model_trace: Any, guide_trace: Any) -> None:
-    model_sites, guide_sites = dict(random_sites(model_trace)), dict(random_sites(guide_trace))
-    drawn = {latent.name for latent in structure.model_latents}
-    lacking = sorted(drawn - guide_sites.keys())
-    if lacking:
-        raise ValueError(
-            f"the guide lacks the latent sites {lacking} of the model; expected it to sample every "
-            "one. Add them to the guide, or mark finite discrete ones infer={'enumerate': "
-            "'parallel'} to sum them out"
-        )
-    for name, site in guide_sites.items():
-        if site["is_observed"] or site["infer"].get("is_auxiliary"):
-            continue
-        if name not in drawn:
-            raise ValueError(
-                f"the guide samples {name!r}, which is not a latent site of the model (those are "
-                f"{sorted(drawn)}). Rename it, or sample it in the model too; noise whose images "
-                "are the latents is marked infer={'is_auxiliary': True}"
-            )
-        check_same_site(name, model_sites[name], site)
-    check_auxiliary(guide_sites)
-
-
-def check_guide_sizes(guide_trace: Any, alone: Callable[[], Any]) -> None:
-    """Blame the guide for plates of other sizes.
-
-    The model opens its own for these data.
-    """
-    given = plate_sizes(guide_trace)
-    try:
-        own = plate_sizes(alone())
-    except Exception:  # a model that does not run by itself has no sizes of its own
-        return
-    for plate in given.keys() & own.keys():
-        if given[plate] != own[plate]:
-            raise ValueError(
-                f"the guide opens the plate {plate!r} for {given[plate]} data, but the model for "
-                f"{own[plate]}. An autoguide keeps the sizes of the data that it first saw: make "
-                "another for these data, or a guide that takes their length"
-            )
-
-
-def plate_sizes(trace: Any) -> dict[str, int]:
-    """The sizes of a trace's vectorised plates, by name."""
-    frames = (frame for _, site in random_sites(trace) for frame in site["cond_indep_stack"])
-    return {frame.name: frame.size for frame in frames if frame.dim is not None}
-
-
-def check_auxiliary(guide_sites: Mapping[str, Site]) -> None:
-    """Refuse guides with more randomness than their latents hold.
-
-    Their log weights do not average to the evidence.
-    """
-    image = {name: is_point_mass(site) for name, site in guide_sites.items()}
-    noise = [name for name, site in guide_sites.items() if is_auxiliary(site) and not image[name]]
-    given = sum(guide_sites[name]["value"].numel() for name in noise)
-    taken = sum(
-        site["value"].numel()
-        for name, site in guide_sites.items()
-        if image[name] and not is_auxiliary(site)
-    )
-    if given > taken:
-        raise ValueError(
-            f"the guide's auxiliary variables {noise} are {given} numbers, of which the latents "
-            f"drawn by dist.Delta are {taken}: the density of the others would have to be "
-            "integrated out. Make the latents their images, z = pyro.sample('z', dist.Delta(f(a), "
-            "log_density=-log|f'(a)|)), or sample the auxiliary variables in the model too, given "
-            "the latents"
-        )
-
-
-def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
-    """Check that a latent agrees in model and guide.
-
-    Its shape and support must be the same.
-    """
-    model_fn, guide_fn = model_site["fn"], guide_site["fn"]
-    if (
-        tuple(model_fn.shape()) != tuple(guide_fn.shape())
-        or model_fn.event_dim != guide_fn.event_dim
-    ):
-        raise ValueError(
-            f"latent {name!r} has batch and event shape {tuple(model_fn.batch_shape)}, "
-            f"{tuple(model_fn.event_shape)} in the model but {tuple(guide_fn.batch_shape)}, "
-            f"{tuple(guide_fn.event_shape)} in the guide; make them equal"
-        )
-    if is_point_mass(guide_site):
-        return
-    check_inverse(name, guide_fn)
-    model_support, guide_support = support_of(model_fn), support_of(guide_fn)
-    covered = bool(model_support.check(guide_site["value"]).all())
-    if not covered or narrower(guide_fn, model_fn):
-        raise ValueError(
-            f"the support of latent {name!r} is {model_support} in the model but "
-            f"{guide_support} in the guide; expected the guide to cover exactly the model's. "
-            "Use a guide distribution with that support, or transform it"
-        )
-
-
-def narrower(guide_fn: Any, model_fn: Any) -> bool:
-    """Return whether the guide's support misses draws of the prior.
-
-    The prior is the model's.
-    """
-    try:
-        return not bool(support_of(guide_fn).check(model_fn.sample()).all())
-    except NotImplementedError:
-        return False
 
 
 def compute(role: str, trace: Any) -> None:

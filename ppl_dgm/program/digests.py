@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ppl_dgm.program import checks
+from ppl_dgm.program import first_run
 from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.bound_program import Prior
 from ppl_dgm.program.isolation import undisturbed
@@ -24,7 +24,7 @@ class RunningDigest:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._halves = program.model, program.guide or Prior(program.model)
-        self._observed = Observed(lambda *given: checks.run(*self._halves, *given)[1])
+        self._observed = Observed(lambda *given: first_run.run(*self._halves, *given)[1])
         self._structure: Structure | None = None
 
     def add(self, args: tuple, kwargs: Mapping[str, Any]) -> None:

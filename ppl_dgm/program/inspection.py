@@ -14,7 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from ppl_dgm.program import checks
+from ppl_dgm.program import checks, first_run
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Prior
 from ppl_dgm.program.crosscheck import unlike_pyro
@@ -106,23 +106,23 @@ def examine(
         ValueError: naming the site, what was expected and the cure.
     """
     kwargs, proposal = kwargs or {}, guide or Prior(model)
-    observed = Observed(lambda *given: checks.run(model, proposal, *given)[1])
+    observed = Observed(lambda *given: first_run.run(model, proposal, *given)[1])
     with (
         undone_on_error(model, guide),
         undisturbed(model, guide) as isolation,
         pyro.validation_enabled(True),
         SizedPlates(),
-        checks.blaming_nan(args, kwargs),
+        first_run.blaming_nan(args, kwargs),
     ):
         division = lazy_division(model, proposal, args, kwargs, plate, shared)
         structures, few = [], (args, kwargs)
         for part_args, part_kwargs in portions(model, proposal, args, kwargs, plate, division):
-            guide_trace, model_trace = checks.run(model, proposal, part_args, part_kwargs)
+            guide_trace, model_trace = first_run.run(model, proposal, part_args, part_kwargs)
             found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
-            again = partial(checks.run, model, proposal, part_args, part_kwargs)
-            alone = partial(checks.traced, model, part_args, part_kwargs)
+            again = partial(first_run.run, model, proposal, part_args, part_kwargs)
+            alone = partial(first_run.traced, model, part_args, part_kwargs)
             checks.check(found, model_trace, guide_trace if guide else None, again, alone)
-            checks.check_nan_masked(part_args, part_kwargs, model_trace)
+            first_run.check_nan_masked(part_args, part_kwargs, model_trace)
             observed.add(found, model_trace, part_args, part_kwargs)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
             energies = find_energies(model, model_trace, part_args, part_kwargs)
@@ -142,7 +142,7 @@ def examine(
         structure = prove_vectorisation(bound) if particles != 1 else bound.structure.untried()
         if training:
             with isolation.in_given_modes(), undone(model, guide):
-                guide_trace, model_trace = checks.run(model, proposal, *few)
+                guide_trace, model_trace = first_run.run(model, proposal, *few)
                 used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
                 checks.check(used, model_trace, guide_trace if guide else None, again, alone)
                 used = replace(

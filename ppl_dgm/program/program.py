@@ -14,8 +14,9 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import is_tracing
 from ppl_dgm.program.arguments import call_signature, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
-from ppl_dgm.program.checks import blame, refuse_implicit
+from ppl_dgm.program.checks import refuse_implicit
 from ppl_dgm.program.description import describe_program
+from ppl_dgm.program.first_run import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed, undone_on_error
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
