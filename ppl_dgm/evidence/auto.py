@@ -82,8 +82,11 @@ def auto(
 
     Exact where the program allows. Else
 
-    - continuous latents, one evidence for the data set: a pilot of draws from the guide or the
-      prior tells whether they reach the target, and then sequential Monte Carlo checks them;
+    - continuous latents, one evidence for the data set: points that climb through levels of
+      likelihood look for narrow peaks (`ppl_dgm.sampling.scouting`, up to 30 dimensions; a peak
+      whose basin is less than about 1 / n of the prior at all levels, for n about 800 points in
+      each dimension, is missed without a word); a pilot of draws from the guide or the prior tells
+      whether they reach these and the target, and then sequential Monte Carlo checks them;
       elsewhere importance sampling around the modes, adaptive importance sampling, sequential Monte
       Carlo, bridge sampling from Markov chains, and in up to ten dimensions nested sampling, one
       after the other until two agree and the better one reaches the target;

@@ -26,7 +26,9 @@ def banana() -> None:
     pyro.factor("likelihood", -(100 * (y - x**2) ** 2 + (1 - x) ** 2))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_a_banana_is_found(seed: int) -> None:
     """Markov chains from auto gave -7.200 +- 0.009 on it."""
     found = AdaptiveImportanceSampling()(Program(banana), seed=seed)

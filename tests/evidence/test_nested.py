@@ -72,7 +72,7 @@ def test_latents_depend_on_those_before():
 
 def test_finds_a_conjugate_evidence():
     known = case("bs_betabinomial_tutorial")
-    result = NestedSampling(num_live=100, remaining=0.1)(known.program(), *known.args)
+    result = NestedSampling(num_live=40, remaining=0.1)(known.program(), *known.args)
     assert abs(float(result.log_z) - known.log_z) < 4 * float(result.std_error) + 0.1
     assert result.diagnostics["calls"] > 100
 
