@@ -1,6 +1,7 @@
 """Progress bars of work that lasts."""
 
 import sys
+from importlib.util import find_spec
 
 from tqdm.auto import tqdm
 
@@ -10,8 +11,13 @@ PATIENCE = 2.0  # seconds without a bar
 
 
 def is_seen() -> bool:
-    """Whether somebody may look at a bar."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    """Whether somebody may look at a bar.
+
+    In a notebook bars are widgets; without these every change would be a line of its output.
+    """
+    return sys.stderr.isatty() or (
+        "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+    )
 
 
 def counted_steps(num_steps: int, name: str, progress: bool) -> tqdm:

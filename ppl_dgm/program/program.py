@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pyro.poutine as poutine
 import torch
@@ -117,6 +117,17 @@ class Program(ParameterScope):
     def has_guide(self) -> bool:
         """Whether a guide was given."""
         return self._has_guide
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to be called: model and guide are what Pyro runs.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "a Program is not called itself; hand on its model (or guide), which are Pyro's "
+            "callables, e.g. NUTS(program.model), Predictive(program.model)"
+        )
 
     def initialise(self, *args: Any, **kwargs: Any) -> "Program":
         """Run the program once on its data.

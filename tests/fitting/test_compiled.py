@@ -64,6 +64,11 @@ def test_compiled_equals_eager_with_odd_minibatches_annealing_and_a_schedule():
         assert torch.allclose(mine, theirs, atol=1e-4)
 
 
+def captured_alone(monkeypatch):
+    """Steps are captured graphs, run as they are: no code is made for them."""
+    monkeypatch.setattr(stepping, "TrainStep", partial(TrainStep, backend="eager"))
+
+
 def test_auto_leaves_short_fits_eager():
     result = run("auto", ELBO())
     assert result.compile_seconds == 0
@@ -76,6 +81,7 @@ def test_auto_compiles_the_full_minibatches_whichever_comes_when_it_decides(monk
     27 of the 40 steps have all 10, 12 of which are for trial.
     """
     monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
+    captured_alone(monkeypatch)
     sizes = []
     make_steps = TrainStep.repeat
 
@@ -131,7 +137,7 @@ def annealed_program():
 
 def test_auto_gives_up_where_a_module_is_set_anew_at_every_step_and_true_raises(monkeypatch):
     monkeypatch.setattr(cost, "saving", lambda seconds: math.inf)
-    monkeypatch.setattr(stepping, "TrainStep", partial(TrainStep, backend="eager"))
+    captured_alone(monkeypatch)
     results = []
     for mode in (False, "auto"):
         program, schedule = annealed_program()
@@ -153,11 +159,12 @@ def test_auto_stays_eager_with_an_optimiser_that_cannot_be_compiled(monkeypatch)
     assert [note.split(" cannot")[0] for note in result.notes] == ["not compiled: RMSprop"]
 
 
-def test_an_optimiser_goes_on_from_a_compiled_fit():
+def test_an_optimiser_goes_on_from_a_compiled_fit(monkeypatch):
     """Adam's correction of bias counts the compiled steps.
 
     Nothing of the fit is left but its optimiser.
     """
+    captured_alone(monkeypatch)
     histories = []
     for compile in (False, True):
         program = make_program()
@@ -192,8 +199,9 @@ def test_objectives_without_a_differentiable_loss_stay_eager(monkeypatch):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_step_to_nan_is_not_made(compile):
+def test_a_step_to_nan_is_not_made(compile, monkeypatch):
     """The scale of the data, free to become negative, does so under steps that are too long."""
+    captured_alone(monkeypatch)
 
     def model(x):
         scale = pyro.param("scale", torch.tensor(3.0))
@@ -217,11 +225,12 @@ def test_a_step_to_nan_is_not_made(compile):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_infinite_gradients_are_named(compile):
+def test_infinite_gradients_are_named(compile, monkeypatch):
     """The root of zero.
 
     A finite loss with an infinite gradient, of which a compiled step tells no more than NaN.
     """
+    captured_alone(monkeypatch)
 
     def model(x=None):
         level = pyro.param("level", torch.tensor(4.0))

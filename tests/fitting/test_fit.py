@@ -88,7 +88,7 @@ def test_maximum_likelihood() -> None:
 
 def test_posterior_of_a_shared_latent() -> None:
     program = Program(shared, shared_guide)
-    quietly(program, X, ELBO(8, gradient="stl"), steps=300, optimizer=adam())
+    quietly(program, X, ELBO(8, gradient="stl"), steps=150, optimizer=adam(0.1))
     precision = 1 + len(X)
     assert program.get_parameter("loc").item() == pytest.approx(
         X.sum().item() / precision, abs=0.01
@@ -99,8 +99,8 @@ def test_posterior_of_a_shared_latent() -> None:
 def test_posterior_from_minibatches_of_a_shared_latent() -> None:
     """The minibatch counts for all data: the scale is that of twelve data, not of three."""
     program = Program(shared, shared_guide)
-    schedule = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.985)
-    quietly(program, X, ELBO(8), steps=400, batch_size=3, optimizer=adam(0.1), schedule=schedule)
+    schedule = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.98)
+    quietly(program, X, ELBO(8), steps=300, batch_size=3, optimizer=adam(0.1), schedule=schedule)
     precision = 1 + len(X)
     assert program.get_parameter("loc").item() == pytest.approx(
         X.sum().item() / precision, abs=0.06
@@ -111,11 +111,11 @@ def test_posterior_from_minibatches_of_a_shared_latent() -> None:
 def test_posterior_of_local_latents() -> None:
     program = Program(local, local_guide)
     result = quietly(
-        program, X, ELBO(4, gradient="stl"), epochs=100, batch_size=4, optimizer=adam()
+        program, X, ELBO(4, gradient="stl"), epochs=50, batch_size=4, optimizer=adam(0.1)
     )
     assert program.get_parameter("slope").item() == pytest.approx(0.5, abs=0.02)
     assert program.get_parameter("scale").exp().item() == pytest.approx(0.5**0.5, rel=0.02)
-    assert result.steps == 300
+    assert result.steps == 150
     evidence = torch.distributions.Normal(0.0, math.sqrt(2)).log_prob(X).mean().item()
     assert result.history["objective"][-30:].mean().item() == pytest.approx(evidence, abs=0.1)
 

@@ -92,8 +92,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "minibatches": {"batch_size": 8},
     "a last minibatch that is smaller": {"batch_size": 7},
     "a schedule": {"batch_size": 8, "schedule": partial(ExponentialLR, gamma=0.9)},
-    "clipping": {"clip_norm": 0.1},
-    "momentum": {"optimizer": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)},
     "validation": {"valid": (X[:6], COVARIATE[:6]), "valid_every": 7},
     "early stopping": {
         "valid": (X[:6], COVARIATE[:6]),
@@ -101,9 +99,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "callbacks": [EarlyStopping(2)],
     },
 }
+FURTHER: dict[str, dict[str, Any]] = {
+    "clipping": {"clip_norm": 0.1},
+    "momentum": {"optimizer": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)},
+}
+SLOW = [pytest.param(one, marks=pytest.mark.slow, id=name) for name, one in FURTHER.items()]
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "settings", [*(pytest.param(one, id=name) for name, one in SETTINGS.items()), *SLOW]
+)
 def test_loops_give_what_steps_give(settings: dict[str, Any], calls: Calls) -> None:
     assert_same(run(True, **settings), run(False, **settings))
     assert max(calls.counts) > 1

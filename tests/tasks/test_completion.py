@@ -105,14 +105,14 @@ def scores(draws, seen, x, covariance):
     ) / spread.sqrt()
 
 
-@pytest.mark.parametrize("guide", [None, loose_guide])
+@pytest.mark.parametrize("guide", [None, pytest.param(loose_guide, marks=pytest.mark.slow)])
 def test_chains_have_the_conditional_moments(guide):
     found = complete(
         Program(factors, guide),
         X,
         SEEN,
         num_particles=500,
-        num_draws=4000,
+        num_draws=2000,
         method="hmc",
         seed=2,
         memory=2**24,
@@ -124,8 +124,8 @@ def test_chains_have_the_conditional_moments(guide):
         assert all(
             part.abs().max() < 4 for part in scores(found.draws[:, i], SEEN[i], X[i], covariance)
         )
-    assert torch.equal(found.draws[:, SEEN], X[SEEN].expand(4000, -1))
-    assert found.posterior.draws["z"].shape == (4000, 2, 2)
+    assert torch.equal(found.draws[:, SEEN], X[SEEN].expand(2000, -1))
+    assert found.posterior.draws["z"].shape == (2000, 2, 2)
 
 
 def test_chains_find_the_posterior_that_prior_draws_miss():
@@ -135,7 +135,7 @@ def test_chains_find_the_posterior_that_prior_draws_miss():
     x = torch.linalg.cholesky(covariance) @ torch.randn(16, 3, dtype=torch.float64)
     x, seen = x.T, torch.arange(16) % 4 != torch.tensor([[0], [1], [3]])
     poor, right = (
-        complete(program, x, seen, num_draws=1000, method=method, seed=1)
+        complete(program, x, seen, num_draws=500, method=method, seed=1)
         for method in ("resampling", "hmc")
     )
     assert bool((poor.posterior.ess < 3).all())
