@@ -119,7 +119,7 @@ class Program(ParameterScope):
         return self._has_guide
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to be called: model and guide are what Pyro runs.
+        """Refuse calls; model and guide are what Pyro runs.
 
         Raises:
             TypeError: always.
