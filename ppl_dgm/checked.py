@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.arrays import as_argument
+from ppl_dgm.half_exits import end_half_exits
 
 __all__ = ["Kind", "Limit", "checked", "kind_of"]
 
@@ -113,7 +114,11 @@ def _checked(function: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         given = [taken(name, value, args) for name, value in zip(positional, args, strict=False)]
         named = {name: taken(name, value, args) for name, value in kwargs.items()}
-        return function(*given, *args[len(given) :], **named)
+        try:
+            return function(*given, *args[len(given) :], **named)
+        except BaseException as error:
+            end_half_exits(error)
+            raise
 
     return call
 

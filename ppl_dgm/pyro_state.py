@@ -26,6 +26,7 @@ from ppl_dgm.generators import (
     set_generator_states,
     set_python_generator_states,
 )
+from ppl_dgm.half_exits import end_half_exits
 
 __all__ = ["PYRO_LOCK", "deferred_interrupts", "import_dynamo", "pyro_in_turn"]
 
@@ -88,7 +89,10 @@ def pyro_in_turn() -> Iterator[None]:
         kept = Kept()
         try:
             yield
-        except BaseException:
+        except GeneratorExit:  # of a block left half exited: whoever is outside has put back
+            raise
+        except BaseException as error:
+            end_half_exits(error)  # before all is put back, since they too put back something
             kept.put_back()
             raise
 

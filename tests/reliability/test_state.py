@@ -1,5 +1,6 @@
 """Public calls leave the process as they found it, and give the same again, whatever happens."""
 
+import contextlib
 import linecache
 import random
 import signal
@@ -107,19 +108,35 @@ class Interrupting:
     locked.
     """
 
+    files: tuple[str, ...] = OWN
+
     def __init__(self, at: int | None = None) -> None:
         self.at, self.lines, self.where = at, 0, ""
 
+    def is_place(self, frame: FrameType) -> bool:
+        return not source(frame).startswith(NEVER)
+
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(OWN):
+        if not frame.f_code.co_filename.startswith(self.files):
             return None
-        if event == "line" and not source(frame).startswith(NEVER):
+        if event == "line" and self.is_place(frame):
             self.lines += 1
             if self.lines == self.at:
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self
+
+
+class InterruptingExits(Interrupting):
+    """One that raises as a block of this package is left, before what undoes it."""
+
+    files = (contextlib.__file__,)
+
+    def is_place(self, frame: FrameType) -> bool:
+        first = frame.f_lineno == frame.f_code.co_firstlineno + 1
+        caller = frame.f_back.f_code.co_filename if frame.f_back else ""
+        return first and frame.f_code.co_name == "__exit__" and caller.startswith(OWN)
 
 
 def source(frame: FrameType) -> str:
@@ -139,12 +156,12 @@ def run_traced(name: str, tracer: Interrupting) -> BaseException | None:
     return None
 
 
-def interrupt(name: str, times: int) -> None:
-    expected, counted = outcome(name), Interrupting()
+def interrupt(name: str, times: int, kind: type[Interrupting] = Interrupting) -> None:
+    expected, counted = outcome(name), kind()
     run_traced(name, counted)
-    chosen = random.Random(f"{name} {times}").sample(range(1, counted.lines + 1), times)
-    for line in chosen:
-        tracer, before = Interrupting(line), calls.state()
+    places = range(1, counted.lines + 1)
+    for line in random.Random(f"{name} {times}").sample(places, min(times, len(places))):
+        tracer, before = kind(line), calls.state()
         run_traced(name, tracer)
         left = {*calls.changes(before, calls.state())} - allowed(name)
         assert not left, f"{name} interrupted at {tracer.where} changed {left}"
@@ -156,10 +173,17 @@ def test_interruptions_at_some_lines(name: str) -> None:
     interrupt(name, 8)
 
 
+@pytest.mark.parametrize("name", ["log_weights", "posterior"])
+def test_interruptions_at_some_exits(name: str) -> None:
+    """What an interrupted exit leaves to be undone is undone before the call ends, not later."""
+    interrupt(name, 8, InterruptingExits)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [Interrupting, InterruptingExits])
 @pytest.mark.parametrize("name", calls.CALLS)
-def test_interruptions_at_many_lines(name: str) -> None:
-    interrupt(name, 30)
+def test_interruptions_at_many_lines(name: str, kind: type[Interrupting]) -> None:
+    interrupt(name, 30, kind)
 
 
 def test_torch_is_imported_whole_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
