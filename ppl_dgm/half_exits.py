@@ -24,7 +24,7 @@ def end_half_exits(error: BaseException) -> None:
 
 
 def _frames_of(error: BaseException) -> Iterator[FrameType]:
-    """Frames that an exception, and those before it, passed through, innermost first."""
+    """Frames that an error and its causes passed through."""
     found, seen = error, []
     while found is not None and found not in seen:
         seen.append(found)
