@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MIN_SCALE = 1e-4
+MIDDLE = 127.5  # of bytes
 
 
 class Likelihood(Conditional):
@@ -58,6 +59,14 @@ class Likelihood(Conditional):
         Inputs are of order one. Both shapes are `[..., D]`.
         """
         return x
+
+    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
+        """Turn bytes, 0 to 255, into what is observed.
+
+        Returns:
+            The values, and what was done to them, empty where they are as they were.
+        """
+        return levels, ""
 
     def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
         r"""Temper a distribution: $p(x)^{1 / T}$, normalised.
@@ -107,6 +116,12 @@ class Bernoulli(Likelihood):
         """Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
         return dist.Bernoulli(logits=params.squeeze(-1))
 
+    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
+        """Levels above 127 are 1, unless all are bits."""
+        if not bool((levels > 1).any()):
+            return levels, ""
+        return (levels > MIDDLE).to(levels.dtype), "binarised, levels above 127 are 1"
+
 
 class Gaussian(Likelihood):
     r"""Real numbers, $x_d \sim N(\mu_d, \sigma_d^2)$.
@@ -141,6 +156,10 @@ class Gaussian(Likelihood):
             self.log_scale = nn.Parameter(start)
         else:
             self.register_buffer("log_scale", start)
+
+    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
+        """Grey levels of images are divided by 255."""
+        return (levels / 255, "divided by 255") if are_images else (levels, "")
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Return normal distributions `[..., D]` for the given parameters.
@@ -203,6 +222,10 @@ class ContinuousBernoulli(Likelihood):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Continuous Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
         return distributions.ContinuousBernoulli(params.squeeze(-1))
+
+    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
+        """Grey levels are divided by 255."""
+        return levels / 255, "divided by 255"
 
     def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
         """The logit divided by the temperature."""

@@ -48,6 +48,8 @@ def as_arguments(data: Any) -> Arguments:
         return _opened(data)
     if isinstance(data, Mapping):
         return (), {str(name): as_argument(value) for name, value in data.items()}
+    if isinstance(data, list) and data and all(isinstance(one, (str, bytes)) for one in data):
+        raise TypeError(f"the data are a list of texts; turn them into numbers. {_CURE}")
     if isinstance(data, (tuple, list)) and not is_numbers(data):
         return tuple(map(as_argument, data)), {}
     return (_one(data),), {}

@@ -94,6 +94,7 @@ class Program(ParameterScope):
         self._halves = (scoped_model, ScopedCallable("guide", proposal, self))
         self._has_guide = guide is not None
         self._structures: dict[bool, Structure] = {}
+        self._told: set[str] = set()
         self._kinds: dict[Any, Structure] = {}  # by training and kind of arguments
 
     @checked
@@ -182,15 +183,31 @@ class Program(ParameterScope):
         """Convert data to the form that vector families take.
 
         Images become `[N, D]`, and numbers get the dtype of the parameters; so do real covariates.
+        Bytes become what the likelihood takes, which is told once.
 
         Programs of users' own get their data as they are.
         """
         like = next((p for p in self.parameters() if p.is_floating_point()), None)
         if not self.vectors or like is None:
             return args, dict(kwargs)
-        first = [as_vectors(x, like) for x in args[:1]]
-        named = {n: (as_vectors if n == self.site else as_real)(v, like) for n, v in kwargs.items()}
+        first = [self._of_bytes(as_vectors(x, like), x) for x in args[:1]]
+        named = {n: as_real(v, like) for n, v in kwargs.items()}
+        if self.site in kwargs:
+            x = kwargs[self.site]
+            named[self.site] = self._of_bytes(as_vectors(x, like), x)
         return (*first, *(as_real(value, like) for value in args[1:])), named
+
+    def _of_bytes(self, values: Any, x: Any) -> Any:
+        """Values of the likelihood where the data are bytes."""
+        takers = (module for module in self.modules() if hasattr(module, "of_bytes"))
+        likelihood: Any = next(takers, None) if getattr(x, "dtype", None) is torch.uint8 else None
+        if likelihood is None:
+            return values
+        values, told = likelihood.of_bytes(values, x.dim() > 2)
+        if told and told not in self._told:
+            self._told.add(told)
+            _LOG.warning("data of bytes under %s: %s", type(likelihood).__name__, told)
+        return values
 
     def as_data(self, x: Tensor) -> Tensor:
         """Convert one tensor of data as `adapt` does."""
