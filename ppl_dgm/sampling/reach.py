@@ -19,7 +19,7 @@ from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.undefined import undefined_alarm
 
-__all__ = ["ABOVE", "missed_mode_alarm", "share_alarm", "unreached_alarm"]
+__all__ = ["ABOVE", "jointly_missed", "missed_mode_alarm", "share_alarm", "unreached_alarm"]
 
 DRAWS_PER_CHAIN = 100  # of the estimate
 LEAST_CHAINS, MOST_CHAINS = 64, 512
@@ -29,7 +29,7 @@ ABOVE = 0.1  # nats by which a weight exceeds all that were drawn
 ACCEPTANCE = 0.3
 MATERIAL = 0.005  # nats
 STARTS, CLIMBS, MOST_CLIMBED = 8, 40, 30  # starts of climbs, their steps, and dimensions at most
-NEARBY = 3.0  # draws expected around a mode below which it is missed
+NEARBY = 3.0  # draws expected around modes below which they are missed
 
 
 class Weighed(NamedTuple):
@@ -100,12 +100,23 @@ def missed_mode_alarm(
     with torch.no_grad():
         density = target.log_guide(modes.point) if guided else target.split(modes.point).prior
     nearby = density + (modes.log_z - modes.log_joint) + math.log(num_particles)
-    missed = distinct(modes) & (nearby < math.log(NEARBY))
+    missed = jointly_missed(torch.where(distinct(modes), nearby, torch.inf))
     cost = torch.where(missed, modes.log_z - log_z, -torch.inf).logsumexp(0).exp().log1p()
     if not bool(cost > 2 * std_error + MATERIAL):
         return ()
     share = 100 * float(-torch.expm1(-cost))
     return (f"{share:.3g} % of the posterior lies at modes that no draw came near; use auto",)
+
+
+def jointly_missed(nearby: Tensor) -> Tensor:
+    """Whether modes are among those that few draws came near.
+
+    Args:
+        nearby: log of the draws expected around each mode, infinite for none. Those with the
+            least are missed, as long as fewer than three draws are expected around all of them.
+    """
+    ordered, order = nearby.sort()
+    return (ordered.logcumsumexp(0) < math.log(NEARBY))[order.argsort()]
 
 
 def few_starts(target: Unconstrained, guided: bool) -> Tensor:

@@ -13,6 +13,7 @@ from ppl_dgm.evidence import AdaptiveImportanceSampling, Laplace, auto
 from ppl_dgm.program import evaluating
 from ppl_dgm.sampling.climbing import climb
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.reach import jointly_missed
 from ppl_dgm.sampling.scouting import scouted_modes
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
@@ -53,6 +54,14 @@ def test_a_peak_that_no_climb_from_the_prior_reaches_is_found() -> None:
     found = box_of(target, scouted_modes(target, 800, MEMORY))
     assert float((found - 0.8).abs().amax(-1).min()) < 0.01
     assert float(found.abs().amax(-1).min()) < 0.01
+
+
+def test_modes_with_few_draws_each_are_no_miss_where_many_came_near_some() -> None:
+    """All 256 modes of signs in eight dimensions were told as missed by draws of the prior."""
+    many = torch.tensor(256 * [0.5], dtype=FLOAT).log()
+    assert jointly_missed(many).sum() == 5
+    one = torch.tensor([200.0, 1e-3, math.inf, 150.0], dtype=FLOAT).log()
+    assert jointly_missed(one).tolist() == [False, True, False, False]
 
 
 def test_few_scouts_many_dimensions_and_data_of_their_own_are_left_out() -> None:
