@@ -368,6 +368,8 @@ def test_doubtful_rows_change_nothing_for_the_others(name):
             (alone[row].weight, alone[row].weight_error)
         )
     assert "no weight, nor best: b" in str(table)
+    assert "is among the other rows alone" in str(table)
+    assert math.isnan(DOUBTFUL[name].log_z) == ("nan" in str(table))
 
 
 @pytest.mark.parametrize("bound", ["upper", "estimate"])

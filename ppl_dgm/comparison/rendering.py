@@ -72,7 +72,7 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]
         "–" if is_reference else f"{SIGNS[row.difference_sense]} {number(row.difference)}",
         error(row.difference_error),
         "–" if math.isnan(row.weight) else f"{row.weight:.{2 if per_datum else 3}f}",
-        *([] if per_datum else [f"{row.weight_error:.2g}" if row.weight_error else "–"]),
+        *([] if per_datum else ["–" if unknown(row.weight_error) else f"{row.weight_error:.2g}"]),
         row.estimator,
     ]
 
@@ -109,7 +109,11 @@ def notes(comparison: "Comparison") -> list[str]:
             lines.append("p(M|D): of bounds as if they were exact; ± MC does not have their gaps")
     unranked = [row.name for row in comparison.rows if not row.ranked]
     if unranked:
-        lines.append(f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld)")
+        weighed = "weights are" if comparison.target == "datum" else "p(M|D) is"
+        lines.append(
+            f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld); "
+            f"{weighed} among the other rows alone"
+        )
     if comparison.improving:
         lines.append(
             "↑ still improving when its fit ended, more steps would raise it: "

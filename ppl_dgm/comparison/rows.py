@@ -126,17 +126,19 @@ class BayesFactor(NamedTuple):
         return next((word for limit, word in STRENGTHS if abs(self.log) <= limit), "undetermined")
 
     def __str__(self) -> str:
+        log = f"{self.log:.2f}".replace("-", "−")
         return (
             f"{self.numerator} over {self.denominator}: {in_digits(self.log)} times as probable "
-            f"(log Bayes factor {SIGNS[self.sense]} {self.log:.2f} ± {self.std_error:.2g}), "
-            f"{self.strength}"
+            f"(log Bayes factor {SIGNS[self.sense]} {log} ± {self.std_error:.2g}), {self.strength}"
         )
 
 
 def in_digits(log_value: float) -> str:
     """exp of a number, short: 12.3, 0.0021 or 10^45."""
     power = log_value / math.log(10)
-    return f"{math.exp(log_value):.3g}" if -4 < power < 6 else f"10^{power:.1f}"
+    if -4 < power < 6:
+        return f"{math.exp(log_value):.3g}"
+    return f"10^{power:.1f}".replace("-", "−")
 
 
 def make_row(
