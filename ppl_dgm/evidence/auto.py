@@ -414,9 +414,10 @@ def pilot(
         if error <= settings.target:
             break
         spread = float(1 / found.diagnostics["ess"] - 1 / size)  # the error's square, but for skew
-        size = int(min(MARGIN * size * spread / settings.target**2, 2.0 * most))
-        if size >= most:
+        needed = MARGIN * size * spread / settings.target**2
+        if not needed < most:  # nor where the estimate is withheld
             return None
+        size = int(needed)
     return found if found.reliable and not misses(program, bound, found, estimator, modes) else None
 
 

@@ -367,6 +367,20 @@ def test_errors_of_the_user_are_not_swallowed():
         auto(Program(local), torch.full((2,), math.nan, dtype=FLOAT))
 
 
+def test_a_pilot_that_is_withheld_ends_nothing(monkeypatch) -> None:
+    """The number of draws that a NaN asks for was an error of auto."""
+    module, known = sys.modules["ppl_dgm.evidence.auto"], case("bs_betabinomial_tutorial")
+
+    def withheld(*_, **__):
+        nothing = {"ess": torch.tensor(math.nan)}
+        return replace(result(math.nan, math.nan, "A", ("withheld",)), diagnostics=nothing)
+
+    monkeypatch.setattr(module.PriorSampling, "__call__", withheld)
+    program = known.program()
+    bound = module.bind(program, known.args, {})
+    assert module.pilot(program, bound, 0, module.Settings(0.02, 1_000_000, 2**28)) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [*CASES.values(), *KINDS], ids=lambda known: known.name)
 def test_no_miss_is_silent(known: Case):
