@@ -160,7 +160,7 @@ QUIET = {
 
 
 @given(specs())
-@settings(max_examples=25, **QUIET)
+@settings(max_examples=12, **QUIET)
 def test_random_programs_have_the_evidence_of_their_sums(spec: Spec) -> None:
     examine(spec, [evidence.PriorSampling(4000)])
 

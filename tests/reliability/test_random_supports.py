@@ -162,7 +162,7 @@ def examine(spec: Spec, estimators: Any) -> None:
 
 
 @given(specs())
-@settings(max_examples=8, **QUIET)
+@settings(max_examples=4, **QUIET)
 def test_latents_of_random_supports_have_the_evidence_of_quadrature(spec: Spec) -> None:
     examine(spec, [evidence.PriorSampling(4000)])
 
