@@ -162,9 +162,8 @@ def fitted(name, autoguide):
     return program, problem
 
 
-@pytest.mark.parametrize(
-    "name", ["bs_hier_normal_H0", pytest.param("bs_hier_normal_H1", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bs_hier_normal_H0", "bs_hier_normal_H1"])
 def test_known_evidence_by_importance_sampling_from_a_fitted_guide(name):
     program, problem = fitted(name, AutoMultivariateNormal)
     result = ImportanceSampling(50_000)(program, *problem.args)
