@@ -43,9 +43,17 @@ class Attempts:
         """Densities that are left of the budget."""
         return self.budget - self.spent
 
+    @property
+    def allowed(self) -> float:
+        """Densities that the next estimator may evaluate.
+
+        It may spend the whole budget alone as long as none has given a number.
+        """
+        return self.left if self.found else self.budget
+
     def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
         """Run an estimator and record its result or error."""
-        with limited_effort(self.left) as effort:
+        with limited_effort(self.allowed) as effort:
             evidence = self._try(name, run)
         self.last = effort.spent
         self.spent += effort.spent

@@ -112,9 +112,10 @@ def auto(
         target: standard error at which to stop, in nats: of log Z, or where each datum has one, of
             these in root mean square.
         budget: evaluations of the joint density of up to 1000 observed numbers, over all data; a
-            gradient counts as three. For a data set all estimators keep to it together (one that
-            does not is stopped, and told in `diagnostics["failed"]`); where each datum has its own
-            evidence it limits the check. `diagnostics["densities"]` is how many there were.
+            gradient counts as three. For a data set all estimators keep to it together once
+            one has given a number (one that does not is stopped, and told in
+            `diagnostics["failed"]`); where each datum has its own evidence it limits the check.
+            `diagnostics["densities"]` is how many there were.
         memory: bytes that one chunk of work may allocate.
         progress: show a bar of which estimator is running and the densities evaluated, where it
             takes over two seconds.
@@ -274,7 +275,7 @@ class Course:
             attempts.found.append(sized)
             self.attempt(quick_check(self.settings))
         for estimator in (first, *others):
-            if settled(attempts, target) or attempts.left <= 0:
+            if settled(attempts, target) or attempts.allowed <= 0:
                 break
             found = self.moving(first) if estimator is first else self.attempt(estimator)
             self.enlarge(estimator, found)

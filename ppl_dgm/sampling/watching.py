@@ -45,7 +45,7 @@ class Watch:
         """Say what is running now."""
         self.name = name
         if self._bar is not None:
-            self._bar.set_description(name)
+            self._bar.set_description_str(name)
 
     def close(self) -> None:
         """Take the bar away."""

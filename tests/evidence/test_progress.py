@@ -46,10 +46,11 @@ def test_a_bar_names_its_estimator_and_goes(name, seen, capsys):
 
 
 def test_auto_says_which_estimator_is_running(seen, capsys):
-    auto(Program(model), X, budget=20_000)
+    auto(Program(model), X, budget=200_000)
     told = capsys.readouterr().err
     assert "auto: " in told
     assert "auto: SMC: " in told
+    assert ": :" not in told
 
 
 def shifted(x=None):
