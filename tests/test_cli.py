@@ -137,7 +137,7 @@ def test_evidence_with_saved_parameters(folder, capsys):
         (
             "schools.py:flip",
             ["--data", "coins.npy", "--out", "coins.npy"],
-            "coins.npy is a file; expected a folder",
+            "'coins.npy' is a file; expected a folder",
         ),
         ("schools.py:flip", ["--data", "absent.npz"], "absent.npz"),
         (
@@ -192,9 +192,8 @@ def test_bad_arguments_are_one_line_and_status_2(argv, message, capsys):
 def test_a_folder_that_is_a_file_is_refused_before_fitting(tmp_path, capsys):
     (tmp_path / "results").write_text("")
     assert main(["compare", "--out", f"{tmp_path}/results"]) == 2
-    assert capsys.readouterr().err == (
-        f"ppl-dgm: error: {tmp_path}/results is a file; expected a folder to write the report to\n"
-    )
+    told = f"'{tmp_path}/results' is a file; expected a folder to write the report to"
+    assert capsys.readouterr().err == f"ppl-dgm: error: {told}\n"
 
 
 def test_interruption_is_one_line(monkeypatch, capsys, tmp_path):

@@ -189,7 +189,7 @@ def test_other_files_in_the_folder_are_kept(section, tmp_path):
 
 def test_bad_targets_are_refused_before_any_work(section, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="it is a file"):
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
         write_report(tmp_path / "file", section)
     with pytest.raises(ValueError, match="with different titles"):
         write_report(tmp_path, [section, section])

@@ -72,8 +72,10 @@ def make_folder(folder: str | os.PathLike) -> Path:
         target.resolve().mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:  # also of links in a circle, zero bytes
         is_file = isinstance(error, FileExistsError)
-        why = "it is a file" if is_file else f"it cannot be made: {error}"
-        raise ValueError(f"{str(folder)!r} is no folder for a report: {why}") from error
+        why = "is a file" if is_file else f"cannot be made ({error})"
+        raise ValueError(
+            f"{str(folder)!r} {why}; expected a folder to write the report to"
+        ) from error
     if not os.access(target, os.W_OK | os.X_OK):
         raise ValueError(f"the folder {str(folder)!r} cannot be written; name another one")
     _check_free(target, {PAGE, CONTENTS})

@@ -249,7 +249,7 @@ def test_names_of_all_lengths_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("file", "it is a file"),
+        ("file", "is a file; expected a folder"),
         ("file/report", "cannot be made"),
         ("circle", "cannot be made"),
         ("x" * 256, "cannot be made"),
