@@ -146,6 +146,12 @@ def test_bytes_are_what_the_likelihood_takes_and_that_is_told_once(
     fit(vae, GREY, steps=1, progress=False, compile=False)
 
 
+def test_levels_of_seventeen_shades_are_no_coins():
+    """They would all be binarised to 0."""
+    with pytest.raises(ValueError, match="outside the support"):
+        Exact()(MADE(4, [3]), torch.tensor([[0, 16, 3, 1]], dtype=torch.uint8))
+
+
 def test_bytes_that_are_bits_or_counts_stay():
     bits = torch.tensor([[0, 1, 1, 0]], dtype=torch.uint8)
     assert torch.equal(VAE(4, 1, [2]).as_data(bits), bits.float())

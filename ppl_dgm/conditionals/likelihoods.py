@@ -117,8 +117,11 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=params.squeeze(-1))
 
     def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
-        """Levels above 127 are 1, unless all are bits."""
-        if not bool((levels > 1).any()):
+        """Levels above 127 are 1, where there are any.
+
+        Others are bits, or labels and counts that are no data of coins and stay to be refused.
+        """
+        if not bool((levels > MIDDLE).any()):
             return levels, ""
         return (levels > MIDDLE).to(levels.dtype), "binarised, levels above 127 are 1"
 
