@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -151,6 +152,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
     False where the system does not know how to.
     """
+    if sys.platform == "win32":  # has no library of the process itself
+        return False
     exchange = getattr(ctypes.CDLL(None), "renameat2", None)
     paths = (_HERE, os.fsencode(one), _HERE, os.fsencode(other))
     return exchange is not None and exchange(*paths, _EXCHANGE) == 0
