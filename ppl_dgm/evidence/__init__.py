@@ -19,6 +19,8 @@ each datum (or for the data set), a gradient counting as three.
 - One datum, one posterior (decoders): `AIS` from the prior or the guide, many data and chains at
   once, and a lower bound; `BDMC` brackets it on simulated data. chains * temperatures * leapfrogs
   * 3.
+- An unnormalised density (`RBM`, `Energy`): `AIS` and `SMC` to its partition function, `ReverseAIS`
+  from the other side, `BDMC` for both. As AIS, twice that.
 - Many modes: `SMC`, whose particles keep modes in proportion. 25 temperatures * moves * leapfrogs
   * 3 * K. In up to ten dimensions, and where narrow peaks hide in wide ones, `NestedSMC`. 25 levels
   * moves * K. `NestedSampling` is dynesty's, one run of the program at a time.
@@ -52,6 +54,7 @@ from ppl_dgm.evidence.nested import NestedSampling
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.noise import over_noise
 from ppl_dgm.evidence.over_particles import BoundCurve, over_particles
+from ppl_dgm.evidence.reverse import ReverseAIS
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration
@@ -81,6 +84,7 @@ __all__ = [
     "NestedSMC",
     "NestedSampling",
     "PriorSampling",
+    "ReverseAIS",
     "Sandwich",
     "SavageDickey",
     "SteppingStone",

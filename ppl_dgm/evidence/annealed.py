@@ -36,7 +36,7 @@ from ppl_dgm.sampling.smc.population import Plan, Tempering
 from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.validation import check_least
 
-__all__ = ["AIS"]
+__all__ = ["AIS", "weight_alarms"]
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
 SPACINGS = {"sigmoid": sigmoid_temperatures, "linear": linear_temperatures}

@@ -1,12 +1,14 @@
-"""Bidirectional Monte Carlo: bounds of log Z on simulated data.
+"""Bidirectional Monte Carlo: bounds of log Z on both sides.
 
-A posterior draw of simulated data is known, which gives a lower and an upper bound.
+A posterior draw of simulated data is known, which gives a lower and an upper bound; so does a draw
+of an unnormalised model.
 """
 
+import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from os import fspath
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +18,15 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence
+from ppl_dgm.evidence.reverse import ReverseAIS, bound_estimate
 from ppl_dgm.program import Bound, Program, draw_sites, evaluating
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
-from ppl_dgm.sampling.convergence import mean_exp_std_error
-from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.memory import join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing
 from ppl_dgm.sampling.smc.particle_filter import ParticleFilter
 from ppl_dgm.sampling.smc.paths import divide
-from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.sampling.watching import watched
 from ppl_dgm.validation import check_least
 
@@ -39,7 +39,9 @@ TOLERANCE = 0.005  # nats per datum
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sandwich(Evidence):
-    """Lower and upper bounds of log Z on simulated data.
+    """Lower and upper bounds of log p.
+
+    They are of simulated data or, for an unnormalised density, of the given ones.
 
     It also tells how far apart the bounds are.
 
@@ -49,6 +51,7 @@ class Sandwich(Evidence):
         upper: annealing backwards from the exact posterior draw; its expectation is at least log Z.
             Its standard error is that of the estimate around that expectation, and so no interval
             for log Z.
+        simulated: whether the data were simulated from the program.
 
     Example:
         >>> import torch
@@ -60,9 +63,10 @@ class Sandwich(Evidence):
     """
 
     upper: Evidence = field(kw_only=True)
+    simulated: bool = field(default=True, kw_only=True)
 
     @classmethod
-    def between(cls, lower: Evidence, upper: Evidence) -> "Sandwich":
+    def between(cls, lower: Evidence, upper: Evidence, simulated: bool = True) -> "Sandwich":
         """Combine lower and upper bounds on the same data.
 
         The diagnostics hold the gap between them.
@@ -70,7 +74,7 @@ class Sandwich(Evidence):
         diagnostics = {**lower.diagnostics, "gap": upper.log_z - lower.log_z}
         warnings = (*lower.warnings, *upper.warnings, *crossed(lower, upper))
         told = {"diagnostics": diagnostics, "warnings": tuple(dict.fromkeys(warnings))}
-        return cls(**{**vars(lower), **told}, upper=upper)
+        return cls(**{**vars(lower), **told}, upper=upper, simulated=simulated)
 
     @property
     def lower(self) -> Evidence:
@@ -95,17 +99,20 @@ class Sandwich(Evidence):
         """Standard error of `mean_gap`.
 
         It follows from the spread over the data or, for one data set, from the errors of the two
-        bounds.
+        bounds; what all data share of these is added.
         """
         if self.gap.dim() and len(self.gap) > 1:
-            return float(self.gap.std() / len(self.gap) ** 0.5)
+            shared = math.hypot(self.lower.shared_std_error, self.upper.shared_std_error)
+            return math.hypot(float(self.gap.std() / len(self.gap) ** 0.5), shared)
         return float((self.lower.std_error.square() + self.upper.std_error.square()).sum().sqrt())
 
     def __repr__(self) -> str:
         low, high = float(self.lower.log_z.mean()), float(self.upper.log_z.mean())
         per = "" if self.gap.dim() == 0 else " per datum"
         gap = f"gap {self.mean_gap:.3g} +- {self.mean_gap_error:.2g}"
-        return f"Sandwich({low:.3f} <= log p <= {high:.3f} nats{per} on simulated data; {gap})"
+        where = " on simulated data" if self.simulated else ""
+        sign = "~" if self.lower.bound == "estimate" else "<="
+        return f"Sandwich({low:.3f} {sign} log p <= {high:.3f} nats{per}{where}; {gap})"
 
     def report(self, real: Evidence) -> str:
         """Explain how far to trust an estimate on real data.
@@ -194,6 +201,11 @@ class BDMC:
     given; a program with global latents has one pair for one simulated data set (repeat it with
     other seeds). It costs twice what the method costs, times `num_particles`.
 
+    Unnormalised programs (`RBM`, `Energy`) have a partition function in place of an integral for
+    each datum, and draws of the model in place of $y^*$: the bounds are those of log p of the given
+    data, above by the method, below by `ReverseAIS`, which tells where the lower one is an estimate
+    because its draws are ends of chains.
+
     Grosse, Ghahramani and Adams (2015), "Sandwiching the marginal likelihood using bidirectional
     Monte Carlo"; Grosse, Ancha and Roy (2016), "Measuring the reliability of MCMC inference with
     bidirectional Monte Carlo".
@@ -205,8 +217,8 @@ class BDMC:
         memory: bytes that one evaluation may allocate; as the method says by default.
 
     Raises:
-        ValueError: for settings out of range; on call, if data cannot be simulated or latents are
-            discrete.
+        ValueError: for settings out of range; on call, if data cannot be simulated, latents are
+            discrete, or particle filters are asked for an unnormalised program.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, ppl_dgm
@@ -245,7 +257,8 @@ class BDMC:
     ) -> Sandwich:
         """Bound log Z of data simulated from the program.
 
-        The simulated data are as many as the given ones and have the same covariates.
+        The simulated data are as many as the given ones and have the same covariates. Of an
+        unnormalised program, bound log p of the given data.
 
         Args:
             program: the program.
@@ -257,6 +270,8 @@ class BDMC:
         with watched("BDMC", progress), evaluating(program), torch.no_grad():
             bound = program.bind(*args, **kwargs)
             check_evidence(bound)
+            if bound.structure.energies:
+                return self._of_energies(program, args, kwargs, seed)
             self.method.check(bound)
             start = time.perf_counter()
             with seeded(seed, bound.device):
@@ -266,6 +281,27 @@ class BDMC:
             seconds = time.perf_counter() - start
             below = self._evidence(bound, lower, "lower", seconds)
             return Sandwich.between(below, self._evidence(bound, upper, "upper", seconds))
+
+    def _of_energies(
+        self, program: Program, args: tuple, kwargs: dict[str, Any], seed: int | None
+    ) -> Sandwich:
+        """Bound log p of given data of an unnormalised program."""
+        if self.num_particles > 1:
+            raise ValueError(
+                f"num_particles is {self.num_particles}, but the program is unnormalised, whose "
+                "partition function is annealed in both directions by chains; use num_particles=1"
+            )
+        path = self.method.checkpoint
+        aside = None if path is None else f"{fspath(path)}.reverse"
+        reverse = ReverseAIS(replace(self.method, checkpoint=aside))
+        upper = self.method(program, *args, seed=seed, progress=False, **kwargs)
+        other = None if seed is None else seed + 1
+        lower = reverse(program, *args, seed=other, progress=False, **kwargs)
+        return Sandwich.between(
+            replace(lower, estimator=f"BDMC {lower.bound}"),
+            replace(upper, estimator="BDMC upper", bound="upper"),
+            simulated=False,
+        )
 
     def _evidence(
         self, bound: Bound, estimate: Estimate, kind: BoundKind, seconds: float
@@ -310,17 +346,6 @@ class BDMC:
         forwards = particles.run(checkpoint, "forwards" + name)
         backwards = particles.run(checkpoint, "backwards" + name, trajectory)
         return BothWays(forwards, backwards, torch.ones_like(forwards[0]))
-
-
-def bound_estimate(log_z: Tensor, sign: float, diagnostics: Mapping[str, Tensor]) -> Estimate:
-    """Combine the log Z estimates of chains into a bound.
-
-    The log of the mean of Z (sign 1), or minus the log of the mean of 1/Z (sign -1), over estimates
-    `[chains, *batch]`.
-    """
-    signed = sign * log_z
-    found = {"ess": effective_size(signed), "log_weight_std": log_z.std(0), **diagnostics}
-    return Estimate(sign * log_mean_exp(signed), mean_exp_std_error(signed), found)
 
 
 def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:

@@ -10,20 +10,21 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator, rounding_between
 from ppl_dgm.evidence.degree import degree_in
-from ppl_dgm.evidence.normalising import FlipLadder, sum_out
-from ppl_dgm.program import Bound, ladder_of
-from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
+from ppl_dgm.evidence.normalising import ladder_to, sum_out
+from ppl_dgm.program import Bound
+from ppl_dgm.program.ladder import MAX_SUMMED
 from ppl_dgm.program.precision import Shaking
-from ppl_dgm.program.supports import is_binary, is_real
+from ppl_dgm.program.supports import is_real
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, join_parts
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.validation import check_least, is_singular
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "draw_gaussian", "is_gaussian"]
 
 NOT_GAUSSIAN = (
     "the program's Gaussian latents do not enter its means linearly, or enter its variances, so "
@@ -55,6 +56,11 @@ class Quadratic(NamedTuple):
         """log of the integral over all points: `[*batch]`."""
         log_det = torch.linalg.cholesky(self.precision).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self.height[0] + 0.5 * self.precision.shape[-1] * math.log(2 * math.pi) - log_det
+
+    def draw(self, num_draws: int) -> Tensor:
+        """Draw points from the density: `[num_draws, *batch, dim]`."""
+        mode = self.mode.expand(num_draws, *self.mode.shape[1:])
+        return MultivariateNormal(mode, precision_matrix=self.precision).sample()
 
 
 @checked
@@ -121,7 +127,8 @@ class Exact(Estimator):
         return Estimate(log_z, errors, {"rounding": rounding.square().sum().sqrt().item()})
 
     def partition(self, free: Bound) -> Estimate:
-        log_z = exact_partition(free)
+        ladder = ladder_to(free)
+        log_z = None if ladder is None else ladder.log_partition()
         if log_z is not None:
             return Estimate(log_z, torch.zeros_like(log_z))
         if not is_gaussian(free):
@@ -131,27 +138,6 @@ class Exact(Estimator):
                 "AIS or SMC"
             )
         return self.estimate(free)
-
-
-def exact_partition(free: Bound) -> Tensor | None:
-    """Compute the log partition function by a sum, `[]`.
-
-    The program has no data. Returns None where the sum would take too long.
-    """
-    own = ladder_of(free.model)
-    if own is not None:
-        return own.log_partition()
-    latents = free.structure.model_latents
-    binary = [is_binary(latent.support) for latent in latents] == [True]
-    if not binary or (free.num_data or 1) > 1:
-        return None
-    ladder = FlipLadder(free)
-    example = ladder.draw(1)
-    shape = tuple(example.shape[1:])
-    if example.numel() > MAX_SUMMED:
-        return None
-    shaped = lambda x: ladder.log_density(x.reshape(-1, *shape), 1.0)  # noqa: E731
-    return sum_states(example.numel(), example, shaped)
 
 
 def is_gaussian(bound: Bound) -> bool:
@@ -170,6 +156,16 @@ def integrate_gaussian(bound: Bound) -> Tensor:
     check_quadratic(bound)
     target = Unconstrained(bound)
     return expand_quadratically(target, target.sample_prior(1)).log_integral
+
+
+def draw_gaussian(bound: Bound, num_draws: int) -> Tensor:
+    """Draw unconstrained latents of a linear-Gaussian program.
+
+    They are exact draws of the normalised joint density, `[num_draws, *batch, dim]`.
+    """
+    check_quadratic(bound)
+    target = Unconstrained(bound)
+    return expand_quadratically(target, target.sample_prior(1)).draw(num_draws)
 
 
 def check_quadratic(bound: Bound) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
 from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
 from ppl_dgm.program.inspection import examine
+from ppl_dgm.program.ladder import MAX_SUMMED, States
 from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.program.supports import is_binary, is_real
 from ppl_dgm.sampling.kernels.flips import BitFlips
@@ -130,6 +131,14 @@ class FlipLadder(Ladder):
 
     def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
         return BitFlips(lambda x: self.log_density(x, beta)).move(x)
+
+    def states(self) -> States | None:
+        example = self.draw(1)
+        if example.numel() > MAX_SUMMED:
+            return None
+        shaped = lambda x: x.reshape(-1, *example.shape[1:])  # noqa: E731
+        log_weight = lambda x: self.log_density(shaped(x), 1.0)  # noqa: E731
+        return States(example.numel(), example, log_weight, shaped)
 
     def _first(self, values: Tensor) -> Tensor:
         """Drop the dimension of the only datum."""

@@ -12,7 +12,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
 from ppl_dgm.program import Ladder, Program, evaluating
-from ppl_dgm.program.ladder import MAX_SUMMED, sum_states
+from ppl_dgm.program.ladder import MAX_SUMMED, States
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["RBM"]
@@ -176,12 +176,13 @@ class RBMModel(nn.Module, Ladder):
         hidden = torch.bernoulli((beta * self.hidden_logits(x)).sigmoid())
         return self.units.draw(hidden @ self.weight.T, beta)
 
-    def log_partition(self) -> Tensor | None:
+    def states(self) -> States | None:
         num_visible, num_hidden = self.weight.shape
         if num_hidden <= MAX_SUMMED:
-            return sum_states(num_hidden, self.weight, self._log_weight_of_hidden)
+            given = lambda h: self.units.draw(h @ self.weight.T, 1.0)  # noqa: E731
+            return States(num_hidden, self.weight, self._log_weight_of_hidden, given)
         if isinstance(self.units, BinaryUnits) and num_visible <= MAX_SUMMED:
-            return sum_states(num_visible, self.weight, lambda v: -self.free_energy(v))
+            return States(num_visible, self.weight, lambda v: -self.free_energy(v), lambda v: v)
         return None
 
     def _log_weight_of_hidden(self, h: Tensor) -> Tensor:
