@@ -72,7 +72,8 @@ class ReverseAIS(Estimator):
         >>> import torch, ppl_dgm
         >>> rbm, x = ppl_dgm.families.RBM(6, 3), torch.eye(6)
         >>> found = ReverseAIS(AIS(num_temperatures=50))(rbm, x)
-        >>> found.bound, bool((found.log_z - Exact()(rbm, x).log_z).abs().max() < 0.05)
+        >>> truth = ppl_dgm.evidence.Exact()(rbm, x)
+        >>> found.bound, bool((found.log_z - truth.log_z).abs().max() < 0.05)
         ('lower', True)
     """
 
@@ -119,7 +120,7 @@ class ReverseAIS(Estimator):
         )
 
     def _slopes(self, free: Bound) -> Iterator["Slope"]:
-        """Yield the way down, for each part of the data that has its own."""
+        """Yield the way down for each part of the data."""
         method, given = self.method, 0 if self.draws is None else len(self.draws)
         checkpoint = checkpoint_of(method, free, given=self.draws, num_moves=self.num_moves)
         ladder = ladder_to(free)
@@ -134,9 +135,9 @@ class ReverseAIS(Estimator):
             yield PathSlope(annealing, checkpoint, first)
 
     def _start(self, slope: "Slope") -> tuple[Tensor, Tensor]:
-        """Return points of the model, and R-hat of the chains that made them.
+        """Return points of the model, with R-hat.
 
-        R-hat is 1 where the points are exact draws.
+        It is that of the chains that made the points, 1 where these are exact draws.
         """
         count = self.method.num_chains
         point = slope.exact(count) if self.draws is None else slope.given(self.draws)
@@ -182,7 +183,7 @@ class Slope(ABC):
 
     @abstractmethod
     def exact(self, num_chains: int) -> Tensor | None:
-        """Draw points of the model exactly; None where that cannot be done."""
+        """Draw points of the model exactly, or return None."""
 
     @abstractmethod
     def given(self, draws: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ def test_weights_downwards_are_unbiased_for_the_inverse(model: object) -> None:
     x = data_of(program)
     found, truth = ReverseAIS(FEW)(program, x, seed=3), Exact()(program, x)
     assert abs(apart(found, truth)) < 4
-    assert found.bound == "lower" and float(found.std_error[0]) < 0.2
+    assert found.bound == "lower"
+    assert float(found.std_error[0]) < 0.2
 
 
 def test_both_directions_hold_the_sum_between_them() -> None:
@@ -59,11 +60,13 @@ def test_both_directions_hold_the_sum_between_them() -> None:
     truth = Exact()(rbm, x)
     found = BDMC(AIS(num_temperatures=150, num_chains=100))(rbm, x)
     assert (found.lower.bound, found.upper.bound) == ("lower", "upper")
-    assert abs(apart(found.lower, truth)) < 4 and abs(apart(found.upper, truth)) < 4
+    assert abs(apart(found.lower, truth)) < 4
+    assert abs(apart(found.upper, truth)) < 4
     assert abs(found.mean_gap) < 4 * found.mean_gap_error < 0.4
     shared = torch.hypot(found.lower.std_error, found.upper.std_error)[0]
     assert found.mean_gap_error == pytest.approx(float(shared), rel=1e-6)  # more data add nothing
-    assert "simulated" not in repr(found) and found.warnings == ()
+    assert "simulated" not in repr(found)
+    assert found.warnings == ()
 
 
 def test_ends_of_chains_make_an_estimate() -> None:
@@ -72,7 +75,8 @@ def test_ends_of_chains_make_an_estimate() -> None:
     rbm.parts.states = lambda: None  # type: ignore[method-assign]
     found = ReverseAIS(AIS(num_temperatures=100, num_chains=100))(rbm, x)
     assert found.bound == "estimate"
-    assert abs(apart(found, truth)) < 4 and float(found.diagnostics["r_hat"]) < 1.05
+    assert abs(apart(found, truth)) < 4
+    assert float(found.diagnostics["r_hat"]) < 1.05
     upper = AIS(num_temperatures=50)(rbm, x)
     assert "~" in repr(Sandwich.between(found, upper, simulated=False))
 
@@ -83,7 +87,8 @@ def test_given_draws_are_taken_for_exact() -> None:
     draws = rbm.parts.states().draw(200)
     rbm.parts.states = lambda: None  # type: ignore[method-assign]
     found = ReverseAIS(AIS(num_temperatures=100), draws)(rbm, x)
-    assert found.bound == "lower" and found.diagnostics["num_chains"] == 200
+    assert found.bound == "lower"
+    assert found.diagnostics["num_chains"] == 200
     assert abs(apart(found, truth)) < 4
 
 
@@ -138,7 +143,7 @@ def test_an_interrupted_sandwich_goes_on(tmp_path: Path) -> None:
     [
         (lambda: ReverseAIS(num_moves=0), "num_moves"),
         (lambda: ReverseAIS(draws=torch.zeros(1, 4)), "at least 2 chains"),
-        (lambda: ReverseAIS(draws=torch.zeros(5, 3))(make_rbm(), states(4)), r"\[chains, \*\[4\]\]"),
+        (lambda: ReverseAIS(draws=torch.zeros(5, 3))(make_rbm(), states(4)), r"chains, \*\[4\]"),
         (lambda: ReverseAIS(draws=torch.full((5, 2), torch.nan))(normal(), states(2)), "finite"),
         (lambda: BDMC(FEW, num_particles=3)(make_rbm(), states(4)), "num_particles=1"),
         (
