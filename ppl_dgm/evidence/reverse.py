@@ -289,7 +289,7 @@ class PathSlope(Slope):
 
 
 def check_event(draws: Tensor, event: torch.Size) -> None:
-    """Refuse draws of another event shape, or that are not finite."""
+    """Refuse draws of another shape or not finite."""
     if draws.shape[1:] != event or not bool(torch.isfinite(draws).all()):
         raise ValueError(
             f"draws have shape {list(draws.shape)}; expected finite draws of the model, "
