@@ -6,7 +6,7 @@ The first density of the path can be drawn.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,8 +60,14 @@ class Ladder(ABC):
     A model that is a `Ladder` is annealed and moved by its own transitions, in place of those that
     only see its log density: $f_\beta$ for $\beta$ in [0, 1] goes from a normalised density, which
     can be drawn, to the model's own, $f_1$. To add one, implement `draw`, `log_density` and `move`;
-    `states` where a sum is to be had.
+    `states` where a sum is to be had, and `blockwise` where it holds.
+
+    Attributes:
+        blockwise: whether a move ends by drawing all entries of a datum independently of one
+            another, so that those of them that are held can be put back after it.
     """
+
+    blockwise: ClassVar[bool] = False
 
     @abstractmethod
     def draw(self, num_draws: int) -> Tensor:

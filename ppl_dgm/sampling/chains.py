@@ -5,7 +5,7 @@ They come from Markov chains, from the guide, or from the user.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from pyro.infer import MCMC, NUTS
@@ -37,13 +37,14 @@ from ppl_dgm.sampling.kernels import (
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle
-from ppl_dgm.sampling.unconstrained import Unconstrained, rule_out_overflow
+from ppl_dgm.sampling.unconstrained import SplitDensity, Unconstrained, rule_out_overflow
 
 __all__ = [
     "LEAST_DRAWS",
     "POINTS_AT_ONCE",
     "Frame",
     "PosteriorDraws",
+    "Splits",
     "adapted_chains",
     "evaluate",
     "given_draws",
@@ -61,6 +62,31 @@ MAX_TEMPERATURES, MOVES_PER_TEMPERATURE = 200, 3
 SMALL_MEAN = 0.1  # in Stein's identity, that is no matter
 KEPT = 0.5  # share of the draws that is effective after a step in temperature
 EAGER = Switch(False)
+
+
+class Splits(Protocol):
+    """What chains need to know of a density.
+
+    It has a prior, to start from, and a likelihood.
+    """
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates of a point."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where points are."""
+        ...
+
+    def raw_split(self, point: Tensor) -> SplitDensity:
+        """Evaluate both at points `[chains, *batch, dim]`."""
+        ...
+
+    def sample_prior(self, num_chains: int) -> Tensor:
+        """Draw points from the prior: `[num_chains, *batch, dim]`."""
+        ...
 
 
 class PosteriorDraws(NamedTuple):
@@ -204,7 +230,7 @@ def hmc_draws(
 
 def adapted_chains(
     kernel: HMC,
-    target: Unconstrained,
+    target: Splits,
     frame: Frame,
     points: Tensor,
     num_warmup: int,
@@ -222,7 +248,7 @@ def adapted_chains(
     return run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)
 
 
-def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch: Switch) -> Tensor:
+def tempered_points(kernel: HMC, target: Splits, num_chains: int, switch: Switch) -> Tensor:
     r"""Move prior draws to the posterior by tempering.
 
     The path is $p(z) p(x \mid z)^\beta$, the result is `[num_chains, *batch, dim]`.
@@ -254,7 +280,7 @@ def tempered_points(kernel: HMC, target: Unconstrained, num_chains: int, switch:
 
 def run_chains(
     kernel: HMC,
-    target: Unconstrained,
+    target: Splits,
     frame: Frame,
     points: Tensor,
     step_size: Tensor,

@@ -25,6 +25,7 @@ __all__ = [
     "ANGLES",
     "ONE_TURN",
     "Slot",
+    "SplitDensity",
     "Unconstrained",
     "check_continuous",
     "given_points",

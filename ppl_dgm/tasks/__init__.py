@@ -1,12 +1,13 @@
 """Tasks for fitted programs.
 
-They are completing, conditioning, reconstructing, interpolating and detecting anomalies.
+They are completing, denoising, conditioning, reconstructing, interpolating and detecting anomalies.
 """
 
 from ppl_dgm.sampling.decoding import decode
 from ppl_dgm.tasks.completion import Completion, complete
 from ppl_dgm.tasks.conditioning import Marginal, log_conditional, log_marginal
 from ppl_dgm.tasks.decoding import interpolate, reconstruct
+from ppl_dgm.tasks.denoising import denoise
 from ppl_dgm.tasks.detection import Detection, detect
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Marginal",
     "complete",
     "decode",
+    "denoise",
     "detect",
     "interpolate",
     "log_conditional",

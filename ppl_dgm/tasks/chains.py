@@ -9,28 +9,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.program.bound_program import Values
-from ppl_dgm.sampling.chains import Frame, adapted_chains
+from ppl_dgm.sampling.chains import POINTS_AT_ONCE, Frame, Splits, adapted_chains
 from ppl_dgm.sampling.convergence import acceptance_alarm, divergence_warnings, r_hat_warnings
 from ppl_dgm.sampling.kernels import HMC, robust_scale
 from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.posterior import Posterior, joined
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
-__all__ = ["LEAST_CHAINS", "LEAST_MOVES", "move_draws"]
+__all__ = [
+    "LEAST_CHAINS",
+    "LEAST_MOVES",
+    "POINTS_AT_ONCE",
+    "move_draws",
+    "move_points",
+    "verdict_on",
+]
 
 LEAST_MOVES = 20
 LEAST_CHAINS = 64  # so that they tell a covariance
-POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and what it keeps
 
 
 class Moved(NamedTuple):
     """Last points of the chains, with their diagnostics.
 
-    Points are given by latent, diagnostics for each datum, `[data]`.
+    Points are `[chains, data, dim]`, diagnostics for each datum, `[data]`.
     """
 
-    values: Values
+    points: Tensor
     acceptance: Tensor
     r_hat: Tensor
     divergent: Tensor
@@ -62,34 +67,37 @@ def move_draws(
         ValueError: for discrete latents.
     """
     dims = {latent.name: latent.batch_dim for latent in found.bound.structure.model_latents}
-    parts = []
+    parts, values = [], []
     for start, stop in spans(found.bound, POINTS_AT_ONCE * found.num_draws, memory):
         draws = {
             name: draw.narrow(dims[name], start, stop - start) for name, draw in found.draws.items()
         }
-        parts.append(
-            run(Unconstrained(part_of(found.bound, start, stop)), draws, num_moves, num_leapfrog)
-        )
+        space = Unconstrained(part_of(found.bound, start, stop))
+        parts.append(move_points(space, space.unconstrain(draws), num_moves, num_leapfrog))
+        values.append(space.constrain(parts[-1].points))
+    moved = {
+        name: joined([part[name][:num_draws] for part in values], dim) for name, dim in dims.items()
+    }
+    diagnostics, warnings = verdict_on(parts)
+    return Posterior(found.bound, moved, warnings=warnings), diagnostics
+
+
+def verdict_on(parts: list[Moved]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Join the diagnostics of all parts, and warn."""
     acceptance, r_hat, divergent = (
         torch.cat([getattr(part, name) for part in parts])
         for name in ("acceptance", "r_hat", "divergent")
     )
-    values = {
-        name: joined([part.values[name][:num_draws] for part in parts], dim)
-        for name, dim in dims.items()
-    }
     warnings = acceptance_alarm(acceptance) + r_hat_warnings(r_hat)
     warnings += divergence_warnings(divergent)
-    moved = Posterior(found.bound, values, warnings=warnings)
-    return moved, {"acceptance": acceptance, "r_hat": r_hat, "divergent": divergent}
+    return {"acceptance": acceptance, "r_hat": r_hat, "divergent": divergent}, warnings
 
 
-def run(target: Unconstrained, draws: Values, num_moves: int, num_leapfrog: int) -> Moved:
-    """Run chains from draws `[chains, ..., data, *event]`."""
+def move_points(target: Splits, points: Tensor, num_moves: int, num_leapfrog: int) -> Moved:
+    """Run chains from points `[chains, data, dim]`."""
     kernel = HMC(num_leapfrog=num_leapfrog)
-    points = target.unconstrain(draws)
     frame = Frame(points.mean(0), robust_scale(points).diag_embed())
     chains = adapted_chains(kernel, target, frame, points, num_moves // 2, num_moves // 2)
     moved = (chains.points.diff(dim=0) != 0).any(-1).double().mean((0, 1))
     r_hat = chains.draws.diagnostics["r_hat"]
-    return Moved(target.constrain(chains.points[-1]), moved, r_hat, chains.divergent)
+    return Moved(chains.points[-1], moved, r_hat, chains.divergent)

@@ -31,8 +31,9 @@ from ppl_dgm.sampling.smc.resampling import effective_size, resample
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
 from ppl_dgm.tasks.conditioning import autoregressive_law, check_mask, filled
+from ppl_dgm.tasks.data_chains import HeldEntries, draw_data
 
-__all__ = ["Completion", "complete"]
+__all__ = ["Completion", "check_settings", "complete"]
 
 Method = Literal["resampling", "hmc"]
 METHODS = ("resampling", "hmc")
@@ -46,7 +47,7 @@ class Completion:
         draws: `[draws, data, *event]`: observed entries as they are, missing ones drawn given them.
         posterior: draws of the latents given the observed entries; None where the program has none.
         diagnostics: `[data]` each: `ess` and `pareto_k` of the weights; or `acceptance` and `r_hat`
-            of the chains.
+            of the chains, over entries, over the log density for bits.
         warnings: why the draws should not be believed; empty if nothing speaks against them.
     """
 
@@ -105,9 +106,14 @@ def complete(
     resampled (see `log_marginal`). The draws are exact where the observed entries come first in the
     order.
 
+    An unnormalised program (`RBM`, `Energy`) has only chains over the missing entries themselves,
+    whatever the method: inpainting. Real entries are tempered from near the base measure and moved
+    by HMC, which one leapfrog step makes Langevin; bits by Gibbs sampling, block by block in an RBM
+    with its visible units clamped, bit by bit elsewhere. The partition function cancels.
+
     Args:
-        program: an autoregressive program, or one with latents in the data plate, whose data site
-            is independent over entries given them.
+        program: an autoregressive or unnormalised program, or one with latents in the data plate,
+            whose data site is independent over entries given them.
         x: data `[data, *event]`, the first argument of the program; missing entries hold any number
             within the support.
         observed: True where an entry is observed, `[data, *event]` or broadcasting to it.
@@ -117,7 +123,8 @@ def complete(
         method: `"resampling"` or `"hmc"`; that needs continuous latents.
         rounds: number of rounds, at least 1; one is enough without guide.
         num_fills: M, completions that the guide is shown in later rounds.
-        num_moves: moves of each chain of `"hmc"`, half of them to adapt.
+        num_moves: moves of each chain of `"hmc"` or of an unnormalised program, half of them to
+            adapt.
         num_leapfrog: leapfrog steps of each of those moves, at most.
         seed: makes the draws repeatable; torch's generator is left as it was.
         memory: bytes that one chunk of particles may allocate.
@@ -156,6 +163,11 @@ def complete(
         law = autoregressive_law(bound, program.site)
         if law is not None:
             return complete_in_turn(law, x, observed, num_particles, num_draws)
+        if bound.structure.energies and not bound.structure.latents:
+            drawn = draw_data(
+                bound, HeldEntries(x, observed), num_draws, num_moves, num_leapfrog, memory
+            )
+            return Completion(drawn.draws, None, drawn.diagnostics, drawn.warnings)
     check_program(bound, program.site)
     starts = num_draws
     if method == "hmc":

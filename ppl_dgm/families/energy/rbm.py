@@ -133,6 +133,8 @@ class RBMModel(nn.Module, Ladder):
     $f_\beta(v) = \mathrm{base}(v)^{1-\beta}\, 2^{-(1-\beta) H} \sum_h e^{-\beta E(v, h)}$.
     """
 
+    blockwise = True
+
     def __init__(self, units: Units, num_visible: int, num_hidden: int) -> None:
         super().__init__()
         self.units = units
