@@ -19,7 +19,6 @@ from ppl_dgm.sampling.unconstrained import Unconstrained
 __all__ = [
     "LEAST_CHAINS",
     "LEAST_MOVES",
-    "POINTS_AT_ONCE",
     "move_draws",
     "move_points",
     "verdict_on",

@@ -179,8 +179,8 @@ def draw_data(
 ) -> Drawn:
     """Draw data given what is known of them.
 
-    There is one chain for each draw. Real data are tempered from the reference and then moved by Hamiltonian Monte Carlo; bits by
-    Gibbs sampling.
+    There is one chain for each draw. Real data are tempered from the reference and then moved by
+    Hamiltonian Monte Carlo; bits by Gibbs sampling.
 
     Raises:
         ValueError: for data that are neither real nor binary.
