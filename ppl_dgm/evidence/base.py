@@ -24,6 +24,7 @@ from ppl_dgm.sampling.convergence import tail_warnings, widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.memory import some_of
+from ppl_dgm.sampling.undefined import undefined_draws
 from ppl_dgm.sampling.watching import watched
 
 __all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
@@ -444,17 +445,7 @@ def undefined_densities(bound: Bound) -> tuple[str, ...]:
         most = 16 if bound.structure.slow else UNDEFINED_DRAWS
         draws = max(4, min(most, UNDEFINED_NUMBERS // max(1, drawn + seen)))
         values = few.draw(draws).values
-        total = few.log_joint(values).total
-    undefined = total.isnan().reshape(draws, -1).any(-1)
-    if not bool(undefined.any()):
-        return ()
-    one = {name: value[undefined][0] for name, value in values.items()}
-    share, sites = 100 * undefined.double().mean(), few.undefined_sites(one)
-    alarm = (
-        f"the log density is NaN at {share:.2g} % of the draws, at the sites {sites}; they count "
-        "as impossible. Compute it with torch.xlogy, logits or log_softmax"
-    )
-    return (alarm,)
+        return undefined_draws(few, values, few.log_joint(values).total)
 
 
 def rounding_of(bound: Bound) -> float:

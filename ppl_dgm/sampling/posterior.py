@@ -19,6 +19,7 @@ from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
+from ppl_dgm.sampling.undefined import undefined_draws
 
 __all__ = [
     "Posterior",
@@ -159,8 +160,9 @@ def posterior(
     Particles $z_k \sim q(z \mid x)$ get weights $w_k = p(x, z_k) / q(z_k \mid x)$; draws are
     resampled from them systematically, for each datum on its own where all latents are inside the
     data plate. The guide (the prior, where there is none) need only cover the posterior: the
-    weights correct the rest, and `ess` and `pareto_k` say how well. Discrete latents that are
-    summed out have no draws here.
+    weights correct the rest, and `ess` and `pareto_k` say how well. Weights are computed in
+    float64; draws have the program's own precision. Discrete latents that are summed out have no
+    draws here.
 
     Rubin (1988), "Using the SIR algorithm to simulate posterior distributions"; Kitagawa (1996) for
     the systematic scheme; Vehtari et al. (2024) for Pareto k.
@@ -202,7 +204,7 @@ def posterior(
             resample_part(part, num_particles, num_draws, memory)
             for part in storable_parts(bound, num_particles, memory)
         ]
-    return join_posteriors(bound, parts)
+        return join_posteriors(bound, parts)
 
 
 def check_latents(bound: Bound) -> None:
@@ -256,8 +258,9 @@ def check_draws(bound: Bound, draws: Values) -> None:
 def storable_parts(bound: Bound, num_particles: int, memory: int) -> list[Bound]:
     """Divide data into parts whose latents fit into memory.
 
-    The latents of all particles of one part count.
+    The latents of all particles of one part count. The parts compute in float64.
     """
+    bound = bound.in_double()
     structure, num_data = bound.structure, bound.num_data or 1
     if not (structure.divisible and structure.per_datum):
         return [bound]
@@ -276,6 +279,7 @@ class Resampled:
     mean: Values
     std: Values
     summary: WeightSummary
+    warnings: tuple[str, ...] = ()
 
 
 def resample_part(bound: Bound, num_particles: int, num_draws: int, memory: int) -> list[Resampled]:
@@ -307,14 +311,17 @@ def weigh(bound: Bound, num_particles: int) -> tuple[Values, Tensor]:
 
 def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int) -> Resampled:
     """Resample weighted latents, and summarise the weights."""
+    warnings = undefined_draws(bound, values, log_w)
+    log_w = torch.where(log_w.isnan(), -torch.inf, log_w)
     summary = WeightSummary(log_w.shape[0])
     summary.add(log_w)
     weights = log_w.softmax(0)
     if not bool(torch.isfinite(weights).all()):
+        reasons = "".join(f"; {warning}" for warning in warnings)
         raise ValueError(
-            "all weights are zero or one is not a number: the proposal misses the posterior, or "
-            "the program gives the data no density; give the program a guide that covers the "
-            "posterior, or check the data"
+            "all weights are zero or one is infinite: the proposal misses the posterior, or the "
+            "program gives the data no density; give the program a guide that covers the "
+            f"posterior, or check the data{reasons}"
         )
     index = shuffle(resample(log_w, num_draws))
     dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}
@@ -324,7 +331,7 @@ def resample_values(bound: Bound, values: Values, log_w: Tensor, num_draws: int)
         mean[name] = (w * value).sum(0)
         std[name] = (w * (value - mean[name]).square()).sum(0).sqrt()
     draws = {name: take(value, index, dims[name]) for name, value in values.items()}
-    return Resampled(draws, mean, std, summary)
+    return Resampled(draws, mean, std, summary, warnings)
 
 
 def beside_data(tensor: Tensor, value: Tensor, batch_dim: int) -> Tensor:
@@ -353,7 +360,10 @@ def take(value: Tensor, index: Tensor, batch_dim: int) -> Tensor:
 
 
 def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
-    """Put the parts of the data together again."""
+    """Put the parts of the data together again.
+
+    Draws get the precision that the program itself gives them.
+    """
     results = [result for part in parts for result in part]
     dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}
     ess, pareto_k = (
@@ -363,9 +373,13 @@ def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
         for name in ("ess", "pareto_k")
     )
     num_particles = results[0].summary.num_particles
+    own = {name: value.dtype for name, value in bound.draw(1).values.items()}
     return Posterior(
         bound=bound,
-        draws={name: joined([r.draws[name] for r in results], dims[name]) for name in dims},
+        draws={
+            name: joined([r.draws[name] for r in results], dims[name]).to(own[name])
+            for name in dims
+        },
         mean={name: joined([r.mean[name] for r in results], dims[name] - 1) for name in dims},
         std={name: joined([r.std[name] for r in results], dims[name] - 1) for name in dims},
         ess=ess,
@@ -373,7 +387,8 @@ def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
         num_particles=num_particles,
         warnings=tail_warnings(
             pareto_k, (1 / ess - 1 / num_particles).clamp_min(0).sqrt(), num_particles
-        ),
+        )
+        + tuple(dict.fromkeys(warning for r in results for warning in r.warnings)),
     )
 
 

@@ -1,15 +1,17 @@
-"""Places near the posterior whose density is NaN."""
+"""Draws and places near the posterior whose density is NaN."""
 
 import torch
 from torch import Tensor
 
+from ppl_dgm.program import Bound
+from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.differences import propose_by_differences
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
-__all__ = ["MOST_POINTS", "undefined_alarm"]
+__all__ = ["MOST_POINTS", "undefined_alarm", "undefined_draws"]
 
 MOST_POINTS = 512
 STEP = 0.3  # of the moves, in standard deviations about
@@ -39,11 +41,30 @@ def undefined_alarm(target: Unconstrained, points: Tensor, memory: int = MEMORY)
         if share <= max(MATERIAL, LEAST_SEEN / len(moved)):
             return ()
         shown = moved[undefined.reshape(len(moved), -1).any(-1)][:1]
-        sites = target.bound.undefined_sites(
-            {name: value[0] for name, value in target.constrain(shown).items()}
-        )
-    warning = (
-        f"the log density is NaN at {100 * share:.2g} % of points near the posterior, at the sites "
-        f"{sites}; they count as impossible. Compute it with torch.xlogy, logits or log_softmax"
+        one = {name: value[0] for name, value in target.constrain(shown).items()}
+        return (_warning(target.bound, one, share, "points near the posterior"),)
+
+
+def undefined_draws(bound: Bound, values: Values, log_density: Tensor) -> tuple[str, ...]:
+    """Warn of draws whose log density is NaN.
+
+    Args:
+        bound: the program at its data.
+        values: latents, `[particles, *shape]` by site.
+        log_density: theirs, `[particles]` or `[particles, data]`.
+    """
+    undefined = log_density.isnan().reshape(len(log_density), -1).any(-1)
+    if not bool(undefined.any()):
+        return ()
+    one = {name: value[undefined][0] for name, value in values.items()}
+    return (_warning(bound, one, float(undefined.double().mean()), "the draws"),)
+
+
+def _warning(bound: Bound, values: Values, share: float, where: str) -> str:
+    """A warning that names the sites, at one point where the density is NaN."""
+    sites = bound.undefined_sites(values)
+    place = f"at the sites {sites}" if sites else "in the guide"
+    return (
+        f"the log density is NaN at {100 * share:.2g} % of {where}, {place}; they count as "
+        "impossible. Compute it with torch.xlogy, logits or log_softmax"
     )
-    return (warning,)

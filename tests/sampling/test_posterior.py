@@ -187,6 +187,36 @@ def test_draws_with_chains_of_their_own_are_refused():
     assert Posterior(bound, {"z": draws.flatten(0, 1)}).num_draws == 100
 
 
+def test_draws_of_undefined_density_count_as_impossible_and_are_told():
+    """Beta(1, 2) prior, density NaN where p > 0.9: the posterior is the prior cut there."""
+
+    def model():
+        p = pyro.sample("p", dist.Beta(1.0, 2.0))
+        pyro.factor("cut", (0.9 - p).sqrt() * 0)
+
+    found = posterior(Program(model), num_particles=20_000)
+    truth = (0.9**2 - 2 / 3 * 0.9**3) / (2 * 0.9 - 0.9**2)
+    assert (found.draws["p"] <= 0.9).all()
+    assert found.mean["p"].item() == pytest.approx(truth, abs=4 * 0.23 / math.sqrt(20_000))
+    assert any("NaN at" in told and "['cut']" in told for told in found.warnings)
+
+
+def test_weights_are_computed_in_double_and_draws_are_the_programs():
+    """Counts of 3e7: in float32 the density is the same for all rates near."""
+    count = torch.tensor(3e7)
+
+    def model(count):
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(1.0), torch.tensor(1e-9)))
+        pyro.sample("count", dist.Poisson(rate), obs=count)
+
+    def guide(count):
+        pyro.sample("rate", dist.Normal(count, 2 * count.sqrt()))
+
+    found = posterior(Program(model, guide), count, num_particles=4000)
+    assert found.draws["rate"].dtype == torch.float32
+    assert found.std["rate"].item() == pytest.approx(math.sqrt(3e7), rel=0.1)
+
+
 def test_impossible_data_are_refused():
     def model(x=None):
         with pyro.plate("data", len(x)):
