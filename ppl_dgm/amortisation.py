@@ -210,7 +210,7 @@ def elbos(
 
     Both have shape `[N]`. A `LocalGuide` takes all of its data together.
     """
-    bound = program.bind(*args, **kwargs)
+    bound = program.bind(*args, **kwargs).in_double()
     summaries: dict[int, WeightSummary] = {}
     with torch.no_grad(), seeded(seed, bound.device):
         for chunk in weight_chunks(bound, num_particles):

@@ -107,7 +107,7 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
     groups: dict[str, Mapping[str, Tensor]] = {
         "posterior": {**posterior.draws, **{name: drawn[name] for name in kept}},
         "posterior_predictive": observed_draws(bound, drawn),
-        "log_likelihood": log_likelihoods(bound, posterior.draws),
+        "log_likelihood": log_likelihoods(bound.in_double(), posterior.draws),
         "observed_data": {name: visible(bound, name) for name in structure.observed},
     }
     if not structure.factors:

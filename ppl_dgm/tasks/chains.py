@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_dgm.program.precision import to_double
 from ppl_dgm.sampling.chains import POINTS_AT_ONCE, Frame, Splits, adapted_chains
 from ppl_dgm.sampling.convergence import acceptance_alarm, divergence_warnings, r_hat_warnings
 from ppl_dgm.sampling.kernels import HMC, robust_scale
@@ -45,7 +46,8 @@ def move_draws(
 ) -> tuple[Posterior, Mapping[str, Tensor]]:
     """Move each draw of the latents by its own chain.
 
-    Each datum has chains of its own. All data move at once where memory allows.
+    Each datum has chains of its own. All data move at once where memory allows. Densities are
+    computed in float64; draws keep their precision.
 
     Half of the moves learn the step size and the covariance of each datum from all its chains;
     acceptance and split R-hat are those of the other half.
@@ -66,16 +68,18 @@ def move_draws(
         ValueError: for discrete latents.
     """
     dims = {latent.name: latent.batch_dim for latent in found.bound.structure.model_latents}
-    parts, values = [], []
-    for start, stop in spans(found.bound, POINTS_AT_ONCE * found.num_draws, memory):
+    bound, parts, values = found.bound.in_double(), [], []
+    for start, stop in spans(bound, POINTS_AT_ONCE * found.num_draws, memory):
         draws = {
-            name: draw.narrow(dims[name], start, stop - start) for name, draw in found.draws.items()
+            name: to_double(draw).narrow(dims[name], start, stop - start)
+            for name, draw in found.draws.items()
         }
-        space = Unconstrained(part_of(found.bound, start, stop))
+        space = Unconstrained(part_of(bound, start, stop))
         parts.append(move_points(space, space.unconstrain(draws), num_moves, num_leapfrog))
         values.append(space.constrain(parts[-1].points))
     moved = {
-        name: joined([part[name][:num_draws] for part in values], dim) for name, dim in dims.items()
+        name: joined([part[name][:num_draws] for part in values], dim).to(found.draws[name])
+        for name, dim in dims.items()
     }
     diagnostics, warnings = verdict_on(parts)
     return Posterior(found.bound, moved, warnings=warnings), diagnostics

@@ -5,6 +5,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 import xarray as xr
 
@@ -227,6 +228,18 @@ def test_sites_named_as_dimensions_of_arviz_are_kept():
 
     tree = to_arviz(posterior(Program(model), torch.ones(3), num_particles=2000))
     assert set(tree.posterior.data_vars) == {"draw_", "chain_"}
+
+
+def test_log_likelihoods_are_those_of_double():
+    """In float32 the density of a count of 3e7 is off by nats."""
+
+    def model(count):
+        rate = pyro.sample("rate", dist.Uniform(3e7, 3e7 + 4))
+        with pyro.plate("data", 1):
+            pyro.sample("count", dist.Poisson(rate.unsqueeze(-1)), obs=count)
+
+    tree = to_arviz(posterior(Program(model), torch.tensor([3e7])))
+    assert np.allclose(tree.log_likelihood["count"], scipy.stats.poisson.logpmf(3e7, 3e7))
 
 
 def test_data_with_leading_dimensions_are_exported() -> None:

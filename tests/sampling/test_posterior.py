@@ -5,9 +5,10 @@ import math
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 
-from ppl_dgm import Posterior, Program, posterior
+from ppl_dgm import Posterior, Program, log_weights, posterior
 from ppl_dgm.program import log_likelihoods
 
 
@@ -339,3 +340,24 @@ def test_pointwise_likelihood_of_programs_run_by_vmap():
     assert torch.allclose(
         values["x"], dist.Normal(loc.sum(1, keepdim=True), 1.0).log_prob(torch.ones(5)), atol=1e-5
     )
+
+
+def test_log_weights_are_computed_in_double():
+    """A count of 3e7 about its own rate, whose density in float32 is off by nats; zeros stay."""
+
+    def counts(count):
+        with pyro.plate("data", 1):
+            rate = pyro.sample("rate", dist.Uniform(3e7, 3e7 + 4))
+            pyro.sample("count", dist.Poisson(rate), obs=count)
+
+    def impossible(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 1):
+            pyro.sample("x", dist.Categorical(torch.tensor([0.5, 0.5, 0.0])), obs=x)
+
+    found = log_weights(Program(counts), torch.tensor([3e7]), num_particles=9, seed=0)
+    assert found.dtype == torch.float32
+    expected = [scipy.stats.poisson.logpmf(3e7, 3e7)] * 9
+    assert found.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    found = log_weights(Program(impossible), torch.tensor([2]), num_particles=3, seed=0)
+    assert (found == -math.inf).all()
