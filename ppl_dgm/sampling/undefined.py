@@ -61,7 +61,7 @@ def undefined_draws(bound: Bound, values: Values, log_density: Tensor) -> tuple[
 
 
 def _warning(bound: Bound, values: Values, share: float, where: str) -> str:
-    """Warn of the sites whose density is NaN at one point."""
+    """Name the sites whose density is NaN there."""
     sites = bound.undefined_sites(values)
     place = f"at the sites {sites}" if sites else "in the guide"
     return (
