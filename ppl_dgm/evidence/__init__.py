@@ -25,6 +25,7 @@ each datum (or for the data set), a gradient counting as three.
   * 3 * K. In up to ten dimensions, and where narrow peaks hide in wide ones, `NestedSMC`. 25 levels
   * moves * K. `NestedSampling` is dynesty's, one run of the program at a time.
 - A point hypothesis: `savage_dickey`, one posterior for both models. As its chains.
+- Few discrete latents: `GridSum`, all their values, counts up to a tail that is told.
 - Finite latents, too many: `GridSampling`, the naive sum by Monte Carlo. K.
 - Counts without limit: `WideSampling`, prior sampling with a far wider proposal. K.
 - The bound over m, as a table and a plot: `over_particles`. replicates * the sum of m.
@@ -46,7 +47,7 @@ from ppl_dgm.evidence.bounds import CUBO, IWELBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.check_moves import check_moves
 from ppl_dgm.evidence.exact import Exact
-from ppl_dgm.evidence.grid import GridSampling
+from ppl_dgm.evidence.grid import GridSampling, GridSum
 from ppl_dgm.evidence.harmonic import HarmonicMean, LearnedHarmonicMean
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
@@ -77,6 +78,7 @@ __all__ = [
     "Evidence",
     "Exact",
     "GridSampling",
+    "GridSum",
     "HarmonicMean",
     "ImportanceSampling",
     "Laplace",

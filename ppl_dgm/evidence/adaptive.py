@@ -22,7 +22,7 @@ from ppl_dgm.sampling.kernels import HMC
 from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import ABOVE, share_alarm
-from ppl_dgm.sampling.smc.resampling import effective_size, resample, shuffle
+from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle
 from ppl_dgm.sampling.student_mixtures import (
     StudentMixture,
     both_mixtures,
@@ -43,6 +43,7 @@ DEFENCE = 0.1  # share of the draws that come from the prior
 DESCENDANTS = 8  # of one draw, about, in a population that was tempered
 NUM_STEPS = 80  # of a climb
 KNOWN = 0.2  # share of the mixture's draws that stay around the modes of the starts
+LEAST_FITTED = 0.1  # effective share of the draws that a mixture is fitted to
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
 
@@ -170,10 +171,23 @@ def resampled(drawn: Weighted) -> Tensor:
     """
     points = drawn.kept
     halves = []
+    weights = flattened(drawn.log_weights)
     for part in (slice(None, None, 2), slice(1, None, 2)):
-        chosen = shuffle(resample(drawn.log_weights[part]))
+        chosen = shuffle(resample(weights[part]))
         halves.append(take(points[part], chosen))
     return torch.cat(halves)
+
+
+def flattened(log_weights: Tensor) -> Tensor:
+    """Weights to the power that keeps enough draws effective.
+
+    A mixture fitted to the few draws that carry the weights of a bad proposal is narrower than the
+    posterior, and the next one narrower still (Koblents and Miguez 2015).
+    """
+    power = next_increment(
+        torch.zeros_like(log_weights), log_weights, torch.ones_like(log_weights[0]), LEAST_FITTED
+    )
+    return torch.where(log_weights > -torch.inf, power * log_weights, -torch.inf)
 
 
 def fit_best_mixture(points: Tensor) -> StudentMixture:

@@ -21,7 +21,7 @@ from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.exact import Exact
-from ppl_dgm.evidence.grid import GridSampling
+from ppl_dgm.evidence.grid import GridSampling, GridSum
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
@@ -523,9 +523,19 @@ def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]
         found.insert(0, ImportanceSampling(particles, memory))
     if has_counts(bound):
         found.append(WideSampling(2 * particles, memory))
-    elif all(latent.discrete for latent in bound.structure.model_latents):
-        found.append(GridSampling(particles, memory))
+    if all(latent.discrete for latent in bound.structure.model_latents):
+        found.append(grid(bound, particles, memory))
     return found
+
+
+def grid(bound: Bound, most: int, memory: int) -> Estimator:
+    """Sum all values of discrete latents, or draws where they are too many."""
+    whole = GridSum(most, memory)
+    try:
+        whole.check(bound)
+    except ValueError:
+        return GridSampling(most, memory)
+    return whole
 
 
 def checked_data(bound: Bound, check: Estimator, budget: int) -> Tensor | None:

@@ -21,7 +21,7 @@ from ppl_dgm.program import Bound
 from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
 from ppl_dgm.program.supports import innermost
 
-__all__ = ["WideSampling", "has_counts"]
+__all__ = ["WideSampling", "has_counts", "innermost_support"]
 
 MOST = 2**20  # one above the largest count that the wide part proposes
 WIDE = 0.5  # share of the draws that come from it
