@@ -44,6 +44,7 @@ DESCENDANTS = 8  # of one draw, about, in a population that was tempered
 NUM_STEPS = 80  # of a climb
 KNOWN = 0.2  # share of the mixture's draws that stay around the modes of the starts
 LEAST_FITTED = 0.1  # effective share of the draws that a mixture is fitted to
+MOST_ROUNDS = 3  # times as many rounds as long as fewer draws than that are effective
 ENOUGH = 0.5  # effective share of the draws at which the proposal is as good as need be
 
 
@@ -57,11 +58,12 @@ class AdaptiveImportanceSampling(Estimator):
     Prior draws are tempered to the posterior and a mixture of Student t is fitted to them; then
     `num_rounds` times draws of the mixture are weighted, resampled, and the mixture is fitted
     again. The number of components is the one under which draws that were held out are most
-    probable. Draws of the last mixture alone make the estimate, a tenth of them from the prior as a
-    defence (Hesterberg 1995): it is consistent, and its standard error is a Monte Carlo error. As
-    many points tempered afresh tell whether the mixture has missed a mode. Costs `num_particles +
-    num_rounds * num_fitted` densities, and the two temperings about 100 gradients for each of
-    `num_chains` chains.
+    probable; weights of which fewer than a tenth of the draws are effective are flattened for it
+    (Koblents and Miguez 2015), and up to three times as many rounds made. Draws of the last mixture
+    alone make the estimate, a tenth of them from the prior as a defence (Hesterberg 1995): it is
+    consistent, and its standard error is a Monte Carlo error. As many points tempered afresh tell
+    whether the mixture has missed a mode. Costs `num_particles + num_rounds * num_fitted`
+    densities, and the two temperings about 100 gradients for each of `num_chains` chains.
 
     Cappé, Douc, Guillin, Marin and Robert (2008), "Adaptive importance sampling in general mixture
     classes"; Bugallo et al. (2017) for a review.
@@ -117,12 +119,12 @@ class AdaptiveImportanceSampling(Estimator):
         points = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
         known = self._known_modes(target)
         proposal, rounds = with_known(fit_best_mixture(points), known), 0
-        for _ in range(self.num_rounds):
+        for _ in range(MOST_ROUNDS * self.num_rounds):
             drawn = self._weigh(target, proposal, self.num_fitted, True)
             proposal = with_known(fit_best_mixture(resampled(drawn)), known)
             rounds += 1
-            share = effective_size(drawn.log_weights) / self.num_fitted
-            if bool((share > ENOUGH).all()):
+            share = float((effective_size(drawn.log_weights) / self.num_fitted).min())
+            if share > (ENOUGH if rounds < self.num_rounds else LEAST_FITTED):
                 break
         drawn = self._weigh(target, proposal, self.num_particles)
         log_z, error, found = drawn.summarise()
@@ -182,7 +184,7 @@ def flattened(log_weights: Tensor) -> Tensor:
     """Weights to the power that keeps enough draws effective.
 
     A mixture fitted to the few draws that carry the weights of a bad proposal is narrower than the
-    posterior, and the next one narrower still (Koblents and Miguez 2015).
+    posterior, and the next one narrower still.
     """
     power = next_increment(
         torch.zeros_like(log_weights), log_weights, torch.ones_like(log_weights[0]), LEAST_FITTED

@@ -47,9 +47,13 @@ class Attempts:
     def allowed(self) -> float:
         """Densities that the next estimator may evaluate.
 
-        It may spend the whole budget alone as long as none has given a number.
+        It may spend the whole budget alone as long as none has given a number, and all together
+        spend twice as much as long as no two agree without alarm.
         """
-        return self.left if self.found else self.budget
+        if not self.found:
+            return self.budget
+        agreed = len(self.found) > 1 and self.verdict().reliable
+        return self.left if agreed else self.left + self.budget
 
     def add(self, name: str, run: Callable[[], Evidence]) -> Evidence | None:
         """Run an estimator and record its result or error."""

@@ -113,7 +113,7 @@ def auto(
             these in root mean square.
         budget: evaluations of the joint density of up to 1000 observed numbers, over all data; a
             gradient counts as three. For a data set all estimators keep to it together once
-            one has given a number (one that does not is stopped, and told in
+            two agree, and to twice of it before (one that does not is stopped, and told in
             `diagnostics["failed"]`); where each datum has its own evidence it limits the check.
             `diagnostics["densities"]` is how many there were.
         memory: bytes that one chunk of work may allocate.

@@ -261,6 +261,8 @@ def test_an_estimator_over_the_budget_is_stopped_and_told():
     attempts = Attempts(budget=1000)
     assert attempts.add("costly", costly) is None
     attempts.add("quick", lambda: result(0.0, 0.1, "B"))
+    assert attempts.allowed == 999  # as many again while nothing confirms it
+    attempts.add("check", lambda: result(0.0, 0.1, "C"))
     assert attempts.add("second", lambda: spend(1)) is None  # nothing is left for another
     assert "budget of 1e+03 densities" in attempts.failed["costly"]
     assert attempts.verdict().diagnostics["densities"] == attempts.spent == 1002
