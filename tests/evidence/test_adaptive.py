@@ -11,9 +11,10 @@ from evidence.kind_programs import KINDS
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AdaptiveImportanceSampling
-from ppl_dgm.evidence.adaptive import missed_alarm, resampled
+from ppl_dgm.evidence.adaptive import LEAST_FITTED, flattened, missed_alarm, resampled
 from ppl_dgm.sampling.defended import Weighted, defended_weights
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.sampling.student_mixtures import StudentMixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
@@ -109,3 +110,14 @@ def test_resampled_halves_share_no_draw() -> None:
     first, second = (set(map(tuple, half.tolist())) for half in resampled(drawn).chunk(2))
     assert first
     assert not first & second
+
+
+def test_weights_that_few_draws_carry_are_flattened() -> None:
+    generator = torch.Generator().manual_seed(0)
+    few = 20 * torch.randn(1000, 2, generator=generator, dtype=FLOAT)
+    few[0] = -torch.inf
+    many = torch.randn(1000, 2, generator=generator, dtype=FLOAT)
+    flat = flattened(few)
+    assert torch.allclose(effective_size(flat), torch.full((2,), LEAST_FITTED * 999).to(flat))
+    assert torch.equal(flat[0], few[0])
+    assert torch.equal(flattened(many), many)
