@@ -529,7 +529,7 @@ def discrete_kinds(bound: Bound, particles: int, memory: int) -> list[Estimator]
 
 
 def grid(bound: Bound, most: int, memory: int) -> Estimator:
-    """Sum all values of discrete latents, or draws where they are too many."""
+    """Sum over discrete latents, all values or draws."""
     whole = GridSum(most, memory)
     try:
         whole.check(bound)
