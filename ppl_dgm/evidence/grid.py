@@ -1,4 +1,4 @@
-"""Sums over all values of discrete latents, in full or by Monte Carlo."""
+"""Sums over all values of discrete latents."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -147,7 +147,7 @@ class GridSum(Estimator):
 
 
 class Axis(NamedTuple):
-    """Values of a latent's entries, and their strides in a grid.
+    """Values of a latent, and strides in a grid.
 
     `stride` has the shape of one draw, `[1, ...]`.
     """
@@ -157,7 +157,7 @@ class Axis(NamedTuple):
     endless: bool
 
     def places(self, index: Tensor) -> Tensor:
-        """Each entry's place among its values, at points `[n]` of a grid."""
+        """Places of entries among their values, at points `[n]`."""
         index = index.reshape(-1, *[1] * (self.stride.dim() - 1))
         return index // self.stride % len(self.values)
 
@@ -216,7 +216,7 @@ class Grid:
 
 
 def summed(parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Log sums of all densities, and of those with high counts."""
+    """Log sums of all densities, and of high counts."""
     sums = [(log_p.logsumexp(0), log_p[high].logsumexp(0)) for log_p, high in parts]
     total, high = (torch.stack(each).logsumexp(0) for each in zip(*sums, strict=True))
     return total, high
