@@ -3,12 +3,24 @@
 HTML is for notebooks and pages, LaTeX with booktabs for papers.
 """
 
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
-__all__ = ["html_facts", "html_table", "latex_table", "latex_text"]
+__all__ = [
+    "SIGNS",
+    "decimals",
+    "html_facts",
+    "html_table",
+    "latex_table",
+    "latex_text",
+    "minus",
+    "with_error",
+]
 
 ALARM = "#c62828"
+SIGNS: dict[str, str] = {"exact": "=", "lower": "≥", "upper": "≤", "estimate": "≈", "unknown": "?"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -25,6 +37,30 @@ _SIGNS = {
     "?": r"\mathrel{?} ",
     "Δ": r"\Delta",
 }
+
+
+def minus(text: str) -> str:
+    """Write negative numbers with a minus sign."""
+    return text.replace("-", "−")
+
+
+def with_error(number: str, error: str) -> str:
+    """A number and its error in one cell."""
+    return number if "–" in (number, error) else f"{number} ± {error}"
+
+
+def decimals(errors: Sequence[float]) -> int:
+    """Choose the number of decimals for a set of errors.
+
+    It shows the smallest error with two digits, and is between 1 and 4.
+    """
+    known = [error for error in errors if error > 0 and math.isfinite(error)]
+    return min(max(1 - math.floor(math.log10(min(known))), 1), 4) if known else 3
+
+
+def _unbroken(text: str) -> str:
+    """Escape text whose signs stay on the line of their numbers."""
+    return re.sub(r"(?<=[±≈≥≤=?]) (?=[−-]?\d)| (?=±)", "\u00a0", escape(text))
 
 
 def html_table(
@@ -58,8 +94,10 @@ def html_table(
         ]
         colour = f' style="color:{ALARM}"' if place in alarmed else ""
         lines.append(f"<tr{colour}>{''.join(cells)}</tr>")
-    above = f'<p class="caption" style="margin:8px 0 2px">{escape(caption)}</p>' if caption else ""
-    below = "<br>".join(escape(note) for note in notes)
+    above = (
+        f'<p class="caption" style="margin:8px 0 2px">{_unbroken(caption)}</p>' if caption else ""
+    )
+    below = "<br>".join(map(_unbroken, notes))
     return (
         f'{above}<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
         f"<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
@@ -77,7 +115,7 @@ def html_facts(title: str, facts: Mapping[str, str], alarms: Sequence[str] = ())
         for name, value in facts.items()
     )
     red = "".join(
-        f'<p style="color:{ALARM};margin:2px 10px">! {escape(text)}</p>' for text in alarms
+        f'<p style="color:{ALARM};margin:2px 10px">! {_unbroken(text)}</p>' for text in alarms
     )
     return (
         f'<p class="caption" style="margin:8px 0 2px"><b>{escape(title)}</b></p>'
@@ -90,15 +128,22 @@ def _cell(tag: str, text: str, left: bool, meaning: str = "") -> str:
     side = "left" if left else "right"
     told = f' title="{escape(meaning)}"' if meaning else ""
     wrap = "" if left else ";white-space:nowrap"
-    return f'<{tag}{told} style="text-align:{side};padding:3px 10px{wrap}">{escape(text)}</{tag}>'
+    return (
+        f'<{tag}{told} style="text-align:{side};padding:3px 10px{wrap}">{_unbroken(text)}</{tag}>'
+    )
 
 
-def latex_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+def latex_table(
+    rows: Sequence[Sequence[str]], notes: Sequence[str] = (), left: Collection[int] = (0,)
+) -> str:
     r"""Render rows of text as a LaTeX table.
 
     The first row is the header. The document needs `\usepackage{booktabs}`.
 
-    The first column is text, all others are mathematics; notes become comments above.
+    Args:
+        rows: the cells.
+        notes: lines that become comments above the table.
+        left: columns that are text; all others are mathematics.
 
     Example:
         >>> print(latex_table([["", "log p"], ["a_1", "≈ −2.0 ± 0.1"]]))
@@ -111,13 +156,15 @@ def latex_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str
         \end{tabular}
     """
     header, *body = rows
+    columns = "".join("l" if place in left else "r" for place in range(len(header)))
+    form = [latex_text if place in left else latex_number for place in range(len(header))]
     lines = [
         *(f"% {note}" for note in notes),
-        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         _latex_line([latex_text(text) for text in header]),
         r"\midrule",
-        *(_latex_line([latex_text(row[0]), *map(latex_number, row[1:])]) for row in body),
+        *(_latex_line([as_(text) for as_, text in zip(form, row, strict=True)]) for row in body),
         r"\bottomrule",
         r"\end{tabular}",
     ]

@@ -194,9 +194,22 @@ def test_stacking_weights_against_grid_search():
 def test_stacking_leaves_out_the_doubtful():
     a, b = result([-1.0, -2.0]), result([-0.5, -1.0], warnings=("Pareto k is 0.9 > 0.7",))
     table = compare({"a": a, "b": b, "c": result([-0.1, -0.1], bound="upper")})
-    assert table["a"].weight == 1.0
-    assert math.isnan(table["b"].weight)
-    assert math.isnan(table["c"].weight)
+    assert all(math.isnan(row.weight) for row in table.rows)  # one among one is no news
+    assert "no weights: one row alone could have it" in str(table)
+    more = compare({**table.evidences, "d": result([-3.0, -4.0])})
+    assert more["a"].weight == pytest.approx(1.0)
+    assert math.isnan(more["b"].weight)
+    assert math.isnan(more["c"].weight)
+
+
+@pytest.mark.parametrize("target", ["datum", "dataset"])
+def test_a_share_among_one_is_a_dash(target):
+    alone = result([-1.0, -2.0], 0.1, "estimate")
+    table = compare({"a": alone if target == "datum" else alone.pooled()})
+    assert math.isnan(table["a"].weight)
+    assert table.best.name == "a"
+    assert "1.00" not in str(table)
+    assert "a share among one is no news" in table._repr_html_()
 
 
 def test_stacking_without_any_finite_density_is_not_a_number():
@@ -447,7 +460,7 @@ def test_probabilities_made_of_bounds_say_so():
 def test_html_has_the_same_cells_and_escapes_names(mixed):
     page = mixed._repr_html_()
     assert page.count("<tr") == 4
-    assert "≥ −2.5" in page
+    assert "≥\u00a0−2.5" in page  # no line ends between them
     assert "color:#c62828" in page
     assert "&lt;b&gt;" in compare({"<b>": result(-1.0)})._repr_html_()
 

@@ -4,8 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ppl_dgm.comparison.rows import SENSES, SIGNS, Row
-from ppl_dgm.markup import html_table, latex_table, latex_text
+from ppl_dgm.comparison.rows import SENSES, Row
+from ppl_dgm.markup import (
+    SIGNS,
+    decimals,
+    html_table,
+    latex_table,
+    latex_text,
+    minus,
+    with_error,
+)
 
 if TYPE_CHECKING:
     from ppl_dgm.comparison.comparison import Comparison
@@ -59,7 +67,7 @@ def cells(comparison: "Comparison") -> list[list[str]]:
 
 def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]:
     """One row of the table as strings."""
-    number = lambda value: f"{value * scale:.{digits}f}".replace("-", "−")  # noqa: E731
+    number = lambda value: minus(f"{value * scale:.{digits}f}")  # noqa: E731
     unknown = lambda value: math.isnan(value) or value == 0  # noqa: E731
     error = lambda value: "–" if unknown(value) else f"{value * scale:.2g}"  # noqa: E731
     is_reference = row.difference == 0 and row.difference_error == 0
@@ -68,22 +76,13 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]
         f"{SIGNS[row.bound]} {number(row.log_z)}",
         "–" if row.bound == "exact" else error(row.std_error),
         *([error(row.sampling_error)] if per_datum else []),
-        "–" if math.isnan(row.bits_per_dim) else f"{row.bits_per_dim:.3f}".replace("-", "−"),
+        "–" if math.isnan(row.bits_per_dim) else minus(f"{row.bits_per_dim:.3f}"),
         "–" if is_reference else f"{SIGNS[row.difference_sense]} {number(row.difference)}",
         error(row.difference_error),
         "–" if math.isnan(row.weight) else f"{row.weight:.{2 if per_datum else 3}f}",
         *([] if per_datum else ["–" if unknown(row.weight_error) else f"{row.weight_error:.2g}"]),
         row.estimator,
     ]
-
-
-def decimals(errors: Sequence[float]) -> int:
-    """Choose the number of decimals for a set of errors.
-
-    It shows the smallest error with two digits, and is between 1 and 4.
-    """
-    known = [error for error in errors if error > 0 and math.isfinite(error)]
-    return min(max(1 - math.floor(math.log10(min(known))), 1), 4) if known else 3
 
 
 def notes(comparison: "Comparison") -> list[str]:
@@ -107,13 +106,7 @@ def notes(comparison: "Comparison") -> list[str]:
         ]
         if others(comparison) and used & {"lower", "upper"}:
             lines.append("p(M|D): of bounds as if they were exact; ± MC does not have their gaps")
-    unranked = [row.name for row in comparison.rows if not row.ranked]
-    if unranked:
-        weighed = "weights are" if comparison.target == "datum" else "p(M|D) is"
-        lines.append(
-            f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld); "
-            f"{weighed} among the other rows alone"
-        )
+    lines += weight_notes(comparison)
     if comparison.improving:
         lines.append(
             "↑ still improving when its fit ended, more steps would raise it: "
@@ -124,6 +117,24 @@ def notes(comparison: "Comparison") -> list[str]:
     return lines + [
         f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings
     ]
+
+
+def weight_notes(comparison: "Comparison") -> list[str]:
+    """Say which rows have no weight, and why."""
+    weight, is_among = (
+        ("weights", "weights are") if comparison.target == "datum" else ("p(M|D)", "p(M|D) is")
+    )
+    unranked = [row.name for row in comparison.rows if not row.ranked]
+    num_ranked = len(comparison.rows) - len(unranked)
+    lines = []
+    if unranked:
+        among = f"; {is_among} among the other rows alone" if num_ranked > 1 else ""
+        lines.append(
+            f"no weight, nor best: {', '.join(unranked)} (alarm, upper bound or withheld){among}"
+        )
+    if num_ranked == 1:
+        lines.append(f"no {weight}: one row alone could have it, and a share among one is no news")
+    return lines
 
 
 def others(comparison: "Comparison") -> list[Row]:
@@ -202,8 +213,3 @@ def latex(comparison: "Comparison") -> str:
     )
     name = latex_text(best.name) if best else ""
     return found.replace(f"\n{name} &", f"\n\\textbf{{{name}}} &") if best else found
-
-
-def with_error(number: str, error: str) -> str:
-    """A number and its error in one cell."""
-    return number if error == "–" or number == "–" else f"{number} ± {error}"

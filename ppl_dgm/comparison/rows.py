@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence import Evidence
+from ppl_dgm.markup import SIGNS, minus
 
 __all__ = [
     "NAN",
     "SENSES",
-    "SIGNS",
     "BayesFactor",
     "Row",
     "is_ranked",
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 Sense = Literal["exact", "lower", "upper", "estimate", "unknown"]
-SIGNS: dict[str, str] = {"exact": "=", "lower": "≥", "upper": "≤", "estimate": "≈", "unknown": "?"}
 SENSES: dict[str, str] = {
     "exact": "exact",
     "lower": "lower bound",
@@ -66,7 +65,7 @@ class Row:
             Monte Carlo errors.
         difference_sense: how the true difference lies to that number, given both bounds.
         weight: stacking weight (target `"datum"`) or posterior probability of the program (target
-            `"dataset"`).
+            `"dataset"`), among the ranked rows; NaN where fewer than two are.
         weight_error: Monte Carlo standard error of that probability; NaN for stacking weights.
         warnings: why the row should not be believed; empty if nothing speaks against it.
         seconds: time the estimate took.
@@ -126,7 +125,7 @@ class BayesFactor(NamedTuple):
         return next((word for limit, word in STRENGTHS if abs(self.log) <= limit), "undetermined")
 
     def __str__(self) -> str:
-        log = f"{self.log:.2f}".replace("-", "−")
+        log = minus(f"{self.log:.2f}")
         return (
             f"{self.numerator} over {self.denominator}: {in_digits(self.log)} times as probable "
             f"(log Bayes factor {SIGNS[self.sense]} {log} ± {self.std_error:.2g}), {self.strength}"
@@ -138,7 +137,7 @@ def in_digits(log_value: float) -> str:
     power = log_value / math.log(10)
     if -4 < power < 6:
         return f"{math.exp(log_value):.3g}"
-    return f"10^{power:.1f}".replace("-", "−")
+    return minus(f"10^{power:.1f}")
 
 
 def make_row(
@@ -216,6 +215,15 @@ def sense_of(bound: str, other: str) -> Sense:
     return "exact" if bound == other == "exact" else "estimate"
 
 
+def weighed(evidences: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    """Select the evidences that get weights: the ranked ones.
+
+    None does where fewer than two are ranked, since the weight of one among one says nothing.
+    """
+    usable = {name: e for name, e in evidences.items() if is_ranked(e)}
+    return usable if len(usable) > 1 else {}
+
+
 def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
     """Compute stacking weights of the ranked programs.
 
@@ -223,8 +231,8 @@ def stack(evidences: Mapping[str, Evidence]) -> dict[str, tuple[float, float]]:
     """
     from ppl_dgm.reporting.arviz import stacking_weights  # noqa: PLC0415 - seconds of import
 
-    usable = {name: flat(e) for name, e in evidences.items() if is_ranked(e)}
-    weights = stacking_weights(usable) if usable else {}
+    usable = weighed(evidences)
+    weights = stacking_weights({name: flat(e) for name, e in usable.items()}) if usable else {}
     return {name: (weights.get(name, NAN), NAN) for name in evidences}
 
 
@@ -239,7 +247,7 @@ def probabilities(
     $\mathrm{var}(p_m) = p_m^2 \sum_j (\delta_{mj} - p_j)^2\, \mathrm{se}_j^2$.
     """
     odds = prior or dict.fromkeys(evidences, 1.0)
-    usable = {name: e for name, e in evidences.items() if is_ranked(e)}
+    usable = weighed(evidences)
     logits = torch.tensor(
         [float(e.total) + math.log(odds[name]) for name, e in usable.items()], dtype=torch.float64
     )

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
+from ppl_dgm.evidence.rendering import evidence_html, evidence_latex
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.streaming import over_stream
-from ppl_dgm.markup import html_facts
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.precision import Shaking
@@ -160,19 +160,29 @@ class Evidence:
         frame = {name: v.detach().cpu().reshape(size).numpy() for name, v in columns.items()}
         return pd.DataFrame(frame, index=pd.RangeIndex(size, name=self.target))
 
+    def to_latex(self) -> str:
+        r"""Return the evidence as a LaTeX table for a paper.
+
+        It needs `\usepackage{booktabs}`. Of data with an evidence each, log p is per datum. Alarms
+        become comments above it.
+
+        Example:
+            >>> number = torch.tensor([-1.5, -2.5]).double()
+            >>> exact = Evidence(number, torch.zeros(2).double(), "exact", "datum", "Exact", 2, "")
+            >>> print(exact.to_latex())
+            % log p of 2 data (2 numbers), nats per datum
+            \begin{tabular}{lrrrr}
+            \toprule
+             & log p & $\pm$ MC & $\pm$ data & bits/dim \\
+            \midrule
+            Exact & $-2.00$ & -- & $0.50$ & $2.885$ \\
+            \bottomrule
+            \end{tabular}
+        """
+        return evidence_latex(self)
+
     def _repr_html_(self) -> str:
-        data = self.log_z.numel()
-        number = f"{self.total:.4f} ± {self.total_std_error:.2g} nats"
-        facts = {
-            "log p": f"{number} ({self.bound}, by {self.estimator})",
-            "of": f"{data} data" if self.target == "datum" else "one data set",
-            "observed numbers": str(self.num_dims),
-            "seconds": f"{self.seconds:.1f}",
-        }
-        if self.target == "datum":
-            facts["per datum"] = f"{self.total / data:.4f} nats"
-        facts |= {name: summary(value) for name, value in self.diagnostics.items()}
-        return html_facts("Evidence", facts, self.warnings)
+        return evidence_html(self)
 
     def __repr__(self) -> str:
         per = f", {self.total / self.log_z.numel():.3f} per datum" if self.target == "datum" else ""
@@ -181,23 +191,6 @@ class Evidence:
         error = "" if self.bound == "exact" else f" +- {self.total_std_error:.3g}"
         number = f"log p {sign} {self.total:.3f}{error} nats{per}"
         return f"Evidence({number}; {self.bound} by {self.estimator}){mark}"
-
-
-def summary(value: Any) -> str:
-    """Format a diagnostic in a few characters.
-
-    A tensor of many values is shown by its range.
-    """
-    if not isinstance(value, Tensor):
-        return str(value)[:80]
-    if value.numel() == 1:
-        return f"{value.item():.4g}"
-    values = value.detach().double()
-    if not values.numel():
-        return "none"
-    return (
-        f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g} {list(values.shape)}"
-    )
 
 
 class Estimator(ABC):

@@ -10,9 +10,12 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bounds import IWELBO
+from ppl_dgm.markup import decimals, html_table, latex_table, minus
 from ppl_dgm.program import Program
 
 __all__ = ["BoundCurve", "over_particles"]
+
+CAPTION = "importance-weighted bounds over the number of particles m, nats per datum"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,22 @@ class BoundCurve:
 
         columns = {"bound": self.per_datum.tolist(), "std_error": self.std_error.tolist()}
         return pd.DataFrame(columns, index=pd.Index(list(self.bounds), name="m"))
+
+    def _table(self) -> list[list[str]]:
+        digits = decimals(self.std_error.tolist())
+        rows = zip(self.bounds, self.per_datum, self.std_error, strict=True)
+        cells = [[str(m), minus(f"≥ {x:.{digits}f}"), f"{error:.2g}"] for m, x, error in rows]
+        return [["m", "log p", "± MC"], *cells]
+
+    def to_latex(self) -> str:
+        r"""Return the bounds as a LaTeX table for a paper.
+
+        It needs `\usepackage{booktabs}`.
+        """
+        return latex_table(self._table(), [CAPTION])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._table(), caption=CAPTION)
 
     def plot(self, ax: Any = None) -> Any:
         """Plot the bound over m, on a logarithmic axis."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.environment import run_environment
-from ppl_dgm.markup import html_facts
+from ppl_dgm.markup import html_facts, latex_table, minus
 from ppl_dgm.program import Program
 from ppl_dgm.program.storage import PROGRAM_PREFIX, read_tensors, write_tensors
 
@@ -162,19 +162,30 @@ class Fit:
         epoch = ((frame.step - 1) // self.epoch_steps + 1).rename("epoch")
         return frame.groupby([epoch, "quantity"], sort=False).value.mean().unstack()
 
-    def _repr_html_(self) -> str:
+    def to_latex(self) -> str:
+        r"""Return how the fit ended as a LaTeX table for a paper.
+
+        It needs `\usepackage{booktabs}`. Notes become comments above it.
+        """
+        facts = self._facts()
+        return latex_table([["", *facts], ["fit", *facts.values()]], self.notes, (0, 2))
+
+    def _facts(self) -> dict[str, str]:
         last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]
         valid = self.history.get("valid", last[:0])
-        facts = {
+        best = valid[valid.isfinite()]
+        return {
             "steps": str(self.steps),
             "ended": f"{self.stopped}, still improving" if self.improving else self.stopped,
-            "objective": f"{last.mean().item():.4f} nats per datum" if len(last) else "no steps",
-            "best validation": f"{valid.max().item():.4f} nats per datum" if len(valid) else "none",
-            "seconds": f"{self.seconds:.1f}, of which compiling {self.compile_seconds:.1f}",
+            "nats per datum": minus(f"{last.mean().item():.4f}") if len(last) else "–",
+            "best validation": minus(f"{best.max().item():.4f}") if len(best) else "–",
+            "seconds": f"{self.seconds:.1f}",
+            "of which compiling": f"{self.compile_seconds:.1f}",
         }
-        return html_facts(
-            "Fit", facts | {f"note {i}": note for i, note in enumerate(self.notes, 1)}
-        )
+
+    def _repr_html_(self) -> str:
+        notes = {f"note {i}": note for i, note in enumerate(self.notes, 1)}
+        return html_facts("Fit", self._facts() | notes)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the learning curve; see `ppl_dgm.reporting.plots.plot_curves`."""

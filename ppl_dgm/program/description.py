@@ -5,7 +5,7 @@ from torch import nn
 from ppl_dgm.markup import html_table
 from ppl_dgm.program.structure import Latent, Structure
 
-__all__ = ["describe_program"]
+__all__ = ["describe_program", "site_rows"]
 
 MOST_PARAMETERS = 20  # that are listed one by one
 
@@ -22,7 +22,8 @@ def describe_program(name: str, structure: Structure | None, module: nn.Module) 
     return _sites(name, structure) + _parameters(module)
 
 
-def _sites(name: str, structure: Structure) -> str:
+def site_rows(structure: Structure) -> list[list[str]]:
+    """Tabulate the sites of a program, a header first."""
     rows = [["site", "is", "belongs to", "values"]]
     rows += [[one.name, *_latent(one, structure)] for one in structure.latents]
     others = {
@@ -32,10 +33,14 @@ def _sites(name: str, structure: Structure) -> str:
         "deterministic": structure.deterministic,
     }
     rows += [[site, what, "", ""] for what, sites in others.items() for site in sites]
+    return rows
+
+
+def _sites(name: str, structure: Structure) -> str:
     evidence = (
         "an evidence for each datum" if structure.per_datum else "one evidence for the data set"
     )
-    return html_table(rows, caption=f"{name}: {evidence}", left=range(4))
+    return html_table(site_rows(structure), caption=f"{name}: {evidence}", left=range(4))
 
 
 def _latent(latent: Latent, structure: Structure) -> list[str]:

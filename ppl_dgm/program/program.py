@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.compile import is_tracing
+from ppl_dgm.markup import latex_table
 from ppl_dgm.program.arguments import call_signature, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import refuse_implicit
-from ppl_dgm.program.description import describe_program
+from ppl_dgm.program.description import describe_program, site_rows
+from ppl_dgm.program.drawing import StandIns, draw_graph, drawing_html
 from ppl_dgm.program.first_run import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed, undone_on_error
@@ -96,6 +98,7 @@ class Program(ParameterScope):
         self._structures: dict[bool, Structure] = {}
         self._told: set[str] = set()
         self._kinds: dict[Any, Structure] = {}  # by training and kind of arguments
+        self._stand_ins: StandIns | None = None  # of the latest data
 
     @checked
     def _take_names(self, site: str, plate: str, shared: Collection[str]) -> None:
@@ -241,6 +244,7 @@ class Program(ParameterScope):
         self.check_all_taken()
         self.seal()
         self._structures[sum_out] = found.structure
+        self._stand_ins = StandIns.of(args, kwargs, found.num_data)
         if not sum_out:
             self._kinds[training, call_signature(args, kwargs)] = found.structure
         return found
@@ -373,8 +377,45 @@ class Program(ParameterScope):
         with evaluating(self), torch.no_grad():
             return draw_sites(self.model, structure, num_samples, args, kwargs)
 
+    def render(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the model's graph: sites, plates, what depends on what.
+
+        It needs the package graphviz and its program `dot`, as Pyro's `render_model`, whose drawing
+        it is.
+
+        Args:
+            *args: data, as the model takes them; none for a model that generates.
+            **kwargs: further data.
+
+        Returns:
+            A `graphviz.Digraph`, which notebooks show and `.render(filename)` writes.
+        """
+        args, kwargs = self.adapt(*unpack_arguments(args, kwargs))
+        return draw_graph(self.model, args, kwargs)
+
     def _repr_html_(self) -> str:
-        return describe_program(type(self).__name__, self._structures.get(False), self)
+        structure, drawn = self._structures.get(False), ""
+        if structure is not None and self._stand_ins is not None:
+            drawn = drawing_html(self.model, structure, self._stand_ins)
+        return describe_program(type(self).__name__, structure, self) + drawn
+
+    def to_dataframe(self) -> Any:
+        """Tabulate the sites that the latest run on data found.
+
+        Returns:
+            A pandas DataFrame: what each `site` is, what it belongs to and its support.
+        """
+        import pandas as pd  # noqa: PLC0415 - heavy, and programs are mostly used without
+
+        header, *rows = site_rows(self.structure)
+        return pd.DataFrame(rows, columns=pd.Index(header))
+
+    def to_latex(self) -> str:
+        r"""Return the sites of the latest run as a LaTeX table for a paper.
+
+        It needs `\usepackage{booktabs}`.
+        """
+        return latex_table(site_rows(self.structure), left=range(4))
 
     def _sampling_structure(self, args: tuple, kwargs: Mapping[str, Any]) -> Structure:
         known = self._structures.get(False)

@@ -6,11 +6,12 @@ Diagnostics say whether to believe them.
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.markup import html_table
+from ppl_dgm.markup import html_table, latex_table, minus
 from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
 from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.checks import refuse_point_masses
@@ -30,6 +31,8 @@ __all__ = [
     "resample_part",
     "storable_parts",
 ]
+
+QUANTILES = (0.05, 0.5, 0.95)  # of summaries
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,39 @@ class Posterior:
                 bound.model, bound.structure, self.num_draws, bound.args, bound.kwargs, self.draws
             )
 
+    def to_dataframe(self) -> Any:
+        """Summarise the draws in tidy form.
+
+        There is a row for each number, with its `latent`, its `index` in it, its weighted `mean`
+        and `sd`, and quantiles of the draws.
+
+        Returns:
+            A pandas DataFrame.
+        """
+        import pandas as pd  # noqa: PLC0415 - heavy, and posteriors are mostly used without
+
+        parts = []
+        for name, draws in self.draws.items():
+            flat = draws.detach().cpu().double().reshape(self.num_draws, -1).numpy()
+            index = [",".join(map(str, place)) for place in np.ndindex(*draws.shape[1:])]
+            moments = {"mean": self.mean[name], "sd": self.std[name]}
+            columns = {key: value.flatten().cpu().numpy() for key, value in moments.items()}
+            columns |= {f"{100 * q:g}%": np.quantile(flat, q, axis=0) for q in QUANTILES}
+            parts.append(pd.DataFrame({"latent": name, "index": index, **columns}))
+        return pd.concat(parts, ignore_index=True)
+
+    def to_latex(self) -> str:
+        r"""Return the summary of the draws as a LaTeX table for a paper.
+
+        It needs `\usepackage{booktabs}`. Alarms become comments above it.
+        """
+        frame = self.to_dataframe()
+        rows = [["", *frame.columns[2:]]]
+        for row in frame.itertuples(index=False):
+            place = f"[{row.index}]" if row.index else ""
+            rows.append([f"{row.latent}{place}", *(minus(f"{value:.3g}") for value in row[2:])])
+        return latex_table(rows, [f"! {warning}" for warning in self.warnings])
+
     def _repr_html_(self) -> str:
         rows = [["latent", "shape", "mean", "sd"]]
         for name in self.draws:
@@ -141,8 +177,8 @@ def shown(values: Tensor) -> str:
     """A number, or the range of several."""
     values = values.detach().double()
     if values.numel() == 1:
-        return f"{values.item():.3g}"
-    return f"{values.min():.3g} to {values.max():.3g}" if values.numel() else "none"
+        return minus(f"{values.item():.3g}")
+    return minus(f"{values.min():.3g} to {values.max():.3g}") if values.numel() else "none"
 
 
 @checked

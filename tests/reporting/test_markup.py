@@ -1,6 +1,8 @@
 """What results look like in notebooks and papers."""
 
+import shutil
 from html.parser import HTMLParser
+from importlib.util import find_spec
 
 import pyro
 import pyro.distributions as dist
@@ -55,6 +57,21 @@ def test_programs_show_sites_and_parameters():
     assert cells[cells.index("x") + 1] == "observed"
     assert cells[cells.index("double") + 1] == "deterministic"
     assert cells[cells.index("loc") :] == ["loc", "[]", "yes"]
+    frame = program.to_dataframe()
+    assert frame["site"].tolist() == ["z<1>", "x", "double"]
+    assert r"x & observed &  &  \\" in program.to_latex()
+
+
+@pytest.mark.skipif(find_spec("graphviz") is None, reason="no graphviz to draw with")
+def test_programs_draw_their_graph():
+    program = Program(model).initialise(X)
+    drawn = program.render(X).source
+    assert '"z<1>" -> double' in drawn
+    assert '"z<1>" -> x' in drawn
+    assert "x [label=x fillcolor=gray" in drawn
+    assert "label=data" in drawn
+    picture = program._repr_html_()
+    assert ("<svg" in picture) == (shutil.which("dot") is not None)
 
 
 def test_evidences_show_what_they_are_and_their_alarms():
@@ -67,12 +84,17 @@ def test_evidences_show_what_they_are_and_their_alarms():
     frame = result.to_dataframe()
     assert frame["log_z"].tolist() == result.log_z.tolist()
     assert {"std_error", "ess", "pareto_k"} <= set(frame)
+    paper = result.to_latex().splitlines()
+    assert paper[0] == "% log p of 3 data (3 numbers), nats per datum"
+    assert paper[1] == f"% ! {result.warnings[0]}"
+    assert f"approx {result.total / 3:.1f}$" in paper[-3]
 
 
 def test_fits_show_how_they_ended():
     result = fit(Program(model), X, steps=4, valid=X, valid_every=2, progress=False)
     cells = Cells(result._repr_html_()).cells
     assert cells[cells.index("ended") + 1] == "finished"
+    assert "fit & $4$ & finished &" in result.to_latex()
     frame = result.to_dataframe()
     assert list(frame) == ["step", "quantity", "value"]
     assert frame.query("quantity == 'valid'")["step"].tolist() == [2, 4]
@@ -86,7 +108,12 @@ def test_posteriors_show_their_latents():
     draws = posterior(Program(model), X, num_particles=50)
     cells = Cells(draws._repr_html_()).cells
     assert cells[4:6] == ["z<1>", "[3]"]
-    assert f"{draws.mean['z<1>'].min():.3g} to" in cells[6]
+    assert f"{draws.mean['z<1>'].max():.3g}" in cells[6]
+    frame = draws.to_dataframe()
+    assert list(frame) == ["latent", "index", "mean", "sd", "5%", "50%", "95%"]
+    assert frame["mean"].tolist() == pytest.approx(draws.mean["z<1>"].tolist())
+    assert frame["50%"].tolist() == pytest.approx(draws.draws["z<1>"].quantile(0.5, 0).tolist())
+    assert draws.to_latex().count("z<1>[") == 3
 
 
 def test_tables_say_what_headings_mean():
@@ -121,3 +148,9 @@ def test_cells_are_escaped_and_alarms_red():
     page = html_table([["", "n"], ["<b>", "1"]], alarmed=[1])
     assert Cells(page).cells == ["", "n", "<b>", "1"]
     assert page.count("color:#c62828") == 1
+
+
+def test_signs_stay_with_their_numbers():
+    page = html_table([["", "n"], ["a", "≥ −1 ± 0.1"]], notes=["log B ≈ −2 ± 1, so"])
+    assert "≥\u00a0−1\u00a0±\u00a00.1" in page
+    assert "B ≈\u00a0−2\u00a0±\u00a01, so" in page
