@@ -59,7 +59,7 @@ def decimals(errors: Sequence[float]) -> int:
 
 
 def _unbroken(text: str) -> str:
-    """Escape text whose signs stay on the line of their numbers."""
+    """Escape text, with signs bound to their numbers."""
     return re.sub(r"(?<=[±≈≥≤=?]) (?=[−-]?\d)| (?=±)", "\u00a0", escape(text))
 
 

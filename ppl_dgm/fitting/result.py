@@ -163,7 +163,7 @@ class Fit:
         return frame.groupby([epoch, "quantity"], sort=False).value.mean().unstack()
 
     def to_latex(self) -> str:
-        r"""Return how the fit ended as a LaTeX table for a paper.
+        r"""Return how the fit ended as a LaTeX table.
 
         It needs `\usepackage{booktabs}`. Notes become comments above it.
         """

@@ -14,10 +14,10 @@ from ppl_dgm.program.arguments import select_data
 from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.structure import Structure
 
-__all__ = ["StandIns", "draw_graph", "drawing_html"]
+__all__ = ["StandIns", "drawing_html", "model_graph"]
 
 
-def draw_graph(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+def model_graph(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """Draw which sites depend on which, in their plates.
 
     Raises:
@@ -38,17 +38,20 @@ class StandIns(NamedTuple):
 
     @classmethod
     def of(cls, args: tuple, kwargs: Mapping[str, Any], num_data: int | None) -> "StandIns":
-        """Make arguments of the same shapes, all entries being the first."""
+        """Make arguments of the same shapes.
+
+        All entries of a tensor are its first."""
 
         def stand_in(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.numel():
                 return leaf
             return leaf.detach()[(0,) * leaf.dim()].clone().expand(leaf.shape)
 
-        return cls(*tree_map(stand_in, (args, dict(kwargs))), num_data)
+        own, named = tree_map(stand_in, (args, dict(kwargs)))
+        return cls(own, named, num_data)
 
     def few(self, structure: Structure) -> Arguments:
-        """Those of two data, where the program takes a part of them."""
+        """Those of two data, where the program is divisible."""
         size = self.num_data if structure.divisible else None
         return select_data(self.args, self.kwargs, size, slice(2), structure.held)
 
@@ -61,7 +64,7 @@ def drawing_html(model: Callable, structure: Structure, given: StandIns) -> str:
     if find_spec("graphviz") is None or shutil.which("dot") is None:
         return ""
     try:
-        drawn = draw_graph(model, *given.few(structure)).pipe(format="svg", encoding="utf-8")
+        drawn = model_graph(model, *given.few(structure)).pipe(format="svg", encoding="utf-8")
     except Exception:  # whatever a user's model raises at stand-ins: the tables stand alone
         return ""
     picture = drawn[drawn.index("<svg") :]

@@ -17,7 +17,7 @@ from ppl_dgm.program.arguments import call_signature, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
 from ppl_dgm.program.checks import refuse_implicit
 from ppl_dgm.program.description import describe_program, site_rows
-from ppl_dgm.program.drawing import StandIns, draw_graph, drawing_html
+from ppl_dgm.program.drawing import StandIns, drawing_html, model_graph
 from ppl_dgm.program.first_run import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed, undone_on_error
@@ -391,7 +391,7 @@ class Program(ParameterScope):
             A `graphviz.Digraph`, which notebooks show and `.render(filename)` writes.
         """
         args, kwargs = self.adapt(*unpack_arguments(args, kwargs))
-        return draw_graph(self.model, args, kwargs)
+        return model_graph(self.model, args, kwargs)
 
     def _repr_html_(self) -> str:
         structure, drawn = self._structures.get(False), ""
@@ -400,7 +400,7 @@ class Program(ParameterScope):
         return describe_program(type(self).__name__, structure, self) + drawn
 
     def to_dataframe(self) -> Any:
-        """Tabulate the sites that the latest run on data found.
+        """Tabulate the sites that the latest run found.
 
         Returns:
             A pandas DataFrame: what each `site` is, what it belongs to and its support.
@@ -411,7 +411,7 @@ class Program(ParameterScope):
         return pd.DataFrame(rows, columns=pd.Index(header))
 
     def to_latex(self) -> str:
-        r"""Return the sites of the latest run as a LaTeX table for a paper.
+        r"""Return the sites found as a LaTeX table.
 
         It needs `\usepackage{booktabs}`.
         """

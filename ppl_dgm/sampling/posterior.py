@@ -138,7 +138,7 @@ class Posterior:
         return pd.concat(parts, ignore_index=True)
 
     def to_latex(self) -> str:
-        r"""Return the summary of the draws as a LaTeX table for a paper.
+        r"""Return the summary of the draws as a LaTeX table.
 
         It needs `\usepackage{booktabs}`. Alarms become comments above it.
         """
