@@ -1,5 +1,7 @@
 """What one rank does in the tests of several: fits and estimates, written to a folder."""
 
+import os
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch.optim import SGD, Adam
 import ppl_dgm
 from ppl_dgm import Program, evidence, fit, objectives
 from ppl_dgm.fitting import CheckpointFile
+from ppl_dgm.pyro_state import import_dynamo
 
 ODD = torch.linspace(-2, 3, 23)
 COVARIATE = torch.linspace(0, 1, 23)
@@ -157,8 +160,25 @@ def everything(folder: Path) -> dict:
     }
 
 
-if __name__ == "__main__":
+def act(target: Path) -> None:
+    """Be one rank of the group that the environment names."""
     torch.distributed.init_process_group("gloo")
-    target = Path(sys.argv[1])
     torch.save(everything(target), target / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
+
+
+def divide(target: Path) -> None:
+    """Be two ranks, as torchrun makes them, but by a fork: imports are made once."""
+    import_dynamo()
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    other = os.fork()
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if other else "1"
+    act(target)
+    if other:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+
+
+if __name__ == "__main__":
+    (act if "RANK" in os.environ else divide)(Path(sys.argv[1]))
