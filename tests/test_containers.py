@@ -8,7 +8,6 @@ from cases import CASES
 from torch import Tensor
 
 from ppl_dgm import Dataset, amortisation_gap, fit, refine
-from ppl_dgm.conditionals.likelihoods import Categorical, ContinuousBernoulli
 from ppl_dgm.data import load_digits
 from ppl_dgm.diagnostics import class_counts, frechet_distance, mmd_test, mode_counts
 from ppl_dgm.evidence import Exact
@@ -120,43 +119,6 @@ def test_families_take_images_of_doubles(name):
     bound = program.bind(images, *rest)
     kind = next(iter(program.parameters())).dtype
     assert torch.equal(bound.args[0], x.to(kind))
-
-
-GREY = np.array([[[0, 1], [127, 128]], [[255, 3], [0, 200]]], dtype="uint8")  # [N, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("likelihood", "expected", "told"),
-    [
-        ("bernoulli", GREY > 127, "Bernoulli: binarised, levels above 127 are 1"),
-        ("gaussian", GREY / 255, "Gaussian: divided by 255"),
-        (ContinuousBernoulli(), GREY / 255, "ContinuousBernoulli: divided by 255"),
-        (Categorical(256), GREY, ""),
-    ],
-)
-def test_bytes_are_what_the_likelihood_takes_and_that_is_told_once(
-    likelihood, expected, told, caplog
-):
-    vae = VAE(4, 1, [2], likelihood=likelihood)
-    for images in (GREY, GREY[:, None]):
-        found = vae.as_data(torch.as_tensor(images))
-        assert np.allclose(found.numpy(), expected.reshape(2, 4))
-    assert sum("bytes" in record.getMessage() for record in caplog.records) == bool(told)
-    assert told in caplog.text
-    fit(vae, GREY, steps=1, progress=False, compile=False)
-
-
-def test_levels_of_seventeen_shades_are_no_coins():
-    """They would all be binarised to 0."""
-    with pytest.raises(ValueError, match="outside the support"):
-        Exact()(MADE(4, [3]), torch.tensor([[0, 16, 3, 1]], dtype=torch.uint8))
-
-
-def test_bytes_that_are_bits_or_counts_stay():
-    bits = torch.tensor([[0, 1, 1, 0]], dtype=torch.uint8)
-    assert torch.equal(VAE(4, 1, [2]).as_data(bits), bits.float())
-    ages = torch.tensor([[40, 50, 60, 70]], dtype=torch.uint8)  # no image
-    assert torch.equal(VAE(4, 1, [2], likelihood="gaussian").as_data(ages), ages.float())
 
 
 def test_texts_are_refused_by_name():

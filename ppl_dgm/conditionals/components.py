@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
+from ppl_dgm.conditionals.grey_levels import Bits, Shades
 from ppl_dgm.validation import ROUNDING, check_sizes, is_singular
 
 __all__ = ["BernoulliComponents", "Components", "GaussianComponents", "named_components"]
@@ -50,7 +51,7 @@ class Components(Conditional):
         """
 
 
-class BernoulliComponents(Components):
+class BernoulliComponents(Bits, Components):
     """Binary vectors with independent dimensions within a component.
 
     Its regularisation is a pseudo-count of each of 0 and 1.
@@ -84,7 +85,7 @@ class BernoulliComponents(Components):
         self.logits.copy_(ones.log() - zeros.log())
 
 
-class GaussianComponents(Components):
+class GaussianComponents(Shades, Components):
     """Normal distributions with diagonal, full or tied covariance.
 
     The names are `"diagonal"`, `"full"` and `"tied"` (full and common to all components).

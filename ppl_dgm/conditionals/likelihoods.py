@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
+from ppl_dgm.conditionals.grey_levels import Bits, Shades
 from ppl_dgm.distributions import discretised as distributions
 from ppl_dgm.distributions.discretised import DiscretisedLogisticMixture
 
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 MIN_SCALE = 1e-4
-MIDDLE = 127.5  # of bytes
 
 
 class Likelihood(Conditional):
@@ -60,8 +60,16 @@ class Likelihood(Conditional):
         """
         return x
 
-    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
+    def of_bytes(
+        self, levels: Tensor, are_images: bool, bright: bool | None = None
+    ) -> tuple[Tensor, str]:
         """Turn bytes, 0 to 255, into what is observed.
+
+        Args:
+            levels: the bytes, of the dtype of parameters.
+            are_images: whether each datum is an image.
+            bright: whether any byte of the data, of which these may be a part, is above 127; None
+                looks at these.
 
         Returns:
             The values, and what was done to them, empty where they are as they were.
@@ -104,7 +112,7 @@ class Levels(dist.Categorical):
         return super().sample(sample_shape).to(self.logits.dtype)
 
 
-class Bernoulli(Likelihood):
+class Bernoulli(Bits, Likelihood):
     """Pixels in {0, 1}; the parameter is the logit.
 
     Example:
@@ -116,17 +124,8 @@ class Bernoulli(Likelihood):
         """Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
         return dist.Bernoulli(logits=params.squeeze(-1))
 
-    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
-        """Levels above 127 are 1, where there are any.
 
-        Others are bits, or labels and counts that are no data of coins and stay to be refused.
-        """
-        if not bool((levels > MIDDLE).any()):
-            return levels, ""
-        return (levels > MIDDLE).to(levels.dtype), "binarised, levels above 127 are 1"
-
-
-class Gaussian(Likelihood):
+class Gaussian(Shades, Likelihood):
     r"""Real numbers, $x_d \sim N(\mu_d, \sigma_d^2)$.
 
     Args:
@@ -159,10 +158,6 @@ class Gaussian(Likelihood):
             self.log_scale = nn.Parameter(start)
         else:
             self.register_buffer("log_scale", start)
-
-    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
-        """Grey levels of images are divided by 255."""
-        return (levels / 255, "divided by 255") if are_images else (levels, "")
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Return normal distributions `[..., D]` for the given parameters.
@@ -226,7 +221,9 @@ class ContinuousBernoulli(Likelihood):
         """Continuous Bernoulli distributions `[..., D]` of logits `[..., D, 1]`."""
         return distributions.ContinuousBernoulli(params.squeeze(-1))
 
-    def of_bytes(self, levels: Tensor, are_images: bool) -> tuple[Tensor, str]:
+    def of_bytes(
+        self, levels: Tensor, are_images: bool, bright: bool | None = None
+    ) -> tuple[Tensor, str]:
         """Grey levels are divided by 255."""
         return levels / 255, "divided by 255"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = ["PART", "Stream", "opened", "size_of"]
 
 IN_MEMORY = 2**30  # bytes above which memory-mapped arrays and loaders are streamed
 PART = 1024  # data read at once
+LOOKED_AT = 64  # parts
 
 
 @checked
@@ -100,6 +102,10 @@ class Stream:
         if isinstance(self.source, IterableDataset):
             return DataLoader(self.source, batch_size=size)
         return self.source()
+
+    def first_parts(self) -> Iterator[Arguments]:
+        """Read the first data in order, as many as tell of what kind all are."""
+        return islice(self.parts(PART), LOOKED_AT)
 
     def __repr__(self) -> str:
         size = "of unknown length" if self.num_data is None else f"of {self.num_data} data"

@@ -45,7 +45,9 @@ def over_stream(
         check_alone(args, kwargs)
         return None
     parts, running = [], RunningDigest(program)
-    for number, (own, named) in enumerate(found.parts(PART)):
+    bright = program.is_bright(found.first_parts())
+    for number, part in enumerate(found.parts(PART)):
+        own, named = program.adapt(*part, bright)
         parts.append(run(*own, seed=None if seed is None else (seed + number) % 2**32, **named))
         if parts[-1].target != "datum":
             raise ValueError(

@@ -154,7 +154,7 @@ def fit(
     check_compile(compile, ranks.size)
     if device is not None:
         program.to(device)
-    (args, kwargs), streamed = first_read(program, data, device, batch_size)
+    (args, kwargs), streamed, bright = first_read(program, data, device, batch_size)
     import_dynamo()
     with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
         objective = objective if objective is not None else ELBO(plate=program.plate)
@@ -201,7 +201,7 @@ def fit(
             batches=batches,
             learners=tuple(map(make_learner, players)),
             num_steps=num_rounds,
-            valid=validation_batches(program, valid, device, batches.batch_size, shared),
+            valid=validation_batches(program, valid, device, batches.batch_size, shared, bright),
             valid_every=valid_every or rounds_per_epoch,
             callbacks=heard,
             ranks=ranks,
@@ -372,7 +372,12 @@ def draw_seed(seed: int | None) -> int:
 
 
 def validation_batches(
-    program: Program, valid: Any, device: Any, batch_size: int, shared: Collection[str] | None
+    program: Program,
+    valid: Any,
+    device: Any,
+    batch_size: int,
+    shared: Collection[str] | None,
+    bright: bool | None,
 ) -> Batches | None:
     """Validation data in minibatches, checked against the program."""
     if valid is None:
@@ -381,7 +386,7 @@ def validation_batches(
         raise ValueError(
             "the validation data are empty; pass a split with data, or leave valid out"
         )
-    (args, kwargs), streamed = first_read(program, valid, device, batch_size)
+    (args, kwargs), streamed, _ = first_read(program, valid, device, batch_size, bright)
     if streamed:
         return streamed(0)
     found = program.examine_at(args, kwargs, shared=shared)

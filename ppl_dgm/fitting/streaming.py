@@ -73,22 +73,26 @@ class StreamedBatches(Batches):
 
 
 def first_read(
-    program: Program, data: Any, device: Any, batch_size: int | None
-) -> tuple[Batch, Callable[..., StreamedBatches] | None]:
+    program: Program, data: Any, device: Any, batch_size: int | None, bright: bool | None = None
+) -> tuple[Batch, Callable[..., StreamedBatches] | None, bool | None]:
     """Read data, or the first minibatch of a stream.
 
-    For a stream, what makes minibatches of it is returned too.
+    For a stream, what makes minibatches of it is returned too; and whether the data are bytes of
+    which some are bright, as `Program.is_bright` says, unless that is known from other data.
 
     Raises:
         ValueError: for a stream without data.
     """
     found = opened(data)
+    if bright is None:
+        known = found.first_parts() if isinstance(found, Stream) else [found]
+        bright = program.is_bright(known)
 
     def read(part: Arguments) -> Batch:
-        return program.adapt(*move_data(part, device))
+        return program.adapt(*move_data(part, device), bright)
 
     if not isinstance(found, Stream):
-        return read(found), None
+        return read(found), None, bright
     size = batch_size or MINIBATCH
     first = next(iter(found.parts(size)), None)
     if first is None:
@@ -105,4 +109,4 @@ def first_read(
             read=read,
         )
 
-    return batch, make
+    return batch, make, bright

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, NoReturn
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.compile import is_tracing
+from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.markup import latex_table
 from ppl_dgm.program.arguments import call_signature, unpack_arguments
 from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
@@ -182,39 +183,66 @@ class Program(ParameterScope):
         """
         return self.examine_at(*self.adapt(*unpack_arguments(args, kwargs)), sum_out=sum_out)
 
-    def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def adapt(
+        self, args: tuple, kwargs: Mapping[str, Any], bright: bool | None = None
+    ) -> tuple[tuple, dict[str, Any]]:
         """Convert data to the form that vector families take.
 
         Images become `[N, D]`, and numbers get the dtype of the parameters; so do real covariates.
-        Bytes become what the likelihood takes, which is told once.
+        Bytes become what the likelihood takes, which is told once; `bright` is what `is_bright`
+        says of all the data, where these are a part of them.
 
         Programs of users' own get their data as they are.
         """
         like = next((p for p in self.parameters() if p.is_floating_point()), None)
         if not self.vectors or like is None:
             return args, dict(kwargs)
-        first = [self._of_bytes(as_vectors(x, like), x) for x in args[:1]]
+        first = [self._of_bytes(as_vectors(x, like), x, bright) for x in args[:1]]
         named = {n: as_real(v, like) for n, v in kwargs.items()}
         if self.site in kwargs:
             x = kwargs[self.site]
-            named[self.site] = self._of_bytes(as_vectors(x, like), x)
+            named[self.site] = self._of_bytes(as_vectors(x, like), x, bright)
         return (*first, *(as_real(value, like) for value in args[1:])), named
 
-    def _of_bytes(self, values: Any, x: Any) -> Any:
+    def _of_bytes(self, values: Any, x: Any, bright: bool | None) -> Any:
         """Values of the likelihood where the data are bytes."""
-        takers = (module for module in self.modules() if hasattr(module, "of_bytes"))
-        likelihood: Any = next(takers, None) if getattr(x, "dtype", None) is torch.uint8 else None
+        likelihood = self._taker_of_bytes() if is_bytes(x) else None
         if likelihood is None:
             return values
-        values, told = likelihood.of_bytes(values, x.dim() > 2)
+        values, told = likelihood.of_bytes(values, x.dim() > 2, bright)
         if told and told not in self._told:
             self._told.add(told)
             _LOG.warning("data of bytes under %s: %s", type(likelihood).__name__, told)
         return values
 
+    def _taker_of_bytes(self) -> Any:
+        """What observes the data: the program, or a part of its model."""
+        parts = (self, getattr(self.model.fn, "likelihood", None), *self.model.modules())
+        return next((part for part in parts if hasattr(part, "of_bytes")), None)
+
+    def is_bright(self, parts: Iterable[Arguments]) -> bool | None:
+        """Return whether a byte among data that come in parts is above 127.
+
+        It is looked for only where that matters: None for other data, or for a likelihood that
+        takes all bytes alike.
+        """
+        if not self.vectors or not getattr(self._taker_of_bytes(), "judges_bytes", False):
+            return None
+        for args, kwargs in parts:
+            x = kwargs.get(self.site, args[0] if args else None)
+            if not is_bytes(x):
+                return None
+            if bool((x > 127).any()):
+                return True
+        return False
+
     def as_data(self, x: Tensor) -> Tensor:
         """Convert one tensor of data as `adapt` does."""
         return self.adapt((x,), {})[0][0]
+
+    def as_finest_data(self, x: Tensor) -> Tensor:
+        """Convert one tensor of data, real numbers in their own precision."""
+        return as_vectors(x, x) if x.is_floating_point() else self.as_data(x)
 
     def examine_at(
         self,
@@ -468,6 +496,11 @@ class Program(ParameterScope):
                 "as it was saved"
             ) from error
         return self
+
+
+def is_bytes(x: Any) -> bool:
+    """Whether data are numbers from 0 to 255."""
+    return getattr(x, "dtype", None) is torch.uint8
 
 
 def as_vectors(x: Any, like: Tensor) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
+from ppl_dgm.conditionals.grey_levels import Bits
 from ppl_dgm.program import Program
 
 __all__ = ["IndependentBernoulli"]
@@ -72,7 +73,7 @@ class IndependentBernoulli(Program):
         return self
 
 
-class IndependentModel(nn.Module):
+class IndependentModel(Bits, nn.Module):
     """x_d ~ Bernoulli(sigmoid(logits_d)), independently."""
 
     def __init__(self, num_dims: int) -> None:

@@ -122,10 +122,12 @@ class BayesNet(Program):
             groups.setdefault(next(map(id, node.parameters()), name), []).append(name)
         return list(groups.values())
 
-    def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def adapt(
+        self, args: tuple, kwargs: Mapping[str, Any], bright: bool | None = None
+    ) -> tuple[tuple, dict[str, Any]]:
         """Take named columns, as of a DataFrame, for the data."""
         if args or not kwargs or not kwargs.keys() <= self.nodes.keys():
-            return super().adapt(args, kwargs)
+            return super().adapt(args, kwargs, bright)
         return (dict(kwargs),), {}
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:

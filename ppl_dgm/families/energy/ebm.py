@@ -59,7 +59,9 @@ class Energy(Program):
         check_base(base, shape)
         super().__init__(EnergyModel(net, BaseMeasure(base, shape), len(shape)))
 
-    def adapt(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def adapt(
+        self, args: tuple, kwargs: Mapping[str, Any], bright: bool | None = None
+    ) -> tuple[tuple, dict[str, Any]]:
         """Take data in the base measure's dtype."""
         numbers = self.model.fn.base.numbers  # type: ignore[attr-defined]
         named = {name: numbers(v) if name == self.site else v for name, v in kwargs.items()}

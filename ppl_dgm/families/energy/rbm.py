@@ -77,12 +77,12 @@ class RBM(Program):
         Raises:
             ValueError: for data of another shape.
         """
-        num_visible = len(self.parts.weight)
+        num_visible, x = len(self.parts.weight), self.as_data(x)
         if x.dim() != 2 or x.shape[1] != num_visible or len(x) < 2:
             raise ValueError(
                 f"expected data [N, {num_visible}] with N of at least 2, got shape {list(x.shape)}"
             )
-        self.parts.units.fit_base(self.as_data(x))
+        self.parts.units.fit_base(x)
         return self
 
     @checked

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_dgm.conditionals.grey_levels import Bits, Shades
+
 __all__ = ["UNITS", "BinaryUnits", "Units"]
 
 
@@ -59,7 +61,7 @@ class Units(nn.Module, ABC):
         """
 
 
-class BinaryUnits(Units):
+class BinaryUnits(Bits, Units):
     r"""Binary visible units, with values 0 and 1.
 
     $u(v) = b^\top v$, $s(v) = v$; independent Bernoullis are the base measure.
@@ -95,7 +97,7 @@ class BinaryUnits(Units):
         return F.softplus(field + self.bias).sum(-1)
 
 
-class GaussianUnits(Units):
+class GaussianUnits(Shades, Units):
     r"""Real visible units, normal given the hidden units.
 
     $u(v) = -\sum_i (v_i - b_i)^2 / 2\sigma_i^2$, $s(v) = v / \sigma$; normals are the base measure.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_dgm.checked import checked
+from ppl_dgm.conditionals.grey_levels import Shades
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
 from ppl_dgm.program.inspection import Examination
@@ -34,7 +35,7 @@ __all__ = ["Flow", "FlowModel", "standard_normal"]
 NUM_START = 2000  # data that activations are normalised with at the start, at most
 
 
-class Flow(Program):
+class Flow(Shades, Program):
     r"""Normalising flow, with an exact density.
 
     $x = t_n(\dots t_1(z))$ with noise $z \sim p_z$ (Rezende and Mohamed 2015; Papamakarios et al.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
+from ppl_dgm.conditionals.grey_levels import Shades
 from ppl_dgm.program import Program
 from ppl_dgm.validation import ROUNDING, warn_of_rounding
 
@@ -73,6 +74,7 @@ class PPCA(Program):
         """
         model: Any = self.model.fn
         num_dims, num_latents = model.weight.shape
+        x = self.as_finest_data(x)
         if x.dim() != 2 or x.shape[1] != num_dims or len(x) < 2:
             raise ValueError(
                 f"expected at least two data [N, {num_dims}], got shape {list(x.shape)}"
@@ -99,7 +101,7 @@ class PPCA(Program):
         return self
 
 
-class LinearGaussianModel(nn.Module):
+class LinearGaussianModel(Shades, nn.Module):
     """Linear-Gaussian model of probabilistic PCA.
 
     z ~ N(0, I), x ~ N(W z + mu, sigma^2 I), with sigma = exp(log_scale).

@@ -16,6 +16,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
+from ppl_dgm.conditionals.grey_levels import Shades
 from ppl_dgm.distributions.discretised import OrderStatistics
 from ppl_dgm.program import Program
 from ppl_dgm.validation import is_singular
@@ -165,7 +166,7 @@ class BayesianMixture(Program):
         super().__init__(model, guide or AutoNormal(pyro.poutine.block(model, hide=["z"])))
 
 
-class BayesianMixtureModel(nn.Module, ABC):
+class BayesianMixtureModel(Shades, nn.Module, ABC):
     """Base class of the models of `BayesianMixture`.
 
     A prior of the components' parameters is a subclass with `components`.

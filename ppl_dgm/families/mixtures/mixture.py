@@ -64,12 +64,13 @@ class Mixture(Program):
 
         They are p(z = k | x) for data `[N, D]`, found in float64.
         """
-        return in_double(self.parts).log_joint(x.double()).softmax(-1).to(self.parts.logits)
+        x = self.as_finest_data(x).double()
+        return in_double(self.parts).log_joint(x).softmax(-1).to(self.parts.logits)
 
     @checked
     def cluster(self, x: Tensor) -> Tensor:
         """Most probable component of each datum `[N, D]`: `[N]`."""
-        return in_double(self.parts).log_joint(x.double()).argmax(-1)
+        return in_double(self.parts).log_joint(self.as_finest_data(x).double()).argmax(-1)
 
     @checked
     def start_from_kmeans(
@@ -137,7 +138,7 @@ class Mixture(Program):
 
         The parameters follow the dtype of data that have a finer one.
         """
-        components = self.parts.components
+        components, x = self.parts.components, self.as_finest_data(x)
         if x.dim() != 2 or x.shape[1] != components.num_dims or len(x) < components.num_components:
             raise ValueError(
                 f"expected data [N, {components.num_dims}] with N of at least num_components = "
