@@ -1,4 +1,4 @@
-"""What bytes, 0 to 255, stand for under binary and real distributions."""
+"""Bytes, 0 to 255, as data of binary and real distributions."""
 
 from typing import ClassVar
 

@@ -12,6 +12,7 @@ from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bounds import IWELBO
 from ppl_dgm.markup import decimals, html_table, latex_table, minus
 from ppl_dgm.program import Program
+from ppl_dgm.sampling.watching import watched
 
 __all__ = ["BoundCurve", "over_particles"]
 
@@ -91,6 +92,7 @@ def over_particles(
     particles: Sequence[int] = (1, 4, 16, 64, 256),
     num_replicates: int = 32,
     seed: int = 0,
+    progress: bool = True,
     **kwargs: Any,
 ) -> BoundCurve:
     r"""Compute the importance-weighted bound for several numbers of particles.
@@ -104,6 +106,7 @@ def over_particles(
         particles: numbers m.
         num_replicates: independent replicates for each, for the standard errors.
         seed: makes the result repeatable.
+        progress: show a bar of the densities evaluated, where it takes over two seconds.
         **kwargs: further data.
 
     Raises:
@@ -120,5 +123,6 @@ def over_particles(
         True
     """
     estimators = {m: IWELBO(m, num_replicates) for m in particles}
-    found = {m: estimate(program, *args, seed=seed, **kwargs) for m, estimate in estimators.items()}
+    with watched("bounds", progress):
+        found = {m: run(program, *args, seed=seed, **kwargs) for m, run in estimators.items()}
     return BoundCurve(found)

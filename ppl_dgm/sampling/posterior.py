@@ -17,10 +17,12 @@ from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.undefined import undefined_draws
+from ppl_dgm.sampling.watching import watched
 
 __all__ = [
     "Posterior",
@@ -189,6 +191,7 @@ def posterior(
     num_draws: int = 1000,
     seed: int = 0,
     memory: int = MEMORY,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Posterior:
     r"""Draw from a program's posterior by importance resampling.
@@ -210,6 +213,7 @@ def posterior(
         num_draws: draws to return.
         seed: makes the draws repeatable; torch's generator is left as it was.
         memory: bytes that one chunk of particles may allocate.
+        progress: show a bar of the densities evaluated, where it takes over two seconds.
         **kwargs: further data.
 
     Raises:
@@ -235,7 +239,7 @@ def posterior(
     bound = program.bind(*args, **kwargs)
     check_latents(bound)
     refuse_point_masses(bound)
-    with undisturbed(program), seeded(seed, bound.device):
+    with watched("posterior", progress), undisturbed(program), seeded(seed, bound.device):
         parts = [
             resample_part(part, num_particles, num_draws, memory)
             for part in storable_parts(bound, num_particles, memory)
@@ -338,6 +342,7 @@ def weigh(bound: Bound, num_particles: int) -> tuple[Values, Tensor]:
 
     Log weights are `[particles, data]` or `[particles]`. Only latents of the model are returned.
     """
+    spend(num_particles * (bound.num_data or 1 if bound.structure.per_datum else 1))
     draw = bound.draw(num_particles)
     names = [latent.name for latent in bound.structure.model_latents]
     return {name: draw.values[name] for name in names}, bound.log_joint(

@@ -5,6 +5,7 @@ It gives the posterior of the missing entries of a datum given the others.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from ppl_dgm.sampling.posterior import (
 )
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 from ppl_dgm.sampling.unconstrained import check_continuous
+from ppl_dgm.sampling.watching import watched
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
 from ppl_dgm.tasks.conditioning import autoregressive_law, check_mask, filled
 from ppl_dgm.tasks.data_chains import HeldEntries, draw_data
@@ -81,6 +83,7 @@ def complete(
     num_leapfrog: int = 10,
     seed: int = 0,
     memory: int = MEMORY,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Completion:
     r"""Draw the missing entries of data given the observed ones.
@@ -128,6 +131,7 @@ def complete(
         num_leapfrog: leapfrog steps of each of those moves, at most.
         seed: makes the draws repeatable; torch's generator is left as it was.
         memory: bytes that one chunk of particles may allocate.
+        progress: show a bar of the densities evaluated, where it takes over two seconds.
         **kwargs: further data.
 
     Raises:
@@ -159,7 +163,8 @@ def complete(
     x = program.as_data(x)
     observed = check_mask(x, observed)
     bound = program.bind(x, *args, **kwargs)
-    with undisturbed(program), seeded(seed, bound.device):
+    bar = partial(watched, "completion", progress)
+    with bar(), undisturbed(program), seeded(seed, bound.device):
         law = autoregressive_law(bound, program.site)
         if law is not None:
             return complete_in_turn(law, x, observed, num_particles, num_draws)
@@ -173,7 +178,7 @@ def complete(
     if method == "hmc":
         check_continuous(bound)
         starts = max(num_draws, LEAST_CHAINS)
-    with undisturbed(program), seeded(seed, bound.device):
+    with bar(), undisturbed(program), seeded(seed, bound.device):
         fills = x.unsqueeze(1)
         for turn in range(rounds if program.has_guide else 1):
             seen = shown(bound, fills, observed, program.site)

@@ -17,7 +17,9 @@ from ppl_dgm.program import Bound, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
+from ppl_dgm.sampling.watching import watched
 
 __all__ = [
     "Marginal",
@@ -62,6 +64,7 @@ def log_marginal(
     *args: Any,
     num_particles: int = 1000,
     seed: int = 0,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Marginal:
     r"""Compute the marginal log density of the observed entries.
@@ -80,6 +83,7 @@ def log_marginal(
         *args: further data.
         num_particles: draws of the other entries for each datum.
         seed: makes the draws repeatable; torch's generator is left as it was.
+        progress: show a bar of the densities evaluated, where it takes over two seconds.
         **kwargs: further data.
 
     Raises:
@@ -96,7 +100,8 @@ def log_marginal(
     if num_particles < 2:
         raise ValueError(f"num_particles is {num_particles}; expected at least 2")
     bound = program.bind(x, *args, **kwargs)
-    with undisturbed(program), seeded(seed, bound.device):
+    bar = watched("marginal", progress)
+    with bar, undisturbed(program), seeded(seed, bound.device):
         law = autoregressive_law(bound, program.site)
         if law is None:
             raise ValueError(
@@ -122,6 +127,7 @@ def log_conditional(
     *args: Any,
     num_particles: int = 1000,
     seed: int = 0,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Marginal:
     r"""Compute the log density of some entries given others.
@@ -136,6 +142,7 @@ def log_conditional(
         *args: further data.
         num_particles: see `log_marginal`.
         seed: see `log_marginal`.
+        progress: likewise.
         **kwargs: further data.
 
     Raises:
@@ -154,7 +161,7 @@ def log_conditional(
     query, given = check_mask(x, query), check_mask(x, given)
     if bool((query & given).any()):
         raise ValueError("an entry is both asked for and given; expected query and given apart")
-    settings = {"num_particles": num_particles, **kwargs}
+    settings = {"num_particles": num_particles, "progress": progress, **kwargs}
     joint = log_marginal(program, x, query | given, *args, seed=seed, **settings)
     below = log_marginal(program, x, given, *args, seed=seed + 1, **settings)
     return Marginal(
@@ -198,6 +205,7 @@ def filled_in_turn(law: Any, x: Tensor, observed: Tensor, num_particles: int) ->
     def draw(params: Tensor) -> Tensor:
         nonlocal log_weights
         dim = next(dims)
+        spend(num_particles * len(x), 1 / len(law.order))
         conditional, given = law.conditional(params.unsqueeze(-2)), x[:, dim, None]
         log_prob = conditional.log_prob(given.expand(num_particles, -1, -1)).squeeze(-1)
         log_weights = log_weights + torch.where(observed[:, dim], log_prob, 0.0)
