@@ -1,4 +1,4 @@
-"""Bytes, 0 to 255, as data of binary and real distributions."""
+"""Bytes as data of binary and real distributions."""
 
 from typing import ClassVar
 
