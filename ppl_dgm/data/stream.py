@@ -104,7 +104,7 @@ class Stream:
         return self.source()
 
     def first_parts(self) -> Iterator[Arguments]:
-        """Read the first data in order, as many as tell of what kind all are."""
+        """Read the first data, which tell the kind of all."""
         return islice(self.parts(PART), LOOKED_AT)
 
     def __repr__(self) -> str:
