@@ -216,12 +216,14 @@ class Program(ParameterScope):
         return values
 
     def _taker_of_bytes(self) -> Any:
-        """What observes the data: the program, or a part of its model."""
+        """What observes the data: program or module."""
         parts = (self, getattr(self.model.fn, "likelihood", None), *self.model.modules())
         return next((part for part in parts if hasattr(part, "of_bytes")), None)
 
     def is_bright(self, parts: Iterable[Arguments]) -> bool | None:
-        """Return whether a byte among data that come in parts is above 127.
+        """Return whether any byte of data is above 127.
+
+        The data come in parts.
 
         It is looked for only where that matters: None for other data, or for a likelihood that
         takes all bytes alike.
@@ -241,7 +243,7 @@ class Program(ParameterScope):
         return self.adapt((x,), {})[0][0]
 
     def as_finest_data(self, x: Tensor) -> Tensor:
-        """Convert one tensor of data, real numbers in their own precision."""
+        """Convert data, real numbers in their own precision."""
         return as_vectors(x, x) if x.is_floating_point() else self.as_data(x)
 
     def examine_at(
