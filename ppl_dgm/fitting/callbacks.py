@@ -208,6 +208,7 @@ class CSVLog(Callback):
 
     @checked
     def __init__(self, path: str | os.PathLike, every: int = 1) -> None:
+        check_positive(every=every)
         self.every, self._is_full = every, False
         # It stays open until the end.
         self._file = Path(path).open("w", newline="", encoding="utf-8")  # noqa: SIM115
@@ -252,6 +253,7 @@ class Log(Callback):
 
     @checked
     def __init__(self, logger: logging.Logger | None = None, every: int = 100) -> None:
+        check_positive(every=every)
         self.logger, self.every = logger or logging.getLogger("ppl_dgm.fit"), every
 
     def on_step(self, progress: Progress) -> None:
@@ -284,6 +286,7 @@ class TensorBoard(Callback):
     def __init__(self, folder: str | os.PathLike, every: int = 1) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
 
+        check_positive(every=every)
         self.every, self._writer = every, SummaryWriter(str(folder))
 
     def on_step(self, progress: Progress) -> None:

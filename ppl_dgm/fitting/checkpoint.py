@@ -86,7 +86,7 @@ class CheckpointFile(Callback):
         }
         self._written: int | None = None
         if self.resume is not False and self.path.exists():
-            self._go_on(running)
+            self._go_on(progress)
 
     def on_step(self, progress: Progress) -> None:
         running, self._written = progress.running, progress.step
@@ -102,7 +102,8 @@ class CheckpointFile(Callback):
         if progress.step != self._written:
             self.on_step(progress)
 
-    def _go_on(self, running: Running) -> None:
+    def _go_on(self, progress: Progress) -> None:
+        running = progress.running
         content = read_state(self.path, running.device)
         found = difference(content.get("identity"), self._identity)
         if found:
@@ -111,6 +112,8 @@ class CheckpointFile(Callback):
                 "another file"
             )
         self._check_constants(content["constants"])
+        if content["state"]["step"] < progress.step:  # another file is further
+            return
         try:
             running.restore(content)
         except RuntimeError as error:

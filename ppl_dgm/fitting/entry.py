@@ -259,10 +259,25 @@ def all_callbacks(
         raise ValueError(
             f"resume is {resume} but there is no checkpoint; name its file, checkpoint=..."
         )
+    check_rhythms(given)
     kept = [] if checkpoint is None else [CheckpointFile(checkpoint, resume=resume)]
+    progress = progress and not any(isinstance(one, ProgressBar) for one in given)
     ordered = sorted([*kept, *given], key=lambda one: not isinstance(one, CheckpointFile))
     heard = [*ordered, *([ProgressBar()] if progress else [])]
     return tuple(one for one in heard if one.everywhere or ranks.is_first)
+
+
+def check_rhythms(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks whose `every` is no number of steps.
+
+    Raises ValueError.
+    """
+    for one in callbacks:
+        if one.every is not None and (not isinstance(one.every, int) or one.every < 1):
+            raise ValueError(
+                f"every of the callback {type(one).__name__} is {one.every!r}; expected a whole "
+                "number of steps, at least 1, or None"
+            )
 
 
 def check_makers(**makers: Any) -> None:

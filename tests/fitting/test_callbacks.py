@@ -4,6 +4,7 @@ import csv
 import logging
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -150,6 +151,55 @@ def test_tensorboard_is_written_or_missed_by_name(tmp_path):
         pytest.skip("tensorboard is not installed")
     run(board)
     assert any(path.name.startswith("events") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5])
+def test_rhythms_are_numbers_of_steps(every, tmp_path):
+    """0 would be every step, and 2.5 every fifth."""
+    if isinstance(every, int):
+        for make in (partial(CSVLog, tmp_path / "log.csv"), Log):
+            with pytest.raises(ValueError, match="every is"):
+                make(every=every)
+    with pytest.raises(ValueError, match="every of the callback Odd is"):
+        run(type("Odd", (Callback,), {"every": every})())
+
+
+def test_one_bar_is_enough(capsys):
+    run(ProgressBar(), progress=True)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("steps", [(6, 3), (3, 6)])
+def test_a_fit_goes_on_from_the_furthest_of_its_files(steps, tmp_path):
+    expected, files = run(steps=9).history, [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for path, number in zip(files, steps, strict=True):
+        run(CheckpointFile(path), steps=number)
+    begun = []
+
+    class Start(Callback):
+        def on_start(self, progress):
+            begun.append(progress.step)
+
+    assert same(run(*map(CheckpointFile, files), Start(), steps=9).history, expected)
+    assert begun == [6]
+    for path in files:
+        assert same(run(CheckpointFile(path), steps=9).history, expected)
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("first", [0, 1])
+def test_early_stopping_is_the_same_after_an_interruption(at, first, tmp_path):
+    """In either order with the file, which is restored first."""
+    away = {"valid": -X, "valid_every": 1, "steps": 20}
+    expected = run(EarlyStopping(4), **away)
+    assert (expected.stopped, expected.steps) == ("early", 5)
+    kept = [EarlyStopping(4), CheckpointFile(tmp_path / "c.pt", every=100)]
+    interrupted = run(*kept, raising("on_step", KeyboardInterrupt(), at), **away)
+    assert interrupted.stopped == "interrupted"
+    for _ in range(2):  # resumed, and resumed where it had stopped
+        found = run(kept[first], kept[1 - first], **away)
+        assert (found.stopped, found.steps) == ("early", 5)
+        assert same(found.history, expected.history)
 
 
 def test_what_is_no_callback_is_refused():
