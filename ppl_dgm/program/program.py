@@ -231,7 +231,7 @@ class Program(ParameterScope):
         if not self.vectors or not getattr(self._taker_of_bytes(), "judges_bytes", False):
             return None
         for args, kwargs in parts:
-            x = kwargs.get(self.site, args[0] if args else None)
+            x: Any = kwargs.get(self.site, args[0] if args else None)
             if not is_bytes(x):
                 return None
             if bool((x > 127).any()):
