@@ -19,7 +19,8 @@ How to choose, by what the guide draws:
 - a density that is unnormalised (an RBM, an energy net): `PersistentContrastiveDivergence(k)`, or
   `ContrastiveDivergence(k)`, which needs fewer moves and has a bias. Without chains:
   `ScoreMatching` (real data), `PseudoLikelihood` or `RatioMatching` (binary),
-  `NoiseContrastive(noise)` where a density near the data's is at hand.
+  `NoiseContrastive(noise)` where a density near the data's is at hand, `LearnedProposal(flow)`
+  where one can be learnt.
 - nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more
   than likelihood: a critic. `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does
   not settle, `pack` where it loses modes; `FGAN` where it should say which divergence it bounds;
@@ -41,6 +42,7 @@ from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSl
 from ppl_dgm.objectives.divergences import Divergence, alpha_divergence, named_divergence
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
 from ppl_dgm.objectives.energies import EnergyObjective
+from ppl_dgm.objectives.learned_proposal import LearnedProposal
 from ppl_dgm.objectives.noise_contrastive import NoiseContrastive
 from ppl_dgm.objectives.objective import Objective, linear_warmup
 from ppl_dgm.objectives.players import Game, Goal, Player
@@ -70,6 +72,7 @@ __all__ = [
     "FreeBits",
     "Game",
     "Goal",
+    "LearnedProposal",
     "NoiseContrastive",
     "Objective",
     "PersistentContrastiveDivergence",

@@ -13,7 +13,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.objectives.energies import CURES, DataDensity, EnergyObjective, value_kind
 from ppl_dgm.objectives.objective import check_count
-from ppl_dgm.program import DataArgument, ladder_of, tensors_of
+from ppl_dgm.program import DataArgument, ladder_of
 from ppl_dgm.sampling.kernels import MALA, Kernel, Target
 from ppl_dgm.sampling.kernels.flips import BitFlips
 
@@ -242,13 +242,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
 
     def _first(self, x: Tensor, density: DataDensity) -> Tensor:
         """Return where chains begin: at the data, repeated as needed."""
-        others = [t for t in tensors_of(density.bound.args, density.bound.kwargs) if t.dim()]
-        if len(others) > 1:
-            raise ValueError(
-                f"the program takes {len(others)} arguments with data, but persistent chains "
-                "belong to no datum, and so to no covariates; use ContrastiveDivergence(k), whose "
-                "chains start at the data"
-            )
+        density.refuse_covariates("persistent chains")
         size = self.buffer_size or len(x)
         return x[torch.arange(size, device=x.device) % len(x)].detach().clone()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import Objective
-from ppl_dgm.program import Bound, DataArgument, Structure
+from ppl_dgm.program import Bound, DataArgument, Structure, tensors_of
 from ppl_dgm.program.supports import is_binary, is_real
 
 __all__ = ["CURES", "DataDensity", "EnergyObjective", "value_kind"]
@@ -48,6 +48,16 @@ class DataDensity:
         joint = self.argument.exchange(self.bound, x, rows).log_joint({})
         self.scale = joint.scale
         return joint.total[0]
+
+    def refuse_covariates(self, what: str) -> None:
+        """Refuse programs with covariates, for draws that have none."""
+        others = [t for t in tensors_of(self.bound.args, self.bound.kwargs) if t.dim()]
+        if len(others) > 1:
+            raise ValueError(
+                f"the program takes {len(others)} arguments with data, but {what} belong to no "
+                "datum, and so to no covariates; use ContrastiveDivergence(k), whose chains start "
+                "at the data"
+            )
 
     def repeated(self, x: Tensor) -> Tensor:
         """Compute log f of points `[copies, data, *event]`.

@@ -13,7 +13,7 @@ from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
 from ppl_dgm.program import Bound, Program
 
-__all__ = ["NoiseContrastive"]
+__all__ = ["KnownDensity", "NoiseContrastive"]
 
 KINDS = ("ranking", "binary")
 
@@ -69,49 +69,62 @@ class NoiseContrastive(EnergyObjective):
         check_count("num_noise", num_noise)
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
-        if not isinstance(noise, Program) and not hasattr(noise, "log_prob"):
-            raise TypeError(
-                f"noise is a {type(noise).__name__}; expected a distribution of the data's event "
-                "shape, or a Program with an exact density"
-            )
-        self.noise, self.num_noise, self.kind = noise, num_noise, kind
-        self._noise_bound: Bound | None = None
+        self.noise, self.num_noise, self.kind = KnownDensity(noise, "noise"), num_noise, kind
 
     def contrast(self, density: DataDensity) -> Tensor:
         x = density.data
-        fantasy = self.draw(self.num_noise * len(x), x).unflatten(0, (self.num_noise, len(x)))
-        others = density.repeated(fantasy) - self.log_noise(fantasy.flatten(0, 1)).reshape(
-            fantasy.shape[:2]
-        )
-        gain = density(x) - self.log_noise(x)
+        with torch.no_grad():
+            drawn = self.noise.draw(self.num_noise * len(x), x)
+            log_drawn, log_data = self.noise.log_prob(drawn), self.noise.log_prob(x)
+        fantasy = drawn.unflatten(0, (self.num_noise, len(x)))
+        others = density.repeated(fantasy) - log_drawn.reshape(fantasy.shape[:2])
+        gain = density(x) - log_data
         if self.kind == "ranking":
             return gain - torch.cat([gain.unsqueeze(0), others]).logsumexp(0)
         shift = math.log(self.num_noise)
         return F.logsigmoid(gain - shift) + F.logsigmoid(shift - others).sum(0)
 
-    @torch.no_grad()
-    def draw(self, num_draws: int, x: Tensor) -> Tensor:
-        """Draw noise `[num_draws, *event]`, for data like x."""
-        if isinstance(self.noise, Program):
-            return self.noise.sample(num_draws).to(x)
-        if tuple(self.noise.event_shape) != x.shape[1:] or self.noise.batch_shape:
-            raise ValueError(
-                f"the noise has batch shape {list(self.noise.batch_shape)} and event shape "
-                f"{list(self.noise.event_shape)}; expected [] and the data's, {list(x.shape[1:])}. "
-                f"Declare event dimensions: noise.to_event({x.dim() - 1})"
+
+class KnownDensity:
+    """A normalised density that can be drawn from and evaluated.
+
+    Args:
+        source: a distribution of the data's event shape, or a Program with an exact density.
+        role: what it is called in messages.
+    """
+
+    def __init__(self, source: Any, role: str) -> None:
+        if not isinstance(source, Program) and not hasattr(source, "log_prob"):
+            raise TypeError(
+                f"{role} is a {type(source).__name__}; expected a distribution of the data's event "
+                "shape, or a Program with an exact density"
             )
-        return self.noise.sample((num_draws,)).to(x)
+        self.source, self.role = source, role
+        self._bound: Bound | None = None
 
     @torch.no_grad()
-    def log_noise(self, x: Tensor) -> Tensor:
+    def draw(self, num_draws: int, x: Tensor) -> Tensor:
+        """Draw `[num_draws, *event]`, for data like x."""
+        if isinstance(self.source, Program):
+            return self.source.sample(num_draws).to(x)
+        if tuple(self.source.event_shape) != x.shape[1:] or self.source.batch_shape:
+            raise ValueError(
+                f"the {self.role} has batch shape {list(self.source.batch_shape)} and event shape "
+                f"{list(self.source.event_shape)}; expected [] and the data's, "
+                f"{list(x.shape[1:])}. Declare event dimensions: "
+                f"{self.role}.to_event({x.dim() - 1})"
+            )
+        return self.source.sample((num_draws,)).to(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
         """Compute log q of data `[n, *event]`: `[n]`."""
-        if not isinstance(self.noise, Program):
-            return self.noise.log_prob(x)
-        if self._noise_bound is None:
-            if self.noise.initialise(x).density != "exact":
+        if not isinstance(self.source, Program):
+            return self.source.log_prob(x)
+        if self._bound is None:
+            if self.source.initialise(x).density != "exact":
                 raise ValueError(
-                    f"the noise program has the density {self.noise.density!r}; expected an exact "
-                    "one, as flows, mixtures and autoregressive nets have"
+                    f"the {self.role} program has the density {self.source.density!r}; expected an "
+                    "exact one, as flows, mixtures and autoregressive nets have"
                 )
-            self._noise_bound = self.noise.bind(x)
-        return replace(self._noise_bound, args=(x,), num_data=len(x)).log_joint({}).total[0]
+            self._bound = self.source.bind(x)
+        return replace(self._bound, args=(x,), num_data=len(x)).log_joint({}).total[0]
