@@ -38,7 +38,7 @@ ABOUT = (
     "their own (figures from memory). Of several rows of a set that of the best validation nats "
     "counts. Seed 0 throughout."
 )
-ROUNDS, ENDLESS = 40, 10**9
+ROUNDS, ENDLESS = 10, 10**9
 Parts = dict[str, Tensor]
 
 
@@ -86,7 +86,7 @@ def train_in_rounds(data: Parts, settings: argparse.Namespace) -> tuple[RBM, int
             optimizer=partial(SGD, lr=rate, weight_decay=settings.decay),
             seed=turn,
             progress=False,
-            compile=False,
+            compile=True,
         )
         valid = float(Exact()(rbm, data["valid"]).log_z.mean())
         if valid > best:

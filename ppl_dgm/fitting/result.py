@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.environment import run_environment
+from ppl_dgm.fitting.settling import restless
 from ppl_dgm.markup import html_facts, latex_table, minus
 from ppl_dgm.program import Program
 from ppl_dgm.program.storage import PROGRAM_PREFIX, read_tensors, write_tensors
@@ -72,6 +73,18 @@ class Fit:
         if valid is not None and len(valid) > NUM_BLOCKS:
             return is_late_best(valid)
         return is_rising(self.history["objective"])
+
+    @property
+    def settled(self) -> bool:
+        """Whether no game is seen to go round for ever.
+
+        False where the loss of a player, or the validation, swings on through the end as widely as
+        before; the notes of the fit tell then. Games have no loss that falls, and no stopping
+        criterion is robust: rest is no sign of quality, and what swings within a few steps, or less
+        than the noise of minibatches, is not seen, nor modes that nobody looks for
+        (`diagnostics.mode_counts`, `diagnostics.mmd_test`). True of fits of one objective.
+        """
+        return not restless(self.history)
 
     def __repr__(self) -> str:
         last = self.history["objective"][-max(1, min(100, self.steps // 10)) :]

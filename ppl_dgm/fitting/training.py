@@ -19,6 +19,7 @@ from ppl_dgm.fitting.identity import identity_of_fit
 from ppl_dgm.fitting.learners import Learner
 from ppl_dgm.fitting.loss import BatchLoss, Told, explain_nonfinite
 from ppl_dgm.fitting.result import Fit, NonFiniteError, Stopped
+from ppl_dgm.fitting.settling import restless
 from ppl_dgm.fitting.state import FitState
 from ppl_dgm.generators import generator_states, seed_generators, set_generator_states
 from ppl_dgm.objectives import Objective
@@ -324,9 +325,16 @@ class Training:
                 "guide differ, so that what is masked would not cancel, or data are off their "
                 "support"
             )
+        history = self.state.history(self.valid is not None)
+        if curves := restless(history):
+            self.note(
+                f"the game has not settled: the curves {curves} swing on as widely as before; "
+                "regularise the critic (r1=, gradient_penalty=), lower the learning rates, or keep "
+                "an average (ema=)"
+            )
         return Fit(
             program=self.loss.program,
-            history=self.state.history(self.valid is not None),
+            history=history,
             steps=self.state.step,
             stopped=stopped,
             seconds=time.perf_counter() - start,
