@@ -1,7 +1,7 @@
 """The Dirac-GAN, whose cycles and rest are known, and curves of known swings.
 
 Mescheder et al. (2018), "Which training methods for GANs do actually converge?": data at 0, draws
-at theta, the critic psi x. Unregularised gradient steps circle around the equilibrium, R1 leads there.
+at theta, the critic psi x. Unregularised steps circle around the equilibrium, R1 leads there.
 """
 
 from functools import partial
