@@ -21,6 +21,7 @@ from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels import HMC
 from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.proposals import Fitted
 from ppl_dgm.sampling.reach import ABOVE, share_alarm
 from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle
 from ppl_dgm.sampling.student_mixtures import (
@@ -118,22 +119,32 @@ class AdaptiveImportanceSampling(Estimator):
         kernel = HMC(num_leapfrog=5)
         points = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
         known = self._known_modes(target)
-        proposal, rounds = with_known(fit_best_mixture(points), known), 0
+        mixture, rounds = with_known(fit_best_mixture(points), known), 0
         for _ in range(MOST_ROUNDS * self.num_rounds):
-            drawn = self._weigh(target, proposal, self.num_fitted, True)
-            proposal = with_known(fit_best_mixture(resampled(drawn)), known)
+            drawn = self._weigh(target, mixture, self.num_fitted, True)
+            mixture = with_known(fit_best_mixture(resampled(drawn)), known)
             rounds += 1
             share = float((effective_size(drawn.log_weights) / self.num_fitted).min())
             if share > (ENOUGH if rounds < self.num_rounds else LEAST_FITTED):
                 break
+        proposal = self.proposal_from(target, mixture, points)
         drawn = self._weigh(target, proposal, self.num_particles)
         log_z, error, found = drawn.summarise()
-        shape = {"num_components": proposal.weight.shape[-1], "rounds": rounds}
+        shape = {"num_components": mixture.weight.shape[-1], "rounds": rounds}
         alarm = edge_warnings(found["edge_share"]) + undefined_alarm(target, points, self.memory)
         if bool((found["pareto_k"] <= UNRELIABLE_K).any()):  # else it has failed already
             fresh = tempered_points(kernel, target, self.num_chains, Switch(self.compile))
             alarm += missed_alarm(target, proposal, fresh, drawn, self.memory)
         return Estimate(log_z, error, found | shape, alarm)
+
+    def proposal_from(
+        self, target: Unconstrained, mixture: StudentMixture, points: Tensor
+    ) -> Fitted:
+        """Make the last proposal of a mixture and tempered points.
+
+        It is the mixture itself.
+        """
+        return mixture
 
     def _known_modes(self, target: Unconstrained) -> StudentMixture | None:
         """Build the mixture around modes of the starts."""
@@ -144,13 +155,13 @@ class AdaptiveImportanceSampling(Estimator):
         return mode_mixture(modes, new) if bool(new.any()) else None
 
     def _weigh(
-        self, target: Unconstrained, proposal: StudentMixture, num: int, keep: bool = False
+        self, target: Unconstrained, proposal: Fitted, num: int, keep: bool = False
     ) -> Weighted:
         return defended_weights(target, proposal, num, DEFENCE, self.memory, keep)
 
 
 def missed_alarm(
-    target: Unconstrained, proposal: StudentMixture, fresh: Tensor, drawn: Weighted, memory: int
+    target: Unconstrained, proposal: Fitted, fresh: Tensor, drawn: Weighted, memory: int
 ) -> tuple[str, ...]:
     """Warn where points tempered afresh have larger weights than draws."""
     share = drawn.num_prior / len(drawn.log_weights)

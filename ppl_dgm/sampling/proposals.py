@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from ppl_dgm.transforms import Coupling, Elementwise, FlowDistribution, Held, Spline
 
-__all__ = ["DEGREES_OF_FREEDOM", "Fitted", "fit_flow", "fit_normal", "moments"]
+__all__ = [
+    "DEGREES_OF_FREEDOM",
+    "Fitted",
+    "Flow",
+    "Wrapped",
+    "fit_flow",
+    "fit_normal",
+    "flow_layers",
+    "moments",
+]
 
 RIDGE = 1e-6  # of the variances, keeps covariances positive definite
 DEGREES_OF_FREEDOM = 5.0
@@ -73,20 +82,20 @@ def fit_normal(draws: Tensor) -> Wrapped:
 
 
 class Flow(nn.Module):
-    """Spline flow around the moments of the draws.
+    """Flow around the moments of the draws.
 
-    The splines transform a Student t, whose tails they leave as they are.
+    The layers transform a Student t, whose tails splines and bounded scales leave heavy.
     """
 
-    def __init__(self, draws: Tensor) -> None:
+    def __init__(self, draws: Tensor, layers: nn.ModuleList) -> None:
         super().__init__()
         mean, covariance = moments(draws)
-        dim = draws.shape[-1]
         affine = dist.transforms.LowerCholeskyAffine(mean, torch.linalg.cholesky(covariance))
-        self.transforms = Held((*flow_layers(dim).to(draws), affine))
+        self.transforms = Held((*layers.to(draws), affine))
         degrees = mean.new_full((), DEGREES_OF_FREEDOM)
+        identity = torch.eye(len(mean)).to(draws)
         self.base = dist.MultivariateStudentT(
-            degrees, torch.zeros_like(mean), torch.eye(dim).to(draws), validate_args=False
+            degrees, torch.zeros_like(mean), identity, validate_args=False
         )
 
     def transformed(self) -> FlowDistribution:
@@ -112,7 +121,7 @@ def flow_layers(dim: int) -> nn.ModuleList:
 @torch.enable_grad()
 def fit_flow(draws: Tensor) -> Wrapped:
     """Flow fitted to the draws `[draws, dim]` by maximum likelihood."""
-    flow = Flow(draws)
+    flow = Flow(draws, flow_layers(draws.shape[-1]))
     optimiser = torch.optim.Adam(flow.parameters(), FLOW_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, FLOW_STEPS)
     for _ in range(FLOW_STEPS):
