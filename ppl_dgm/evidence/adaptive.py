@@ -4,6 +4,7 @@ The mixtures follow the posterior.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -101,6 +102,7 @@ class AdaptiveImportanceSampling(Estimator):
     starts: Tensor | None = field(default=None, repr=False, compare=False)
     memory: int = field(default=MEMORY, repr=False)
     compile: CompileMode = "auto"
+    defence: ClassVar[float] = DEFENCE
 
     def __post_init__(self) -> None:
         check_least(self, num_particles=20, num_rounds=0, num_fitted=20, num_chains=8, memory=1)
@@ -157,7 +159,7 @@ class AdaptiveImportanceSampling(Estimator):
     def _weigh(
         self, target: Unconstrained, proposal: Fitted, num: int, keep: bool = False
     ) -> Weighted:
-        return defended_weights(target, proposal, num, DEFENCE, self.memory, keep)
+        return defended_weights(target, proposal, num, self.defence, self.memory, keep)
 
 
 def missed_alarm(

@@ -3,7 +3,8 @@
 The flow follows one posterior that is curved or shaped like a funnel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from ppl_dgm.validation import check_least
 
 __all__ = ["FlowImportanceSampling"]
 
-WIDE = 0.2  # share of the draws that come from the Student mixture
+DEFENCE = 0.2  # share of the draws that come from the prior
+WIDE, WIDENED = 0.25, 1.3  # share of the others from the Student mixture, and its widening
 
 
 @checked
@@ -30,10 +32,10 @@ class FlowImportanceSampling(AdaptiveImportanceSampling):
 
     As `AdaptiveImportanceSampling`, but most draws come from an inverse autoregressive flow in
     unconstrained space. It starts at the moments of tempered draws and maximises the evidence lower
-    bound; a fifth of the other draws, from the mixture of Student t, hold what the flow leaves out,
-    and a tenth of all are from the prior:
+    bound; a fifth of the draws from the mixture, widened, hold what the flow leaves out, and a
+    fifth are from the prior:
 
-    $$\log \hat Z = \log \frac1K \sum_k \frac{p(x, z_k)}{0.9\,(0.8\, q(z_k) + 0.2\, t(z_k)) + 0.1\,
+    $$\log \hat Z = \log \frac1K \sum_k \frac{p(x, z_k)}{0.6\, q(z_k) + 0.2\, t(z_k) + 0.2\,
     p(z_k)}.$$
 
     These draws are held out from the fit, so that the error and the Pareto k of their weights are
@@ -78,6 +80,7 @@ class FlowImportanceSampling(AdaptiveImportanceSampling):
     num_steps: int = 400
     num_draws: int = 128
     num_layers: int = 3
+    defence: ClassVar[float] = DEFENCE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,4 +99,5 @@ class FlowImportanceSampling(AdaptiveImportanceSampling):
     ) -> Fitted:
         """The flow, defended by the mixture."""
         flow = fit_flow_elbo(target, points, self.num_steps, self.num_draws, self.num_layers)
-        return Defended(flow, mixture, WIDE)
+        wide = replace(mixture, scale_tril=WIDENED * mixture.scale_tril)
+        return Defended(flow, wide, WIDE)

@@ -140,7 +140,9 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     modules are compared at every call, and numbers that differ between the two runs (drawn by
     numpy, counted by Python) are refused, as are tensors handed from run to run outside of buffers;
     modules get back the tensors they kept. Inputs declared constant (`constant_data`) may be read:
-    lengths that are looped over, masks that select, packed sequences; what is read is baked in.
+    lengths that are looped over, masks that select, packed sequences; what is read is baked in. So
+    may buffers of integers and flags that the function does not write to, whose values are then
+    compared at every call.
 
     Args:
         fn: function of nested tuples, lists and dicts of tensors, with the same structure for all
@@ -185,7 +187,14 @@ def capture(fn: Callable[..., Any], inputs: Sequence[Any]) -> Captured:
     fold_literals(graph)
     lifted = [*discovery.found.values(), *lift_constants(graph)]
     return _without_unused(
-        Captured(graph, tuple(lifted), tuple(tensors), rebuild, rest, watch.settings(lifted))
+        Captured(
+            graph,
+            tuple(lifted),
+            tuple(tensors),
+            rebuild,
+            rest,
+            watch.settings(lifted, discovery.known.read),
+        )
     )
 
 

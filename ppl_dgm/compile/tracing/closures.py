@@ -147,7 +147,7 @@ class Lifting(TorchFunctionMode):
 
     def _beside(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation, and follow known values."""
-        if func in _HOST_READS and (value := self.known.of(args[0])) is not None:
+        if func in _HOST_READS and (value := self.known.value_of(args[0])) is not None:
             with without_modes():
                 return func(value, *args[1:], **kwargs)
         args = self.known.settled_arguments(func, args)
@@ -242,6 +242,8 @@ class Discovery(Lifting):
                 twin,
                 tensor,
             )
+            if is_concrete(tensor):
+                self.known.know_lifted(twin, tensor)
         return self._twins[id(tensor)]
 
     def note(self, func: Any, constants: Constants) -> None:
@@ -291,6 +293,9 @@ class Replacement(Lifting):
         self._functions = {func for func, _ in self._known}
         self._inputs = {id(tensor): value for tensor, value in zip(tensors, inputs, strict=True)}
         self._originals = {id(value): tensor for tensor, value in zip(tensors, inputs, strict=True)}
+        for tensor, value in zip(tensors, inputs, strict=True):
+            if is_concrete(tensor):
+                self.known.know_lifted(value, tensor)
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the graph's input for a lifted tensor.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.torch_internals import without_modes
 from ppl_dgm.generators import generator_states, unmoved_generators
 
@@ -24,6 +25,7 @@ _SIZED = {"zeros", "ones", "empty", "rand", "randn", "randint", "eye", "arange",
 _SIZED_METHODS = {"new_zeros", "new_ones", "new_empty", "expand", "view", "reshape", "repeat"}
 _SHAPED_BY_VALUES = {"_pack_padded_sequence", "nonzero", "masked_select", "unique", "bincount"}
 _SHAPED_BY_VALUES |= {"unique_consecutive", "repeat_interleave", "_unique2", "one_hot", "where"}
+_FEW = 2**20  # numbers of a lifted tensor that may be read
 _NO_WRITES = {"__index__", "__int__", "__invert__", "__iter__"}
 
 
@@ -65,6 +67,8 @@ class KnownValues:
         self._spoilt: set[int] = set()  # storages
         self._given: set[int] = set()  # storages of the data themselves
         self._constants: dict[int, torch.Tensor] = {}
+        self._lifted: dict[int, frozenset[torch.Tensor]] = {}  # that stand-ins follow from
+        self.read: set[torch.Tensor] = set()  # lifted ones whose values are baked in
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
@@ -78,10 +82,26 @@ class KnownValues:
         if given:
             self._given.add(_storage(value))
 
+    def know_lifted(self, stand_in: torch.Tensor, tensor: torch.Tensor) -> None:
+        """Note the value of a tensor that the function reads besides its inputs.
+
+        Masks, indices and counts alone may be read, as long as they stay as they are.
+        """
+        if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() <= _FEW:
+            self.know(stand_in, tensor, given=True)
+            self._lifted[id(stand_in)] = frozenset([tensor])
+
     def of(self, tensor: Any) -> torch.Tensor | None:
         """Return the value of a stand-in, or None."""
         _, value = self._pairs.get(id(tensor), (None, None))
         return None if value is None or _storage(value) in self._spoilt else value
+
+    def value_of(self, tensor: Any) -> torch.Tensor | None:
+        """Return the value of a stand-in to be baked in, or None."""
+        value = self.of(tensor)
+        if value is not None:
+            self.read |= self._lifted.get(id(tensor), frozenset())
+        return value
 
     def is_constant(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor was computed outside of the trace."""
@@ -109,6 +129,7 @@ class KnownValues:
         value = self.of(index)
         if value is None or value.dtype != torch.bool or not value.dim():
             return index
+        self.value_of(index)
         with without_modes():
             return _Places(map(self._constant, value.nonzero(as_tuple=True)))
 
@@ -116,6 +137,7 @@ class KnownValues:
         value = self.of(bound)
         if value is None or value.dim() or value.is_floating_point():
             return bound
+        self.value_of(bound)
         with without_modes():
             return int(value)
 
@@ -134,8 +156,15 @@ class KnownValues:
             if writes(func, kwargs):
                 self._spoil(kwargs.get("out", args[0] if args else None))
             return
+        lifted = self._followed((args, kwargs))
         for stand_in, value in zip(_tensors(result), _tensors(new[0]), strict=False):
             self.know(stand_in, value)
+            self._lifted[id(stand_in)] = lifted
+
+    def _followed(self, given: Any) -> frozenset[torch.Tensor]:
+        """Return the lifted tensors that arguments follow from."""
+        each = (self._lifted.get(id(tensor), frozenset()) for tensor in _tensors(given))
+        return frozenset().union(*each)
 
     def computed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any] | None:
         """Return a function's result for known tensors, in a list.
@@ -160,13 +189,16 @@ class KnownValues:
         It is None for functions without such.
         """
         name = getattr(func, "__name__", "")
-        if name == "_pad_packed_sequence" and (sizes := self.of(args[1])) is not None:
+        if name == "_pad_packed_sequence" and (sizes := self.value_of(args[1])) is not None:
             with without_modes():
                 steps = sizes.tolist()
                 lengths = torch.tensor([sum(size > i for size in steps) for i in range(steps[0])])
             return pad_packed(args[0], steps, *args[2:]), self._constant(lengths)
         new = self.computed(func, args, kwargs) if name in _SHAPED_BY_VALUES else None
-        return None if new is None else tree_map_only(torch.Tensor, self._constant, new[0])
+        if new is None:
+            return None
+        self.read |= self._followed((args, kwargs))
+        return tree_map_only(torch.Tensor, self._constant, new[0])
 
     def _constant(self, value: torch.Tensor) -> torch.Tensor:
         self._constants[id(value)] = value
@@ -175,8 +207,14 @@ class KnownValues:
 
     def _spoil(self, target: Any) -> None:
         _, value = self._pairs.get(id(target), (None, None))
-        if value is not None:
-            self._spoilt.add(_storage(value))
+        if value is None:
+            return
+        self._spoilt.add(_storage(value))
+        if _storage(value) in map(_storage, self.read):
+            raise CaptureError(
+                "the program writes to a tensor whose value has decided a shape or a branch. Keep "
+                "masks and counts that decide as they are, or run with compile=False."
+            )
 
 
 class _Places(tuple):

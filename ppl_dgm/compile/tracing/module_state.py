@@ -3,7 +3,7 @@
 It is fixed at capture, remembered, and compared later.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,11 +36,13 @@ class Settings:
         plain: flags (`training` too), numbers and strings of modules.
         tensors: parameters and buffers of modules.
         types: the parameters that were read, and their types.
+        values: masks, indices and counts that shapes and branches depend on, and their values.
     """
 
     plain: tuple[Setting, ...]
     tensors: tuple[Setting, ...]
     types: tuple[tuple[torch.Tensor, torch.dtype], ...]
+    values: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
     def changed(self) -> str | None:
         """Name the first setting that is another now, or None."""
@@ -54,6 +56,9 @@ class Settings:
         for tensor, dtype in self.types:
             if tensor.dtype is not dtype:
                 return f"a parameter of {dtype} became one of {tensor.dtype}"
+        for tensor, value in self.values:
+            if not torch.equal(tensor, value):
+                return f"a tensor {list(value.shape)} that decides shapes or branches has changed"
         return None
 
 
@@ -139,10 +144,13 @@ class Watch:
             else:
                 module.__dict__[name] = value
 
-    def settings(self, lifted: Sequence[torch.Tensor]) -> Settings:
+    def settings(
+        self, lifted: Sequence[torch.Tensor], read: Iterable[torch.Tensor] = ()
+    ) -> Settings:
         """Return the present settings of the modules.
 
-        Those of their parts are included, but not what modules assign to themselves.
+        Those of their parts are included, but not what modules assign to themselves. `read` are
+        tensors whose values are baked in.
         """
         modules = list(dict.fromkeys(part for module in self.seen for part in module.modules()))
         plain = [
@@ -161,6 +169,7 @@ class Watch:
             tuple(plain),
             tuple(tensors),
             tuple((p, p.dtype) for p in lifted if isinstance(p, Parameter)),
+            tuple((tensor, tensor.detach().clone()) for tensor in read),
         )
 
     def _is_given(self, module: Module, name: str) -> bool:
