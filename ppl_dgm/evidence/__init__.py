@@ -13,7 +13,8 @@ each datum (or for the data set), a gradient counting as three.
   `ELBO`, `IWELBO` below, `CUBO` above, `JVI`, `SUMO` without its bias. K.
 - No guide, few dimensions: `Laplace`, modes from several starts, corrected by importance sampling,
   up to about 20 dimensions; `AdaptiveImportanceSampling`, mixtures that follow bent posteriors.
-  starts * steps * 4 + K.
+  starts * steps * 4 + K. Funnels and thin valleys of a data set's latents: `FlowImportanceSampling`.
+  Steps * draws * 3 + K.
 - Posterior draws: `BridgeSampling`, the most precise for its cost to 100 dimensions and more. 20
   for each draw with its own chains, 8 with yours, whose densities alone it evaluates.
 - One datum, one posterior (decoders): `AIS` from the prior or the guide, many data and chains at
@@ -47,6 +48,7 @@ from ppl_dgm.evidence.bounds import CUBO, IWELBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.check_moves import check_moves
 from ppl_dgm.evidence.exact import Exact
+from ppl_dgm.evidence.flow_importance import FlowImportanceSampling
 from ppl_dgm.evidence.grid import GridSampling, GridSum
 from ppl_dgm.evidence.harmonic import HarmonicMean, LearnedHarmonicMean
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
@@ -77,6 +79,7 @@ __all__ = [
     "Estimator",
     "Evidence",
     "Exact",
+    "FlowImportanceSampling",
     "GridSampling",
     "GridSum",
     "HarmonicMean",

@@ -21,6 +21,7 @@ from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.exact import Exact
+from ppl_dgm.evidence.flow_importance import FlowImportanceSampling
 from ppl_dgm.evidence.grid import GridSampling, GridSum
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
@@ -44,7 +45,7 @@ __all__ = ["auto"]
 BUDGET = 2_000_000
 # Densities for each particle: about 12 temperatures, 2 moves, 10 leapfrog steps, a gradient
 # counted as 3.
-SMC_COST = 750
+SMC_COST, MOST_SMC_COST = 750, 1125
 SMC_GROUPS = 8
 TEMPERING_COST = 800  # densities for each point that is tempered
 BRIDGE_COST = 4000  # densities for each chain
@@ -60,6 +61,8 @@ LAPLACE_PARTICLES = 20_000
 NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
+FLOW_DIMS, FLOW_STEPS = 50, 400
+FLOW_COST = 1250  # densities for each step of fitting a flow, its draws and tempering among them
 NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 levels, 20 moves
 SCOUTS_PER_DIM, SCOUT_COST = 200, 1000  # and densities of the budget for each
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
@@ -87,9 +90,10 @@ def auto(
       whose basin is less than about 1 / n of the prior at all levels, for n about 800 points in
       each dimension, is missed without a word); a pilot of draws from the guide or the prior tells
       whether they reach these and the target, and then sequential Monte Carlo checks them;
-      elsewhere importance sampling around the modes, adaptive importance sampling, sequential Monte
-      Carlo, bridge sampling from Markov chains, and in up to ten dimensions nested sampling, one
-      after the other until two agree and the better one reaches the target;
+      elsewhere importance sampling around the modes, adaptive importance sampling from mixtures, in
+      up to fifty dimensions from a flow, sequential Monte Carlo, bridge sampling from Markov
+      chains, and in up to ten dimensions nested sampling, one after the other until two agree and
+      the better one reaches the target;
     - continuous latents of each datum: importance sampling for all data, those that it fails on
       moved on to importance sampling around their modes (`diagnostics["moved"]`), checked by
       sequential Monte Carlo on as many data as the budget allows; where that is all of them, the
@@ -277,6 +281,7 @@ class Course:
         for estimator in (first, *others):
             if settled(attempts, target) or attempts.allowed <= 0:
                 break
+            estimator = affordable(estimator, attempts.allowed)
             found = self.moving(first) if estimator is first else self.attempt(estimator)
             self.enlarge(estimator, found)
         return attempts.verdict()
@@ -328,6 +333,14 @@ def next_kind(first: Estimator, count: int, settings: Settings) -> Estimator | N
     if particles < LEAST_PARTICLES:
         return None
     return replace(quick, num_particles=min(particles, quick.num_particles))
+
+
+def affordable(estimator: Estimator, most: float) -> Estimator:
+    """Take no more particles than cost `most` densities."""
+    if not isinstance(estimator, SMC):
+        return estimator
+    particles = max(LEAST_PARTICLES, int(most / (MOST_SMC_COST * estimator.num_groups)))
+    return replace(estimator, num_particles=min(estimator.num_particles, particles))
 
 
 def enlarged(estimator: Estimator, found: Evidence | None, most: float) -> Estimator | None:
@@ -498,13 +511,33 @@ def posterior_kinds(bound: Bound, settings: Settings, smc: SMC) -> list[Estimato
         num_chains=max(64, min(share // TEMPERING_COST, 512)),
         memory=memory,
     )
-    return [starts, adaptive, smc, BridgeSampling(num_chains=chains, memory=memory)]
+    bridge = BridgeSampling(num_chains=chains, memory=memory)
+    return [starts, adaptive, *flow(bound, adaptive, share), smc, bridge]
+
+
+def flow(
+    bound: Bound, adaptive: AdaptiveImportanceSampling, share: int
+) -> list[FlowImportanceSampling]:
+    """Importance sampling from a flow, where the dimensions are not many."""
+    if num_latents(bound) > FLOW_DIMS:
+        return []
+    flow = FlowImportanceSampling(
+        num_particles=adaptive.num_particles,
+        num_chains=adaptive.num_chains // 2,
+        num_steps=max(50, min(share // FLOW_COST, FLOW_STEPS)),
+        memory=adaptive.memory,
+    )
+    return [flow]
+
+
+def num_latents(bound: Bound) -> int:
+    """Count the numbers that a draw of the latents has."""
+    return sum(value.numel() for value in bound.draw_prior(1).values.values())
 
 
 def nested(bound: Bound, settings: Settings) -> list[Estimator]:
     """Nested sampling, where the dimensions are few."""
-    values = bound.draw_prior(1).values.values()
-    if sum(value.numel() for value in values) > NESTED_DIMS:
+    if num_latents(bound) > NESTED_DIMS:
         return []
     particles = max(32, min(4 * settings.share(bound) // (NESTED_COST * SMC_GROUPS), 500))
     return [NestedSMC(particles, SMC_GROUPS, memory=settings.memory)]

@@ -51,6 +51,7 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "prior": lambda: evidence.PriorSampling(2000),
     "importance": lambda: evidence.ImportanceSampling(2000),
     "adaptive": lambda: evidence.AdaptiveImportanceSampling(1000, 2, 500, 32),
+    "flow": lambda: evidence.FlowImportanceSampling(1000, 1, 500, 32, num_steps=20),
     "laplace": lambda: evidence.Laplace(4, 50, 500, 16),
     "nested": lambda: evidence.NestedSampling(50, remaining=0.1),
     "elbo": lambda: evidence.ELBO(100),

@@ -121,6 +121,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
             evidence.CUBO,
             evidence.ELBO,
             evidence.Exact,
+            evidence.FlowImportanceSampling,
             evidence.GridSampling,
             evidence.HarmonicMean,
             evidence.IWELBO,
