@@ -13,8 +13,8 @@ each datum (or for the data set), a gradient counting as three.
   `ELBO`, `IWELBO` below, `CUBO` above, `JVI`, `SUMO` without its bias. K.
 - No guide, few dimensions: `Laplace`, modes from several starts, corrected by importance sampling,
   up to about 20 dimensions; `AdaptiveImportanceSampling`, mixtures that follow bent posteriors.
-  starts * steps * 4 + K. Funnels and thin valleys of a data set's latents: `FlowImportanceSampling`.
-  Steps * draws * 3 + K.
+  starts * steps * 4 + K. `FlowImportanceSampling`, funnels and thin valleys in up to 50 dimensions.
+  steps * draws * 3 + K.
 - Posterior draws: `BridgeSampling`, the most precise for its cost to 100 dimensions and more. 20
   for each draw with its own chains, 8 with yours, whose densities alone it evaluates.
 - One datum, one posterior (decoders): `AIS` from the prior or the guide, many data and chains at

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ppl_dgm.fitting.stepping as stepping
 from ppl_dgm import Program, fit
-from ppl_dgm.compile import CaptureError, TrainStep
+from ppl_dgm.compile import CaptureError, Switch, TrainStep, capture
 
 X = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([4, 3, 1])
@@ -171,3 +171,83 @@ def test_fits_on_all_data_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         for mode in (True, False)
     ]
     torch.testing.assert_close(*found)
+
+
+# ---- masks, indices and counts of modules --------------------------------------------------------
+
+
+ROWS = X.reshape(-1, 3)
+
+
+class Masked(nn.Module):
+    """Decides by a mask and a count which columns it adds, and how often."""
+
+    mask: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("count", torch.tensor(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, moved = self.mask.nonzero().squeeze(-1), (~self.mask).nonzero().squeeze(-1)
+        total = (self.weight * x)[..., kept].sum(-1) - x[..., moved].prod(-1)
+        for _ in range(int(self.count)):
+            total = total + x[..., self.mask].square().sum(-1)
+        return total.tanh()
+
+
+def flip(module: Masked) -> None:
+    module.mask.logical_not_()
+
+
+def count_on(module: Masked) -> None:
+    module.count.add_(1)
+
+
+def test_masks_and_counts_of_modules_are_constants() -> None:
+    module = Masked()
+    captured = capture(module, (ROWS,))
+    torch.testing.assert_close(captured(ROWS + 1), module(ROWS + 1).detach(), rtol=0, atol=0)
+    assert captured.is_current()
+
+
+@pytest.mark.parametrize("change", [flip, count_on])
+def test_constants_that_have_changed_are_read_again(change: Callable[[Masked], None]) -> None:
+    module, switch = Masked(), Switch(True, backend="eager")
+    captured, before = capture(module, (ROWS,)), switch(module, ROWS)
+    change(module)
+    with pytest.raises(ValueError, match=r"decides shapes or branches .* Capture again"):
+        captured(ROWS)
+    after = switch(module, ROWS)
+    torch.testing.assert_close(after, module(ROWS).detach())
+    assert not torch.equal(after, before)
+
+
+def test_constants_loaded_with_the_same_values_are_the_same() -> None:
+    module = Masked()
+    captured = capture(module, (ROWS,))
+    module.load_state_dict(Masked().state_dict())
+    torch.testing.assert_close(captured(ROWS), module(ROWS).detach())
+
+
+class Counting(Masked):
+    def forward(self, x: Tensor) -> Tensor:
+        value = super().forward(x)
+        self.count.add_(1)
+        return value
+
+
+def test_a_count_that_the_module_moves_on_is_no_constant() -> None:
+    module = Counting()
+    with pytest.raises(CaptureError, match="writes to a tensor whose value has decided"):
+        capture(module, (ROWS,))
+    assert int(module.count) == 2
+
+
+def test_numbers_with_fractions_are_no_constants() -> None:
+    scale = torch.tensor([0.5, 2.0])
+    with pytest.raises(CaptureError, match="on the host"):
+        capture(lambda x: x * float(scale[0]), (ROWS,))

@@ -8,6 +8,7 @@ from pyro.contrib.zuko import ZukoToPyro
 from torch import Tensor
 
 from ppl_dgm import Program, compare, evidence, fit
+from ppl_dgm.compile import capture
 
 zuko = pytest.importorskip("zuko")
 
@@ -46,6 +47,26 @@ def test_data_sites_are_fitted_scored_and_drawn(name: str) -> None:
     torch.testing.assert_close(after.log_z, by_zuko, rtol=1e-4, atol=1e-4)
     assert program.sample(5).shape == (5, 2)
     assert compare({"before": before, "after": after}).rows[0].name == "after"
+
+
+@pytest.mark.parametrize("name", ["NICE", "RealNVP", "MAF", "NSF"])
+def test_captured_densities_equal_eager_ones(name: str) -> None:
+    """Couplings make indices of their masks at every call."""
+    flow, x = flow_named(name), draws()
+    captured = capture(lambda data: flow().log_prob(data), (x,))
+    torch.testing.assert_close(captured(x), flow().log_prob(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["NICE", "RealNVP"])
+def test_compiled_fits_of_couplings_equal_eager_ones(name: str) -> None:
+    x = draws()
+    found = [
+        fit(density(flow_named(name)), x, steps=5, progress=False, compile=mode)
+        for mode in (True, False)
+    ]
+    compiled, eager = (torch.as_tensor(each.history["objective"]) for each in found)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
 
 
 def test_the_density_integrates_to_one() -> None:
