@@ -21,6 +21,9 @@ How to choose, by what the guide draws:
   `ScoreMatching` (real data), `PseudoLikelihood` or `RatioMatching` (binary),
   `NoiseContrastive(noise)` where a density near the data's is at hand, `LearnedProposal(flow)`
   where one can be learnt.
+  `NoiseContrastive(noise)` where a density near the data's is at hand.
+- a flow, and a density in place of data: `ReverseKL(target)`, which also distils a slow teacher
+  into a fast student; `ForwardKL(target)` where it must not leave modes out.
 - nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more
   than likelihood: a critic. `GAN(critic)` first, with `r1` or a `gradient_penalty` where it does
   not settle, `pack` where it loses modes; `FGAN` where it should say which divergence it bounds;
@@ -39,6 +42,7 @@ from ppl_dgm.objectives.contrastive import (
 )
 from ppl_dgm.objectives.cyclegan import CycleGAN
 from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
+from ppl_dgm.objectives.distillation import ForwardKL, ReverseKL
 from ppl_dgm.objectives.divergences import Divergence, alpha_divergence, named_divergence
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
 from ppl_dgm.objectives.energies import EnergyObjective
@@ -69,6 +73,7 @@ __all__ = [
     "CycleGAN",
     "Divergence",
     "EnergyObjective",
+    "ForwardKL",
     "FreeBits",
     "Game",
     "Goal",
@@ -80,6 +85,7 @@ __all__ = [
     "PseudoLikelihood",
     "RatioMatching",
     "Renyi",
+    "ReverseKL",
     "ReweightedWakeSleep",
     "RunningMean",
     "ScoreMatching",

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from ppl_dgm.transforms.bijection import condition_all, forget, modules_of, pull, sum_last
+from ppl_dgm.transforms.bijection import condition_all, forget, modules_of, pull, push, sum_last
 
 __all__ = ["FlowDistribution", "Held"]
 
@@ -57,6 +58,19 @@ class FlowDistribution(dist.TransformedDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw `[*sample_shape, *batch, *event]` differentiably."""
         return self._forgotten(super().rsample(sample_shape))
+
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+        """Draw differentiably, with log p(x) by the same pass.
+
+        Draws are `[*sample_shape, *batch, *event]`, log densities `[*sample_shape, *batch]`.
+        """
+        base: Any = self.base_dist
+        shape = torch.Size(sample_shape)
+        z = base.rsample(shape)
+        x, log_det = push(self.transforms, z, z.dim() - len(shape) - len(self.batch_shape))
+        log_p = base.log_prob(z)
+        extra = log_p.dim() - len(shape) - len(self.batch_shape)
+        return x, sum_last(log_p, extra) - log_det
 
     def _forgotten(self, draws: Tensor) -> Tensor:
         for transform in self.transforms:
