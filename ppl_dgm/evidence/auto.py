@@ -61,7 +61,7 @@ LAPLACE_PARTICLES = 20_000
 NUM_STARTS, NUM_STEPS, SCREENED = 48, 80, 64
 MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
-FLOW_DIMS, FLOW_STEPS = 50, 400
+FLOW_DIMS, FLOW_STEPS, LEAST_FLOW_STEPS = 50, 400, 100
 FLOW_COST = 1250  # densities for each step of fitting a flow, its draws and tempering among them
 NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 levels, 20 moves
 SCOUTS_PER_DIM, SCOUT_COST = 200, 1000  # and densities of the budget for each
@@ -518,13 +518,17 @@ def posterior_kinds(bound: Bound, settings: Settings, smc: SMC) -> list[Estimato
 def flow(
     bound: Bound, adaptive: AdaptiveImportanceSampling, share: int
 ) -> list[FlowImportanceSampling]:
-    """Importance sampling from a flow, where the dimensions are not many."""
-    if num_latents(bound) > FLOW_DIMS:
+    """Importance sampling from a flow.
+
+    It is left out where the dimensions are many or the budget is small.
+    """
+    num_steps = min(share // FLOW_COST, FLOW_STEPS)
+    if num_latents(bound) > FLOW_DIMS or num_steps < LEAST_FLOW_STEPS:
         return []
     flow = FlowImportanceSampling(
         num_particles=adaptive.num_particles,
         num_chains=adaptive.num_chains // 2,
-        num_steps=max(50, min(share // FLOW_COST, FLOW_STEPS)),
+        num_steps=num_steps,
         memory=adaptive.memory,
     )
     return [flow]
