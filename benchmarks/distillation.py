@@ -90,8 +90,7 @@ def main() -> None:
         "| | teacher, MAF | student, IAF |",
         "|---|---|---|",
         f"| log p of test images | {score(teacher, test):.3f} | {score(student, test):.3f} |",
-        f"| log p of the teacher's draws | {score(teacher, start):.3f} | "
-        f"{score(student, start):.3f} |",
+        f"| log p, the teacher's draws | {score(teacher, start):.3f} | {score(student, start):.3f} |",
         f"| KL(student, teacher) | 0 | {gap:.4f} +- {error:.4f} |",
         f"| seconds for 64 draws | {slow:.4f} | {fast:.5f} |",
         f"| times as fast | 1 | {slow / fast:.0f} |",

@@ -339,8 +339,8 @@ def affordable(estimator: Estimator, most: float) -> Estimator:
     """Take no more particles than cost `most` densities."""
     if not isinstance(estimator, SMC):
         return estimator
-    particles = max(LEAST_PARTICLES, int(most / (MOST_SMC_COST * estimator.num_groups)))
-    return replace(estimator, num_particles=min(estimator.num_particles, particles))
+    particles = max(LEAST_PARTICLES, most / (MOST_SMC_COST * estimator.num_groups))
+    return replace(estimator, num_particles=int(min(estimator.num_particles, particles)))
 
 
 def enlarged(estimator: Estimator, found: Evidence | None, most: float) -> Estimator | None:
