@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.sampling.effort import GRADIENT, spend
 from ppl_dgm.sampling.kernels.targets import Target
-from ppl_dgm.sampling.proposals import Fitted, Flow, Wrapped, flow_layers
+from ppl_dgm.sampling.proposals import CentredFlow, Fitted, Wrapped, flow_layers
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.transforms import Affine, MaskedAutoregressive, push
 
@@ -83,7 +83,7 @@ def fit_flow_elbo(
         num_draws: of the flow in each step, whose slopes are evaluated.
         num_layers: of the flow.
     """
-    flow = Flow(draws, autoregressive_layers(draws.shape[-1], num_layers))
+    flow = CentredFlow(draws, autoregressive_layers(draws.shape[-1], num_layers))
     density = Target(target.raw_split)
     optimiser = torch.optim.Adam(flow.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps)
@@ -96,7 +96,7 @@ def fit_flow_elbo(
     return Wrapped(flow.transformed())
 
 
-def negative_elbo(flow: Flow, density: Target, num_draws: int) -> Tensor:
+def negative_elbo(flow: CentredFlow, density: Target, num_draws: int) -> Tensor:
     """A loss whose gradient is that of minus the bound."""
     spend(num_draws, GRADIENT)
     noise = flow.base.sample(torch.Size((num_draws,)))

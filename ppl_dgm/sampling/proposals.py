@@ -14,8 +14,8 @@ from ppl_dgm.transforms import Coupling, Elementwise, FlowDistribution, Held, Sp
 
 __all__ = [
     "DEGREES_OF_FREEDOM",
+    "CentredFlow",
     "Fitted",
-    "Flow",
     "Wrapped",
     "fit_flow",
     "fit_normal",
@@ -81,7 +81,7 @@ def fit_normal(draws: Tensor) -> Wrapped:
 # ---- flow ----------------------------------------------------------------------------------------
 
 
-class Flow(nn.Module):
+class CentredFlow(nn.Module):
     """Flow around the moments of the draws.
 
     The layers transform a Student t, whose tails splines and bounded scales leave heavy.
@@ -121,7 +121,7 @@ def flow_layers(dim: int) -> nn.ModuleList:
 @torch.enable_grad()
 def fit_flow(draws: Tensor) -> Wrapped:
     """Flow fitted to the draws `[draws, dim]` by maximum likelihood."""
-    flow = Flow(draws, flow_layers(draws.shape[-1]))
+    flow = CentredFlow(draws, flow_layers(draws.shape[-1]))
     optimiser = torch.optim.Adam(flow.parameters(), FLOW_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, FLOW_STEPS)
     for _ in range(FLOW_STEPS):
