@@ -76,6 +76,7 @@ class FlowImportanceSampling(AdaptiveImportanceSampling):
         True
     """
 
+    num_rounds: int = 1
     num_steps: int = 400
     num_draws: int = 128
     num_layers: int = 3

@@ -1,4 +1,7 @@
-"""Fits of flows to a density instead of data: both directions of the KL divergence."""
+"""KL divergences between a flow and a target density.
+
+The density takes the place of data.
+"""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -22,7 +25,7 @@ LARGE_GAP = 0.01  # nats, and of the density
 
 
 class DensityObjective(EnergyObjective):
-    """An objective of a program's own draws and a target density.
+    """Objective of a program's draws and a target density.
 
     The draws are as many for each datum of a minibatch, at the datum's covariates; the data
     themselves only tell how many there are, and start what starts from data.
@@ -116,9 +119,9 @@ def fast(law: Any) -> bool:
 
 
 class ReverseKL(DensityObjective):
-    r"""KL divergence of a flow from a target, by the flow's own draws.
+    r"""KL divergence of a flow from a target density.
 
-    It distils a slow density into a flow that draws fast.
+    It is taken over the flow's own draws, and distils a slow density into a flow that draws fast.
 
     The flow q maximises $\mathbb{E}_{x \sim q}[\log f(x) - \log q(x)] = \log Z - \mathrm{KL}(q \|
     f / Z)$ along the path of its draws. With a fitted flow or autoregressive net as target this is
@@ -158,9 +161,9 @@ class ReverseKL(DensityObjective):
 
 
 class ForwardKL(DensityObjective):
-    r"""KL divergence of a target from a flow, by weighted draws.
+    r"""KL divergence of a target density from a flow.
 
-    It covers the target's modes where `ReverseKL` may leave some out.
+    It is taken over weighted draws of the flow, and covers the target's modes where `ReverseKL` may leave some out.
 
     The flow q maximises $\sum_k \bar w_k \log q(x_k)$ with $x_k \sim q$ and weights $w_k = f(x_k) /
     q(x_k)$, normalised over the draws of a minibatch (of each datum, where the target has

@@ -1,4 +1,4 @@
-"""Flows fitted to a posterior by its density, and their defence.
+"""Flows fitted to a posterior, and their defence.
 
 The posterior is that of one data set, in unconstrained space.
 """
@@ -71,7 +71,7 @@ def autoregressive_layers(dim: int, num_layers: int) -> nn.ModuleList:
 def fit_flow_elbo(
     target: Unconstrained, draws: Tensor, num_steps: int, num_draws: int, num_layers: int
 ) -> Wrapped:
-    r"""Fit a flow to a posterior by the evidence lower bound.
+    r"""Fit a flow by the evidence lower bound.
 
     It maximises $\mathbb{E}_q[\log p(x, y) - \log q(y)]$ from the moments of posterior draws
     (Rezende and Mohamed 2015). Slopes that are not finite count as zero.

@@ -83,7 +83,7 @@ class KnownValues:
             self._given.add(_storage(value))
 
     def know_lifted(self, stand_in: torch.Tensor, tensor: torch.Tensor) -> None:
-        """Note the value of a tensor that the function reads besides its inputs.
+        """Note the value of a lifted tensor.
 
         Masks, indices and counts alone may be read, as long as they stay as they are.
         """
@@ -97,7 +97,7 @@ class KnownValues:
         return None if value is None or _storage(value) in self._spoilt else value
 
     def value_of(self, tensor: Any) -> torch.Tensor | None:
-        """Return the value of a stand-in to be baked in, or None."""
+        """Return a value to be baked in, or None."""
         value = self.of(tensor)
         if value is not None:
             self.read |= self._lifted.get(id(tensor), frozenset())
