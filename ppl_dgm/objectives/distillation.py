@@ -163,7 +163,8 @@ class ReverseKL(DensityObjective):
 class ForwardKL(DensityObjective):
     r"""KL divergence of a target density from a flow.
 
-    It is taken over weighted draws of the flow, and covers the target's modes where `ReverseKL` may leave some out.
+    It is taken over weighted draws of the flow, and covers the target's modes where `ReverseKL` may
+    leave some out.
 
     The flow q maximises $\sum_k \bar w_k \log q(x_k)$ with $x_k \sim q$ and weights $w_k = f(x_k) /
     q(x_k)$, normalised over the draws of a minibatch (of each datum, where the target has
