@@ -31,6 +31,8 @@ class DensityObjective(EnergyObjective):
     themselves only tell how many there are, and start what starts from data.
     """
 
+    target: Any
+
     def __init__(self, target: Any, num_draws: int = 1, *, plate: str = "data") -> None:
         super().__init__(plate=plate)
         check_count("num_draws", num_draws)
