@@ -30,7 +30,7 @@ class Channel:
     Args:
         code: codes symbols, None where they are to be found.
         drawn: whether the sender draws them.
-        rows: which of them to code, `[symbols]`; all by default.
+        rows: which data's to code, `[data]`; all by default.
     """
 
     code: Callable[[Law, Symbols | None], Symbols]
@@ -44,9 +44,10 @@ class Channel:
         """
         if self.rows is None:
             return self.code(law, symbols)
-        found = np.zeros(len(self.rows), np.int32) if symbols is None else symbols.copy()
-        part = None if symbols is None else symbols[self.rows]
-        found[self.rows] = self.code(law.at(self.rows), part)
+        rows = self.rows.repeat(len(law.parameters[0]) // len(self.rows))  # groups have several
+        found = np.zeros(len(rows), np.int32) if symbols is None else symbols.copy()
+        part = None if symbols is None else symbols[rows]
+        found[rows] = self.code(law.at(rows), part)
         return found
 
 
@@ -197,15 +198,15 @@ def code(channel: Channel, fn: Any, value: Tensor | None) -> Tensor:
 
 
 def code_in_turn(channel: Channel, law: Autoregressive, value: Tensor | None) -> Tensor:
-    """Code one dimension after the other.
+    """Code one dimension, or group of them, after the other.
 
     The steps are those that draws take.
     """
-    known = [None] * len(law.order) if value is None else value.unbind(-1)
     turns = iter(law.order)
 
     def draw(params: Tensor) -> Tensor:
-        given = known[next(turns)]
+        at = next(turns)
+        given = None if value is None else value[..., at]
         fn = law.conditional(params.unsqueeze(-2))
         return code(channel, fn, None if given is None else given.unsqueeze(-1)).squeeze(-1)
 

@@ -14,23 +14,25 @@ from ppl_dgm.checked import checked
 __all__ = ["Autoregressive", "EqualMixture"]
 
 Step = Callable[[int, Tensor], Tensor]
+Groups = Sequence[int | Sequence[int]]  # dimensions, or groups that are drawn together
 
 
 class Autoregressive(TorchDistribution):
     r"""A vector whose density is a product of conditionals.
 
     $\log p(x) = \sum_d \log p(x_d \mid x_{<d})$. The density takes one pass of the net, a draw D
-    steps.
+    steps, or one for each group of dimensions that are independent given the earlier groups.
 
     Args:
         net: maps `[..., D]` to the parameters `[..., D, P]` of the conditionals; those of dimension
             d must depend only on the dimensions before it in the order.
         conditional: makes distributions of batch shape `[..., D]` of parameters `[..., D, P]`.
         start: zeros `[*batch, D]`, which tell dtype, device and batch shape.
-        order: the dimensions in the order of generation; 0 to D - 1 by default.
+        order: the dimensions in the order of generation; 0 to D - 1 by default. An item may be a
+            group of dimensions, drawn together.
         stepper: takes zeros `[..., D]` and makes a function of (t, x) that gives the parameters
-            `[..., P]` of the t-th dimension in the order when called for t = 0, 1, ...; by default
-            it runs the net anew for each.
+            `[..., P]` of the t-th item of the order, `[..., n, P]` of a group, when called for
+            t = 0, 1, ...; by default it runs the net anew for each.
         draw: draws `[...]` of parameters `[..., P]`; by default from `conditional`.
         progress: show a progress bar over the dimensions of a draw.
 
@@ -60,7 +62,7 @@ class Autoregressive(TorchDistribution):
         net: Callable[[Tensor], Tensor],
         conditional: Callable[[Tensor], Any],
         start: Tensor,
-        order: Sequence[int] | None = None,
+        order: Groups | None = None,
         stepper: Callable[[Tensor], Step] | None = None,
         draw: Callable[[Tensor], Tensor] | None = None,
         progress: bool = False,
@@ -68,7 +70,7 @@ class Autoregressive(TorchDistribution):
     ) -> None:
         num_dims = start.shape[-1]
         self.order = tuple(range(num_dims)) if order is None else tuple(order)
-        if sorted(self.order) != list(range(num_dims)):
+        if sorted(each_of(self.order)) != list(range(num_dims)):
             raise ValueError(
                 f"expected the order to be a permutation of 0, ..., {num_dims - 1}, "
                 f"got {list(self.order)}"
@@ -100,24 +102,26 @@ class Autoregressive(TorchDistribution):
         """Draw `[*sample_shape, *batch, D]`, one dimension after the other."""
         x = self.start.expand(torch.Size(sample_shape) + self.start.shape)
         draw = self.draw or (lambda params: draw_one(self.conditional, params))
-        dims = torch.arange(self.event_shape[0], device=x.device)
         with torch.no_grad():
             step = self._naive_step if self.stepper is None else self.stepper(x)
-            for t, dim in enumerate(tqdm(self.order, "sample", disable=not self.progress)):
-                drawn = draw(step(t, x)).to(x).unsqueeze(-1)
-                x = torch.where(dims == dim, drawn, x)
+            for t, dims in enumerate(tqdm(self.order, "sample", disable=not self.progress)):
+                places = torch.as_tensor(dims, device=x.device).reshape(-1)
+                drawn = draw(step(t, x)).to(x)
+                x = x.index_copy(-1, places, drawn.reshape(*x.shape[:-1], -1))
         return x
 
     def _naive_step(self, t: int, x: Tensor) -> Tensor:
-        """Compute one dimension's parameters by a whole pass.
-
-        It is the t-th dimension in the order.
-        """
+        """Compute the parameters of one step by a whole pass."""
         return self.net(x)[..., self.order[t], :]
 
 
+def each_of(order: Groups) -> list[int]:
+    """The dimensions of an order, one after the other."""
+    return [dim for item in order for dim in (item if isinstance(item, Sequence) else [item])]
+
+
 def draw_one(conditional: Callable[[Tensor], Any], params: Tensor) -> Tensor:
-    """Draw one dimension `[...]` from its conditional distribution.
+    """Draw dimensions `[...]` from their conditional distributions.
 
     The parameters have shape `[..., P]`.
     """

@@ -1,16 +1,18 @@
 """Causal nets, evaluated in one pass or step by step.
 
 A causal net has an order of the dimensions (or several) and maps data `[..., D]` to parameters
-`[..., D, P]`; those of a dimension depend only on the dimensions before it in the order.
-`CausalNet.stepper` gives them one dimension after
-the other, for draws: by whole passes unless a net knows better. To add a net, subclass `CausalNet`
-    (or `SequenceNet`, which sorts and
-flattens) and write `forward` (or `run`).
+`[..., D, P]`; those of a dimension depend only on the dimensions before it in the order. Where the
+order has groups, those of a group depend on earlier groups alone. `CausalNet.stepper` gives them
+one dimension, or group, after the other, for draws: by whole passes unless a net knows better. To
+add a net, subclass `CausalNet` (or `SequenceNet`, which sorts and flattens) and write `forward`
+(or `run`).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import accumulate, pairwise
+from numbers import Integral
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from ppl_dgm.validation import check_sizes
 
 __all__ = [
     "CausalNet",
+    "Groups",
     "Memory",
     "Order",
     "SequenceNet",
@@ -29,9 +32,11 @@ __all__ = [
     "check_order",
     "flat_context",
     "pick",
+    "step_ranks",
 ]
 
-Order = Tensor | Sequence[int] | None
+Groups = Sequence[int | Sequence[int]]  # dimensions, or groups that are drawn together
+Order = Tensor | Groups | None
 Step = Callable[[int, Tensor], Tensor]
 Memory = dict[Any, Any]  # what layers remember from one step to the next, by layer
 
@@ -42,17 +47,21 @@ class CausalNet(nn.Module, ABC):
     Args:
         num_dims: number D of dimensions.
         num_outputs_per_dim: number P of parameters of each conditional.
-        order: `[D]`, the dimensions in the order of generation; the natural one by default.
-        num_orders: number K of orders; all after the first are drawn.
+        order: `[D]`, the dimensions in the order of generation; the natural one by default. Where
+            the net takes groups, an item may be a group of dimensions.
+        num_orders: number K of orders; all after the first are drawn, with groups of its sizes.
         seed: draws them.
         num_context: size of a context vector that all conditionals may depend on.
 
     Raises:
-        ValueError: a size below one, an order that is no permutation of 0, ..., D - 1.
+        ValueError: a size below one, an order that is no permutation of 0, ..., D - 1, or one with
+            groups that the net does not take.
     """
 
+    takes_groups: ClassVar[bool] = False
     orders: Tensor
     ranks: Tensor
+    steps: Tensor  # [D], of the t-th dimension in an order: which group is its own
 
     @checked
     def __init__(
@@ -69,10 +78,18 @@ class CausalNet(nn.Module, ABC):
         check_sizes(0, num_context=num_context)
         self.num_dims, self.num_outputs_per_dim = num_dims, num_outputs_per_dim
         self.num_context = num_context
-        orders = draw_orders(check_order(order, num_dims), num_orders, seed)
+        first, steps = split_order(order, num_dims)
+        self.grouped = int(steps[-1]) + 1 < num_dims
+        if self.grouped and not self.takes_groups:
+            raise ValueError(
+                f"{type(self).__name__} draws one dimension after the other, but the order has "
+                "groups; expected single dimensions, or a net of masks or of NADE"
+            )
+        orders = draw_orders(first, num_orders, seed)
         self.register_buffer("orders", orders)
         self.register_buffer("ranks", orders.argsort(-1), persistent=False)
-        self.sequences: list[list[int]] = orders.tolist()
+        self.register_buffer("steps", steps, persistent=self.grouped)
+        self.sequences = [in_groups(each, steps) for each in orders.tolist()]
         self.natural = bool((orders == torch.arange(num_dims)).all())
 
     @property
@@ -99,7 +116,8 @@ class CausalNet(nn.Module, ABC):
         Its arguments are (t, x).
 
         It is to be called for t = 0, 1, ... with data `[..., D]` whose first t dimensions in the
-        order are filled in.
+        order are filled in, and gives `[..., P]`; or first t groups, and of one of n dimensions it
+        gives `[..., n, P]`.
         """
         return self.naive_stepper(context, member)
 
@@ -118,9 +136,10 @@ class CausalNet(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Load parameters, unless they were learned in other orders."""
-        saved = state_dict.get(f"{prefix}orders")
-        if saved is not None and not torch.equal(saved.cpu(), self.orders.cpu()):
-            raise RuntimeError("its parameters were learned in another order of the dimensions")
+        for name, own in (("orders", self.orders), ("steps", self.steps)):
+            saved = state_dict.get(f"{prefix}{name}")
+            if saved is not None and not torch.equal(saved.cpu(), own.cpu()):
+                raise RuntimeError("its parameters were learned in another order of the dimensions")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -137,9 +156,13 @@ class SequenceNet(CausalNet):
         places = pick(self.orders, member)
         values = x if self.natural else x.index_select(-1, places)
         tokens = F.pad(values[..., :-1], (1, 0)).reshape(-1, self.num_dims)
-        params = self.run(tokens, places, flat_context(context, x), None)
+        params = self.run(tokens, places, self.spread(flat_context(context, x)), None)
         params = params.reshape(*x.shape, -1)
         return params if self.natural else params.index_select(-2, pick(self.ranks, member))
+
+    def spread(self, context: Tensor | None) -> Tensor | None:
+        """Turn contexts `[B, num_context]` into what `run` takes."""
+        return context
 
     @abstractmethod
     def run(
@@ -152,7 +175,7 @@ class SequenceNet(CausalNet):
         Args:
             tokens: `[B, T]`, the value before each place.
             places: `[T]`, the dimensions they lead to.
-            context: `[B, num_context]`, where the net has one.
+            context: as `spread` gives it, where the net has one.
             memory: what the layers remember of earlier tokens; None for a whole pass.
         """
 
@@ -162,8 +185,8 @@ class SequenceNet(CausalNet):
         Layers remember the earlier tokens.
         """
         self.check_context(context)
-        order, places, memory = self.sequences[member], self.orders[member], Memory()
-        flat = flat_context(context, x)
+        order, places = self.orders[member].tolist(), self.orders[member]
+        flat, memory = self.spread(flat_context(context, x)), Memory()
 
         def step(t: int, x: Tensor) -> Tensor:
             token = x[..., order[t - 1]] if t else torch.zeros_like(x[..., 0])
@@ -207,6 +230,39 @@ def check_order(order: Order, num_dims: int) -> Tensor:
             f"got {order.tolist()}"
         )
     return order.long()
+
+
+def split_order(order: Order, num_dims: int) -> tuple[Tensor, Tensor]:
+    """Check an order with groups and take it apart.
+
+    Returns:
+        The dimensions one after the other, and the number of the group of each, both `[D]`.
+    """
+    if order is None or isinstance(order, Tensor):
+        return check_order(order, num_dims), torch.arange(num_dims)
+    groups = [[item] if isinstance(item, Integral) else list(item) for item in order]
+    if not all(groups):
+        raise ValueError("the order has an empty group; leave it out")
+    sizes = torch.tensor([len(group) for group in groups], dtype=torch.long)
+    dims = check_order([dim for group in groups for dim in group], num_dims)
+    return dims, torch.arange(len(groups)).repeat_interleave(sizes)
+
+
+def step_ranks(order: Order, num_dims: int) -> Tensor:
+    """Number the step at which each dimension is drawn, `[D]`.
+
+    Example:
+        >>> step_ranks([2, [0, 3], 1], 4)
+        tensor([1, 2, 0, 1])
+    """
+    dims, steps = split_order(order, num_dims)
+    return steps[dims.argsort()]
+
+
+def in_groups(dims: list[int], steps: Tensor) -> list[int | list[int]]:
+    """Split a list of dimensions by their steps; groups of one are numbers."""
+    bounds = pairwise([0, *accumulate(steps.bincount().tolist())])
+    return [dims[start] if stop == start + 1 else dims[start:stop] for start, stop in bounds]
 
 
 def draw_orders(first: Tensor, num_orders: int, seed: int | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
-from ppl_dgm.nn.causal import CausalNet, Order, Step, check_order, pick
+from ppl_dgm.nn.causal import CausalNet, Order, Step, pick, step_ranks
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import Activation, check_widths, hidden_sizes
 
@@ -69,14 +69,17 @@ class MADENet(CausalNet):
 
         M_l[k, j] = 1(m_l(k) >= m_{l-1}(j)),  and strictly (>) for the outputs.
 
-    No hidden layer makes the fully visible sigmoid belief net (Frey 1998).
+    No hidden layer makes the fully visible sigmoid belief net (Frey 1998). In an order with groups
+    the degree of an input is the number of its group, so that those of a group do not see one
+    another.
 
     Args:
         num_dims: number D of dimensions.
         hidden: sizes of the hidden layers.
         num_outputs_per_dim: parameters of each conditional, e.g. 1 for a logit, 2 for a mean and a
             log-scale.
-        order: `[D]`, the dimensions in the order of generation; the natural one by default.
+        order: `[D]`, the dimensions in the order of generation; the natural one by default. An item
+            may be a group of dimensions.
         seed: draws the hidden degrees uniformly, as in the paper; without one they are spread
             evenly.
         num_context: size of a context vector that every output may depend on.
@@ -98,6 +101,7 @@ class MADENet(CausalNet):
                 [1, 1, 0]], dtype=torch.int32)
     """
 
+    takes_groups = True
     layers: Any
     contexts: Any
 
@@ -117,7 +121,7 @@ class MADENet(CausalNet):
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
         seeds = [seed if seed is None else seed + k for k in range(num_orders)]
         self.degrees = [
-            layer_degrees(num_dims, hidden, ranks + 1, member_seed)
+            layer_degrees(hidden, self.steps[ranks] + 1, member_seed)
             for ranks, member_seed in zip(self.ranks, seeds, strict=True)
         ]
         masks = [masks_of(degrees, num_outputs_per_dim) for degrees in self.degrees]
@@ -166,10 +170,10 @@ class MADENet(CausalNet):
                 fresh = F.linear(below, weights[depth][units]) + shifts[depth][..., units]
                 hidden[depth][..., units] = self.activation(fresh)
                 below = hidden[depth]
-            outputs = slice(
-                order[t] * self.num_outputs_per_dim, (order[t] + 1) * self.num_outputs_per_dim
-            )
-            return F.linear(below, weights[-1][outputs]) + shifts[-1][..., outputs]
+            outputs = torch.as_tensor(order[t], device=x.device)
+            rows = weights[-1].unflatten(0, (-1, self.num_outputs_per_dim))[outputs]
+            start = shifts[-1].unflatten(-1, (-1, self.num_outputs_per_dim))[..., outputs, :]
+            return F.linear(below, rows.flatten(0, -2)).unflatten(-1, rows.shape[:-1]) + start
 
         return step
 
@@ -249,21 +253,20 @@ def autoregressive_masks(
                 [0, 0, 1],
                 [0, 0, 0]], dtype=torch.int32)
     """
-    ranks = 1 + torch.argsort(check_order(order, num_dims))
-    return masks_of(layer_degrees(num_dims, hidden, ranks, seed), num_outputs_per_dim)
+    ranks = 1 + step_ranks(order, num_dims)
+    return masks_of(layer_degrees(hidden, ranks, seed), num_outputs_per_dim)
 
 
-def layer_degrees(
-    num_dims: int, hidden: Sequence[int], ranks: Tensor, seed: int | None
-) -> list[Tensor]:
+def layer_degrees(hidden: Sequence[int], ranks: Tensor, seed: int | None) -> list[Tensor]:
     """Compute the degrees of the inputs and hidden units.
 
     The inputs have their ranks, from 1 on. Each hidden layer follows.
     """
+    highest = int(ranks.max()) - 1
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     degrees = [ranks]
     for size in hidden:
-        degrees.append(_hidden_degrees(size, int(degrees[-1].min()), num_dims - 1, generator))
+        degrees.append(_hidden_degrees(size, int(degrees[-1].min()), highest, generator))
     return degrees
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
@@ -16,13 +17,15 @@ class NADENet(CausalNet):
     (Larochelle and Murray 2011, equations 10 to 13.)
 
     $a_1 = c$, $a_{t + 1} = a_t + W_{:, d} x_d$ and $\theta_d = b_d + V_d\, \mathrm{act}(a_t)$ for
-    the t-th dimension d: O(D H) for a draw, and for a density all $a_t$ as one cumulative sum.
+    the t-th dimension d: O(D H) for a draw, and for a density all $a_t$ as one cumulative sum. The
+    dimensions of a group share the $a_t$ of its first.
 
     Args:
         num_dims: number D of dimensions.
         hidden: number H of hidden units.
         num_outputs_per_dim: number P of parameters of each conditional.
-        order: `[D]`, the dimensions in the order of generation; the natural one by default.
+        order: `[D]`, the dimensions in the order of generation; the natural one by default. An item
+            may be a group of dimensions.
         seed: draws the orders after the first.
         num_context: size of a context vector that moves a_1 and b.
         activation: makes the activation.
@@ -38,6 +41,8 @@ class NADENet(CausalNet):
         >>> NADENet(5, 8)(torch.zeros(3, 5)).shape
         torch.Size([3, 5, 1])
     """
+
+    takes_groups = True
 
     @checked
     def __init__(
@@ -80,6 +85,8 @@ class NADENet(CausalNet):
             weights, flat = weights[places], flat[:, places]
         moves = flat[:, :-1, None] * weights[:-1]
         sums = torch.cat([first.expand(len(flat), -1).unsqueeze(1), moves], 1).cumsum(1)
+        if self.grouped:
+            sums = sums.index_select(1, torch.searchsorted(self.steps, self.steps))
         rows = self.rows if self.natural else self.rows[places]
         params = torch.einsum("bth,tph->btp", self.activation(sums), rows)
         if not self.natural:
@@ -87,7 +94,7 @@ class NADENet(CausalNet):
         return (params + biases).reshape(*x.shape, -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Add one column of weights a step."""
+        """Add one column of weights a step, or those of a group."""
         order = self.sequences[member]
         first, biases = self.starts(context)
         sums = first.expand(*x.shape[:-1], -1)
@@ -95,9 +102,10 @@ class NADENet(CausalNet):
         def step(t: int, x: Tensor) -> Tensor:
             nonlocal sums
             if t:
-                last = order[t - 1]
-                sums = sums + x[..., last, None] * self.columns.weight[:, last]
+                last = torch.as_tensor(order[t - 1], device=x.device).reshape(-1)
+                sums = sums + x[..., last] @ self.columns.weight[:, last].T
             rows = self.rows[order[t]]
-            return self.activation(sums) @ rows.T + biases[..., order[t], :]
+            params = F.linear(self.activation(sums), rows.flatten(0, -2))
+            return params.unflatten(-1, rows.shape[:-1]) + biases[..., order[t], :]
 
         return step

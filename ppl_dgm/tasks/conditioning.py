@@ -200,16 +200,17 @@ def filled(
 def filled_in_turn(law: Any, x: Tensor, observed: Tensor, num_particles: int) -> Filled:
     """`filled` under one order."""
     law = law.expand([num_particles, len(x)])
-    dims, log_weights = iter(law.order), x.new_zeros(num_particles, len(x))
+    items, log_weights = iter(law.order), x.new_zeros(num_particles, len(x))
 
     def draw(params: Tensor) -> Tensor:
         nonlocal log_weights
-        dim = next(dims)
+        at = next(items)  # a dimension, or a group of them
         spend(num_particles * len(x), 1 / len(law.order))
-        conditional, given = law.conditional(params.unsqueeze(-2)), x[:, dim, None]
-        log_prob = conditional.log_prob(given.expand(num_particles, -1, -1)).squeeze(-1)
-        log_weights = log_weights + torch.where(observed[:, dim], log_prob, 0.0)
-        return torch.where(observed[:, dim], x[:, dim], conditional.sample().squeeze(-1))
+        conditional, given = law.conditional(params.unsqueeze(-2)), x[:, at]
+        log_prob = conditional.log_prob(given.unsqueeze(-1).expand(num_particles, *given.shape, 1))
+        weights = torch.where(observed[:, at], log_prob.squeeze(-1), 0.0)
+        log_weights = log_weights + weights.reshape(*log_weights.shape, -1).sum(-1)
+        return torch.where(observed[:, at], given, conditional.sample().squeeze(-1))
 
     settings = (law.net, law.conditional, law.start, law.order, law.stepper, draw)
     return Filled(Autoregressive(*settings, validate_args=False).sample(), log_weights)

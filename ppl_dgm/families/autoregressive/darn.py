@@ -17,7 +17,7 @@ from ppl_dgm.conditionals.likelihoods import Bernoulli, Likelihood, named_likeli
 from ppl_dgm.distributions.autoregressive import Autoregressive
 from ppl_dgm.families.autoregressive.model import check_temperature
 from ppl_dgm.families.latent.vae import ScaledInputs
-from ppl_dgm.nn.causal import Step
+from ppl_dgm.nn.causal import Groups, Step
 from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import MLP
 from ppl_dgm.program import Program
@@ -40,7 +40,8 @@ class DARN(Program):
         hidden: number H of binary latents.
         likelihood: what the outputs mean for each dimension: a `Likelihood`, `"bernoulli"` or
             `"gaussian"`.
-        order: the dimensions in the order of generation; 0 to D - 1 by default.
+        order: the dimensions in the order of generation; 0 to D - 1 by default. An item may be a
+            group of dimensions, independent given the latents and earlier ones.
         encoder_hidden: sizes of the hidden layers of the guide's net; none makes it linear.
 
     Raises:
@@ -61,7 +62,7 @@ class DARN(Program):
         num_dims: int,
         hidden: int = 100,
         likelihood: str | Likelihood = "bernoulli",
-        order: Sequence[int] | None = None,
+        order: Groups | None = None,
         encoder_hidden: Sequence[int] = (),
     ) -> None:
         likelihood = named_likelihood(likelihood)
@@ -102,7 +103,7 @@ class DARNModel(nn.Module):
     start: Tensor
 
     def __init__(
-        self, num_dims: int, hidden: int, likelihood: Likelihood, order: Sequence[int] | None
+        self, num_dims: int, hidden: int, likelihood: Likelihood, order: Groups | None
     ) -> None:
         super().__init__()
         self.prior, self.prior_likelihood = MADENet(hidden, []), Bernoulli()

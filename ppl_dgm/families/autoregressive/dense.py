@@ -7,6 +7,7 @@ from torch import nn
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
 from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
+from ppl_dgm.nn.causal import Groups
 from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import Activation
 from ppl_dgm.nn.nade import NADENet
@@ -26,7 +27,8 @@ class MADE(AutoregressiveProgram):
         hidden: sizes of the hidden layers.
         likelihood: what the outputs mean for each dimension: a `Likelihood`, `"bernoulli"` or
             `"gaussian"`.
-        order: the dimensions in the order of generation; 0 to D - 1 by default.
+        order: the dimensions in the order of generation; 0 to D - 1 by default. An item may be a
+            group of dimensions, independent given the earlier ones and drawn together.
         seed: draws the degrees of the hidden units, as in the paper; without one they are spread
             evenly.
         activation: makes the activation.
@@ -48,7 +50,7 @@ class MADE(AutoregressiveProgram):
         num_dims: int,
         hidden: Sequence[int] = (500,),
         likelihood: str | Likelihood = "bernoulli",
-        order: Sequence[int] | None = None,
+        order: Groups | None = None,
         seed: int | None = None,
         activation: Activation = nn.ReLU,
         orders: int = 1,
@@ -68,7 +70,8 @@ class FVSBN(MADE):
         num_dims: number D of dimensions.
         likelihood: what the outputs mean for each dimension: a `Likelihood`, `"bernoulli"` or
             `"gaussian"`.
-        order: the dimensions in the order of generation; 0 to D - 1 by default.
+        order: the dimensions in the order of generation; 0 to D - 1 by default. An item may be a
+            group of dimensions, independent given the earlier ones and drawn together.
         orders: number K of orders; the density is the mean of theirs.
         seed: draws the orders after the first.
         num_classes: number of classes, of which each datum then has a label.
@@ -86,7 +89,7 @@ class FVSBN(MADE):
         self,
         num_dims: int,
         likelihood: str | Likelihood = "bernoulli",
-        order: Sequence[int] | None = None,
+        order: Groups | None = None,
         orders: int = 1,
         seed: int | None = None,
         num_classes: int | None = None,
@@ -109,7 +112,8 @@ class NADE(AutoregressiveProgram):
         hidden: number H of hidden units.
         likelihood: what the outputs mean for each dimension: a `Likelihood`, `"bernoulli"` or
             `"gaussian"`.
-        order: the dimensions in the order of generation; 0 to D - 1 by default.
+        order: the dimensions in the order of generation; 0 to D - 1 by default. An item may be a
+            group of dimensions, independent given the earlier ones and drawn together.
         orders: number K of orders; the density is the mean of theirs.
         seed: draws the orders after the first.
         activation: makes the activation.
@@ -129,7 +133,7 @@ class NADE(AutoregressiveProgram):
         num_dims: int,
         hidden: int = 500,
         likelihood: str | Likelihood = "bernoulli",
-        order: Sequence[int] | None = None,
+        order: Groups | None = None,
         orders: int = 1,
         seed: int | None = None,
         activation: Activation = nn.Sigmoid,

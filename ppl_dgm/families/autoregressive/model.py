@@ -164,8 +164,8 @@ class AutoregressiveModel(nn.Module):
         self.register_buffer("start", torch.zeros(net.num_dims), persistent=False)
 
     @property
-    def order(self) -> tuple[int, ...]:
-        """The dimensions in the (first) order of generation."""
+    def order(self) -> tuple[Any, ...]:
+        """The dimensions, or groups, in the (first) order of generation."""
         return tuple(self.net.sequences[0])
 
     def distribution(
