@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Memory, Order, SequenceNet
+from ppl_dgm.nn.context import ContextVectors
 from ppl_dgm.nn.mlp import check_widths
 from ppl_dgm.nn.sequence import Tokens
 from ppl_dgm.validation import check_shares
@@ -105,6 +106,8 @@ class TransformerNet(SequenceNet):
         positions: `"learned"` vectors, or `"rotary"` besides.
         dropout: share of the branches' outputs left out in training.
         num_context: size of a context vector.
+        spread: makes vectors `[B, D, E]`, one for each dimension, of contexts `[B, num_context]`;
+            by default the context is the same for all.
         num_orders: number of orders.
         seed: draws those after the first.
 
@@ -131,18 +134,24 @@ class TransformerNet(SequenceNet):
         num_context: int = 0,
         num_orders: int = 1,
         seed: int | None = None,
+        spread: ContextVectors | None = None,
     ) -> None:
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
         check_shares(dropout=dropout)
         check_widths([width, num_layers, num_heads])
         if positions not in ("learned", "rotary"):
             raise ValueError(f"positions is {positions!r}; expected 'learned' or 'rotary'")
-        self.tokens = Tokens(num_dims, width, num_context)
+        self.vectors = spread
+        self.tokens = Tokens(num_dims, width, num_context if spread is None else spread.width)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, num_heads, num_dims, positions == "rotary", dropout)
             for _ in range(num_layers)
         )
         self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_outputs_per_dim))
+
+    def spread(self, context: Tensor | None) -> Tensor | None:
+        """Vectors of a context, `[B, D, E]`, or the context."""
+        return context if context is None or self.vectors is None else self.vectors(context)
 
     def run(
         self, tokens: Tensor, places: Tensor, context: Tensor | None, memory: Memory | None

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
+from ppl_dgm.nn.context import ContextImage, ContextSize, context_size, window
 from ppl_dgm.nn.masked import MaskedLinear
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 
@@ -35,7 +36,8 @@ class ImageNet(CausalNet):
         num_outputs_per_dim: number P of parameters of each conditional.
         order: `[C * H * W]`, the dimensions in the order of generation; by default pixels in raster
             order and the channels of each one after the other.
-        num_context: size of a context vector.
+        num_context: size of a context vector, or the shape (channels, height, width) of a context
+            image, which is seen by every pixel whole.
 
     Raises:
         ValueError: a size below one, an order that is no permutation.
@@ -48,31 +50,40 @@ class ImageNet(CausalNet):
         num_features: int,
         num_outputs_per_dim: int = 1,
         order: Order = None,
-        num_context: int = 0,
+        num_context: ContextSize = 0,
     ) -> None:
         order = raster_order(shape) if order is None else order
-        super().__init__(_num_pixels(shape), num_outputs_per_dim, order, num_context=num_context)
+        size = context_size(num_context)
+        super().__init__(_num_pixels(shape), num_outputs_per_dim, order, num_context=size)
         self.shape = tuple(shape)
+        self.spread = ContextImage(num_context, shape[1:], num_features) if size else None
+        self.num_seen = 0 if self.spread is None else self.spread.width  # E
         self.head = ChannelHead(shape[0], num_features, num_outputs_per_dim)
 
     @abstractmethod
     def features(self, image: Tensor, context: Tensor | None) -> Tensor:
         """Compute features of images, so many for each pixel.
 
-        Images `[B, C, H, W]` with context `[B, num_context]` give `[B, F, H, W]`.
+        Images `[B, C, H, W]` with a context's features `[B, E, H, W]`, or `[B, E, 1, 1]`, give
+        `[B, F, H, W]`.
         """
 
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, P]`."""
         self.check_context(context)
         image = self.image(x)
-        features = self.features(image, flat_context(context, x))
+        features = self.features(image, self.seen(context, x))
         # A copy: convolutions lay out their results by the processor, which a capture cannot know.
         features = features.movedim(1, -1).clone(memory_format=torch.contiguous_format)
         params = self.head(features, image.movedim(1, -1))  # [B, H, W, C, P]
         params = params.flatten(1, 3)
         params = params if self.natural else params.index_select(-2, pick(self.ranks, member))
         return params.reshape(*x.shape, -1)
+
+    def seen(self, context: Tensor | None, x: Tensor) -> Tensor | None:
+        """Make a context's features for the pixels of data `[..., D]`."""
+        flat = flat_context(context, x)
+        return flat if flat is None or self.spread is None else self.spread(flat)
 
     def image(self, x: Tensor) -> Tensor:
         """Arrange data `[..., D]` as images `[B, C, H, W]`.
@@ -87,7 +98,7 @@ class ImageNet(CausalNet):
         """Compute features once a pixel, the head once a channel."""
         self.check_context(context)
         channels, _, width = self.shape
-        extend, features = self.feature_stepper(flat_context(context, x)), x
+        extend, features = self.feature_stepper(self.seen(context, x)), x
 
         def step(t: int, x: Tensor) -> Tensor:
             nonlocal features
@@ -108,7 +119,8 @@ class ImageNet(CausalNet):
         """
 
         def step(image: Tensor, row: int, column: int) -> Tensor:
-            return self.features(image[:, :, : row + 1], context)[:, :, row, column]
+            rows = slice(row + 1)
+            return self.features(image[:, :, rows], window(context, rows))[:, :, row, column]
 
         return step
 

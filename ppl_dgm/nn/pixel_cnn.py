@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Memory, Order
+from ppl_dgm.nn.context import ContextSize, window
 from ppl_dgm.nn.masked import CausalConv2d
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel import FeatureStep, ImageNet
@@ -75,7 +76,8 @@ class PixelwiseNet(ImageNet):
 
         def step(image: Tensor, row: int, column: int) -> Tensor:
             at = Pixel(row, column, self.shape[1:], memory)
-            return self.features(image, context, at)[:, :, 0, 0]
+            here = window(context, slice(row, row + 1), slice(column, column + 1))
+            return self.features(image, here, at)[:, :, 0, 0]
 
         return step
 
@@ -95,7 +97,7 @@ class PixelConvNet(PixelwiseNet):
         num_outputs_per_dim: number P of parameters of each conditional.
         order: `[D]`, the dimensions in the order of generation.
         kernel_size: of the blocks, odd; the first layer's has four more.
-        num_context: size of a context vector.
+        num_context: size of a context vector, or the shape of a context image.
 
     Raises:
         ValueError: a size below one, an even kernel, an order that is no permutation.
@@ -115,13 +117,13 @@ class PixelConvNet(PixelwiseNet):
         num_outputs_per_dim: int = 1,
         order: Order = None,
         kernel_size: int = 3,
-        num_context: int = 0,
+        num_context: ContextSize = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
         check_widths([width, num_layers])
         self.first = CausalConv2d(shape[0], width, kernel_size + 4, sees_centre=False)
         self.blocks = nn.ModuleList(
-            CausalBlock(width, kernel_size, num_context) for _ in range(num_layers)
+            CausalBlock(width, kernel_size, self.num_seen) for _ in range(num_layers)
         )
 
     def features(self, image: Tensor, context: Tensor | None, at: Pixel | None = None) -> Tensor:
@@ -148,12 +150,12 @@ class CausalBlock(nn.Module):
         self.narrow = nn.Conv2d(width, half, 1)
         self.causal = CausalConv2d(half, half, kernel_size, sees_centre=True)
         self.widen = nn.Conv2d(half, width, 1)
-        self.context = nn.Linear(num_context, half, bias=False) if num_context else None
+        self.context = nn.Conv2d(num_context, half, 1, bias=False) if num_context else None
 
     def forward(self, h: Tensor, context: Tensor | None, at: Pixel | None) -> Tensor:
         """`[B, width, H, W]` to the same."""
         inner = self.narrow(h.relu()).relu()
         inner = self.causal(inner) if at is None else at.extend(self.causal, inner)
         if self.context is not None:
-            inner = inner + self.context(context)[..., None, None]
+            inner = inner + self.context(context)
         return h + self.widen(inner.relu())

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Memory, Order
+from ppl_dgm.nn.context import ContextSize, window
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel import FeatureStep, ImageNet, gated
 
@@ -30,7 +31,7 @@ class GatedConvNet(ImageNet):
         num_outputs_per_dim: number P of parameters of each conditional.
         order: `[D]`, the dimensions in the order of generation.
         kernel_size: odd.
-        num_context: size of a context vector.
+        num_context: size of a context vector, or the shape of a context image.
 
     Raises:
         ValueError: a size below one, an even kernel, an order that is no permutation.
@@ -51,14 +52,14 @@ class GatedConvNet(ImageNet):
         num_outputs_per_dim: int = 1,
         order: Order = None,
         kernel_size: int = 3,
-        num_context: int = 0,
+        num_context: ContextSize = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
         check_widths([width, num_layers, kernel_size])
         if kernel_size % 2 == 0:
             raise ValueError(f"expected an odd kernel size, got {kernel_size}")
         self.layers = nn.ModuleList(
-            GatedLayer(width if depth else shape[0], width, kernel_size, num_context)
+            GatedLayer(width if depth else shape[0], width, kernel_size, self.num_seen)
             for depth in range(num_layers)
         )
 
@@ -82,9 +83,11 @@ class GatedConvNet(ImageNet):
             if column == 0:
                 links = self.next_links(image, row, context, above)
                 left.clear()
-            h = shift_right(image[:, :, row : row + 1])[..., column : column + 1]
+            here = slice(column, column + 1)
+            seen = window(context, slice(row, row + 1), here)
+            h = shift_right(image[:, :, row : row + 1])[..., here]
             for layer, link in zip(self.layers, links, strict=True):
-                h = layer.horizontal(h, link[..., column : column + 1], context, left)
+                h = layer.horizontal(h, link[..., here], seen, left)
             return h[:, :, 0, 0]
 
         return step
@@ -100,6 +103,7 @@ class GatedConvNet(ImageNet):
             zeros = image.new_zeros(len(image), self.layers[0].link.in_channels, 1, image.shape[3])
             return [layer.link(zeros) for layer in self.layers]
         v, links = image[:, :, row - 1 : row], []
+        context = window(context, slice(row - 1, row))
         for layer in self.layers:
             raw, v = layer.vertical(v, context, above)
             links.append(layer.link(raw))
@@ -117,7 +121,7 @@ class GatedLayer(nn.Module):
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
         self.residual = nn.Conv2d(width, width, 1)
         self.contexts = nn.ModuleList(
-            nn.Linear(num_context, 2 * width, bias=False) for _ in range(2 if num_context else 0)
+            nn.Conv2d(num_context, 2 * width, 1, bias=False) for _ in range(2 if num_context else 0)
         )
         self.adds = in_width == width
 
@@ -136,7 +140,7 @@ class GatedLayer(nn.Module):
         return h + out if self.adds else out
 
     def _shift(self, stack: int, context: Tensor | None) -> Tensor | float:
-        return 0.0 if context is None else self.contexts[stack](context)[..., None, None]
+        return 0.0 if context is None else self.contexts[stack](context)
 
 
 class ShiftedConv2d(nn.Conv2d):

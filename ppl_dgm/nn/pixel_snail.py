@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.attention import CausalAttention
 from ppl_dgm.nn.causal import Order
+from ppl_dgm.nn.context import ContextSize
 from ppl_dgm.nn.masked import CausalConv2d
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel_cnn import CausalBlock, Pixel, PixelwiseNet
@@ -31,7 +32,7 @@ class SnailNet(PixelwiseNet):
         num_outputs_per_dim: number P of parameters of each conditional.
         order: `[D]`, the dimensions in the order of generation.
         kernel_size: of the convolutions, odd; the first layer's has two more.
-        num_context: size of a context vector.
+        num_context: size of a context vector, or the shape of a context image.
 
     Raises:
         ValueError: a size below one, an even kernel, a width that the heads do not divide, an order
@@ -53,13 +54,13 @@ class SnailNet(PixelwiseNet):
         num_outputs_per_dim: int = 1,
         order: Order = None,
         kernel_size: int = 3,
-        num_context: int = 0,
+        num_context: ContextSize = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
         check_widths([width, num_blocks, num_layers, num_heads])
         self.first = CausalConv2d(shape[0], width, kernel_size + 2, sees_centre=False)
         self.blocks = nn.ModuleList(
-            SnailBlock(shape, width, num_layers, num_heads, kernel_size, num_context)
+            SnailBlock(shape, width, num_layers, num_heads, kernel_size, self.num_seen)
             for _ in range(num_blocks)
         )
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import Order
+from ppl_dgm.nn.context import ContextSize, halved, window
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 from ppl_dgm.nn.pixel import FeatureStep, ImageNet
 from ppl_dgm.nn.pixel_gated import ShiftedConv2d, shift_down, shift_right
@@ -38,7 +39,7 @@ class PixelUNet(ImageNet):
         num_outputs_per_dim: number P of parameters of each conditional.
         order: `[D]`, the dimensions in the order of generation.
         dropout: share of the blocks' inner values left out in training.
-        num_context: size of a context vector.
+        num_context: size of a context vector, or the shape of a context image.
 
     Raises:
         ValueError: a side that cannot be halved so often, a size below one, an order that is no
@@ -62,7 +63,7 @@ class PixelUNet(ImageNet):
         num_outputs_per_dim: int = 1,
         order: Order = None,
         dropout: float = 0.5,
-        num_context: int = 0,
+        num_context: ContextSize = 0,
     ) -> None:
         super().__init__(shape, width, num_outputs_per_dim, order, num_context)
         check_shares(dropout=dropout)
@@ -75,7 +76,7 @@ class PixelUNet(ImageNet):
                 f"the sides {shape[1]} and {shape[2]} cannot be halved {num_scales - 1} times; "
                 f"pad the images to multiples of {self.stride}, or give fewer num_scales"
             )
-        settings: Any = (width, dropout, num_context)
+        settings: Any = (width, dropout, self.num_seen)
         self.first = FirstLayer(shape[0], width)
         self.down = nn.ModuleList(
             nn.ModuleList(TwoStreamBlock(*settings, num_skips=0) for _ in range(num_blocks))
@@ -90,17 +91,19 @@ class PixelUNet(ImageNet):
 
     def features(self, image: Tensor, context: Tensor | None) -> Tensor:
         """`[B, C, H, W]` to `[B, F, H, W]`."""
-        streams = self.first(image)
+        streams, contexts = self.first(image), [context]
         skips = [streams]
         for scale, blocks in enumerate(self.down):
             if scale:
                 streams = self.halvings[scale - 1](streams)
                 skips.append(streams)
+                contexts.append(halved(contexts[-1]))
             for block in blocks:
-                streams = block(streams, context)
+                streams = block(streams, contexts[-1])
                 skips.append(streams)
         for scale, blocks in enumerate(self.up):
             streams = self.doublings[scale - 1](streams) if scale else streams
+            context = contexts.pop()
             for block in blocks:
                 streams = block(streams, context, skips.pop())
         return F.elu(streams[1])
@@ -112,8 +115,8 @@ class PixelUNet(ImageNet):
         """
 
         def step(image: Tensor, row: int, column: int) -> Tensor:
-            rows = (row // self.stride + 1) * self.stride
-            return self.features(image[:, :, :rows], context)[:, :, row, column]
+            rows = slice((row // self.stride + 1) * self.stride)
+            return self.features(image[:, :, rows], window(context, rows))[:, :, row, column]
 
         return step
 
@@ -176,7 +179,7 @@ class GatedResidual(nn.Module):
         self.beside = nn.Conv2d(2 * width * num_beside, width, 1) if num_beside else None
         self.dropout = nn.Dropout(dropout)
         self.outer = ShiftedConv2d(2 * width, 2 * width, kernel_size, centred)
-        self.context = nn.Linear(num_context, 2 * width, bias=False) if num_context else None
+        self.context = nn.Conv2d(num_context, 2 * width, 1, bias=False) if num_context else None
 
     def forward(self, h: Tensor, context: Tensor | None, beside: list[Tensor]) -> Tensor:
         """`[B, width, H, W]` to the same."""
@@ -185,7 +188,7 @@ class GatedResidual(nn.Module):
             inner = inner + self.beside(torch.cat([both_signs(other) for other in beside], 1))
         outer = self.outer(self.dropout(both_signs(inner)))
         if self.context is not None:
-            outer = outer + self.context(context)[..., None, None]
+            outer = outer + self.context(context)
         content, gate = outer.chunk(2, 1)
         return h + content * gate.sigmoid()
 

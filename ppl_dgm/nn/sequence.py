@@ -28,7 +28,8 @@ class Tokens(nn.Module):
         placed: whether each place has a learned vector.
 
     Shape:
-        `[B, T]`, places `[T]`, context `[B, num_context]` to `[B, T, width]`.
+        `[B, T]`, places `[T]`, context `[B, num_context]`, or one for each dimension,
+        `[B, D, num_context]`, to `[B, T, width]`.
     """
 
     @checked
@@ -45,7 +46,10 @@ class Tokens(nn.Module):
         h = self.value(tokens.unsqueeze(-1))
         if self.places is not None:
             h = h + self.places.index_select(0, places)
-        return h if self.context is None else h + self.context(context).unsqueeze(1)
+        if self.context is None or context is None:
+            return h
+        each = context.unsqueeze(1) if context.dim() == 2 else context.index_select(1, places)
+        return h + self.context(each)
 
 
 class RecurrentSequenceNet(SequenceNet):

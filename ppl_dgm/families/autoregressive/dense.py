@@ -6,7 +6,7 @@ from torch import nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
-from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
+from ppl_dgm.families.autoregressive.model import AutoregressiveProgram, context_of
 from ppl_dgm.nn.causal import Groups
 from ppl_dgm.nn.masked import MADENet
 from ppl_dgm.nn.mlp import Activation
@@ -34,6 +34,7 @@ class MADE(AutoregressiveProgram):
         activation: makes the activation.
         orders: number K of orders, each with masks of its own; the density is the mean of theirs.
         num_classes: number of classes, of which each datum then has a label.
+        context: size of a vector that is given with each datum, as labels are.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood.
@@ -55,10 +56,18 @@ class MADE(AutoregressiveProgram):
         activation: Activation = nn.ReLU,
         orders: int = 1,
         num_classes: int | None = None,
+        context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (likelihood.num_params, order, seed, num_classes or 0, activation, orders)
-        super().__init__(MADENet(num_dims, hidden, *settings), likelihood, num_classes)
+        settings = (
+            likelihood.num_params,
+            order,
+            seed,
+            context_of(num_classes, context),
+            activation,
+            orders,
+        )
+        super().__init__(MADENet(num_dims, hidden, *settings), likelihood, num_classes, context)
 
 
 class FVSBN(MADE):
@@ -75,6 +84,7 @@ class FVSBN(MADE):
         orders: number K of orders; the density is the mean of theirs.
         seed: draws the orders after the first.
         num_classes: number of classes, of which each datum then has a label.
+        context: size of a vector that is given with each datum, as labels are.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood.
@@ -93,9 +103,17 @@ class FVSBN(MADE):
         orders: int = 1,
         seed: int | None = None,
         num_classes: int | None = None,
+        context: int | None = None,
     ) -> None:
         super().__init__(
-            num_dims, [], likelihood, order, seed, orders=orders, num_classes=num_classes
+            num_dims,
+            [],
+            likelihood,
+            order,
+            seed,
+            orders=orders,
+            num_classes=num_classes,
+            context=context,
         )
 
 
@@ -118,6 +136,7 @@ class NADE(AutoregressiveProgram):
         seed: draws the orders after the first.
         activation: makes the activation.
         num_classes: number of classes, of which each datum then has a label.
+        context: size of a vector that is given with each datum, as labels are.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood.
@@ -138,7 +157,15 @@ class NADE(AutoregressiveProgram):
         seed: int | None = None,
         activation: Activation = nn.Sigmoid,
         num_classes: int | None = None,
+        context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (likelihood.num_params, order, seed, num_classes or 0, activation, orders)
-        super().__init__(NADENet(num_dims, hidden, *settings), likelihood, num_classes)
+        settings = (
+            likelihood.num_params,
+            order,
+            seed,
+            context_of(num_classes, context),
+            activation,
+            orders,
+        )
+        super().__init__(NADENet(num_dims, hidden, *settings), likelihood, num_classes, context)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
@@ -19,10 +20,11 @@ from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.families.autoregressive.scores import scores_of
 from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
+from ppl_dgm.nn.context import ContextSize
 from ppl_dgm.program import Program, evaluating, unvalidated
 from ppl_dgm.validation import check_sizes
 
-__all__ = ["AutoregressiveModel", "AutoregressiveProgram", "check_temperature"]
+__all__ = ["AutoregressiveModel", "AutoregressiveProgram", "check_temperature", "context_of"]
 
 
 class AutoregressiveProgram(Program):
@@ -30,23 +32,28 @@ class AutoregressiveProgram(Program):
 
     $\log p(x) = \sum_t \log p(x_{d_t} \mid x_{d_1}, \dots, x_{d_{t-1}})$, exact.
 
-    With classes, data are `(x, y)`, `[N, D]` and labels `[N]`, and the density is p(x | y). With
-    several orders it is the mean of the densities under each; in training mode that of one order
-    drawn for all data of the step, whose mean log density is a lower bound (Uria, Murray and
-    Larochelle 2014, equation 8).
+    With classes, data are `(x, y)`, `[N, D]` and labels `[N]`, and the density is p(x | y); with a
+    context y has one for each datum, `[N, size]`. With several orders the density is the mean of
+    those under each; in training mode that of one order drawn for all data of the step, whose mean
+    log density is a lower bound (Uria, Murray and Larochelle 2014, equation 8).
 
     Args:
         net: gives the parameters of every conditional.
         likelihood: what they mean.
         num_classes: number of classes, or None.
+        context: size of a context vector, or the shape of a context image, or None.
     """
 
     vectors = True
 
     def __init__(
-        self, net: CausalNet, likelihood: Likelihood, num_classes: int | None = None
+        self,
+        net: CausalNet,
+        likelihood: Likelihood,
+        num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
-        super().__init__(AutoregressiveModel(net, likelihood, num_classes))
+        super().__init__(AutoregressiveModel(net, likelihood, num_classes, context))
 
     @checked
     def sample(
@@ -66,13 +73,13 @@ class AutoregressiveProgram(Program):
             *args: as the model takes them.
             temperature: T; each conditional is drawn from $p(x_d \mid \dots)^{1 / T}$, normalised.
             progress: show a progress bar over the dimensions.
-            **kwargs: `y`, labels, where the program has classes.
+            **kwargs: `y`, labels or contexts, where the program has them.
 
         Returns:
-            Draws `[n, D]`; of labels `y=[m]`, m > 1, `[n, m, D]`.
+            Draws `[n, D]`; of m > 1 labels or contexts, `[n, m, D]`.
 
         Raises:
-            ValueError: a temperature that is not positive, missing labels.
+            ValueError: a temperature that is not positive, missing labels or contexts.
         """
         check_temperature(temperature)
         return super().sample(
@@ -119,7 +126,7 @@ class AutoregressiveProgram(Program):
 
         Args:
             x: data `[N, D]`.
-            y: labels `[N]`, where the program has classes.
+            y: labels `[N]` or contexts `[N, size]`, where the program has them.
 
         Returns:
             For each parameter, by its name, `[N, *shape]`.
@@ -156,11 +163,16 @@ class AutoregressiveModel(nn.Module):
     start: Tensor
 
     def __init__(
-        self, net: CausalNet, likelihood: Likelihood, num_classes: int | None = None
+        self,
+        net: CausalNet,
+        likelihood: Likelihood,
+        num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes)
         self.net, self.likelihood, self.num_classes = net, likelihood, num_classes
+        self.scales_context = not (context is None or isinstance(context, int))
         self.register_buffer("start", torch.zeros(net.num_dims), persistent=False)
 
     @property
@@ -173,14 +185,14 @@ class AutoregressiveModel(nn.Module):
     ) -> Autoregressive | EqualMixture:
         """Return the density of one datum, event shape `[D]`.
 
-        With labels there is one density for each label.
+        With labels or contexts there is one density for each.
         """
         return self.given(self.context(y), temperature, progress)
 
     def given(
         self, context: Tensor | None, temperature: float = 1.0, progress: bool = False
     ) -> Autoregressive | EqualMixture:
-        """The density of one datum for each context `[..., num_classes]`."""
+        """The density of one datum for each context `[..., num_context]`."""
         orders = range(self.net.num_orders)
         laws = [self._member(member, context, temperature, progress) for member in orders]
         return laws[0] if len(laws) == 1 else EqualMixture(laws)
@@ -194,7 +206,8 @@ class AutoregressiveModel(nn.Module):
     ) -> Tensor:
         """Score data `[data, D]`, or draw one datum.
 
-        Where there are labels, data are scored given them, and one datum is drawn for each label.
+        Where there are labels or contexts, data are scored given them, and one datum is drawn for
+        each.
         """
         given = y if x is None else x
         with pyro.plate("data", 1 if given is None else len(given), dim=-1):
@@ -234,19 +247,49 @@ class AutoregressiveModel(nn.Module):
         return lambda t, x: step(t, self.likelihood.inputs(x))
 
     def context(self, y: Tensor | None) -> Tensor | None:
-        """One-hot labels, `[data, num_classes]`."""
-        if (y is None) != (self.num_classes is None):
+        """Contexts `[data, num_context]`: one-hot labels, or as they are given."""
+        if (y is None) != (self.net.num_context == 0):
             raise ValueError(
-                "the labels are missing; a program with classes is called with (x, y) and "
-                "sampled with y=labels"
+                "the labels are missing, or the contexts; a program with classes or a context is "
+                "called with (x, y) and sampled with y=..."
                 if y is None
-                else "the program got labels but was made without classes; give it num_classes"
+                else "the program got labels or contexts but was made without classes; give it "
+                "num_classes or context"
             )
-        if y is None or self.num_classes is None:
+        if y is None:
             return None
+        if self.num_classes is None:
+            return self._scaled(y)
         check_labels(y, 0, self.num_classes)
         classes = torch.arange(self.num_classes, device=y.device)
         return (y.unsqueeze(-1) == classes).to(self.start.dtype)
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """Check contexts; images are scaled as the data are."""
+        flat, size = y.flatten(1) if y.dim() > 2 else y, self.net.num_context
+        if flat.dim() != 2 or flat.shape[1] != size:
+            raise ValueError(
+                f"the contexts have shape {list(y.shape)}; expected one for each datum, [N, {size}]"
+            )
+        if is_validation_enabled() and not bool(flat.isfinite().all()):
+            raise ValueError("the contexts have entries that are not finite; expected numbers")
+        flat = flat.to(self.start.dtype)
+        return self.likelihood.inputs(flat) if self.scales_context else flat
+
+
+def context_of(num_classes: int | None, context: ContextSize | None) -> ContextSize:
+    """What a net is told of a program's classes or context.
+
+    It is the size of a vector or the shape of an image, 0 for none.
+    """
+    if num_classes is not None and context is not None:
+        raise ValueError(
+            "got both num_classes and context; expected one of them, e.g. a context with one-hot "
+            "labels in it"
+        )
+    if isinstance(context, int):
+        check_sizes(context=context)
+    return num_classes or context or 0
 
 
 def check_temperature(temperature: float) -> None:

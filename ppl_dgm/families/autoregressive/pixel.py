@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
-from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
+from ppl_dgm.families.autoregressive.model import AutoregressiveProgram, context_of
 from ppl_dgm.nn.attention import Positions, TransformerNet
+from ppl_dgm.nn.context import ContextSize, ContextVectors, context_size
 from ppl_dgm.nn.mlp import ImageShape
 from ppl_dgm.nn.pixel import raster_order
 from ppl_dgm.nn.pixel_cnn import PixelConvNet
@@ -33,6 +34,9 @@ class PixelCNN(AutoregressiveProgram):
             default pixels in raster order, the channels of each one after the other.
         kernel_size: of the blocks, odd; the first layer's has four more.
         num_classes: number of classes, of which each datum then has a label.
+        context: what is given with each datum, as labels are: a vector of so many numbers, or a
+            small (or large) image of the shape (channels, height, width), in the values of x and
+            flattened: super-resolution.
 
     Raises:
         ValueError: a size below one, an even kernel, an order that is no permutation, an unknown
@@ -53,10 +57,13 @@ class PixelCNN(AutoregressiveProgram):
         order: Sequence[int] | None = None,
         kernel_size: int = 3,
         num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (likelihood.num_params, order, kernel_size, num_classes or 0)
-        super().__init__(PixelConvNet(shape, width, num_layers, *settings), likelihood, num_classes)
+        settings = (likelihood.num_params, order, kernel_size, context_of(num_classes, context))
+        super().__init__(
+            PixelConvNet(shape, width, num_layers, *settings), likelihood, num_classes, context
+        )
 
 
 class GatedPixelCNN(AutoregressiveProgram):
@@ -74,6 +81,9 @@ class GatedPixelCNN(AutoregressiveProgram):
         order: the dimensions in the order of generation, as for `PixelCNN`.
         kernel_size: odd.
         num_classes: number of classes, of which each datum then has a label.
+        context: what is given with each datum, as labels are: a vector of so many numbers, or a
+            small (or large) image of the shape (channels, height, width), in the values of x and
+            flattened: super-resolution.
 
     Raises:
         ValueError: a size below one, an even kernel, an order that is no permutation, an unknown
@@ -94,12 +104,15 @@ class GatedPixelCNN(AutoregressiveProgram):
         order: Sequence[int] | None = None,
         kernel_size: int = 5,
         num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
         if num_layers is None:
             num_layers = max(2, -(-max(shape[1:]) // max(1, kernel_size // 2)))
-        settings = (likelihood.num_params, order, kernel_size, num_classes or 0)
-        super().__init__(GatedConvNet(shape, width, num_layers, *settings), likelihood, num_classes)
+        settings = (likelihood.num_params, order, kernel_size, context_of(num_classes, context))
+        super().__init__(
+            GatedConvNet(shape, width, num_layers, *settings), likelihood, num_classes, context
+        )
 
 
 class PixelTransformer(AutoregressiveProgram):
@@ -121,6 +134,9 @@ class PixelTransformer(AutoregressiveProgram):
         orders: number K of orders; the density is the mean of theirs.
         seed: draws the orders after the first.
         num_classes: number of classes, of which each datum then has a label.
+        context: what is given with each datum, as labels are: a vector of so many numbers, or a
+            small (or large) image of the shape (channels, height, width), in the values of x and
+            flattened: super-resolution.
 
     Raises:
         ValueError: a size below one, a width that the heads do not divide, an order that is no
@@ -145,9 +161,10 @@ class PixelTransformer(AutoregressiveProgram):
         orders: int = 1,
         seed: int | None = None,
         num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        raster = raster_order(shape)
+        raster, given = raster_order(shape), context_of(num_classes, context)
         net = TransformerNet(
             len(raster),
             width,
@@ -157,11 +174,12 @@ class PixelTransformer(AutoregressiveProgram):
             raster if order is None else order,
             positions,
             dropout,
-            num_classes or 0,
+            context_size(given),
             orders,
             seed,
+            None if isinstance(given, int) else ContextVectors(given, shape, width),
         )
-        super().__init__(net, likelihood, num_classes)
+        super().__init__(net, likelihood, num_classes, context)
 
 
 class PixelSNAIL(AutoregressiveProgram):
@@ -180,6 +198,9 @@ class PixelSNAIL(AutoregressiveProgram):
         order: the dimensions in the order of generation, as for `PixelCNN`.
         kernel_size: of the convolutions, odd; the first layer's has two more.
         num_classes: number of classes, of which each datum then has a label.
+        context: what is given with each datum, as labels are: a vector of so many numbers, or a
+            small (or large) image of the shape (channels, height, width), in the values of x and
+            flattened: super-resolution.
 
     Raises:
         ValueError: a size below one, an even kernel, a width that the heads do not divide, an order
@@ -202,8 +223,9 @@ class PixelSNAIL(AutoregressiveProgram):
         order: Sequence[int] | None = None,
         kernel_size: int = 3,
         num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
         sizes = (width, num_blocks, num_layers, num_heads)
-        settings = (likelihood.num_params, order, kernel_size, num_classes or 0)
-        super().__init__(SnailNet(shape, *sizes, *settings), likelihood, num_classes)
+        settings = (likelihood.num_params, order, kernel_size, context_of(num_classes, context))
+        super().__init__(SnailNet(shape, *sizes, *settings), likelihood, num_classes, context)

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import DiscretisedLogistic, Likelihood, named_likelihood
-from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
+from ppl_dgm.families.autoregressive.model import AutoregressiveProgram, context_of
 from ppl_dgm.nn.causal import CausalNet, Step, pick
+from ppl_dgm.nn.context import ContextSize
 from ppl_dgm.nn.mlp import ImageShape
 from ppl_dgm.nn.pixel_unet import PixelUNet
 
@@ -38,6 +39,9 @@ class PixelCNNPlusPlus(AutoregressiveProgram):
         order: the dimensions in the order of generation, as for `PixelCNN`.
         dropout: share of the blocks' inner values left out in training.
         num_classes: number of classes, of which each datum then has a label.
+        context: what is given with each datum, as labels are: a vector of so many numbers, or a
+            small (or large) image of the shape (channels, height, width), in the values of x and
+            flattened: super-resolution.
 
     Raises:
         ValueError: a side that cannot be halved so often, a size below one, an order that is no
@@ -59,15 +63,16 @@ class PixelCNNPlusPlus(AutoregressiveProgram):
         order: Sequence[int] | None = None,
         dropout: float = 0.5,
         num_classes: int | None = None,
+        context: ContextSize | None = None,
     ) -> None:
         law = DiscretisedLogistic(256, 10) if likelihood is None else named_likelihood(likelihood)
         coupled = isinstance(law, DiscretisedLogistic) and shape[0] > 1
         num_params = law.num_params * (shape[0] + 2) // 3 if coupled else law.num_params
-        settings = (num_params, order, dropout, num_classes or 0)
+        settings = (num_params, order, dropout, context_of(num_classes, context))
         net: CausalNet = PixelUNet(shape, width, num_scales, num_blocks, *settings)
         if coupled:
             net = CoupledNet(net, law, shape[0])  # type: ignore[arg-type]
-        super().__init__(net, law, num_classes)
+        super().__init__(net, law, num_classes, context)
 
 
 class CoupledNet(CausalNet):

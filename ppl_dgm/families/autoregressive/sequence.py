@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
-from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
+from ppl_dgm.families.autoregressive.model import AutoregressiveProgram, context_of
 from ppl_dgm.nn.sequence import Cell, RecurrentSequenceNet, WaveNetNet
 
 __all__ = ["RecurrentNet", "WaveNet"]
@@ -26,6 +26,7 @@ class RecurrentNet(AutoregressiveProgram):
         num_layers: of the recurrent net.
         cell: `"gru"` or `"lstm"`.
         num_classes: number of classes, of which each datum then has a label.
+        context: size of a vector that is given with each datum, as labels are.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood or
@@ -46,10 +47,19 @@ class RecurrentNet(AutoregressiveProgram):
         num_layers: int = 1,
         cell: Cell = "gru",
         num_classes: int | None = None,
+        context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (likelihood.num_params, order, num_layers, cell, num_classes or 0)
-        super().__init__(RecurrentSequenceNet(num_dims, hidden, *settings), likelihood, num_classes)
+        settings = (
+            likelihood.num_params,
+            order,
+            num_layers,
+            cell,
+            context_of(num_classes, context),
+        )
+        super().__init__(
+            RecurrentSequenceNet(num_dims, hidden, *settings), likelihood, num_classes, context
+        )
 
 
 class WaveNet(AutoregressiveProgram):
@@ -70,6 +80,7 @@ class WaveNet(AutoregressiveProgram):
         cycle: dilations double up to 2^(cycle - 1) and begin again; never by default.
         skip_width: of the skips.
         num_classes: number of classes, of which each datum then has a label.
+        context: size of a vector that is given with each datum, as labels are.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood.
@@ -90,7 +101,15 @@ class WaveNet(AutoregressiveProgram):
         cycle: int | None = None,
         skip_width: int = 64,
         num_classes: int | None = None,
+        context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (likelihood.num_params, order, num_layers, cycle, skip_width, num_classes or 0)
-        super().__init__(WaveNetNet(num_dims, width, *settings), likelihood, num_classes)
+        settings = (
+            likelihood.num_params,
+            order,
+            num_layers,
+            cycle,
+            skip_width,
+            context_of(num_classes, context),
+        )
+        super().__init__(WaveNetNet(num_dims, width, *settings), likelihood, num_classes, context)
