@@ -20,7 +20,7 @@ from ppl_dgm.nn.context import ContextImage, ContextSize, context_size, window
 from ppl_dgm.nn.masked import MaskedLinear
 from ppl_dgm.nn.mlp import ImageShape, check_widths
 
-__all__ = ["FeatureStep", "ImageNet", "gated", "raster_order"]
+__all__ = ["ChannelHead", "FeatureStep", "ImageNet", "gated", "raster_order"]
 
 FeatureStep = Callable[[Tensor, int, int], Tensor]
 

@@ -7,6 +7,7 @@ from ppl_dgm.families.autoregressive.darn import DARN
 from ppl_dgm.families.autoregressive.dense import FVSBN, MADE, NADE
 from ppl_dgm.families.autoregressive.pixel import (
     GatedPixelCNN,
+    MultiscalePixelCNN,
     PixelCNN,
     PixelSNAIL,
     PixelTransformer,
@@ -20,6 +21,7 @@ __all__ = [
     "MADE",
     "NADE",
     "GatedPixelCNN",
+    "MultiscalePixelCNN",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelSNAIL",
