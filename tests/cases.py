@@ -54,6 +54,7 @@ from ppl_dgm.families import (
     HierarchicalVAE,
     IndependentBernoulli,
     Mixture,
+    MultiscalePixelCNN,
     PixelCNN,
     PixelCNNPlusPlus,
     PixelSNAIL,
@@ -271,6 +272,16 @@ def with_labels(data: Callable[[], tuple], labels: list[int]) -> Callable[[], tu
     return lambda: (*data(), torch.tensor(labels))
 
 
+def with_contexts(data: Callable[[], tuple], size: int) -> Callable[[], tuple]:
+    """Data with a vector of real numbers for each."""
+
+    def given() -> tuple:
+        (x,) = data()
+        return x, torch.rand(len(x), size, generator=generator())
+
+    return given
+
+
 def with_holes(data: Callable[[], tuple]) -> Callable[[], tuple]:
     """Data with a mask that leaves some entries out, and all of one datum."""
 
@@ -283,17 +294,16 @@ def with_holes(data: Callable[[], tuple]) -> Callable[[], tuple]:
     return holed
 
 
-def made_by_conditionals(program: Any, x: Tensor) -> Tensor:
-    """Conditionals one dimension at a time, the later dimensions of the net's input blanked out."""
-    model = program.model.fn
-    total = torch.zeros_like(x[:, 0])
-    order = model.order or range(x.shape[1])
-    for seen, dim in enumerate(order):
-        earlier = torch.zeros_like(x)
-        earlier[:, list(order)[:seen]] = x[:, list(order)[:seen]]
-        params = model.net(model.likelihood.inputs(earlier))[:, dim]
-        conditional = program.model.fn.likelihood(params.unsqueeze(-2))
-        total = total + conditional.log_prob(x[:, dim, None]).squeeze(-1)
+def made_by_conditionals(program: Any, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Conditionals one dimension, or group, at a time, the net's other inputs blanked out."""
+    model, earlier = program.model.fn, torch.zeros_like(x)
+    total, inputs = torch.zeros_like(x[:, 0]), model.likelihood.inputs
+    for at in model.order or range(x.shape[1]):
+        params = model.net(inputs(earlier), model.context(y))[:, at]
+        conditional = model.likelihood(params.unsqueeze(-2))
+        log_prob = conditional.log_prob(x[:, at].unsqueeze(-1))
+        total = total + log_prob.reshape(len(x), -1).sum(-1)
+        earlier[:, at] = x[:, at]
     return total
 
 
@@ -467,7 +477,7 @@ CASES: dict[str, Case] = {
         seeded(lambda: MADE(3, [8, 8], likelihoods.Categorical(3))), levels(3), made_by_conditionals
     ),
     "fvsbn": Case(seeded(lambda: FVSBN(4)), binary(), made_by_conditionals),
-    "nade": Case(seeded(lambda: NADE(4, 5, order=[2, 0, 3, 1])), binary(), made_by_conditionals),
+    "nade": Case(seeded(lambda: NADE(4, 5, order=[2, [0, 3], 1])), binary(), made_by_conditionals),
     "recurrent net": Case(seeded(lambda: RecurrentNet(4, 4)), binary(), made_by_conditionals),
     "wavenet": Case(
         seeded(lambda: WaveNet(4, 4, order=[2, 0, 3, 1])), binary(), made_by_conditionals
@@ -483,6 +493,14 @@ CASES: dict[str, Case] = {
             )
         ),
         binary(),
+        made_by_conditionals,
+    ),
+    "multiscale pixelcnn": Case(
+        seeded(lambda: MultiscalePixelCNN((1, 1, 4), 4, 1)), binary(), made_by_conditionals
+    ),
+    "super-resolution": Case(
+        seeded(lambda: PixelCNN((1, 2, 2), 4, 1, context=(1, 1, 2))),
+        with_contexts(binary(), 2),
         made_by_conditionals,
     ),
     "pixel transformer": Case(

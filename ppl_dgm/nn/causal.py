@@ -88,7 +88,7 @@ class CausalNet(nn.Module, ABC):
         orders = draw_orders(first, num_orders, seed)
         self.register_buffer("orders", orders)
         self.register_buffer("ranks", orders.argsort(-1), persistent=False)
-        self.register_buffer("steps", steps, persistent=self.grouped)
+        self.register_buffer("steps", steps)
         self.sequences = [in_groups(each, steps) for each in orders.tolist()]
         self.natural = bool((orders == torch.arange(num_dims)).all())
 

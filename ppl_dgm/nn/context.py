@@ -17,8 +17,9 @@ ContextSize = int | ImageShape
 class ContextImage(nn.Module):
     """Features of each pixel of an image, of a context.
 
-    A vector is the same at all pixels. Of a small image, or a large one, the pixels are repeated or
-    left out to the image's size, and two convolutions follow.
+    A vector is the same at all pixels. A small image, or a large one, goes through two convolutions
+    of its own pixels, which see three of them each way; then they are repeated, or left out, to the
+    image's size, and learned vectors of the places added.
 
     Args:
         context: size of the vector, or the shape (channels, height, width) of the context image.
@@ -53,15 +54,16 @@ class ContextImage(nn.Module):
             nn.Conv2d(self.shape[0], width, 5, padding=2),
             nn.ELU(),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.ELU(),
         )
+        self.places = nn.Parameter(0.1 * torch.randn(width, *size))
 
     def forward(self, context: Tensor) -> Tensor:
         """`[B, num_context]` to `[B, E, height, width]`."""
         if self.shape is None:
             return context[..., None, None]
-        image = context.unflatten(-1, self.shape)
-        return self.convolutions(image.index_select(2, self.rows).index_select(3, self.columns))
+        features = self.convolutions(context.unflatten(-1, self.shape))
+        spread = features.index_select(2, self.rows).index_select(3, self.columns)
+        return F.elu(spread + self.places)
 
 
 class ContextVectors(ContextImage):
@@ -90,7 +92,7 @@ class ContextVectors(ContextImage):
 
 def context_size(context: ContextSize) -> int:
     """Count the numbers of a context."""
-    return context if isinstance(context, int) else math.prod(context)
+    return context if isinstance(context, int) else math.prod(check_widths(list(context)))
 
 
 def window(context: Tensor | None, rows: slice, columns: slice = slice(None)) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
-from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
+from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context
 from ppl_dgm.nn.context import ContextImage, ContextSize, context_size, window
 from ppl_dgm.nn.masked import MaskedLinear
 from ppl_dgm.nn.mlp import ImageShape, check_widths
@@ -37,7 +37,7 @@ class ImageNet(CausalNet):
         order: `[C * H * W]`, the dimensions in the order of generation; by default pixels in raster
             order and the channels of each one after the other.
         num_context: size of a context vector, or the shape (channels, height, width) of a context
-            image, which is seen by every pixel whole.
+            image (see `ContextImage`).
 
     Raises:
         ValueError: a size below one, an order that is no permutation.
@@ -71,13 +71,17 @@ class ImageNet(CausalNet):
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, P]`."""
         self.check_context(context)
+        return self.given(x, self.seen(context, x))
+
+    def given(self, x: Tensor, seen: Tensor | None) -> Tensor:
+        """Compute the same, given features of the context."""
         image = self.image(x)
-        features = self.features(image, self.seen(context, x))
+        features = self.features(image, seen)
         # A copy: convolutions lay out their results by the processor, which a capture cannot know.
         features = features.movedim(1, -1).clone(memory_format=torch.contiguous_format)
         params = self.head(features, image.movedim(1, -1))  # [B, H, W, C, P]
         params = params.flatten(1, 3)
-        params = params if self.natural else params.index_select(-2, pick(self.ranks, member))
+        params = params if self.natural else params.index_select(-2, self.ranks[0])
         return params.reshape(*x.shape, -1)
 
     def seen(self, context: Tensor | None, x: Tensor) -> Tensor | None:
@@ -97,8 +101,12 @@ class ImageNet(CausalNet):
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
         """Compute features once a pixel, the head once a channel."""
         self.check_context(context)
+        return self.stepper_given(x, self.seen(context, x))
+
+    def stepper_given(self, x: Tensor, seen: Tensor | None) -> Step:
+        """Make the same, given features of the context."""
         channels, _, width = self.shape
-        extend, features = self.feature_stepper(self.seen(context, x)), x
+        extend, features = self.feature_stepper(seen), x
 
         def step(t: int, x: Tensor) -> Tensor:
             nonlocal features

@@ -65,16 +65,16 @@ class MultiscaleNet(CausalNet):
         self.strides = strides_of(shape, num_scales)
         dims = torch.arange(shape[0] * shape[1] * shape[2]).reshape(*shape)
         corner = at_stride(dims, self.strides[0])
-        settings = (num_outputs_per_dim, None, 3, num_context)
+        size = context_size(num_context)
+        spread = ContextImage(num_context, tuple(shape[1:]), width) if size else None
+        seen = 0 if spread is None else spread.width
+        settings = (num_outputs_per_dim, None, 3, seen)
         base = GatedConvNet(tuple(corner.shape), width, max(2, *corner.shape[1:]), *settings)
         order: list[Any] = corner.flatten()[base.orders[0]].tolist()
         for stride in self.strides[1:]:
             order.extend(new_groups(at_stride(dims, stride)))
-        size = context_size(num_context)
         super().__init__(dims.numel(), num_outputs_per_dim, order, num_context=size)
-        self.shape, self.base = tuple(shape), base
-        self.spread = ContextImage(num_context, shape[1:], width) if size else None
-        seen = 0 if self.spread is None else self.spread.width
+        self.shape, self.base, self.spread = tuple(shape), base, spread
         self.scales = nn.ModuleList(
             ScaleNet(tuple(at_stride(dims, stride).shape), width, num_layers, settings[0], seen)
             for stride in self.strides[1:]
@@ -83,21 +83,20 @@ class MultiscaleNet(CausalNet):
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, P]`."""
         self.check_context(context)
-        image, flat = x.reshape(-1, *self.shape), flat_context(context, x)
-        params = [self.base(self.corner(image), flat)[:, self.base.orders[0]]]
-        for stride, net, seen in self.scale_contexts(flat):
-            params.append(net(at_stride(image, stride), seen))
+        image, seen = x.reshape(-1, *self.shape), self.seen(context, x)
+        params = [self.base.given(self.corner(image), seen[0])[:, self.base.orders[0]]]
+        for stride, net, each in zip(self.strides[1:], self.scales, seen[1:], strict=True):
+            params.append(net(at_stride(image, stride), each))
         return torch.cat(params, 1)[:, self.ranks[0]].reshape(*x.shape, -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
         """Run the small image's net, then one pass of a scale's net for each group."""
         self.check_context(context)
-        flat, (channels, num_first) = flat_context(context, x), (self.shape[0], self.base.num_dims)
-        image = x.reshape(-1, *self.shape)
-        first = self.base.stepper(self.corner(image), flat)
+        channels, num_first, seen = self.shape[0], self.base.num_dims, self.seen(context, x)
+        first = self.base.stepper_given(self.corner(x.reshape(-1, *self.shape)), seen[0])
         later = [
-            (stride, net, number, seen)
-            for stride, net, seen in self.scale_contexts(flat)
+            (stride, net, number, each)
+            for stride, net, each in zip(self.strides[1:], self.scales, seen[1:], strict=True)
             for number in range(len(net.places))
         ]
         features = x
@@ -108,10 +107,10 @@ class MultiscaleNet(CausalNet):
             if t < num_first:
                 return first(t, self.corner(image)).reshape(*x.shape[:-1], -1)
             group, channel = divmod(t - num_first, channels)
-            stride, net, number, seen = later[group]
+            stride, net, number, each = later[group]
             lattice = at_stride(image, stride)
             if channel == 0:
-                features = net.features(lattice, number, seen)
+                features = net.features(lattice, number, each)
             params = net.params(features, lattice, number)[:, channel]
             params = params.reshape(*x.shape[:-1], *params.shape[1:])
             return params.squeeze(-2)
@@ -122,13 +121,12 @@ class MultiscaleNet(CausalNet):
         """The small image, flattened."""
         return at_stride(image, self.strides[0]).flatten(1)
 
-    def scale_contexts(self, context: Tensor | None) -> list[tuple[int, "ScaleNet", Tensor | None]]:
-        """The scales after the first: stride, net and features of the context."""
-        seen = None if context is None or self.spread is None else self.spread(context)
-        return [
-            (stride, net, window(seen, slice(None, None, stride), slice(None, None, stride)))
-            for stride, net in zip(self.strides[1:], self.scales, strict=True)
-        ]
+    def seen(self, context: Tensor | None, x: Tensor) -> list[Tensor | None]:
+        """Make a context's features for the pixels of each scale."""
+        flat = flat_context(context, x)
+        features = flat if flat is None or self.spread is None else self.spread(flat)
+        places = [slice(None, None, stride) for stride in self.strides]
+        return [window(features, place, place) for place in places]
 
 
 class ScaleNet(nn.Module):

@@ -1,6 +1,5 @@
 """Autoregressive families: who sees whom, total probability, draws, orders, labels, bad input."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from cases import all_vectors
+from causal import Make, built, frequencies_agree, naively, seen
 from torch import Tensor
-from torch.autograd.functional import jacobian
 
 from ppl_dgm import Program, fit
 from ppl_dgm.evidence import Exact, ImportanceSampling
@@ -30,7 +29,6 @@ from ppl_dgm.families import (
 )
 from ppl_dgm.objectives import VIMCO
 
-Make = Callable[..., Program]
 WIDE = (1, 2, 4)
 DIMS = 8
 NETS: dict[str, Make] = {
@@ -66,45 +64,6 @@ COLOUR: dict[str, Make] = {
 }
 ORDER = [3, 1, 2, 0, 7, 6, 5, 4]
 BINARY = all_vectors(2, DIMS).double()
-
-
-def built(make: Make, **settings: Any) -> Any:
-    """A program with parameters far from their start, in double and evaluation mode."""
-    torch.manual_seed(3)
-    program = make(**settings)
-    with torch.no_grad():
-        for parameter in program.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return program.double().eval()
-
-
-def seen(program: Any, x: Tensor, member: int = 0, **given: Any) -> Tensor:
-    """Which inputs each conditional depends on, `[D, D]`, both in the order of generation."""
-    net, order = program.model.fn.net, program.model.fn.net.sequences[member]
-    inputs = program.model.fn.likelihood.inputs
-    size = jacobian(lambda v: net(inputs(v), member=member, **given), x).abs().sum(-2)
-    return size[order][:, order] > 0
-
-
-def naively(program: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Draws by whole passes of the net."""
-    net = program.model.fn.net
-    remembering, net.stepper = (
-        net.stepper,
-        lambda x, context=None, member=0: net.naive_stepper(context, member),
-    )
-    try:
-        return program.sample(*args, **kwargs)
-    finally:
-        net.stepper = remembering
-
-
-def frequencies_agree(draws: Tensor, probs: Tensor) -> bool:
-    """Whether draws of binary vectors follow probabilities, within 4.5 standard errors."""
-    weights = 2 ** torch.arange(draws.shape[-1] - 1, -1, -1)
-    counts = torch.bincount((draws.long() * weights).sum(-1), minlength=len(probs)).double()
-    std_error = (len(draws) * probs * (1 - probs)).sqrt()
-    return bool(((counts - len(draws) * probs).abs() < 4.5 * std_error + 1).all())
 
 
 @pytest.mark.parametrize("order", [None, ORDER])

@@ -36,6 +36,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     families.MAF: THREE,
     families.Mixture: {**THREE, "num_components": 2},
     families.MixtureCDFFlow: THREE,
+    families.MultiscalePixelCNN: {**IMAGE, "num_layers": 1, "width": 8},
     families.NADE: THREE,
     families.NICE: THREE,
     families.NSF: THREE,

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
@@ -20,7 +19,7 @@ from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.families.autoregressive.scores import scores_of
 from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
-from ppl_dgm.nn.context import ContextSize
+from ppl_dgm.nn.context import ContextSize, context_size
 from ppl_dgm.program import Program, evaluating, unvalidated
 from ppl_dgm.validation import check_sizes
 
@@ -271,8 +270,6 @@ class AutoregressiveModel(nn.Module):
             raise ValueError(
                 f"the contexts have shape {list(y.shape)}; expected one for each datum, [N, {size}]"
             )
-        if is_validation_enabled() and not bool(flat.isfinite().all()):
-            raise ValueError("the contexts have entries that are not finite; expected numbers")
         flat = flat.to(self.start.dtype)
         return self.likelihood.inputs(flat) if self.scales_context else flat
 
@@ -287,8 +284,8 @@ def context_of(num_classes: int | None, context: ContextSize | None) -> ContextS
             "got both num_classes and context; expected one of them, e.g. a context with one-hot "
             "labels in it"
         )
-    if isinstance(context, int):
-        check_sizes(context=context)
+    if context is not None:
+        check_sizes(context=context_size(context))
     return num_classes or context or 0
 
 
