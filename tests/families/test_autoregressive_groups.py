@@ -75,6 +75,16 @@ GIVEN: dict[str, Make] = {
 }
 
 
+FAST = ("made", "nade", "odd multiscale")
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
+def some(cases: dict[str, Make], *fast: str) -> list[Any]:
+    """All cases, those that are not named slow."""
+    marks = {name: () if name in fast else pytest.mark.slow for name in cases}
+    return [pytest.param(make, id=name, marks=marks[name]) for name, make in cases.items()]
+
+
 def steps_of(program: Any, member: int = 0) -> Tensor:
     """The step at which each dimension is drawn."""
     net: CausalNet = program.model.fn.net
@@ -88,7 +98,7 @@ def contexts(program: Any, num: int) -> Tensor:
     return torch.rand(num, size, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in GROUPED])
 def test_a_group_sees_earlier_groups_only_and_sums_to_one(name: str) -> None:
     program = built(GROUPED[name])
     net = program.model.fn.net
@@ -102,7 +112,7 @@ def test_a_group_sees_earlier_groups_only_and_sums_to_one(name: str) -> None:
     assert Exact()(program, values).log_z.exp().sum().item() == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in GROUPED])
 def test_groups_are_drawn_from_their_density(name: str) -> None:
     program = built(GROUPED[name])
     values = all_vectors(2, program.model.fn.net.num_dims).double()
@@ -149,7 +159,9 @@ def test_a_draw_takes_few_passes() -> None:
     assert len(passes) == 15
 
 
-@pytest.mark.parametrize("name", ["nade", "made", "odd multiscale", "colour multiscale"])
+@pytest.mark.parametrize(
+    "name", ["nade", "made", *map(slow, ("odd multiscale", "colour multiscale"))]
+)
 def test_missing_parts_follow_their_conditional(name: str) -> None:
     """Of completions, against sums over all values; exact where the observed come first."""
     program = built(GROUPED[name])
@@ -175,7 +187,7 @@ def test_missing_parts_follow_their_conditional(name: str) -> None:
 
 
 @pytest.mark.skipif(stack.constriction is None, reason="needs constriction")
-@pytest.mark.parametrize("settings", [{}, {"orders": 3}])
+@pytest.mark.parametrize("settings", [slow({}), {"orders": 3}])
 def test_groups_are_coded(settings: dict) -> None:
     program = built(partial(MADE, DIMS, [20], order=GROUPS, **settings))
     x = BINARY[torch.randint(256, (300,), generator=torch.Generator().manual_seed(1))]
@@ -198,7 +210,7 @@ def test_parameters_load_in_their_own_groups_alone(tmp_path: Path) -> None:
             NADE(DIMS, 5, order=other).double().load(tmp_path / "net.pt")
 
 
-@pytest.mark.parametrize("make", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("make", some(GIVEN, "nade of a vector", "gated pixelcnn of half"))
 def test_probabilities_given_a_context_sum_to_one_and_differ(make: Make) -> None:
     program = built(make)
     y = contexts(program, 2)
@@ -212,7 +224,7 @@ def test_probabilities_given_a_context_sum_to_one_and_differ(make: Make) -> None
     assert expected.shape == (6, 2, DIMS)
 
 
-@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("make", some(IMAGES, "multiscale"))
 def test_each_pixel_sees_all_of_a_context_image_and_the_earlier_pixels(make: Make) -> None:
     program = built(partial(make, context=(1, 1, 2)))
     net, y = program.model.fn.net, contexts(program, 1)
@@ -222,6 +234,7 @@ def test_each_pixel_sees_all_of_a_context_image_and_the_earlier_pixels(make: Mak
     assert bool((reach > 0).all())
 
 
+@pytest.mark.slow
 def test_draws_follow_the_density_given_a_context() -> None:
     program = built(partial(MultiscalePixelCNN, WIDE, 6, 1, context=(1, 1, 2)))
     y = contexts(program, 2)
@@ -237,7 +250,7 @@ SHARP = {
 }
 
 
-@pytest.mark.parametrize("name", SHARP)
+@pytest.mark.parametrize("name", ["pixelcnn", slow("multiscale")])
 def test_a_small_image_is_made_large(name: str) -> None:
     """Blocks of four equal pixels leave no doubt given one pixel of each."""
     torch.manual_seed(0)
