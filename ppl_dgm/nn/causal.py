@@ -97,6 +97,15 @@ class CausalNet(nn.Module, ABC):
         """Number of orders."""
         return len(self.orders)
 
+    @property
+    def learns_one_order(self) -> bool:
+        """Whether training always scores the same order."""
+        return self.num_orders == 1
+
+    def draw_member(self) -> Tensor:
+        """Draw what training scores next: the number `[]` of an order, or an order `[D]`."""
+        return torch.randint(self.num_orders, (), device=self.orders.device)
+
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """Compute the parameters of every conditional.
@@ -104,7 +113,7 @@ class CausalNet(nn.Module, ABC):
         Args:
             x: data `[..., D]`.
             context: `[..., num_context]`, where the net has one.
-            member: the number of the order.
+            member: the number of the order, or what `draw_member` gave.
 
         Returns:
             Parameters `[..., D, P]`.

@@ -30,6 +30,9 @@ class NADENet(CausalNet):
         num_context: size of a context vector that moves a_1 and b.
         activation: makes the activation.
         num_orders: number of orders.
+        all_orders: whether training draws from all orders, not from these: then $a_t$ also has a
+            learned column for each earlier dimension, whatever its value, which tells the net what
+            it knows (Uria, Murray and Larochelle 2014, section 3.2).
 
     Shape:
         `[..., D]` to `[..., D, P]`.
@@ -55,10 +58,13 @@ class NADENet(CausalNet):
         num_context: int = 0,
         activation: Activation = nn.Sigmoid,
         num_orders: int = 1,
+        all_orders: bool = False,
     ) -> None:
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
         check_widths([hidden])
+        self.all_orders = all_orders
         self.columns = nn.Linear(num_dims, hidden)  # W and c
+        self.known = nn.Parameter(torch.zeros(num_dims, hidden)) if all_orders else None
         self.rows = nn.Parameter(
             torch.empty(num_dims, num_outputs_per_dim, hidden).uniform_(-1, 1) / hidden**0.5
         )
@@ -76,21 +82,42 @@ class NADENet(CausalNet):
         shifts = self.context_biases(context).unflatten(-1, self.biases.shape)
         return self.columns.bias + self.context(context), self.biases + shifts
 
+    @property
+    def learns_one_order(self) -> bool:
+        """Whether training always scores the same order."""
+        return super().learns_one_order and not self.all_orders
+
+    def draw_member(self) -> Tensor:
+        """Draw a number of the orders, `[]`, or any order, `[D]`."""
+        if not self.all_orders:
+            return super().draw_member()
+        return torch.rand(self.num_dims, device=self.orders.device).argsort()
+
+    def places_of(self, member: int | Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The dimensions of an order and their ranks; None for the natural one."""
+        if isinstance(member, Tensor) and member.dim() == 1:
+            return member, member.argsort()
+        if self.natural:
+            return None, None
+        return pick(self.orders, member), pick(self.ranks, member)
+
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, P]`."""
-        places = pick(self.orders, member)
+        places, ranks = self.places_of(member)
         first, biases = self.starts(flat_context(context, x))
         weights, flat = self.columns.weight.T, x.reshape(-1, self.num_dims)
-        if not self.natural:
+        if places is not None:
             weights, flat = weights[places], flat[:, places]
         moves = flat[:, :-1, None] * weights[:-1]
+        if self.known is not None:
+            moves = moves + (self.known if places is None else self.known[places])[:-1]
         sums = torch.cat([first.expand(len(flat), -1).unsqueeze(1), moves], 1).cumsum(1)
         if self.grouped:
             sums = sums.index_select(1, torch.searchsorted(self.steps, self.steps))
-        rows = self.rows if self.natural else self.rows[places]
+        rows = self.rows if places is None else self.rows[places]
         params = torch.einsum("bth,tph->btp", self.activation(sums), rows)
-        if not self.natural:
-            params = params[:, pick(self.ranks, member)]
+        if ranks is not None:
+            params = params[:, ranks]
         return (params + biases).reshape(*x.shape, -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
@@ -104,6 +131,8 @@ class NADENet(CausalNet):
             if t:
                 last = torch.as_tensor(order[t - 1], device=x.device).reshape(-1)
                 sums = sums + x[..., last] @ self.columns.weight[:, last].T
+                if self.known is not None:
+                    sums = sums + self.known[last].sum(0)
             rows = self.rows[order[t]]
             params = F.linear(self.activation(sums), rows.flatten(0, -2))
             return params.unflatten(-1, rows.shape[:-1]) + biases[..., order[t], :]

@@ -1,9 +1,11 @@
-"""Groups of dimensions drawn together, images from coarse to fine, and given contexts."""
+"""Groups of dimensions drawn together, images from coarse to fine, contexts, all orders."""
 
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import pyro.poutine as poutine
 import pytest
 import torch
 from cases import all_vectors
@@ -42,6 +44,7 @@ GROUPED: dict[str, Make] = {
     "made of drawn masks": partial(MADE, DIMS, [30, 30], order=GROUPS, seed=3),
     "made of one group": partial(MADE, DIMS, [9], order=[list(range(DIMS))]),
     "nade": partial(NADE, DIMS, 5, order=GROUPS),
+    "eonade": partial(NADE, DIMS, 5, order=GROUPS, all_orders=True),
     "multiscale": partial(MultiscalePixelCNN, WIDE, 6, 1),
     "multiscale of two": partial(MultiscalePixelCNN, WIDE, 6, 1, 1),
     "multiscale of one": partial(MultiscalePixelCNN, WIDE, 6, 1, 0),
@@ -284,7 +287,7 @@ def test_compiled_training_given_contexts_equals_eager(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["made", "nade", "multiscale"])
+@pytest.mark.parametrize("name", ["made", "nade", "eonade", "multiscale"])
 def test_compiled_training_of_groups_equals_eager(name: str) -> None:
     results = []
     for compiled in (False, True):
@@ -322,6 +325,54 @@ def test_context_images_are_scaled_as_the_data_are() -> None:
     expected = torch.tensor([[-1.0, 1.0], [0.0, -0.5]]).double()
     assert torch.equal(levelled(y), expected)
     assert torch.equal(levelled(y.to(torch.uint8).reshape(2, 1, 1, 2)), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"orders": 2}, {"order": [2, [0, 1], 3]}, {"context": 2}])
+def test_an_eonade_sums_to_one_and_remembers(settings: dict) -> None:
+    program = built(partial(NADE, 4, 5, all_orders=True, **settings))
+    values = all_vectors(2, 4).double()
+    y = contexts(program, 1) if "context" in settings else None
+    data = (values,) if y is None else (values, y.expand(16, -1))
+    probs = Exact()(program, *data).log_z.exp()
+    assert probs.sum().item() == pytest.approx(1, abs=1e-9)
+    given = {} if y is None else {"y": y}
+    assert frequencies_agree(program.sample(4000, **given).flatten(0, -2), probs)
+    torch.manual_seed(0)
+    expected = naively(program, 6, **given)
+    torch.manual_seed(0)
+    assert torch.equal(program.sample(6, **given), expected)
+
+
+def test_an_eonade_trains_on_all_orders() -> None:
+    """Scores in training are those of the six orders of three dimensions, all equally often."""
+    program = built(partial(NADE, 3, 5, all_orders=True)).train()
+    values, net = all_vectors(2, 3).double(), program.model.fn.net
+    orders = torch.tensor(list(permutations(range(3))))
+    with torch.no_grad():
+        params = [net(values, member=order).squeeze(-1) for order in orders]
+        each = torch.stack(
+            [
+                -F.binary_cross_entropy_with_logits(p, values, reduction="none").sum(-1)
+                for p in params
+            ]
+        )
+    assert torch.allclose(each.exp().sum(-1), torch.ones(6).double())
+    counts = torch.zeros(6)
+    for _ in range(300):
+        trace = poutine.trace(program.model).get_trace(values)
+        trace.compute_log_prob()
+        same = (each - trace.nodes["x"]["log_prob"]).abs().max(-1).values < 1e-12
+        assert same.sum() == 1
+        counts += same
+    assert (counts - 50).abs().max() < 4.5 * (300 * 5 / 36) ** 0.5
+
+
+def test_an_eonade_knows_what_it_knows() -> None:
+    """A dimension that is known to be zero counts, as one that is unknown does not."""
+    program = built(partial(NADE, 2, 3, all_orders=True))
+    net, zero = program.model.fn.net, torch.zeros(1, 2).double()
+    first, second = (net(zero, member=torch.tensor(order)) for order in ([0, 1], [1, 0]))
+    assert not torch.allclose(first[0, 0], second[0, 0])
 
 
 x2 = torch.ones(2, 3)

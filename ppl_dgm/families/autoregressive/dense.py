@@ -122,8 +122,8 @@ class NADE(AutoregressiveProgram):
 
     The conditionals share hidden units $\mathrm{act}(c + W_{:, <d} x_{<d})$, whose inputs each
     dimension changes by one column: O(D H) for a datum. With `likelihoods.MixtureDensity` it is
-    RNADE (Uria, Murray and Larochelle 2013), with several orders a small EoNADE (Uria, Murray and
-    Larochelle 2014).
+    RNADE (Uria, Murray and Larochelle 2013), with several orders, of which training draws one a
+    step or any (`all_orders`), EoNADE (Uria, Murray and Larochelle 2014).
 
     Args:
         num_dims: number D of dimensions.
@@ -137,6 +137,8 @@ class NADE(AutoregressiveProgram):
         activation: makes the activation.
         num_classes: number of classes, of which each datum then has a label.
         context: size of a vector that is given with each datum, as labels are.
+        all_orders: whether training draws from all orders, not from the K, and the net is told
+            which dimensions it knows.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood.
@@ -158,6 +160,7 @@ class NADE(AutoregressiveProgram):
         activation: Activation = nn.Sigmoid,
         num_classes: int | None = None,
         context: int | None = None,
+        all_orders: bool = False,
     ) -> None:
         likelihood = named_likelihood(likelihood)
         settings = (
@@ -167,5 +170,6 @@ class NADE(AutoregressiveProgram):
             context_of(num_classes, context),
             activation,
             orders,
+            all_orders,
         )
         super().__init__(NADENet(num_dims, hidden, *settings), likelihood, num_classes, context)

@@ -210,9 +210,9 @@ class AutoregressiveModel(nn.Module):
         """
         given = y if x is None else x
         with pyro.plate("data", 1 if given is None else len(given), dim=-1):
-            if self.training and x is not None and self.net.num_orders > 1:
-                member = torch.randint(self.net.num_orders, (), device=x.device)
-                return pyro.sample("x", self._member(member, self.context(y)), obs=x)
+            if self.training and x is not None and not self.net.learns_one_order:
+                law = self._member(self.net.draw_member(), self.context(y))
+                return pyro.sample("x", law, obs=x)
             return pyro.sample("x", self.distribution(y, temperature, progress), obs=x)
 
     def _member(
@@ -224,7 +224,7 @@ class AutoregressiveModel(nn.Module):
     ) -> Autoregressive:
         """Return the density under one of the orders.
 
-        Where the number of the order is a tensor, the density can only be scored.
+        Where the order, or its number, is a tensor, the density can only be scored.
         """
         given: Any = {"context": context, "member": member}
         return Autoregressive(
