@@ -502,6 +502,7 @@ CASES: dict[str, Case] = {
         seeded(lambda: PixelCNN((1, 2, 2), 4, 1, context=(1, 1, 2))),
         with_contexts(binary(), 2),
         made_by_conditionals,
+        {"y": torch.tensor([[0.2, 0.7]])},
     ),
     "pixel transformer": Case(
         seeded(lambda: PixelTransformer((1, 2, 2), 4, 1, 2)), binary(), made_by_conditionals
