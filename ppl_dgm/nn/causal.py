@@ -103,7 +103,10 @@ class CausalNet(nn.Module, ABC):
         return self.num_orders == 1
 
     def draw_member(self) -> Tensor:
-        """Draw what training scores next: the number `[]` of an order, or an order `[D]`."""
+        """Draw what training scores next.
+
+        It is the number of an order, `[]`, or an order, `[D]`.
+        """
         return torch.randint(self.num_orders, (), device=self.orders.device)
 
     @abstractmethod
@@ -269,7 +272,10 @@ def step_ranks(order: Order, num_dims: int) -> Tensor:
 
 
 def in_groups(dims: list[int], steps: Tensor) -> list[int | list[int]]:
-    """Split a list of dimensions by their steps; groups of one are numbers."""
+    """Split dimensions by their steps.
+
+    Groups of one are numbers.
+    """
     bounds = pairwise([0, *accumulate(steps.bincount().tolist())])
     return [dims[start] if stop == start + 1 else dims[start:stop] for start, stop in bounds]
 

@@ -1,4 +1,7 @@
-"""Contexts of causal nets over images: vectors, or small images that are spread out."""
+"""Contexts of causal nets over images.
+
+They are vectors, or small images that are spread out.
+"""
 
 import math
 
@@ -96,7 +99,10 @@ def context_size(context: ContextSize) -> int:
 
 
 def window(context: Tensor | None, rows: slice, columns: slice = slice(None)) -> Tensor | None:
-    """Crop a context's features; those of vectors are the same everywhere."""
+    """Crop a context's features.
+
+    Those of vectors are the same everywhere.
+    """
     if context is None or context.shape[2:] == (1, 1):
         return context
     return context[:, :, rows, columns]

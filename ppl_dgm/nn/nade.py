@@ -88,13 +88,16 @@ class NADENet(CausalNet):
         return super().learns_one_order and not self.all_orders
 
     def draw_member(self) -> Tensor:
-        """Draw a number of the orders, `[]`, or any order, `[D]`."""
+        """Draw one of the orders, or of all."""
         if not self.all_orders:
             return super().draw_member()
         return torch.rand(self.num_dims, device=self.orders.device).argsort()
 
     def places_of(self, member: int | Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The dimensions of an order and their ranks; None for the natural one."""
+        """Return the dimensions of an order and their ranks.
+
+        Both are None for the natural one.
+        """
         if isinstance(member, Tensor) and member.dim() == 1:
             return member, member.argsort()
         if self.natural:
@@ -121,7 +124,7 @@ class NADENet(CausalNet):
         return (params + biases).reshape(*x.shape, -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Add one column of weights a step, or those of a group."""
+        """Add the columns of one step's dimensions."""
         order = self.sequences[member]
         first, biases = self.starts(context)
         sums = first.expand(*x.shape[:-1], -1)

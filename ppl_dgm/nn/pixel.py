@@ -85,7 +85,7 @@ class ImageNet(CausalNet):
         return params.reshape(*x.shape, -1)
 
     def seen(self, context: Tensor | None, x: Tensor) -> Tensor | None:
-        """Make a context's features for the pixels of data `[..., D]`."""
+        """Make features of a context for data `[..., D]`."""
         flat = flat_context(context, x)
         return flat if flat is None or self.spread is None else self.spread(flat)
 

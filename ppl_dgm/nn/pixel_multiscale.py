@@ -1,4 +1,4 @@
-"""Net of images from coarse to fine, whose pixels are drawn in few groups."""
+"""Net of images from coarse to fine, in few groups."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ QUADRANTS = ((EVEN, ODD), (ODD, EVEN), (ODD, ODD))  # rows and columns of new pi
 
 
 class MultiscaleNet(CausalNet):
-    r"""Causal net over images from coarse to fine, three groups of pixels a scale.
+    r"""Causal net over images from coarse to fine.
 
     (Reed et al. 2017, Parallel multiscale autoregressive density estimation, section 3.)
 
@@ -90,7 +90,7 @@ class MultiscaleNet(CausalNet):
         return torch.cat(params, 1)[:, self.ranks[0]].reshape(*x.shape, -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
-        """Run the small image's net, then one pass of a scale's net for each group."""
+        """Run the small image's net, then a pass a group."""
         self.check_context(context)
         channels, num_first, seen = self.shape[0], self.base.num_dims, self.seen(context, x)
         first = self.base.stepper_given(self.corner(x.reshape(-1, *self.shape)), seen[0])
@@ -122,7 +122,7 @@ class MultiscaleNet(CausalNet):
         return at_stride(image, self.strides[0]).flatten(1)
 
     def seen(self, context: Tensor | None, x: Tensor) -> list[Tensor | None]:
-        """Make a context's features for the pixels of each scale."""
+        """Make features of a context for each scale."""
         flat = flat_context(context, x)
         features = flat if flat is None or self.spread is None else self.spread(flat)
         places = [slice(None, None, stride) for stride in self.strides]
@@ -130,7 +130,7 @@ class MultiscaleNet(CausalNet):
 
 
 class ScaleNet(nn.Module):
-    """Net of one scale: parameters of a group of pixels, of all earlier ones.
+    """Net of one scale, from known pixels to new ones.
 
     Args:
         shape: (channels, height, width) of the image at this scale.
@@ -163,7 +163,7 @@ class ScaleNet(nn.Module):
         self.head = ChannelHead(shape[0], width, num_outputs)
 
     def forward(self, image: Tensor, context: Tensor | None) -> Tensor:
-        """Parameters `[B, new dimensions, P]`, of one group after the other."""
+        """Parameters `[B, new dimensions, P]`, group by group."""
         params = [
             self.params(self.features(image, number, context), image, number).flatten(1, 2)
             for number in range(len(self.places))
@@ -171,7 +171,7 @@ class ScaleNet(nn.Module):
         return torch.cat(params, 1)
 
     def features(self, image: Tensor, number: int, context: Tensor | None) -> Tensor:
-        """Features `[B, pixels, F]` of one group of pixels, of those known before."""
+        """Features `[B, pixels, F]` of one group."""
         mask = self.masks[number]
         h = self.first(torch.cat([image * mask, mask.expand(len(image), -1, -1, -1)], 1))
         h = h if self.context is None or context is None else h + self.context(context)
@@ -196,7 +196,7 @@ class ResidualConv(nn.Module):
 
 
 def strides_of(shape: ImageShape, num_scales: int | None) -> list[int]:
-    """Distances of the pixels of each scale, from the coarsest to 1."""
+    """List the distances of pixels, scale by scale."""
     most = (max(shape[1:]) - 1).bit_length()
     num_scales = most if num_scales is None else num_scales
     check_sizes(0, num_scales=num_scales)
@@ -219,7 +219,10 @@ def is_there(places: tuple[slice, slice], shape: tuple[int, ...]) -> bool:
 
 
 def new_groups(dims: Tensor) -> list[list[int]]:
-    """Group the new dimensions of a scale, `[C, h, w]`: by quadrant, then by channel."""
+    """Group the new dimensions of a scale, `[C, h, w]`.
+
+    Each quadrant gives a group for every channel.
+    """
     return [
         channel[places].flatten().tolist()
         for places in QUADRANTS
@@ -229,5 +232,5 @@ def new_groups(dims: Tensor) -> list[list[int]]:
 
 
 def pixels_of(image: Tensor, places: tuple[slice, slice]) -> Tensor:
-    """Pixels of images `[B, F, H, W]` at some rows and columns, `[B, pixels, F]`."""
+    """Pick pixels of images `[B, F, H, W]`: `[B, pixels, F]`."""
     return image[:, :, places[0], places[1]].flatten(2).mT

@@ -275,9 +275,9 @@ class AutoregressiveModel(nn.Module):
 
 
 def context_of(num_classes: int | None, context: ContextSize | None) -> ContextSize:
-    """What a net is told of a program's classes or context.
+    """Tell a net of a program's classes or context.
 
-    It is the size of a vector or the shape of an image, 0 for none.
+    The result is the size of a vector or the shape of an image, 0 for none.
     """
     if num_classes is not None and context is not None:
         raise ValueError(
