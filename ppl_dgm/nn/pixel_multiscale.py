@@ -232,5 +232,5 @@ def new_groups(dims: Tensor) -> list[list[int]]:
 
 
 def pixels_of(image: Tensor, places: tuple[slice, slice]) -> Tensor:
-    """Pick pixels of images `[B, F, H, W]`: `[B, pixels, F]`."""
+    """Pick pixels of `[B, F, H, W]`: `[B, pixels, F]`."""
     return image[:, :, places[0], places[1]].flatten(2).mT
