@@ -10,6 +10,7 @@ import torch
 from cases import all_vectors
 from causal import Make, built, frequencies_agree, naively, seen
 from torch import Tensor
+from torch.autograd.functional import jacobian
 
 from ppl_dgm import Program, fit
 from ppl_dgm.evidence import Exact, ImportanceSampling
@@ -71,6 +72,45 @@ BINARY = all_vectors(2, DIMS).double()
 def test_each_conditional_sees_the_earlier_dimensions_only(make: Make, order: Any) -> None:
     program = built(make, order=order)
     assert torch.equal(seen(program, torch.rand(DIMS).double()).triu(), torch.zeros(8, 8).bool())
+
+
+LAWS = {
+    "levels": likelihoods.Categorical(3),
+    "logistic levels": likelihoods.DiscretisedLogistic(3, 2),
+    "gaussian": likelihoods.Gaussian(0.5),
+    "learned gaussian": likelihoods.Gaussian(learned="net"),
+    "continuous bernoulli": likelihoods.ContinuousBernoulli(),
+    "mixture": likelihoods.MixtureDensity(2),
+    "logistic mixture": likelihoods.MixtureDensity(2, "logistic"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("name", [name for name in NETS if "++" not in name])
+def test_each_conditional_sees_the_earlier_dimensions_only_under_any_law(
+    name: str, law: Any
+) -> None:
+    program = built(NETS[name], likelihood=law, order=ORDER)
+    assert not bool(seen(program, torch.rand(DIMS).double()).triu().any())
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_pixelcnnpp_couples_channels_to_earlier_ones_only(law: Any) -> None:
+    program = built(partial(PixelCNNPlusPlus, (2, 2, 2), 4, 2, 1, law))
+    assert not bool(seen(program, torch.rand(DIMS).double()).triu().any())
+
+
+@pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
+def test_both_nets_of_darn_see_the_earlier_dimensions_only(order: Any) -> None:
+    model = built(partial(DARN, 4, 3), order=order).model.fn
+    places = list(order or range(4))
+    below = jacobian(lambda h: model.prior(h).squeeze(-1), torch.rand(3).double())
+    assert torch.equal(below != 0, torch.ones(3, 3).tril(-1).bool())
+    h, x = torch.rand(3).double(), torch.rand(4).double()
+    found = jacobian(lambda x: model.decoder(x, h).squeeze(-1), x) != 0
+    assert torch.equal(found[places][:, places], torch.ones(4, 4).tril(-1).bool())
+    assert bool((jacobian(lambda h: model.decoder(x, h).squeeze(-1), h) != 0).all())
 
 
 COMPLETE = set(NETS) - {
@@ -205,10 +245,11 @@ def test_training_scores_one_order_at_a_time(make: Make) -> None:
 def test_remembering_changes_no_draw(make: Make, settings: Any) -> None:
     program = built(make, **settings)
     given = {"y": torch.tensor([0, 1])} if "num_classes" in settings else {}
+    temperature = 0.8 if "order" in settings else 1.0
     torch.manual_seed(0)
-    expected = naively(program, 6, **given)
+    expected = naively(program, 6, temperature=temperature, **given)
     torch.manual_seed(0)
-    assert torch.equal(program.sample(6, **given), expected)
+    assert torch.equal(program.sample(6, temperature=temperature, **given), expected)
     assert expected.shape == ((6, 2, DIMS) if given else (6, DIMS))
     assert expected.unique(dim=0).shape[0] > 1
 
@@ -317,6 +358,19 @@ def test_receptive_fields_grow_as_claimed() -> None:
             last = seen(program, torch.rand(20).double())[-1]
             assert program.model.fn.net.receptive_field == field
             assert torch.equal(last, (torch.arange(20) >= 19 - field) & (torch.arange(20) < 19))
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "more"),
+    [(partial(PixelCNN, (1, 9, 3), 4), 3, 1), (partial(GatedPixelCNN, (1, 9, 3), 4), 0, 2)],
+)
+def test_receptive_fields_of_images_grow_by_so_many_rows_a_layer(
+    make: Make, first: int, more: int
+) -> None:
+    for layers in (1, 2, 3):
+        program = built(partial(make, num_layers=layers))
+        reach = seen(program, torch.rand(27).double())[8 * 3 + 1]
+        assert 8 - int(reach.nonzero().min()) // 3 == first + more * layers
 
 
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)

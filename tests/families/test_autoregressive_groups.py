@@ -21,6 +21,7 @@ from ppl_dgm.families import (
     FVSBN,
     MADE,
     NADE,
+    VQVAE,
     GatedPixelCNN,
     MultiscalePixelCNN,
     PixelCNN,
@@ -311,6 +312,36 @@ def test_scores_of_groups_and_contexts_are_gradients(name: str) -> None:
         for score, gradient in zip(scores.values(), gradients, strict=True):
             wanted = torch.zeros_like(score[n]) if gradient is None else gradient
             assert torch.allclose(score[n], wanted, atol=1e-12)
+
+
+def test_codes_with_an_autoregressive_decoder_bound_the_density() -> None:
+    """An encoder learns codes by a plain decoder; pixels given them get a causal one."""
+    torch.manual_seed(0)
+    x = (torch.rand(40, 4) < 0.5).float()
+    vqvae = VQVAE(4, num_codes=2, codebook_size=3, code_dim=2, hidden=[8], prior_hidden=[8])
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    settings: Any = {"optimizer": adam, "steps": 40, "progress": False, "compile": False}
+    fit(vqvae, x, **settings)
+    codes = vqvae.eval().encode(x).float()
+    prior = NADE(2, 6, likelihoods.Categorical(3))
+    decoder = PixelCNN((1, 2, 2), 6, 1, context=2)
+    fit(prior, codes, **settings)
+    fit(decoder, (x, codes), **settings)
+    prior, decoder = prior.eval().double(), decoder.eval().double()
+    every, values = all_vectors(3, 2).double(), all_vectors(2, 4).double()
+    log_prior = Exact()(prior, every).log_z
+    joint = torch.stack(
+        [
+            log_p + Exact()(decoder, values, k.expand(16, -1)).log_z
+            for k, log_p in zip(every, log_prior, strict=True)
+        ]
+    )
+    assert joint.logsumexp(0).exp().sum().item() == pytest.approx(1, abs=1e-9)
+    bound = Exact()(prior, codes).log_z + Exact()(decoder, x, codes).log_z
+    index = (x.long() * torch.tensor([8, 4, 2, 1])).sum(-1)
+    assert bool((bound < joint.logsumexp(0)[index]).all())
+    draws = decoder.sample(1, y=prior.sample(2000)).squeeze(0)
+    assert frequencies_agree(draws, joint.logsumexp(0).exp())
 
 
 def levelled(y: Any) -> Any:
