@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Autoregressive(TorchDistribution):
     ) -> None:
         num_dims = start.shape[-1]
         self.order = tuple(range(num_dims)) if order is None else tuple(order)
-        if sorted(each_of(self.order)) != list(range(num_dims)):
+        if sorted(chain(*as_groups(self.order))) != list(range(num_dims)):
             raise ValueError(
                 f"expected the order to be a permutation of 0, ..., {num_dims - 1}, "
                 f"got {list(self.order)}"
@@ -102,12 +103,13 @@ class Autoregressive(TorchDistribution):
         """Draw `[*sample_shape, *batch, D]`, one dimension after the other."""
         x = self.start.expand(torch.Size(sample_shape) + self.start.shape)
         draw = self.draw or (lambda params: draw_one(self.conditional, params))
+        groups = as_groups(self.order)
+        places = torch.tensor([*chain(*groups)], device=x.device).split([*map(len, groups)])
         with torch.no_grad():
             step = self._naive_step if self.stepper is None else self.stepper(x)
-            for t, dims in enumerate(tqdm(self.order, "sample", disable=not self.progress)):
-                places = torch.as_tensor(dims, device=x.device).reshape(-1)
+            for t, dims in enumerate(tqdm(places, "sample", disable=not self.progress)):
                 drawn = draw(step(t, x)).to(x)
-                x = x.index_copy(-1, places, drawn.reshape(*x.shape[:-1], -1))
+                x = x.index_copy(-1, dims, drawn.reshape(*x.shape[:-1], -1))
         return x
 
     def _naive_step(self, t: int, x: Tensor) -> Tensor:
@@ -115,9 +117,9 @@ class Autoregressive(TorchDistribution):
         return self.net(x)[..., self.order[t], :]
 
 
-def each_of(order: Groups) -> list[int]:
-    """The dimensions of an order, one after the other."""
-    return [dim for item in order for dim in (item if isinstance(item, Sequence) else [item])]
+def as_groups(order: Groups) -> list[list[int]]:
+    """An order in groups, each of one or more dimensions."""
+    return [list(item) if isinstance(item, Sequence) else [item] for item in order]
 
 
 def draw_one(conditional: Callable[[Tensor], Any], params: Tensor) -> Tensor:

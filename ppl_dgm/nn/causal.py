@@ -89,7 +89,8 @@ class CausalNet(nn.Module, ABC):
         self.register_buffer("orders", orders)
         self.register_buffer("ranks", orders.argsort(-1), persistent=False)
         self.register_buffer("steps", steps)
-        self.sequences = [in_groups(each, steps) for each in orders.tolist()]
+        self.group_sizes: list[int] = steps.bincount().tolist()
+        self.sequences = [in_groups(each, self.group_sizes) for each in orders.tolist()]
         self.natural = bool((orders == torch.arange(num_dims)).all())
 
     @property
@@ -271,12 +272,9 @@ def step_ranks(order: Order, num_dims: int) -> Tensor:
     return steps[dims.argsort()]
 
 
-def in_groups(dims: list[int], steps: Tensor) -> list[int | list[int]]:
-    """Split dimensions by their steps.
-
-    Groups of one are numbers.
-    """
-    bounds = pairwise([0, *accumulate(steps.bincount().tolist())])
+def in_groups(dims: list[int], sizes: list[int]) -> list[int | list[int]]:
+    """Split dimensions into groups; those of one are numbers."""
+    bounds = pairwise([0, *accumulate(sizes)])
     return [dims[start] if stop == start + 1 else dims[start:stop] for start, stop in bounds]
 
 

@@ -162,6 +162,8 @@ class MADENet(CausalNet):
             for depth, layer in enumerate(self.layers)
         ]
         hidden = [x.new_zeros(*x.shape[:-1], len(each)) for each in degrees]
+        last = weights[-1].unflatten(0, (-1, self.num_outputs_per_dim))
+        last_shift = shifts[-1].unflatten(-1, (-1, self.num_outputs_per_dim))
 
         def step(t: int, x: Tensor) -> Tensor:
             below = x
@@ -170,9 +172,7 @@ class MADENet(CausalNet):
                 fresh = F.linear(below, weights[depth][units]) + shifts[depth][..., units]
                 hidden[depth][..., units] = self.activation(fresh)
                 below = hidden[depth]
-            outputs = torch.as_tensor(order[t], device=x.device)
-            rows = weights[-1].unflatten(0, (-1, self.num_outputs_per_dim))[outputs]
-            start = shifts[-1].unflatten(-1, (-1, self.num_outputs_per_dim))[..., outputs, :]
+            rows, start = last[order[t]], last_shift[..., order[t], :]
             return F.linear(below, rows.flatten(0, -2)).unflatten(-1, rows.shape[:-1]) + start
 
         return step

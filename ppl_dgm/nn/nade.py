@@ -125,14 +125,14 @@ class NADENet(CausalNet):
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
         """Add the columns of one step's dimensions."""
-        order = self.sequences[member]
+        order, places = self.sequences[member], self.orders[member].split(self.group_sizes)
         first, biases = self.starts(context)
         sums = first.expand(*x.shape[:-1], -1)
 
         def step(t: int, x: Tensor) -> Tensor:
             nonlocal sums
             if t:
-                last = torch.as_tensor(order[t - 1], device=x.device).reshape(-1)
+                last = places[t - 1]
                 sums = sums + x[..., last] @ self.columns.weight[:, last].T
                 if self.known is not None:
                     sums = sums + self.known[last].sum(0)
