@@ -362,7 +362,7 @@ def test_receptive_fields_grow_as_claimed() -> None:
 
 @pytest.mark.parametrize(
     ("make", "first", "more"),
-    [(partial(PixelCNN, (1, 9, 3), 16), 3, 1), (partial(GatedPixelCNN, (1, 9, 3), 4), 0, 2)],
+    [(partial(PixelCNN, (1, 9, 3), 16), 3, 1), (partial(GatedPixelCNN, (1, 9, 3), 4), 1, 2)],
 )
 def test_receptive_fields_of_images_grow_by_so_many_rows_a_layer(
     make: Make, first: int, more: int
