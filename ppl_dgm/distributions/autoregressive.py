@@ -1,7 +1,7 @@
 """Densities that are products of conditionals, and mixtures of such."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -119,7 +119,7 @@ class Autoregressive(TorchDistribution):
 
 def as_groups(order: Groups) -> list[list[int]]:
     """An order in groups, each of one or more dimensions."""
-    return [list(item) if isinstance(item, Sequence) else [item] for item in order]
+    return [list(item) if isinstance(item, Iterable) else [item] for item in order]
 
 
 def draw_one(conditional: Callable[[Tensor], Any], params: Tensor) -> Tensor:

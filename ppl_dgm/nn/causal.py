@@ -9,9 +9,8 @@ add a net, subclass `CausalNet` (or `SequenceNet`, which sorts and flattens) and
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -253,7 +252,7 @@ def split_order(order: Order, num_dims: int) -> tuple[Tensor, Tensor]:
     """
     if order is None or isinstance(order, Tensor):
         return check_order(order, num_dims), torch.arange(num_dims)
-    groups = [[item] if isinstance(item, Integral) else list(item) for item in order]
+    groups = [list(item) if isinstance(item, Iterable) else [item] for item in order]
     if not all(groups):
         raise ValueError("the order has an empty group; leave it out")
     sizes = torch.tensor([len(group) for group in groups], dtype=torch.long)

@@ -47,7 +47,7 @@ class ContextImage(nn.Module):
     def __init__(self, context: ContextSize, size: tuple[int, int], width: int) -> None:
         super().__init__()
         self.shape = None if isinstance(context, int) else tuple(check_widths(list(context)))
-        self.width = width if self.shape else context
+        self.width: int = context if isinstance(context, int) else width
         if self.shape is None:
             return
         for name, many, few in zip(("rows", "columns"), size, self.shape[1:], strict=True):
@@ -83,7 +83,7 @@ class ContextVectors(ContextImage):
 
     @checked
     def __init__(self, context: ContextSize, shape: ImageShape, width: int) -> None:
-        super().__init__(context, tuple(shape[1:]), width)
+        super().__init__(context, (shape[1], shape[2]), width)
         self.sizes = shape
 
     def forward(self, context: Tensor) -> Tensor:

@@ -66,10 +66,11 @@ class MultiscaleNet(CausalNet):
         dims = torch.arange(shape[0] * shape[1] * shape[2]).reshape(*shape)
         corner = at_stride(dims, self.strides[0])
         size = context_size(num_context)
-        spread = ContextImage(num_context, tuple(shape[1:]), width) if size else None
+        spread = ContextImage(num_context, (shape[1], shape[2]), width) if size else None
         seen = 0 if spread is None else spread.width
-        settings = (num_outputs_per_dim, None, 3, seen)
-        base = GatedConvNet(tuple(corner.shape), width, max(2, *corner.shape[1:]), *settings)
+        settings: Any = (num_outputs_per_dim, None, 3, seen)
+        base_shape: Any = tuple(corner.shape)
+        base = GatedConvNet(base_shape, width, max(2, *corner.shape[1:]), *settings)
         order: list[Any] = corner.flatten()[base.orders[0]].tolist()
         for stride in self.strides[1:]:
             order.extend(new_groups(at_stride(dims, stride)))

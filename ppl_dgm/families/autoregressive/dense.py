@@ -1,6 +1,7 @@
 """Dense autoregressive families: FVSBN, NADE, MADE."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -59,7 +60,7 @@ class MADE(AutoregressiveProgram):
         context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (
+        settings: Any = (
             likelihood.num_params,
             order,
             seed,
@@ -163,7 +164,7 @@ class NADE(AutoregressiveProgram):
         all_orders: bool = False,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (
+        settings: Any = (
             likelihood.num_params,
             order,
             seed,

@@ -1,6 +1,7 @@
 """Autoregressive families over sequences: recurrent nets and WaveNet."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.likelihoods import Likelihood, named_likelihood
@@ -50,7 +51,7 @@ class RecurrentNet(AutoregressiveProgram):
         context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (
+        settings: Any = (
             likelihood.num_params,
             order,
             num_layers,
@@ -104,7 +105,7 @@ class WaveNet(AutoregressiveProgram):
         context: int | None = None,
     ) -> None:
         likelihood = named_likelihood(likelihood)
-        settings = (
+        settings: Any = (
             likelihood.num_params,
             order,
             num_layers,
