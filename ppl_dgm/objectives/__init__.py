@@ -21,7 +21,6 @@ How to choose, by what the guide draws:
   `ScoreMatching` (real data), `PseudoLikelihood` or `RatioMatching` (binary),
   `NoiseContrastive(noise)` where a density near the data's is at hand, `LearnedProposal(flow)`
   where one can be learnt.
-  `NoiseContrastive(noise)` where a density near the data's is at hand.
 - a flow, and a density in place of data: `ReverseKL(target)`, which also distils a slow teacher
   into a fast student; `ForwardKL(target)` where it must not leave modes out.
 - nothing that has a density (a generator, `pyro.deterministic("x", ...)`), or samples matter more
