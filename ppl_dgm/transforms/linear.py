@@ -47,10 +47,10 @@ class LULinear(Bijection):
         weight = torch.linalg.qr(torch.randn(size, size))[0] if weight is None else weight
         if weight.shape != (size, size):
             raise ValueError(f"expected a weight [{size}, {size}], got shape {list(weight.shape)}")
+        if is_singular(weight.detach()):
+            raise ValueError("the weight is singular; expected a matrix that has an inverse")
         permutation, lower, upper = torch.linalg.lu(weight.detach())
         diagonal = upper.diagonal()
-        if not bool(diagonal.abs().min() > torch.finfo(weight.dtype).eps * weight.abs().max()):
-            raise ValueError("the weight is singular; expected a matrix that has an inverse")
         self.register_buffer("permutation", permutation)
         self.register_buffer("signs", diagonal.sign())
         self.lower = nn.Parameter(lower.tril(-1))
@@ -84,6 +84,20 @@ class LULinear(Bijection):
         half = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True)
         x = torch.linalg.solve_triangular(upper, half, upper=True).mT.reshape(right.shape)
         return x.movedim(-1, dim), -self._log_det(y)
+
+
+def is_singular(weight: Tensor) -> bool:
+    """Tell whether a matrix has no inverse but for rounding.
+
+    Units of rows and columns do not matter.
+    """
+    scaled = weight.double()
+    for dim in (1, 0):
+        scaled = scaled / scaled.abs().amax(dim, keepdim=True)
+    if not bool(torch.isfinite(scaled).all()):
+        return True
+    values = torch.linalg.svdvals(scaled)
+    return bool(values[-1] <= len(weight) * torch.finfo(weight.dtype).eps * values[0])
 
 
 class ActNorm(Bijection):

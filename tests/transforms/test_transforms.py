@@ -10,7 +10,7 @@ from torch import Tensor
 from transform_cases import ALL, PLANE, Case, context_of
 
 from ppl_dgm.compile import compile_function
-from ppl_dgm.transforms import Continuous, FlowDistribution
+from ppl_dgm.transforms import Continuous, FlowDistribution, LULinear
 
 PLACES = {"standard": (0.0, 1.0), "wide": (100.0, 30.0)}
 TOLERANCES = {  # of inverses, by whether they are numerical; relative to the data's size
@@ -192,6 +192,22 @@ def test_events_broadcast_over_leading_dimensions(case: Case) -> None:
         rows = [step(value, given) for value, given in zip(x, each, strict=True)]
         assert torch.allclose(image.flatten(0, 1), torch.stack([row[0] for row in rows]))
         assert torch.allclose(log_det.flatten(), torch.stack([row[1] for row in rows]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", [2, 6, 40])
+def test_singular_weights_are_refused_and_small_ones_are_not(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(size)
+    low_rank = torch.randn(size, size - 1, dtype=dtype) @ torch.randn(size - 1, size, dtype=dtype)
+    whole = torch.randn(size, size, dtype=dtype)
+    no_row, no_number = whole.clone(), whole.clone()
+    no_row[1], no_number[1, 1] = 0.0, torch.nan
+    for weight in (low_rank, no_row, no_number):
+        with pytest.raises(ValueError, match="the weight is singular"):
+            LULinear((size,), weight)
+    small = whole * torch.logspace(0, -12, size, dtype=dtype)
+    log_det = LULinear((size,), small).call_and_log_det(small[0])[1].item()
+    assert log_det == pytest.approx(torch.linalg.slogdet(small.double())[1].item(), rel=1e-4)
 
 
 @torch.no_grad()
