@@ -79,7 +79,8 @@ def savage_dickey(
 
     B the regression of the other latents on $\theta$ and w a normal inside the posterior of
     $\theta$, from the moments of half of the draws; the same from prior draws for $p(\theta_0)$,
-    with B = 0 and quartiles in place of moments. The standard error is withheld (NaN, with a
+    with B = 0 and w a normal of their quartiles, or uniform between quantiles where that is better.
+    The standard error is withheld (NaN, with a
     warning) where Pareto k says that the average has none.
 
     Dickey (1971); Chen (1994), "Importance-weighted marginal Bayesian posterior density
@@ -227,23 +228,29 @@ def marginal_density(
     fitting, rest = split_halves(draws)
     flat = rest.flatten(0, 1)
     if prior:
-        weight, moved = robust_normal(fitting, flat, slot), flat.clone()
+        weights = robust_normal(fitting, flat, slot), inner_box(fitting, flat, slot)
+        moved = flat.clone()
     else:
-        weight, moved = (
-            inner_normal(fitting, flat, slot),
-            along_regression(fitting, flat, slot, point),
-        )
+        weights = (inner_normal(fitting, flat, slot),)
+        moved = along_regression(fitting, flat, slot, point)
     moved[:, slot.start : slot.stop] = point
 
     def log_density(y: Tensor) -> Tensor:
         split = target.split(y)
         return split.prior if prior else split.total
 
-    terms = (
-        weight.double() + evaluate(log_density, moved, memory) - evaluate(log_density, flat, memory)
-    )
+    change = evaluate(log_density, moved, memory) - evaluate(log_density, flat, memory)
+    found = [averaged(weight.double() + change, rest.shape[:2]) for weight in weights]
+    return min(found, key=lambda density: (not bool(density.has_error), float(density.std_error)))
+
+
+def averaged(terms: Tensor, shape: torch.Size) -> Density:
+    """Average terms `[chains * draws]` of a density.
+
+    Their shape is that of `[chains, draws]`.
+    """
     centred = (terms - terms.amax(0)).exp()
-    ess = chain_ess(centred.unflatten(0, rest.shape[:2]))
+    ess = chain_ess(centred.unflatten(0, shape))
     error = (centred.var(0) / centred.mean(0).square() / ess).log1p().sqrt()
     return Density(log_mean_exp(terms), error, pareto_k(terms))
 
@@ -281,6 +288,20 @@ def robust_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
         own.median(0).values, robust_scale(own), validate_args=False
     )
     return reference.log_prob(points[:, slot.start : slot.stop]).sum(-1)
+
+
+def inner_box(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
+    """Compute a latent's log density, uniform over half of its draws: `[n]`.
+
+    It is zero outside their quantiles, and so never wider than a prior of light tails, as the
+    logarithm of a half-normal variable has.
+    """
+    own = fitting[:, slot.start : slot.stop]
+    tail = 0.5 - 0.5 * 0.5 ** (1 / own.shape[1])
+    low, high = own.quantile(tail, 0), own.quantile(1 - tail, 0)
+    value = points[:, slot.start : slot.stop]
+    inside = ((value > low) & (value < high)).all(-1)
+    return torch.where(inside, -(high - low).log().sum(), -torch.inf)
 
 
 def density_warnings(posterior: Density, prior: Density) -> tuple[str, ...]:

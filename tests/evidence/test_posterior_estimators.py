@@ -226,6 +226,22 @@ def test_a_single_bounded_parameter_is_not_flagged():
     assert float((found.log_bayes_factor - truth).abs()) < 4 * float(found.std_error) < 0.1
 
 
+def test_a_scale_of_light_tails_is_not_refused():
+    """The logarithm of a half-normal variable has lighter tails than any normal weight."""
+
+    def model() -> None:
+        s = pyro.sample("s", dist.HalfNormal(torch.ones((), dtype=FLOAT)))
+        pyro.factor("likelihood", -1.5 * s**2)
+
+    posterior, prior = (dist.HalfNormal(torch.tensor(s, dtype=FLOAT)) for s in (0.5, 1.0))
+    torch.manual_seed(0)
+    sampler = BridgeSampling(posterior={"s": posterior.sample((4, 500))})
+    found = savage_dickey(Program(model), site="s", value=0.5, sampler=sampler)
+    at = torch.tensor(0.5, dtype=FLOAT)
+    off = float(found.log_bayes_factor - posterior.log_prob(at) + prior.log_prob(at))
+    assert abs(off) < 4 * float(found.std_error) < 0.2
+
+
 def test_a_point_of_infinite_prior_density_is_refused_or_has_no_error():
     """The terms have infinite mean; the shape fitted to their draws may fall below one."""
 
