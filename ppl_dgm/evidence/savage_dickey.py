@@ -291,7 +291,7 @@ def robust_normal(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
 
 
 def inner_box(fitting: Tensor, points: Tensor, slot: Slot) -> Tensor:
-    """Compute a latent's log density, uniform over half of its draws: `[n]`.
+    """Compute a log density uniform over half of draws: `[n]`.
 
     It is zero outside their quantiles, and so never wider than a prior of light tails, as the
     logarithm of a half-normal variable has.

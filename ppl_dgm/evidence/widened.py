@@ -99,7 +99,12 @@ def is_count(fn: Any) -> bool:
 
 
 def widened(fn: Any) -> Any:
-    """`WideCount` of a distribution, under the same `to_event`."""
+    """`WideCount` of a distribution, under the same `to_event`.
+
+    Masks are taken off: evidence counts all latents, and so do their proposals.
+    """
+    if isinstance(fn, dist.MaskedDistribution):
+        return widened(fn.base_dist)
     if isinstance(fn, torch.distributions.Independent):
         return widened(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     return WideCount(fn)
@@ -166,9 +171,8 @@ class WideSampling(ImportanceSampling):
     def estimate(self, bound: Bound) -> Estimate:
         latents, runs = bound.structure.model_latents, bound.structure.model_runs
         structure = replace(bound.structure, has_guide=True, latents=latents, guide_runs=runs)
-        return super().estimate(
-            replace(bound, guide=WideProposal(bound.model), structure=structure)
-        )
+        wide = replace(bound, guide=WideProposal(bound.model), structure=structure)
+        return super().estimate(wide.proper())
 
 
 def has_counts(bound: Bound) -> bool:

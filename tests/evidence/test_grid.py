@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.data import problems
-from ppl_dgm.evidence import Exact, GridSampling, GridSum, auto
+from ppl_dgm.evidence import Exact, GridSampling, GridSum, WideSampling, auto
 
 
 def noisy_or(x: Tensor | None = None) -> None:
@@ -119,3 +119,29 @@ def test_auto_sums_what_it_can(name):
     assert found.reliable
     assert "GridSum agrees with" in found.estimator
     assert float(found.log_z) == pytest.approx(known.log_z, abs=1e-9)
+
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+@pytest.mark.parametrize("where", ["inside", "outside", "handler"])
+def test_masked_counts_are_counted_whole(where):
+    """Padding has latents too, whose density integrates to one."""
+    counts = dist.Poisson(torch.ones((), dtype=torch.float64)).expand([3])
+    masked = counts.mask(MASK).to_event(1) if where == "inside" else counts.to_event(1)
+    masked = masked.mask(MASK[:, 1]) if where == "outside" else masked
+
+    def model(x: Tensor, mask: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with pyro.poutine.mask(mask=where != "handler"):
+                k = pyro.sample("k", masked)
+            pyro.sample("x", dist.Normal(k, 1.0).mask(mask).to_event(1), obs=x)
+
+    x = torch.tensor([[1.0, 2.0, 9.0], [0.0, 9.0, 9.0]], dtype=torch.float64)
+    k = torch.arange(40.0, dtype=torch.float64)
+    each = dist.Poisson(1.0).log_prob(k) + dist.Normal(k, 1.0).log_prob(x[..., None])
+    truth = torch.where(MASK, each.logsumexp(-1), 0.0).sum(-1)
+    assert torch.allclose(GridSum()(Program(model), x, MASK).log_z, truth)
+    wide = WideSampling(20_000)(Program(model), x, MASK)
+    assert bool(((wide.log_z - truth).abs() < 4 * wide.std_error).all())
+    assert float(wide.std_error.max()) < 0.05
