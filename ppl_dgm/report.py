@@ -126,7 +126,7 @@ def write_report(
         heading: title of the page.
         seed: of the samples shown; torch's generator is left as it was.
         settings: what else to tell of how the numbers were made, by name, beside seed, versions,
-            device, command, date.
+            device, command, date and which fits were compiled.
 
     Returns:
         Path of `report.html`.
@@ -152,7 +152,7 @@ def write_report(
     target, names = make_folder(folder), FileNames()
     if not ranks_now().is_first:
         return target / PAGE
-    made = {**run_environment(seed), **(settings or {})}
+    made = {**run_environment(seed), "compile": compiled(sections), **(settings or {})}
     parts = {names(section.title): section for section in sections}
     with written_whole(target) as beside:
         written = {
@@ -167,6 +167,13 @@ def write_report(
         page = html_page(heading, bodies).encode("utf-8", errors="xmlcharrefreplace")
         (beside / PAGE).write_bytes(page)
     return target / PAGE
+
+
+def compiled(sections: Sequence[Section]) -> str:
+    """How many of the fits were compiled."""
+    fits = [fit for section in sections for fit in section.fits.values()]
+    count = sum(fit.compile_seconds > 0 for fit in fits)
+    return f"{count} of {len(fits)} fits were compiled" if fits else "no fits are shown"
 
 
 def explained(sections: Sequence[Section]) -> str:

@@ -104,6 +104,8 @@ def test_page_tells_how_its_numbers_were_made(page, section, tmp_path):
     assert f"torch {torch.__version__}" in made["versions"]
     html = (tmp_path / "report.html").read_text()
     assert all(name in html for name in made)
+    told = json.loads((page.parent / "results.json").read_text())["made_by"]["compile"]
+    assert told == f"0 of {len(section.fits)} fits were compiled"
     assert "stacking weight: its share in the mixture" in html
 
 
