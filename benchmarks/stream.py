@@ -75,7 +75,7 @@ def write(lines: list[str], *facts: str) -> None:
 
 
 def main() -> None:
-    """Fit the stream once, and judge a three-hundredth of it."""
+    """Fit the stream once, and judge a six-hundredth of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=20.0)
     count = round(parser.parse_args().gigabytes * 1e9 / (BATCH * DIMS * BYTES))
@@ -88,7 +88,7 @@ def main() -> None:
     found = ppl_dgm.fit(vae, stream, epochs=1, batch_size=BATCH, optimizer=adam, progress=False)
     lines.append(row("fit", count, str(found.steps), clock, before))
     write(lines, repr(found))
-    few = max(1, count // 300)
+    few = max(1, count // 600)
     judged = ImportanceSampling(4)(vae, Stream(partial(batches, few)), progress=False)
     assert len(judged.log_z) == few * BATCH
     lines.append(row("evidence of each datum", few, "-", clock, before))
