@@ -30,10 +30,11 @@ class RunningDigest:
     def add(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
         """Add the next part."""
         args, kwargs = self.program.adapt(*unpack_arguments(args, dict(kwargs)))
-        if self._structure is None:
-            self._structure = self.program.inspect(*args, **kwargs)
         with undisturbed(*self._halves), SizedPlates():
             trace = self._observed.trace(args, kwargs)
+        if self._structure is None or not set(self._structure.observed) <= trace.nodes.keys():
+            self._structure = self.program.inspect(*args, **kwargs)  # a loop's sites are its data
+        with undisturbed(*self._halves), SizedPlates():
             self._observed.add(self._structure, trace, args, kwargs)
 
     @property

@@ -84,6 +84,19 @@ def test_a_stream_has_the_digest_of_its_data(rows, double, monkeypatch):
         compare({"memory": found["memory"], "other": other})
 
 
+def test_a_last_part_of_a_loop_has_fewer_sites(monkeypatch):
+    monkeypatch.setattr(evidence_streams, "PART", 4)
+
+    def loop(x):
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"x{i}", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x[i])
+
+    found = Exact()(Program(loop), Stream(lambda: iter(X[:10].split(3))))
+    whole = Exact()(Program(loop), X[:10])
+    assert torch.allclose(found.log_z, whole.log_z)
+    assert found.digest == whole.digest
+
+
 def columns(x):
     with pyro.plate("data", len(x)):
         for column in range(3):
