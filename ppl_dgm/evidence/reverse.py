@@ -122,6 +122,12 @@ class ReverseAIS(Estimator):
     def _slopes(self, free: Bound) -> Iterator["Slope"]:
         """Yield the way down for each part of the data."""
         method, given = self.method, 0 if self.draws is None else len(self.draws)
+        if given and (free.num_data or 1) > 1:
+            raise ValueError(
+                f"the program has {free.num_data} partition functions, one for each datum's "
+                "covariates, so that draws belong to none of them; leave them out, or give data "
+                "of one covariate at a time"
+            )
         checkpoint = checkpoint_of(method, free, given=self.draws, num_moves=self.num_moves)
         ladder = ladder_to(free)
         if ladder is not None:

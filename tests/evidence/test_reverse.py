@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from energies import Ising, NormalEnergy, make_rbm, states
@@ -138,9 +140,29 @@ def test_an_interrupted_sandwich_goes_on(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def tilted(x: Tensor | None = None, y: Tensor | None = None) -> None:
+    """N(y, 1) as a tilted standard normal: every covariate has its own partition function."""
+    size = 1 if y is None else len(y)
+    with pyro.plate("data", size):
+        value = pyro.sample("x", dist.Normal(torch.zeros(size).double(), 1.0), obs=x)
+        pyro.factor("energy", value * y)
+
+
+X, Y = torch.tensor([0.3, 2.0]).double(), torch.tensor([0.5, -1.0]).double()
+
+
+@pytest.mark.slow
+def test_covariates_have_partition_functions_of_their_own() -> None:
+    found = BDMC(AIS(num_temperatures=10, num_chains=100, num_pilots=16))(Program(tilted), X, Y)
+    truth = dist.Normal(Y, 1.0).log_prob(X)
+    for side in (found.lower, found.upper):
+        assert bool(((side.log_z - truth).abs() < 4 * side.std_error).all())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ReverseAIS(FEW, X)(Program(tilted), X, Y), "2 partition functions"),
         (lambda: ReverseAIS(num_moves=0), "num_moves"),
         (lambda: ReverseAIS(draws=torch.zeros(1, 4)), "at least 2 chains"),
         (lambda: ReverseAIS(draws=torch.zeros(5, 3))(make_rbm(), states(4)), r"chains, \*\[4\]"),
