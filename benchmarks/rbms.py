@@ -1,7 +1,7 @@
 """Restricted Boltzmann machines on binary data, in test nats.
 
     python benchmarks/rbms.py --data FOLDER [--sets dna mushrooms nips] [--hidden 20]
-        [--epochs 400] [--rate 0.02] [--decay 0.0001]
+        [--epochs 400] [--rounds 20] [--rate 0.02] [--decay 0.0001]
     python benchmarks/rbms.py --data FOLDER --sets mnist --hidden 500 --minutes 55 --rate 0.05
 
 Persistent contrastive divergence with a rate that falls linearly. For the small sets the fit goes
@@ -23,6 +23,7 @@ from provenance import provenance
 from rows import Row, Rows, markdown
 from torch import Tensor
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LinearLR
 
 from ppl_dgm import fit
 from ppl_dgm.evidence import AIS, Evidence, Exact
@@ -38,7 +39,7 @@ ABOUT = (
     "their own (figures from memory). Of several rows of a set that of the best validation nats "
     "counts. Seed 0 throughout."
 )
-ROUNDS, ENDLESS = 10, 10**9
+ENDLESS = 10**9
 Parts = dict[str, Tensor]
 
 
@@ -75,15 +76,22 @@ def train_in_rounds(data: Parts, settings: argparse.Namespace) -> tuple[RBM, int
     rbm = RBM(data["train"].shape[1], settings.hidden).start_from(data["train"])
     objective = PersistentContrastiveDivergence(settings.moves)
     best, kept, epochs = -float("inf"), copy.deepcopy(rbm.state_dict()), 0
-    for turn in range(ROUNDS):
-        rate = settings.rate * (1 - turn / ROUNDS)
+    epochs_each = max(1, settings.epochs // settings.rounds)
+    steps = epochs_each * (len(data["train"]) // settings.batch)
+    for turn in range(settings.rounds):
+        left = settings.rounds - turn
         fit(
             rbm,
             data["train"],
             objective,
-            epochs=max(1, settings.epochs // ROUNDS),
+            epochs=epochs_each,
             batch_size=settings.batch,
-            optimizer=partial(SGD, lr=rate, weight_decay=settings.decay),
+            optimizer=partial(
+                SGD, lr=settings.rate * left / settings.rounds, weight_decay=settings.decay
+            ),
+            schedule=partial(
+                LinearLR, start_factor=1.0, end_factor=(left - 1) / left, total_iters=steps
+            ),
             seed=turn,
             progress=False,
             compile=True,
@@ -91,7 +99,7 @@ def train_in_rounds(data: Parts, settings: argparse.Namespace) -> tuple[RBM, int
         valid = float(Exact()(rbm, data["valid"]).log_z.mean())
         if valid > best:
             best, kept = valid, copy.deepcopy(rbm.state_dict())
-            epochs = (turn + 1) * max(1, settings.epochs // ROUNDS)
+            epochs = (turn + 1) * epochs_each
     rbm.load_state_dict(kept)
     return rbm, epochs
 
@@ -195,6 +203,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--decay", type=float, default=1e-4)
     parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--save", default="")
     settings = parser.parse_args()
