@@ -298,6 +298,16 @@ def test_programs_are_fitted_first_where_asked(lines, capsys):
     assert f"{best / 4:.3f}".replace("-", "−") in out.replace("-", "−")
 
 
+def test_fits_from_several_seeds_tell_their_spread(lines, capsys):
+    command = ["compare", f"{lines}/lines.py:learned", "--data", f"{lines}/rows.csv"]
+    assert main([*command, "--fit", "20", "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "± seeds" in out
+    assert out.count("20 steps") == 2
+    assert main([*command, "--seeds", "2"]) == 2
+    assert "give --fit STEPS" in capsys.readouterr().err
+
+
 def test_an_alarm_is_exit_status_3(lines, capsys):
     command = ["evidence", f"{lines}/lines.py:straight", "--data", f"{lines}/rows.csv"]
     assert main([*command, "--estimator", "prior", "--particles", "1e1"]) == 3

@@ -1,6 +1,7 @@
 """Comparisons against closed forms, simulation and grid search."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import matplotlib.colors as mcolors
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ppl_dgm import Fit, Program, compare, evidence
+from ppl_dgm.comparison.rendering import cells
 from ppl_dgm.comparison.rows import BayesFactor, make_row, sense_of
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.reporting.arviz import stacking_weights
@@ -119,6 +121,22 @@ def test_beta_bernoulli_bayes_factor():
     factor = table.bayes_factor("biased", "fair")
     assert abs(factor.log - truth) < 4 * factor.std_error
     assert factor.std_error < 0.03
+
+
+def test_trainings_from_other_seeds_tell_their_spread():
+    first, *again = (result(value) for value in (-10.0, -12.0, -17.0))
+    table = compare({"net": first, "fixed": result(-11.0)}, refits={"net": again})
+    assert table["net"].log_z == -10.0
+    assert table["net"].training_spread == pytest.approx(13**0.5)
+    assert math.isnan(table["fixed"].training_spread)
+    header, net, fixed = cells(table)
+    column = header.index("± seeds")
+    assert (net[column], fixed[column]) == ("3.6", "–")
+    assert "± seeds: of log p" in str(table)
+    with pytest.raises(ValueError, match="refits are given of 'other'"):
+        compare({"net": first}, refits={"other": again})
+    with pytest.raises(ValueError, match="training 2' cannot be compared"):
+        compare({"net": first}, refits={"net": [replace(again[0], digest="elsewhere")]})
 
 
 # ---- one evidence for each datum -----------------------------------------------------------------

@@ -23,8 +23,10 @@ from ppl_dgm.cli.loading import (
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
 from ppl_dgm.comparison import Comparison, compare
 from ppl_dgm.compile import CompileMode
+from ppl_dgm.evidence import Evidence
 from ppl_dgm.fitting import Fit, fit
 from ppl_dgm.program import Program
+from ppl_dgm.program.seeding import seeded
 from ppl_dgm.ranks import from_torchrun
 from ppl_dgm.report import Section, write_report
 from ppl_dgm.reporting.folders import make_folder
@@ -71,7 +73,8 @@ def _compare_digits(args: Namespace) -> int:
     budget = Budget(args.temperatures, args.epochs, _COMPILE[args.compile])
     budget = budget.quick() if args.quick else budget
     names = list(STUDIES) if args.data == "both" else [args.data]
-    sections = [run_study(STUDIES[name], budget, args.seed) for name in names]
+    seeds = range(args.seed, args.seed + args.seeds)
+    sections = [run_study(STUDIES[name], budget, seeds) for name in names]
     for section in sections:
         print(f"\n{section.title}: {section.note}\n\n{section.comparison}")
     heading = "Generative models of handwritten digits"
@@ -85,26 +88,41 @@ def _compare_digits(args: Namespace) -> int:
 def _compare_programs(args: Namespace) -> int:
     if args.data in ("both", *STUDIES):
         raise ValueError("--data is missing; name the file of data for your programs")
+    if args.seeds > 1 and not args.fit:
+        raise ValueError("--seeds fits from several seeds, but nothing is fitted; give --fit STEPS")
     folder = None if args.out is None else make_folder(args.out)
     data = load_data(Path(args.data))
-    results, fits = {}, {}
+    results, fits, refits = {}, {}, {}
     for name, reference in zip(program_names(args.programs), args.programs, strict=True):
-        program = load_program(reference)
-        given = arguments_for(program, data)
-        if args.fit:
-            fits[name] = _fit(name, program, given, args)
-        results[name] = estimate(program, given, args.estimator, args.particles, args.seed)
-    table = compare(results, fits=fits or None)
+        trained = [
+            _trained(name, reference, data, seed, args)
+            for seed in range(args.seed, args.seed + args.seeds)
+        ]
+        (results[name], fitted), *again = trained
+        fits |= {} if fitted is None else {name: fitted}
+        refits |= {name: [evidence for evidence, _ in again]} if again else {}
+    table = compare(results, fits=fits or None, refits=refits)
     print(table)
     return _finish(table, folder, Path(args.data).stem, args.seed, fits)
 
 
-def _fit(name: str, program: Program, given: CallArguments, args: Namespace) -> Fit:
+def _trained(
+    name: str, reference: str, data: Any, seed: int, args: Namespace
+) -> tuple[Evidence, Fit | None]:
+    """Evidence of a program, fitted from a seed where it is to be fitted."""
+    with seeded(seed):
+        program = load_program(reference)
+        given = arguments_for(program, data)
+        fitted = _fit(name, program, given, seed, args) if args.fit else None
+    return estimate(program, given, args.estimator, args.particles, args.seed), fitted
+
+
+def _fit(name: str, program: Program, given: CallArguments, seed: int, args: Namespace) -> Fit:
     result = fit(
         program,
         given.data,
         steps=args.fit,
-        seed=args.seed,
+        seed=seed,
         compile=_COMPILE[args.compile],
         progress=False,
     )

@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   ppl-dgm compare
   ppl-dgm compare --data binary --seed 1 --out results/seed-1
   ppl-dgm compare lines.py:straight lines.py:curved --data heights.csv --out results/lines
-  ppl-dgm compare nets.py:small nets.py:large --data rows.npz --fit 2000
+  ppl-dgm compare nets.py:small nets.py:large --data rows.npz --fit 2000 --seeds 5
   ppl-dgm evidence schools.py:program --data schools.npz --estimator importance --particles 1e4
 
 exit status: 0 done; 1 a run failed; 2 the input was at fault; 3 done, but an alarm speaks against a
@@ -80,6 +80,13 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     )
     add("--fit", type=positive, metavar="STEPS", help="fit the programs first, by so many steps")
     _add_estimator(command)
+    add(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="fit everything from N seeds and tell the spread of log p over them [1]",
+    )
     add("--epochs", type=positive, metavar="N", help="digits: at most N passes for every fit")
     add(
         "--temperatures",

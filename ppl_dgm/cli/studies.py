@@ -4,7 +4,7 @@ The families are fitted to digits with binary and with grey pixels.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -111,23 +111,33 @@ class Study:
     num_noises: int = 1
 
 
-def run_study(study: Study, budget: Budget, seed: int) -> Section:
-    """Fit all programs and estimate their evidence on test data."""
+def run_study(study: Study, budget: Budget, seeds: Sequence[int]) -> Section:
+    """Fit all programs and estimate their evidence on test data.
+
+    The first seed's are the section's; those of others tell the spread over trainings.
+    """
     data, *others = (study.load(noise) for noise in range(study.num_noises))
     budget = replace(budget, temperatures=max(10, budget.temperatures // study.num_noises))
     tests = [one.test for one in (data, *others)]
     programs: dict[str, Program] = {}
     fits: dict[str, Fit] = {}
     results: dict[str, Evidence] = {}
+    refits: dict[str, list[Evidence]] = {}
     for entry in study.entries:
-        print(f"{study.title}: {entry.name}", file=sys.stderr)
-        with seeded(seed):
-            programs[entry.name] = entry.make(data.train)
-        if entry.learn is not None:
-            fits[entry.name] = entry.learn(programs[entry.name], data, budget, seed)
-        found = [held_out_evidence(programs[entry.name], test, budget, seed) for test in tests]
-        results[entry.name] = over_noise(found) if others else found[0]
-    table = compare(results, log_offset=data.test.log_offset, fits=fits)
+        for seed in seeds:
+            which = f", seed {seed}" if len(seeds) > 1 else ""
+            print(f"{study.title}: {entry.name}{which}", file=sys.stderr)
+            with seeded(seed):
+                program = entry.make(data.train)
+            fitted = entry.learn(program, data, budget, seed) if entry.learn else None
+            found = [held_out_evidence(program, test, budget, seeds[0]) for test in tests]
+            evidence = over_noise(found) if others else found[0]
+            if entry.name in results:
+                refits.setdefault(entry.name, []).append(evidence)
+                continue
+            programs[entry.name], results[entry.name] = program, evidence
+            fits |= {entry.name: fitted} if fitted else {}
+    table = compare(results, log_offset=data.test.log_offset, fits=fits, refits=refits)
     return Section(study.title, table, study.note, fits, programs, data.test)
 
 

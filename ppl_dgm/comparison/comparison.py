@@ -4,7 +4,7 @@ It shows their evidences and what can be said of the differences.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import eq
 from typing import Any, Literal
@@ -38,6 +38,15 @@ from ppl_dgm.program import Program
 from ppl_dgm.program.observed import same_data
 
 __all__ = ["Comparison", "compare"]
+
+PER_DATUM = (
+    "log_z",
+    "std_error",
+    "sampling_error",
+    "training_spread",
+    "difference",
+    "difference_error",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +127,7 @@ class Comparison:
 
         frame = pd.DataFrame([vars(row) for row in self.rows]).set_index("name")
         frame["improving"] = frame.index.isin(self.improving or ())
-        for column in ("log_z", "std_error", "sampling_error", "difference", "difference_error"):
+        for column in PER_DATUM:
             frame[f"{column}_per_datum"] = (
                 frame[column] / self.num_data if self.target == "datum" else NAN
             )
@@ -180,6 +189,7 @@ def compare(
     prior: Mapping[str, float] | None = None,
     log_offset: Tensor | float = 0.0,
     fits: Mapping[str, Fit] | None = None,
+    refits: Mapping[str, Sequence[Evidence]] | None = None,
     seed: int | None = 0,
 ) -> Comparison:
     r"""Compare programs by their evidence on the same data.
@@ -204,6 +214,8 @@ def compare(
         log_offset: nats per datum, `[data]` or one number, to be added where programs saw scaled
             data: what turns their densities into those of the original data, `Dataset.log_offset`.
         fits: how programs were fitted, by name; those that were still improving are marked.
+        refits: evidences of the same programs trained again from other seeds, by name; their
+            standard deviation becomes a column.
         seed: of the estimates made here.
 
     Raises:
@@ -230,6 +242,8 @@ def compare(
     check_comparable(evidences)
     check_names(evidences, reference, prior)
     check_fits(evidences, fits or {})
+    refits = refits or {}
+    check_refits(evidences, refits)
     evidences = {
         name: in_original_units(evidence, log_offset) for name, evidence in evidences.items()
     }
@@ -239,7 +253,14 @@ def compare(
     weights = stack(evidences) if first.target == "datum" else probabilities(evidences, prior)
     return Comparison(
         rows=tuple(
-            make_row(name, evidences[name], evidences[reference], weights[name]) for name in order
+            make_row(
+                name,
+                evidences[name],
+                evidences[reference],
+                weights[name],
+                [in_original_units(each, log_offset) for each in refits.get(name, ())],
+            )
+            for name in order
         ),
         reference=reference,
         target=first.target,
@@ -353,3 +374,14 @@ def check_fits(evidences: Mapping[str, Evidence], fits: Mapping[str, Fit]) -> No
     unknown = [name for name in fits if name not in evidences]
     if unknown:
         raise ValueError(f"fits are given of {unknown}, which are not among {list(evidences)}")
+
+
+def check_refits(
+    evidences: Mapping[str, Evidence], refits: Mapping[str, Sequence[Evidence]]
+) -> None:
+    """Refuse refits of other programs or on other data."""
+    for name, again in refits.items():
+        if name not in evidences:
+            raise ValueError(f"refits are given of {name!r}, which is not among {list(evidences)}")
+        trained = {f"{name}, training {i}": each for i, each in enumerate(again, 2)}
+        check_comparable({name: evidences[name], **trained})

@@ -24,6 +24,7 @@ WORDS = {
     "log p": "log probability (density) of the data under the program, in nats; higher is better",
     "± MC": "standard error of the estimator: what more particles would make smaller",
     "± data": "standard error over data: what more data would make smaller",
+    "± seeds": "standard deviation of log p over trainings from different seeds",
     "bits/dim": "minus log p in bits for each observed number; lower is better",
     "Δ": "log p minus that of the row it is compared to, on the same data",
     "± paired": "standard error of that difference over data, which both programs share",
@@ -50,7 +51,9 @@ def cells(comparison: "Comparison") -> list[list[str]]:
     per_datum = comparison.target == "datum"
     best = comparison.best
     reference = "best" if best and comparison.reference == best.name else comparison.reference
-    header = ["", "log p", "± MC", *(["± data"] if per_datum else []), "bits/dim"]
+    again = any(not math.isnan(row.training_spread) for row in comparison.rows)
+    errors = ["± MC", *(["± data"] if per_datum else []), *(["± seeds"] if again else [])]
+    header = ["", "log p", *errors, "bits/dim"]
     header += (
         [f"Δ to {reference}", "± paired", "weight"]
         if per_datum
@@ -59,13 +62,13 @@ def cells(comparison: "Comparison") -> list[list[str]]:
     header += ["by"]
     scale = 1 / comparison.num_data if per_datum else 1.0
     digits = decimals([row.difference_error * scale for row in comparison.rows])
-    body = [row_cells(row, scale, digits, per_datum) for row in comparison.rows]
+    body = [row_cells(row, scale, digits, per_datum, again) for row in comparison.rows]
     for row in body:
         row[0] += " ↑" if row[0].removesuffix(" !") in (comparison.improving or ()) else ""
     return [header, *body]
 
 
-def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]:
+def row_cells(row: Row, scale: float, digits: int, per_datum: bool, again: bool) -> list[str]:
     """One row of the table as strings."""
     number = lambda value: minus(f"{value * scale:.{digits}f}")  # noqa: E731
     unknown = lambda value: math.isnan(value) or value == 0  # noqa: E731
@@ -76,6 +79,7 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool) -> list[str]
         f"{SIGNS[row.bound]} {number(row.log_z)}",
         "–" if row.bound == "exact" else error(row.std_error),
         *([error(row.sampling_error)] if per_datum else []),
+        *([error(row.training_spread)] if again else []),
         "–" if math.isnan(row.bits_per_dim) else minus(f"{row.bits_per_dim:.3f}"),
         "–" if is_reference else f"{SIGNS[row.difference_sense]} {number(row.difference)}",
         error(row.difference_error),
@@ -112,7 +116,11 @@ def notes(comparison: "Comparison") -> list[str]:
             "↑ still improving when its fit ended, more steps would raise it: "
             f"{', '.join(comparison.improving)}"
         )
-    if comparison.improving is not None:
+    if any(not math.isnan(row.training_spread) for row in comparison.rows):
+        lines.append(
+            "± seeds: of log p over trainings from different seeds; all else is of the first"
+        )
+    elif comparison.improving is not None:
         lines.append("each program was fitted once: no error has the spread over seeds of training")
     return lines + [
         f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings

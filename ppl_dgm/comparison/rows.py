@@ -4,8 +4,9 @@ These are errors, paired differences, probabilities and stacking weights.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,6 +58,8 @@ class Row:
         std_error: Monte Carlo standard error of `log_z`: what more particles would make smaller.
         sampling_error: standard error of `log_z` as an average over data: what more data would make
             smaller; NaN for the evidence of a data set.
+        training_spread: standard deviation of `log_z` over trainings from different seeds; NaN
+            where there was one.
         bits_per_dim: -log_z / (observed numbers x log 2); NaN where nothing is observed.
         difference: log_z minus that of the reference; a log Bayes factor where the target is the
             data set.
@@ -88,6 +91,7 @@ class Row:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     ranked: bool = True
+    training_spread: float = NAN
 
     @property
     def reliable(self) -> bool:
@@ -141,9 +145,13 @@ def in_digits(log_value: float) -> str:
 
 
 def make_row(
-    name: str, evidence: Evidence, reference: Evidence, weight: tuple[float, float]
+    name: str,
+    evidence: Evidence,
+    reference: Evidence,
+    weight: tuple[float, float],
+    refits: Sequence[Evidence] = (),
 ) -> Row:
-    """The figures of one program."""
+    """The figures of one program, `refits` of it from other seeds."""
     log_z, other = flat(evidence), flat(reference)
     is_reference = evidence is reference
     difference = 0.0 if is_reference else float((log_z - other).sum())
@@ -168,6 +176,7 @@ def make_row(
         warnings=evidence.warnings,
         seconds=evidence.seconds,
         ranked=is_ranked(evidence),
+        training_spread=stdev(float(each.total) for each in (evidence, *refits)) if refits else NAN,
     )
 
 

@@ -227,9 +227,9 @@ def posterior(
         ...     with pyro.plate("data", 1 if x is None else len(x)):
         ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> draws = posterior(Program(model), torch.tensor([-1.0, 0.0, 1.0]), num_particles=4000)
+        >>> draws = posterior(Program(model), torch.tensor([-1.0, 0.4, 1.0]), num_particles=4000)
         >>> draws.draws["z"].shape, [round(mean, 1) for mean in draws.mean["z"].tolist()]
-        (torch.Size([1000, 3]), [-0.5, 0.0, 0.5])
+        (torch.Size([1000, 3]), [-0.5, 0.2, 0.5])
     """
     if num_particles < 2 or num_draws < 1:
         raise ValueError(
