@@ -9,7 +9,6 @@ the importance-weighted bound, and their tail says when to believe neither.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,10 +17,9 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, Switch
 from ppl_dgm.program import Bound, Program, evaluating
-from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.memory import MEMORY, chunk_plan
+from ppl_dgm.sampling.memory import MEMORY, chunk_plan, some_of
 
 __all__ = [
     "Proposal",
@@ -53,8 +51,8 @@ def log_weights(
 
     $\log w_{ki} = \log p(x_i, z_{ki}) - \log q(z_{ki} \mid x_i)$ with $z_{ki} \sim q$, discrete
     latents that are enumerated summed out exactly. Weights are computed in float64 and rounded to
-    the precision of the data. Modules are in evaluation mode and gradients are not kept; objectives
-    are for that.
+    the precision of the program. Modules are in evaluation mode and gradients are not kept;
+    objectives are for that.
 
     Args:
         program: the program.
@@ -86,14 +84,15 @@ def log_weights(
     """
     with evaluating(program), torch.no_grad():
         bound = program.bind(*args, **kwargs)
+        draw = draw_weights_prior if proposal == "prior" else draw_weights
+        with seeded(0, bound.device):
+            own = draw(some_of(bound, 1)[0], 1).dtype
         with seeded(seed, bound.device):
             chunks = list(weight_chunks(bound.in_double(), num_particles, proposal, memory))
     rows: dict[int, list[Tensor]] = {}
     for chunk in chunks:
         rows.setdefault(chunk.start, []).append(chunk.log_weights)
-    weights = torch.cat([torch.cat(row, 0) for row in rows.values()], -1)
-    floats = [t.dtype for t in tensors_of(bound.args, bound.kwargs) if t.is_floating_point()]
-    return weights.to(reduce(torch.promote_types, floats, torch.get_default_dtype()))
+    return torch.cat([torch.cat(row, 0) for row in rows.values()], -1).to(own)
 
 
 class WeightChunk(NamedTuple):
