@@ -258,6 +258,7 @@ def test_few_parts_are_in_memory_at_once():
 
 def held_by_tensors() -> float:
     """Megabytes of all tensors that this process has now."""
+    gc.collect()
     return sum(one.nbytes for one in gc.get_objects() if type(one) is torch.Tensor) / 2**20
 
 
