@@ -224,7 +224,11 @@ MAY_BE_ZERO += " num_warmup r1 rate resample_below restart share sleep smoothing
 MAY_BE_NEGATIVE = {"bias", "curvature", "rate"}
 SHARES = "cess decay dropout ema jitter least momentum resample_below restart share sleep smoothing"
 SHARES += " target_acceptance"
-ALSO_RIGHT = {(objectives.Renyi, "alpha", -1.0), (evidence.Laplace, "num_particles", 0)}
+ALSO_RIGHT = {
+    (objectives.Renyi, "alpha", -1.0),
+    (evidence.Laplace, "num_particles", 0),
+    (families.MultiscalePixelCNN, "num_scales", 0),
+}
 
 
 def out_of_range() -> Iterator[Bad]:

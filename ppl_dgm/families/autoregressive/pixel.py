@@ -130,7 +130,8 @@ class MultiscalePixelCNN(AutoregressiveProgram):
         shape: (channels C, height H, width W); data are flattened, `[N, C * H * W]`.
         width: of the residual streams.
         num_layers: residual blocks of each scale.
-        num_scales: S; by default so many that the small image is one pixel.
+        num_scales: S, with 0 all pixels in turn; by default so many that the small image is one
+            pixel.
         likelihood: what the outputs mean for each dimension: a `Likelihood`, `"bernoulli"` or
             `"gaussian"`.
         num_classes: number of classes, of which each datum then has a label.
