@@ -109,7 +109,7 @@ def _compare_programs(args: Namespace) -> int:
 def _trained(
     name: str, reference: str, data: Any, seed: int, args: Namespace
 ) -> tuple[Evidence, Fit | None]:
-    """Load a program, fit it where asked, and estimate its evidence."""
+    """Load a program, fit it, and estimate its evidence."""
     with seeded(seed):
         program = load_program(reference)
         given = arguments_for(program, data)
