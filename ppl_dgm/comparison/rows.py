@@ -151,7 +151,7 @@ def make_row(
     weight: tuple[float, float],
     refits: Sequence[Evidence] = (),
 ) -> Row:
-    """The figures of one program, `refits` of it from other seeds."""
+    """The figures of one program, with refits from other seeds."""
     log_z, other = flat(evidence), flat(reference)
     is_reference = evidence is reference
     difference = 0.0 if is_reference else float((log_z - other).sum())
