@@ -88,12 +88,12 @@ class Learning:
 class Entry:
     """One program of a study: its construction and training.
 
-    `make` builds the program and perhaps fits it in closed form. `learn` is the training beyond
-    that.
+    `make` builds the program, given a seed, and perhaps fits it without steps. `learn` is the
+    training beyond that.
     """
 
     name: str
-    make: Callable[[Dataset], Program]
+    make: Callable[[Dataset, int], Program]
     learn: Learning | None = None
 
 
@@ -128,7 +128,7 @@ def run_study(study: Study, budget: Budget, seeds: Sequence[int]) -> Section:
             which = f", seed {seed}" if len(seeds) > 1 else ""
             print(f"{study.title}: {entry.name}{which}", file=sys.stderr)
             with seeded(seed):
-                program = entry.make(data.train)
+                program = entry.make(data.train, seed)
             fitted = entry.learn(program, data, budget, seed) if entry.learn else None
             found = [held_out_evidence(program, test, budget, seeds[0]) for test in tests]
             evidence = over_noise(found) if others else found[0]
@@ -154,19 +154,19 @@ def held_out_evidence(program: Program, test: Dataset, budget: Budget, seed: int
     return estimator(program, test.x, seed=seed)
 
 
-def vae(likelihood: Callable[[], Likelihood]) -> Callable[[Dataset], Program]:
+def vae(likelihood: Callable[[], Likelihood]) -> Callable[[Dataset, int], Program]:
     """Makes a VAE."""
-    return lambda train: VAE(train.num_dims, NUM_LATENTS, HIDDEN, likelihood())
+    return lambda train, seed: VAE(train.num_dims, NUM_LATENTS, HIDDEN, likelihood())
 
 
 def em_mixture(
     num_components: int, components: str, regularisation: float | None
-) -> Callable[[Dataset], Program]:
+) -> Callable[[Dataset, int], Program]:
     """Makes a mixture fitted by expectation maximisation."""
 
-    def make(train: Dataset) -> Program:
+    def make(train: Dataset, seed: int) -> Program:
         mixture = Mixture(train.num_dims, num_components, components)
-        mixture.fit_em(train.x, regularisation=regularisation)
+        mixture.fit_em(train.x, regularisation=regularisation, seed=seed)
         return mixture
 
     return make
@@ -180,11 +180,11 @@ BINARY = Study(
     (
         Entry(
             "independent pixels",
-            lambda train: IndependentBernoulli(train.num_dims),
+            lambda train, seed: IndependentBernoulli(train.num_dims),
             Learning(ELBO, 60, 0.05, 5),
         ),
         Entry("mixture of 40 Bernoullis", em_mixture(40, "bernoulli", None)),
-        Entry("MADE", lambda train: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
+        Entry("MADE", lambda train, seed: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
         Entry("VAE", vae(Bernoulli), Learning(ELBO, 120)),
         Entry("VAE by IWELBO", vae(Bernoulli), Learning(partial(IWELBO, 50, gradient="dreg"), 200)),
     ),
@@ -199,10 +199,12 @@ GREY = Study(
     lambda noise: load_digits(levels=17).dequantise(seed=noise),
     (
         Entry("independent Gaussians", em_mixture(1, "diagonal", None)),
-        Entry("PPCA", lambda train: PPCA(train.num_dims, 24).fit_closed_form(train.x)),
+        Entry("PPCA", lambda train, seed: PPCA(train.num_dims, 24).fit_closed_form(train.x)),
         Entry("mixture of 10 Gaussians", em_mixture(10, "full", 1e-3)),
         Entry(
-            "MADE", lambda train: MADE(train.num_dims, (256,), NORMAL()), Learning(ELBO, 80, 2e-3)
+            "MADE",
+            lambda train, seed: MADE(train.num_dims, (256,), NORMAL()),
+            Learning(ELBO, 80, 2e-3),
         ),
         Entry("VAE", vae(NORMAL), Learning(ELBO, 100, 2e-3)),
     ),
