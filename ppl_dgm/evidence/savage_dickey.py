@@ -80,8 +80,8 @@ def savage_dickey(
     B the regression of the other latents on $\theta$ and w a normal inside the posterior of
     $\theta$, from the moments of half of the draws; the same from prior draws for $p(\theta_0)$,
     with B = 0 and w a normal of their quartiles, or uniform between quantiles where that is better.
-    The standard error is withheld (NaN, with a
-    warning) where Pareto k says that the average has none.
+    The standard error is withheld (NaN, with a warning) where Pareto k says that the average has
+    none.
 
     Dickey (1971); Chen (1994), "Importance-weighted marginal Bayesian posterior density
     estimation".

@@ -62,11 +62,11 @@ class DensityObjective(EnergyObjective):
         """
         site = self._site(density)
         density.scale = site["scale"]
-        law = innermost(site["fn"]) if fast(innermost(site["fn"])) else site["fn"]
-        if fast(law):
-            return law.rsample_and_log_prob(torch.Size((num_draws,)))
-        x = law.rsample(torch.Size((num_draws,)))
-        return x, law.log_prob(x)
+        shape, inner = torch.Size((num_draws,)), innermost(site["fn"])
+        if hasattr(inner, "rsample_and_log_prob"):  # both in one pass
+            return inner.rsample_and_log_prob(shape)
+        x = site["fn"].rsample(shape)
+        return x, site["fn"].log_prob(x)
 
     def log_target(self, x: Tensor, density: DataDensity) -> Tensor:
         """Compute log f of data `[num_draws, data, *event]`: `[num_draws, data]`."""
@@ -113,11 +113,6 @@ class DensityObjective(EnergyObjective):
                 f"the target gives log densities {list(shape)} for data {list(x.shape)}; expected "
                 f"{list(log_q.shape)}: declare event dimensions, to_event({x.dim() - 2})"
             )
-
-
-def fast(law: Any) -> bool:
-    """Whether a distribution gives draws and densities in one pass."""
-    return hasattr(law, "rsample_and_log_prob")
 
 
 class ReverseKL(DensityObjective):

@@ -223,15 +223,16 @@ def move_bits(space: DataSpace, num_chains: int, num_moves: int) -> Drawn:
     """
     known, ladder = space.known, ladder_of(space.density.bound.model)
     x, looks = known.bits(space.base[:num_chains]), []
-    own = ladder is not None and ladder.blockwise and isinstance(known, HeldEntries)
+    if ladder is not None and not (ladder.blockwise and isinstance(known, HeldEntries)):
+        ladder = None
 
     def log_density(x: Tensor) -> Tensor:
         return space.density.repeated(known.compose(x)) + known.log_prob_of_bits(x)
 
     def move(x: Tensor) -> Tensor:
         flat, shape = x.flatten(0, 1), x.shape
-        if own:
-            return known.compose(ladder.move(flat).reshape(shape))  # type: ignore[union-attr]
+        if ladder is not None:
+            return known.compose(ladder.move(flat).reshape(shape))
         gibbs = BitFlips(lambda flat: log_density(flat.reshape(shape)).flatten())
         return known.compose(gibbs.move(flat).reshape(shape))
 

@@ -1,5 +1,6 @@
 """Every estimator of evidence, kernel and objective on a second device."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ppl_dgm import Program, evidence, fit, objectives
 from ppl_dgm.conditionals.guides import BernoulliPosterior
-from ppl_dgm.families import MADE, RBM, VAE, Generator, RealNVP, priors
+from ppl_dgm.families import IAF, MADE, RBM, VAE, Generator, RealNVP, priors
 from ppl_dgm.nn import MLP
 from ppl_dgm.sampling.kernels import HMC, MALA, ULA, RandomWalk
 
@@ -109,6 +110,25 @@ def test_auto_and_two_sided_bounds(x: Tensor, device: torch.device) -> None:
     assert float(both.log_z) < float(both.upper.log_z) + 1.0
 
 
+@pytest.mark.slow
+def test_partition_functions_and_sums(device: torch.device) -> None:
+    torch.manual_seed(0)
+    rbm, bits = RBM(4, 3).to(DEVICE), torch.eye(4, device="cpu").to(DEVICE)
+    truth = evidence.Exact()(rbm, bits)
+    found = evidence.ReverseAIS(evidence.AIS(**SHORT))(rbm, bits)
+    assert is_there(found.log_z)
+    assert float((found.log_z - truth.log_z).abs().max()) < 0.1
+
+    def count(x: Tensor) -> None:
+        k = pyro.sample("k", dist.Poisson(3 * x.new_ones(())))
+        pyro.sample("x", dist.Poisson(0.5 + 0 * k), obs=x)
+
+    two = torch.tensor(2.0, device="cpu").to(DEVICE)
+    summed = evidence.GridSum(200)(Program(count), two)
+    assert is_there(summed.log_z)
+    assert float(summed.log_z) == pytest.approx(math.log(math.exp(-0.5) / 8), abs=1e-6)
+
+
 def test_checkpoints_cross_devices(x: Tensor, tmp_path: Any) -> None:
     """A fit and a chain begun on the CPU go on there."""
     method = evidence.AIS(checkpoint=tmp_path / "chain.pt", **SHORT)
@@ -171,6 +191,18 @@ OBJECTIVES: dict[str, tuple[Callable[[], Program], Callable[[], Any]]] = {
     "persistent": (lambda: RBM(4, 3), objectives.PersistentContrastiveDivergence),
     "pseudo-likelihood": (lambda: RBM(4, 3), objectives.PseudoLikelihood),
     "ratio matching": (lambda: RBM(4, 3), objectives.RatioMatching),
+    "learned proposal": (
+        lambda: RealNVP(4, 2, [5]),
+        lambda: objectives.LearnedProposal(RealNVP(4, 2, [5]).to(DEVICE), 16),
+    ),
+    "reverse kl": (
+        lambda: IAF(4, 2, [5]),
+        lambda: objectives.ReverseKL(lambda x: -x.square().sum(-1)),
+    ),
+    "forward kl": (
+        lambda: IAF(4, 2, [5]),
+        lambda: objectives.ForwardKL(lambda x: -x.square().sum(-1)),
+    ),
     "noise-contrastive": (
         lambda: MADE(4, [5]),
         lambda: objectives.NoiseContrastive(

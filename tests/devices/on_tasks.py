@@ -13,7 +13,7 @@ from ppl_dgm import Dataset, Program, compare, diagnostics, fit, plots, posterio
 from ppl_dgm.amortisation import amortisation_gap
 from ppl_dgm.data import load_density, load_digits
 from ppl_dgm.evidence import Exact, ImportanceSampling
-from ppl_dgm.families import MADE, VAE
+from ppl_dgm.families import MADE, RBM, VAE, Energy
 
 
 @pytest.fixture
@@ -55,6 +55,15 @@ def test_completions(vae: VAE, made: MADE, x: Tensor) -> None:
         found = tasks.complete(program, x, host(x), num_particles=20, num_draws=2)
         assert is_there(found.draws)
         assert torch.equal(found.draws[:, :, :2], x[:, :2].expand(2, -1, -1))
+
+
+@pytest.mark.slow
+def test_denoising_and_inpainting(x: Tensor) -> None:
+    rbm, bits = RBM(x.shape[1], 3).to(DEVICE), (x > 0.5).float()
+    assert is_there(tasks.denoise(rbm, bits, 0.1, num_draws=2, num_moves=20).draws)
+    assert is_there(tasks.complete(rbm, bits, x > 0, num_draws=2, num_moves=20).draws)
+    normal = Energy(lambda x: 0 * x.sum(-1), x.shape[1]).to(DEVICE)
+    assert is_there(tasks.denoise(normal, x, 0.5, num_draws=2, num_moves=20).draws)
 
 
 def test_parts_given_parts(made: MADE, x: Tensor) -> None:
