@@ -60,6 +60,7 @@ def gap(problem: Problem, kind: str, steps: int) -> tuple[float, float]:
         schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps),
         progress=False,
         seed=0,
+        compile=False,  # the compiler takes longer than these steps
     )
     bound = evidence.ELBO(5000)(program, *problem.args, progress=False)
     return problem.log_z - float(bound.log_z), float(bound.std_error)

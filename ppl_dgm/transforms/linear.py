@@ -13,6 +13,8 @@ from ppl_dgm.validation import check_positive, check_shares
 
 __all__ = ["ActNorm", "BatchNorm", "LULinear", "Permutation", "starting"]
 
+ROUNDING = 64  # units of rounding that data of one value may seem to spread by
+
 
 class LULinear(Bijection):
     r"""Affine map with an LU-factorised matrix.
@@ -150,7 +152,8 @@ class ActNorm(Bijection):
         dims = [d for d in range(y.dim()) if d != y.dim() - len(self.event_shape)]
         if y.numel() > math.prod(self.event_shape):
             spread = y.std(dims, keepdim=True).reshape(self.loc.shape)
-            least = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.abs().max())
+            size = y.abs().amax(dims).reshape(self.loc.shape)
+            least = ROUNDING * torch.finfo(y.dtype).eps * size
             self.log_scale.copy_(torch.where(spread > least, spread, 1.0).log())
             self.loc.copy_(y.mean(dims).reshape(self.loc.shape))
             self.started.fill_(True)

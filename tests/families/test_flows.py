@@ -71,6 +71,15 @@ def test_wide_data_are_fitted_and_carried_to_noise_and_back(name: str) -> None:
     assert torch.allclose(found.log_z.float(), density, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_dimension_is_normalised_in_its_own_units(dtype: torch.dtype) -> None:
+    unit = torch.tensor([1e5, 1e-6, 1e-3, 0.0], dtype=dtype)
+    x = (1e6 * (unit > 1) + 0.1 * (unit == 0)) + unit * torch.randn(3000, 4, dtype=dtype)
+    z = MAF(4, 2, hidden=[8]).to(dtype).start(x).latents(x)
+    assert torch.allclose(z.std(0), (unit > 0).to(dtype), atol=0.2)
+    assert z.mean(0).abs().max() < 0.2
+
+
 @pytest.mark.parametrize("name", FLOWS)
 def test_draws_have_the_moments_of_the_data(name: str) -> None:
     torch.manual_seed(0)
