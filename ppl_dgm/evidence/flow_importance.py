@@ -20,7 +20,7 @@ from ppl_dgm.validation import check_least
 __all__ = ["FlowImportanceSampling"]
 
 DEFENCE = 0.2  # share of the draws that come from the prior
-WIDE, WIDENED = 0.25, 1.3  # share of the others from the Student mixture, and its widening
+WIDE, WIDENED = 0.5, 1.3  # share of the others from the Student mixture, and its widening
 
 
 @checked
@@ -30,12 +30,12 @@ class FlowImportanceSampling(AdaptiveImportanceSampling):
 
     It is for posteriors that are curved or shaped like a funnel, of one data set.
 
-    As `AdaptiveImportanceSampling`, but most draws come from an inverse autoregressive flow in
+    As `AdaptiveImportanceSampling`, but as many draws come from an inverse autoregressive flow in
     unconstrained space. It starts at the moments of tempered draws and maximises the evidence lower
-    bound; a fifth of the draws from the mixture, widened, hold what the flow leaves out, and a
-    fifth are from the prior:
+    bound; what it leaves out in the tails is held by the mixture, widened, and by a fifth of the
+    draws from the prior:
 
-    $$\log \hat Z = \log \frac1K \sum_k \frac{p(x, z_k)}{0.6\, q(z_k) + 0.2\, t(z_k) + 0.2\,
+    $$\log \hat Z = \log \frac1K \sum_k \frac{p(x, z_k)}{0.4\, q(z_k) + 0.4\, t(z_k) + 0.2\,
     p(z_k)}.$$
 
     These draws are held out from the fit, so that the error and the Pareto k of their weights are
