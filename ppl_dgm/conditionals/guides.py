@@ -12,12 +12,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.transforms import conditional_householder
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.transforms import (
     FlowDistribution,
+    Inverse,
     MaskedAutoregressive,
     Planar,
     ScalarMap,
@@ -142,10 +144,11 @@ class FlowPosterior(PosteriorFamily):
 
     Args:
         num_latents: size L.
-        flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"spline"`,
-            autoregressive rational splines (Durkan et al. 2019); `"sylvester"` (van den Berg et al.
-            2018); or conditional transforms of `ppl_dgm.transforms` or Pyro with a context of size
-            `num_context`.
+        flow: `"planar"`; `"iaf"`, inverse autoregressive (Kingma et al. 2016); `"maf"`, masked
+            autoregressive, drawn in L passes (Papamakarios et al. 2017); `"spline"`, autoregressive
+            rational splines (Durkan et al. 2019); `"householder"` reflections (Tomczak and Welling
+            2016); `"sylvester"` (van den Berg et al. 2018); or conditional transforms of
+            `ppl_dgm.transforms` or Pyro with a context of size `num_context`.
         num_transforms: how many of them.
         num_context: size of h.
 
@@ -206,6 +209,8 @@ FLOWS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "planar": lambda size, context, _: Planar(size, context),
     "iaf": lambda size, context, place: autoregressive(size, context, place, None),
     "spline": lambda size, context, place: autoregressive(size, context, place, Spline()),
+    "maf": lambda size, context, place: Inverse(autoregressive(size, context, place, None)),
+    "householder": lambda size, context, _: conditional_householder(size, context, [2 * size]),
     "sylvester": lambda size, context, _: Sylvester(size, num_context=context),
 }
 

@@ -20,7 +20,7 @@ from ppl_dgm.conditionals.guides import (
 from ppl_dgm.families import PPCA, VAE
 from ppl_dgm.objectives import ELBO, IWELBO
 
-FLOWS = ["planar", "iaf", "spline"]
+FLOWS = ["planar", "iaf", "maf", "spline", "householder", "sylvester"]
 
 
 def drawn(posterior: FlowPosterior, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
