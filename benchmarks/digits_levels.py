@@ -70,6 +70,7 @@ def learn(program: Program, data: Dataset, steps: int, seed: int) -> int:
         valid_every=steps // 5,
         seed=seed,
         progress=False,
+        compile=False,
     )
     return int(found.history["valid_step"][found.history["valid"].argmax()])
 
@@ -148,7 +149,7 @@ def page(found: list[Row], steps: int, data: Dataset) -> str:
         f"with {DRAWS} draws of the noise a datum (uniform noise, but of Flow++ learned). = marks "
         f"exact numbers. At most {steps} Adam steps of {BATCH} of {len(data.train)} images at rate "
         f"{RATE} falling to zero; {len(data.valid)} validation images choose among every "
-        f"{steps // 5}th. Seconds of processor time, compilation included."
+        f"{steps // 5}th. Seconds of processor time, eager."
     )
     head = ["", "ELBO", f"IWELBO({DRAWS})", "parameters", "steps kept", "seconds"]
     names = [name for name in FAMILIES if column(found, name, "elbo")]
