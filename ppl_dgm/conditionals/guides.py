@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.transforms import (
+    Bijection,
     FlowDistribution,
     Inverse,
     MaskedAutoregressive,
@@ -217,7 +218,7 @@ FLOWS: dict[str, Callable[[int, int, int], nn.Module]] = {
 
 def autoregressive(
     num_latents: int, num_context: int, place: int, scalar: ScalarMap | None
-) -> nn.Module:
+) -> Bijection:
     """Build an autoregressive layer of a flow.
 
     Every other layer goes through the dimensions backwards.
