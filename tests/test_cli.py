@@ -458,3 +458,43 @@ def test_help_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "False"
+
+
+MIXED = """
+import pyro, pyro.distributions as dist
+from ppl_dgm import Program
+
+def model(shared):
+    def run(exposure, deaths=None):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0)) if shared else None
+        with pyro.plate("data", len(exposure)):
+            own = rate if shared else pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            pyro.sample("deaths", dist.Poisson(own * exposure), obs=deaths)
+    return Program(run, site="deaths")
+
+shared, own = model(True), model(False)
+"""
+
+
+def gamma_poisson(exposure, deaths):
+    """Log probability of counts that share a rate with prior Gamma(2, 1)."""
+    total = sum(deaths)
+    terms = [d * math.log(e) - math.lgamma(d + 1) for e, d in zip(exposure, deaths, strict=True)]
+    return sum(terms) + math.lgamma(2 + total) - (2 + total) * math.log(1 + sum(exposure))
+
+
+def test_a_table_with_names_and_programs_of_either_target(tmp_path, capsys):
+    """Columns that no program names may hold text; nothing was learned, so evidence is pooled."""
+    exposure, deaths = [1.5, 2.0, 0.5], [2, 5, 0]
+    rows = "".join(f"t{e},{e},{d},\n" for e, d in zip(exposure, deaths, strict=True))
+    (tmp_path / "towns.csv").write_text("town,exposure,deaths,gaps\n" + rows)
+    (tmp_path / "m.py").write_text(MIXED)
+    command = ["compare", f"{tmp_path}/m.py:shared", f"{tmp_path}/m.py:own", "--fit", "5"]
+    options = ["--estimator", "prior", "--particles", "1e5", "--out", f"{tmp_path}/out"]
+    assert main([*command, "--data", f"{tmp_path}/towns.csv", *options]) == 0
+    assert capsys.readouterr().out.count("no parameters, nothing to fit") == 2
+    table = json.loads((tmp_path / "out" / "results.json").read_text())["towns"]["rows"]
+    found = {row["name"]: row["log_z"] for row in table}
+    each = [gamma_poisson([e], [d]) for e, d in zip(exposure, deaths, strict=True)]
+    assert found["shared"] == pytest.approx(gamma_poisson(exposure, deaths), abs=0.05)
+    assert found["own"] == pytest.approx(sum(each), abs=0.05)

@@ -22,6 +22,7 @@ from ppl_dgm.cli.loading import (
 )
 from ppl_dgm.cli.studies import STUDIES, Budget, run_study
 from ppl_dgm.comparison import Comparison, compare
+from ppl_dgm.comparison.estimating import pool_mixed
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence import Evidence
 from ppl_dgm.fitting import Fit, fit
@@ -92,32 +93,39 @@ def _compare_programs(args: Namespace) -> int:
         raise ValueError("--seeds fits from several seeds, but nothing is fitted; give --fit STEPS")
     folder = None if args.out is None else make_folder(args.out)
     data = load_data(Path(args.data))
-    results, fits, refits = {}, {}, {}
+    results, programs, fits, refits = {}, {}, {}, {}
     for name, reference in zip(program_names(args.programs), args.programs, strict=True):
         trained = [
             _trained(name, reference, data, seed, args)
             for seed in range(args.seed, args.seed + args.seeds)
         ]
-        (results[name], fitted), *again = trained
+        (results[name], programs[name], fitted), *again = trained
         fits |= {} if fitted is None else {name: fitted}
-        refits |= {name: [evidence for evidence, _ in again]} if again else {}
-    table = compare(results, fits=fits or None, refits=refits)
+        refits |= {name: [evidence for evidence, *_ in again]} if again and fitted else {}
+    table = compare(pool_mixed(results, programs), fits=fits or None, refits=refits)
     print(table)
     return _finish(table, folder, Path(args.data).stem, args.seed, fits)
 
 
 def _trained(
     name: str, reference: str, data: Any, seed: int, args: Namespace
-) -> tuple[Evidence, Fit | None]:
+) -> tuple[Evidence, Program, Fit | None]:
     """Load a program, fit it, and estimate its evidence."""
     with seeded(seed):
         program = load_program(reference)
         given = arguments_for(program, data)
         fitted = _fit(name, program, given, seed, args) if args.fit else None
-    return estimate(program, given, args.estimator, args.particles, args.seed), fitted
+    result = estimate(program, given, args.estimator, args.particles, args.seed)
+    return result, program, fitted
 
 
-def _fit(name: str, program: Program, given: CallArguments, seed: int, args: Namespace) -> Fit:
+def _fit(
+    name: str, program: Program, given: CallArguments, seed: int, args: Namespace
+) -> Fit | None:
+    program.initialise(*given.args, **given.kwargs)
+    if not any(parameter.requires_grad for parameter in program.parameters()):
+        print(f"{name}: no parameters, nothing to fit")
+        return None
     result = fit(
         program,
         given.data,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.arrays import as_argument
 from ppl_dgm.data import Dataset, load_array
-from ppl_dgm.data.tables import read_table
+from ppl_dgm.data.tables import open_table
 from ppl_dgm.program import Program
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "program_names",
 ]
 
-Table = dict[str, Tensor]
+Table = dict[str, Callable[[], np.ndarray]]
 _LOADED: list[Path] = []  # folders of files that were run
 
 
@@ -162,12 +162,12 @@ def _takes_nothing(function: Any) -> bool:
 def load_data(path: Path | None) -> Dataset | Table | None:
     """Load the data in a file.
 
-    A table gives its columns by name. Arrays in splits give the test split.
+    A table gives its columns by name, to be read when wanted. Arrays in splits give the test split.
     """
     if path is None:
         return None
     if path.suffix == ".csv" and path.is_file():
-        return {name: _number(column) for name, column in read_table(path).items()}
+        return open_table(path)
     data = load_array(path)
     has_test = data.split_sizes is not None and data.split_sizes[2] > 0
     return data.test if has_test else data
@@ -195,10 +195,10 @@ def arguments_for(program: Program, data: Dataset | Table | None) -> CallArgumen
         return CallArguments(data.args, dict(data.kwargs))
     fn: Any = program.model.fn
     names = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
-    taken = {name: column for name, column in data.items() if name in names}
+    taken = {name: _number(read()) for name, read in data.items() if name in names}
     if taken:
         return CallArguments((), taken)
-    return CallArguments((torch.stack(list(data.values()), -1),), {})
+    return CallArguments((torch.stack([_number(read()) for read in data.values()], -1),), {})
 
 
 def load_state(program: Program, path: Path | None, given: CallArguments) -> None:

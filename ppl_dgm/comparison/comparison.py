@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_dgm.checked import checked
+from ppl_dgm.comparison.estimating import estimate_programs
 from ppl_dgm.comparison.rendering import (
     cells,
     html,
@@ -32,7 +33,7 @@ from ppl_dgm.comparison.rows import (
     sense_of,
     stack,
 )
-from ppl_dgm.evidence import Evidence, auto
+from ppl_dgm.evidence import Evidence
 from ppl_dgm.fitting import Fit
 from ppl_dgm.program import Program
 from ppl_dgm.program.observed import same_data
@@ -194,7 +195,8 @@ def compare(
 ) -> Comparison:
     r"""Compare programs by their evidence on the same data.
 
-    Programs are estimated by `evidence.auto` at `data`; evidences are taken as they are.
+    Programs are estimated by `evidence.auto` at `data`; evidences are taken as they are. Where one
+    has an evidence of the data set, those of programs without any parameter are pooled to one.
 
     Where each datum has an evidence of its own, differences are paired: with $d_i = \log p_a(x_i) -
     \log p_b(x_i)$ the standard error of their sum is $\sqrt{N}\,\mathrm{sd}(d)$, much less than
@@ -292,16 +294,6 @@ def in_original_units(evidence: Evidence, log_offset: Tensor | float) -> Evidenc
             "expected one number for each"
         )
     return replace(evidence, log_z=evidence.log_z + offset)
-
-
-def estimate_programs(
-    candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None
-) -> dict[str, Evidence]:
-    """Replace programs by estimates of their evidence on the data."""
-    return {
-        name: auto(candidate, *data, seed=seed) if isinstance(candidate, Program) else candidate
-        for name, candidate in candidates.items()
-    }
 
 
 def rank(evidence: Evidence) -> float:

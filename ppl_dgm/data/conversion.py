@@ -62,7 +62,7 @@ def _opened(data: Any) -> Arguments:
     if isinstance(data, TensorDataset):
         return tuple(data.tensors), {}
     if _is_table(data):
-        return (), {str(name): as_argument(data[name]) for name in _columns(data)}
+        return (), {str(name): _column(data, name) for name in _columns(data)}
     return _stacked(
         iter(data if isinstance(data, DataLoader) else DataLoader(data, batch_size=256))
     )
@@ -102,6 +102,13 @@ def _is_table(data: Any) -> bool:
 
 def _columns(data: Any) -> list[Any]:
     return list(data.columns if hasattr(data, "iloc") else data.column_names)
+
+
+def _column(table: Any, name: Any) -> Any:
+    try:
+        return as_argument(table[name])
+    except TypeError as error:
+        raise TypeError(f"column {name!r}: {error}") from None
 
 
 def _stacked(batches: Iterator[Any]) -> Arguments:

@@ -227,7 +227,7 @@ def load_array(path: str | Path, support: constraints.Constraint | int | None = 
     """
     path = Path(path)
     if path.suffix not in _READERS:
-        raise ValueError(f"expected a .npy, .npz or .csv file, got {path.name}")
+        raise ValueError(f"expected a .npy, .npz or .csv file, got {path}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     arrays = _READERS[path.suffix](path)
@@ -324,7 +324,10 @@ def _open_numpy(path: Path) -> dict[str, NDArray]:
                 dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
             )
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a file of plain arrays: {error}") from error
+        raise ValueError(
+            f"{path} is not a file of plain arrays of numbers, or was cut short; write one with "
+            "numpy.save or numpy.savez"
+        ) from error
 
 
 def _open_csv(path: Path) -> dict[str, NDArray]:

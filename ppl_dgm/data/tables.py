@@ -4,13 +4,15 @@ No row is lost, invented or rounded.
 """
 
 import csv
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["read_table"]
+__all__ = ["open_table", "read_table"]
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
 
@@ -27,13 +29,21 @@ def read_table(path: Path) -> dict[str, NDArray]:
         ValueError: text or a gap where a number should be, rows of different lengths, or a first
             line that may be names or numbers; each with its line.
     """
+    return {name: read() for name, read in open_table(path).items()}
+
+
+def open_table(path: Path) -> dict[str, Callable[[], NDArray]]:
+    """Find the columns of a table, each to be read when wanted.
+
+    Text and gaps are no fault of a column that nobody reads.
+    """
     lines = _lines(path)
     named = _has_names(path, lines)
     names = lines[0][1] if named else [str(place) for place in range(len(lines[0][1]))]
     rows = lines[1:] if named else lines
     _check_rows(path, names, rows)
-    columns = [_column(path, rows, place) for place in range(len(names))]
-    return _without_index(path, names, columns)
+    columns = {name: partial(_column, path, rows, i) for i, name in enumerate(names)}
+    return _without_index(path, columns)
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -120,15 +130,19 @@ def _column(path: Path, rows: list[tuple[int, list[str]]], place: int) -> NDArra
     return numbers.to_numpy(copy=True)
 
 
-def _without_index(path: Path, names: list[str], columns: list[NDArray]) -> dict[str, NDArray]:
-    if names[0] in ("", "Unnamed: 0") and len(names) > 1:
-        if not np.array_equal(columns[0], np.arange(len(columns[0]))):
-            raise ValueError(
-                f"{path}, line 1: the first column has no name and is no running number; name it, "
-                "or take it away"
-            )
-        names, columns = names[1:], columns[1:]
-    return dict(zip(names, columns, strict=True))
+def _without_index(
+    path: Path, columns: dict[str, Callable[[], NDArray]]
+) -> dict[str, Callable[[], NDArray]]:
+    first = next(iter(columns))
+    if first not in ("", "Unnamed: 0") or len(columns) == 1:
+        return columns
+    values = columns.pop(first)()
+    if not np.array_equal(values, np.arange(len(values))):
+        raise ValueError(
+            f"{path}, line 1: the first column has no name and is no running number; name it, "
+            "or take it away"
+        )
+    return columns
 
 
 def _is_number(field: str) -> bool:

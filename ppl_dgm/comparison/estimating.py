@@ -1,0 +1,36 @@
+"""Evidence of the programs that are compared."""
+
+from collections.abc import Mapping
+
+from ppl_dgm.evidence import Evidence, auto
+from ppl_dgm.program import Program
+
+__all__ = ["estimate_programs", "pool_mixed"]
+
+
+def estimate_programs(
+    candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None
+) -> dict[str, Evidence]:
+    """Replace programs by estimates of their evidence on the data."""
+    programs = {name: one for name, one in candidates.items() if isinstance(one, Program)}
+    found = {
+        name: auto(one, *data, seed=seed) if isinstance(one, Program) else one
+        for name, one in candidates.items()
+    }
+    return pool_mixed(found, programs)
+
+
+def pool_mixed(
+    evidences: Mapping[str, Evidence], programs: Mapping[str, Program]
+) -> dict[str, Evidence]:
+    """Pool evidence of each datum where others have one of the data set.
+
+    Only that of programs without numbers of their own is pooled: nothing in them can have been
+    learned from these data, so that log p(D) is the sum over data.
+    """
+    mixed = any(getattr(one, "target", None) == "dataset" for one in evidences.values())
+    fixed = {name for name, program in programs.items() if not program.state_dict()}
+    return {
+        name: one.pooled() if mixed and name in fixed and one.target == "datum" else one
+        for name, one in evidences.items()
+    }
