@@ -304,9 +304,15 @@ class ParameterScope(nn.Module):
         """Whether loaded values wait for parameters not yet created."""
         return bool(self._waiting)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save loaded values that still wait for their parameters with the others."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: value for name, value in self._waiting.items()})
+
     def take(self) -> None:
         """Give existing parameters and buffers their loaded values."""
-        own = self.state_dict(keep_vars=True)
+        own = dict(self.named_parameters(remove_duplicate=False))
+        own |= dict(self.named_buffers(remove_duplicate=False))
         with torch.no_grad():
             for name in self._waiting.keys() & own.keys():
                 value = self._waiting.pop(name)

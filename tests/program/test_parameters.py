@@ -233,6 +233,22 @@ def test_load_keeps_constraints(tmp_path) -> None:
     assert trace.nodes["noise.scale"]["value"].item() == pytest.approx(math.exp(1.5))
 
 
+def test_what_was_loaded_is_saved_again_without_a_run(tmp_path) -> None:
+    """Parameters that are yet to be created are saved as they were read, and may be replaced."""
+    program = Program(normal_model).initialise(X)
+    program.save(tmp_path / "one.pt")
+    with torch.no_grad():
+        program.get_parameter("noise.scale").fill_(1.5)
+    program.save(tmp_path / "two.pt")
+    loaded = Program(normal_model).load(tmp_path / "one.pt").load(tmp_path / "two.pt")
+    loaded.save(tmp_path / "again.pt")
+    again = copy.deepcopy(Program(normal_model).load(tmp_path / "again.pt"))
+    for found in (loaded.state_dict(), again.state_dict(), again.initialise(X).state_dict()):
+        assert {name: value.tolist() for name, value in found.items()} == {
+            name: value.tolist() for name, value in program.state_dict().items()
+        }
+
+
 def test_save_is_atomic(tmp_path, monkeypatch) -> None:
     program = Program(normal_model).initialise(X)
     program.save(tmp_path / "p.pt")
