@@ -23,7 +23,7 @@ def estimate_programs(
 def pool_mixed(
     evidences: Mapping[str, Evidence], programs: Mapping[str, Program]
 ) -> dict[str, Evidence]:
-    """Pool evidence of each datum where others have one of the data set.
+    """Pool evidences per datum where others have none.
 
     Only that of programs without numbers of their own is pooled: nothing in them can have been
     learned from these data, so that log p(D) is the sum over data.

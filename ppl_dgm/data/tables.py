@@ -33,7 +33,7 @@ def read_table(path: Path) -> dict[str, NDArray]:
 
 
 def open_table(path: Path) -> dict[str, Callable[[], NDArray]]:
-    """Find the columns of a table, each to be read when wanted.
+    """Find the columns of a table, yet to be read.
 
     Text and gaps are no fault of a column that nobody reads.
     """

@@ -486,8 +486,8 @@ class Program(ParameterScope):
             ValueError: if the file's names or shapes are not this program's.
         """
         state = parameters_in(path, next((p.device for p in self.parameters()), None))
-        known = not self.waiting and state.keys() <= self.state_dict().keys()
-        if not self.initialised and not known:
+        own = self.state_dict().keys() if not self.waiting else set()
+        if not self.initialised and own < state.keys():
             self.take_when_created(state, str(path))
             self.take()
             return self
