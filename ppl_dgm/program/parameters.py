@@ -305,7 +305,7 @@ class ParameterScope(nn.Module):
         return bool(self._waiting)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Save loaded values that still wait for their parameters with the others."""
+        """Save loaded values that wait for parameters too."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: value for name, value in self._waiting.items()})
 
