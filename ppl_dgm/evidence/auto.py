@@ -192,12 +192,14 @@ def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | N
 class Settings:
     """Target error, budget and memory of `auto`.
 
-    The target is a standard error in nats, the budget a number of densities, the memory in bytes.
+    The target is a standard error in nats, the budget a number of densities, the memory in bytes,
+    the terms those that one density of a data set sums.
     """
 
     target: float
     budget: int
     memory: int
+    num_terms: int = 0
 
     def share(self, bound: Bound) -> int:
         """Compute how many particles a quarter of the budget allows."""
@@ -206,8 +208,13 @@ class Settings:
 
     def densities(self, bound: Bound) -> float:
         """Compute how many densities the budget allows."""
-        cost = 1.0 if bound.structure.per_datum else 1 + bound.num_dims / DATA_AT_COST_ONE
+        cost = 1.0 if bound.structure.per_datum else 1 + self.num_terms / DATA_AT_COST_ONE
         return self.budget / cost
+
+    def at(self, program: Program, bound: Bound) -> "Settings":
+        """The same, with the terms counted."""
+        with evaluating(program), torch.no_grad():
+            return replace(self, num_terms=bound.in_double().num_terms)
 
 
 def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence:
@@ -217,6 +224,7 @@ def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Se
     """
     if bound.structure.energies:
         return unnormalised(program, bound, seed, settings.budget, settings.memory)
+    settings = settings.at(program, bound)
     limit = math.inf if bound.structure.per_datum else settings.densities(bound)
     course = Course(program, bound, seed, settings, Attempts(budget=limit))
     estimators = kinds(bound, settings)
@@ -498,7 +506,7 @@ def posterior_kinds(bound: Bound, settings: Settings, smc: SMC) -> list[Estimato
     """Kinds that look for the posterior themselves, the slowest last."""
     share, memory = settings.share(bound), settings.memory
     chains = max(16, min(share // BRIDGE_COST, 64))
-    many = bound.num_dims > MANY_DATA
+    many = settings.num_terms > MANY_DATA
     starts = Laplace(
         num_starts=8 if many else NUM_STARTS,
         num_steps=NUM_STEPS,

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.program.arguments import select_data, tensors_of
+from ppl_dgm.program.distinct_data import DistinctData, distinct_data
 from ppl_dgm.program.enumeration import entangled, split_enumerated
 from ppl_dgm.program.log_densities import (
     Layout,
@@ -106,7 +107,8 @@ class Bound:
     scale common to all sites of a datum (minibatch scaling, `poutine.scale` around model and guide)
     is not in them but in `LogJoint.scale`; other scales are exponents and stay. `num_data` counts
     the data in the data plate, `num_dims` the observed numbers, which `digest` identifies. With
-    `double` the program computes in float64, whatever it is written in. Without `paths` draws have
+    `double` the program computes in float64, whatever it is written in, and rows of data that are
+    `distinct` stand for all that equal them. Without `paths` draws have
     no path gradient, whatever could give them one, but for point masses.
     """
 
@@ -121,6 +123,7 @@ class Bound:
     double: bool = False
     keeps_guide_factors: bool = False
     paths: bool = True
+    distinct: DistinctData | None = None
 
     def in_double(self) -> "Bound":
         """Return the same bound program in float64.
@@ -128,7 +131,21 @@ class Bound:
         Data are converted at once, parameters, constants and literals as the program uses them.
         """
         args, kwargs = tree_map(to_double, (self.args, dict(self.kwargs)))
-        return replace(self, args=args, kwargs=kwargs, double=True)
+        double = replace(self, args=args, kwargs=kwargs, double=True)
+        return replace(double, distinct=distinct_data(double))
+
+    @property
+    def num_terms(self) -> int:
+        """Number of log densities of numbers that one evaluation sums."""
+        distinct = self._distinct
+        whole = distinct is None or not self.num_data
+        return self.num_dims if whole else self.num_dims * len(distinct.counts) // self.num_data
+
+    @property
+    def _distinct(self) -> DistinctData | None:
+        """Distinct rows, unless the data are others by now."""
+        found = self.distinct
+        return found if found and found.stands_for(self.args, self.kwargs) else None
 
     def draw(self, num_particles: int) -> Draw:
         """Draw latents from the guide.
@@ -301,15 +318,22 @@ class Bound:
     def _model_once(
         self, values: Values, particles: int | None, scale: list[Any]
     ) -> tuple[Any, Any]:
-        trace = self._trace(self.model, values, particles, enumerate_=True)
+        distinct, layout = self._distinct, self._layout(particles)
+        seen = replace(self, args=distinct.args, kwargs=distinct.kwargs) if distinct else self
+        trace = seen._trace(self.model, values, particles, enumerate_=True)
         sites = list(self._sites(trace).values())
         latents = [site for site in sites if not site["is_observed"]]
         observed = [site for site in sites if site["is_observed"]]
-        layout = self._layout(particles)
         scale.append(next(map(layout.datum_scale, observed), 1.0))
         if self.structure.enumerated:
             return split_enumerated(trace, sites, layout)
-        return sum_sites(latents, layout), sum_sites(observed, layout)
+        counts = distinct.counts if distinct else 1.0
+
+        def weight(site: Site) -> Any:
+            times = 1.0 if layout.data_frame(site) is None else counts
+            return layout.relative_scale(site) * times
+
+        return sum_sites(latents, layout), sum_sites(observed, layout, weight)
 
     def _sites(self, trace: Any) -> dict[str, Site]:
         sites = dict(random_sites(trace))
