@@ -6,6 +6,7 @@ densities: log p(x | z) is a sum over the distinct rows, each times its count.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,8 @@ class DistinctData:
 
     def stands_for(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         """Return whether they are made of these arguments."""
-        return self.of[0] is args and self.of[1] is kwargs
+        given, own = tensors_of(args, kwargs), tensors_of(*self.of)
+        return len(given) == len(own) and all(map(is_, given, own))
 
 
 def distinct_data(bound: "Bound") -> DistinctData | None:

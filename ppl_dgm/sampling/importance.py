@@ -119,7 +119,8 @@ def weight_chunks(
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; expected at least 1")
     draw = draw_weights_prior if proposal == "prior" else draw_weights
-    switch = Switch(compile)
+    # compiled code takes any data as arguments, so that it would sum over all
+    switch = Switch(compile if bound.distinct is None else False)
 
     def weights(args: Any, kwargs: Any, num_data: int | None, count: int) -> Tensor:
         return draw(replace(bound, args=args, kwargs=kwargs, num_data=num_data), count)

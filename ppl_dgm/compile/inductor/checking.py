@@ -22,6 +22,7 @@ Flat = Callable[..., Sequence[torch.Tensor]]
 CHECKED = frozenset({1, 10, 100, 1000})  # calls
 TURNS = 3  # of a loop, that are checked
 ROUNDING = 1e3  # units in the last place of the largest entry that pass without a second look
+LONG_SUMS = 1e-6  # relative, that sums over many numbers may differ by: a unit for each of them
 SENSITIVITY = (
     30.0  # times what a perturbation of a few units in the last place of the inputs changes
 )
@@ -89,14 +90,16 @@ class CheckedRun:
             right = self._results(graph, flat)
         with self._unmoved(flat):
             given = self._results(self.run, flat)
-        suspects = [i for i, (a, b) in enumerate(zip(given, right, strict=True)) if unlike(a, b, 0)]
+        longest = max((tensor.numel() for tensor in flat), default=0)
+        pairs = enumerate(zip(given, right, strict=True))
+        suspects = [i for i, (a, b) in pairs if unlike(a, b, longest=longest)]
         if not suspects:
             return ""
         with self._unmoved(flat):
             nearby = self._results(graph, self._perturbed(flat))
         for place in suspects:
             moved = distance(nearby[place], right[place])
-            if unlike(given[place], right[place], SENSITIVITY * moved):
+            if unlike(given[place], right[place], SENSITIVITY * moved, longest):
                 error = distance(given[place], right[place])
                 return f"{self._name(place, len(given))} differs by {error:.3g}"
         return ""
@@ -183,16 +186,19 @@ def shaken(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * torch.randn_like(tensor))
 
 
-def unlike(one: torch.Tensor, other: torch.Tensor, allowed: float) -> bool:
+def unlike(one: torch.Tensor, other: torch.Tensor, allowed: float = 0.0, longest: int = 0) -> bool:
     """Return whether tensors differ by more than allowed.
 
-    Rounding is tolerated in addition to `allowed`.
+    Rounding is tolerated in addition to `allowed`, also that of a sum over `longest` numbers: equal
+    ones round in the same direction each time.
     """
     if not other.is_floating_point():
         return not torch.equal(one, other) and not allowed > 0
     finite = other[other.isfinite()]
     largest = finite.abs().max().item() if finite.numel() else 0.0
-    return distance(one, other) > ROUNDING * torch.finfo(other.dtype).eps * largest + allowed
+    eps = torch.finfo(other.dtype).eps
+    rounding = max(ROUNDING * eps, min(longest * eps, LONG_SUMS))
+    return distance(one, other) > rounding * largest + allowed
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
