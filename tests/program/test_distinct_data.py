@@ -98,10 +98,13 @@ def neighbours(x):
         pyro.sample("x", dist.Normal(p * before, 1.0), obs=x)
 
 
-def closed_over(x, offset=torch.linspace(0, 1, N)):
+OFFSET = torch.linspace(0, 1, N)
+
+
+def closed_over(x):
     p = pyro.sample("p", dist.Beta(1.0, 1.0))
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(p + offset[: len(x)], 1.0), obs=x)
+        pyro.sample("x", dist.Normal(p + OFFSET[: len(x)], 1.0), obs=x)
 
 
 def latent_of_each(x):
