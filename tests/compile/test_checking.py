@@ -193,3 +193,14 @@ def test_a_step_that_is_wrong_moves_nothing(monkeypatch) -> None:
     with pytest.raises(WrongNumbersError):
         step(torch.ones(2))
     assert torch.equal(weight.detach(), torch.zeros(2))
+
+
+def test_the_order_of_a_long_sum_is_rounding() -> None:
+    """A million equal numbers, added one by one, are off by far more than pairs of sums are."""
+    numbers = torch.full((1_000_000,), 0.1, dtype=torch.float64)
+    by_pairs, in_turn = numbers.sum(), numbers.cumsum(0)[-1]
+    assert checking.unlike(in_turn, by_pairs)
+    assert not checking.unlike(in_turn, by_pairs, longest=len(numbers))
+    assert checking.unlike(by_pairs * (1 + 1e-8), by_pairs, longest=len(numbers))
+    single = by_pairs.float()
+    assert checking.unlike(single * 1.001, single, longest=10**9)
