@@ -138,8 +138,7 @@ class Bound:
     def num_terms(self) -> int:
         """Number of log densities of numbers that one evaluation sums."""
         distinct = self._distinct
-        whole = distinct is None or not self.num_data
-        return self.num_dims if whole else self.num_dims * len(distinct.counts) // self.num_data
+        return int(self.num_dims * (distinct.share if distinct else 1))
 
     @property
     def _distinct(self) -> DistinctData | None:

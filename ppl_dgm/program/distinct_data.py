@@ -40,6 +40,11 @@ class DistinctData:
     counts: Tensor
     of: tuple[tuple, Mapping[str, Any]]
 
+    @property
+    def share(self) -> float:
+        """Number of distinct rows as a share of all."""
+        return len(self.counts) / float(self.counts.sum())
+
     def stands_for(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         """Return whether they are made of these arguments."""
         given, own = tensors_of(args, kwargs), tensors_of(*self.of)

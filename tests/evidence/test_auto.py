@@ -304,8 +304,7 @@ def test_a_larger_run_for_data_of_their_own_is_limited(monkeypatch):
 
 def test_a_vague_estimate_asks_for_the_particles_that_its_error_needs():
     smc = SMC(num_particles=100, num_groups=8)
-    enlarged = sys.modules["ppl_dgm.evidence.auto"].enlarged
-    partner = sys.modules["ppl_dgm.evidence.auto"].PARTNER_ERROR["dataset"]
+    partner = PARTNER_ERROR["dataset"]
 
     def vague(times: float) -> Evidence:
         error = torch.tensor(times * partner, dtype=FLOAT)
