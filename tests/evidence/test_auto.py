@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_dgm import Program
 from ppl_dgm.evidence import SMC, Evidence, ImportanceSampling, WideSampling, auto
 from ppl_dgm.evidence.agreement import Attempts, check_part, choose, compare_two
+from ppl_dgm.evidence.kinds import PARTNER_ERROR, enlarged
 from ppl_dgm.sampling.effort import spend
 
 
