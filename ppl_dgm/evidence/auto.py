@@ -22,7 +22,7 @@ from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.kinds import (
     MOST_BUDGETS,
-    Settings,
+    Allowance,
     affordable,
     checked_data,
     enlarged,
@@ -136,7 +136,7 @@ def auto(
     if streamed is not None:
         return streamed
     start = time.perf_counter()
-    settings, run = Settings(target, budget, memory), partial(settle, program)
+    settings, run = Allowance(target, budget, memory), partial(settle, program)
     bound = bind(program, args, kwargs)
     with watched("auto", progress):
         found = over_ranks(bound, seed, settings, run) or run(settings, args, kwargs, seed, bound)
@@ -153,7 +153,7 @@ def bind(program: Program, args: tuple, kwargs: Mapping[str, Any]) -> Bound:
 
 def settle(
     program: Program,
-    settings: Settings,
+    settings: Allowance,
     args: tuple,
     kwargs: dict[str, Any],
     seed: int | None,
@@ -176,7 +176,9 @@ def exact(program: Program, args: tuple, kwargs: dict[str, Any]) -> Evidence | N
         return None
 
 
-def cross_checked(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Evidence:
+def cross_checked(
+    program: Program, bound: Bound, seed: int | None, settings: Allowance
+) -> Evidence:
     """Run several kinds of estimator and compare their results.
 
     They run one after the other, on as many data as the budget allows; their verdict is returned.
@@ -197,7 +199,7 @@ class Course:
     program: Program
     bound: Bound
     seed: int | None
-    settings: Settings
+    settings: Allowance
     attempts: Attempts
 
     def attempt(self, estimator: Estimator, data: Tensor | None = None) -> Evidence | None:
@@ -271,7 +273,7 @@ def moved_on(
     main: Evidence,
     first: Estimator,
     seed: int | None,
-    settings: Settings,
+    settings: Allowance,
 ) -> Evidence:
     """Move failing data on to the next kind of estimator."""
     places = failing_data(main)
@@ -298,7 +300,7 @@ def settled(attempts: Attempts, target: float) -> bool:
     return verdict.reliable and typical_error(verdict) <= target
 
 
-def scout(program: Program, bound: Bound, seed: int | None, settings: Settings) -> Tensor | None:
+def scout(program: Program, bound: Bound, seed: int | None, settings: Allowance) -> Tensor | None:
     """Search for modes that few draws lead to.
 
     Returns points `[found, dim]` in unconstrained space, or None where there are none or the search
@@ -321,7 +323,7 @@ def pilot(
     program: Program,
     bound: Bound,
     seed: int | None,
-    settings: Settings,
+    settings: Allowance,
     modes: Tensor | None = None,
 ) -> Evidence | None:
     """Estimate the evidence from draws of guide or prior.

@@ -22,7 +22,7 @@ from ppl_dgm.program import Bound, Program, evaluating
 __all__ = [
     "MOST_BUDGETS",
     "PARTNER_ERROR",
-    "Settings",
+    "Allowance",
     "affordable",
     "checked_data",
     "enlarged",
@@ -53,7 +53,7 @@ NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 leve
 
 
 @dataclass(frozen=True)
-class Settings:
+class Allowance:
     """Target error, budget and memory of `auto`.
 
     The target is a standard error in nats, the budget a number of densities, the memory in bytes,
@@ -75,13 +75,13 @@ class Settings:
         cost = 1.0 if bound.structure.per_datum else 1 + self.num_terms / DATA_AT_COST_ONE
         return self.budget / cost
 
-    def at(self, program: Program, bound: Bound) -> "Settings":
+    def at(self, program: Program, bound: Bound) -> "Allowance":
         """The same, with the terms counted."""
         with evaluating(program), torch.no_grad():
             return replace(self, num_terms=bound.in_double().num_terms)
 
 
-def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
+def kinds(bound: Bound, settings: Allowance) -> list[Estimator]:
     """List independent kinds of estimator, in order of use.
 
     They run one after the other until two agree.
@@ -106,7 +106,7 @@ def kinds(bound: Bound, settings: Settings) -> list[Estimator]:
     ]
 
 
-def posterior_kinds(bound: Bound, settings: Settings, smc: SMC) -> list[Estimator]:
+def posterior_kinds(bound: Bound, settings: Allowance, smc: SMC) -> list[Estimator]:
     """Kinds that look for the posterior themselves, the slowest last."""
     share, memory = settings.share(bound), settings.memory
     chains = max(16, min(share // BRIDGE_COST, 64))
@@ -151,7 +151,7 @@ def num_latents(bound: Bound) -> int:
     return sum(value.numel() for value in bound.draw_prior(1).values.values())
 
 
-def nested(bound: Bound, settings: Settings) -> list[Estimator]:
+def nested(bound: Bound, settings: Allowance) -> list[Estimator]:
     """Nested sampling, where the dimensions are few."""
     if num_latents(bound) > NESTED_DIMS:
         return []
@@ -187,12 +187,12 @@ def grid(bound: Bound, most: int, memory: int) -> Estimator:
     return whole
 
 
-def quick_check(settings: Settings) -> SMC:
+def quick_check(settings: Allowance) -> SMC:
     """Particles enough to check a precise estimate."""
     return SMC(num_particles=200, num_groups=8, memory=settings.memory)
 
 
-def next_kind(first: Estimator, count: int, settings: Settings) -> Estimator | None:
+def next_kind(first: Estimator, count: int, settings: Allowance) -> Estimator | None:
     """Choose the estimator of data that the first fails on."""
     most = MOST_BUDGETS * settings.budget // count
     if not isinstance(first, Laplace):
