@@ -268,7 +268,7 @@ class BDMC:
             **kwargs: further data.
         """
         with watched("BDMC", progress), evaluating(program), torch.no_grad():
-            bound = program.bind(*args, **kwargs)
+            bound = program.bind(*args, **kwargs).in_double()
             check_evidence(bound)
             if bound.structure.energies:
                 return self._of_energies(program, args, kwargs, seed)
@@ -276,7 +276,7 @@ class BDMC:
             start = time.perf_counter()
             with seeded(seed, bound.device):
                 values, args, kwargs = simulate(bound)
-                bound = program.bind(*args, **kwargs)
+                bound = program.bind(*args, **kwargs).in_double()
                 lower, upper = self._bounds(bound, values)
             seconds = time.perf_counter() - start
             below = self._evidence(bound, lower, "lower", seconds)
@@ -364,16 +364,23 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
             "from it; bidirectional Monte Carlo needs a program of sample statements. Use AIS and "
             "SMC and compare them"
         )
-    draws = draw_sites(bound.model, structure, 1, bound.args, bound.kwargs)
+    drawing = partial(draw_sites, bound.model, structure, 1, bound.args, bound.kwargs)
+    draws = bound._evaluate(drawing)
     leaves, spec = tree_flatten((bound.args, dict(bound.kwargs)))
     simulated: dict[int, Tensor] = {}
     for name in structure.observed:
         place = observed_argument(bound, name, leaves, spec)
-        value = draws[name][0].reshape(leaves[place].shape).to(leaves[place].dtype)
-        simulated[place] = value
+        simulated[place] = in_dtype_of(leaves[place], draws[name][0])
     args, kwargs = tree_unflatten([simulated.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
     check_no_covariates(bound, replace(bound, args=args, kwargs=kwargs), draws)
     return draws, args, kwargs
+
+
+def in_dtype_of(leaf: Tensor, drawn: Tensor) -> Tensor:
+    """Give simulated data the shape of given data, and the dtype if it can hold them."""
+    drawn = drawn.reshape(leaf.shape)
+    held = drawn.to(leaf.dtype)
+    return held if torch.equal(held.to(drawn.dtype), drawn) else drawn
 
 
 def check_no_covariates(given: Bound, simulated: Bound, draws: Values) -> None:

@@ -202,3 +202,35 @@ def test_crossed_bounds_raise_an_alarm() -> None:
     high = Evidence(torch.tensor(-18.7), torch.tensor(0.4), "upper", **settings)
     assert any("above the upper" in warning for warning in Sandwich.between(low, high).warnings)
     assert Sandwich.between(high, low).reliable
+
+
+def shifted_normal(loc: float) -> Program:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    return Program(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.bool, torch.float32])
+def test_simulated_data_have_the_digits_of_the_program_not_of_the_given_data(
+    dtype: torch.dtype,
+) -> None:
+    given = torch.zeros(50, dtype=dtype)
+    with torch.no_grad():
+        simulated = simulate(shifted_normal(1e7).bind(given).in_double())[1][0]
+    assert simulated.dtype == torch.float64
+    assert (simulated.round() != simulated).all()
+    assert 0.5 < (simulated - 1e7).std() < 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_bounds_are_computed_in_double(dtype: torch.dtype) -> None:
+    """The mean of log p over data from N(1e7, 1.25) is minus its entropy."""
+    given = torch.zeros(200, dtype=dtype)
+    result = BDMC(AIS(num_temperatures=20, compile=False))(shifted_normal(1e7), given)
+    assert result.reliable
+    entropy = 0.5 * math.log(2 * math.pi * math.e * 1.25)
+    for bound in (result.lower, result.upper):
+        assert abs(bound.log_z.mean() + entropy) < 4 * math.sqrt(0.5 / 200) + 0.05
