@@ -84,6 +84,38 @@ def test_bayes_factor_has_both_errors_and_is_antisymmetric():
 
 
 @pytest.mark.parametrize(
+    ("log", "std_error", "settled"),
+    [(2.5, 0.9, True), (10.0, 4.0, True), (0.1, 0.3, True), (2.5, 2.0, False), (0.1, 3.0, False)]
+    + [(50.0, math.inf, False), (50.0, math.nan, False)],
+)
+def test_words_need_an_error_that_bears_them(log, std_error, settled):
+    for factor in (BayesFactor("a", "b", sign * log, std_error) for sign in (1, -1)):
+        assert (factor.strength != "undetermined") == settled
+
+
+@pytest.mark.parametrize("error", [math.inf, math.nan])
+def test_rows_without_an_error_are_not_ranked(error):
+    table = compare({"a": result(-1.0, error, "estimate"), "b": result(-3.0), "c": result(-4.0)})
+    assert table.best.name == table.reference == "b"
+    assert math.isnan(table["a"].weight)
+    assert table["b"].weight == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_two_impossible_models_have_no_ratio():
+    table = compare({"a": result(-math.inf), "b": result(-math.inf)})
+    assert "unknown times as probable" in str(table.bayes_factor("a", "b"))
+    assert table.bayes_factor("a", "b").strength == "undetermined"
+
+
+def test_one_datum_gives_no_stacking_weights():
+    table = compare({"a": result([-1.0]), "b": result([-2.0])})
+    assert all(math.isnan(row.weight) for row in table.rows)
+    assert table.best.name == "a"
+    with pytest.raises(ValueError, match="'a' has no data"):
+        compare({"a": result([]), "b": result([])})
+
+
+@pytest.mark.parametrize(
     ("log", "word"),
     [(0.5, "bare mention"), (2.0, "positive"), (4.0, "strong"), (-9.0, "very strong")],
 )

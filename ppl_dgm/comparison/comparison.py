@@ -314,6 +314,8 @@ def check_comparable(evidences: Mapping[str, Evidence]) -> None:
                 f"{name!r} is a {type(evidence).__name__}; expected a Program, or an Evidence, the "
                 "result of an estimator, e.g. ImportanceSampling()(program, x)"
             )
+        if not evidence.log_z.numel():
+            raise ValueError(f"{name!r} has no data; expected the evidence of one datum or more")
     check_alike({name: evidence.target for name, evidence in evidences.items()}, TARGETS_DIFFER)
     check_alike({name: (e.num_dims, e.log_z.numel()) for name, e in evidences.items()}, DATA_DIFFER)
     check_alike({name: e.digest for name, e in evidences.items()}, DATA_DIFFER, same_data)

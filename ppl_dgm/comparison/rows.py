@@ -35,8 +35,9 @@ SENSES: dict[str, str] = {
     "estimate": "estimate",
     "unknown": "bounds on both sides: the sign of the difference is open",
 }
+LITTLE = 1.0  # nats, which say nothing
 STRENGTHS = (
-    (1.0, "not worth more than a bare mention"),
+    (LITTLE, "not worth more than a bare mention"),
     (3.0, "positive"),
     (5.0, "strong"),
     (math.inf, "very strong"),
@@ -121,10 +122,12 @@ class BayesFactor(NamedTuple):
 
         The words for |log B| are those of Kass and Raftery (1995), section 3.2.
 
-        Undetermined where an alarm was raised, or where bounds leave open which side is favoured.
+        Undetermined where an alarm was raised, where bounds leave open which side is favoured, and
+        where the standard error is above a nat and half the number.
         """
         open_sign = {"unknown": True, "lower": self.log < 0, "upper": self.log > 0}
-        if not self.reliable or open_sign.get(self.sense, False):
+        settled = self.std_error <= max(LITTLE, abs(self.log) / 2)
+        if not self.reliable or not settled or open_sign.get(self.sense, False):
             return "undetermined"
         return next((word for limit, word in STRENGTHS if abs(self.log) <= limit), "undetermined")
 
@@ -139,6 +142,8 @@ class BayesFactor(NamedTuple):
 def in_digits(log_value: float) -> str:
     """exp of a number, short: 12.3, 0.0021 or 10^45."""
     power = log_value / math.log(10)
+    if math.isnan(power):
+        return "unknown"
     if -4 < power < 6:
         return f"{math.exp(log_value):.3g}"
     return minus(f"10^{power:.1f}")
@@ -186,10 +191,11 @@ def is_ranked(evidence: Evidence) -> bool:
     A ranked evidence may be the best, the default reference, or have a weight. This is the one rule
     for all three.
 
-    It has no alarm, is not too high by design (an upper bound), and no datum's was withheld (NaN).
+    It has no alarm, is not too high by design (an upper bound), and no datum's number or error was
+    withheld (NaN, or an infinite error).
     """
-    withheld = bool(evidence.log_z.isnan().any())
-    return evidence.reliable and evidence.bound != "upper" and not withheld
+    given = ~evidence.log_z.isnan() & evidence.std_error.isfinite()
+    return evidence.reliable and evidence.bound != "upper" and bool(given.all())
 
 
 def flat(evidence: Evidence) -> Tensor:

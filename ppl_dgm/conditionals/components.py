@@ -7,6 +7,7 @@ To add a kind, subclass `Components`: `forward(z)` gives the distribution of dat
 still fitted by gradients.
 """
 
+import warnings
 from abc import abstractmethod
 
 import pyro.distributions as dist
@@ -21,6 +22,8 @@ from ppl_dgm.conditionals.grey_levels import Bits, Shades
 from ppl_dgm.validation import ROUNDING, check_sizes, is_singular
 
 __all__ = ["BernoulliComponents", "Components", "GaussianComponents", "named_components"]
+
+LOST_TO_REGULARISATION = 1.0  # nats a datum
 
 
 class Components(Conditional):
@@ -38,6 +41,10 @@ class Components(Conditional):
         super().__init__()
         check_sizes(num_dims=num_dims, num_components=num_components)
         self.num_dims, self.num_components = num_dims, num_components
+
+    def regularisation_for(self, x: Tensor) -> float:
+        """Return the regularisation of data `[N, D]` where none is given."""
+        return self.regularisation
 
     @abstractmethod
     def forward(self, z: Tensor) -> TorchDistribution:
@@ -111,6 +118,23 @@ class GaussianComponents(Shades, Components):
         self.log_scales = nn.Parameter(torch.zeros(copies, num_dims))
         if covariance != "diagonal":
             self.lower = nn.Parameter(torch.zeros(copies, num_dims, num_dims))
+
+    def regularisation_for(self, x: Tensor) -> float:
+        """Return the default, with a warning where it hides the spread of data `[N, D]`.
+
+        It costs log(1 + regularisation / variance) / 2, summed over dimensions that vary.
+        """
+        variance = x.var(0, correction=0)
+        varying = variance > (ROUNDING * x.mean(0)).square()
+        lost = 0.5 * (self.regularisation / variance[varying]).log1p().sum().item()
+        if lost > LOST_TO_REGULARISATION:
+            warnings.warn(
+                f"the default regularisation {self.regularisation:g} is large beside the data's "
+                f"variances and costs about {lost:.3g} nats a datum: scale the data, or pass a "
+                "smaller regularisation",
+                stacklevel=4,
+            )
+        return self.regularisation
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Normal vectors of component numbers `[...]`."""

@@ -320,7 +320,7 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
 
     Returns:
         Weights by program, adding up to one; NaN where some datum has a finite density under no
-            program.
+            program, and for a single datum, which cannot tell programs apart.
 
     Example:
         >>> log_p = {"a": torch.tensor([-1.0, -5.0]), "b": torch.tensor([-5.0, -1.0])}
@@ -332,7 +332,7 @@ def stacking_weights(log_p: Mapping[str, Tensor]) -> dict[str, float]:
         return dict.fromkeys(log_p, 1.0)
     rows = torch.stack([value.double().cpu() for value in log_p.values()])
     best = rows.max(0).values
-    if not bool(torch.isfinite(best).all()):
+    if len(best) < 2 or not bool(torch.isfinite(best).all()):
         return dict.fromkeys(log_p, float("nan"))
     # A shift by datum changes no weight, and keeps exp(log p) from underflowing; exp(-700) counts
     # for as little as zero.

@@ -28,8 +28,8 @@ def lattice() -> Energy:
 
 
 def data_of(model: Program) -> Tensor:
-    drawn = model.sample(1)
-    return torch.zeros(3, *drawn.shape[1:], dtype=torch.float64)
+    width = model.num_visible if isinstance(model, RBM) else model.num_dims
+    return torch.zeros(3, width, dtype=torch.float64)
 
 
 def apart(found: Evidence, truth: Evidence) -> float:

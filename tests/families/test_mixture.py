@@ -162,6 +162,19 @@ def test_singularity_does_not_depend_on_units_or_rounding(kind: str, scale: floa
     assert found == pytest.approx(truth, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["full", "tied", "diagonal"])
+def test_a_default_regularisation_that_hides_the_spread_is_told(kind: str) -> None:
+    """One column is in units of its own."""
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    units = torch.tensor([1.0, 1e-5])
+    with pytest.warns(UserWarning, match="the default regularisation 1e-06 .* costs about 4.4"):
+        default = Mixture(2, 1, kind).fit_em(x * units).log_likelihood[-1]
+    small = Mixture(2, 1, kind).fit_em(x * units, regularisation=1e-20).log_likelihood[-1]
+    near = Mixture(2, 1, kind).fit_em(x).log_likelihood[-1]
+    assert small == pytest.approx(near.item() + 5 * math.log(10), abs=1e-4)
+    assert default < small - 4
+
+
 def test_clusters_of_separated_blobs_are_found() -> None:
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(40)

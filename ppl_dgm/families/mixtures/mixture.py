@@ -84,6 +84,8 @@ class Mixture(Program):
             ValueError: for data of another shape or fewer than components.
         """
         x, parts = self._raised(x)
+        if regularisation is None:
+            regularisation = parts.components.regularisation_for(x)
         parts.maximise(x, kmeans(x, parts.components.num_components, seed), regularisation)
         return self._keep(parts, x)
 
@@ -110,8 +112,9 @@ class Mixture(Program):
             x: data `[N, D]`.
             num_steps: at most so many.
             tolerance: stops when the mean log-likelihood rises by less, in nats per datum.
-            regularisation: added to variances (1e-6 by default); for Bernoullis, the pseudo-count
-                of each of 0 and 1 (0.5 by default).
+            regularisation: added to variances (1e-6 by default, with a warning where that costs
+                over a nat a datum); for Bernoullis, the pseudo-count of each of 0 and 1 (0.5 by
+                default).
             seed: of the k-means start; None starts from the parameters as they are.
             progress: show a bar where it takes over two seconds.
 
@@ -125,6 +128,8 @@ class Mixture(Program):
                 "1 and 0 (or None)"
             )
         x, parts = self._raised(x)
+        if regularisation is None:
+            regularisation = parts.components.regularisation_for(x)
         if seed is not None:
             start = kmeans(x, parts.components.num_components, seed)
             parts.maximise(x, start, regularisation)
@@ -177,7 +182,7 @@ def maximise_likelihood(
     x: Tensor,
     steps: Iterable[int],
     tolerance: float,
-    regularisation: float | None,
+    regularisation: float,
 ) -> "EMFit":
     """Alternate E- and M-steps, in place."""
     history: list[Tensor] = []
@@ -226,15 +231,11 @@ class MixtureModel(nn.Module):
         return self.log_joint(x).logsumexp(-1).mean()
 
     @torch.no_grad()
-    def maximise(
-        self, x: Tensor, responsibilities: Tensor, regularisation: float | None = None
-    ) -> None:
+    def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
         """Update weights and components by an M-step.
 
         Data are `[N, D]`, responsibilities `[N, K]`.
         """
-        if regularisation is None:
-            regularisation = self.components.regularisation
         share = responsibilities.mean(0).clamp_min(torch.finfo(x.dtype).tiny)
         self.logits.copy_(share.log())
         self.components.maximise(x, responsibilities, regularisation)
