@@ -122,11 +122,13 @@ class GaussianComponents(Shades, Components):
     def regularisation_for(self, x: Tensor) -> float:
         """Return the default, with a warning where it hides the spread of data `[N, D]`.
 
-        It costs log(1 + regularisation / variance) / 2, summed over dimensions that vary.
+        Of one Gaussian it costs (log(1 + r) - r / (1 + r)) / 2 nats a datum, summed over dimensions
+        that vary, with r the regularisation over the variance.
         """
         variance = x.var(0, correction=0)
         varying = variance > (ROUNDING * x.mean(0)).square()
-        lost = 0.5 * (self.regularisation / variance[varying]).log1p().sum().item()
+        ratio = self.regularisation / variance[varying]
+        lost = 0.5 * (ratio.log1p() - ratio / (1 + ratio)).sum().item()
         if lost > LOST_TO_REGULARISATION:
             warnings.warn(
                 f"the default regularisation {self.regularisation:g} is large beside the data's "

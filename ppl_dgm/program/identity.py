@@ -127,7 +127,9 @@ def _content(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
 
 def _array(values: Tensor, dtype: str) -> Iterator[bytes]:
     yield f"{dtype} {tuple(values.shape)}".encode()
-    yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A single number may have any stride, which bytes may not.
+    dense = values.reshape(-1).clone(memory_format=torch.contiguous_format)
+    yield dense.view(torch.uint8).numpy().tobytes()
 
 
 @singledispatch

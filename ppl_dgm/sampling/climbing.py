@@ -160,7 +160,7 @@ def backtrack(
     promise = (direction * slope).sum(-1)
     best = point
     waiting = torch.ones_like(value, dtype=torch.bool)
-    for _ in range(BACKTRACKS):
+    for _ in range(DOUBLINGS if first else BACKTRACKS):  # a first step is of unit length at most
         spend(value.numel())
         trial = point + length.unsqueeze(-1) * direction
         with torch.no_grad():

@@ -81,6 +81,20 @@ def test_plain_approximation_has_no_error_bar():
     assert math.isnan(float(Laplace(num_particles=0)(known.program(), *known.args).std_error))
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e-8, 1e8])
+def test_units_do_not_matter(unit: float) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 2 * unit))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, unit), obs=x)
+
+    x = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
+    found = Laplace(num_particles=0)(Program(model), x * unit)
+    covariance = torch.eye(4, dtype=torch.float64) + 4
+    truth = dist.MultivariateNormal(torch.zeros(4).double(), covariance).log_prob(x)
+    assert found.log_z.item() == pytest.approx(truth.item() - 4 * math.log(unit), abs=1e-6)
+
+
 def test_a_density_without_mode_is_withheld():
     known = case("eight_schools_posteriordb")
     result = Laplace(num_starts=4, num_steps=40)(known.program(), *known.args)

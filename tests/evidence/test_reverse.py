@@ -28,8 +28,8 @@ def lattice() -> Energy:
 
 
 def data_of(model: Program) -> Tensor:
-    width = model.num_visible if isinstance(model, RBM) else model.num_dims
-    return torch.zeros(3, width, dtype=torch.float64)
+    one = model.parts.weight[:, 0] if isinstance(model, RBM) else model.model.fn.base.zeros
+    return torch.zeros(3, len(one), dtype=torch.float64)
 
 
 def apart(found: Evidence, truth: Evidence) -> float:

@@ -98,6 +98,14 @@ def test_globals_that_a_function_names_are_part_of_it(
     assert digest(function) != before
 
 
+def test_a_number_of_a_matrix_is_like_one_alone() -> None:
+    """Its stride is that of the matrix, though it is contiguous."""
+    part = torch.arange(32.0, dtype=torch.float64)[::16][:1]
+    assert part.is_contiguous()
+    assert part.stride() == (16,)
+    assert digest(part) == digest(torch.zeros(1, dtype=torch.float64))
+
+
 def test_private_attributes_and_cycles_do_not_matter() -> None:
     first, second = Slotted(1.0), Slotted(1.0, cache=[1])
     assert digest(first) == digest(second)
