@@ -85,8 +85,15 @@ def test_bayes_factor_has_both_errors_and_is_antisymmetric():
 
 @pytest.mark.parametrize(
     ("log", "std_error", "settled"),
-    [(2.5, 0.9, True), (10.0, 4.0, True), (0.1, 0.3, True), (2.5, 2.0, False), (0.1, 3.0, False)]
-    + [(50.0, math.inf, False), (50.0, math.nan, False)],
+    [
+        (2.5, 0.9, True),
+        (10.0, 4.0, True),
+        (0.1, 0.3, True),
+        (2.5, 2.0, False),
+        (0.1, 3.0, False),
+        (50.0, math.inf, False),
+        (50.0, math.nan, False),
+    ],
 )
 def test_words_need_an_error_that_bears_them(log, std_error, settled):
     for factor in (BayesFactor("a", "b", sign * log, std_error) for sign in (1, -1)):
