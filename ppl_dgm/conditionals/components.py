@@ -43,7 +43,7 @@ class Components(Conditional):
         self.num_dims, self.num_components = num_dims, num_components
 
     def regularisation_for(self, x: Tensor) -> float:
-        """Return the regularisation of data `[N, D]` where none is given."""
+        """Return the default regularisation for data `[N, D]`."""
         return self.regularisation
 
     @abstractmethod
@@ -120,8 +120,9 @@ class GaussianComponents(Shades, Components):
             self.lower = nn.Parameter(torch.zeros(copies, num_dims, num_dims))
 
     def regularisation_for(self, x: Tensor) -> float:
-        """Return the default, with a warning where it hides the spread of data `[N, D]`.
+        """Return the default; warn where it hides the data.
 
+        Data are `[N, D]`, and it hides them where it is large beside their variances.
         Of one Gaussian it costs (log(1 + r) - r / (1 + r)) / 2 nats a datum, summed over dimensions
         that vary, with r the regularisation over the variance.
         """
