@@ -377,7 +377,10 @@ def simulate(bound: Bound) -> tuple[Values, tuple, dict[str, Any]]:
 
 
 def in_dtype_of(leaf: Tensor, drawn: Tensor) -> Tensor:
-    """Give simulated data the shape of given data, and the dtype if it can hold them."""
+    """Shape simulated data as given ones.
+
+    They get the dtype too where it holds them without loss.
+    """
     drawn = drawn.reshape(leaf.shape)
     held = drawn.to(leaf.dtype)
     return held if torch.equal(held.to(drawn.dtype), drawn) else drawn
