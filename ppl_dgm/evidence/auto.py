@@ -103,9 +103,10 @@ def auto(
         seed: makes the result repeatable.
         target: standard error at which to stop, in nats: of log Z, or where each datum has one, of
             these in root mean square.
-        budget: evaluations of the joint density of up to 1000 observed numbers, over all data,
-            equal rows of a data set counting once; a gradient counts as three. For a data set all estimators keep to it together once
-            two agree, and to twice of it before (one that does not is stopped, and told in
+        budget: evaluations of the joint density of up to 1000 observed numbers, over all data
+            (or the few rows that stand for many: equal ones, those of one normal distribution); a
+            gradient counts as three. For a data set all estimators keep to it together once two
+            agree, and to twice of it before (one that does not is stopped, and told in
             `diagnostics["failed"]`); where each datum has its own evidence it limits the check.
             `diagnostics["densities"]` is how many there were.
         memory: bytes that one chunk of work may allocate.

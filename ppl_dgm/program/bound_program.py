@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_map
 
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.program.arguments import select_data, tensors_of
-from ppl_dgm.program.distinct_data import DistinctData, distinct_data
 from ppl_dgm.program.enumeration import entangled, split_enumerated
 from ppl_dgm.program.log_densities import (
     Layout,
@@ -40,6 +39,7 @@ from ppl_dgm.program.sites import (
 )
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
+from ppl_dgm.program.weighted_rows import WeightedRows, weighted_rows
 from ppl_dgm.program.zero_probabilities import exact_probabilities
 from ppl_dgm.pyro_state import import_dynamo, pyro_in_turn
 
@@ -107,8 +107,8 @@ class Bound:
     scale common to all sites of a datum (minibatch scaling, `poutine.scale` around model and guide)
     is not in them but in `LogJoint.scale`; other scales are exponents and stay. `num_data` counts
     the data in the data plate, `num_dims` the observed numbers, which `digest` identifies. With
-    `double` the program computes in float64, whatever it is written in, and rows of data that are
-    `distinct` stand for all that equal them. Without `paths` draws have
+    `double` the program computes in float64, whatever it is written in, and few weighted
+    `rows` stand for many data where they may. Without `paths` draws have
     no path gradient, whatever could give them one, but for point masses.
     """
 
@@ -123,7 +123,7 @@ class Bound:
     double: bool = False
     keeps_guide_factors: bool = False
     paths: bool = True
-    distinct: DistinctData | None = None
+    rows: WeightedRows | None = None
 
     def in_double(self) -> "Bound":
         """Return the same bound program in float64.
@@ -132,19 +132,18 @@ class Bound:
         """
         args, kwargs = tree_map(to_double, (self.args, dict(self.kwargs)))
         double = replace(self, args=args, kwargs=kwargs, double=True)
-        return replace(double, distinct=distinct_data(double))
+        return replace(double, rows=weighted_rows(double))
 
     @property
     def num_terms(self) -> int:
         """Number of log densities of numbers that one evaluation sums."""
-        distinct = self._distinct
-        return int(self.num_dims * (distinct.share if distinct else 1))
+        rows = self._own_rows
+        return int(self.num_dims * (rows.share if rows else 1))
 
     @property
-    def _distinct(self) -> DistinctData | None:
-        """Distinct rows, unless the data are others by now."""
-        found = self.distinct
-        return found if found and found.stands_for(self.args, self.kwargs) else None
+    def _own_rows(self) -> WeightedRows | None:
+        """Weighted rows, unless the data are others by now."""
+        return self.rows if self.rows and self.rows.stands_for(self.args, self.kwargs) else None
 
     def draw(self, num_particles: int) -> Draw:
         """Draw latents from the guide.
@@ -317,8 +316,8 @@ class Bound:
     def _model_once(
         self, values: Values, particles: int | None, scale: list[Any]
     ) -> tuple[Any, Any]:
-        distinct, layout = self._distinct, self._layout(particles)
-        seen = replace(self, args=distinct.args, kwargs=distinct.kwargs) if distinct else self
+        rows, layout = self._own_rows, self._layout(particles)
+        seen = replace(self, args=rows.args, kwargs=rows.kwargs) if rows else self
         trace = seen._trace(self.model, values, particles, enumerate_=True)
         sites = list(self._sites(trace).values())
         latents = [site for site in sites if not site["is_observed"]]
@@ -326,10 +325,10 @@ class Bound:
         scale.append(next(map(layout.datum_scale, observed), 1.0))
         if self.structure.enumerated:
             return split_enumerated(trace, sites, layout)
-        counts = distinct.counts if distinct else 1.0
+        weights = rows.weights if rows else 1.0
 
         def weight(site: Site) -> Any:
-            times = 1.0 if layout.data_frame(site) is None else counts
+            times = 1.0 if layout.data_frame(site) is None else weights
             return layout.relative_scale(site) * times
 
         return sum_sites(latents, layout), sum_sites(observed, layout, weight)

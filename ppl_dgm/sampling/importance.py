@@ -120,7 +120,7 @@ def weight_chunks(
         raise ValueError(f"num_particles is {num_particles}; expected at least 1")
     draw = draw_weights_prior if proposal == "prior" else draw_weights
     # compiled code takes any data as arguments, so that it would sum over all
-    switch = Switch(compile if bound.distinct is None else False)
+    switch = Switch(compile if bound.rows is None else False)
 
     def weights(args: Any, kwargs: Any, num_data: int | None, count: int) -> Tensor:
         return draw(replace(bound, args=args, kwargs=kwargs, num_data=num_data), count)

@@ -1,4 +1,4 @@
-"""Sums over distinct rows of data, each times its count."""
+"""Few weighted rows in place of many data."""
 
 from dataclasses import replace
 from math import lgamma
@@ -81,8 +81,73 @@ def test_the_sum_over_distinct_rows_is_that_over_all(kind):
     bound = Program(model).bind(*data).in_double()
     values = bound.draw_prior(7).values
     assert bound.num_terms <= most + 1
-    whole = replace(bound, distinct=None).log_joint(values)
+    whole = replace(bound, rows=None).log_joint(values)
     assert torch.allclose(bound.log_joint(values).total, whole.total, rtol=1e-13)
+
+
+def normal(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    scale = pyro.sample("scale", dist.HalfNormal(10.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+
+def normal_columns(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc.unsqueeze(-2), 2.0).to_event(1), obs=x)
+
+
+def normal_vectors(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0).expand([3]).to_event(1))
+    factor = torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.5, 0.2, 0.7]])
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(loc.unsqueeze(-2), scale_tril=factor), obs=x)
+
+
+NORMALS = {
+    "numbers": (normal, lambda: 5 + 3 * torch.randn(N), 2),
+    "far from zero": (normal, lambda: 1e6 + torch.randn(N, dtype=torch.float64), 2),
+    "columns": (normal_columns, lambda: torch.randn(N, 3) @ torch.randn(3, 3), 6),
+    "vectors": (normal_vectors, lambda: torch.randn(N, 3) @ torch.randn(3, 3), 6),
+    "a plane": (normal_vectors, lambda: torch.randn(N, 1) * torch.ones(3), 6),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALS)
+def test_rows_of_the_same_moments_stand_for_normal_data(kind):
+    torch.manual_seed(0)
+    model, data, most = NORMALS[kind]
+    bound = Program(model).bind(data()).in_double()
+    values = bound.draw_prior(7).values
+    assert len(bound.rows.weights) == most
+    whole = replace(bound, rows=None).log_joint(values).likelihood
+    assert torch.allclose(bound.log_joint(values).likelihood, whole, rtol=1e-10)
+
+
+def heteroscedastic(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, torch.linspace(1, 2, len(x))), obs=x)
+
+
+def heavy_tailed(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.StudentT(4.0, loc, 1.0), obs=x)
+
+
+def seen_in_two_ways(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=x**2)
+
+
+@pytest.mark.parametrize("model", [heteroscedastic, heavy_tailed, seen_in_two_ways])
+def test_densities_that_are_not_quadratic_use_all_data(model):
+    torch.manual_seed(0)
+    assert Program(model).bind(torch.randn(N)).in_double().rows is None
 
 
 def batch_statistics(x):
@@ -127,15 +192,13 @@ def total_as_a_factor(x):
 def test_programs_that_are_no_sum_over_rows_use_all_data(model):
     torch.manual_seed(0)
     bound = Program(model).bind(coins()).in_double()
-    assert bound.distinct is None
+    assert bound.rows is None
     assert bound.num_terms == bound.num_dims
 
 
-@pytest.mark.parametrize("size", [999, N])
-def test_few_data_or_mostly_different_ones_are_not_counted(size):
-    data = coins((size,)) if size < N else torch.randn(N)
-    bound = Program(univariate(lambda r: dist.Normal(r, 1.0))).bind(data).in_double()
-    assert bound.distinct is None
+def test_few_data_are_summed_one_by_one():
+    bound = Program(univariate(dist.Bernoulli)).bind(coins((999,))).in_double()
+    assert bound.rows is None
 
 
 def test_other_data_in_place_of_the_bound_ones_are_seen():
