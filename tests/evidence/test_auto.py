@@ -381,7 +381,7 @@ def test_a_pilot_that_is_withheld_ends_nothing(monkeypatch) -> None:
     monkeypatch.setattr(module.PriorSampling, "__call__", withheld)
     program = known.program()
     bound = module.bind(program, known.args, {})
-    assert module.pilot(program, bound, 0, module.Settings(0.02, 1_000_000, 2**28)) is None
+    assert module.pilot(program, bound, 0, module.Allowance(0.02, 1_000_000, 2**28)) is None
 
 
 @pytest.mark.slow
