@@ -19,6 +19,7 @@ __all__ = [
     "Tally",
     "check_one_scale",
     "count_observed",
+    "is_masked",
     "log_prob_of",
     "seen_entries",
     "sum_scores",
