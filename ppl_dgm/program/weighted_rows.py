@@ -41,7 +41,7 @@ QUADRATIC = {
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Rows whose weighted sum of log densities is that of all data.
+    """Rows whose weighted sum is that of all data.
 
     `args` and `kwargs` are those of a program, with `weights` `[rows]` data; `of` are the ones that
     they stand for.
@@ -141,7 +141,7 @@ def is_quadratic(bound: "Bound", data: Tensor) -> bool:
 
 
 def one_normal(site: Site, data: Tensor) -> bool:
-    """Return whether the data at a site have one normal distribution.
+    """Return whether a site gives all data one normal distribution.
 
     Its parameters must be the same for all of them by their making, not by their values.
     """
