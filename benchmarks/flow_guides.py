@@ -3,7 +3,7 @@
 How far the bound of a fitted guide is below the evidence, diagonal normal and flow, and what
 `FlowImportanceSampling` finds:
 
-    python benchmarks/flow_guides.py [case ...] [--steps 1000] [--seeds 3]
+    python benchmarks/flow_guides.py [case ...] [--steps 600] [--seeds 3]
 
 The table goes to `benchmarks/results/flow_guides.md`, where rows of other cases are kept.
 """
@@ -85,7 +85,7 @@ def main() -> None:
     """Fit the guides, run the estimator and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", default=CASES, help="all by default")
-    parser.add_argument("--steps", type=int, default=1000, help="of each fit")
+    parser.add_argument("--steps", type=int, default=600, help="of each fit")
     parser.add_argument("--seeds", type=int, default=3, help="runs of the estimator")
     given = parser.parse_args()
     torch.set_num_threads(1)
