@@ -91,7 +91,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     seeds = range(given.seeds)
-    head = ["case", "steps", "diagonal's gap", "flow's gap", "quarter", *(f"seed {seed}" for seed in seeds)]
+    head = [
+        "case",
+        "steps",
+        "diagonal's gap",
+        "flow's gap",
+        "quarter",
+        *(f"seed {seed}" for seed in seeds),
+    ]
     lines = [TEXT, "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     lines += kept(given.cases)
     for name in given.cases:
