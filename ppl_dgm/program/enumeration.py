@@ -1,6 +1,7 @@
 """Sum out enumerated latents exactly."""
 
 from collections import OrderedDict
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -39,8 +40,10 @@ def entangled(trace: Any, sites: list[Site]) -> bool:
     The log densities of the trace's sites are packed on the way.
     """
     unmask(filter(is_summed_out, sites))
-    for site in sites:
-        site["log_prob"] = site["unscaled_log_prob"] = log_prob_of(site, 1.0)
+    terms = [log_prob_of(site, 1.0) for site in sites]
+    finest = reduce(torch.promote_types, [term.dtype for term in terms], torch.float16)
+    for site, term in zip(sites, terms, strict=True):  # products are of one dtype
+        site["log_prob"] = site["unscaled_log_prob"] = term.to(finest)
     trace.pack_tensors()
     summed = enumerated_symbols(sites)
     return any(depends(site, summed) for site in filter(is_drawn, sites))

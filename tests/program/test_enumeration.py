@@ -449,3 +449,24 @@ def test_pyros_own_loss_sums_out_a_chain() -> None:
     program = Program(chain).initialise(x)
     loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(program.model, program.guide, x)
     assert loss == pytest.approx(-float(torch.as_tensor(truth).log().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_data_finer_than_the_literals_of_a_program(dtype: torch.dtype) -> None:
+    """NumPy's doubles meet weights in single precision."""
+
+    def model(x: Tensor) -> None:
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(
+                "z", dist.Categorical(torch.tensor([0.25, 0.75])), infer={"enumerate": "parallel"}
+            )
+            pyro.sample("x", dist.Normal(locs[..., z], 1.0), obs=x)
+
+    x = torch.tensor([-0.5, 2.0], dtype=dtype)
+    bound, locs = Program(model).bind(x), torch.tensor([[0.3, 1.0]])
+    terms = dist.Normal(locs.double(), 1.0).log_prob(x.double().unsqueeze(-1))
+    truth = (terms + torch.tensor([0.25, 0.75]).double().log()).logsumexp(-1).sum()
+    found = bound.log_joint({"locs": locs}).likelihood
+    assert found.dtype == dtype
+    assert found.item() == pytest.approx(truth.item(), abs=1e-5)
