@@ -119,7 +119,7 @@ class Relaxation(Messenger):
 class StraightThrough(Objective):
     r"""The ELBO of discrete latents, differentiated through their Gumbel-softmax relaxation.
 
-    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\arg\max_i (\log \pi_i + g_i))$ with
+    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\mathrm{argmax}_i (\log \pi_i + g_i))$ with
     Gumbel noise g; backward, their gradient is that of $\mathrm{softmax}((\log \pi + g) / \tau)$.
     The value is the ELBO without bias, the guide's gradient has a bias that falls and a variance
     that grows as the temperature falls. Jang et al. (2017), section 2.2. Latents must be

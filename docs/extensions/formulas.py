@@ -1,0 +1,24 @@
+"""Formulas of pages and notebooks as MathML, which browsers draw without a script."""
+
+import re
+from html import unescape
+from typing import Any
+
+from latex2mathml.converter import convert
+
+MARKED = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.S
+)
+CELL = re.compile(r'<div class="[^"]*jp-MarkdownOutput.*?</div>', re.S)
+DOLLARS = re.compile(r"\$(?P<tex>[^$\n]+)\$")
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Convert the formulas of a page."""
+    drawn = MARKED.sub(lambda found: _drawn(found["tex"], found["tag"] == "div"), html)
+    return CELL.sub(lambda cell: DOLLARS.sub(lambda one: _drawn(one["tex"]), cell[0]), drawn)
+
+
+def _drawn(tex: str, alone: bool = False) -> str:
+    formula = convert(unescape(tex), display="block" if alone else "inline")
+    return f'<div class="formula">{formula}</div>' if alone else formula
