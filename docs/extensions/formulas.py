@@ -10,6 +10,7 @@ MARKED = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.S
 )
 CELL = re.compile(r'<div class="[^"]*jp-MarkdownOutput.*?</div>', re.S)
+NAMED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|over|sub|sup|frac)>|<mover|<mo>&#x02211;)")
 DOLLARS = re.compile(r"\$(?P<tex>[^$\n]+)\$")
 
 
@@ -21,4 +22,5 @@ def on_page_content(html: str, **kwargs: Any) -> str:
 
 def _drawn(tex: str, alone: bool = False) -> str:
     formula = convert(unescape(tex), display="block" if alone else "inline")
+    formula = NAMED.sub(r'\1<mspace width="0.17em"/>', formula)  # log p, not logp
     return f'<div class="formula">{formula}</div>' if alone else formula

@@ -18,13 +18,13 @@ each datum (or for the data set), a gradient counting as three.
 - Posterior draws: `BridgeSampling`, the most precise for its cost to 100 dimensions and more. 20
   for each draw with its own chains, 8 with yours, whose densities alone it evaluates.
 - One datum, one posterior (decoders): `AIS` from the prior or the guide, many data and chains at
-  once, and a lower bound; `BDMC` brackets it on simulated data. chains * temperatures * leapfrogs
-  * 3.
+  once, and a lower bound; `BDMC` brackets it on simulated data. 3 * chains * temperatures *
+  leapfrogs.
 - An unnormalised density (`RBM`, `Energy`): `AIS` and `SMC` to its partition function, `ReverseAIS`
   from the other side, `BDMC` for both. As AIS, twice that.
-- Many modes: `SMC`, whose particles keep modes in proportion. 25 temperatures * moves * leapfrogs
-  * 3 * K. In up to ten dimensions, and where narrow peaks hide in wide ones, `NestedSMC`. 25 levels
-  * moves * K. `NestedSampling` is dynesty's, one run of the program at a time.
+- Many modes: `SMC`, whose particles keep modes in proportion. 25 temperatures * moves * leapfrogs *
+  3 * K. In up to ten dimensions, and where narrow peaks hide in wide ones, `NestedSMC`. 25 levels *
+  moves * K. `NestedSampling` is dynesty's, one run of the program at a time.
 - A point hypothesis: `savage_dickey`, one posterior for both models. As its chains.
 - Few discrete latents: `GridSum`, all their values, counts up to a tail that is told.
 - Finite latents, too many: `GridSampling`, the naive sum by Monte Carlo. K.

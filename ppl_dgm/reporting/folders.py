@@ -72,7 +72,7 @@ def make_folder(folder: str | os.PathLike) -> Path:
     try:
         target.resolve().mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:  # also of links in a circle, zero bytes
-        is_file = isinstance(error, FileExistsError)
+        is_file = isinstance(error, FileExistsError) and target.exists()
         why = "is a file" if is_file else f"cannot be made ({error})"
         raise ValueError(
             f"{str(folder)!r} {why}; expected a folder to write the report to"
