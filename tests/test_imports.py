@@ -46,7 +46,16 @@ def test_the_import_alone_loads_nothing_heavy() -> None:
 
 def test_what_most_users_import_loads_no_more_than_it_needs() -> None:
     """Plots, tables, the compiler and clustering cost seconds and are loaded when asked for."""
-    heavy = ("arviz", "matplotlib", "pandas", "scipy.stats", "sklearn", "torch._inductor", "xarray")
+    heavy = (
+        "arviz",
+        "dynesty",
+        "matplotlib",
+        "pandas",
+        "scipy.stats",
+        "sklearn",
+        "torch._inductor",
+        "xarray",
+    )
     names = "Program, compare, evidence, families, fit, objectives, posterior"
     code = (
         f"import sys; from ppl_dgm import {names}; print([m for m in {heavy} if m in sys.modules])"

@@ -10,7 +10,7 @@ MARKED = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.S
 )
 CELL = re.compile(r'<div class="[^"]*jp-MarkdownOutput.*?</div>', re.S)
-NAMED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|over|sub|sup|frac)>|<mover|<mo>&#x02211;)")
+NAMED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|over|sub|sup|frac|o>&#x02211;)\b)")
 DOLLARS = re.compile(r"\$(?P<tex>[^$\n]+)\$")
 
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -26,14 +27,7 @@ from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.unconstrained import check_continuous
 from ppl_dgm.validation import check_least
 
-__all__ = ["NestedSampling", "dynesty"]
-
-try:
-    import dynesty as _dynesty  # pyright: ignore[reportMissingImports]
-except ImportError:
-    _dynesty = None
-
-dynesty: Any = _dynesty
+__all__ = ["NestedSampling"]
 
 EDGE = 1e-15  # of the unit cube, kept away from
 
@@ -77,8 +71,8 @@ class NestedSampling(Estimator):
             prior without a quantile function.
 
     Example:
-        >>> from ppl_dgm.evidence.nested import dynesty
-        >>> dynesty is None or NestedSampling(num_live=50).num_live == 50
+        >>> from importlib.util import find_spec
+        >>> find_spec("dynesty") is None or NestedSampling(num_live=50).num_live == 50
         True
     """
 
@@ -94,7 +88,7 @@ class NestedSampling(Estimator):
             raise ValueError(
                 f"remaining is {self.remaining}; expected a positive number of nats, e.g. 0.01"
             )
-        if dynesty is None:
+        if find_spec("dynesty") is None:
             raise ValueError(
                 "nested sampling runs on dynesty, which is not installed: pip install "
                 "ppl-dgm[nested]"
@@ -123,6 +117,8 @@ class NestedSampling(Estimator):
         return estimate._replace(warnings=estimate.warnings + likelihood.warnings)
 
     def _run(self, likelihood: "Likelihood", dim: int) -> Estimate:
+        import dynesty  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - seconds of import
+
         generator = np.random.default_rng(int(torch.randint(2**31, ())))
         cubes = generator.random((self.num_live, dim))
         live = [cubes, cubes.copy(), likelihood.together(cubes, self.memory)]

@@ -119,10 +119,10 @@ class Relaxation(Messenger):
 class StraightThrough(Objective):
     r"""The ELBO of discrete latents, differentiated through their Gumbel-softmax relaxation.
 
-    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\mathrm{argmax}_i (\log \pi_i + g_i))$ with
-    Gumbel noise g; backward, their gradient is that of $\mathrm{softmax}((\log \pi + g) / \tau)$.
-    The value is the ELBO without bias, the guide's gradient has a bias that falls and a variance
-    that grows as the temperature falls. Jang et al. (2017), section 2.2. Latents must be
+    Forward, latents are drawn exactly: $z = \mathrm{onehot}(\mathrm{argmax}_i (\log \pi_i + g_i))$
+    with Gumbel noise g; backward, their gradient is that of $\mathrm{softmax}((\log \pi + g) /
+    \tau)$. The value is the ELBO without bias, the guide's gradient has a bias that falls and a
+    variance that grows as the temperature falls. Jang et al. (2017), section 2.2. Latents must be
     `Bernoulli` or `OneHotCategorical`, and the program differentiable in them. For an objective
     that is relaxed itself write `RelaxedBernoulli` or `RelaxedOneHotCategorical` in model and
     guide, and take `ELBO` or `IWELBO` (Maddison et al. 2017).

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 from ppl_dgm import Program, evidence
-from ppl_dgm.evidence.nested import dynesty
 from ppl_dgm.program import Bound, LogJoint
 
 PROGRAM = """
@@ -76,7 +76,7 @@ ESTIMATORS = {
             num_live=50, max_calls=100, memory=memory
         )
     }
-    if dynesty
+    if find_spec("dynesty")
     else {}
 )
 

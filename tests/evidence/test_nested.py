@@ -127,6 +127,6 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         NestedSampling()(Program(stable), torch.zeros(()))
     with pytest.raises(ValueError, match="num_live"):
         NestedSampling(num_live=1)
-    monkeypatch.setattr(nested, "dynesty", None)
+    monkeypatch.setattr(nested, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install ppl-dgm\[nested\]"):
         NestedSampling()
