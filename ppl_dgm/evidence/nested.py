@@ -7,15 +7,16 @@ import math
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 import pyro.poutine as poutine
+import scipy  # loads its parts when they are used
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
-from scipy import special
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -34,11 +35,11 @@ EDGE = 1e-15  # of the unit cube, kept away from
 # quantile functions of the distributions whose `icdf` torch lacks, as functions of (quantile,
 # distribution)
 QUANTILES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
-    "Gamma": lambda u, d: special.gammaincinv(d.concentration, u) / d.rate,
-    "InverseGamma": lambda u, d: d.rate / special.gammainccinv(d.concentration, u),
-    "Beta": lambda u, d: special.betaincinv(d.concentration1, d.concentration0, u),
-    "StudentT": lambda u, d: d.loc + d.scale * special.stdtrit(d.df, u),
-    "Chi2": lambda u, d: 2 * special.gammaincinv(d.df / 2, u),
+    "Gamma": lambda u, d: scipy.special.gammaincinv(d.concentration, u) / d.rate,
+    "InverseGamma": lambda u, d: d.rate / scipy.special.gammainccinv(d.concentration, u),
+    "Beta": lambda u, d: scipy.special.betaincinv(d.concentration1, d.concentration0, u),
+    "StudentT": lambda u, d: d.loc + d.scale * scipy.special.stdtrit(d.df, u),
+    "Chi2": lambda u, d: 2 * scipy.special.gammaincinv(d.df / 2, u),
 }
 
 
@@ -117,7 +118,7 @@ class NestedSampling(Estimator):
         return estimate._replace(warnings=estimate.warnings + likelihood.warnings)
 
     def _run(self, likelihood: "Likelihood", dim: int) -> Estimate:
-        import dynesty  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - seconds of import
+        dynesty: Any = import_module("dynesty")  # seconds of import
 
         generator = np.random.default_rng(int(torch.randint(2**31, ())))
         cubes = generator.random((self.num_live, dim))
@@ -304,7 +305,7 @@ def stick_breaking(concentration: Tensor, u: np.ndarray) -> Tensor:
     """Dirichlet values from quantiles of its beta-distributed sticks."""
     total = concentration.flip(-1).cumsum(-1).flip(-1)
     first, rest = concentration[..., :-1].numpy(), total[..., 1:].numpy()
-    sticks = torch.as_tensor(special.betaincinv(first, rest, u.reshape(first.shape))).to(
+    sticks = torch.as_tensor(scipy.special.betaincinv(first, rest, u.reshape(first.shape))).to(
         concentration
     )
     left = torch.cat([torch.ones_like(sticks[..., :1]), (1 - sticks).cumprod(-1)], -1)

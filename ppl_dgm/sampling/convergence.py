@@ -5,9 +5,9 @@ The diagnostics are ESS, R-hat, weight tails and acceptance.
 
 import math
 
+import scipy  # loads its parts when they are used
 import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 __all__ = [
@@ -226,7 +226,7 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     above = (log_values - centre).clamp_min(0)
     spread = 2 * above.square().mean(0)
     log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
-    student = float(stdtrit(count - 1, 0.975) / ndtri(0.975))
+    student = float(scipy.special.stdtrit(count - 1, 0.975) / scipy.special.ndtri(0.975))
     return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
 
 

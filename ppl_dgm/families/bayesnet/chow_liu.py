@@ -4,8 +4,8 @@ Each variable but the root has one parent, chosen by mutual information.
 """
 
 import numpy as np
+import scipy  # loads its parts when they are used
 import torch
-from scipy.sparse import csgraph
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -113,6 +113,6 @@ def tree(weights: Tensor, root: int) -> list[int]:
         [1, 2, -1]
     """
     distances = (1 + weights.max() - weights).cpu().numpy()  # positive: zeros would be no edges
-    edges = csgraph.minimum_spanning_tree(np.triu(distances, 1))
-    parents = csgraph.breadth_first_order(edges, root, directed=False)[1]
+    edges = scipy.sparse.csgraph.minimum_spanning_tree(np.triu(distances, 1))
+    parents = scipy.sparse.csgraph.breadth_first_order(edges, root, directed=False)[1]
     return [int(parent) if parent >= 0 else -1 for parent in parents]
