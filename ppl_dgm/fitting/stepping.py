@@ -120,7 +120,8 @@ class CompiledStepper(Stepper):
             return self._compiled(self.step, [rows], None)[0]
         start = clocks()
         value = super().__call__(size, rows)
-        self.times.append(min(now - then for now, then in zip(clocks(), start, strict=True)))
+        took = (now - then for now, then in zip(clocks(), start, strict=True))
+        self.times.append(min(took))  # waiting is no time to save
         allowed = self._allowed()
         if allowed > 0:
             self._compile(rows, allowed)
@@ -227,7 +228,7 @@ class CompiledStepper(Stepper):
 
 
 def clocks() -> tuple[float, float]:
-    """Read the wall and the processor: waiting is no time to save."""
+    """Read the clocks of the wall and the processor."""
     return time.perf_counter(), time.process_time()
 
 
