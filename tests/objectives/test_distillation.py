@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from ppl_dgm import Program, fit
-from ppl_dgm.families import IAF, MAF, Energy, Flow
+from ppl_dgm.evidence import Exact
+from ppl_dgm.families import IAF, MAF, Energy, Flow, WaveNet, likelihoods
 from ppl_dgm.objectives import ForwardKL, Objective, ReverseKL
 from ppl_dgm.transforms import ActNorm, Coupling, Elementwise, FlowDistribution, Planar
 
@@ -125,6 +126,25 @@ def test_a_student_is_as_good_as_its_teacher() -> None:
     )
     draws, log_q = student.distribution().rsample_and_log_prob((4000,))
     gap = (log_q - teacher.distribution().log_prob(draws)).mean() / 8
+    assert 0 < gap.item() < 0.1
+
+
+@pytest.mark.slow
+def test_a_wavenet_is_a_teacher() -> None:
+    torch.manual_seed(0)
+    now, steps = torch.zeros(1000), []
+    for _ in range(8):
+        now = 0.8 * now + (0.3 + 0.3 * now.tanh().abs()) * torch.randn(1000)
+        steps.append(now)
+    teacher = WaveNet(8, 8, likelihood=likelihoods.Gaussian(learned="net"))
+    student = IAF(8, 2, [32])
+    options = {"batch_size": 100, "progress": False, **SEEDED}
+    rate = lambda parameters: torch.optim.Adam(parameters, 1e-2)  # noqa: E731
+    fit(teacher, torch.stack(steps, -1), steps=150, optimizer=rate, **options)
+    start = teacher.sample(1000)
+    fit(student, start, ReverseKL(teacher), steps=200, optimizer=rate, **options)
+    draws, log_q = student.distribution().rsample_and_log_prob((2000,))
+    gap = (log_q - Exact()(teacher, draws.detach()).log_z).mean() / 8
     assert 0 < gap.item() < 0.1
 
 
