@@ -149,7 +149,8 @@ def page(found: list[Row], steps: int, data: Dataset) -> str:
         f"with {DRAWS} draws of the noise a datum (uniform noise, but of Flow++ learned). = marks "
         f"exact numbers. At most {steps} Adam steps of {BATCH} of {len(data.train)} images at rate "
         f"{RATE} falling to zero; {len(data.valid)} validation images choose among every "
-        f"{steps // 5}th. Seconds of processor time, eager."
+        f"{steps // 5}th. Where the last were kept, a fit had not "
+        "converged, and the order is that of equal steps. Seconds of processor time, eager."
     )
     head = ["", "ELBO", f"IWELBO({DRAWS})", "parameters", "steps kept", "seconds"]
     names = [name for name in FAMILIES if column(found, name, "elbo")]
