@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
+from ppl_dgm.validation import check_sizes
 
 __all__ = ["Function", "LinearGaussian", "Logistic", "Neural", "NodeConditional", "Table"]
 
@@ -104,12 +105,15 @@ class Table(NodeConditional):
         self.logits = nn.Parameter(log_rows(probs))
 
     @classmethod
+    @checked
     def uniform(cls, num_states: int, parents: Mapping[str, int] | None = None) -> "Table":
         """Create a table of equal probabilities.
 
-        `parents` maps names to numbers of states.
+        `parents` maps names to numbers of states, of at least one.
         """
         parents = parents or {}
+        check_sizes(num_states=num_states)
+        check_sizes(**parents)
         return cls(torch.full((*parents.values(), num_states), 1.0 / num_states), tuple(parents))
 
     def with_parents(self, parents: Sequence[str]) -> "Table":

@@ -542,6 +542,12 @@ def test_bad_nets_are_refused(name: str) -> None:
 
 
 def test_wrong_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="num_states is .*; expected a mapping"):
+        BayesNet.from_edges([("a", "b")], {"a": 2, "b": 2})
+    with pytest.raises(ValueError, match="num_states is 2.5; expected a whole number"):
+        BayesNet.from_edges({"a": 2, "b": 2.5}, [("a", "b")])
+    with pytest.raises(ValueError, match="num_states is 0; expected at least 1"):
+        BayesNet.from_edges({"a": 2, "b": 0}, [("a", "b")])
     with pytest.raises(TypeError, match="parents is .*; expected a collection, each text"):
         Table([[0.5, 0.5]], "a")
     with pytest.raises(TypeError, match="expected a NodeConditional"):

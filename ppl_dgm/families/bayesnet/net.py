@@ -68,6 +68,7 @@ class BayesNet(Program):
             self.initialise(dict(model().items()))
 
     @classmethod
+    @checked
     def from_edges(
         cls, num_states: Mapping[str, int], edges: Iterable[tuple[str, str]]
     ) -> "BayesNet":
