@@ -202,6 +202,8 @@ def check_target(path: str | os.PathLike) -> Path:
         raise ValueError(
             f"{str(path)!r} names no file; expected a name of 1 to {_LONGEST_NAME} bytes"
         )
+    if target.is_symlink():  # Python 3.13 resolves a circle to itself
+        raise ValueError(f"{str(path)!r} cannot be followed: its links lead in a circle")
     if not target.parent.is_dir():
         raise ValueError(
             f"the folder {target.parent} of {target.name!r} does not exist; create it first"
