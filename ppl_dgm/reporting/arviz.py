@@ -10,6 +10,7 @@ asks which one it is.
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ with warnings.catch_warnings():
     import arviz
 
 az: Any = arviz  # its two generations have different types
-IS_ARVIZ_0 = hasattr(az, "InferenceData")
+IS_ARVIZ_0 = version("arviz").startswith("0.")
 Group = dict[str, NDArray[Any]]
 FEW_DRAWS = 100  # independent ones, below which leave-one-out and quantiles are not to be believed
 FEWEST_DRAWS = 4  # that ArviZ's diagnostics take
