@@ -465,3 +465,16 @@ def test_memory_that_is_read_as_it_lies_lies_as_written(rows: Callable[[Tensor],
     graph = graph_of(frames, x)
     rewriting.rewrite(graph)
     torch.testing.assert_close(graph(x), frames(x))
+
+
+@pytest.mark.parametrize("factorise", [torch.linalg.cholesky, torch.linalg.inv])
+def test_factors_of_matrices_that_have_none_are_nan(factorise: Callable) -> None:
+    """Inductor compiles no check of them."""
+    good, singular = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.zeros(2, 2)
+    graph = graph_of(lambda x: factorise(x).exp(), torch.stack([good, good]))
+    assert applied(rewriting.spoil_failed_factors, graph) == 1
+    assert aten._linalg_check_errors.default not in targets(graph)
+    found = graph(torch.stack([good, singular]))
+    assert torch.allclose(found[0], factorise(good).exp())
+    assert found[1].isnan().any()
+    assert applied(rewriting.spoil_failed_factors, graph) == 0

@@ -3,6 +3,7 @@
 Each is a small function that keeps every value.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +45,8 @@ def prepare(graph: GraphModule, examples: Sequence[torch.Tensor]) -> None:
     """
     separate_loops(graph, repeated(graph, examples))
     for module in graphs_of(graph):
-        if multiply_matrices(module) + draw_bernoullis(module) + spell_out_alpha(module):
+        found = multiply_matrices(module) + draw_bernoullis(module) + spell_out_alpha(module)
+        if found + spoil_failed_factors(module):
             finish(module)
 
 
@@ -266,6 +268,29 @@ def spell_out_alpha(graph: GraphModule) -> int:
         product = insert(graph.graph, node, aten.mul.Tensor, (second, node.kwargs["alpha"]))
         replace(node, insert(graph.graph, node, node.target, (first, product)))
     return len(found)
+
+
+def spoil_failed_factors(graph: GraphModule) -> int:
+    """Let factors of matrices that have none be NaN.
+
+    The error that torch raises in their place is an effect, for which torch 2.13 gives the graph an
+    input that nobody fills (`torch/_higher_order_ops/effects.py`).
+    """
+    checks = [node for node in nodes(graph) if node.target is aten._linalg_check_errors.default]
+    for check in checks:
+        info = check.args[0]
+        parts = info.args[0].users if info.target is operator.getitem else {}
+        for factor in [part for part in parts if part.args[1] == 0]:
+            users = list(factor.users)
+            fine = insert(graph.graph, check, aten.eq.Scalar, (info, 0))
+            for _ in range(factor.meta["val"].dim() - info.meta["val"].dim()):
+                fine = insert(graph.graph, check, aten.unsqueeze.default, (fine, -1))
+            given = (fine, factor, math.nan)
+            known = insert(graph.graph, check, aten.where.ScalarOther, given)
+            for user in users:
+                user.replace_input_with(factor, known)
+        graph.graph.erase_node(check)
+    return len(checks)
 
 
 def draw_bernoullis(graph: GraphModule) -> int:
