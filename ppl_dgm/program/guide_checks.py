@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ppl_dgm.program.inverses import check_inverse
 from ppl_dgm.program.sites import (
     Site,
@@ -107,7 +110,7 @@ def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
     check_inverse(name, guide_fn)
     model_support, guide_support = support_of(model_fn), support_of(guide_fn)
     covered = bool(model_support.check(guide_site["value"]).all())
-    if not covered or narrower(guide_fn, model_fn):
+    if not covered or narrower(guide_fn, model_fn, guide_site["value"]):
         raise ValueError(
             f"the support of latent {name!r} is {model_support} in the model but "
             f"{guide_support} in the guide; expected the guide to cover exactly the model's. "
@@ -115,12 +118,15 @@ def check_same_site(name: str, model_site: Site, guide_site: Site) -> None:
         )
 
 
-def narrower(guide_fn: Any, model_fn: Any) -> bool:
+def narrower(guide_fn: Any, model_fn: Any, inside: Tensor) -> bool:
     """Return whether the guide's support misses draws of the prior.
 
-    The prior is the model's.
+    The prior is the model's. What it draws as NaN, as flows do that overflow in their tails, tells
+    nothing of the guide: values `inside` take its place.
     """
     try:
-        return not bool(support_of(guide_fn).check(model_fn.sample()).all())
+        draws = model_fn.sample()
+        draws = torch.where(draws.isnan(), inside, draws)
+        return not bool(support_of(guide_fn).check(draws).all())
     except NotImplementedError:
         return False

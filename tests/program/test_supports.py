@@ -219,3 +219,23 @@ def test_supports_of_masked_mixtures_are_those_of_their_components() -> None:
         mask, dist.Normal(torch.zeros(2), 1.0), dist.Cauchy(torch.zeros(2), 1.0)
     )
     assert in_support(real, number(-2.0)) is None
+
+
+class Overflowing(dist.Normal):
+    """A normal distribution whose draws overflow to NaN, as a flow's may in its tails."""
+
+    def sample(self, *args, **kwargs):
+        return torch.full_like(super().sample(*args, **kwargs), torch.nan)
+
+
+def test_priors_that_overflow_are_not_blamed_on_the_guide():
+    def model(x=None):
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", Overflowing(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    assert Program(model, guide).bind(torch.zeros(3)).structure.latents[0].name == "z"
