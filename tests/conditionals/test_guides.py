@@ -83,6 +83,7 @@ def test_full_rank_normal_has_its_covariance() -> None:
     assert posterior(torch.randn(3, 1, 4, 5)).batch_shape == (3, 1, 4)
 
 
+@pytest.mark.slow
 def test_full_rank_amortisation_finds_the_exact_posterior() -> None:
     """The posterior of PPCA is normal with a mean that is linear in x: this guide contains it."""
     torch.manual_seed(0)

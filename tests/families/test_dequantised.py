@@ -136,6 +136,7 @@ def test_raw_levels_have_no_limit_and_dequantised_ones_their_entropy() -> None:
     assert -entropy - 2 < values[0] < values[1] - 0.1 < -entropy
 
 
+@pytest.mark.slow
 def test_images_are_fitted_by_weighted_bounds() -> None:
     torch.manual_seed(0)
     x = torch.randint(0, 256, (8, 64)).float()

@@ -214,6 +214,7 @@ def test_compiled_fits_equal_eager_ones(name: str) -> None:
     compiled_as_eager(FLOWS[name])
 
 
+@pytest.mark.slow
 def test_a_compiled_fit_equals_an_eager_one() -> None:
     compiled_as_eager(lambda size: RealNVP(size, 2, [8]))
 

@@ -199,6 +199,7 @@ def signal_to_noise(gradient, num_particles):
     return (guide.mean(0).abs() / guide.std(0)).item()
 
 
+@pytest.mark.slow
 def test_signal_to_noise_of_the_guide_falls_for_reparam_and_grows_for_dreg():
     """Rainforth et al. (2018): K^{-1/2}; Tucker et al. (2019): K^{1/2}."""
     assert signal_to_noise("reparam", 256) < 0.5 * signal_to_noise("reparam", 4)

@@ -169,6 +169,7 @@ def test_chains_in_constrained_latents_follow_the_conjugate_posterior():
     )
 
 
+@pytest.mark.slow
 def test_chains_of_few_draws_and_of_data_in_parts():
     x, seen = X.repeat(20, 1), SEEN.repeat(20, 1)
     found = complete(
