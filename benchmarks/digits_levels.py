@@ -170,12 +170,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     data = load_digits(LEVELS)
-    for seed in asked.seeds:
-        for name in asked.only:
-            if ROWS.find(name, seed, asked.steps) is None:
-                made = row(name, seed, asked.steps, data)
-                ROWS.add(made)
-                print(made, flush=True)
+    runs = ((name, seed, asked.steps) for seed in asked.seeds for name in asked.only)
+    ROWS.fill(runs, lambda name, seed, steps: row(name, seed, steps, data))
     found = [made for made in ROWS.read() if int(made["steps"]) == asked.steps]
     seeds = " ".join(sorted({made["seed"] for made in found}))
     text = "\n\n".join([page(found, asked.steps, data), provenance(seeds)])

@@ -1,6 +1,7 @@
 """Rows of a benchmark, kept in a CSV file as they come, so that none is made twice."""
 
 import csv
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ class Rows:
         """The row with these values of its keys, if it is there."""
         wanted = [str(value) for value in values]
         return next((row for row in self.read() if [row[key] for key in self.keys] == wanted), None)
+
+    def fill(self, runs: Iterable[tuple], make: Callable[..., dict[str, Any]]) -> None:
+        """Make the rows that are not there, each named by its keys."""
+        for keys in runs:
+            if self.find(*keys) is None:
+                made = make(*keys)
+                self.add(made)
+                print(made, flush=True)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row, numbers to four digits after the point."""
