@@ -6,7 +6,7 @@ quadratic in the rows, as of normal data, is told by mean and covariance: two ro
 have the same ones (the sigma points of Julier and Uhlmann 1997, equation 12).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.arguments import tensors_of
-from ppl_dgm.program.log_densities import is_masked
+from ppl_dgm.program.log_densities import is_masked, log_prob_of
 from ppl_dgm.program.plates import in_plate
 from ppl_dgm.program.sites import Site, random_sites
 
@@ -32,6 +33,9 @@ FEWER = 4  # times that they must be fewer
 MOST_COLUMNS = 64
 DRAWS = 4  # of latents, at which the weighted sum must be the sum over all
 ROUNDING = 1e-9  # relative
+ERROR = 1e-3  # of a log likelihood, in nats, by the rounding of moments
+CANCELLED = 1e-12  # what rounding leaves of numbers about 1
+INDEXING = torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default
 # Distributions whose log density is quadratic in the value: parameters, and their event dimensions.
 QUADRATIC = {
     dist.Normal: {"loc": 0, "scale": 0},
@@ -44,13 +48,14 @@ class WeightedRows:
     """Rows whose weighted sum is that of all data.
 
     `args` and `kwargs` are those of a program, with `weights` `[rows]` data; `of` are the ones that
-    they stand for.
+    they stand for. `row` tells each datum's row, where the rows are some of the data.
     """
 
     args: tuple
     kwargs: Mapping[str, Any]
     weights: Tensor
     of: tuple[tuple, Mapping[str, Any]]
+    row: Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -67,12 +72,14 @@ def weighted_rows(bound: "Bound") -> WeightedRows | None:
     """Find few rows that stand for a data set.
 
     Returns None where there are none, or the program is not seen to be a sum over rows: parts of
-    the data must have the densities that they have in the whole, no latent its own datum, and the
-    weighted sum must be right at a few draws of the latents.
+    the data must have the densities that they have in the whole, no latent its own datum, the
+    program must compute the same of the rows, and the weighted sum must be right at a few draws of
+    the latents.
     """
     structure, size = bound.structure, bound.num_data or 0
     rowwise = not (structure.per_datum or structure.enumerated or structure.subsampled)
-    if not rowwise or size < LEAST or any(latent.local for latent in structure.latents):
+    seen = structure.model_runs != "loop"  # else it may branch on latents as no draw shows
+    if not (rowwise and seen) or size < LEAST or any(latent.local for latent in structure.latents):
         return None
     tensors = [t for t in tensors_of(bound.args, bound.kwargs) if t.dim() and len(t) == size]
     columns = sum(t[0].numel() for t in tensors)
@@ -80,7 +87,7 @@ def weighted_rows(bound: "Bound") -> WeightedRows | None:
     if not 1 <= columns <= MOST_COLUMNS or odd or not structure.divisible:
         return None
     rows = distinct_rows(bound, tensors) or sigma_points(bound, tensors)
-    return rows if rows and is_right(bound, replace(bound, rows=rows)) else None
+    return rows if rows and computes_the_same(bound, rows) and is_right(bound, rows) else None
 
 
 def distinct_rows(bound: "Bound", tensors: list[Tensor]) -> WeightedRows | None:
@@ -90,11 +97,12 @@ def distinct_rows(bound: "Bound", tensors: list[Tensor]) -> WeightedRows | None:
     if found is None:
         return None
     args, kwargs = bound.select(found[0])
-    return WeightedRows(args, kwargs, found[1].to(torch.float64), (bound.args, bound.kwargs))
+    weights = found[1].bincount().to(torch.float64)
+    return WeightedRows(args, kwargs, weights, (bound.args, bound.kwargs), found[1])
 
 
 def first_places(tensors: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Find a place of each distinct row, and its count.
+    """Find a place of each distinct row, and the row of each datum.
 
     Tensors are `[data, ...]`; rows are those of all together. The result is None where they are
     not fewer than a quarter of the data.
@@ -108,7 +116,7 @@ def first_places(tensors: list[Tensor]) -> tuple[Tensor, Tensor] | None:
         if number * FEWER > size:
             return None
     places = torch.arange(size, device=row.device)
-    return row.new_zeros(number).scatter(0, row, places), row.bincount(minlength=number)
+    return row.new_zeros(number).scatter(0, row, places), row
 
 
 def sigma_points(bound: "Bound", tensors: list[Tensor]) -> WeightedRows | None:
@@ -121,11 +129,13 @@ def sigma_points(bound: "Bound", tensors: list[Tensor]) -> WeightedRows | None:
         return None
     table = data.reshape(size, -1)
     mean = table.mean(0)
-    variances, directions = torch.linalg.eigh(
-        (table - mean).T.cov(correction=0).reshape(2 * [len(mean)])
-    )
-    steps = directions * (len(mean) * variances.clamp_min(0)).sqrt()
-    rows = torch.cat([mean + steps.T, mean - steps.T]).reshape(-1, *data.shape[1:])
+    # A factor of the covariance. QR keeps the digits of narrow columns beside wide ones.
+    steps = torch.linalg.qr(table - mean, mode="r").R * (len(mean) / size) ** 0.5
+    rows = torch.cat([mean + steps, mean - steps])
+    lost = rows.var(0, correction=0) - table.var(0, correction=0)
+    if bool((size * lost.abs() > ERROR * table.var(0, correction=0)).any()):
+        return None  # far from zero, rows are as coarse as their digits
+    rows = rows.reshape(-1, *data.shape[1:])
     weights = rows.new_full((len(rows),), size / len(rows))
     given = bound.args, dict(bound.kwargs)
     args, kwargs = tree_map(lambda leaf: rows if leaf is data else leaf, given)
@@ -148,7 +158,8 @@ def one_normal(site: Site, data: Tensor) -> bool:
     fn, inner = site["fn"], 0
     while isinstance(fn, dist.Independent):
         fn, inner = fn.base_dist, inner + fn.reinterpreted_batch_ndims
-    if site["value"] is not data or is_masked(site) or type(fn) not in QUADRATIC:
+    alike = not (is_masked(site) or isinstance(site["scale"], Tensor))
+    if site["value"] is not data or not alike or type(fn) not in QUADRATIC:
         return False
     parameters = ((getattr(fn, n), -1 - inner - dim) for n, dim in QUADRATIC[type(fn)].items())
     return all(
@@ -158,12 +169,76 @@ def one_normal(site: Site, data: Tensor) -> bool:
 
 
 @torch.no_grad()
-def is_right(whole: "Bound", few: "Bound") -> bool:
+def computes_the_same(bound: "Bound", rows: WeightedRows) -> bool:
+    """Return whether all data's operations see what rows' see.
+
+    What depends on places in the data, or on statistics of them, may count nowhere at a few draws
+    of the latents and yet at others: a slope that is zero most of the time, as of
+    `relu(slope) * torch.arange(len(x))`.
+    """
+    few = replace(bound, args=rows.args, kwargs=rows.kwargs)
+    kept: list[Tensor] = []
+    try:
+        with unmoved_generators(bound.device):
+            values = {name: value[0] for name, value in bound.draw_prior(1).values.items()}
+            watch(few, values, lambda operand: kept.append(operand.clone()))
+            left = iter(kept)
+            watch(bound, values, lambda operand: check_same(operand, next(left), rows.row))
+    except Exception:  # of the comparison, or whatever the program raises at its prior's draws
+        return False
+    return next(left, None) is None
+
+
+def watch(bound: "Bound", values: dict[str, Tensor], take: Callable[[Tensor], None]) -> None:
+    """Show the operands of one run and its densities."""
+
+    def run() -> None:
+        with Operands(take):
+            for _, site in random_sites(bound._trace(bound.model, values, None)):
+                log_prob_of(site, site["scale"]).sum()
+
+    bound._evaluate(run)
+
+
+class Operands(TorchDispatchMode):
+    """Show the tensors and numbers that operations take.
+
+    Indices are none of them: those of a plate are places in the data, and may choose them all. Nor
+    are whole numbers, which are sizes.
+    """
+
+    def __init__(self, take: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.take = take
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)) if func not in INDEXING else ():
+            if isinstance(leaf, (Tensor, float)):
+                self.take(torch.as_tensor(leaf))
+        return func(*args, **(kwargs or {}))
+
+
+def check_same(whole: Tensor, few: Tensor, row: Tensor | None) -> None:
+    """Refuse an operand that rows do not share.
+
+    Rows that are no data have their own values, but the same of all that they have in common.
+    """
+    for axis in [axis for axis in range(whole.dim()) if whole.shape[axis] != few.shape[axis]]:
+        if row is None:
+            return
+        few = few.index_select(axis, row)
+    torch.testing.assert_close(
+        whole, few, rtol=ROUNDING, atol=CANCELLED, equal_nan=True, check_stride=False
+    )
+
+
+@torch.no_grad()
+def is_right(bound: "Bound", rows: WeightedRows) -> bool:
     """Compare the weighted sum with that over all data."""
     try:
-        with unmoved_generators(whole.device):
-            values = whole.draw_prior(DRAWS).values
-            one, other = (likelihoods(bound, values) for bound in (whole, few))
+        with unmoved_generators(bound.device):
+            values = bound.draw_prior(DRAWS).values
+            one, other = (likelihoods(each, values) for each in (bound, replace(bound, rows=rows)))
     except Exception:  # whatever the program raises at its prior's draws
         return False
     return bool(one.isfinite().any()) and torch.allclose(one, other, rtol=ROUNDING, atol=0.0)

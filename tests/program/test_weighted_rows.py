@@ -144,6 +144,29 @@ def seen_in_two_ways(x):
         pyro.sample("y", dist.Normal(loc, 1.0), obs=x**2)
 
 
+def test_rows_keep_the_digits_of_narrow_directions():
+    def model(x):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 3.0))[..., None, None, None]
+        factor = torch.tensor([[1.0, 0.0], [1.0, 0.0]]) + scale * torch.tensor([0.0, 1.0]).diag()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=factor), obs=x)
+
+    torch.manual_seed(0)
+    x = torch.randn(N, 1, dtype=torch.float64).expand(N, 2).clone()
+    x[:, 1] += 1e-7 * torch.randn(N, dtype=torch.float64)
+    bound = Program(model).bind(x).in_double()
+    values = {"scale": torch.tensor([1e-7], dtype=torch.float64)}
+    whole = replace(bound, rows=None).log_joint(values).likelihood
+    assert len(bound.rows.weights) == 4
+    assert torch.allclose(bound.log_joint(values).likelihood, whole, rtol=0, atol=1e-3)
+
+
+def test_data_too_far_from_zero_for_the_digits_of_rows_are_summed_one_by_one():
+    torch.manual_seed(0)
+    x = 1e9 + 1e-3 * torch.randn(N, dtype=torch.float64)
+    assert Program(normal).bind(x).in_double().rows is None
+
+
 @pytest.mark.parametrize("model", [heteroscedastic, heavy_tailed, seen_in_two_ways])
 def test_densities_that_are_not_quadratic_use_all_data(model):
     torch.manual_seed(0)
@@ -186,14 +209,54 @@ def total_as_a_factor(x):
     pyro.sample("sum", dist.Normal(p * len(x), 30.0), obs=x.sum())
 
 
+def seldom_a_trend(x):
+    slope = pyro.sample("slope", dist.Normal(-5.0, 1.0)).relu()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(slope * torch.arange(len(x)), 1.0), obs=x)
+
+
+def seldom_a_closed_over_trend(x):
+    slope = pyro.sample("slope", dist.Normal(-5.0, 1.0)).relu()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(slope * OFFSET[: len(x)], 1.0), obs=x)
+
+
+def seldom_a_branch(x):
+    slope = pyro.sample("slope", dist.Normal(-5.0, 1.0))
+    trend = torch.arange(len(x)) / len(x) if slope > 0 else 0.0
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(trend, 1.0), obs=x)
+
+
+@pytest.mark.filterwarnings("ignore:particles are run one by one")
 @pytest.mark.parametrize(
-    "model", [batch_statistics, neighbours, closed_over, latent_of_each, total_as_a_factor]
+    "model",
+    [
+        batch_statistics,
+        neighbours,
+        closed_over,
+        latent_of_each,
+        total_as_a_factor,
+        seldom_a_trend,
+        seldom_a_closed_over_trend,
+        seldom_a_branch,
+    ],
 )
 def test_programs_that_are_no_sum_over_rows_use_all_data(model):
     torch.manual_seed(0)
     bound = Program(model).bind(coins()).in_double()
     assert bound.rows is None
     assert bound.num_terms == bound.num_dims
+
+
+def test_a_prior_that_the_data_choose_uses_all_data():
+    def model(x):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0) if x.mean() < 0.4 else dist.Beta(9.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    x = (torch.arange(N) % 10 == 9).float()
+    assert Program(model).bind(x).in_double().rows is None
 
 
 def test_few_data_are_summed_one_by_one():
