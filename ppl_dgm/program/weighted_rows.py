@@ -35,6 +35,7 @@ DRAWS = 4  # of latents, at which the weighted sum must be the sum over all
 ROUNDING = 1e-9  # relative
 ERROR = 1e-3  # of a log likelihood, in nats, by the rounding of moments
 CANCELLED = 1e-12  # what rounding leaves of numbers about 1
+SCALAR = "NumberType", "TensorType"  # of arguments that are no sizes
 INDEXING = torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default
 # Distributions whose log density is quadratic in the value: parameters, and their event dimensions.
 QUADRATIC = {
@@ -102,7 +103,9 @@ def distinct_rows(bound: "Bound", tensors: list[Tensor]) -> WeightedRows | None:
 
 
 def first_places(tensors: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Find a place of each distinct row, and the row of each datum.
+    """Find a place of each distinct row.
+
+    Returns those, and the row of each datum.
 
     Tensors are `[data, ...]`; rows are those of all together. The result is None where they are
     not fewer than a quarter of the data.
@@ -204,7 +207,7 @@ class Operands(TorchDispatchMode):
     """Show the tensors and numbers that operations take.
 
     Indices are none of them: those of a plate are places in the data, and may choose them all. Nor
-    are whole numbers, which are sizes.
+    are sizes, and what operations without tensors take, until others take what they return.
     """
 
     def __init__(self, take: Callable[[Tensor], None]) -> None:
@@ -212,9 +215,15 @@ class Operands(TorchDispatchMode):
         self.take = take
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)) if func not in INDEXING else ():
-            if isinstance(leaf, (Tensor, float)):
-                self.take(torch.as_tensor(leaf))
+        leaves = tree_leaves((args, kwargs))
+        if func not in INDEXING and any(isinstance(leaf, Tensor) for leaf in leaves):
+            operands = [leaf for leaf in leaves if isinstance(leaf, (Tensor, float))]
+            given = zip(args, func._schema.arguments, strict=False)
+            operands += [
+                arg for arg, own in given if type(arg) is int and own.type.kind() in SCALAR
+            ]
+            for operand in operands:
+                self.take(torch.as_tensor(operand))
         return func(*args, **(kwargs or {}))
 
 

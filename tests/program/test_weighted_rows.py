@@ -221,6 +221,12 @@ def seldom_a_closed_over_trend(x):
         pyro.sample("x", dist.Normal(slope * OFFSET[: len(x)], 1.0), obs=x)
 
 
+def seldom_the_number_of_data(x):
+    excess = pyro.sample("excess", dist.Normal(-5.0, 1.0)).relu()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(excess * len(x), 1.0), obs=x)
+
+
 def seldom_a_branch(x):
     slope = pyro.sample("slope", dist.Normal(-5.0, 1.0))
     trend = torch.arange(len(x)) / len(x) if slope > 0 else 0.0
@@ -239,6 +245,7 @@ def seldom_a_branch(x):
         total_as_a_factor,
         seldom_a_trend,
         seldom_a_closed_over_trend,
+        seldom_the_number_of_data,
         seldom_a_branch,
     ],
 )
