@@ -176,11 +176,11 @@ def scatter(points: Tensor, groups: Tensor | None, kind: str, name: str, ax: Axe
 
 def shades(number: int) -> list[Any]:
     """A colour for each group."""
-    return (
-        cycled(number)
-        if number <= len(COLOURS)
-        else [colormaps["tab20"](i % 20) for i in range(number)]
-    )
+    if number <= len(COLOURS):
+        return cycled(number)
+    # the pairs of light and dark of tab20 are hard to tell apart: only where ten colours don't do
+    colours = colormaps["tab10" if number <= 10 else "tab20"]
+    return [colours(i % colours.N) for i in range(number)]
 
 
 def check_labels(labels: Tensor, size: int) -> None:
