@@ -56,7 +56,8 @@ def write_state(path: str | os.PathLike, state: Mapping[str, Any]) -> None:
     checked: Any = OrderedDict(state)
     checked.checksum = digest(dict(state))  # an attribute: to torch.load the file is a plain dict
     torch.save(checked, content)
-    write_bytes(path, content.getbuffer())
+    with content.getbuffer() as saved:  # else an error's traceback holds an open view
+        write_bytes(path, saved)
 
 
 def read_state(path: str | os.PathLike, device: torch.device | None) -> dict[str, Any]:
