@@ -23,6 +23,21 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s.pt"]
 
 
+def test_a_failed_write_lets_its_bytes_go(tmp_path: Path, monkeypatch) -> None:
+    """An open view keeps its buffer from being freed: an unraisable error on Python 3.13."""
+    given = []
+
+    def full(_: object, content: memoryview) -> None:
+        given.append(content)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("ppl_dgm.program.storage.write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        write_state(tmp_path / "s.pt", STATE)
+    with pytest.raises(ValueError, match="released"):
+        given[0].tobytes()
+
+
 def test_every_cut_and_changed_file_is_refused(tmp_path: Path) -> None:
     """One clear error that names the file, wherever a bit flips or it ends; no other numbers."""
     path = tmp_path / "s.pt"
