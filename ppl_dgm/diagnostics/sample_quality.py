@@ -92,6 +92,7 @@ def mode_counts(
         or centres.dim() != 2
         or draws.shape[1] != centres.shape[1]
         or not len(draws)
+        or not len(centres)
     ):
         raise ValueError(
             f"draws and centres have shapes {tuple(draws.shape)} and {tuple(centres.shape)}; "
@@ -100,7 +101,7 @@ def mode_counts(
     if not scale > 0 or not num_scales > 0:
         raise ValueError(f"scale is {scale} and num_scales {num_scales}; expected positive numbers")
     draws = _finite(draws.double(), "draws")
-    nearest = distances(draws, centres.to(draws)).min(1)
+    nearest = distances(draws, _finite(centres.to(draws), "centres")).min(1)
     good = nearest.values <= num_scales * scale
     counts = nearest.indices[good].bincount(minlength=len(centres))
     return ModeCounts(counts, float(good.double().mean()))
@@ -118,19 +119,25 @@ def class_counts(labels: Tensor, num_classes: int) -> ModeCounts:
         num_classes: classes of each part.
 
     Raises:
-        ValueError: no labels, or labels outside the classes.
+        ValueError: no labels, labels outside the classes, or too many modes to count each.
 
     Example:
         >>> class_counts(torch.tensor([[0, 1], [0, 1], [1, 1]]), 2)
         ModeCounts(2 of 4, quality 100.0%)
     """
     check_sizes(num_classes=num_classes)
+    labels = labels.long() if labels.dtype == torch.bool else labels
     parts = labels.unsqueeze(-1) if labels.dim() == 1 else labels
     named = (parts >= 0) & (parts < num_classes) & (parts == parts.floor())
     if parts.dim() != 2 or not parts.numel() or not bool(named.all()):
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} are not all whole numbers from 0 to "
             f"{num_classes - 1}; expected one for each draw and part, [n] or [n, parts]"
+        )
+    if num_classes ** parts.shape[1] > _AT_ONCE:
+        raise ValueError(
+            f"{parts.shape[1]} parts of {num_classes} classes have {num_classes}^{parts.shape[1]} "
+            f"modes; expected at most {_AT_ONCE}. Count some of the parts, labels[:, :k]"
         )
     places = num_classes ** torch.arange(parts.shape[1], device=parts.device)
     modes = (parts.long() * places).sum(1)
@@ -296,7 +303,7 @@ def _features(x: Tensor, features: Callable[[Tensor], Tensor] | None) -> Tensor:
     if features is None:
         return x
     with torch.no_grad():
-        found = features(x)
+        found = torch.as_tensor(as_argument(features(x)))
     if found.dim() != 2 or len(found) != len(x):
         raise ValueError(
             f"features maps {tuple(x.shape)} to {tuple(found.shape)}; expected a vector for each "

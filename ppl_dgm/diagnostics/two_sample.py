@@ -89,7 +89,9 @@ def permutation_test(
         seed: of the exchanges.
 
     Raises:
-        ValueError: fewer than two data, data of unlike shapes, NaN.
+        ValueError: fewer than two data, data of unlike shapes, data or a statistic that are not
+            finite.
+        TypeError: a statistic that is not one number.
 
     Example:
         >>> x, y = torch.linspace(0, 1, 50).unsqueeze(1), torch.linspace(0, 3, 50).unsqueeze(1)
@@ -99,8 +101,20 @@ def permutation_test(
     x, y = _two_sets(x, y)
     pooled, first = torch.cat([x, y]), _exchanges(len(x), len(y), num_permutations, seed)
     rows = first.to(x.device)
-    values = [float(statistic(pooled[row], pooled[~row])) for row in rows]
+    values = [_number(statistic(pooled[row], pooled[~row])) for row in rows]
     return _judged(torch.tensor(values, dtype=torch.float64))
+
+
+def _number(value: Any) -> float:
+    """Return what a user's statistic gave, checked to be one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"the statistic returned {kind}; expected one number for two sets, higher for sets "
+            "that are farther apart"
+        ) from error
 
 
 @checked
@@ -141,7 +155,7 @@ def mmd_test(
     """
     x, y = (side.flatten(1).double() for side in _two_sets(x, y))
     pooled = torch.cat([x, y])
-    similar = _kernel(kernel, bandwidth, pooled)(pooled, pooled)
+    similar = _similarities(_kernel(kernel, bandwidth, pooled), pooled)
     return _test_of_pairs(similar, len(x), len(y), num_permutations, seed)
 
 
@@ -196,7 +210,7 @@ def linear_mmd_test(
     blocks = torch.cat([x, y], 1)
     if bandwidth is None and isinstance(kernel, str):
         bandwidth = float(torch.cdist(blocks, blocks)[:, *torch.triu_indices(4, 4, 1)].median())
-    k = torch.vmap(lambda block: _kernel(kernel, bandwidth, block)(block, block))(blocks)
+    k = torch.vmap(lambda block: _similarities(_kernel(kernel, bandwidth, block), block))(blocks)
     h = k[:, 0, 1] + k[:, 2, 3] - k[:, 0, 3] - k[:, 1, 2]
     check_sizes(num_permutations=num_permutations)
     generator = torch.Generator().manual_seed(seed)
@@ -223,7 +237,9 @@ def mean_test(x: Any, y: Any, *, num_permutations: int = 500, seed: int = 0) -> 
     """
     x, y = (side.flatten(1).double() for side in _two_sets(x, y))
     pooled = torch.cat([x, y])
-    scaled = (pooled - pooled.mean(0)) / pooled.std(0).clamp_min(torch.finfo(torch.double).tiny)
+    tiny = torch.finfo(torch.double).tiny
+    pooled = pooled / pooled.abs().amax(0).clamp_min(tiny)  # its squares are numbers
+    scaled = (pooled - pooled.mean(0)) / pooled.std(0).clamp_min(tiny)
     first = _exchanges(len(x), len(y), num_permutations, seed).to(x)
     apart = first @ scaled / len(x) - (1 - first) @ scaled / len(y)
     return _judged(apart.square().sum(1))
@@ -331,8 +347,10 @@ def _two_sets(x: Any, y: Any) -> tuple[Tensor, Tensor]:
             f"the two sets have shapes {tuple(x.shape)} and {tuple(y.shape)}; expected [n, *event] "
             "and [m, *event] with equal events, and at least 2 data in each"
         )
-    if bool(x.isnan().any() | y.isnan().any()):
-        raise ValueError("the data have NaN; expected finite data. Remove or impute them")
+    if not bool(x.isfinite().all() & y.isfinite().all()):
+        raise ValueError(
+            "the data have NaN or infinite values; expected finite data. Remove or impute them"
+        )
     return x, y
 
 
@@ -353,8 +371,18 @@ def _judged(values: Tensor) -> TwoSampleTest:
     """Compute the test result from values of a statistic.
 
     Of the values, `[1 + permutations]`, the first is that of the data as they are.
+
+    Raises:
+        ValueError: values that are not finite, of which none is farther than another.
     """
     values = values.double().cpu()
+    lost = int((~values.isfinite()).sum())
+    if lost:
+        raise ValueError(
+            f"the statistic is NaN or infinite for {lost} of {len(values)} divisions of the data, "
+            "their own among them or not; expected finite values. Look at the statistic or kernel, "
+            "or divide the data by their scale where squares of them overflow"
+        )
     statistic, null = values[0], values[1:]
     as_far = null >= statistic - _ROUNDING * values.abs().amax()
     return TwoSampleTest(float(statistic), float((1 + as_far.sum()) / (1 + len(null))), null)
@@ -395,3 +423,15 @@ def _kernel(kernel: str | Kernel, bandwidth: float | None, pooled: Tensor) -> Ke
         )
     of_distance, width = KERNELS[kernel], bandwidth
     return lambda a, b: of_distance(distances(a, b) / width)
+
+
+def _similarities(kernel: Kernel, x: Tensor) -> Tensor:
+    """Compute a kernel of all pairs of data `[n, D]`: `[n, n]`."""
+    similar = kernel(x, x)
+    if not isinstance(similar, Tensor) or tuple(similar.shape) != (len(x), len(x)):
+        found = list(similar.shape) if isinstance(similar, Tensor) else type(similar).__name__
+        raise ValueError(
+            f"the kernel maps two sets of data {list(x.shape)} to {found}; expected one value for "
+            f"each pair, [{len(x)}, {len(x)}]"
+        )
+    return similar.double()

@@ -192,6 +192,13 @@ def test_features_are_applied() -> None:
     assert frechet_distance(images, images + 2) == pytest.approx(64.0, rel=1e-6)
 
 
+def test_features_and_labels_of_other_kinds_are_taken() -> None:
+    images = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    features: Any = lambda x: x.mean((2, 3)).numpy()  # noqa: E731
+    assert frechet_distance(images, images + 2, features) == pytest.approx(4.0, rel=1e-6)
+    assert class_counts(torch.tensor([True, False, True]), 2).counts.tolist() == [1, 2]
+
+
 # ---- bad input ---------------------------------------------------------------------------------
 
 X = normal(10)
@@ -211,6 +218,9 @@ X = normal(10)
             "num_scales is nan; expected a finite number",
         ),
         (lambda: mode_counts(X / 0, GRID, 0.1), "draws are not all finite"),
+        (lambda: mode_counts(X, GRID / 0, 0.1), "centres are not all finite"),
+        (lambda: mode_counts(X, GRID[:0], 0.1), "expected .n, D. and .modes, D."),
+        (lambda: class_counts(torch.zeros(5, 30, dtype=torch.long), 10), "have 10.30 modes"),
         (lambda: class_counts(torch.tensor([0, 10]), 10), "whole numbers from 0 to 9"),
         (lambda: class_counts(torch.tensor([0.5]), 10), "whole numbers from 0 to 9"),
         (

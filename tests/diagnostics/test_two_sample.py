@@ -167,9 +167,19 @@ def test_seeds_repeat_and_the_generator_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_means_are_compared_in_units_of_any_size() -> None:
+    x, y = normal(20, 0).double(), normal(30, 1, shift=0.3).double()
+    far = diagnostics.mean_test(1e200 * x, 1e200 * y)
+    assert far.statistic == pytest.approx(diagnostics.mean_test(x, y).statistic, rel=1e-9)
+
+
 def test_images_and_arrays_are_taken() -> None:
     images = torch.rand(20, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     assert mmd_test(images.numpy(), images.numpy() + 1).p_value < 0.01
+
+
+def sums(x: Tensor, y: Tensor) -> Tensor:
+    return x.sum(1) + y.sum(1)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +191,14 @@ def test_images_and_arrays_are_taken() -> None:
         ),
         (lambda: mmd_test(X[:1], Y), "at least 2 data in each"),
         (lambda: mmd_test(X, Y * torch.nan), "have NaN"),
+        *((lambda name=name: TESTS[name](X, Y / 0), "NaN or infinite values") for name in TESTS),
+        (lambda: mmd_test(X, Y, kernel=lambda a, b: a @ b.T / 0), "NaN or infinite for 501 of 501"),
+        (lambda: mmd_test(X, Y, kernel=sums), r"to \[\d+\]; expected one value for each pair"),
+        (lambda: TESTS["linear mmd"](X, Y, kernel=sums), r"to \[4\]; expected one value"),
+        (lambda: diagnostics.energy_test(X.double() * 1e300, Y), "NaN or infinite for"),
+        (lambda: permutation_test(X, Y, lambda a, b: torch.nan), "NaN or infinite for 201 of 201"),
+        (lambda: permutation_test(X, Y, lambda a, b: a[:2]), r"shape \[2, 1\]; expected one"),
+        (lambda: permutation_test(X, Y, lambda a, b: None), "NoneType; expected one number"),
         (lambda: mmd_test(X, Y, kernel="box"), "kernel is 'box'; expected one of"),
         (lambda: mmd_test(X, Y, bandwidth=-1.0), "bandwidth is -1.0; expected a positive"),
         (lambda: mmd_test(*[torch.zeros(4, 1)] * 2), "bandwidth is 0.0.*pass bandwidth"),
