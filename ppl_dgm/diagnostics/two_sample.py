@@ -106,7 +106,7 @@ def permutation_test(
 
 
 def _number(value: Any) -> float:
-    """Return what a user's statistic gave, checked to be one number."""
+    """Return a statistic's value, checked to be one number."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -426,7 +426,10 @@ def _kernel(kernel: str | Kernel, bandwidth: float | None, pooled: Tensor) -> Ke
 
 
 def _similarities(kernel: Kernel, x: Tensor) -> Tensor:
-    """Compute a kernel of all pairs of data `[n, D]`: `[n, n]`."""
+    """Compute a kernel of all pairs of data.
+
+    Data are `[n, D]`, and the result is `[n, n]`.
+    """
     similar = kernel(x, x)
     if not isinstance(similar, Tensor) or tuple(similar.shape) != (len(x), len(x)):
         found = list(similar.shape) if isinstance(similar, Tensor) else type(similar).__name__

@@ -22,7 +22,9 @@ __all__ = ["Divergence", "alpha_divergence", "named_divergence"]
 Function = Callable[[Tensor], Tensor]
 
 _RATIOS = torch.linspace(-3.0, 3.0, 61, dtype=torch.float64).exp()
-_OUTPUTS = torch.linspace(-8.0, 8.0, 20001, dtype=torch.float64).sinh()
+_OUTPUTS = torch.linspace(-32.0, 32.0, 40001, dtype=torch.float64).sinh()
+_FAR = 50.0
+_LARGEST_ALPHA = 10.0  # whose f at a ratio of 20 has a slope among these outputs
 
 
 @checked
@@ -76,6 +78,18 @@ class Divergence:
         return (q * self.f(p / q)).sum(-1)
 
 
+def _evaluated(divergence: Divergence, part: str, at: Tensor) -> Tensor:
+    """Evaluate a part of a divergence, checked to act elementwise."""
+    found = getattr(divergence, part)(at)
+    if not isinstance(found, Tensor) or found.shape != at.shape:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"{part} of the divergence {divergence.name!r} maps {list(at.shape)} to {shape}; "
+            "expected a function of tensors that acts elementwise"
+        )
+    return found
+
+
 def _check_at_one(divergence: Divergence) -> None:
     value = float(divergence.f(torch.ones((), dtype=torch.float64)))
     if not abs(value) < 1e-6:
@@ -87,7 +101,7 @@ def _check_at_one(divergence: Divergence) -> None:
 
 
 def _check_convex(divergence: Divergence) -> None:
-    slopes = divergence.f(_RATIOS).diff() / _RATIOS.diff()
+    slopes = _evaluated(divergence, "f", _RATIOS).diff() / _RATIOS.diff()
     falls = slopes.diff() < -1e-6 * (1 + slopes[1:].abs())
     if bool(falls.any()) or not bool(slopes.isfinite().all()):
         where = _RATIOS[1:-1][falls | ~slopes.diff().isfinite()]
@@ -102,13 +116,14 @@ def _check_conjugate(divergence: Divergence) -> None:
 
     The inner one is taken over the range of the activation.
     """
-    t = divergence.activation(_OUTPUTS)
-    conjugate, f = divergence.conjugate(t), divergence.f(_RATIOS)
+    t = _evaluated(divergence, "activation", _OUTPUTS)
+    conjugate, f = _evaluated(divergence, "conjugate", t), divergence.f(_RATIOS)
     sound = conjugate.isfinite() & t.isfinite()
-    twice = (torch.outer(_RATIOS, t[sound]) - conjugate[sound]).amax(1)
-    error = twice - f
-    worst = int(error.abs().argmax())
-    if not bool(error.abs().amax() < 1e-3 * (1 + f.abs().amax())):
+    lines = torch.outer(_RATIOS, torch.where(sound, t, 0.0)) - conjugate
+    twice = torch.where(sound, lines, -torch.inf).amax(1)
+    error = (twice - f).abs() / (1 + 10 * f.abs())
+    worst = int(error.argmax())
+    if not bool(error.amax() < 1e-4):
         raise ValueError(
             f"the conjugate of the conjugate of the divergence {divergence.name!r} is "
             f"{twice[worst]:.6g} at {_RATIOS[worst]:.3g}, where f is {f[worst]:.6g}; expected them "
@@ -118,8 +133,12 @@ def _check_conjugate(divergence: Divergence) -> None:
 
 
 def _check_composed(divergence: Divergence) -> None:
-    v = torch.linspace(-5.0, 5.0, 101, dtype=torch.float64)
-    if not torch.allclose(divergence.penalty(v), divergence.conjugate(divergence.activation(v))):
+    v = torch.linspace(-15.0, 15.0, 301, dtype=torch.float64)
+    parts, sound = divergence.conjugate(divergence.activation(v)), True
+    if divergence.composed is not None:
+        composed, sound = _evaluated(divergence, "composed", v), parts.isfinite()
+        sound = bool(torch.allclose(composed[sound], parts[sound]))
+    if not sound:
         raise ValueError(
             f"composed of the divergence {divergence.name!r} is not its conjugate of its "
             "activation; expected conjugate(activation(v)) in another form. Leave it out to have "
@@ -146,10 +165,15 @@ def alpha_divergence(alpha: float) -> Divergence:
     It has $f(u) = (u^\alpha - 1 - \alpha (u - 1)) / (\alpha (\alpha - 1))$.
 
     alpha = 2 is half of Pearson's chi-squared, 1/2 twice the squared Hellinger distance; 1 and 0
-    are the limits KL and reverse KL, which have names of their own.
+    are the limits KL and reverse KL, which have names of their own. A critic's output of 0 stands
+    for equal densities.
+
+    Args:
+        alpha: from -9 to 10, other than 0 and 1; swapping the two distributions turns alpha to
+            1 - alpha.
 
     Raises:
-        ValueError: for alpha 0 or 1, or one that is not finite.
+        ValueError: for alpha 0 or 1, or one out of range.
 
     Example:
         >>> import torch
@@ -157,29 +181,37 @@ def alpha_divergence(alpha: float) -> Divergence:
         >>> 2 * alpha_divergence(2.0).between(p, q), named_divergence("pearson").between(p, q)
         (tensor(1.7778), tensor(1.7778))
     """
-    if alpha in (0, 1) or not math.isfinite(alpha):
+    if alpha in (0, 1) or not 1 - _LARGEST_ALPHA <= alpha <= _LARGEST_ALPHA:
         raise ValueError(
-            f"alpha is {alpha}; expected a number other than 0 and 1, whose limits are "
-            "'reverse_kl' and 'kl'"
+            f"alpha is {alpha}; expected a number from {1 - _LARGEST_ALPHA:g} to "
+            f"{_LARGEST_ALPHA:g} other than 0 and 1, whose limits are 'reverse_kl' and 'kl'"
         )
+    power = alpha / (alpha - 1)
 
     def f(u: Tensor) -> Tensor:
-        return (u**alpha - 1 - alpha * (u - 1)) / (alpha * (alpha - 1))
+        if alpha < 0.5:  # this and the other form are exact where alpha is near 0 and near 1
+            return (torch.expm1(alpha * u.log()) / alpha - (u - 1)) / (alpha - 1)
+        away = abs(alpha - 1)
+        return (u ** min(alpha, 1.0) * torch.expm1(away * u.log()) / away - (u - 1)) / alpha
 
     def conjugate(t: Tensor) -> Tensor:
-        base = (t * (alpha - 1) + 1).clamp_min(0.0)
-        return (base ** (alpha / (alpha - 1)) - 1) / alpha
+        least = torch.finfo(t.dtype).eps - 1
+        return torch.expm1(power * torch.log1p(((alpha - 1) * t).clamp_min(least))) / alpha
+
+    if alpha > 1:
+        return Divergence(f"alpha={alpha:g}", f, conjugate, _identity)
+    end = 1 / (1 - alpha)  # of the conjugate's domain
+    slope = math.log(-math.expm1(-end))
 
     def below(v: Tensor) -> Tensor:
-        return 1 / (1 - alpha) - softplus(-v)
+        return -torch.logaddexp(torch.full_like(v, -end), slope - v)
 
     def composed(v: Tensor) -> Tensor:
-        return (((1 - alpha) * softplus(-v)) ** (alpha / (alpha - 1)) - 1) / alpha
+        return torch.expm1(power * torch.log(softplus(end + slope - v) / end)) / alpha
 
-    name = f"alpha={alpha:g}"
-    if alpha > 1:
-        return Divergence(name, f, conjugate, _identity)
-    return Divergence(name, f, conjugate, below, composed)
+    # near alpha = 1 the end is out of reach, and the parts are the exact ones
+    near_end = composed if end < _FAR else None
+    return Divergence(f"alpha={alpha:g}", f, conjugate, below, near_end)
 
 
 DIVERGENCES = {

@@ -19,7 +19,7 @@ P, Q = Normal(torch.tensor(0.3).double(), 1.0), Normal(torch.tensor(-0.4).double
 SHIFT = 0.7  # of the means, in standard deviations
 GRID = torch.linspace(-15.0, 15.0, 30001, dtype=torch.float64)
 STEP = GRID[1] - GRID[0]
-ALPHAS = (-0.5, 0.5, 1.5, 2.0, 3.0)
+ALPHAS = (-0.5, 0.5, 0.75, 1.5, 2.0, 3.0)
 ALL: dict[str, Callable[[], Divergence]] = {name: DIVERGENCES[name] for name in DIVERGENCES} | {
     f"alpha={alpha}": partial(alpha_divergence, alpha) for alpha in ALPHAS
 }
@@ -123,6 +123,36 @@ def test_jensen_shannon_is_symmetric_and_its_root_a_metric() -> None:
     assert js.between(p, q).max().item() <= math.log(2) + 1e-9
 
 
+@pytest.mark.parametrize("alpha", [0.9, 0.9999, 1.0001, 1.1])
+def test_alphas_near_one_are_nearly_kl_in_single_precision(alpha: float) -> None:
+    """f goes to u log u - (u - 1) and its conjugate to e^t - 1, of an output v = t."""
+    p, q = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.4, 0.35, 0.25])
+    found, near = alpha_divergence(alpha), abs(alpha - 1)
+    kl = named_divergence("kl").between(p, q).item()
+    assert found.between(p, q).item() == pytest.approx(kl, rel=near + 1e-4)
+    v = torch.tensor([-1.0, -0.1, 0.0, 0.1, 1.0])
+    assert torch.allclose(found.activation(v), v, atol=0.5 * near + 1e-6)
+    assert torch.allclose(found.penalty(v), v.expm1(), atol=2 * near + 1e-6)
+
+
+def test_alphas_near_zero_are_nearly_reverse_kl_in_single_precision() -> None:
+    p, q = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.4, 0.35, 0.25])
+    truth = named_divergence("reverse_kl").between(p, q).item()
+    for alpha in (-1e-6, 1e-6):
+        assert alpha_divergence(alpha).between(p, q).item() == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [-9.0, -2.0, 5.0, 10.0])
+def test_far_alphas_are_divergences(alpha: float) -> None:
+    p, q = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=torch.float64)
+    truth = ((q * (p / q) ** alpha).sum() - 1) / (alpha * (alpha - 1))
+    assert alpha_divergence(alpha).between(p, q).item() == pytest.approx(truth.item(), rel=1e-9)
+    v = torch.zeros(3, requires_grad=True)
+    alpha_divergence(alpha).penalty(v - 40.0).sum().backward()
+    assert v.grad is not None
+    assert bool(v.grad.isfinite().all())
+
+
 # ---- divergences of a user's own -----------------------------------------------------------------
 
 
@@ -156,7 +186,16 @@ def test_a_divergence_of_ones_own() -> None:
         ({"f": lambda u: (u - 1).abs().sqrt()}, "is not convex near"),
         ({"conjugate": lambda t: 4 - 4 * (1 - t).sqrt()}, "conjugate of the conjugate .* f is"),
         ({"activation": lambda v: 1 - 4 * torch.sigmoid(-v) / 8}, "conjugate of the conjugate"),
+        (
+            {"conjugate": lambda t: 4.001 - 4 * (1 - t).sqrt() - t},
+            "conjugate of the conjugate .* at 1, where f is",
+        ),
         ({"composed": lambda v: v}, "composed .* is not its conjugate"),
+        (
+            {"composed": lambda v: triangular().penalty(v.clamp(-9.0, 9.0))},
+            "composed .* is not its conjugate",
+        ),
+        ({"f": lambda u: 0.0 if u.dim() else u - 1}, r"f of .* maps \[61\] to float; expected"),
     ],
 )
 def test_what_is_no_divergence_is_refused(changes: dict, message: str) -> None:
@@ -169,6 +208,6 @@ def test_names_are_checked() -> None:
         named_divergence("tv")
     with pytest.raises(TypeError, match="divergence is a float; expected a Divergence or one of"):
         named_divergence(0.5)
-    for alpha in (0.0, 1.0, math.inf):
+    for alpha in (0.0, 1.0, 11.0, -9.5, math.inf):
         with pytest.raises(ValueError, match="alpha is .*; expected a .*number"):
             alpha_divergence(alpha)
