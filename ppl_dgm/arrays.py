@@ -1,5 +1,8 @@
 """Conversion of single arrays of numbers to tensors."""
 
+from array import array as Buffer
+from collections.abc import Iterator
+from decimal import Decimal
 from numbers import Number
 from typing import Any
 
@@ -9,14 +12,25 @@ from torch import Tensor
 
 __all__ = ["as_argument", "is_numbers"]
 
+_NUMBERS = (bool, int, float, np.number, np.bool_)
+_CURE_OF_TEXT = (
+    "turn categories into codes, e.g. pandas.factorize(column)[0], and leave out what is text"
+)
+_CURES = {
+    "M": "turn dates into numbers, e.g. (dates - dates[0]) / numpy.timedelta64(1, 'D')",
+    "m": "turn times into numbers, e.g. times / numpy.timedelta64(1, 's')",
+}
+
 
 def as_argument(value: Any) -> Any:
     """Convert an array of numbers, or a Dataset's only tensor.
 
-    Other values stay as they are.
+    A list of numbers is an array, and so is a list of lists of equal lengths. Other values stay as
+    they are.
 
     Raises:
-        TypeError: for sparse, complex or non-numeric arrays.
+        TypeError: for sparse, complex, masked or non-numeric arrays, and for iterators.
+        ValueError: for integers that do not fit into 64 bits.
 
     Example:
         >>> as_argument([1.0, 2.0])
@@ -32,9 +46,26 @@ def as_argument(value: Any) -> Any:
         value = value.toarray()
     if is_numbers(value):
         return torch.tensor(value)
+    if isinstance(value, (range, Buffer)):
+        value = np.asarray(value)
+    if isinstance(value, Iterator):
+        raise TypeError(
+            f"the data are a {type(value).__name__}, which can be read once only; make an array or "
+            "a list of it"
+        )
     if hasattr(value, "__array__") and not isinstance(value, (Number, np.generic)):
-        return _from_array(np.asarray(value), type(value).__name__)
+        return _from_array(_unmasked(value), type(value).__name__)
     return value
+
+
+def _unmasked(value: Any) -> np.ndarray:
+    """The array of what is not a masked array of NumPy."""
+    if np.ma.is_masked(value):
+        raise TypeError(
+            f"the {type(value).__name__} masks {np.ma.count_masked(value)} values; leave them out, "
+            "or give the mask to the program as an argument of its own (poutine.mask)"
+        )
+    return np.asarray(value)
 
 
 def _checked(value: Tensor) -> Tensor:
@@ -54,15 +85,22 @@ def _from_array(array: np.ndarray, kind: str) -> Tensor:
 
     The tensor shares its memory where torch can.
     """
+    if array.dtype.kind == "O":
+        array = _of_objects(array)
     if array.dtype.kind not in "biuf":
         if array.dtype.kind == "c":
             raise TypeError(f"the {kind} is complex; expected real numbers")
-        raise TypeError(
-            f"the {kind} holds {array.dtype}, not numbers; turn categories into codes, e.g. "
-            "pandas.factorize(column)[0], and leave out what is text"
-        )
+        cure = _CURES.get(array.dtype.kind, _CURE_OF_TEXT)
+        raise TypeError(f"the {kind} holds {array.dtype}, not numbers; {cure}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        if (array > np.iinfo(np.int64).max).any():
+            raise ValueError(
+                f"the {kind} holds {array.max()}, more than 64-bit integers with a sign reach; "
+                "turn it into real numbers, data.astype(float)"
+            )
         array = array.astype(np.int64)  # torch computes with few unsigned kinds
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
@@ -70,13 +108,28 @@ def _from_array(array: np.ndarray, kind: str) -> Tensor:
     return torch.from_numpy(array).to(torch.get_default_device())
 
 
+def _of_objects(array: np.ndarray) -> np.ndarray:
+    """Numbers that are held as objects.
+
+    Other arrays are returned as they are.
+    """
+    if not array.size or not all(isinstance(one, (*_NUMBERS, Decimal)) for one in array.flat):
+        return array
+    numbers = np.array(array.tolist())
+    return numbers if numbers.dtype.kind in "biuf" else array.astype(float)
+
+
 def is_numbers(value: Any) -> bool:
-    """Whether a list holds numbers alone; a tuple is arguments."""
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(item, (bool, int, float)) for item in value)
-    )
+    """Whether a list holds numbers alone, or equally long lists of them.
+
+    A tuple is arguments.
+    """
+    if not isinstance(value, list) or not value:
+        return False
+    if all(isinstance(item, _NUMBERS) for item in value):
+        return True
+    same = all(isinstance(item, list) and len(item) == len(value[0]) for item in value)
+    return same and all(map(is_numbers, value))
 
 
 def _is_anndata(value: Any) -> bool:

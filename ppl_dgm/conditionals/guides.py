@@ -272,7 +272,15 @@ class AmortisedGuide(nn.Module):
 
         Of data `[data, *event]` only the observed part is seen.
         """
-        return self.encoder(x if observed is None else torch.where(observed, x, 0.0))
+        if observed is None:
+            return self.encoder(x)
+        if observed.dtype is not torch.bool:
+            raise TypeError(
+                "the second argument, which part of the data is observed, is a tensor of "
+                f"{observed.dtype}; expected torch.bool. Where it holds labels, leave them out of "
+                "the data"
+            )
+        return self.encoder(torch.where(observed, x, 0.0))
 
     def draw(self, params: Tensor) -> Tensor:
         """Draw latents `[data, L]` from the posterior.

@@ -4,12 +4,14 @@ These are data of NumPy and pandas, torch data sets, tables and AnnData.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from ppl_dgm.arrays import as_argument, is_numbers
@@ -18,6 +20,7 @@ from ppl_dgm.data.dataset import Dataset
 __all__ = ["Arguments", "as_arguments", "is_collection", "joined_parts"]
 
 Arguments = tuple[tuple, dict[str, Any]]
+_FRAMES = ("iloc", "get_column")  # of pandas, of polars
 _CURE = (
     "expected a Tensor, a NumPy array, a pandas DataFrame, a tuple or dict of these, a Dataset, or "
     "a torch Dataset or DataLoader"
@@ -94,20 +97,34 @@ def _cannot_be_meant(data: Any) -> bool:
 def _is_table(data: Any) -> bool:
     """Return whether data have named columns.
 
-    Those of pandas and Hugging Face do.
+    Those of pandas, polars, pyarrow and Hugging Face do, and structured arrays of NumPy.
     """
-    is_frame = hasattr(data, "columns") and hasattr(data, "iloc")
-    return is_frame or hasattr(data, "column_names")
+    is_frame = hasattr(data, "columns") and any(map(partial(hasattr, data), _FRAMES))
+    return is_frame or hasattr(data, "column_names") or _has_fields(data)
+
+
+def _has_fields(data: Any) -> bool:
+    """Whether data are a structured array of NumPy."""
+    return isinstance(data, np.ndarray) and data.dtype.names is not None
 
 
 def _columns(data: Any) -> list[Any]:
-    return list(data.columns if hasattr(data, "iloc") else data.column_names)
+    if _has_fields(data):
+        return list(data.dtype.names)
+    names = list(data.columns if hasattr(data, "columns") else data.column_names)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TypeError(f"the name {twice[0]!r} stands above two columns; give each its own")
+    return names
 
 
-def _column(table: Any, name: Any) -> Any:
+def _column(table: Any, name: Any) -> Tensor:
     try:
-        return as_argument(table[name])
-    except TypeError as error:
+        found = as_argument(table[name])
+        if isinstance(found, Tensor):
+            return found
+        return as_argument(np.stack([np.asarray(row) for row in found]))
+    except (TypeError, ValueError) as error:
         raise TypeError(f"column {name!r}: {error}") from None
 
 
@@ -120,12 +137,44 @@ def joined_parts(parts: Sequence[Arguments]) -> Arguments:
     """Join the data of several parts."""
     if not parts:
         raise TypeError("the loader gave no batch; expected at least one")
-    width, names = len(parts[0][0]), list(parts[0][1])
-    args = tuple(_joined([part[0][place] for part in parts]) for place in range(width))
-    return args, {name: _joined([part[1][name] for part in parts]) for name in names}
-
-
-def _joined(values: list[Any]) -> Tensor:
-    return torch.cat(
-        [value if isinstance(value, Tensor) else default_collate(value) for value in values]
+    width, names = len(parts[0][0]), set(parts[0][1])
+    for number, (args, named) in enumerate(parts[1:], 2):
+        if len(args) != width or set(named) != names:
+            raise TypeError(
+                f"batch {number} has {told(args, named)}, the first one {told(*parts[0])}; "
+                "expected the same of each"
+            )
+    args = tuple(
+        _joined([part[0][place] for part in parts], f"argument {place}") for place in range(width)
     )
+    return args, {
+        name: _joined([part[1][name] for part in parts], f"argument {name!r}")
+        for name in parts[0][1]
+    }
+
+
+def told(args: tuple, named: Mapping[str, Any]) -> str:
+    """How many arguments there are, and the names of the named ones."""
+    called = f" and {', '.join(map(repr, named))}" if named else ""
+    return f"{len(args)} positional argument{'s' * (len(args) != 1)}{called}"
+
+
+def _joined(values: list[Any], name: str) -> Tensor:
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} of the batches is a {type(value).__name__}, not numbers; turn it into "
+                "numbers, or leave it out of what the loader gives"
+            )
+        if value.dim() == 0:
+            raise TypeError(
+                f"{name} of the batches is a single number; expected a first dimension that counts "
+                "the data. Give the loader a batch_size, or batches of shape [data, ...]"
+            )
+    shapes = sorted({tuple(value.shape[1:]) for value in values})
+    if len(shapes) > 1:
+        raise TypeError(
+            f"{name} has data of several shapes, {shapes[0]} and {shapes[1]}; expected one. Pad or "
+            "cut them, and give the program a mask"
+        )
+    return torch.cat(values)

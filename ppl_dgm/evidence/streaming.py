@@ -40,7 +40,7 @@ def over_stream(
     """
     if not any(isinstance(one, OPENED) for one in (*args, *kwargs.values())):
         return None
-    found = opened(args[0]) if len(args) == 1 and not kwargs else None
+    found = opened(given_data(args, kwargs))
     if not isinstance(found, Stream):
         check_alone(args, kwargs)
         return None
@@ -57,6 +57,15 @@ def over_stream(
         running.add(own, named)
     joined = join_evidences(sum(part.num_dims for part in parts), running.digest, parts)
     return replace(joined, seconds=sum(part.seconds for part in parts))
+
+
+def given_data(args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """All data as one value, positional or named."""
+    if args and kwargs:
+        return ()
+    if kwargs:
+        return kwargs
+    return args[0] if len(args) == 1 else args
 
 
 def check_alone(args: tuple, kwargs: Mapping[str, Any]) -> None:

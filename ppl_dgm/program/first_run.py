@@ -19,6 +19,7 @@ from ppl_dgm.program.sites import is_summed_out, random_sites
 
 __all__ = ["blame", "blaming_nan", "check_nan_masked", "run", "traced"]
 
+_OTHER_ARGUMENTS = ("unexpected keyword argument", "positional argument")  # in Python's errors
 MAX_NESTING = 5  # plates of a program that runs only under enumeration
 
 
@@ -105,6 +106,11 @@ def cure_of_failure(reason: str, leaves: list[Any]) -> str:
     """What to do about a run that failed."""
     if "ImproperUniform" in reason:
         return "Give that latent a proper prior, or a guide that draws it"
+    if any(part in reason for part in _OTHER_ARGUMENTS):
+        return (
+            "Every column or tensor of the data is an argument of the program: leave out those "
+            "that it does not take, e.g. data[['x', 'y']] of a table, or images without labels"
+        )
     empty = any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves)
     cure = "Check the shape, dtype and device of the data against what the program expects"
     return f"{cure}: they hold no datum" if empty else cure

@@ -1,6 +1,7 @@
 """Data as people have them become a program's arguments, or are refused with the cure."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,9 @@ X = torch.tensor([1.0, -0.5, 2.0, 0.25])
 Y = torch.tensor([0.0, 1.0, 1.0, 2.0])
 
 
-def regression(x: Tensor | None = None, y: Tensor | None = None) -> None:
+def regression(
+    x: Tensor | None = None, y: Tensor | None = None, other: Tensor | None = None
+) -> None:
     slope = pyro.param("slope", torch.tensor(0.5))
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
@@ -73,6 +76,12 @@ FORMS: dict[str, object] = {
     "a table": Table(),
     "another byte order": (X.numpy().astype(">f4"), Y.numpy()),
     "a reversed view": (X.numpy()[::-1].copy()[::-1], Y.numpy()),
+    "long doubles": (X.numpy().astype(np.longdouble), Y.numpy()),
+    "objects": (np.array([*X.tolist()], dtype=object), pd.Series(map(Decimal, Y.int().tolist()))),
+    "lists of NumPy's scalars": {"x": list(X.numpy()), "y": list(Y.numpy().astype(np.int32))},
+    "a structured array": np.rec.fromarrays([X.numpy(), Y.numpy()], names="x,y"),
+    "columns that may have gaps": pd.DataFrame({"x": X.numpy(), "y": Y.numpy()}).convert_dtypes(),
+    "a range": {"x": X, "y": Y, "other": range(4)},
 }
 
 
@@ -102,6 +111,50 @@ def test_matrices_of_cells_and_sparse_ones() -> None:
     (x,), named = as_arguments(cells)
     assert torch.equal(x, torch.tensor(dense))
     assert not named
+
+
+def test_nested_lists_are_one_array() -> None:
+    assert torch.equal(
+        as_arguments([[1, 0], [0, 1], [1, 1]])[0][0], torch.tensor([[1, 0], [0, 1], [1, 1]])
+    )
+    assert len(as_arguments([[1, 2], [3]])[0]) == 2  # of several lengths: two arguments
+
+
+class Images:
+    """A table whose column is a list of arrays and lists."""
+
+    column_names = ("x",)
+
+    def __getitem__(self, name: str) -> list:
+        return [np.eye(2, dtype="uint8"), [[1, 2], [3, 4]]]
+
+
+def test_columns_of_a_table_may_be_lists_of_rows() -> None:
+    found = as_arguments(Images())[1]["x"]
+    assert found.tolist() == [[[1, 0], [0, 1]], [[1, 2], [3, 4]]]
+
+
+def test_unsigned_integers_are_not_wrapped() -> None:
+    assert as_argument(np.array([2**63 - 1], dtype="uint64")).tolist() == [2**63 - 1]
+    with pytest.raises(ValueError, match=r"holds 9223372036854775813, more than 64-bit"):
+        as_argument(np.array([2**63 + 5], dtype="uint64"))
+
+
+def test_what_is_read_once_is_refused_everywhere() -> None:
+    with pytest.raises(TypeError, match="are a generator, which can be read once only"):
+        evidence.Exact()(Program(regression), (one for one in X), Y)
+
+
+def test_loaders_that_leave_data_out_say_so() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=3, drop_last=True)
+    with pytest.warns(UserWarning, match=r"drops its last batch .* 1 of 4 data are left out"):
+        assert len(evidence.Exact()(Program(regression), loader).log_z) == 3
+
+
+def test_columns_that_a_program_does_not_take() -> None:
+    frame = pd.DataFrame({"x": X.numpy(), "y": Y.numpy(), "id": [1, 2, 3, 4]})
+    with pytest.raises(ValueError, match=r"argument 'id'. Every column or tensor .* leave out"):
+        fit(Program(regression), frame, steps=1, progress=False)
 
 
 def test_memory_maps_and_read_only_arrays(tmp_path: Path) -> None:
@@ -145,7 +198,11 @@ def test_what_is_no_array_is_handed_on() -> None:
         (np.ones(2) * 1j, "the ndarray is complex"),
         (torch.ones(2) * 1j, "the data are complex"),
         (torch.eye(2).to_sparse(), "sparse tensor; expected a dense one"),
-        (DataLoader(TensorDataset(torch.ones(0))), "the loader gave no batch"),
+        (np.ma.array([1.0, 2.0], mask=[True, False]), "the MaskedArray masks 1 values; leave"),
+        (np.array(["2020-01-01"], dtype="M8[D]"), "datetime64.*turn dates into numbers"),
+        (np.array([None, 1.0]), "the ndarray holds object, not numbers"),
+        (pd.DataFrame([[1, 2]], columns=["x", "x"]), "'x' stands above two columns"),
+        (DataLoader([(1.0, "a"), (2.0, "b")]), "argument 1 of the batches is a tuple, not numbers"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(data: object, message: str) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from ppl_dgm import Program, compare, fit, posterior
 from ppl_dgm.data import Stream
 from ppl_dgm.data import stream as streams
+from ppl_dgm.data.stream import size_of
 from ppl_dgm.evidence import Exact, ImportanceSampling, auto
 from ppl_dgm.evidence import streaming as evidence_streams
 from ppl_dgm.families import VAE, IndependentBernoulli, Mixture
@@ -198,6 +199,89 @@ def test_large_arrays_and_loaders_stream_by_themselves(mapped, monkeypatch):
     assert found.digest == right.digest
     monkeypatch.setattr(streams, "IN_MEMORY", 2**30)
     assert torch.equal(streams.opened(Items())[0][0], X)
+
+
+def batches_of(*sizes):
+    """Batches of rows of X and as many numbers."""
+    return lambda: iter([(X[:n], X[:n, 0]) for n in sizes])
+
+
+def read(stream, size=64):
+    return [size_of(part) for part in stream.parts(size)]
+
+
+@pytest.mark.parametrize(
+    ("loader", "known"),
+    [
+        (DataLoader(TensorDataset(X), batch_size=64), 300),
+        (DataLoader(TensorDataset(X), batch_size=64, drop_last=True), 256),
+        (DataLoader(TensorDataset(X), batch_size=64, sampler=range(100)), 100),
+        (DataLoader(TensorDataset(X), batch_sampler=[range(100)]), None),
+    ],
+)
+def test_a_stream_knows_what_its_loader_gives(loader, known):
+    """Latents that all data share are weighed by this number."""
+    stream = Stream(loader)
+    assert stream.num_data == known
+    assert sum(read(stream)) == (known or 100)
+
+
+def test_a_wrong_number_of_data_is_told():
+    stream = Stream(batches_of(40, 50), num_data=100)
+    with pytest.warns(UserWarning, match=r"100 data\) gave 90 data; epochs and latents"):
+        assert read(stream) == [64, 26]
+    with pytest.raises(ValueError, match="num_data is 100; the source has 300 rows"):
+        Stream(X, num_data=100)
+
+
+def test_what_is_read_once_is_told_at_the_second_reading():
+    once = batches_of(40, 50)()
+    stream = Stream(lambda: once)
+    assert read(stream) == [64, 26]
+    with pytest.raises(TypeError, match=r"same list_iterator again.*once only; make a new one"):
+        read(stream)
+    rest = batches_of(40, 50)()
+    stream = Stream(lambda: (one for one in rest), num_data=90)
+    with pytest.raises(ValueError, match="gives no data; expected a batch at each reading"):
+        quietly(Mixture(3, 1, "diagonal"), Stream(lambda: (x for x, _ in rest)), steps=9)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([(X[:2], X[:3])], "a batch has tensors of shapes .* same first dimension"),
+        ([(X[:2], X[:2]), (X[:2],)], "batch 2 has 1 positional argument, the first one 2"),
+        ([{"x": X[:2]}, {"x": X[:2], "y": X[:2]}], "batch 2 has .* 'x', 'y', the first .* 'x';"),
+        ([X[:2], X[:2, :1]], "argument 0 has data of several shapes"),
+        (None, "the function of the stream returned a NoneType; expected an iterator"),
+    ],
+)
+def test_batches_that_do_not_fit_each_other(batches, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        read(Stream(lambda: batches))
+
+
+def test_arrays_of_several_arguments_are_streamed(mapped, monkeypatch):
+    def line(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    monkeypatch.setattr(streams, "IN_MEMORY", 100)
+    monkeypatch.setattr(evidence_streams, "PART", 64)
+    columns = mapped[:, 0], mapped[:, 1]
+    for stream in (streams.opened(columns), streams.opened(dict(zip("xy", columns, strict=True)))):
+        assert isinstance(stream, Stream)
+        assert read(stream) == [64, 64, 64, 64, 44]
+    found = Exact()(Program(line), *columns).log_z
+    truth = dist.Normal(X[:, 0].double(), 1.0).log_prob(X[:, 1].double())
+    torch.testing.assert_close(found, truth)
+    with pytest.raises(ValueError, match=r"arrays have \[300, 299\] rows"):
+        Stream((mapped, mapped[1:]))
+
+
+def test_workers_that_read_the_same_data_are_told():
+    with pytest.warns(UserWarning, match="two workers of the loader gave the same first batch"):
+        assert sum(read(Stream(DataLoader(Items(), batch_size=200, num_workers=2)))) == 600
 
 
 def test_what_needs_all_data_says_so(mapped):
