@@ -282,11 +282,13 @@ def opened(data: Any) -> Stream | Arguments:
 
 def tell_dropped(loader: Any) -> None:
     """Warn of the last batch that a loader leaves out."""
-    known = loader_size(loader) if isinstance(loader, DataLoader) else None
-    if known is None or not loader.drop_last or known == len(loader.sampler):
+    if not isinstance(loader, DataLoader) or not loader.drop_last:
         return
-    warnings.warn(
-        f"the loader drops its last batch (drop_last=True), so that {len(loader.sampler) - known} "
-        f"of {len(loader.sampler)} data are left out; set drop_last=False to have all",
-        stacklevel=2,
-    )
+    sampler: Any = loader.sampler
+    known = loader_size(loader) if hasattr(sampler, "__len__") else None
+    if known is not None and known < len(sampler):
+        warnings.warn(
+            f"the loader drops its last batch (drop_last=True), so that {len(sampler) - known} of "
+            f"{len(sampler)} data are left out; set drop_last=False to have all",
+            stacklevel=2,
+        )
