@@ -59,7 +59,7 @@ def as_argument(value: Any) -> Any:
 
 
 def _unmasked(value: Any) -> np.ndarray:
-    """The array of what is not a masked array of NumPy."""
+    """An array of NumPy, none of it masked."""
     if np.ma.is_masked(value):
         raise TypeError(
             f"the {type(value).__name__} masks {np.ma.count_masked(value)} values; leave them out, "
@@ -120,7 +120,7 @@ def _of_objects(array: np.ndarray) -> np.ndarray:
 
 
 def is_numbers(value: Any) -> bool:
-    """Whether a list holds numbers alone, or equally long lists of them.
+    """Whether a list holds numbers, or equally long such lists.
 
     A tuple is arguments.
     """

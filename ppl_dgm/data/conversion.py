@@ -154,7 +154,7 @@ def joined_parts(parts: Sequence[Arguments]) -> Arguments:
 
 
 def told(args: tuple, named: Mapping[str, Any]) -> str:
-    """How many arguments there are, and the names of the named ones."""
+    """Number of arguments, and names of the named ones."""
     called = f" and {', '.join(map(repr, named))}" if named else ""
     return f"{len(args)} positional argument{'s' * (len(args) != 1)}{called}"
 

@@ -196,7 +196,7 @@ def narrowed(arguments: Arguments, start: int, stop: int) -> Arguments:
 
 
 def arrays_of(source: Any) -> list[Any]:
-    """The source itself, or those that a tuple, list or dict holds."""
+    """Arrays in a tuple, list or dict, or the source itself."""
     if isinstance(source, Mapping):
         return list(source.values())
     return list(source) if type(source) in (tuple, list) else [source]
@@ -216,7 +216,7 @@ def rows_for(array: Any, rows: Tensor) -> Any:
 
 
 def loader_size(loader: DataLoader) -> int | None:
-    """Number of data in a pass of a loader, where it is known.
+    """Number of data in a loader's pass, where known.
 
     Samplers may leave data out, and the last batch may be dropped.
     """
