@@ -196,7 +196,7 @@ def narrowed(arguments: Arguments, start: int, stop: int) -> Arguments:
 
 
 def arrays_of(source: Any) -> list[Any]:
-    """Arrays in a tuple, list or dict, or the source itself."""
+    """Arrays of a tuple, list or dict, or the source."""
     if isinstance(source, Mapping):
         return list(source.values())
     return list(source) if type(source) in (tuple, list) else [source]
