@@ -213,6 +213,15 @@ class Bound:
 
         return self._evaluate(evaluate)
 
+    def log_densities_by_site(self, values: Values) -> list[Tensor]:
+        """Compute the log densities of the model's sites for one particle."""
+
+        def evaluate() -> list[Tensor]:
+            sites = random_sites(self._trace(self.model, values, None))
+            return [log_prob_of(site, site["scale"]) for _, site in sites]
+
+        return self._evaluate(evaluate)
+
     def is_entangled(self) -> bool:
         """Return whether drawn latents depend on summed-out ones.
 

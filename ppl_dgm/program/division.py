@@ -3,7 +3,7 @@
 It is learnt from a program's densities, or declared by the user.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_dgm.program.arguments import names_of, select_data, tensors_of
 from ppl_dgm.program.isolation import undisturbed, undone
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
+from ppl_dgm.program.operands import SameShares, check_same_operands
 from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, Substitute, random_sites
@@ -24,6 +25,8 @@ from ppl_dgm.program.structure import Division
 __all__ = ["PROOF_DATA", "lazy_division", "learn_division"]
 
 PROOF_DATA = 4
+MOST_DATA = 1024  # in a part
+MOST_NUMBERS = 2**14  # about, in a part: what a net makes of them is kept in memory
 MAX_TRIALS = 64  # choices of shared arguments
 Held = frozenset[int]
 
@@ -69,10 +72,11 @@ def learn_division(
 
     With them held, parts of the data have the densities that they have in the whole.
 
-    Every site inside the data plate must have, on the first and on the last few data alone, the log
-    density that it has for them among all data, and every site outside must have the same one.
-    Arguments whose first dimension happens to be the number of data, but which every datum uses
-    whole, are found so.
+    Every site inside the data plate must have, on two parts of the data alone, the log density that
+    it has for them among all data, and every site outside must have the same one. So must the model
+    compute it from the same numbers, which tells what counts at few latents only. Arguments whose
+    first dimension happens to be the number of data, but which every datum uses whole, are found
+    so.
 
     Returns:
         Places of the shared tensors in the order of `tensors_of`, or None where the program takes
@@ -141,24 +145,71 @@ class Trial:
 
         The densities are those that they have in the whole.
         """
-        few = num_few(self.size)
         try:
-            return all(self._agrees_on(held, start, few) for start in (0, self.size - few))
+            parts = [Part(self, held, places) for places in self.places()]
+            return all(part.has_densities_of_whole() for part in parts) and all(
+                part.computes_as_whole() for part in parts
+            )
         except Exception:  # the user's own code may raise anything on a part
             return False
 
-    def _agrees_on(self, held: Collection[int], start: int, few: int) -> bool:
-        part = select_data(self.args, self.kwargs, self.size, slice(start, start + few), held)
-        values = {
-            name: narrow(value, dim, self.size, start, few)
-            for name, (value, dim) in self.whole.values(self.plate).items()
-        }
-        run = Run.of(self.guide, self.model, *part, values)
-        frames = [frame for site in run.sites for frame in plate_frames(site, self.plate)]
-        return all(frame.full_size == few for frame in frames) and all(
-            equal(narrow(one, -1, self.size, start, few), other)
-            for one, other in self.whole.pairs(run, self.plate)
+    def densities(self, *given: Any) -> list[Tensor]:
+        """Log densities at given arguments and latents."""
+        return Run.of(self.guide, self.model, *given).densities(self.plate)
+
+    def places(self) -> list[Tensor]:
+        """Places of the data in the parts: the last ones, and others with gaps between."""
+        numbers = sum(
+            tensor[0].numel()
+            for tensor in tensors_of(self.args, self.kwargs)
+            if tensor.dim() and tensor.shape[0] == self.size
         )
+        few = max(
+            1, min(self.size // 2, MOST_DATA, max(PROOF_DATA, MOST_NUMBERS // max(1, numbers)))
+        )
+        return [
+            torch.arange(self.size - few, self.size),
+            torch.arange(1, few + 1) * self.size // few - 1,
+        ]
+
+
+class Part:
+    """A part of the data of a trial, beside the whole."""
+
+    def __init__(self, trial: Trial, held: Collection[int], places: Tensor) -> None:
+        self.trial, self.places = trial, places
+        self.args = select_data(trial.args, trial.kwargs, trial.size, places, held)
+        self.values = {
+            name: self.pick(value, dim)
+            for name, (value, dim) in trial.whole.values(trial.plate).items()
+        }
+
+    def pick(self, value: Tensor, dim: int | None) -> Tensor:
+        """Return the part's share of a tensor of all data.
+
+        A tensor without a dimension of data is returned whole.
+        """
+        if dim is None or value.dim() < -dim or value.shape[dim] != self.trial.size:
+            return value
+        return value.index_select(dim, self.places.to(value.device))
+
+    def has_densities_of_whole(self) -> bool:
+        """Compare the log densities of all sites."""
+        trial = self.trial
+        run = Run.of(trial.guide, trial.model, *self.args, self.values)
+        frames = [frame for site in run.sites for frame in plate_frames(site, trial.plate)]
+        pairs = zip(*(one.densities(trial.plate) for one in (trial.whole, run)), strict=True)
+        return all(frame.full_size == len(self.places) for frame in frames) and all(
+            equal(self.pick(one, -1), other) for one, other in pairs
+        )
+
+    def computes_as_whole(self) -> bool:
+        """Compare what the model's operations see."""
+        trial, same = self.trial, SameShares(self.trial.size, self.places)
+        whole = {name: value for name, (value, _) in trial.whole.values(trial.plate).items()}
+        part = partial(trial.densities, *self.args, self.values)
+        check_same_operands(part, partial(trial.densities, trial.args, trial.kwargs, whole), same)
+        return True
 
 
 @dataclass(frozen=True)
@@ -205,36 +256,20 @@ class Run:
             if not s["is_observed"]
         }
 
-    def pairs(self, other: "Run", plate: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pair the log densities of two runs.
+    def densities(self, plate: str) -> list[Tensor]:
+        """Log densities of all sites that parts of the data must keep.
 
         Guide sites outside the data plate are left out, since a guide may draw them from the data
         that it sees.
         """
-        for (half, name), one in self.scored.items():
-            if half == "model" or in_plate(self.guide[name], plate):
-                yield one, other.scored[half, name]
-
-
-def narrow(value: Tensor, dim: int | None, size: int, start: int, few: int) -> Tensor:
-    """Return the part of a tensor for some data.
-
-    A tensor without a dimension of data is returned whole.
-    """
-    if dim is None or value.dim() < -dim or value.shape[dim] != size:
-        return value
-    return value.narrow(dim, start, few)
+        return [
+            density
+            for (half, name), density in self.scored.items()
+            if half == "model" or in_plate(self.guide[name], plate)
+        ]
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
     """Whether log densities agree to rounding."""
     one, other = torch.broadcast_tensors(one, other)
     return torch.allclose(one, other, 1e-3, 1e-3, equal_nan=True)
-
-
-def num_few(size: int) -> int:
-    """Return the number of data in a small part.
-
-    It is at most half of the data.
-    """
-    return max(1, min(PROOF_DATA, size // 2))

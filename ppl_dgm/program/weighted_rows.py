@@ -6,7 +6,7 @@ quadratic in the rows, as of normal data, is told by mean and covariance: two ro
 have the same ones (the sigma points of Julier and Uhlmann 1997, equation 12).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import is_
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.arguments import tensors_of
-from ppl_dgm.program.log_densities import is_masked, log_prob_of
+from ppl_dgm.program.log_densities import is_masked
+from ppl_dgm.program.operands import check_same_operands
 from ppl_dgm.program.plates import in_plate
 from ppl_dgm.program.sites import Site, random_sites
 
@@ -35,8 +35,6 @@ DRAWS = 4  # of latents, at which the weighted sum must be the sum over all
 ROUNDING = 1e-9  # relative
 ERROR = 1e-3  # of a log likelihood, in nats, by the rounding of moments
 CANCELLED = 1e-12  # what rounding leaves of numbers about 1
-SCALAR = "NumberType", "TensorType"  # of arguments that are no sizes
-INDEXING = torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default
 # Distributions whose log density is quadratic in the value: parameters, and their event dimensions.
 QUADRATIC = {
     dist.Normal: {"loc": 0, "scale": 0},
@@ -180,51 +178,17 @@ def computes_the_same(bound: "Bound", rows: WeightedRows) -> bool:
     `relu(slope) * torch.arange(len(x))`.
     """
     few = replace(bound, args=rows.args, kwargs=rows.kwargs)
-    kept: list[Tensor] = []
     try:
         with unmoved_generators(bound.device):
             values = {name: value[0] for name, value in bound.draw_prior(1).values.items()}
-            watch(few, values, lambda operand: kept.append(operand.clone()))
-            left = iter(kept)
-            watch(bound, values, lambda operand: check_same(operand, next(left), rows.row))
+            check_same_operands(
+                lambda: few.log_densities_by_site(values),
+                lambda: bound.log_densities_by_site(values),
+                lambda whole, operand: check_same(whole, operand, rows.row),
+            )
     except Exception:  # of the comparison, or whatever the program raises at its prior's draws
         return False
-    return next(left, None) is None
-
-
-def watch(bound: "Bound", values: dict[str, Tensor], take: Callable[[Tensor], None]) -> None:
-    """Show the operands of one run and its densities."""
-
-    def run() -> None:
-        with Operands(take):
-            for _, site in random_sites(bound._trace(bound.model, values, None)):
-                log_prob_of(site, site["scale"]).sum()
-
-    bound._evaluate(run)
-
-
-class Operands(TorchDispatchMode):
-    """Show the tensors and numbers that operations take.
-
-    Indices are none of them: those of a plate are places in the data, and may choose them all. Nor
-    are sizes, and what operations without tensors take, until others take what they return.
-    """
-
-    def __init__(self, take: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.take = take
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves = tree_leaves((args, kwargs))
-        if func not in INDEXING and any(isinstance(leaf, Tensor) for leaf in leaves):
-            operands = [leaf for leaf in leaves if isinstance(leaf, (Tensor, float))]
-            given = zip(args, func._schema.arguments, strict=False)
-            operands += [
-                arg for arg, own in given if type(arg) is int and own.type.kind() in SCALAR
-            ]
-            for operand in operands:
-                self.take(torch.as_tensor(operand))
-        return func(*args, **(kwargs or {}))
+    return True
 
 
 def check_same(whole: Tensor, few: Tensor, row: Tensor | None) -> None:

@@ -83,7 +83,7 @@ def test_the_program_sees_all_data_first_and_parts_only_when_asked() -> None:
     bound = Program(model).bind(X)
     assert set(sizes) == {6}
     assert bound.structure.divisible
-    assert sizes[-1] < 6
+    assert min(sizes) < 6
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,0 +1,263 @@
+"""Comparison of two runs of a program, operation by operation.
+
+Results of two runs may agree at some latents and not at others: a mean of all data, say, that
+counts only where a latent is positive. What enters the operations before is different at all of
+them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["SameAtPlaces", "SameShares", "check_same_operands"]
+
+SCALAR = "NumberType", "TensorType"  # of arguments that are no sizes
+# Operations that move numbers, and compute none: the next ones see what they return. Indices are
+# not compared: those of a plate are places in the data, and may choose them all.
+MOVES = {
+    "_to_copy",
+    "_unsafe_view",
+    "clone",
+    "copy_",
+    "fill_",
+    "index",
+    "index_put",
+    "index_put_",
+    "index_select",
+    "lift_fresh",
+    "zero_",
+}
+ROUNDING = 300  # units in the last place, of the largest number
+Check = Callable[[Tensor, Tensor], None]
+Results = Iterable[Tensor]
+
+
+@dataclass(frozen=True)
+class SameShares:
+    """Check that a part of the data has its share of operands.
+
+    The part is `places` of `size` data. Operands have the data along an axis, alone or together
+    with others, or are the same for the part and the whole.
+    """
+
+    size: int
+    places: Tensor
+
+    def __call__(self, whole: Tensor, few: Tensor) -> None:
+        """Raise where an operand of the part is no share."""
+        if whole is few:
+            return
+        if whole.dim() != few.dim():
+            raise ValueError("operands of unlike dimensions")
+        shares = [whole]
+        for axis in range(whole.dim()):
+            if whole.shape[axis] != few.shape[axis]:
+                orders = self.orders(whole.shape[axis], whole.device)
+                shares = [one.index_select(axis, order) for one in shares for order in orders]
+        if not any(equal(one, few) for one in shares):
+            raise ValueError("an operand of a part is not its share of that of all data")
+
+    def orders(self, length: int, device: torch.device) -> list[Tensor]:
+        """Indices of the part along an axis of data."""
+        times, places = length // self.size, self.places.to(device)
+        other = torch.arange(times, device=device)
+        major, minor = places[:, None] * times + other, other[:, None] * self.size + places
+        return [major.flatten(), minor.flatten()] if times > 1 else [places]
+
+
+@dataclass(frozen=True)
+class SameAtPlaces(SameShares):
+    """Check that operands of two runs on all data agree at some places."""
+
+    def __call__(self, one: Tensor, kept: Tensor) -> None:
+        """Raise where an operand differs at the places."""
+        if not any(map(equal, self.choices(self.keep(one)), self.choices(kept))):
+            raise ValueError("an operand of some data changes with others")
+
+    def keep(self, operand: Tensor) -> Tensor:
+        """Take the places along axes of data."""
+        for axis in range(operand.dim()):
+            if operand.shape[axis] == self.size:
+                operand = operand.index_select(axis, self.places.to(operand.device))
+        return operand
+
+    def choices(self, operand: Tensor) -> Iterator[Tensor]:
+        """Yield an operand with and without places of axes that may hold data and others."""
+        axes = [
+            [None, *self.orders(length, operand.device)]
+            if length > self.size and length % self.size == 0
+            else [None]
+            for length in operand.shape
+        ]
+        for orders in product(*axes):
+            chosen = operand
+            for axis, order in enumerate(orders):
+                chosen = chosen if order is None else chosen.index_select(axis, order)
+            yield chosen
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether operands agree to rounding."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    relative = ROUNDING * torch.finfo(one.dtype).eps
+    largest = one.masked_fill(~one.isfinite(), 0.0).abs().max().item() if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=relative, atol=relative * largest, equal_nan=True)
+
+
+@torch.no_grad()
+def check_same_operands(
+    one: Callable[[], Results],
+    other: Callable[[], Results],
+    check: Check,
+    keep: Callable[[Tensor], Tensor] = lambda operand: operand,
+) -> None:
+    """Compare what the operations of two runs see.
+
+    Both return their results. `check` takes an operand of the other run and what `keep` left of
+    that of the first, and raises where they differ; operations on which no result depends are left
+    out, as those of an assertion are.
+
+    Raises:
+        ValueError: if the runs make different operations.
+    """
+    with Recording(keep) as recording:
+        results = list(one())
+    steps = iter(recording.leading_to(results))
+    with Comparison(steps, check):
+        others = list(other())
+    if next(steps, None) is not None or len(results) != len(others):
+        raise ValueError("the runs make different operations")
+    for late, early in zip(others, results, strict=True):
+        check(late, keep(early))
+
+
+@dataclass
+class Step:
+    """One operation: what it takes, and the steps that made it."""
+
+    name: Any
+    operands: list[Tensor]
+    sources: set[int]
+    leads: bool = False
+
+
+class Recording(TorchDispatchMode):
+    """Keep the operations of a run with their operands."""
+
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.keep = keep
+        self.steps: list[Step] = []
+        self.makers: dict[int, set[int]] = {}  # of what is in a memory
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        read = memory((args, kwargs))
+        step = Step(func, [self.kept(one) for one in operands(func, args, kwargs)], set())
+        step.sources = self.makers_of(read)
+        result = func(*args, **kwargs)
+        for key in memory(result) | memory(written(func, args, kwargs)):
+            earlier = self.makers_of({key}) if key in read else set()
+            self.makers[key] = earlier | {len(self.steps)}
+        self.steps.append(step)
+        return result
+
+    def kept(self, operand: Tensor) -> Tensor:
+        """Return an operand as it is now; parameters do not change."""
+        kept = self.keep(operand)
+        same = kept is operand and not isinstance(operand, nn.Parameter)
+        return kept.clone() if same else kept
+
+    def makers_of(self, read: set[int]) -> set[int]:
+        """Steps that made what is in some memories."""
+        return set[int]().union(*(self.makers.get(key, ()) for key in read))
+
+    def leading_to(self, results: list[Tensor]) -> list[Step]:
+        """Mark the operations on which results depend.
+
+        Returns those that compute something from tensors, marked or not.
+        """
+        needed = self.makers_of(memory(results))
+        for place, step in reversed(list(enumerate(self.steps))):
+            if place in needed:
+                step.leads = True
+                needed |= step.sources
+        return [step for step in self.steps if step.operands]
+
+
+class Comparison(TorchDispatchMode):
+    """Check the operands of a run against recorded ones."""
+
+    def __init__(self, steps: Iterator[Step], check: Check) -> None:
+        super().__init__()
+        self.steps, self.check = steps, check
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if given := operands(func, args, kwargs):
+            step = next(self.steps, None)
+            if step is None or step.name != func:
+                raise ValueError("the runs make different operations")
+            for operand, kept in zip(given, step.operands, strict=True):
+                if step.leads:
+                    self.check(operand, kept)
+        return func(*args, **kwargs)
+
+
+def computes(func: Any) -> bool:
+    """Return whether an operation makes new numbers."""
+    name: str = func._schema.name.partition("::")[2]
+    makes = name in MOVES or name.startswith("new_") or name.endswith("_like")
+    returned = func._schema.returns
+    view = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+    return not (makes or view)
+
+
+def operands(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """List the tensors and numbers that an operation computes with.
+
+    Sizes are none of them. Of operations without tensors, others take what they return.
+    """
+    if not (computes(func) and memory((args, kwargs))):
+        return []
+    found = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (Tensor, float))]
+    numbers = [
+        value
+        for own, value in arguments(func, args, kwargs)
+        if type(value) is int and own.type.kind() in SCALAR
+    ]
+    return [torch.as_tensor(one) for one in (*found, *numbers)]
+
+
+def arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    """Pair the arguments of an operation with their declarations."""
+    declared = func._schema.arguments
+    yield from zip(declared, args, strict=False)
+    yield from ((own, kwargs[own.name]) for own in declared if own.name in kwargs)
+
+
+def written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """List what an operation changes in place."""
+    return [
+        value
+        for own, value in arguments(func, args, kwargs)
+        if own.alias_info is not None and own.alias_info.is_write
+    ]
+
+
+def memory(tree: Any) -> set[int]:
+    """Identify the memory of tensors, which views share."""
+    return {
+        leaf.untyped_storage()._cdata if leaf.layout == torch.strided else id(leaf)
+        for leaf in tree_leaves(tree)
+        if isinstance(leaf, Tensor)
+    }
