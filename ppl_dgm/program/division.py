@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_dgm.program.arguments import names_of, select_data, tensors_of
 from ppl_dgm.program.isolation import undisturbed, undone
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
-from ppl_dgm.program.operands import SameShares, check_same_operands
+from ppl_dgm.program.operands import SameShares, check_same_operands, record
 from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, Substitute, random_sites
@@ -26,7 +26,7 @@ __all__ = ["PROOF_DATA", "lazy_division", "learn_division"]
 
 PROOF_DATA = 4
 MOST_DATA = 1024  # in a part
-MOST_NUMBERS = 2**14  # about, in a part: what a net makes of them is kept in memory
+MOST_NUMBERS = 2**11  # about, in a part: what a net makes of them is kept in memory
 MAX_TRIALS = 64  # choices of shared arguments
 Held = frozenset[int]
 
@@ -147,42 +147,52 @@ class Trial:
         """
         try:
             parts = [Part(self, held, places) for places in self.places()]
-            return all(part.has_densities_of_whole() for part in parts) and all(
-                part.computes_as_whole() for part in parts
+            if not all(part.has_densities_of_whole() for part in parts):
+                return False
+            whole = {name: value for name, (value, _) in self.whole.values(self.plate).items()}
+            check_same_operands(
+                lambda: self.run(self.args, self.kwargs, whole).densities(self.plate),
+                *((part.recording, SameShares(self.size, part.places)) for part in parts),
             )
         except Exception:  # the user's own code may raise anything on a part
             return False
+        return True
 
-    def densities(self, *given: Any) -> list[Tensor]:
-        """Log densities at given arguments and latents."""
-        return Run.of(self.guide, self.model, *given).densities(self.plate)
+    def run(self, *given: Any) -> "Run":
+        """Run guide and model at given arguments and latents."""
+        return Run.of(self.guide, self.model, *given)
 
     def places(self) -> list[Tensor]:
-        """Places of the data in the parts: the last ones, and others with gaps between."""
+        """Choose the data of the parts: the last ones, and others with gaps between."""
         numbers = sum(
             tensor[0].numel()
             for tensor in tensors_of(self.args, self.kwargs)
             if tensor.dim() and tensor.shape[0] == self.size
         )
-        few = max(
-            1, min(self.size // 2, MOST_DATA, max(PROOF_DATA, MOST_NUMBERS // max(1, numbers)))
-        )
-        return [
-            torch.arange(self.size - few, self.size),
-            torch.arange(1, few + 1) * self.size // few - 1,
-        ]
+        few = min(MOST_DATA, max(PROOF_DATA, MOST_NUMBERS // max(1, numbers)))
+        few = max(1, min(few, self.size // 2))
+        last = torch.arange(self.size - few, self.size)
+        return [last, torch.arange(1, few + 1) * self.size // few - 1]
 
 
 class Part:
-    """A part of the data of a trial, beside the whole."""
+    """A part of the data of a trial, run alone."""
 
     def __init__(self, trial: Trial, held: Collection[int], places: Tensor) -> None:
         self.trial, self.places = trial, places
-        self.args = select_data(trial.args, trial.kwargs, trial.size, places, held)
-        self.values = {
+        args, kwargs = select_data(trial.args, trial.kwargs, trial.size, places, held)
+        values = {
             name: self.pick(value, dim)
             for name, (value, dim) in trial.whole.values(trial.plate).items()
         }
+        self.sites: list[Site] = []
+
+        def densities() -> list[Tensor]:
+            run = trial.run(args, kwargs, values)
+            self.sites = run.sites
+            return run.densities(trial.plate)
+
+        self.recording = record(densities)
 
     def pick(self, value: Tensor, dim: int | None) -> Tensor:
         """Return the part's share of a tensor of all data.
@@ -195,21 +205,13 @@ class Part:
 
     def has_densities_of_whole(self) -> bool:
         """Compare the log densities of all sites."""
-        trial = self.trial
-        run = Run.of(trial.guide, trial.model, *self.args, self.values)
-        frames = [frame for site in run.sites for frame in plate_frames(site, trial.plate)]
-        pairs = zip(*(one.densities(trial.plate) for one in (trial.whole, run)), strict=True)
+        frames = [f for site in self.sites for f in plate_frames(site, self.trial.plate)]
+        pairs = zip(
+            self.trial.whole.densities(self.trial.plate), self.recording.results, strict=True
+        )
         return all(frame.full_size == len(self.places) for frame in frames) and all(
             equal(self.pick(one, -1), other) for one, other in pairs
         )
-
-    def computes_as_whole(self) -> bool:
-        """Compare what the model's operations see."""
-        trial, same = self.trial, SameShares(self.trial.size, self.places)
-        whole = {name: value for name, (value, _) in trial.whole.values(trial.plate).items()}
-        part = partial(trial.densities, *self.args, self.values)
-        check_same_operands(part, partial(trial.densities, trial.args, trial.kwargs, whole), same)
-        return True
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,22 @@
 They are where no datum's density moves with another's latents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import Bound, Values
-from ppl_dgm.program.operands import SameAtPlaces, check_same_operands
+from ppl_dgm.program.operands import SameAtPlaces, check_same_operands, record
 
 __all__ = ["are_independent"]
 
-NUM_MIXTURES = 3  # of two draws of the latents
+NUM_MIXTURES = 2  # of two draws of the latents
 NUM_TURNS = 8  # about, of a loop over data: their latents are changed one by one
 MOST_PLACES = 16  # of data whose operands are compared
 TOLERANCE = 1e-4  # nats, and relative
-Terms = tuple[Tensor, Tensor]  # log p(x, z) and log q(z), `[data]`
+Terms = Sequence[Tensor]  # log p(x, z) and log q(z), `[data]`
 
 
 def are_independent(bound: Bound) -> bool:
@@ -33,8 +33,15 @@ def are_independent(bound: Bound) -> bool:
     if not structure.per_datum or not structure.latents or structure.subsampled or size < 2:
         return True
     one, other = single_draw(bound), single_draw(bound)
-    terms = bound.log_densities_of_one(one)
+    places = few_places(size, bound.device)
+    same = SameAtPlaces(size, places)
     try:
+        recorded = record(partial(bound.log_densities_of_one, one), same.keep)
+        terms = recorded.results
+        if any(latent.local and latent.batch_dim for latent in structure.latents):
+            kept = torch.isin(torch.arange(size, device=bound.device), places)
+            mixed = mixture(bound, one, other, kept)
+            check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))
         return not (
             any(
                 moved(terms, bound.log_densities_of_one(mixture(bound, one, other, kept)), kept)
@@ -44,30 +51,21 @@ def are_independent(bound: Bound) -> bool:
                 reaches_others(terms, bound.log_densities_of_one({**one, name: other[name]}))
                 for name in turns(bound)
             )
-        ) and computes_alone(bound, one, other)
+        )
     except Exception:  # latents that go together alone, says the user's own code
         return False
+
+
+def few_places(size: int, device: torch.device | None) -> Tensor:
+    """Choose data with gaps between."""
+    few = min(MOST_PLACES, size // 2)
+    return torch.arange(1, few + 1, device=device) * size // few - 1
 
 
 def moved(terms: Terms, others: Terms, kept: Tensor) -> bool:
     """Return whether the terms of some data have moved."""
     pairs = zip(terms, others, strict=True)
     return not all(agree(one[..., kept], other[..., kept]) for one, other in pairs)
-
-
-def computes_alone(bound: Bound, one: Values, other: Values) -> bool:
-    """Return whether operations on some data see no latents of others."""
-    size = bound.num_data or 1
-    few = min(MOST_PLACES, size // 2)
-    same = SameAtPlaces(size, torch.arange(1, few + 1) * size // few - 1)
-    kept = torch.zeros(size, dtype=torch.bool, device=bound.device)
-    kept[same.places] = True
-    mixed = mixture(bound, one, other, kept)
-    if all(mixed[name] is one[name] for name in mixed):
-        return True  # a loop over the data
-    alone, beside = (partial(bound.log_densities_of_one, values) for values in (one, mixed))
-    check_same_operands(alone, beside, same, same.keep)
-    return True
 
 
 def turns(bound: Bound) -> list[str]:

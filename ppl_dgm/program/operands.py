@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-__all__ = ["SameAtPlaces", "SameShares", "check_same_operands"]
+__all__ = ["SameAtPlaces", "SameShares", "check_same_operands", "record"]
 
 SCALAR = "NumberType", "TensorType"  # of arguments that are no sizes
 # Operations that move numbers, and compute none: the next ones see what they return. Indices are
@@ -106,38 +105,45 @@ def equal(one: Tensor, other: Tensor) -> bool:
     """Return whether operands agree to rounding."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    if torch.equal(one, other):
+        return True
     if not (one.is_floating_point() or one.is_complex()):
-        return torch.equal(one, other)
+        return False
     relative = ROUNDING * torch.finfo(one.dtype).eps
     largest = one.masked_fill(~one.isfinite(), 0.0).abs().max().item() if one.numel() else 0.0
     return torch.allclose(one, other, rtol=relative, atol=relative * largest, equal_nan=True)
 
 
 @torch.no_grad()
-def check_same_operands(
-    one: Callable[[], Results],
-    other: Callable[[], Results],
-    check: Check,
-    keep: Callable[[Tensor], Tensor] = lambda operand: operand,
-) -> None:
-    """Compare what the operations of two runs see.
+def record(
+    run: Callable[[], Results], keep: Callable[[Tensor], Tensor] = lambda operand: operand
+) -> "Recording":
+    """Record the operands of a run on which its results depend.
 
-    Both return their results. `check` takes an operand of the other run and what `keep` left of
-    that of the first, and raises where they differ; operations on which no result depends are left
-    out, as those of an assertion are.
+    `keep` takes what is to be kept of each; what only an assertion sees is left out.
+    """
+    with Recording(keep) as recording:
+        recording.results = list(run())
+    recording.mark_leading()
+    return recording
+
+
+@torch.no_grad()
+def check_same_operands(run: Callable[[], Results], *recorded: tuple["Recording", Check]) -> None:
+    """Compare what a run's operations see with recorded ones.
+
+    A check takes an operand of the run and the recorded one, and raises where they differ.
 
     Raises:
         ValueError: if the runs make different operations.
     """
-    with Recording(keep) as recording:
-        results = list(one())
-    steps = iter(recording.leading_to(results))
-    with Comparison(steps, check):
-        others = list(other())
-    if next(steps, None) is not None or len(results) != len(others):
+    with Comparison(recorded) as comparison:
+        results = list(run())
+    if comparison.is_short():
         raise ValueError("the runs make different operations")
-    for late, early in zip(others, results, strict=True):
-        check(late, keep(early))
+    for recording, check in recorded:
+        for one, other in zip(results, recording.results, strict=True):
+            check(one, recording.keep(other))
 
 
 @dataclass
@@ -156,12 +162,13 @@ class Recording(TorchDispatchMode):
     def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.keep = keep
+        self.results: list[Tensor] = []
         self.steps: list[Step] = []
         self.makers: dict[int, set[int]] = {}  # of what is in a memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = memory((args, kwargs))
+        read = memory(args, kwargs)
         step = Step(func, [self.kept(one) for one in operands(func, args, kwargs)], set())
         step.sources = self.makers_of(read)
         result = func(*args, **kwargs)
@@ -181,36 +188,38 @@ class Recording(TorchDispatchMode):
         """Steps that made what is in some memories."""
         return set[int]().union(*(self.makers.get(key, ()) for key in read))
 
-    def leading_to(self, results: list[Tensor]) -> list[Step]:
-        """Mark the operations on which results depend.
-
-        Returns those that compute something from tensors, marked or not.
-        """
-        needed = self.makers_of(memory(results))
+    def mark_leading(self) -> None:
+        """Mark the steps on which results depend, and keep those that compute."""
+        needed = self.makers_of(memory(self.results))
         for place, step in reversed(list(enumerate(self.steps))):
             if place in needed:
                 step.leads = True
                 needed |= step.sources
-        return [step for step in self.steps if step.operands]
+        self.steps = [step for step in self.steps if step.operands]
 
 
 class Comparison(TorchDispatchMode):
     """Check the operands of a run against recorded ones."""
 
-    def __init__(self, steps: Iterator[Step], check: Check) -> None:
+    def __init__(self, recorded: Iterable[tuple[Recording, Check]]) -> None:
         super().__init__()
-        self.steps, self.check = steps, check
+        self.left = [(iter(recording.steps), check) for recording, check in recorded]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if given := operands(func, args, kwargs):
-            step = next(self.steps, None)
-            if step is None or step.name != func:
-                raise ValueError("the runs make different operations")
-            for operand, kept in zip(given, step.operands, strict=True):
-                if step.leads:
-                    self.check(operand, kept)
+            for steps, check in self.left:
+                step = next(steps, None)
+                if step is None or step.name != func:
+                    raise ValueError("the runs make different operations")
+                for operand, kept in zip(given, step.operands, strict=True):
+                    if step.leads:
+                        check(operand, kept)
         return func(*args, **kwargs)
+
+    def is_short(self) -> bool:
+        """Return whether recorded steps are left."""
+        return any(next(steps, None) for steps, _ in self.left)
 
 
 def computes(func: Any) -> bool:
@@ -227,15 +236,14 @@ def operands(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
     Sizes are none of them. Of operations without tensors, others take what they return.
     """
-    if not (computes(func) and memory((args, kwargs))):
+    if not (computes(func) and memory(args, kwargs)):
         return []
-    found = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (Tensor, float))]
-    numbers = [
-        value
+    return [
+        torch.as_tensor(leaf)
         for own, value in arguments(func, args, kwargs)
-        if type(value) is int and own.type.kind() in SCALAR
+        for leaf in leaves([value])
+        if isinstance(leaf, (Tensor, float)) or (type(leaf) is int and own.type.kind() in SCALAR)
     ]
-    return [torch.as_tensor(one) for one in (*found, *numbers)]
 
 
 def arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
@@ -254,10 +262,19 @@ def written(func: Any, args: Any, kwargs: Any) -> list[Any]:
     ]
 
 
-def memory(tree: Any) -> set[int]:
+def memory(values: Any, named: Any = None) -> set[int]:
     """Identify the memory of tensors, which views share."""
     return {
         leaf.untyped_storage()._cdata if leaf.layout == torch.strided else id(leaf)
-        for leaf in tree_leaves(tree)
+        for leaf in leaves([values, *(named or {}).values()])
         if isinstance(leaf, Tensor)
     }
+
+
+def leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield what nested lists and tuples hold."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from leaves(value)
+        else:
+            yield value

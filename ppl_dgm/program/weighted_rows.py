@@ -8,6 +8,7 @@ have the same ones (the sigma points of Julier and Uhlmann 1997, equation 12).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_map
 from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.log_densities import is_masked
-from ppl_dgm.program.operands import check_same_operands
+from ppl_dgm.program.operands import check_same_operands, record
 from ppl_dgm.program.plates import in_plate
 from ppl_dgm.program.sites import Site, random_sites
 
@@ -181,10 +182,10 @@ def computes_the_same(bound: "Bound", rows: WeightedRows) -> bool:
     try:
         with unmoved_generators(bound.device):
             values = {name: value[0] for name, value in bound.draw_prior(1).values.items()}
+            recorded = record(partial(few.log_densities_by_site, values))
             check_same_operands(
-                lambda: few.log_densities_by_site(values),
-                lambda: bound.log_densities_by_site(values),
-                lambda whole, operand: check_same(whole, operand, rows.row),
+                partial(bound.log_densities_by_site, values),
+                (recorded, partial(check_same, row=rows.row)),
             )
     except Exception:  # of the comparison, or whatever the program raises at its prior's draws
         return False
