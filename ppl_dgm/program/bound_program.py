@@ -214,7 +214,10 @@ class Bound:
         return self._evaluate(evaluate)
 
     def log_densities_by_site(self, values: Values) -> list[Tensor]:
-        """Compute the log densities of the model's sites for one particle."""
+        """Compute the log density of each model site.
+
+        The values are those of one particle.
+        """
 
         def evaluate() -> list[Tensor]:
             sites = random_sites(self._trace(self.model, values, None))

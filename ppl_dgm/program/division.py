@@ -163,16 +163,18 @@ class Trial:
         return Run.of(self.guide, self.model, *given)
 
     def places(self) -> list[Tensor]:
-        """Choose the data of the parts: the last ones, and others with gaps between."""
-        numbers = sum(
-            tensor[0].numel()
-            for tensor in tensors_of(self.args, self.kwargs)
-            if tensor.dim() and tensor.shape[0] == self.size
-        )
+        """Choose the data of the two parts.
+
+        They are the last ones, and others with gaps between.
+        """
+        tensors = tensors_of(self.args, self.kwargs)
+        data = [tensor for tensor in tensors if tensor.dim() and tensor.shape[0] == self.size]
+        numbers = sum(tensor[0].numel() for tensor in data)
         few = min(MOST_DATA, max(PROOF_DATA, MOST_NUMBERS // max(1, numbers)))
         few = max(1, min(few, self.size // 2))
-        last = torch.arange(self.size - few, self.size)
-        return [last, torch.arange(1, few + 1) * self.size // few - 1]
+        device = data[0].device if data else None
+        last = torch.arange(self.size - few, self.size, device=device)
+        return [last, torch.arange(1, few + 1, device=device) * self.size // few - 1]
 
 
 class Part:
@@ -259,7 +261,7 @@ class Run:
         }
 
     def densities(self, plate: str) -> list[Tensor]:
-        """Log densities of all sites that parts of the data must keep.
+        """Return the log densities that parts must keep.
 
         Guide sites outside the data plate are left out, since a guide may draw them from the data
         that it sees.

@@ -39,9 +39,9 @@ Results = Iterable[Tensor]
 
 @dataclass(frozen=True)
 class SameShares:
-    """Check that a part of the data has its share of operands.
+    """Check that parts of the data see their share.
 
-    The part is `places` of `size` data. Operands have the data along an axis, alone or together
+    A part is `places` of `size` data. Operands have the data along an axis, alone or together
     with others, or are the same for the part and the whole.
     """
 
@@ -60,7 +60,7 @@ class SameShares:
                 orders = self.orders(whole.shape[axis], whole.device)
                 shares = [one.index_select(axis, order) for one in shares for order in orders]
         if not any(equal(one, few) for one in shares):
-            raise ValueError("an operand of a part is not its share of that of all data")
+            raise ValueError("a part of the data sees another operand than the whole")
 
     def orders(self, length: int, device: torch.device) -> list[Tensor]:
         """Indices of the part along an axis of data."""
@@ -72,7 +72,10 @@ class SameShares:
 
 @dataclass(frozen=True)
 class SameAtPlaces(SameShares):
-    """Check that operands of two runs on all data agree at some places."""
+    """Check that some data see the same in two runs.
+
+    Both are runs on all data.
+    """
 
     def __call__(self, one: Tensor, kept: Tensor) -> None:
         """Raise where an operand differs at the places."""
@@ -87,7 +90,10 @@ class SameAtPlaces(SameShares):
         return operand
 
     def choices(self, operand: Tensor) -> Iterator[Tensor]:
-        """Yield an operand with and without places of axes that may hold data and others."""
+        """Yield an operand whole, and at the places.
+
+        An axis longer than the data may hold them together with others.
+        """
         axes = [
             [None, *self.orders(length, operand.device)]
             if length > self.size and length % self.size == 0
@@ -118,7 +124,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
 def record(
     run: Callable[[], Results], keep: Callable[[Tensor], Tensor] = lambda operand: operand
 ) -> "Recording":
-    """Record the operands of a run on which its results depend.
+    """Record the operands that lead to a run's results.
 
     `keep` takes what is to be kept of each; what only an assertion sees is left out.
     """
@@ -148,7 +154,7 @@ def check_same_operands(run: Callable[[], Results], *recorded: tuple["Recording"
 
 @dataclass
 class Step:
-    """One operation: what it takes, and the steps that made it."""
+    """One operation, its operands, and the steps before it."""
 
     name: Any
     operands: list[Tensor]
@@ -179,7 +185,10 @@ class Recording(TorchDispatchMode):
         return result
 
     def kept(self, operand: Tensor) -> Tensor:
-        """Return an operand as it is now; parameters do not change."""
+        """Return an operand as it is now.
+
+        Parameters do not change in a run.
+        """
         kept = self.keep(operand)
         same = kept is operand and not isinstance(operand, nn.Parameter)
         return kept.clone() if same else kept
@@ -189,7 +198,10 @@ class Recording(TorchDispatchMode):
         return set[int]().union(*(self.makers.get(key, ()) for key in read))
 
     def mark_leading(self) -> None:
-        """Mark the steps on which results depend, and keep those that compute."""
+        """Mark the steps that lead to results.
+
+        Those that only move numbers are dropped.
+        """
         needed = self.makers_of(memory(self.results))
         for place, step in reversed(list(enumerate(self.steps))):
             if place in needed:
@@ -239,7 +251,7 @@ def operands(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     if not (computes(func) and memory(args, kwargs)):
         return []
     return [
-        torch.as_tensor(leaf)
+        leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, device="cpu")
         for own, value in arguments(func, args, kwargs)
         for leaf in leaves([value])
         if isinstance(leaf, (Tensor, float)) or (type(leaf) is int and own.type.kind() in SCALAR)
