@@ -3,7 +3,8 @@
     python benchmarks/flows_2d.py [--steps 800] [--only FAMILY ...] [--seed 0]
 
 Rows are kept in `benchmarks/results/flows_2d.csv` and not made again; the table is `flows_2d.md`,
-the picture `flows_2d.png` shows the densities that were fitted in this run.
+the picture `flows_2d.png` shows the densities that were fitted here: their pixels are kept in
+`benchmarks/.cache`.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from ppl_dgm.families import FFJORD, MAF, NICE, NSF, Flow, PlanarFlow, RealNVP
 RESULTS = Path(__file__).parent / "results"
 ROWS = Rows(RESULTS / "flows_2d.csv", ("family", "density", "seed", "steps"))
 NUM_TRAIN, NUM_TEST, BATCH, RATE = 20_000, 5000, 256, 5e-3
+PIXELS = Path(__file__).parent / ".cache" / "flows_2d"
 SIDE, HALF = 120, 4.0  # pixels of the picture, and its half width
 
 
@@ -142,8 +144,20 @@ def points() -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-def draw(pictures: dict[tuple[str, str], Tensor], families: list[str], path: Path) -> None:
+def pixels(family: str, density: str, steps: int, seed: int) -> Path:
+    """Where the log densities of a picture are kept."""
+    return PIXELS / f"{family} {density} {steps} {seed}.pt"
+
+
+def draw(families: list[str], steps: int, seed: int, path: Path) -> None:
     """One row for each density, the truth first."""
+    pictures = {
+        ("truth", density): make().log_prob(points()) for density, make in DENSITIES.items()
+    }
+    for family in families:
+        for density in DENSITIES:
+            if (kept := pixels(family, density, steps, seed)).exists():
+                pictures[family, density] = torch.load(kept)
     families = ["truth", *families]
     figure, axes = plt.subplots(
         len(DENSITIES), len(families), figsize=(1.6 * len(families), 1.7 * len(DENSITIES))
@@ -179,10 +193,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(FAMILIES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pictures: dict[tuple[str, str], Tensor] = {}
+    PIXELS.mkdir(parents=True, exist_ok=True)
     for density, make in DENSITIES.items():
         truth = make()
-        pictures["truth", density] = truth.log_prob(points())
         for family in options.only:
             if ROWS.find(family, density, options.seed, options.steps) is not None:
                 continue
@@ -199,9 +212,10 @@ def main() -> None:
                 }
             )
             with torch.no_grad():
-                pictures[family, density] = flow.distribution().log_prob(points())
+                found = flow.distribution().log_prob(points())
+            torch.save(found, pixels(family, density, options.steps, options.seed))
             print(f"{density}, {family}: {kl:.3f} ± {error:.3f} nat, {seconds:.0f} s", flush=True)
-        draw(pictures, options.only, RESULTS / "flows_2d.png")
+    draw(options.only, options.steps, options.seed, RESULTS / "flows_2d.png")
     head = (
         "# Flows on densities of the plane\n\nKL(truth || flow) in nats (lower is better) by "
         f"{NUM_TEST} fresh draws, ± their standard error, after {options.steps} Adam steps of "
