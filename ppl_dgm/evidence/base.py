@@ -22,6 +22,7 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.sampling.convergence import tail_warnings, widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
+from ppl_dgm.sampling.folds import folds_alarm
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.memory import some_of
 from ppl_dgm.sampling.undefined import undefined_draws
@@ -332,7 +333,8 @@ class Estimator(ABC):
             warnings=estimate.warnings
             + drawn
             + alarms(estimate._replace(diagnostics=diagnostics))
-            + undefined_densities(bound),
+            + undefined_densities(bound)
+            + folds_alarm(bound),
             seconds=seconds,
         )
 

@@ -3,25 +3,36 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppl_dgm.program.supports import innermost
+from ppl_dgm.transforms import FlowDistribution, may_fold, pull, push
 
-__all__ = ["check_inverse"]
+__all__ = ["FINER", "check_inverse", "lost_share"]
 
 NUM_DRAWS = 64
 LARGE_GAP = 0.1  # nats
+FAR = 0.01  # of the spread, at which a point is another one
+FINER = (
+    "its steps through time are too few for the field that it has learned. Fit it with more "
+    "num_steps, a smaller rate, or more fields in a row (length)"
+)
 
 
 def check_inverse(name: str, fn: Any) -> None:
     """Refuse a flow whose draws disagree with their density.
 
     Some flows of zuko find inverses by bisection between fixed bounds. Beyond them a draw is not
-    the point whose density was returned with it.
+    the point whose density was returned with it. Continuous flows of few steps may have no inverse.
 
     Raises:
-        ValueError: for draws whose two densities differ.
+        ValueError: for draws whose two densities differ, or that have other noise.
     """
-    flow: Any = getattr(innermost(fn), "dist", None)  # inside pyro.contrib.zuko.ZukoToPyro
+    inner = innermost(fn)
+    if isinstance(inner, FlowDistribution):
+        check_noise(name, inner)
+        return
+    flow: Any = getattr(inner, "dist", None)  # inside pyro.contrib.zuko.ZukoToPyro
     if not hasattr(flow, "rsample_and_log_prob"):
         return
     with torch.no_grad():
@@ -36,3 +47,47 @@ def check_inverse(name: str, fn: Any) -> None:
             "fixed bounds or loses its digits. Standardise the data, run the program in double, or "
             "use a flow with an analytic inverse (zuko.flows.MAF, NSF, RealNVP, NICE)"
         )
+
+
+@torch.no_grad()
+def check_noise(name: str, flow: FlowDistribution) -> None:
+    """Refuse a flow whose draws lead back to other noise."""
+    if not may_fold(flow.transforms):
+        return
+    noise: Any = flow.base_dist.sample(torch.Size((NUM_DRAWS,)))
+    x, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))
+    back, _ = pull(flow.transforms, x, len(flow.event_shape))
+    share = far_share(back, noise, noise, len(flow.base_dist.event_shape))
+    if share > 0:
+        raise ValueError(
+            f"draws of site {name!r} do not have the density of its flow: {100 * share:.2g} % of "
+            f"them lead back to other noise than they were made of, as {FINER}"
+        )
+
+
+@torch.no_grad()
+def lost_share(fn: Any, value: Tensor) -> float:
+    """Share of values that a flow's inverse does not lead back to.
+
+    The density of the others integrates to one at most; theirs comes on top. Zero for
+    distributions that are no flows, or whose inverse is certain.
+    """
+    flow = innermost(fn)
+    if not (isinstance(flow, FlowDistribution) and may_fold(flow.transforms)):
+        return 0.0
+    noise, _ = pull(flow.transforms, value, len(flow.event_shape))
+    back, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))
+    draws = flow.sample(torch.Size((NUM_DRAWS,)))
+    return far_share(back, value, draws, len(flow.event_shape))
+
+
+def far_share(found: Tensor, expected: Tensor, draws: Tensor, event_dim: int) -> float:
+    """Share of events that are not where they are expected.
+
+    Distances are in spreads of draws `[n, ...]`.
+    """
+    centre = draws.median(0).values
+    spread = (draws - centre).abs().median(0).values
+    rounding = 64 * torch.finfo(found.dtype).eps * expected.abs()
+    near = (found - expected).abs() <= FAR * spread + rounding  # false for NaN
+    return 1 - near.flatten(-event_dim).all(-1).double().mean().item()

@@ -9,6 +9,7 @@ from ppl_dgm.transforms.bijection import (
     call_and_log_det,
     condition_all,
     inverse_and_log_det,
+    may_fold,
     pull,
     push,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "condition_all",
     "half_channels",
     "inverse_and_log_det",
+    "may_fold",
     "pull",
     "push",
     "solve_increasing",

@@ -25,6 +25,7 @@ __all__ = [
     "condition_all",
     "forget",
     "inverse_and_log_det",
+    "may_fold",
     "modules_of",
     "pull",
     "push",
@@ -53,6 +54,7 @@ class Bijection(TransformModule, ConditionalTransform, ABC):
     """
 
     bijective = True
+    foldable = False  # whether some parameters make a map that has no inverse
 
     def __init__(self, event_shape: Sequence[int], num_context: int = 0) -> None:
         super().__init__()
@@ -323,6 +325,17 @@ def forget(transform: Any) -> None:
         setattr(transform, name, (None, None) if name == "_cached_x_y" else None)
     for part in parts_of(transform):
         forget(part)
+
+
+def may_fold(transforms: Iterable[Any]) -> bool:
+    """Whether the present parameters may leave no inverse."""
+    modules = [getattr(transform, "bijection", transform) for transform in transforms]
+    return any(
+        getattr(part, "foldable", False)
+        for module in modules
+        if isinstance(module, nn.Module)
+        for part in module.modules()
+    )
 
 
 def modules_of(transform: Any) -> list[nn.Module]:

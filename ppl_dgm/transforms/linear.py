@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,11 +106,11 @@ def is_singular(weight: Tensor) -> bool:
 class ActNorm(Bijection):
     """Affine map of each dimension or channel, initialised from data.
 
-    It is y = s x + b, started so that the data's x have mean 0 and sd 1.
+    It is y = u (s x + b) + c, started so that the data's x have mean 0 and sd 1.
 
     It starts from data when `starting` runs data backwards through it (Kingma and Dhariwal 2018,
-    section 3.1), as a flow does with the first data that it sees; from then on s and b are
-    parameters like others.
+    section 3.1), as a flow does with the first data that it sees: c is their mean and u their sd,
+    constants from then on, so that an optimiser's steps of s and b are in the data's units.
 
     Args:
         event_shape: (D,) or (channels, height, width).
@@ -123,6 +124,8 @@ class ActNorm(Bijection):
     """
 
     started: Tensor
+    centre: Tensor
+    unit: Tensor
 
     @checked
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -131,21 +134,26 @@ class ActNorm(Bijection):
         self.loc = nn.Parameter(torch.zeros(shape))
         self.log_scale = nn.Parameter(torch.zeros(shape))
         self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("centre", torch.zeros(shape))
+        self.register_buffer("unit", torch.ones(shape))
         self.starting = False
 
     def _log_det(self, x: Tensor) -> Tensor:
         pixels = math.prod(self.event_shape[1:])
-        return (pixels * self.log_scale.sum()).expand(x.shape[: x.dim() - len(self.event_shape)])
+        log_det = pixels * (self.log_scale + self.unit.log()).sum()
+        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
 
     def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
-        """s x + b."""
-        return x * self.log_scale.exp() + self.loc, self._log_det(x)
+        """u (s x + b) + c."""
+        scaled = x * self.log_scale.exp() + self.loc
+        return scaled * self.unit + self.centre, self._log_det(x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> Images:
-        """(y - b) / s."""
+        """((y - c) / u - b) / s."""
         if self.starting:
             self._start(y)
-        return (y - self.loc) * (-self.log_scale).exp(), -self._log_det(y)
+        scaled = (y - self.centre) / self.unit
+        return (scaled - self.loc) * (-self.log_scale).exp(), -self._log_det(y)
 
     @torch.no_grad()
     def _start(self, y: Tensor) -> None:
@@ -154,9 +162,15 @@ class ActNorm(Bijection):
             spread = y.std(dims, keepdim=True).reshape(self.loc.shape)
             size = y.abs().amax(dims).reshape(self.loc.shape)
             least = ROUNDING * torch.finfo(y.dtype).eps * size
-            self.log_scale.copy_(torch.where(spread > least, spread, 1.0).log())
-            self.loc.copy_(y.mean(dims).reshape(self.loc.shape))
+            self.unit.copy_(torch.where(spread > least, spread, 1.0))
+            self.centre.copy_(y.mean(dims).reshape(self.loc.shape))
             self.started.fill_(True)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load parameters; files from before had no units, which were 1."""
+        state_dict.setdefault(f"{prefix}centre", torch.zeros_like(self.centre))
+        state_dict.setdefault(f"{prefix}unit", torch.ones_like(self.unit))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @contextmanager

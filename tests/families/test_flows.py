@@ -1,5 +1,6 @@
 """Flows: fits of data of any scale, noise and back, contexts, bases, bad input."""
 
+import math
 from collections.abc import Callable
 
 import pyro.distributions as dist
@@ -320,3 +321,41 @@ def test_bad_input_is_refused(name: str) -> None:
 
 def test_a_flow_is_a_program() -> None:
     assert isinstance(RealNVP(2), Program)
+
+
+def test_fits_do_not_depend_on_the_units_of_the_data() -> None:
+    """Steps of Adam are of a size, whatever the data's."""
+    x, found = wide(100).double(), []
+    for units in (1.0, 1e-3):
+        torch.manual_seed(0)
+        flow = RealNVP(3, 2, [8]).double()
+        rate = lambda parameters: torch.optim.Adam(parameters, 1e-2)  # noqa: E731
+        fit(flow, units * x, steps=20, optimizer=rate, seed=0, compile=False, progress=False)
+        found.append(flow.distribution().log_prob(units * x).mean() + 3 * math.log(units))
+    assert found[1].item() == pytest.approx(found[0].item(), abs=1e-3)
+
+
+def continuous(num_steps: int, steep: float) -> tuple[Flow, Tensor]:
+    """A continuous flow of a random field, and data."""
+    torch.manual_seed(0)
+    flow, x = FFJORD(2, 1, [16], num_steps), torch.randn(40, 2)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(steep)
+    return flow.start(x), x
+
+
+def test_too_few_steps_through_time_are_told() -> None:
+    """The map folds: its density integrates to 1.1."""
+    flow, x = continuous(1, 20.0)
+    found = evidence.Exact()(flow, x)
+    assert any("has no inverse at" in warning for warning in found.warnings)
+    with pytest.raises(ValueError, match="more num_steps"):
+        flow.sample(2)
+
+
+def test_steep_fields_with_an_inverse_are_inverted() -> None:
+    flow, x = continuous(1, 6.0)
+    assert evidence.Exact()(flow, x).reliable
+    flow, z = flow.double(), torch.randn(40, 2).double()
+    assert (flow.latents(flow.from_latents(z)) - z).abs().max() < 1e-8
