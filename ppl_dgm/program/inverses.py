@@ -67,7 +67,7 @@ def check_noise(name: str, flow: FlowDistribution) -> None:
 
 @torch.no_grad()
 def lost_share(fn: Any, value: Tensor) -> float:
-    """Share of values that a flow's inverse does not lead back to.
+    """Share of values that a flow's inverse misses.
 
     The density of the others integrates to one at most; theirs comes on top. Zero for
     distributions that are no flows, or whose inverse is certain.

@@ -1,4 +1,4 @@
-"""Whether the flows of a program have inverses at its data."""
+"""Whether flows have inverses at the data."""
 
 import torch
 

@@ -26,8 +26,8 @@ class Continuous(Bijection):
     `"exact"`: tangents are carried along, $dT/dt = \partial f / \partial x \; T$, and $\log |\det
     T(1)|$ is the log-determinant of the very map that the steps make, so that densities are
     normalised where this map has an inverse; D tangents for each event. `"hutchinson"`: in training
-    the trace is estimated, $d \log p / dt = -\epsilon^\top \partial f / \partial x \; \epsilon$ with
-    one random sign vector for each event, in expectation right up to the steps' error; in
+    the trace is estimated, $d \log p / dt = -\epsilon^\top \partial f / \partial x \; \epsilon$
+    with one random sign vector for each event, in expectation right up to the steps' error; in
     evaluation it is exact.
 
     The inverse goes back in time and is corrected until the steps lead to y; gradients are those of

@@ -167,7 +167,7 @@ class ActNorm(Bijection):
             self.started.fill_(True)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load parameters; files from before had no units, which were 1."""
+        """Load parameters; earlier files have units of 1."""
         state_dict.setdefault(f"{prefix}centre", torch.zeros_like(self.centre))
         state_dict.setdefault(f"{prefix}unit", torch.ones_like(self.unit))
         super()._load_from_state_dict(state_dict, prefix, *args)
