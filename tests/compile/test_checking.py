@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from ppl_dgm.compile import CaptureError, Switch, TrainStep, capture, compile_function
+from ppl_dgm.compile import CaptureError, Switch, TrainStep, capture, compile_function, repeat
 from ppl_dgm.compile.graph.passes import prepare
 from ppl_dgm.compile.inductor import checking
 from ppl_dgm.compile.inductor.checking import CheckedRun, WrongNumbersError, written
@@ -151,6 +151,33 @@ def test_ill_conditioned_numbers_are_no_fault() -> None:
         return [x[order].sum() - x[order].flip(0).sum(), (x[order] / x.norm()).sum()]
 
     CheckedRun(reordered, captured)(x)
+
+
+@pytest.mark.parametrize("looped", [False, True])
+def test_differences_of_nearly_equal_results_are_no_fault(looped: bool) -> None:
+    """Of the two phases of a Boltzmann machine: no digit of the inputs moves their rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(2, 30, 6, generator=generator) < 0.5).float()
+    weight = 1e-6 * torch.randn(6, 3, generator=generator)
+
+    def contrast(x, y, weight):
+        return (x @ weight).sigmoid().sum(0) - (y @ weight).sigmoid().sum(0)
+
+    def function(x, y, weight):
+        if not looped:
+            return contrast(x, y, weight)
+        return repeat(torch.tensor(2), lambda sums, _: sums + contrast(x, y, weight), weight.sum(0))
+
+    def exact(*flat):
+        x, y, weight = (tensor.double() for tensor in flat[:3])
+        sums = 2 * contrast(x, y, weight) + weight.sum(0) if looped else contrast(x, y, weight)
+        return [sums.float()]
+
+    captured = capture(function, (x, y, weight))
+    CheckedRun(exact, captured)(x, y, weight, *captured.lifted)
+    wrong = CheckedRun(lambda *flat: [exact(*flat)[0] + 1e-3], captured)
+    with pytest.raises(WrongNumbersError, match="output 0 differs by"):
+        wrong(x, y, weight, *captured.lifted)
 
 
 def test_inputs_that_are_written_to_are_known_through_views() -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.graph.nodes import nodes, writes
@@ -18,6 +18,7 @@ from ppl_dgm.generators import unmoved_generators
 __all__ = ["CheckedRun", "WrongNumbersError"]
 
 Flat = Callable[..., Sequence[torch.Tensor]]
+Noise = dict[torch.device, torch.Generator]
 
 CHECKED = frozenset({1, 10, 100, 1000})  # calls
 TURNS = 3  # of a loop, that are checked
@@ -45,8 +46,8 @@ class CheckedRun:
 
     Outputs and the tensors that are written in place must be those that the graph gives, run
     operation by operation with the same random numbers. What exceeds rounding is compared with the
-    effect of a perturbation of the inputs in their last places, so that ill-conditioned numbers are
-    not taken for wrong ones.
+    effect of a perturbation of the inputs and of every operation's result in their last places, so
+    that ill-conditioned numbers and differences of nearly equal ones are not taken for wrong.
 
     Args:
         run: the machine code.
@@ -96,7 +97,7 @@ class CheckedRun:
         if not suspects:
             return ""
         with self._unmoved(flat):
-            nearby = self._results(graph, self._perturbed(flat))
+            nearby = self._results(Shaken(graph).run, self._perturbed(flat))
         for place in suspects:
             moved = distance(nearby[place], right[place])
             if unlike(given[place], right[place], SENSITIVITY * moved, longest):
@@ -179,11 +180,51 @@ def origin(value: Any) -> Iterator[Node]:
             yield part
 
 
-def shaken(tensor: torch.Tensor) -> torch.Tensor:
+def shaken(
+    tensor: torch.Tensor, units: float = 4.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """A tensor that differs in the last places."""
     if not tensor.is_floating_point():
         return tensor
-    return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * torch.randn_like(tensor))
+    like: Any = {"dtype": tensor.dtype, "device": tensor.device, "generator": generator}
+    return tensor * (1 + units * torch.finfo(tensor.dtype).eps * torch.randn(tensor.shape, **like))
+
+
+class Shaken(Interpreter):
+    """Run of a graph in which results of operations are perturbed.
+
+    They are off by a unit in the last place, as rounding makes them. Views and what operations
+    write to stay as they are, as do random numbers, torch's generators among them. Turns of loops
+    are perturbed too.
+    """
+
+    def __init__(self, graph: GraphModule, noise: Noise | None = None) -> None:
+        super().__init__(graph)
+        self.noise: Noise = {} if noise is None else noise
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return an attribute, the turns of a loop perturbed."""
+        found = super().get_attr(target, args, kwargs)
+        return Shaken(found, self.noise).run if isinstance(found, GraphModule) else found
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node, and perturb what it newly made."""
+        result = super().run_node(n)
+        if not isinstance(result, torch.Tensor) or not makes_numbers(n.target):
+            return result
+        device = result.device
+        noise = self.noise.setdefault(device, torch.Generator(device).manual_seed(0))
+        return shaken(result, 1.0, noise)
+
+
+def makes_numbers(target: Any) -> bool:
+    """Whether an operation computes a tensor of its own."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    values = (*target._schema.arguments, *target._schema.returns)
+    return not any(value.alias_info for value in values)
 
 
 def unlike(one: torch.Tensor, other: torch.Tensor, allowed: float = 0.0, longest: int = 0) -> bool:
