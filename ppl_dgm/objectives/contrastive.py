@@ -219,6 +219,12 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         """
         x = density.data
         chains = self._buffer("chains", lambda: self._first(x, density))
+        if chains.shape[1:] != x.shape[1:] or chains.dtype != x.dtype:
+            raise ValueError(
+                f"the chains are of data {list(chains.shape[1:])} in {chains.dtype}, which an "
+                f"earlier fit left, but the data are {list(x.shape[1:])} in {x.dtype}; make a new "
+                f"{type(self).__name__} for another program"
+            )
         if len(chains) < len(x):
             raise ValueError(
                 f"the buffer holds {len(chains)} chains for minibatches of {len(x)} data; expected "

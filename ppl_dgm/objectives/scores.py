@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ppl_dgm.arrays import as_argument
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
@@ -37,7 +38,8 @@ class ScoreMatching(EnergyObjective):
     Args:
         kind: `"exact"`, `"sliced"` or `"denoising"`.
         num_slices: random directions for each datum, of `"sliced"`.
-        noise: standard deviations of `"denoising"`, in units of the data; one or several.
+        noise: standard deviations of `"denoising"`, in units of the data; one
+            or several, in a list or array.
         plate: name of the data plate.
 
     Raises:
@@ -59,7 +61,7 @@ class ScoreMatching(EnergyObjective):
         kind: Kind = "exact",
         *,
         num_slices: int = 1,
-        noise: float | Sequence[float] = 0.1,
+        noise: float | Sequence[float] | Tensor = 0.1,
         plate: str = "data",
     ) -> None:
         super().__init__(plate=plate)
@@ -67,7 +69,8 @@ class ScoreMatching(EnergyObjective):
             raise ValueError(f"kind is {kind!r}; expected one of {KINDS}")
         check_count("num_slices", num_slices)
         self.kind, self.num_slices = kind, num_slices
-        self.noise = tuple(noise) if isinstance(noise, Sequence) else (noise,)
+        levels = torch.as_tensor(as_argument(noise), dtype=torch.float64)
+        self.noise = tuple(levels.reshape(-1).tolist())
         if not self.noise or not all(0 < level < math.inf for level in self.noise):
             raise ValueError(f"noise is {noise}; expected positive standard deviations")
 

@@ -81,9 +81,16 @@ def position_of(name: str, value: Any, leaves: list[Any]) -> int:
     same = [i for i, leaf in enumerate(leaves) if leaf is value]
     if same:
         return same[0]
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and leaf.shape == value.shape and torch.equal(leaf, value):
-            return i
+    tensors = [(i, leaf) for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    equal = [i for i, leaf in tensors if leaf.shape == value.shape and torch.equal(leaf, value)]
+    if len(equal) == 1:
+        return equal[0]
+    if equal:
+        raise ValueError(
+            f"the value that site {name!r} observes is a copy that equals {len(equal)} of the "
+            "program's arguments, so that nobody knows which of them holds the data; observe the "
+            "argument as it is: pyro.sample(..., obs=x)"
+        )
     raise ValueError(
         f"the value that site {name!r} observes is not among the program's arguments, so that "
         "other data cannot take its place; pass it as an argument and observe it as it is: "

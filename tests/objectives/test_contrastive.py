@@ -233,6 +233,24 @@ def test_chains_keep_the_covariates_of_their_data() -> None:
         PersistentContrastiveDivergence().differentiable_loss(program.model, program.guide, x, y)
 
 
+def refitted(second: Tensor) -> float:
+    """A second program by an objective that holds the chains of another."""
+    objective = PersistentContrastiveDivergence()
+    loss(objective, RBM(3, 2), torch.zeros(5, 3))
+    return loss(objective, RBM(second.shape[1], 2).to(second.dtype), second)
+
+
+def nothing(*args: Tensor) -> None:
+    """The guide of a program without latents."""
+
+
+def copied(y: Tensor, x: Tensor) -> None:
+    """An energy that observes a copy of its data."""
+    with pyro.plate("data", len(x)):
+        value = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x.clone())
+        pyro.factor("energy", y * value)
+
+
 def positive(x: Tensor) -> None:
     """Data on the half-line."""
     with pyro.plate("data", len(x)):
@@ -247,6 +265,12 @@ def positive(x: Tensor) -> None:
         (lambda: ContrastiveDivergence(step_size=0.0), "step_size is 0.0"),
         (lambda: PersistentContrastiveDivergence(buffer_size=0), "buffer_size is 0"),
         (lambda: PersistentContrastiveDivergence(restart=1.5), "restart is 1.5"),
+        (lambda: refitted(torch.zeros(5, 4)), r"chains are of data \[3\] .*but the data are \[4\]"),
+        (lambda: refitted(torch.zeros(5, 3).double()), "float32.*the data.*float64; make a new"),
+        (
+            lambda: ContrastiveDivergence().loss(copied, nothing, torch.ones(3), torch.ones(3)),
+            "a copy that equals 2 of the program's arguments.*observe the argument as it is",
+        ),
         (
             lambda: loss(
                 PersistentContrastiveDivergence(buffer_size=2), RBM(3, 2), torch.zeros(5, 3)

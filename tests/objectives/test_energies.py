@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -104,6 +105,23 @@ def test_denoising_fits_the_blurred_density() -> None:
     least = -0.5 * (2 - sigma**2 * blurred.trace()).item()
     assert found[1] == pytest.approx(least, abs=4 * 0.7 / 200)
     assert found[1] > max(found[0], found[2])
+
+
+@pytest.mark.parametrize("noise", [torch.tensor([0.5, 2.0]), np.array([0.5, 2.0]), (0.5, 2)])
+def test_noise_levels_may_be_any_array(noise: Any) -> None:
+    assert ScoreMatching("denoising", noise=noise).noise == (0.5, 2.0)
+
+
+def test_each_datum_takes_one_of_the_noise_levels() -> None:
+    """E |(I - sigma^2 P) e - sigma P (x - m)|^2 / 2, averaged over the levels."""
+    torch.manual_seed(0)
+    x, levels = torch.randn(1, 2, dtype=torch.float64), (0.3, 0.8)
+    shifted, one = (x - MEAN) @ PRECISION, torch.eye(2).double()
+    truth = [
+        s**2 * shifted.square().sum() + (one - s**2 * PRECISION).square().sum() for s in levels
+    ]
+    found = value(ScoreMatching("denoising", noise=levels), gaussian(), x.expand(20_000, 2))
+    assert found == pytest.approx(-float(sum(truth)) / 4, rel=0.03)
 
 
 # ---- known exponential families ------------------------------------------------------------------

@@ -191,7 +191,7 @@ def shaken(
 
 
 class Shaken(Interpreter):
-    """Run of a graph in which results of operations are perturbed.
+    """Run of a graph whose operations are perturbed.
 
     They are off by a unit in the last place, as rounding makes them. Views and what operations
     write to stay as they are, as do random numbers, torch's generators among them. Turns of loops
@@ -203,7 +203,7 @@ class Shaken(Interpreter):
         self.noise: Noise = {} if noise is None else noise
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Return an attribute, the turns of a loop perturbed."""
+        """Return an attribute; turns of a loop are perturbed."""
         found = super().get_attr(target, args, kwargs)
         return Shaken(found, self.noise).run if isinstance(found, GraphModule) else found
 
