@@ -25,8 +25,8 @@ _CURES = {
 def as_argument(value: Any) -> Any:
     """Convert an array of numbers, or a Dataset's only tensor.
 
-    A list of numbers is an array, and so is a list of lists of equal lengths. Other values stay as
-    they are.
+    A list of numbers is an array, and so is a list of lists of equal lengths. Arrays in a dict,
+    tuple or list are converted too. Other values stay as they are.
 
     Raises:
         TypeError: for sparse, complex, masked or non-numeric arrays, and for iterators.
@@ -55,6 +55,22 @@ def as_argument(value: Any) -> Any:
         )
     if hasattr(value, "__array__") and not isinstance(value, (Number, np.generic)):
         return _from_array(_unmasked(value), type(value).__name__)
+    return _with_tensors(value)
+
+
+def _with_tensors(value: Any) -> Any:
+    """A dict, tuple or list, the arrays in it converted.
+
+    Other values, and those without arrays, are returned as they are.
+    """
+    if type(value) is dict:
+        items = list(map(as_argument, value.values()))
+        changed = any(new is not old for new, old in zip(items, value.values(), strict=True))
+        return dict(zip(value, items, strict=True)) if changed else value
+    if type(value) in (tuple, list):
+        items = list(map(as_argument, value))
+        changed = any(new is not old for new, old in zip(items, value, strict=True))
+        return type(value)(items) if changed else value
     return value
 
 

@@ -11,7 +11,7 @@ import torch
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from ppl_dgm.program.first_run import blame
+from ppl_dgm.program.first_run import blame, cure_of_nesting
 from ppl_dgm.program.guide_checks import check_guide_sizes, check_same_latents
 from ppl_dgm.program.log_densities import seen_entries, unmasked_value
 from ppl_dgm.program.pyro_patches import unvalidated
@@ -80,10 +80,11 @@ def check_something_to_score(structure: Structure, model_trace: Any) -> None:
     if structure.observed or structure.factors or structure.deterministic:
         return
     sites = [name for name, _ in random_sites(model_trace)]
+    given = model_trace.nodes.get("_INPUT", {}).get("args", ())
     raise ValueError(
         f"the program has no observed site and no factor; its sample sites are {sites}. Pass the "
         "data on with obs=..., e.g. pyro.sample('x', ..., obs=x), and call the program with the "
-        "data"
+        f"data{cure_of_nesting(given)}"
     )
 
 

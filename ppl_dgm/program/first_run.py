@@ -17,7 +17,7 @@ from ppl_dgm.program.log_densities import count_observed, log_prob_of
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import is_summed_out, random_sites
 
-__all__ = ["blame", "blaming_nan", "check_nan_masked", "run", "traced"]
+__all__ = ["blame", "blaming_nan", "check_nan_masked", "cure_of_nesting", "run", "traced"]
 
 _OTHER_ARGUMENTS = ("unexpected keyword argument", "positional argument")  # in Python's errors
 MAX_NESTING = 5  # plates of a program that runs only under enumeration
@@ -98,7 +98,7 @@ def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> 
         reason = str(error).partition("Trace Shapes:")[0].strip()
         raise ValueError(
             f"the {role} failed on its first run with {given}: {type(error).__name__}: {reason}. "
-            f"{cure_of_failure(reason, leaves)}"
+            f"{cure_of_failure(reason, leaves)}{cure_of_nesting(args)}"
         ) from error
 
 
@@ -109,11 +109,21 @@ def cure_of_failure(reason: str, leaves: list[Any]) -> str:
     if any(part in reason for part in _OTHER_ARGUMENTS):
         return (
             "Every column or tensor of the data is an argument of the program: leave out those "
-            "that it does not take, e.g. data[['x', 'y']] of a table, or images without labels"
+            "that it does not take, e.g. data[['x', 'y']] of a table, or images without labels. "
+            "Families of vectors take the matrix of a table, data.to_numpy()"
         )
     empty = any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in leaves)
     cure = "Check the shape, dtype and device of the data against what the program expects"
     return f"{cure}: they hold no datum" if empty else cure
+
+
+def cure_of_nesting(args: tuple) -> str:
+    """What to do with a lone dict or tuple."""
+    if len(args) != 1 or not isinstance(args[0], (Mapping, tuple)):
+        return ""
+    stars = "**" if isinstance(args[0], Mapping) else "*"
+    kind = type(args[0]).__name__
+    return f". The {kind} is one argument here; to give its items as arguments write {stars}data"
 
 
 def describe(leaf: Any) -> str:

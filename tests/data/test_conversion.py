@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ppl_dgm import Dataset, Program, evidence, fit
 from ppl_dgm.arrays import as_argument
 from ppl_dgm.data.conversion import as_arguments
+from ppl_dgm.families import bayesnet
 
 X = torch.tensor([1.0, -0.5, 2.0, 0.25])
 Y = torch.tensor([0.0, 1.0, 1.0, 2.0])
@@ -138,6 +139,26 @@ def test_unsigned_integers_are_not_wrapped() -> None:
     assert as_argument(np.array([2**63 - 1], dtype="uint64")).tolist() == [2**63 - 1]
     with pytest.raises(ValueError, match=r"holds 9223372036854775813, more than 64-bit"):
         as_argument(np.array([2**63 + 5], dtype="uint64"))
+
+
+def test_arrays_in_a_dict_are_converted() -> None:
+    net = bayesnet.naive_bayes(2, 2)
+    bits = np.array([[0, 1, 1], [1, 0, 1]])
+    columns = dict(zip(("y", "x1", "x2"), bits.T, strict=True))
+    truth = evidence.Exact()(net, torch.tensor(bits)).log_z
+    assert torch.equal(evidence.Exact()(net, columns).log_z, truth)
+    assert torch.equal(
+        evidence.Exact()(net, {n: c.tolist() for n, c in columns.items()}).log_z, truth
+    )
+    counted = bayesnet.naive_bayes(2, 2).fit_counts(columns).nodes["x1"].probs.clone()
+    assert torch.equal(counted, net.fit_counts(bits).nodes["x1"].probs)
+
+
+@pytest.mark.parametrize(("data", "stars"), [((X, Y), r"\*data"), ({"x": X, "y": Y}, r"\*\*data")])
+def test_a_nest_given_as_one_argument(data: object, stars: str) -> None:
+    """What fit spreads over arguments is one of them in a call of an estimator."""
+    with pytest.raises(ValueError, match=f"is one argument here; .* write {stars}"):
+        evidence.Exact()(Program(regression), data)
 
 
 def test_what_is_read_once_is_refused_everywhere() -> None:

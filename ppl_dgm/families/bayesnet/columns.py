@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ppl_dgm.arrays import as_argument
 from ppl_dgm.conditionals.tables import NodeConditional
 
 __all__ = ["Data", "check_lengths", "check_states", "columns_of", "named_states", "numbered"]
@@ -20,6 +21,7 @@ def columns_of(
 
     The data are a tensor `[N, number of nodes]` or a mapping.
     """
+    x = as_argument(x)
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.shape[1] != len(nodes):
             raise ValueError(
