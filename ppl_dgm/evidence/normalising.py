@@ -78,9 +78,35 @@ def without_data(program: Program, bound: Bound, sum_out: bool) -> Bound:
         )
     model = WithoutData(program.model)
     args, kwargs = (bound.args, dict(bound.kwargs)) if keeps_arguments(bound) else ((), {})
-    found = examine(model, None, args, kwargs, program.plate, sum_out)
+    found = examined(model, args, kwargs, program.plate, sum_out, bound.structure.energies)
     proposal = Prior(model, is_given_or_summed_out)
     return Bound(model, proposal, found.structure, args, kwargs, found.num_data)
+
+
+def examined(
+    model: WithoutData,
+    args: tuple,
+    kwargs: dict[str, Any],
+    plate: str,
+    sum_out: bool,
+    energies: tuple[str, ...],
+) -> Any:
+    """Examine a program without its data.
+
+    Raises:
+        ValueError: saying why it is run so, where it does not run without arguments.
+    """
+    try:
+        return examine(model, None, args, kwargs, plate, sum_out)
+    except ValueError as error:
+        if args or kwargs:
+            raise
+        raise ValueError(
+            f"the factors {list(energies)} depend on the data, so that the program is run without "
+            "data for its partition function, and that failed; give the data a default, "
+            "def model(x=None), draw one datum there, and write the factors of what the site "
+            f"returns, x = pyro.sample('x', ..., obs=x). {error}"
+        ) from error
 
 
 def keeps_arguments(bound: Bound) -> bool:

@@ -12,7 +12,7 @@ from energies import Ising, NormalEnergy, make_rbm, states
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ppl_dgm import Program, compare
+from ppl_dgm import Program, compare, fit, objectives
 from ppl_dgm.evidence import (
     AIS,
     ELBO,
@@ -51,6 +51,33 @@ def test_binary_models_are_summed() -> None:
     torch.testing.assert_close(result.log_z.exp().sum(), torch.ones(()).double())
     assert (result.bound, result.target) == ("exact", "datum")
     assert auto(lattice, states(9)[:3]).estimator == "auto: Exact"
+
+
+def test_energies_whose_last_layer_is_zero_are_normalised_too() -> None:
+    """No change of the data changes them, but one of their parameters would."""
+    rbm = RBM(3, 2).double()
+    net = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)).double()
+    with torch.no_grad():
+        for parameter in (*rbm.parameters(), net[0].weight):
+            parameter.zero_()
+    net[0].bias.data.fill_(2.0)
+    for model in (rbm, Energy(net, 3, base="bernoulli").double()):
+        found = Exact()(model, states(3)).log_z
+        torch.testing.assert_close(found, torch.full((8,), -3 * math.log(2)).double())
+        with pytest.raises(ValueError, match="'energy'. depend on the data.*ELBO would rise"):
+            fit(model, states(3), objectives.ELBO(), steps=1, progress=False)
+
+
+def test_a_factor_that_data_give_only_the_shape_is_no_energy() -> None:
+    def model(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            pyro.factor("constant", 0.0 * x - scale)
+
+    x = torch.tensor([0.5, -1.0])
+    expected = dist.Normal(0.0, 1.0).log_prob(x).double() - 2
+    torch.testing.assert_close(Exact()(Program(model), x).log_z, expected)
 
 
 def test_normal_densities_are_integrated() -> None:
@@ -225,9 +252,16 @@ def counts(x: Tensor | None = None) -> None:
         pyro.factor("energy", -0.1 * value**2)
 
 
+def of_its_argument(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.factor("energy", -(x**2))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: SMC()(Program(of_its_argument), torch.ones(3)), r"'energy'.*def model\(x=None\)"),
         (lambda: SMC()(Program(shared), torch.ones(3)), "'scale'.*shared by all.*fit them"),
         (lambda: Exact()(Program(quartic), torch.ones(3)), "no closed form.*AIS or SMC"),
         (lambda: Exact()(RBM(30, 30), torch.ones(3, 30)), "no closed form.*AIS or SMC"),
