@@ -53,7 +53,7 @@ class Redraw(Messenger):
         return self.leaves[-1].clone()  # which the model may write to
 
     def exchanged(self, trace: Any, args: tuple, kwargs: Any) -> tuple[tuple, Any]:
-        """Return arguments in which those that a site observes are redrawn."""
+        """Return arguments, those that a site observes redrawn."""
         leaves, spec = tree_flatten((args, dict(kwargs)))
         for site in (site for _, site in random_sites(trace) if is_seen(site)):
             for place, leaf in enumerate(leaves):
