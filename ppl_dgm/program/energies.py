@@ -64,7 +64,7 @@ class Redraw(Messenger):
 
 
 def is_seen(site: Any) -> bool:
-    """Return whether a site has data that a distribution may draw."""
+    """Return whether a site has data of a distribution."""
     return site["is_observed"] and not is_deterministic(site) and not is_factor(site)
 
 
