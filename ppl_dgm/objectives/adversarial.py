@@ -344,11 +344,15 @@ class GAN(Game):
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Compute the energy distance between data and draws.
 
-        It is multiplied by the number of data.
+        It is multiplied by the number of data. Of one datum, which has no distance to others, it is
+        twice the energy score, estimated by two draws.
         """
         with torch.no_grad():
             sides = self.sides(model, guide, args, kwargs)
-            return len(sides.real) * energy_distance(sides.real, sides.fake).item()
+            fake = sides.fake
+            if len(fake) == 1:
+                fake = torch.cat([fake, self.sides(model, guide, args, kwargs).fake])
+            return len(sides.real) * energy_distance(sides.real, fake).item()
 
 
 class FGAN(GAN):
@@ -383,6 +387,11 @@ class FGAN(GAN):
         nonsaturating: bool = False,
         **settings: Any,
     ) -> None:
+        for name in settings.keys() & {"loss", "smoothing"}:
+            raise TypeError(
+                f"FGAN takes no {name}: its losses are those of its divergence, which has no "
+                "labels to smooth; leave it out, or use GAN"
+            )
         self.divergence = found = named_divergence(divergence)
         loss = AdversarialLoss(
             real=lambda s: -found.activation(s),

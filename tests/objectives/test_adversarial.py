@@ -363,6 +363,19 @@ def test_the_critics_history_is_the_divergence() -> None:
     assert history["critic"][-100:].mean().item() == pytest.approx(0.5, abs=0.05)
 
 
+def test_validation_on_single_data_is_the_energy_score() -> None:
+    """2 E|x - y| - E|y - y'| of y ~ N(0, 1); without the second term the best draws are a point."""
+    net = nn.Linear(1, 1)
+    net.weight.data.fill_(1.0)
+    net.bias.data.fill_(0.0)
+    generator, game = Generator(net, 1, 1), GAN(Table())
+    torch.manual_seed(0)
+    zero = torch.zeros(1, 1)
+    found = [game.loss(generator.model, generator.guide, zero) for _ in range(3000)]
+    truth = 2 * math.sqrt(2 / math.pi) - 2 / math.sqrt(math.pi)
+    assert sum(found) / 3000 == pytest.approx(truth, abs=0.05)
+
+
 def test_validation_watches_the_energy_distance() -> None:
     """Between N(0, 1) and N(3, 1/4), by quadrature over both; it falls as the generator learns."""
     net = nn.Linear(1, 1)
@@ -476,6 +489,8 @@ X = torch.randn(6, 1)
         (lambda: GAN(Table(), gradient_penalty=math.nan), "gradient_penalty is nan"),
         (lambda: GAN(Table(), pack=0), "pack is 0; expected at least 1"),
         (lambda: GAN(Table(), smoothing=0.9), "smoothing is 0.9; expected a share"),
+        (lambda: FGAN(Table(), smoothing=0.1), "FGAN takes no smoothing.*no labels to smooth"),
+        (lambda: FGAN(Table(), loss="hinge"), "FGAN takes no loss: .*or use GAN"),
         (lambda: GAN(Table(), "wasserstein", smoothing=0.1), "tells no labels; leave it out"),
         (lambda: GAN(MLP(1, [4], 1), site="y"), "no site 'y', only .*'x'.*site=..."),
         (lambda: GAN(MLP(1, [4], 1), num_steps=0), "num_steps is 0; expected at least 1"),
