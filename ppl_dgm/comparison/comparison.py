@@ -192,6 +192,7 @@ def compare(
     fits: Mapping[str, Fit] | None = None,
     refits: Mapping[str, Sequence[Evidence]] | None = None,
     seed: int | None = 0,
+    progress: bool = True,
 ) -> Comparison:
     r"""Compare programs by their evidence on the same data.
 
@@ -219,6 +220,7 @@ def compare(
         refits: evidences of the same programs trained again from other seeds, by name; their
             standard deviation becomes a column.
         seed: of the estimates made here.
+        progress: show a bar of the densities evaluated, where they take over two seconds.
 
     Raises:
         ValueError: nothing to compare, unlike data or targets, unknown names, priors that are not
@@ -240,7 +242,7 @@ def compare(
         >>> table.best.name
         'rate 2.5'
     """
-    evidences = estimate_programs(candidates, data, seed)
+    evidences = estimate_programs(candidates, data, seed, progress)
     check_comparable(evidences)
     check_names(evidences, reference, prior)
     check_fits(evidences, fits or {})

@@ -2,19 +2,27 @@
 
 from collections.abc import Mapping
 
+from ppl_dgm.data import Stream
 from ppl_dgm.evidence import Evidence, auto
+from ppl_dgm.evidence.streaming import read_once
 from ppl_dgm.program import Program
 
 __all__ = ["estimate_programs", "pool_mixed"]
 
 
 def estimate_programs(
-    candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None
+    candidates: Mapping[str, Evidence | Program], data: tuple, seed: int | None, progress: bool
 ) -> dict[str, Evidence]:
-    """Replace programs by estimates of their evidence on the data."""
+    """Replace programs by estimates of their evidence on the data.
+
+    These are read once, so that all programs see them in one order.
+    """
     programs = {name: one for name, one in candidates.items() if isinstance(one, Program)}
+    read = read_once(data, {})
+    args, kwargs = ((read,), {}) if isinstance(read, Stream) else read
+    settings = {"seed": seed, "progress": progress}
     found = {
-        name: auto(one, *data, seed=seed) if isinstance(one, Program) else one
+        name: auto(one, *args, **settings, **kwargs) if isinstance(one, Program) else one
         for name, one in candidates.items()
     }
     return pool_mixed(found, programs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
+from ppl_dgm.data import Stream
 from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence
@@ -35,7 +36,7 @@ from ppl_dgm.evidence.kinds import (
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
-from ppl_dgm.evidence.streaming import over_stream
+from ppl_dgm.evidence.streaming import over_stream, read_once
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import limited_effort
@@ -133,9 +134,10 @@ def auto(
         raise ValueError(f"target is {target}; expected a positive number of nats, e.g. 0.01")
     given = {"target": target, "budget": budget, "memory": memory}
     with watched("auto", progress):
-        streamed = over_stream(program, partial(auto, program, **given), args, kwargs, seed)
-    if streamed is not None:
-        return streamed
+        data = read_once(args, kwargs)
+        if isinstance(data, Stream):
+            return over_stream(program, data, partial(auto, program, **given), seed)
+    args, kwargs = data
     start = time.perf_counter()
     settings, run = Allowance(target, budget, memory), partial(settle, program)
     bound = bind(program, args, kwargs)

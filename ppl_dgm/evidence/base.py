@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
+from ppl_dgm.data import Stream
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
 from ppl_dgm.evidence.rendering import evidence_html, evidence_latex
 from ppl_dgm.evidence.sharing import over_ranks
-from ppl_dgm.evidence.streaming import over_stream
+from ppl_dgm.evidence.streaming import over_stream, read_once
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.precision import Shaking
@@ -263,8 +264,10 @@ class Estimator(ABC):
             ValueError: if the program does not fit the data or the method, naming what would.
         """
         with watched(self.name, progress):
-            found = over_stream(program, partial(self, program), args, kwargs, seed)
-            return found or self._found(program, args, kwargs, seed)
+            data = read_once(args, kwargs)
+            if isinstance(data, Stream):
+                return over_stream(program, data, partial(self, program), seed)
+            return self._found(program, *data, seed)
 
     def _found(
         self, program: Program, args: tuple, kwargs: dict[str, Any], seed: int | None

@@ -7,51 +7,56 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
+from ppl_dgm.data.conversion import Arguments, is_collection
 from ppl_dgm.data.stream import PART, Stream, opened
 from ppl_dgm.evidence.sharing import join_evidences
 from ppl_dgm.program import Program
+from ppl_dgm.program.arguments import unpack_arguments
 from ppl_dgm.program.digests import RunningDigest
 
-__all__ = ["over_stream"]
+__all__ = ["over_stream", "read_once"]
 
 OPENED = (Stream, DataLoader, IterableDataset, np.memmap)
 
 
-def over_stream(
-    program: Program,
-    run: Callable[..., Any],
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    seed: int | None,
-) -> Any | None:
-    """Estimate the evidence of each datum of a stream.
+def read_once(args: tuple, kwargs: Mapping[str, Any]) -> Stream | Arguments:
+    """Open a stream, or read what loaders and tables give.
 
-    None is returned for data that are in memory.
+    Loaders may give other data, or these in another order, each time that they are read.
+
+    Raises:
+        ValueError: for a stream beside other arguments.
+    """
+    given = (*args, *kwargs.values())
+    if not any(isinstance(one, OPENED) for one in given):
+        return unpack_arguments(args, kwargs) if any(map(is_collection, given)) else (args, kwargs)
+    found = opened(given_data(args, kwargs))
+    if isinstance(found, Stream):
+        return found
+    check_alone(args, kwargs)
+    return found if len(given) == 1 and args else unpack_arguments(args, kwargs)
+
+
+def over_stream(program: Program, stream: Stream, run: Callable[..., Any], seed: int | None) -> Any:
+    """Estimate the evidence of each datum of a stream.
 
     Args:
         program: whose evidence it is.
+        stream: the data, whose batches have all arguments.
         run: `run(*args, seed=seed, **kwargs)` estimates the evidence of a part.
-        args: of the program; one stream, whose batches have all arguments.
-        kwargs: further data, which cannot be with a stream.
         seed: of the first part; each has its own.
 
     Raises:
-        ValueError: for latents that all data share, or arguments beside a stream.
+        ValueError: for latents that all data share.
     """
-    if not any(isinstance(one, OPENED) for one in (*args, *kwargs.values())):
-        return None
-    found = opened(given_data(args, kwargs))
-    if not isinstance(found, Stream):
-        check_alone(args, kwargs)
-        return None
     parts, running = [], RunningDigest(program)
-    bright = program.is_bright(found.first_parts())
-    for number, part in enumerate(found.parts(PART)):
+    bright = program.is_bright(stream.first_parts())
+    for number, part in enumerate(stream.parts(PART)):
         own, named = program.adapt(*part, bright)
         parts.append(run(*own, seed=None if seed is None else (seed + number) % 2**32, **named))
         if parts[-1].target != "datum":
             raise ValueError(
-                f"the data are a {found!r}, but latents are shared by all of them, so that parts "
+                f"the data are a {stream!r}, but latents are shared by all of them, so that parts "
                 "have no evidence of their own; give all data at once"
             )
         running.add(own, named)

@@ -123,7 +123,10 @@ def cure_of_nesting(args: tuple) -> str:
         return ""
     stars = "**" if isinstance(args[0], Mapping) else "*"
     kind = type(args[0]).__name__
-    return f". The {kind} is one argument here; to give its items as arguments write {stars}data"
+    return (
+        f". The {kind} is one argument here; to give its items as arguments write {stars}data, or "
+        "ppl_dgm.Dataset(data) of tensors"
+    )
 
 
 def describe(leaf: Any) -> str:

@@ -279,6 +279,32 @@ def test_arrays_of_several_arguments_are_streamed(mapped, monkeypatch):
         Stream((mapped, mapped[1:]))
 
 
+class CountedReads(IterableDataset):
+    """Data in another order at each reading."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(X.roll(self.reads, 0))
+
+
+def test_all_programs_see_the_data_of_one_reading():
+    """Of a loader that shuffles, rows of two readings are no pairs."""
+    programs = {name: Mixture(3, 1, "diagonal") for name in ("a", "b")}
+    with torch.no_grad():
+        programs["b"].model.fn.components.locs += 0.5
+    data = CountedReads()
+    found = compare(programs, data)
+    assert data.reads == 1
+    assert (
+        found.rows[1].difference_error == compare(programs, X.roll(1, 0)).rows[1].difference_error
+    )
+    Exact()(programs["a"], data)
+    assert data.reads == 2
+
+
 def test_workers_that_read_the_same_data_are_told():
     with pytest.warns(UserWarning, match="two workers of the loader gave the same first batch"):
         assert sum(read(Stream(DataLoader(Items(), batch_size=200, num_workers=2)))) == 600
