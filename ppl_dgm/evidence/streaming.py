@@ -29,7 +29,8 @@ def read_once(args: tuple, kwargs: Mapping[str, Any]) -> Stream | Arguments:
     """
     given = (*args, *kwargs.values())
     if not any(isinstance(one, OPENED) for one in given):
-        return unpack_arguments(args, kwargs) if any(map(is_collection, given)) else (args, kwargs)
+        unread = any(map(is_collection, given))
+        return unpack_arguments(args, kwargs) if unread else (args, dict(kwargs))
     found = opened(given_data(args, kwargs))
     if isinstance(found, Stream):
         return found
