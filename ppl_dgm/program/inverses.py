@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program.supports import innermost
-from ppl_dgm.transforms import FlowDistribution, may_fold, pull, push
+from ppl_dgm.transforms import FlowDistribution, is_foreign, may_fold, pull, push
 
-__all__ = ["FINER", "check_inverse", "lost_share"]
+__all__ = ["check_inverse", "cure", "lost_share"]
 
 NUM_DRAWS = 64
 LARGE_GAP = 0.1  # nats
@@ -16,6 +16,10 @@ FAR = 0.01  # of the spread, at which a point is another one
 FINER = (
     "its steps through time are too few for the field that it has learned. Fit it with more "
     "num_steps, a smaller rate, or more fields in a row (length)"
+)
+OURS = (
+    "one of its transforms is only about the inverse of its inverse, as a series that ends early "
+    "(Pyro's MatrixExponential). Take one of ppl_dgm.transforms, e.g. LULinear"
 )
 
 
@@ -42,7 +46,7 @@ def check_inverse(name: str, fn: Any) -> None:
     if bool(wrong.any()):
         raise ValueError(
             f"draws of site {name!r} do not have the density of its flow: the densities at "
-            f"{100 * wrong.double().mean().item():.2g} % of them differ from those they were drawn "
+            f"{100 * wrong.double().mean().item():.3g} % of them differ from those they were drawn "
             f"with, by up to {gap.max().item():.3g} nats, as where an inverse is found between "
             "fixed bounds or loses its digits. Standardise the data, run the program in double, or "
             "use a flow with an analytic inverse (zuko.flows.MAF, NSF, RealNVP, NICE)"
@@ -60,9 +64,14 @@ def check_noise(name: str, flow: FlowDistribution) -> None:
     share = far_share(back, noise, noise, len(flow.base_dist.event_shape))
     if share > 0:
         raise ValueError(
-            f"draws of site {name!r} do not have the density of its flow: {100 * share:.2g} % of "
+            f"draws of site {name!r} do not have the density of its flow: {100 * share:.3g} % of "
             f"them lead back to other noise than they were made of, as {FINER}"
         )
+
+
+def cure(fn: Any) -> str:
+    """Why a flow's inverse misses values, and what helps."""
+    return FINER if may_fold(innermost(fn).transforms) else OURS
 
 
 @torch.no_grad()
@@ -73,7 +82,9 @@ def lost_share(fn: Any, value: Tensor) -> float:
     distributions that are no flows, or whose inverse is certain.
     """
     flow = innermost(fn)
-    if not (isinstance(flow, FlowDistribution) and may_fold(flow.transforms)):
+    if not isinstance(flow, FlowDistribution):
+        return 0.0
+    if not (may_fold(flow.transforms) or any(map(is_foreign, flow.transforms))):
         return 0.0
     noise, _ = pull(flow.transforms, value, len(flow.event_shape))
     back, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))

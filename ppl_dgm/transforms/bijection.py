@@ -25,6 +25,7 @@ __all__ = [
     "condition_all",
     "forget",
     "inverse_and_log_det",
+    "is_foreign",
     "may_fold",
     "modules_of",
     "pull",
@@ -336,6 +337,18 @@ def may_fold(transforms: Iterable[Any]) -> bool:
         if isinstance(module, nn.Module)
         for part in module.modules()
     )
+
+
+def is_foreign(transform: Any) -> bool:
+    """Whether others wrote the transform or a part.
+
+    Torch's own are exact.
+    """
+    if parts := parts_of(transform):
+        return any(map(is_foreign, parts))
+    if isinstance(transform, (Bijection, Conditioned)):
+        return False
+    return not all(type(t).__module__.startswith("torch.") for t in (transform, transform.inv))
 
 
 def modules_of(transform: Any) -> list[nn.Module]:

@@ -7,11 +7,13 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Distribution, ExpTransform, Transform, constraints
 
 from ppl_dgm.transforms.bijection import condition_all, forget, modules_of, pull, push, sum_last
 
 __all__ = ["FlowDistribution", "Held"]
+
+EXP = ExpTransform()
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -156,6 +158,11 @@ class Held(nn.Module):
         return self
 
 
+def is_inverse(value: Any) -> bool:
+    """Whether a transform is torch's view of another."""
+    return isinstance(value, Transform) and type(value) is type(EXP.inv)
+
+
 def _converted(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Copy distributions and transforms with converted tensors.
 
@@ -167,6 +174,8 @@ def _converted(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
         return fn(value)
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(_converted(item, fn) for item in value)
+    if is_inverse(value):
+        return _converted(value.inv, fn).inv
     if isinstance(value, (Distribution, Transform)):
         twin = copy.copy(value)
         parts = {name: part for name, part in vars(value).items() if name != "_inv"}

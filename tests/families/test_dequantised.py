@@ -169,9 +169,10 @@ def test_noise_never_leaves_the_cell() -> None:
     assert torch.equal(Floored(y).log_prob(x), torch.zeros(200000, 1))
 
 
-def test_contexts_reach_the_flow() -> None:
+@pytest.mark.parametrize("noise", NOISES)
+def test_contexts_reach_the_flow(noise: str) -> None:
     torch.manual_seed(0)
-    program = Dequantised(MAF(2, 2, [8], num_context=1), LEVELS)
+    program = Dequantised(MAF(2, 2, [8], num_context=1), LEVELS, NOISES[noise]())
     x, context = torch.ones(5, 2), torch.randn(5, 1)
     first, second = (
         evidence.ELBO(num_particles=4)(program, x, c, seed=0).log_z for c in (context, -context)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro.distributions import transforms as T
 from torch import Tensor, nn
+from torch.distributions import CumulativeDistributionTransform
 
 from ppl_dgm import Program, evidence, fit
 from ppl_dgm.families import (
@@ -359,3 +360,29 @@ def test_steep_fields_with_an_inverse_are_inverted() -> None:
     assert evidence.Exact()(flow, x).reliable
     flow, z = flow.double(), torch.randn(40, 2).double()
     assert (flow.latents(flow.from_latents(z)) - z).abs().max() < 1e-8
+
+
+def test_a_series_that_ends_early_is_no_inverse() -> None:
+    """Pyro's exponential of a matrix has the determinant of the whole series."""
+    torch.manual_seed(0)
+    flow = Flow(noise(3), [T.matrix_exponential(3)])
+    x = flow.sample(20)
+    assert evidence.Exact()(flow, x).reliable
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.copy_(2 * torch.randn_like(parameter))
+    found = evidence.Exact()(flow, x)
+    assert any("MatrixExponential" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_flows_through_the_uniform_follow_to_double(composed: bool) -> None:
+    normal, gumbel = dist.Normal(0.0, 1.0), dist.Gumbel(1.0, 2.0)
+    steps = [
+        CumulativeDistributionTransform(normal),
+        CumulativeDistributionTransform(gumbel).inv,
+    ]
+    flow = Flow(noise(3), [T.ComposeTransform(steps)] if composed else steps).double()
+    x = flow.sample(5)
+    truth = dist.Gumbel(torch.tensor(1.0).double(), 2.0).log_prob(x).sum(-1)
+    assert torch.allclose(evidence.Exact()(flow, x).log_z, truth, atol=1e-8)

@@ -213,8 +213,8 @@ class VariationalNoise(nn.Module):
         steps = couple(size, checked_length(length), hidden, activation)  # type: ignore[arg-type]
         self.transforms = Held(steps)
 
-    def forward(self, x: Tensor) -> FlowDistribution:
-        """q(u | x) of levels `[..., D]`."""
+    def forward(self, x: Tensor, context: Tensor | None = None) -> FlowDistribution:
+        """q(u | x) of levels `[..., D]`, whatever the flow's context."""
         steps = self.transforms(scaled_levels(x, self.levels))
         return FlowDistribution(self.base(), [*steps, SigmoidTransform()])
 

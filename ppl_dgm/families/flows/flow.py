@@ -270,8 +270,9 @@ def _tried(place: int, transform: Any, value: Tensor) -> Tensor:
             inverse_and_log_det(transform, image.clone())
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"transform {place}, {type(transform).__name__}, has no inverse: {error}. Planar, "
-            f"Radial, Sylvester and MaskedAutoregressive of ppl_dgm.transforms have one"
+            f"transform {place}, {type(transform).__name__}, has no inverse"
+            f"{f': {error}' if str(error) else ''}. Planar, Radial, Sylvester and "
+            f"MaskedAutoregressive of ppl_dgm.transforms have one"
         ) from error
     except RuntimeError as error:
         raise ValueError(
