@@ -13,7 +13,7 @@ from ppl_dgm.transforms.bijection import condition_all, forget, modules_of, pull
 
 __all__ = ["FlowDistribution", "Held"]
 
-EXP = ExpTransform()
+INVERSE: type[Transform] = type(ExpTransform().inv)  # of any transform, which it holds
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -158,11 +158,6 @@ class Held(nn.Module):
         return self
 
 
-def is_inverse(value: Any) -> bool:
-    """Whether a transform is torch's view of another."""
-    return isinstance(value, Transform) and type(value) is type(EXP.inv)
-
-
 def _converted(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Copy distributions and transforms with converted tensors.
 
@@ -174,7 +169,7 @@ def _converted(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
         return fn(value)
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(_converted(item, fn) for item in value)
-    if is_inverse(value):
+    if isinstance(value, INVERSE):
         return _converted(value.inv, fn).inv
     if isinstance(value, (Distribution, Transform)):
         twin = copy.copy(value)
