@@ -214,7 +214,7 @@ class VariationalNoise(nn.Module):
         self.transforms = Held(steps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> FlowDistribution:
-        """q(u | x) of levels `[..., D]`; the context is ignored."""
+        """q(u | x) of levels `[..., D]`, for any context."""
         steps = self.transforms(scaled_levels(x, self.levels))
         return FlowDistribution(self.base(), [*steps, SigmoidTransform()])
 
