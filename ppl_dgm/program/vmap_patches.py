@@ -120,8 +120,13 @@ def vmap_runs(
 def loop_runs(once: Callable[[Any], Any], num: int, given: Any = None) -> Any:
     """Run `once(given)` `num` times, one after the other.
 
-    Outputs gain a leading dimension.
+    Outputs gain a leading dimension, numbers aside: the zero of a program that scores nothing.
     """
     given = given or {}
     runs = [once({name: value[i] for name, value in given.items()}) for i in range(num)]
-    return tree_map(lambda *parts: torch.stack(parts), *runs)
+    return tree_map(_stacked, *runs)
+
+
+def _stacked(*parts: Any) -> Any:
+    """Stack tensors; numbers that all runs share stay as they are."""
+    return torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0]

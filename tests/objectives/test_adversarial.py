@@ -338,6 +338,22 @@ def test_each_objective_learns_a_normal(name: str) -> None:
     assert game.loss(averaged.model, averaged.guide, data) / 2000 < 0.1  # one point has 0.23
 
 
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)),
+        nn.Sequential(nn.Unflatten(1, (2, 1)), nn.ConvTranspose1d(2, 1, 3), nn.Flatten()),
+    ],
+    ids=["batch normalisation", "convolution"],
+)
+def test_generators_of_batches_alone_are_taught(net: nn.Module) -> None:
+    """Nets that take `[N, L]` and no more dimensions."""
+    generator, x = Generator(net, 2, 3), torch.randn(8, 3)
+    result = quietly(generator, x, GAN(MLP(3, [4], 1)), steps=2, compile=False)
+    assert result.stopped == "finished"
+    assert generator.sample(5).shape == (5, 3)
+
+
 def test_a_program_that_samples_its_data_is_taught() -> None:
     def model(x: Tensor | None = None) -> None:
         loc = pyro.param("loc", torch.tensor(0.0))
