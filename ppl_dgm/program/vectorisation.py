@@ -46,7 +46,8 @@ def prove_vectorisation(bound: Bound) -> Structure:
         structure = replace(bound.structure, guide_runs=guide_runs, model_runs=model_runs)
         error = failure_of(replace(bound, structure=structure), particles)
         if not error and "loop" in (guide_runs, model_runs):
-            return replace(structure, slow=reason(failures))
+            scored = structure.observed or structure.factors  # else nobody asks for particles
+            return replace(structure, slow=reason(failures)) if scored else structure
         if not error:
             return structure
         failures[f"guide by {guide_runs}, model by {model_runs}"] = error

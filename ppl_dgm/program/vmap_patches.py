@@ -128,5 +128,5 @@ def loop_runs(once: Callable[[Any], Any], num: int, given: Any = None) -> Any:
 
 
 def _stacked(*parts: Any) -> Any:
-    """Stack tensors; numbers that all runs share stay as they are."""
+    """Stack tensors; numbers stay as they are."""
     return torch.stack(parts) if isinstance(parts[0], Tensor) else parts[0]

@@ -346,11 +346,14 @@ def test_each_objective_learns_a_normal(name: str) -> None:
     ],
     ids=["batch normalisation", "convolution"],
 )
-def test_generators_of_batches_alone_are_taught(net: nn.Module) -> None:
-    """Nets that take `[N, L]` and no more dimensions."""
+def test_generators_of_batches_alone_are_taught(
+    net: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nets that take `[N, L]` and no more dimensions, of which nobody asks for particles."""
     generator, x = Generator(net, 2, 3), torch.randn(8, 3)
     result = quietly(generator, x, GAN(MLP(3, [4], 1)), steps=2, compile=False)
     assert result.stopped == "finished"
+    assert not caplog.records
     assert generator.sample(5).shape == (5, 3)
 
 
