@@ -15,7 +15,7 @@ from ppl_dgm.compile import CompileMode
 from ppl_dgm.conditionals.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_dgm.data import Dataset, load_digits
 from ppl_dgm.evidence import AIS, Evidence, Exact, over_noise
-from ppl_dgm.families import MADE, PPCA, VAE, IndependentBernoulli, Mixture
+from ppl_dgm.families import MADE, MAF, PPCA, VAE, IndependentBernoulli, Mixture
 from ppl_dgm.fitting import EarlyStopping, Fit, fit
 from ppl_dgm.objectives import ELBO, IWELBO, Objective
 from ppl_dgm.program import Program
@@ -205,6 +205,9 @@ GREY = Study(
             "MADE",
             lambda train, seed: MADE(train.num_dims, (256,), NORMAL()),
             Learning(ELBO, 80, 2e-3),
+        ),
+        Entry(
+            "MAF", lambda train, seed: MAF(train.num_dims, 5, (128,)), Learning(ELBO, 40, 2e-3, 10)
         ),
         Entry("VAE", vae(NORMAL), Learning(ELBO, 100, 2e-3)),
     ),

@@ -386,3 +386,26 @@ def test_flows_through_the_uniform_follow_to_double(composed: bool) -> None:
     x = flow.sample(5)
     truth = dist.Gumbel(torch.tensor(1.0).double(), 2.0).log_prob(x).sum(-1)
     assert torch.allclose(evidence.Exact()(flow, x).log_z, truth, atol=1e-8)
+
+
+def test_data_that_are_not_finite_start_nothing() -> None:
+    flow = RealNVP(2, 2, [4])
+    for number in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="1 of the data's numbers are NaN or infinite"):
+            evidence.Exact()(flow, torch.tensor([[0.0, 1.0], [number, 2.0]]))
+    z = flow.start(torch.randn(5, 2)).latents(torch.zeros(1, 2))
+    assert bool(torch.isfinite(z).all())
+
+
+def test_a_bounded_base_is_started_beyond_its_bounds() -> None:
+    """Its error is that of data outside of a support."""
+    box = Flow(dist.Uniform(torch.zeros(2), torch.ones(2)).to_event(1), [ActNorm((2,))])
+    x = torch.linspace(0.1, 0.9, 10).reshape(5, 2)
+    with pytest.raises(ValueError, match="outside the support"):
+        evidence.Exact()(box, x)
+
+
+def test_noise_and_contexts_get_the_dtype_of_the_parameters() -> None:
+    flow, context = RealNVP(2, 2, [4], num_context=1), torch.zeros(3, 1).double()
+    x = flow.from_latents(torch.randn(3, 2).double(), context)
+    assert flow.latents(x.double(), context).dtype is torch.float32

@@ -100,7 +100,7 @@ class Flow(Shades, Program):
             ValueError: data of another shape, no context where one is needed, or one of another
                 length.
         """
-        x = self.as_data(x)
+        x, context = self._given(x, context)
         self.parts.check(x, context)
         with evaluating(self):
             return pull(self.parts.transforms(context), x, len(self.parts.event_shape))[0]
@@ -111,6 +111,7 @@ class Flow(Shades, Program):
 
         See `latents` for the errors.
         """
+        z, context = self._given(z, context)
         self.parts.check(z, context, "noise", self.parts.noise_shape)
         with evaluating(self):
             return push(self.parts.transforms(context), z, len(self.parts.noise_shape))[0]
@@ -127,14 +128,20 @@ class Flow(Shades, Program):
             ValueError: data of another shape, no context where one is needed, or one of another
                 length.
         """
-        x = self.as_data(x)
+        x, context = self._given(x, context)
         with starting(self) as norms, evaluating(self), torch.no_grad():
             if norms:
                 self.parts.check(x, context)
+                check_finite(x)
                 few = slice(None, None, max(1, len(x) // NUM_START))
                 given = None if context is None else context[few]
-                self.distribution(given).log_prob(x[few])
+                pull(self.parts.transforms(given), x[few], len(self.parts.event_shape))
         return self
+
+    def _given(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Data or noise, and the context, in the parameters' dtype."""
+        (x, *rest), _ = self.adapt((x,) if context is None else (x, context), {})
+        return x, rest[0] if rest else None
 
     def examine_at(self, args: tuple, kwargs: Mapping[str, Any], **how: Any) -> Examination:
         """Check the program at data, and start it.
@@ -204,6 +211,15 @@ class FlowModel(nn.Module):
         """
         with pyro.plate("data", self.num_data(x, context), dim=-1):
             return pyro.sample("x", self.distribution(context), obs=x)
+
+
+def check_finite(x: Tensor) -> None:
+    """Refuse data that nothing can start from."""
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"{int((~torch.isfinite(x)).sum())} of the data's numbers are NaN or infinite; "
+            "expected finite data. Remove or impute them"
+        )
 
 
 def takes_context(transform: Any) -> bool:
