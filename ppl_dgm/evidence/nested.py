@@ -223,7 +223,7 @@ def from_cube(bound: Bound, cube: np.ndarray) -> dict[str, Tensor]:
     They are `[1, *shape]` by name.
     """
     with FromCube(cube, [latent.name for latent in bound.structure.model_latents]) as messenger:
-        bound.model(*bound.args, **bound.kwargs)
+        bound._evaluate(lambda: bound.model(*bound.args, **bound.kwargs))
     return messenger.values
 
 
@@ -241,7 +241,8 @@ def cube_size(fn: Any, shape: torch.Size) -> int:
 
 def cube_dim(bound: Bound) -> int:
     """Dimension of the program's unit cube."""
-    trace: Any = poutine.trace(bound.model).get_trace(*bound.args, **bound.kwargs)
+    run: Any = poutine.trace(bound.model)
+    trace = bound._evaluate(lambda: run.get_trace(*bound.args, **bound.kwargs))
     sizes = []
     for latent in bound.structure.model_latents:
         fn, shape = trace.nodes[latent.name]["fn"], trace.nodes[latent.name]["value"].shape
