@@ -165,6 +165,7 @@ def fit(
             particles=None if isinstance(objective, Game) else objective.num_particles,
             training=program.training,
         )
+        args, kwargs = program.adapt(args, kwargs)  # to what it was found to run on
         check_autocast(program, autocast)
         players = players_of(objective, program, device, args, kwargs)
         num_data = found.num_data or 1

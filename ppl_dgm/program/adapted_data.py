@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
@@ -13,6 +14,7 @@ from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 __all__ = ["AdaptedData"]
 
 _LOG = logging.getLogger("ppl_dgm")
+_OTHER_DTYPES = ("same dtype", "expected scalar type")  # in errors of torch
 
 
 class AdaptedData(ParameterScope):
@@ -25,6 +27,7 @@ class AdaptedData(ParameterScope):
     def __init__(self) -> None:
         super().__init__()
         self._told: set[str] = set()
+        self._only_dtype: torch.dtype | None = None  # in which alone a user's program runs
 
     def adapt(
         self, args: tuple, kwargs: Mapping[str, Any], bright: bool | None = None
@@ -35,17 +38,45 @@ class AdaptedData(ParameterScope):
         Bytes become what the likelihood takes, which is told once; `bright` is what `is_bright`
         says of all the data, where these are a part of them.
 
-        Programs of users' own get their data as they are.
+        Programs of users' own get their data as they are, or in their only dtype; see `set_dtype`.
         """
         like = next((p for p in self.parameters() if p.is_floating_point()), None)
         if not self.vectors or like is None:
-            return args, dict(kwargs)
+            return tree_map(self._in_only_dtype, (args, dict(kwargs)))
         first = [self._of_bytes(as_vectors(x, like), x, bright) for x in args[:1]]
         named = {n: as_real(v, like) for n, v in kwargs.items()}
         if self.site in kwargs:
             x = kwargs[self.site]
             named[self.site] = self._of_bytes(as_vectors(x, like), x, bright)
         return (*first, *(as_real(value, like) for value in args[1:])), named
+
+    def _in_only_dtype(self, value: Any) -> Any:
+        real = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self._only_dtype) if real and self._only_dtype else value
+
+    def set_dtype(self, error: Exception, arguments: Arguments) -> bool:
+        """Give data the program's dtype, where theirs fails.
+
+        A matrix of NumPy's doubles times a vector of floats is an error of torch, where their sum
+        is none.
+
+        Args:
+            error: of the run that failed.
+            arguments: which it was given.
+
+        Returns:
+            Whether the data have another dtype than before.
+        """
+        reason = str(error.__cause__)
+        if self._only_dtype or not any(part in reason for part in _OTHER_DTYPES):
+            return False
+        like = next((p for p in self.parameters() if p.is_floating_point()), None)
+        wanted = torch.get_default_dtype() if like is None else like.dtype
+        found = {leaf.dtype for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)}
+        if not any(dtype.is_floating_point and dtype != wanted for dtype in found):
+            return False
+        self._only_dtype = wanted
+        return True
 
     def _of_bytes(self, values: Any, x: Any, bright: bool | None) -> Any:
         """Values of the likelihood where the data are bytes."""

@@ -197,9 +197,16 @@ class Program(AdaptedData):
         shared = self.shared if shared is None else shared
         if guide is not None and self.moved and not self.initialised:
             self._adopt_modules(args, kwargs)
-        found = examine(
-            self.model, guide, args, kwargs, self.plate, sum_out, shared, particles, training
-        )
+        settings = self.plate, sum_out, shared, particles, training
+        start = torch.get_rng_state()
+        try:
+            found = examine(self.model, guide, args, kwargs, *settings)
+        except ValueError as error:
+            if not self.set_dtype(error, (args, dict(kwargs))):
+                raise
+            args, kwargs = self.adapt(args, kwargs)
+            torch.set_rng_state(start)
+            found = self._examined_in_its_dtype(error, args, kwargs, *settings)
         before = self._structures.get(sum_out)
         if found.structure.slow and (before is None or before.slow != found.structure.slow):
             _LOG.warning(found.structure.slow)
@@ -209,6 +216,20 @@ class Program(AdaptedData):
         self._stand_ins = StandIns.of(args, kwargs, found.num_data)
         if not sum_out:
             self._kinds[training, call_signature(args, kwargs)] = found.structure
+        return found
+
+    def _examined_in_its_dtype(
+        self, error: Exception, args: tuple, kwargs: Mapping[str, Any], *settings: Any
+    ) -> Examination:
+        """Examine the program at data of its dtype."""
+        guide = self.guide if self._has_guide else None
+        wanted, self._only_dtype = self._only_dtype, None
+        try:
+            found = examine(self.model, guide, args, kwargs, *settings)
+        except ValueError:
+            raise error from error.__cause__
+        self._only_dtype = wanted
+        _LOG.warning("real data are converted to %s, in which alone the program runs", wanted)
         return found
 
     def _adopt_modules(self, args: tuple, kwargs: Mapping[str, Any]) -> None:

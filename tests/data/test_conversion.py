@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ppl_dgm import Dataset, Program, evidence, fit
 from ppl_dgm.arrays import as_argument
 from ppl_dgm.data.conversion import as_arguments
+from ppl_dgm.evidence.nested import cube_dim, from_cube
 from ppl_dgm.families import bayesnet
 
 X = torch.tensor([1.0, -0.5, 2.0, 0.25])
@@ -159,6 +161,39 @@ def test_a_nest_given_as_one_argument(data: object, stars: str) -> None:
     """What fit spreads over arguments is one of them in a call of an estimator."""
     with pytest.raises(ValueError, match=f"is one argument here; .* write {stars}"):
         evidence.Exact()(Program(regression), data)
+
+
+def weighted(x: Tensor, y: Tensor | None = None) -> None:
+    weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ weights, 1.0), obs=y)
+
+
+def test_matrices_of_doubles_run_in_the_programs_dtype(caplog: pytest.LogCaptureFixture) -> None:
+    """Torch refuses a matrix of doubles times a vector of floats, which is what users have."""
+    x, y = torch.stack([X, Y], 1), Y - X
+    kinds = (x, y), (x.double().numpy(), y.double().numpy())
+    results = [
+        fit(Program(weighted, AutoNormal(weighted)), data, steps=3, progress=False)
+        for data in kinds
+    ]
+    assert torch.equal(*(one.history["objective"] for one in results))
+    assert [record.getMessage() for record in caplog.records] == [
+        "real data are converted to torch.float32, in which alone the program runs"
+    ]
+    found = evidence.Laplace()(Program(weighted), *kinds[1])
+    zero = torch.zeros(4, dtype=torch.float64)
+    truth = dist.MultivariateNormal(zero, (x @ x.T + torch.eye(4)).double()).log_prob(y.double())
+    assert abs(float(found.log_z - truth)) < 4 * float(found.std_error)
+    with pytest.raises(ValueError, match="failed on its first run.*size mismatch"):
+        evidence.Laplace()(Program(weighted), kinds[1][0][:, :1], y)
+
+
+def test_nested_sampling_of_matrices() -> None:
+    x, y = torch.stack([X, Y], 1), Y - X
+    bound = Program(weighted).bind(x, y).in_double()
+    assert cube_dim(bound) == 2
+    assert from_cube(bound, np.array([0.5, 0.5]))["weights"].tolist() == [[0.0, 0.0]]
 
 
 def test_what_is_read_once_is_refused_everywhere() -> None:
