@@ -13,7 +13,15 @@ from torch import Tensor
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.sampling.effort import limited_effort
 
-__all__ = ["DECISIVE", "Attempts", "check_part", "telling", "warned"]
+__all__ = [
+    "DECISIVE",
+    "Attempts",
+    "check_part",
+    "compare_two",
+    "is_decisive",
+    "telling",
+    "warned",
+]
 
 AGREE = 3.0  # standard errors between two estimates that agree
 TOLERANCE = 0.005  # nats that are no disagreement

@@ -33,6 +33,7 @@ from ppl_dgm.evidence.kinds import (
     starting_from,
     typical_error,
 )
+from ppl_dgm.evidence.many_data import checked_on_few
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
@@ -192,7 +193,11 @@ def cross_checked(
     limit = math.inf if bound.structure.per_datum else settings.densities(bound)
     course = Course(program, bound, seed, settings, Attempts(budget=limit))
     estimators = kinds(bound, settings)
-    return course.part_checked(estimators) or course.agreed(estimators)
+    return (
+        checked_on_few(program, bound, seed, settings)
+        or course.part_checked(estimators)
+        or course.agreed(estimators)
+    )
 
 
 @dataclass(frozen=True)

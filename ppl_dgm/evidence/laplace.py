@@ -128,7 +128,7 @@ class Laplace(Estimator):
 
     def _estimate_part(self, bound: Bound) -> Estimate:
         target = Unconstrained(bound)
-        modes = self._modes(target)
+        modes = self.modes(target)
         new = distinct(modes)
         if not self.num_particles or not bool(new.any()):
             return self._plain(modes, new)
@@ -173,7 +173,7 @@ class Laplace(Estimator):
             modes = joined
         return modes, weighted
 
-    def _modes(self, target: Unconstrained) -> Modes:
+    def modes(self, target: Unconstrained) -> Modes:
         """Modes of the starts, of more starts where many."""
         at_once = starts_at_once(target, self.memory)
         starts = self._starts(target)

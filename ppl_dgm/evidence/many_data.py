@@ -1,0 +1,117 @@
+"""Evidence of many data, cross-checked on a part of them.
+
+The posterior of many data under few parameters is narrow and nearly normal: importance sampling
+around its modes takes hundreds of densities of all data, where samplers take tens of thousands.
+Whether it is right for a program is seen on a part of the data, where every kind is cheap.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ppl_dgm.data.conversion import Arguments
+from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
+from ppl_dgm.evidence.agreement import compare_two, is_decisive
+from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.bridge import BridgeSampling
+from ppl_dgm.evidence.kinds import Allowance, typical_error
+from ppl_dgm.evidence.laplace import Laplace
+from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.climbing import distinct
+from ppl_dgm.sampling.effort import limited_effort
+from ppl_dgm.sampling.student_mixtures import mode_mixture
+from ppl_dgm.sampling.unconstrained import Unconstrained
+
+__all__ = ["checked_on_few"]
+
+LEAST = 20_000  # numbers observed, from which samplers of all data take minutes
+FEW = 1000  # data of the part
+NUM_STEPS, NEAR, FAR = 80, 12, 4  # of climbs, and starts around the part's modes and from the prior
+PARTICLES, MOST_PARTICLES, MARGIN = 1000, 10_000, 1.3
+NUM_CHAINS, NUM_BRIDGE_CHAINS = 64, 16
+
+
+def checked_on_few(
+    program: Program, bound: Bound, seed: int | None, settings: Allowance
+) -> Evidence | None:
+    """Estimate the evidence of many data around its modes.
+
+    On a part of the data, evenly spaced, importance sampling around the modes must agree with
+    adaptive importance sampling and with bridge sampling. The modes of all data are then climbed to
+    from around those of the part, and from the prior.
+
+    Returns None where data are few, cannot be divided or have latents of their own, and where the
+    part or the estimate has an alarm: then all kinds must run on all data.
+    """
+    if not is_possible(bound, settings):
+        return None
+    size = bound.num_data or 1
+    given = bound.select(torch.arange(FEW, device=bound.device) * size // FEW)
+    around = Laplace(num_steps=NUM_STEPS, num_particles=PARTICLES, memory=settings.memory)
+    with limited_effort(math.inf) as effort:
+        try:
+            part, others = agreement_on(program, given, around, seed)
+            needed = MARGIN * PARTICLES * (typical_error(part) / settings.target) ** 2
+            around = replace(
+                around,
+                num_starts=FAR,
+                screened=FAR,
+                num_particles=int(min(max(PARTICLES, needed), MOST_PARTICLES)),
+                starts=points_around(program, given, around, seed),
+            )
+            found = around(program, *bound.args, seed=seed, **bound.kwargs)
+        except Exception:  # whatever the program or a solver raises: other kinds have their turn
+            return None
+    if not found.reliable:
+        return None
+    numbers = {"part": part.log_z, **{other.estimator: other.log_z for other in others}}
+    names = " and ".join(other.estimator for other in others)
+    return replace(
+        found,
+        estimator=f"{found.estimator} agrees with {names} on {FEW} of {size} data",
+        diagnostics={**found.diagnostics, "estimates": numbers, "densities": effort.spent},
+    )
+
+
+def agreement_on(
+    program: Program, given: Arguments, around: Laplace, seed: int | None
+) -> tuple[Evidence, list[Evidence]]:
+    """Estimate the evidence of a part by three kinds.
+
+    Raises:
+        ValueError: unless all agree without alarm.
+    """
+    args, kwargs = given
+    kinds = (
+        around,
+        AdaptiveImportanceSampling(2 * PARTICLES, num_chains=NUM_CHAINS, memory=around.memory),
+        BridgeSampling(num_chains=NUM_BRIDGE_CHAINS, memory=around.memory),
+    )
+    first, *others = (kind(program, *args, seed=seed, **kwargs) for kind in kinds)
+    if not all(is_decisive(found) for found in (first, *others)):
+        raise ValueError("an estimate of the part has an alarm")
+    if not all(compare_two(first, other).agrees for other in others):
+        raise ValueError("estimates of the part disagree")
+    return first, others
+
+
+def points_around(program: Program, given: Arguments, around: Laplace, seed: int | None) -> Tensor:
+    """Draw points around the modes of a part: `[points, dim]`."""
+    args, kwargs = given
+    with evaluating(program), torch.no_grad():
+        part = program.bind(*args, **kwargs).in_double()
+        with seeded(seed, part.device):
+            target = Unconstrained(part)
+            modes = around.modes(target)
+            return mode_mixture(modes, distinct(modes)).sample(NEAR).to(target.dtype)
+
+
+def is_possible(bound: Bound, settings: Allowance) -> bool:
+    """Return whether a part of many data can check their evidence."""
+    structure = bound.structure
+    own = any(latent.local or latent.discrete for latent in structure.latents)
+    many = settings.num_terms >= LEAST and (bound.num_data or 1) >= 10 * FEW
+    return many and not own and not structure.has_guide and structure.divisible
