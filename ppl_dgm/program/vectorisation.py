@@ -42,7 +42,10 @@ def prove_vectorisation(bound: Bound) -> Structure:
         return bound.structure
     failures: dict[str, str] = {}
     particles = proof_particles(bound)
-    for guide_runs, model_runs in (*TOGETHER, *ONE_BY_ONE):
+    together = TOGETHER
+    if not bound.structure.has_guide:  # draws run the model too, and its way may waste memory
+        together = tuple(sorted(TOGETHER, key=lambda way: way[0] != way[1]))
+    for guide_runs, model_runs in (*together, *ONE_BY_ONE):
         structure = replace(bound.structure, guide_runs=guide_runs, model_runs=model_runs)
         error = failure_of(replace(bound, structure=structure), particles)
         if not error and "loop" in (guide_runs, model_runs):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ppl_dgm import Program, log_weights
 from ppl_dgm.program import unvalidated
 from ppl_dgm.program.vmap_patches import vmap_runs
+from ppl_dgm.sampling.memory import allocated_bytes
 
 X = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(9, generator=torch.Generator().manual_seed(2))
@@ -384,3 +385,19 @@ def test_shapes_do_not_grow_from_site_to_site() -> None:
     program.bind(torch.zeros(3, 2))
     assert max(sizes) <= 3 * 32
     assert program.structure.model_runs != "plate"
+
+
+def test_prior_draws_take_memory_in_proportion_to_particles():
+    """Of this program, which broadcasts particles against particles inside a plate of them."""
+    rows = torch.randn(50, 3)
+
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            mean = (rows @ w.unsqueeze(-1)).squeeze(-1) + a
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    bound = Program(model).bind(torch.zeros(50))
+    few, many = (allocated_bytes(lambda n=number: bound.draw(n)) for number in (50, 1000))
+    assert many < 40 * few
