@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 PARTICLE_PLATE = "_particles"
+MANY_DATA = 1000  # from which it pays to draw from the prior without them
 Values = dict[str, Tensor]
 
 
@@ -152,7 +153,7 @@ class Bound:
         """
         if not self.structure.latents:
             return Draw(self._subsample_indices(), 0.0)
-        draw = self._draw_many(num_particles)
+        draw = self._drawn_from()._draw_many(num_particles)
         if self._guide_is_tractable:
             return draw
         if all(latent.reparameterised for latent in self.structure.latents):
@@ -160,6 +161,25 @@ class Bound:
         values = {name: value.detach() for name, value in draw.values.items()}
         prior = self.log_joint(values).prior
         return Draw(values, prior, prior)
+
+    def _drawn_from(self) -> "Bound":
+        """Take the least data that draws need.
+
+        Two are enough where the prior of the latents draws them and none belongs to a datum: the
+        others would only cost time and memory.
+        """
+        structure = self.structure
+        own = any(latent.local for latent in structure.latents)
+        if structure.has_guide or own or structure.subsampled or (self.num_data or 0) < MANY_DATA:
+            return self
+        try:
+            divisible = structure.divisible
+        except ValueError:  # which tensors are data is unclear, and told where it matters
+            return self
+        if not divisible:
+            return self
+        args, kwargs = self.select(slice(2))
+        return replace(self, args=args, kwargs=kwargs, num_data=2, rows=None)
 
     def draw_prior(self, num_particles: int) -> Draw:
         """Draw latents from the model's prior."""

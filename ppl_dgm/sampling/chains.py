@@ -167,9 +167,13 @@ def evaluate(
     spend(points.shape[:-1].numel())
     size = max(1, int(memory / (allocated_bytes(lambda: log_density(points[:1])) + 1)))
     with torch.no_grad():
-        return rule_out_overflow(
-            torch.cat([log_density(part) for part in points.split(size)]).double()
-        )
+        first, *parts = points.split(size)
+        result = log_density(first).double()
+        # One tensor for all: small results kept between large tensors would pin their memory.
+        found = result.new_empty((len(points), *result.shape[1:]))
+        for part, place in zip((first, *parts), found.split(size), strict=True):
+            place.copy_(result if part is first else log_density(part))
+    return rule_out_overflow(found)
 
 
 # ---- sources -------------------------------------------------------------------------------------
