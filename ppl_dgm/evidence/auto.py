@@ -84,6 +84,9 @@ def auto(
       up to fifty dimensions from a flow, sequential Monte Carlo, bridge sampling from Markov
       chains, and in up to ten dimensions nested sampling, one after the other until two agree and
       the better one reaches the target;
+    - the same of 20,000 observed numbers or more that few rows cannot stand for, as in a regression:
+      importance sampling around the modes, checked by two other kinds on 1000 of the data drawn at
+      random, where parts of the data may stand alone; where these disagree, all of the above;
     - continuous latents of each datum: importance sampling for all data, those that it fails on
       moved on to importance sampling around their modes (`diagnostics["moved"]`), checked by
       sequential Monte Carlo on as many data as the budget allows; where that is all of them, the

@@ -39,9 +39,9 @@ def checked_on_few(
 ) -> Evidence | None:
     """Estimate the evidence of many data around its modes.
 
-    On a part of the data, evenly spaced, importance sampling around the modes must agree with
-    adaptive importance sampling and with bridge sampling. The modes of all data are then climbed to
-    from around those of the part, and from the prior.
+    On a random part of the data importance sampling around the modes must agree with adaptive
+    importance sampling and with bridge sampling, or with the one of them that has no alarm. The
+    modes of all data are then climbed to from around those of the part, and from the prior.
 
     Returns None where data are few, cannot be divided or have latents of their own, and where the
     part or the estimate has an alarm: then all kinds must run on all data.
@@ -49,7 +49,8 @@ def checked_on_few(
     if not is_possible(bound, settings):
         return None
     size = bound.num_data or 1
-    given = bound.select(torch.arange(FEW, device=bound.device) * size // FEW)
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:FEW]
+    given = bound.select(drawn.to(bound.device or "cpu"))
     around = Laplace(num_steps=NUM_STEPS, num_particles=PARTICLES, memory=settings.memory)
     with limited_effort(math.inf) as effort:
         try:
@@ -81,8 +82,10 @@ def agreement_on(
 ) -> tuple[Evidence, list[Evidence]]:
     """Estimate the evidence of a part by three kinds.
 
+    Returns the first and those that it agrees with.
+
     Raises:
-        ValueError: unless all agree without alarm.
+        ValueError: where the first or both others have an alarm, or one without alarm disagrees.
     """
     args, kwargs = given
     kinds = (
@@ -91,11 +94,12 @@ def agreement_on(
         BridgeSampling(num_chains=NUM_BRIDGE_CHAINS, memory=around.memory),
     )
     first, *others = (kind(program, *args, seed=seed, **kwargs) for kind in kinds)
-    if not all(is_decisive(found) for found in (first, *others)):
-        raise ValueError("an estimate of the part has an alarm")
-    if not all(compare_two(first, other).agrees for other in others):
+    partners = [other for other in others if is_decisive(other)]
+    if not (partners and is_decisive(first)):
+        raise ValueError("estimates of the part have alarms")
+    if not all(compare_two(first, partner).agrees for partner in partners):
         raise ValueError("estimates of the part disagree")
-    return first, others
+    return first, partners
 
 
 def points_around(program: Program, given: Arguments, around: Laplace, seed: int | None) -> Tensor:
