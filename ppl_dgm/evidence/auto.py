@@ -30,6 +30,7 @@ from ppl_dgm.evidence.kinds import (
     kinds,
     next_kind,
     quick_check,
+    scout,
     starting_from,
     typical_error,
 )
@@ -39,12 +40,9 @@ from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.streaming import over_stream, read_once
 from ppl_dgm.program import Bound, Program, evaluating
-from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import missed_mode_alarm
-from ppl_dgm.sampling.scouting import scouted_modes
-from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.watching import watched
 
 __all__ = ["auto"]
@@ -54,7 +52,6 @@ PARTITION_CHAINS = 100
 TARGET = 0.02  # nats of standard error
 PILOT = 4000  # draws that tell how many are needed
 MARGIN = 1.3  # of draws over those that the pilot finds needed
-SCOUTS_PER_DIM, SCOUT_COST = 200, 1000  # and densities of the budget for each
 UNCHECKED = "nothing was cross-checked: one kind of estimator alone has given a number"
 
 
@@ -84,7 +81,7 @@ def auto(
       up to fifty dimensions from a flow, sequential Monte Carlo, bridge sampling from Markov
       chains, and in up to ten dimensions nested sampling, one after the other until two agree and
       the better one reaches the target;
-    - the same of 20,000 observed numbers or more that few rows cannot stand for, as in a regression:
+    - the same of 20,000 observed numbers that few rows cannot stand for, as in a regression:
       importance sampling around the modes, checked by two other kinds on 1000 of the data drawn at
       random, where parts of the data may stand alone; where these disagree, all of the above;
     - continuous latents of each datum: importance sampling for all data, those that it fails on
@@ -309,25 +306,6 @@ def settled(attempts: Attempts, target: float) -> bool:
         return False
     verdict = attempts.verdict()
     return verdict.reliable and typical_error(verdict) <= target
-
-
-def scout(program: Program, bound: Bound, seed: int | None, settings: Allowance) -> Tensor | None:
-    """Search for modes that few draws lead to.
-
-    Returns points `[found, dim]` in unconstrained space, or None where there are none or the search
-    does not apply.
-    """
-    discrete = any(latent.discrete for latent in bound.structure.model_latents)
-    if bound.structure.per_datum or discrete:
-        return None
-    try:
-        with evaluating(program), seeded(seed, bound.device):
-            target = Unconstrained(bound.in_double())
-            num_scouts = min(SCOUTS_PER_DIM * target.dim, settings.densities(bound) / SCOUT_COST)
-            modes = scouted_modes(target, int(num_scouts), settings.memory)
-    except Exception:  # whatever the program raises far out, or without derivatives
-        return None
-    return modes if len(modes) else None
 
 
 def pilot(

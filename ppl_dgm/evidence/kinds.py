@@ -18,6 +18,9 @@ from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program.seeding import seeded
+from ppl_dgm.sampling.scouting import scouted_modes
+from ppl_dgm.sampling.unconstrained import Unconstrained
 
 __all__ = [
     "MOST_BUDGETS",
@@ -29,6 +32,7 @@ __all__ = [
     "kinds",
     "next_kind",
     "quick_check",
+    "scout",
     "starting_from",
     "typical_error",
 ]
@@ -49,6 +53,7 @@ MANY_DATA = 10_000  # numbers observed, from which few starts must do
 DATA_AT_COST_ONE = 1000  # numbers observed that count as one density in the budget
 FLOW_DIMS, FLOW_STEPS, LEAST_FLOW_STEPS = 50, 400, 100
 FLOW_COST = 1250  # densities for each step of fitting a flow, its draws and tempering among them
+SCOUTS_PER_DIM, SCOUT_COST = 200, 1000  # and densities of the budget for each
 NESTED_DIMS, NESTED_COST = 10, 500  # densities for each particle: about 25 levels, 20 moves
 
 
@@ -252,3 +257,22 @@ def starting_from(estimators: list[Estimator], modes: Tensor) -> list[Estimator]
     """The estimators, those that take starts with the modes."""
     takes = (Laplace, AdaptiveImportanceSampling)
     return [replace(e, starts=modes) if isinstance(e, takes) else e for e in estimators]
+
+
+def scout(program: Program, bound: Bound, seed: int | None, settings: Allowance) -> Tensor | None:
+    """Search for modes that few draws lead to.
+
+    Returns points `[found, dim]` in unconstrained space, or None where there are none or the search
+    does not apply.
+    """
+    discrete = any(latent.discrete for latent in bound.structure.model_latents)
+    if bound.structure.per_datum or discrete:
+        return None
+    try:
+        with evaluating(program), seeded(seed, bound.device):
+            target = Unconstrained(bound.in_double())
+            num_scouts = min(SCOUTS_PER_DIM * target.dim, settings.densities(bound) / SCOUT_COST)
+            modes = scouted_modes(target, int(num_scouts), settings.memory)
+    except Exception:  # whatever the program raises far out, or without derivatives
+        return None
+    return modes if len(modes) else None

@@ -16,7 +16,7 @@ from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.agreement import compare_two, is_decisive
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
-from ppl_dgm.evidence.kinds import Allowance, typical_error
+from ppl_dgm.evidence.kinds import Allowance, scout, typical_error
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.program.seeding import seeded
@@ -49,11 +49,13 @@ def checked_on_few(
     if not is_possible(bound, settings):
         return None
     size = bound.num_data or 1
-    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:FEW]
+    drawn = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")[
+        :FEW
+    ]
     given = bound.select(drawn.to(bound.device or "cpu"))
-    around = Laplace(num_steps=NUM_STEPS, num_particles=PARTICLES, memory=settings.memory)
     with limited_effort(math.inf) as effort:
         try:
+            around = around_modes(program, given, seed, settings)
             part, others = agreement_on(program, given, around, seed)
             needed = MARGIN * PARTICLES * (typical_error(part) / settings.target) ** 2
             around = replace(
@@ -77,6 +79,18 @@ def checked_on_few(
     )
 
 
+def around_modes(
+    program: Program, given: Arguments, seed: int | None, settings: Allowance
+) -> Laplace:
+    """Importance sampling around modes, narrow ones of a part too."""
+    args, kwargs = given
+    part = program.bind(*args, **kwargs)
+    modes = scout(program, part, seed, settings.at(program, part))
+    return Laplace(
+        num_steps=NUM_STEPS, num_particles=PARTICLES, starts=modes, memory=settings.memory
+    )
+
+
 def agreement_on(
     program: Program, given: Arguments, around: Laplace, seed: int | None
 ) -> tuple[Evidence, list[Evidence]]:
@@ -90,7 +104,9 @@ def agreement_on(
     args, kwargs = given
     kinds = (
         around,
-        AdaptiveImportanceSampling(2 * PARTICLES, num_chains=NUM_CHAINS, memory=around.memory),
+        AdaptiveImportanceSampling(
+            2 * PARTICLES, num_chains=NUM_CHAINS, starts=around.starts, memory=around.memory
+        ),
         BridgeSampling(num_chains=NUM_BRIDGE_CHAINS, memory=around.memory),
     )
     first, *others = (kind(program, *args, seed=seed, **kwargs) for kind in kinds)
@@ -114,7 +130,7 @@ def points_around(program: Program, given: Arguments, around: Laplace, seed: int
 
 
 def is_possible(bound: Bound, settings: Allowance) -> bool:
-    """Return whether a part of many data can check their evidence."""
+    """Return whether a part of many data can check them."""
     structure = bound.structure
     own = any(latent.local or latent.discrete for latent in structure.latents)
     many = settings.num_terms >= LEAST and (bound.num_data or 1) >= 10 * FEW
