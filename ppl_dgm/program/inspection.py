@@ -145,10 +145,12 @@ def examine(
                 guide_trace, model_trace = first_run.run(model, proposal, *few)
                 used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
                 checks.check(used, model_trace, guide_trace if guide else None, again, alone)
+                energies = find_energies(model, model_trace, *few)
                 used = replace(
                     used,
                     unmasked=structure.unmasked,
-                    energies=find_energies(model, model_trace, *few),
+                    # Factors of training alone are terms of a loss, not of the density.
+                    energies=tuple(name for name in energies if name in structure.factors),
                     noisy_guide=replace(bound, structure=used).guide_is_noisy(),
                 )
                 halves = (guide_trace if guide else None, model_trace)
