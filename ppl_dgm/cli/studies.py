@@ -180,8 +180,7 @@ BINARY = Study(
     (
         Entry(
             "independent pixels",
-            lambda train, seed: IndependentBernoulli(train.num_dims),
-            Learning(ELBO, 60, 0.05, 5),
+            lambda train, seed: IndependentBernoulli(train.num_dims).fit_counts(train.x),
         ),
         Entry("mixture of 40 Bernoullis", em_mixture(40, "bernoulli", None)),
         Entry("MADE", lambda train, seed: MADE(train.num_dims, (256,)), Learning(ELBO, 100)),
