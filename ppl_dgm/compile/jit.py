@@ -13,6 +13,7 @@ from ppl_dgm.compile.inductor.backend import Backend, Compiled, compile_function
 from ppl_dgm.compile.inductor.checking import WrongNumbersError
 from ppl_dgm.compile.specialisations import Versions
 from ppl_dgm.compile.tracing.pytrees import leaves_and_rest, looks
+from ppl_dgm.watching import compiling
 
 __all__ = ["CompileMode", "Switch", "check_compile"]
 
@@ -97,7 +98,7 @@ class Switch:
         allowed = self._allowed(key, left)
         if allowed > 0:
             try:
-                with cost.compiling_within(allowed):
+                with compiling(), cost.compiling_within(allowed):
                     make = partial(compile_function, fn, inputs, backend=self.backend)
                     compiled = self._compiled.add(key, make)
                 return compiled(*inputs)

@@ -43,7 +43,7 @@ from ppl_dgm.program import Bound, Program, evaluating
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import missed_mode_alarm
-from ppl_dgm.sampling.watching import watched
+from ppl_dgm.watching import watched
 
 __all__ = ["auto"]
 

@@ -27,7 +27,7 @@ from ppl_dgm.sampling.folds import folds_alarm
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.memory import some_of
 from ppl_dgm.sampling.undefined import undefined_draws
-from ppl_dgm.sampling.watching import watched
+from ppl_dgm.watching import watched
 
 __all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
 

@@ -27,8 +27,8 @@ from ppl_dgm.sampling.memory import join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing
 from ppl_dgm.sampling.smc.particle_filter import ParticleFilter
 from ppl_dgm.sampling.smc.paths import divide
-from ppl_dgm.sampling.watching import watched
 from ppl_dgm.validation import check_least
+from ppl_dgm.watching import watched
 
 __all__ = ["BDMC", "Sandwich"]
 

@@ -12,7 +12,7 @@ from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bounds import IWELBO
 from ppl_dgm.markup import decimals, html_table, latex_table, minus
 from ppl_dgm.program import Program
-from ppl_dgm.sampling.watching import watched
+from ppl_dgm.watching import watched
 
 __all__ = ["BoundCurve", "over_particles"]
 

@@ -20,7 +20,7 @@ from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
 from ppl_dgm.sampling.kernels import robust_scale
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
-from ppl_dgm.sampling.watching import watched
+from ppl_dgm.watching import watched
 
 __all__ = ["SavageDickey", "savage_dickey"]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from ppl_dgm.sampling.watching import WATCH
+from ppl_dgm.watching import WATCH
 
 __all__ = ["GRADIENT", "Effort", "OverBudgetError", "limited_effort", "spend"]
 

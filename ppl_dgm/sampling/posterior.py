@@ -22,7 +22,7 @@ from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.undefined import undefined_draws
-from ppl_dgm.sampling.watching import watched
+from ppl_dgm.watching import watched
 
 __all__ = [
     "Posterior",

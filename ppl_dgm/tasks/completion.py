@@ -30,10 +30,10 @@ from ppl_dgm.sampling.posterior import (
 )
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 from ppl_dgm.sampling.unconstrained import check_continuous
-from ppl_dgm.sampling.watching import watched
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
 from ppl_dgm.tasks.conditioning import autoregressive_law, check_mask, filled
 from ppl_dgm.tasks.data_chains import HeldEntries, draw_data
+from ppl_dgm.watching import watched
 
 __all__ = ["Completion", "check_settings", "complete"]
 

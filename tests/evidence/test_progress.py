@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_dgm import Program, bars, posterior, refine
+from ppl_dgm import Program, bars, posterior, refine, watching
+from ppl_dgm.compile import Switch
 from ppl_dgm.conditionals.likelihoods import MixtureDensity
 from ppl_dgm.evidence import (
     AIS,
@@ -21,7 +22,6 @@ from ppl_dgm.evidence import (
     savage_dickey,
 )
 from ppl_dgm.families import MADE, VAE, Mixture
-from ppl_dgm.sampling import watching
 from ppl_dgm.sampling.effort import spend
 from ppl_dgm.tasks import complete, log_marginal
 
@@ -125,3 +125,11 @@ def test_a_bar_counts_what_was_before_it(monkeypatch):
         spend(5, 3.0)
         assert watch._bar.n == 25
     assert watching.WATCH.get() is None
+
+
+def test_compiling_is_told_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(watching, "is_seen", lambda: True)
+    monkeypatch.setattr(watching, "PATIENCE", 60.0)
+    with watching.watched("work", True):
+        Switch(True, backend="eager")(torch.add, torch.ones(2), torch.ones(2))
+    assert "work, compiling" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ppl_dgm.bars import PATIENCE, is_seen
 
-__all__ = ["WATCH", "Watch", "watched"]
+__all__ = ["WATCH", "Watch", "compiling", "watched"]
 
 
 class Watch:
@@ -33,6 +33,11 @@ class Watch:
         if self._bar is not None:
             self._bar.update(densities)
         elif time.monotonic() - self.start > PATIENCE:
+            self.show()
+
+    def show(self) -> None:
+        """Show the bar."""
+        if self.shown and self._bar is None:
             self._bar = tqdm(
                 desc=self.name,
                 initial=self.count,
@@ -79,3 +84,22 @@ def watched(name: str, progress: bool) -> Iterator[None]:
     finally:
         WATCH.reset(token)
         watch.close()
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Say that the work that is watched compiles.
+
+    Compiling counts no densities, and mostly lasts: it is told at once.
+    """
+    watch = WATCH.get()
+    if watch is None:
+        yield
+        return
+    name = watch.name
+    watch.rename(f"{name}, compiling")
+    watch.show()
+    try:
+        yield
+    finally:
+        watch.rename(name)
