@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.transforms import FlowDistribution, is_foreign, may_fold, pull, push
@@ -33,7 +34,7 @@ def check_inverse(name: str, fn: Any) -> None:
         ValueError: for draws whose two densities differ, or that have other noise.
     """
     inner = innermost(fn)
-    if isinstance(inner, FlowDistribution):
+    if is_flow(inner):
         check_noise(name, inner)
         return
     flow: Any = getattr(inner, "dist", None)  # inside pyro.contrib.zuko.ZukoToPyro
@@ -53,8 +54,14 @@ def check_inverse(name: str, fn: Any) -> None:
         )
 
 
+def is_flow(fn: Any) -> bool:
+    """Check for a flow of ours, or one with a map that may fold."""
+    transformed = isinstance(fn, TransformedDistribution)
+    return isinstance(fn, FlowDistribution) or (transformed and may_fold(fn.transforms))
+
+
 @torch.no_grad()
-def check_noise(name: str, flow: FlowDistribution) -> None:
+def check_noise(name: str, flow: TransformedDistribution) -> None:
     """Refuse a flow whose draws lead back to other noise."""
     if not may_fold(flow.transforms):
         return
@@ -82,7 +89,7 @@ def lost_share(fn: Any, value: Tensor) -> float:
     distributions that are no flows, or whose inverse is certain.
     """
     flow = innermost(fn)
-    if not isinstance(flow, FlowDistribution):
+    if not is_flow(flow):
         return 0.0
     if not (may_fold(flow.transforms) or any(map(is_foreign, flow.transforms))):
         return 0.0

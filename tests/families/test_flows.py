@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -26,7 +27,15 @@ from ppl_dgm.families import (
     RealNVP,
     likelihoods,
 )
-from ppl_dgm.transforms import ActNorm, Coupling, Inverse, MaskedAutoregressive, Planar
+from ppl_dgm.transforms import (
+    ActNorm,
+    Continuous,
+    Coupling,
+    FlowDistribution,
+    Inverse,
+    MaskedAutoregressive,
+    Planar,
+)
 
 FLOWS: dict[str, Callable[[int], Flow]] = {
     "planar": lambda size: PlanarFlow(size, length=4),
@@ -353,6 +362,29 @@ def test_too_few_steps_through_time_are_told() -> None:
     assert any("has no inverse at" in warning for warning in found.warnings)
     with pytest.raises(ValueError, match="more num_steps"):
         flow.sample(2)
+
+
+@pytest.mark.parametrize("flow", [dist.TransformedDistribution, FlowDistribution])
+def test_guides_whose_flow_folds_are_refused(flow: Callable) -> None:
+    """They are scored with less than their density, in which evidence is too high."""
+    torch.manual_seed(0)
+    field = Continuous(1, [8], num_steps=1)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.mul_(30)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 2.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("field", field)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", flow(noise(1), [field]))
+
+    with pytest.raises(ValueError, match="lead back to other noise"):
+        evidence.ImportanceSampling(100)(Program(model, guide), torch.zeros(3))
 
 
 def test_steep_fields_with_an_inverse_are_inverted() -> None:
