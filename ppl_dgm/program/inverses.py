@@ -55,7 +55,7 @@ def check_inverse(name: str, fn: Any) -> None:
 
 
 def is_flow(fn: Any) -> bool:
-    """Check for a flow of ours, or one with a map that may fold."""
+    """Check for flows of ours and flows that may fold."""
     transformed = isinstance(fn, TransformedDistribution)
     return isinstance(fn, FlowDistribution) or (transformed and may_fold(fn.transforms))
 
