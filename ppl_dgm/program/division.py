@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_dgm.program.arguments import names_of, select_data, tensors_of
 from ppl_dgm.program.isolation import undisturbed, undone
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
-from ppl_dgm.program.operands import SameShares, check_same_operands, record
+from ppl_dgm.program.operands import SameShares, check_same_operands, disjoint_places, record
 from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import Site, Substitute, random_sites
@@ -72,7 +72,7 @@ def learn_division(
 
     With them held, parts of the data have the densities that they have in the whole.
 
-    Every site inside the data plate must have, on two parts of the data alone, the log density that
+    Every site inside the data plate must have, on parts of the data alone, the log density that
     it has for them among all data, and every site outside must have the same one. So must the model
     compute it from the same numbers, which tells what counts at few latents only. Arguments whose
     first dimension happens to be the number of data, but which every datum uses whole, are found
@@ -163,9 +163,9 @@ class Trial:
         return Run.of(self.guide, self.model, *given)
 
     def places(self) -> list[Tensor]:
-        """Choose the data of the two parts.
+        """Choose the data of three parts.
 
-        They are the last ones, and others with gaps between.
+        The last ones may be unlike the whole where data are sorted, as no others are.
         """
         tensors = tensors_of(self.args, self.kwargs)
         data = [tensor for tensor in tensors if tensor.dim() and tensor.shape[0] == self.size]
@@ -174,7 +174,7 @@ class Trial:
         few = max(1, min(few, self.size // 2))
         device = data[0].device if data else None
         last = torch.arange(self.size - few, self.size, device=device)
-        return [last, torch.arange(1, few + 1, device=device) * self.size // few - 1]
+        return [last, *disjoint_places(self.size, few, device)]
 
 
 class Part:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import Bound, Values
-from ppl_dgm.program.operands import SameAtPlaces, check_same_operands, record
+from ppl_dgm.program.operands import SameAtPlaces, check_same_operands, disjoint_places, record
 
 __all__ = ["are_independent"]
 
@@ -33,15 +33,16 @@ def are_independent(bound: Bound) -> bool:
     if not structure.per_datum or not structure.latents or structure.subsampled or size < 2:
         return True
     one, other = single_draw(bound), single_draw(bound)
-    places = few_places(size, bound.device)
-    same = SameAtPlaces(size, places)
+    parts = disjoint_places(size, min(MOST_PLACES, size // 2), bound.device)
     try:
-        recorded = record(partial(bound.log_densities_of_one, one), same.keep)
-        terms = recorded.results
+        terms = bound.log_densities_of_one(one)
         if any(latent.local and latent.batch_dim for latent in structure.latents):
-            kept = torch.isin(torch.arange(size, device=bound.device), places)
-            mixed = mixture(bound, one, other, kept)
-            check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))
+            for places in parts:
+                same = SameAtPlaces(size, places)
+                recorded = record(partial(bound.log_densities_of_one, one), same.keep)
+                kept = torch.isin(torch.arange(size, device=bound.device), places)
+                mixed = mixture(bound, one, other, kept)
+                check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))
         return not (
             any(
                 moved(terms, bound.log_densities_of_one(mixture(bound, one, other, kept)), kept)
@@ -54,12 +55,6 @@ def are_independent(bound: Bound) -> bool:
         )
     except Exception:  # latents that go together alone, says the user's own code
         return False
-
-
-def few_places(size: int, device: torch.device | None) -> Tensor:
-    """Choose data with gaps between."""
-    few = min(MOST_PLACES, size // 2)
-    return torch.arange(1, few + 1, device=device) * size // few - 1
 
 
 def moved(terms: Terms, others: Terms, kept: Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["SameAtPlaces", "SameShares", "check_same_operands", "record"]
+__all__ = ["SameAtPlaces", "SameShares", "check_same_operands", "disjoint_places", "record"]
 
 SCALAR = "NumberType", "TensorType"  # of arguments that are no sizes
 # Operations that move numbers, and compute none: the next ones see what they return. Indices are
@@ -33,6 +33,7 @@ MOVES = {
     "zero_",
 }
 ROUNDING = 300  # units in the last place, of the largest number
+ROUNDING_HALF = 4  # the same of numbers of 16 bits, which are few
 Check = Callable[[Tensor, Tensor], None]
 Results = Iterable[Tensor]
 
@@ -107,6 +108,23 @@ class SameAtPlaces(SameShares):
             yield chosen
 
 
+def disjoint_places(size: int, few: int, device: torch.device | None) -> list[Tensor]:
+    """Choose two parts of the data at random, the second one backwards.
+
+    They have no datum in common, since what all data take from a single one, as from the last or
+    the largest, is the same in parts that hold it. Neighbours are in unlike parts at times, and
+    steps are unequal, since data may depend on every other place.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    starts = torch.arange(few + 1, device="cpu") * size // few
+    lengths = starts.diff()
+    shares = torch.rand(2, few, generator=generator, dtype=torch.float64, device="cpu")
+    first = (shares[0] * lengths).long()
+    second = (first + 1 + (shares[1] * (lengths - 1)).long()) % lengths
+    parts = starts[:-1] + first, (starts[:-1] + second).flip(0)
+    return [places.to(device or "cpu") for places in parts]
+
+
 def equal(one: Tensor, other: Tensor) -> bool:
     """Return whether operands agree to rounding."""
     if one.shape != other.shape or one.dtype != other.dtype:
@@ -115,7 +133,8 @@ def equal(one: Tensor, other: Tensor) -> bool:
         return True
     if not (one.is_floating_point() or one.is_complex()):
         return False
-    relative = ROUNDING * torch.finfo(one.dtype).eps
+    info = torch.finfo(one.dtype)
+    relative = (ROUNDING if info.bits > 16 else ROUNDING_HALF) * info.eps
     largest = one.masked_fill(~one.isfinite(), 0.0).abs().max().item() if one.numel() else 0.0
     return torch.allclose(one, other, rtol=relative, atol=relative * largest, equal_nan=True)
 

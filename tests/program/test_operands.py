@@ -58,6 +58,28 @@ def test_what_depends_on_all_data_takes_no_part_of_them(kind):
         fit(program, X, ELBO(), steps=1, batch_size=8, progress=False, compile=False)
 
 
+OF_ONE_DATUM = {
+    "last": regression(lambda gate, x: gate * x[-1]),
+    "largest": regression(lambda gate, x: gate * x.max()),
+    "largest number": regression(lambda gate, x: gate * int(100 * x.max())),
+    "last, seen at all latents": regression(lambda gate, x: gate + x[-1]),
+    "order": regression(lambda gate, x: gate * x.sort().values),
+}
+
+
+@pytest.mark.parametrize("size", [5, 40])
+@pytest.mark.parametrize("kind", OF_ONE_DATUM)
+def test_what_sorted_data_take_from_a_single_one_takes_no_part_of_them(kind, size):
+    torch.manual_seed(0)
+    assert not Program(OF_ONE_DATUM[kind]).bind(X[:size].sort().values).structure.divisible
+
+
+def test_what_all_data_take_from_numbers_of_few_bits_is_seen():
+    torch.manual_seed(0)
+    model = regression(lambda gate, x: gate * x.half().max())
+    assert not Program(model).bind(X.sort().values).structure.divisible
+
+
 def asserted(x):
     gate = pyro.sample("gate", dist.Normal(-9.0, 1.0)).relu()
     assert x.max() < 99, x.sum() / len(x)
@@ -105,6 +127,8 @@ def shared_guide(x):
 
 COUPLED = {
     "mean": (local(lambda z: z + (z.mean(-1, keepdim=True) - 9).relu()), None),
+    "last": (local(lambda z: z + (z[..., -1:] - 9).relu()), None),
+    "first": (local(lambda z: z + (z[..., :1] - 9).relu()), None),
     "next": (local(lambda z: z + torch.where(z > 9, z.roll(1, -1), 0.0)), None),
     "guide": (local(lambda z: z), shared_guide),
 }
