@@ -149,6 +149,8 @@ class Trial:
             parts = [Part(self, held, places) for places in self.places()]
             if not all(part.has_densities_of_whole() for part in parts):
                 return False
+            if any(part.recording.packs for part in parts):
+                return True
             whole = {name: value for name, (value, _) in self.whole.values(self.plate).items()}
             check_same_operands(
                 lambda: self.run(self.args, self.kwargs, whole).densities(self.plate),
@@ -208,11 +210,11 @@ class Part:
     def has_densities_of_whole(self) -> bool:
         """Compare the log densities of all sites."""
         frames = [f for site in self.sites for f in plate_frames(site, self.trial.plate)]
-        pairs = zip(
-            self.trial.whole.densities(self.trial.plate), self.recording.results, strict=True
-        )
+        whole, plate = self.trial.whole, self.trial.plate
+        pairs = zip(whole.densities(plate), self.recording.results, strict=True)
         return all(frame.full_size == len(self.places) for frame in frames) and all(
-            equal(self.pick(one, -1), other) for one, other in pairs
+            equal(self.pick(one, -1 if inside else None), other)
+            for inside, (one, other) in zip(whole.are_inside(plate), pairs, strict=True)
         )
 
 
@@ -266,9 +268,17 @@ class Run:
         Guide sites outside the data plate are left out, since a guide may draw them from the data
         that it sees.
         """
+        return [self.scored[key] for key in self.kept(plate)]
+
+    def are_inside(self, plate: str) -> list[bool]:
+        """Return whether those densities are of sites in the plate."""
+        return [in_plate(getattr(self, half)[name], plate) for half, name in self.kept(plate)]
+
+    def kept(self, plate: str) -> list[tuple[str, str]]:
+        """List the sites whose densities parts must keep."""
         return [
-            density
-            for (half, name), density in self.scored.items()
+            (half, name)
+            for half, name in self.scored
             if half == "model" or in_plate(self.guide[name], plate)
         ]
 

@@ -40,6 +40,8 @@ def are_independent(bound: Bound) -> bool:
             for places in parts:
                 same = SameAtPlaces(size, places)
                 recorded = record(partial(bound.log_densities_of_one, one), same.keep)
+                if recorded.packs:
+                    break
                 kept = torch.isin(torch.arange(size, device=bound.device), places)
                 mixed = mixture(bound, one, other, kept)
                 check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))

@@ -32,6 +32,7 @@ MOVES = {
     "lift_fresh",
     "zero_",
 }
+PACKS = "aten::_pack_padded_sequence"  # in an order of the data as a whole
 ROUNDING = 300  # units in the last place, of the largest number
 ROUNDING_HALF = 4  # the same of numbers of 16 bits, which are few
 Check = Callable[[Tensor, Tensor], None]
@@ -109,9 +110,9 @@ class SameAtPlaces(SameShares):
 
 
 def disjoint_places(size: int, few: int, device: torch.device | None) -> list[Tensor]:
-    """Choose two parts of the data at random, the second one backwards.
+    """Choose two parts of the data at random.
 
-    They have no datum in common, since what all data take from a single one, as from the last or
+    The second one is backwards. They have no datum in common, since what all data take from a single one, as from the last or
     the largest, is the same in parts that hold it. Neighbours are in unlike parts at times, and
     steps are unequal, since data may depend on every other place.
     """
@@ -188,11 +189,13 @@ class Recording(TorchDispatchMode):
         super().__init__()
         self.keep = keep
         self.results: list[Tensor] = []
+        self.packs = False  # and then cannot be compared datum by datum
         self.steps: list[Step] = []
         self.makers: dict[int, set[int]] = {}  # of what is in a memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.packs |= func._schema.name == PACKS
         read = memory(args, kwargs)
         step = Step(func, [self.kept(one) for one in operands(func, args, kwargs)], set())
         step.sources = self.makers_of(read)

@@ -103,7 +103,29 @@ def written(x):
         pyro.sample("x", dist.Normal(mean.prod(-1), 1.0), obs=x)
 
 
-@pytest.mark.parametrize("model", [asserted, flattened, written], ids=lambda m: m.__name__)
+RNN = torch.nn.GRU(1, 1, batch_first=True)
+
+
+def packed(x):
+    gate = pyro.sample("gate", dist.Normal(-9.0, 1.0)).relu()
+    steps, lengths = x[:, None, None].expand(-1, 4, 1), (x * 99).long() % 4 + 1
+    packs = torch.nn.utils.rnn.pack_padded_sequence(steps, lengths, True, enforce_sorted=False)
+    last = RNN(packs)[1][0, :, 0]
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(gate + last, 1.0), obs=x)
+
+
+def as_many_components(x):
+    with pyro.plate("components", 3):
+        locs = pyro.sample("locs", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(locs.mean(-1, keepdim=True), 1.0), obs=x)
+
+
+MODELS = [asserted, flattened, written, packed, as_many_components]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
 @pytest.mark.parametrize("size", [2, 3, 40])
 def test_what_depends_on_its_own_datum_takes_parts(model, size):
     torch.manual_seed(0)
