@@ -112,9 +112,9 @@ class SameAtPlaces(SameShares):
 def disjoint_places(size: int, few: int, device: torch.device | None) -> list[Tensor]:
     """Choose two parts of the data at random.
 
-    The second one is backwards. They have no datum in common, since what all data take from a single one, as from the last or
-    the largest, is the same in parts that hold it. Neighbours are in unlike parts at times, and
-    steps are unequal, since data may depend on every other place.
+    The second one is backwards. They have no datum in common, since what all data take from a
+    single one, as from the last or the largest, is the same in parts that hold it. Neighbours are
+    in unlike parts at times, and steps are unequal, since data may depend on every other place.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     starts = torch.arange(few + 1, device="cpu") * size // few
