@@ -3,19 +3,27 @@
 They are where no datum's density moves with another's latents.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppl_dgm.program.bound_program import Bound, Values
-from ppl_dgm.program.operands import SameAtPlaces, check_same_operands, disjoint_places, record
+from ppl_dgm.program.operands import (
+    SameAtPlaces,
+    UnlikeError,
+    check_same_operands,
+    disjoint_places,
+    record,
+)
 
 __all__ = ["are_independent"]
 
 NUM_MIXTURES = 2  # of two draws of the latents
 NUM_TURNS = 8  # about, of a loop over data: their latents are changed one by one
+FAR = 20.0  # times a latent's distance from zero, and one, in unconstrained space
 MOST_PLACES = 16  # of data whose operands are compared
 TOLERANCE = 1e-4  # nats, and relative
 Terms = Sequence[Tensor]  # log p(x, z) and log q(z), `[data]`
@@ -37,14 +45,8 @@ def are_independent(bound: Bound) -> bool:
     try:
         terms = bound.log_densities_of_one(one)
         if any(latent.local and latent.batch_dim for latent in structure.latents):
-            for places in parts:
-                same = SameAtPlaces(size, places)
-                recorded = record(partial(bound.log_densities_of_one, one), same.keep)
-                if recorded.packs:
-                    break
-                kept = torch.isin(torch.arange(size, device=bound.device), places)
-                mixed = mixture(bound, one, other, kept)
-                check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))
+            for places, side in zip(parts, (1.0, -1.0), strict=True):
+                check_alone(bound, one, (far_from(bound, one, side), other), places)
         return not (
             any(
                 moved(terms, bound.log_densities_of_one(mixture(bound, one, other, kept)), kept)
@@ -57,6 +59,40 @@ def are_independent(bound: Bound) -> bool:
         )
     except Exception:  # latents that go together alone, says the user's own code
         return False
+
+
+def check_alone(bound: Bound, one: Values, others: Iterable[Values], places: Tensor) -> None:
+    """Check that some data see no latents of the rest.
+
+    The rest has other latents: the first that the program runs at.
+
+    Raises:
+        UnlikeError: where operations on the data see them.
+    """
+    size = bound.num_data or 1
+    same = SameAtPlaces(size, places)
+    recorded = record(partial(bound.log_densities_of_one, one), same.keep)
+    kept = torch.isin(torch.arange(size, device=bound.device), places)
+    for other in () if recorded.packs else others:
+        mixed = mixture(bound, one, other, kept)
+        try:
+            check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))
+        except UnlikeError:
+            raise
+        except Exception:  # of the user's own code, as where a matrix far out has no factor
+            continue
+        return
+
+
+def far_from(bound: Bound, values: Values, side: float) -> Values:
+    """Latents far out on one side, where gates are open that a draw finds shut."""
+    far = dict(values)
+    for latent in bound.structure.latents:
+        if not latent.discrete and latent.batch_dim:
+            transform = biject_to(latent.support)
+            point = transform.inv(values[latent.name])
+            far[latent.name] = transform(side * FAR * (1 + point.abs()))
+    return far
 
 
 def moved(terms: Terms, others: Terms, kept: Tensor) -> bool:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["SameAtPlaces", "SameShares", "check_same_operands", "disjoint_places", "record"]
+__all__ = [
+    "SameAtPlaces",
+    "SameShares",
+    "UnlikeError",
+    "check_same_operands",
+    "disjoint_places",
+    "record",
+]
 
 SCALAR = "NumberType", "TensorType"  # of arguments that are no sizes
 # Operations that move numbers, and compute none: the next ones see what they return. Indices are
@@ -36,6 +43,12 @@ PACKS = "aten::_pack_padded_sequence"  # in an order of the data as a whole
 ROUNDING = 300  # units in the last place, of the largest number
 ROUNDING_HALF = 4  # the same of numbers of 16 bits, which are few
 Check = Callable[[Tensor, Tensor], None]
+
+
+class UnlikeError(ValueError):
+    """Error of runs that compute with other numbers."""
+
+
 Results = Iterable[Tensor]
 
 
@@ -55,14 +68,14 @@ class SameShares:
         if whole is few:
             return
         if whole.dim() != few.dim():
-            raise ValueError("operands of unlike dimensions")
+            raise UnlikeError("operands of unlike dimensions")
         shares = [whole]
         for axis in range(whole.dim()):
             if whole.shape[axis] != few.shape[axis]:
                 orders = self.orders(whole.shape[axis], whole.device)
                 shares = [one.index_select(axis, order) for one in shares for order in orders]
         if not any(equal(one, few) for one in shares):
-            raise ValueError("a part of the data sees another operand than the whole")
+            raise UnlikeError("a part of the data sees another operand than the whole")
 
     def orders(self, length: int, device: torch.device) -> list[Tensor]:
         """Indices of the part along an axis of data."""
@@ -82,7 +95,7 @@ class SameAtPlaces(SameShares):
     def __call__(self, one: Tensor, kept: Tensor) -> None:
         """Raise where an operand differs at the places."""
         if not any(map(equal, self.choices(self.keep(one)), self.choices(kept))):
-            raise ValueError("an operand of some data changes with others")
+            raise UnlikeError("an operand of some data changes with others")
 
     def keep(self, operand: Tensor) -> Tensor:
         """Take the places along axes of data."""
@@ -161,12 +174,12 @@ def check_same_operands(run: Callable[[], Results], *recorded: tuple["Recording"
     A check takes an operand of the run and the recorded one, and raises where they differ.
 
     Raises:
-        ValueError: if the runs make different operations.
+        UnlikeError: if the runs make different operations, or a check raises it.
     """
     with Comparison(recorded) as comparison:
         results = list(run())
     if comparison.is_short():
-        raise ValueError("the runs make different operations")
+        raise UnlikeError("the runs make different operations")
     for recording, check in recorded:
         for one, other in zip(results, recording.results, strict=True):
             check(one, recording.keep(other))
@@ -245,7 +258,7 @@ class Comparison(TorchDispatchMode):
             for steps, check in self.left:
                 step = next(steps, None)
                 if step is None or step.name != func:
-                    raise ValueError("the runs make different operations")
+                    raise UnlikeError("the runs make different operations")
                 for operand, kept in zip(given, step.operands, strict=True):
                     if step.leads:
                         check(operand, kept)

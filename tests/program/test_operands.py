@@ -153,6 +153,9 @@ COUPLED = {
     "first": (local(lambda z: z + (z[..., :1] - 9).relu()), None),
     "next": (local(lambda z: z + torch.where(z > 9, z.roll(1, -1), 0.0)), None),
     "guide": (local(lambda z: z), shared_guide),
+    "own gates": (local(lambda z: z + (z - 9).relu().mean(-1, keepdim=True)), None),
+    "gates below": (local(lambda z: z + (-z - 9).relu().roll(1, -1)), None),
+    "a gate of Python's": (local(lambda z: z + max(0.0, float(z.mean()) - 9)), None),
 }
 
 
