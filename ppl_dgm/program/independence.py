@@ -85,7 +85,10 @@ def check_alone(bound: Bound, one: Values, others: Iterable[Values], places: Ten
 
 
 def far_from(bound: Bound, values: Values, side: float) -> Values:
-    """Latents far out on one side, where gates are open that a draw finds shut."""
+    """Move latents far out to one side.
+
+    Gates that a draw finds shut are open there.
+    """
     far = dict(values)
     for latent in bound.structure.latents:
         if not latent.discrete and latent.batch_dim:

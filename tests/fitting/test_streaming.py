@@ -305,6 +305,7 @@ def test_all_programs_see_the_data_of_one_reading():
     assert data.reads == 2
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of torch's fork, on 3.12
 def test_workers_that_read_the_same_data_are_told():
     with pytest.warns(UserWarning, match="two workers of the loader gave the same first batch"):
         assert sum(read(Stream(DataLoader(Items(), batch_size=200, num_workers=2)))) == 600
