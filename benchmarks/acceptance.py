@@ -45,7 +45,8 @@ def cell(column: str, name: str) -> tuple[str, bool]:
     try:
         return checks.column(column, name), True
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}", False
+        text = str(error).replace(f"{HERE.resolve().parent}/", "")
+        return f"{type(error).__name__}: {' '.join(text.split())[:120]}", False
 
 
 def fill(columns: list[str]) -> None:
