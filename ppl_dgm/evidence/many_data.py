@@ -5,7 +5,6 @@ around its modes takes hundreds of densities of all data, where samplers take te
 Whether it is right for a program is seen on a part of the data, where every kind is cheap.
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -31,6 +30,7 @@ LEAST = 20_000  # numbers observed, from which samplers of all data take minutes
 FEW = 1000  # data of the part
 NUM_STEPS, NEAR, FAR = 80, 12, 4  # of climbs, and starts around the part's modes and from the prior
 PARTICLES, MOST_PARTICLES, MARGIN = 1000, 10_000, 1.3
+MOST_BUDGETS = 2  # as for other kinds until two agree; the part has a budget of its own
 NUM_CHAINS, NUM_BRIDGE_CHAINS = 64, 16
 
 
@@ -43,8 +43,9 @@ def checked_on_few(
     importance sampling and with bridge sampling, or with the one of them that has no alarm. The
     modes of all data are then climbed to from around those of the part, and from the prior.
 
-    Returns None where data are few, cannot be divided or have latents of their own, and where the
-    part or the estimate has an alarm: then all kinds must run on all data.
+    Returns None where data are few, cannot be divided or have latents of their own, where the part
+    or the estimate has an alarm, or costs more than its budget: then all kinds must run on all
+    data.
     """
     if not is_possible(bound, settings):
         return None
@@ -53,21 +54,26 @@ def checked_on_few(
         :FEW
     ]
     given = bound.select(drawn.to(bound.device or "cpu"))
-    with limited_effort(math.inf) as effort:
-        try:
-            around = around_modes(program, given, seed, settings)
+    args, kwargs = given
+    few = program.bind(*args, **kwargs)
+    afforded = settings.at(program, few)
+    try:
+        with limited_effort(afforded.densities(few)) as effort:
+            around = around_modes(program, few, seed, afforded)
             part, others = agreement_on(program, given, around, seed)
-            needed = MARGIN * PARTICLES * (typical_error(part) / settings.target) ** 2
-            around = replace(
-                around,
-                num_starts=FAR,
-                screened=FAR,
-                num_particles=int(min(max(PARTICLES, needed), MOST_PARTICLES)),
-                starts=points_around(program, given, around, seed),
-            )
+            starts = points_around(program, few, around, seed)
+        needed = MARGIN * PARTICLES * (typical_error(part) / settings.target) ** 2
+        around = replace(
+            around,
+            num_starts=FAR,
+            screened=FAR,
+            num_particles=int(min(max(PARTICLES, needed), MOST_PARTICLES)),
+            starts=starts,
+        )
+        with limited_effort(MOST_BUDGETS * settings.densities(bound)) as further:
             found = around(program, *bound.args, seed=seed, **bound.kwargs)
-        except Exception:  # whatever the program or a solver raises: other kinds have their turn
-            return None
+    except Exception:  # whatever the program or a solver raises: other kinds have their turn
+        return None
     if not found.reliable:
         return None
     numbers = {"part": part.log_z, **{other.estimator: other.log_z for other in others}}
@@ -75,19 +81,21 @@ def checked_on_few(
     return replace(
         found,
         estimator=f"{found.estimator} agrees with {names} on {FEW} of {size} data",
-        diagnostics={**found.diagnostics, "estimates": numbers, "densities": effort.spent},
+        diagnostics={
+            **found.diagnostics,
+            "estimates": numbers,
+            "densities": effort.spent + further.spent,
+        },
     )
 
 
-def around_modes(
-    program: Program, given: Arguments, seed: int | None, settings: Allowance
-) -> Laplace:
+def around_modes(program: Program, part: Bound, seed: int | None, settings: Allowance) -> Laplace:
     """Importance sampling around modes, narrow ones of a part too."""
-    args, kwargs = given
-    part = program.bind(*args, **kwargs)
-    modes = scout(program, part, seed, settings.at(program, part))
     return Laplace(
-        num_steps=NUM_STEPS, num_particles=PARTICLES, starts=modes, memory=settings.memory
+        num_steps=NUM_STEPS,
+        num_particles=PARTICLES,
+        starts=scout(program, part, seed, settings),
+        memory=settings.memory,
     )
 
 
@@ -118,15 +126,12 @@ def agreement_on(
     return first, partners
 
 
-def points_around(program: Program, given: Arguments, around: Laplace, seed: int | None) -> Tensor:
+def points_around(program: Program, part: Bound, around: Laplace, seed: int | None) -> Tensor:
     """Draw points around the modes of a part: `[points, dim]`."""
-    args, kwargs = given
-    with evaluating(program), torch.no_grad():
-        part = program.bind(*args, **kwargs).in_double()
-        with seeded(seed, part.device):
-            target = Unconstrained(part)
-            modes = around.modes(target)
-            return mode_mixture(modes, distinct(modes)).sample(NEAR).to(target.dtype)
+    with evaluating(program), torch.no_grad(), seeded(seed, part.device):
+        target = Unconstrained(part.in_double())
+        modes = around.modes(target)
+        return mode_mixture(modes, distinct(modes)).sample(NEAR).to(target.dtype)
 
 
 def is_possible(bound: Bound, settings: Allowance) -> bool:

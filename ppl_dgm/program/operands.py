@@ -43,13 +43,11 @@ PACKS = "aten::_pack_padded_sequence"  # in an order of the data as a whole
 ROUNDING = 300  # units in the last place, of the largest number
 ROUNDING_HALF = 4  # the same of numbers of 16 bits, which are few
 Check = Callable[[Tensor, Tensor], None]
+Results = Iterable[Tensor]
 
 
 class UnlikeError(ValueError):
     """Error of runs that compute with other numbers."""
-
-
-Results = Iterable[Tensor]
 
 
 @dataclass(frozen=True)

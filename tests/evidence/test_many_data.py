@@ -11,6 +11,7 @@ import torch
 from ppl_dgm import Program, evidence
 from ppl_dgm.evidence import many_data
 from ppl_dgm.evidence.kinds import Allowance
+from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 
 N = 20_000
@@ -83,6 +84,15 @@ def test_a_part_whose_estimates_disagree_decides_nothing(monkeypatch):
 
 
 AGREED = evidence.agreement.Agreement(0.0, 1.0, True)
+
+
+def test_a_budget_too_small_for_it_is_kept():
+    program = Program(logistic)
+    bound = program.bind(*data())
+    settings = Allowance(0.02, 5000, MEMORY).at(program, bound)
+    with limited_effort(math.inf) as effort:
+        assert many_data.checked_on_few(program, bound, 0, settings) is None
+    assert effort.spent <= 5000
 
 
 def test_prior_draws_cost_no_data():
