@@ -150,7 +150,7 @@ def pixels(family: str, density: str, steps: int, seed: int) -> Path:
 
 
 def draw(families: list[str], steps: int, seed: int, path: Path) -> None:
-    """One row for each density, the truth first."""
+    """One row for each density whose fits are kept, the truth first."""
     pictures = {
         ("truth", density): make().log_prob(points()) for density, make in DENSITIES.items()
     }
@@ -158,11 +158,15 @@ def draw(families: list[str], steps: int, seed: int, path: Path) -> None:
         for density in DENSITIES:
             if (kept := pixels(family, density, steps, seed)).exists():
                 pictures[family, density] = torch.load(kept)
+    densities = [d for d in DENSITIES if any((f, d) in pictures for f in families)]
     families = ["truth", *families]
     figure, axes = plt.subplots(
-        len(DENSITIES), len(families), figsize=(1.6 * len(families), 1.7 * len(DENSITIES))
+        len(densities),
+        len(families),
+        figsize=(1.6 * len(families), 1.7 * len(densities)),
+        squeeze=False,
     )
-    for row, density in zip(axes, DENSITIES, strict=True):
+    for row, density in zip(axes, densities, strict=True):
         for axis, family in zip(row, families, strict=True):
             axis.set_axis_off()
             axis.set_title(f"{density}" if family == "truth" else family, fontsize=8)
