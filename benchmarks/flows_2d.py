@@ -159,6 +159,8 @@ def draw(families: list[str], steps: int, seed: int, path: Path) -> None:
             if (kept := pixels(family, density, steps, seed)).exists():
                 pictures[family, density] = torch.load(kept)
     densities = [d for d in DENSITIES if any((f, d) in pictures for f in families)]
+    if not densities:
+        return
     families = ["truth", *families]
     figure, axes = plt.subplots(
         len(densities),
