@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.guides import AmortisedGuide, LocalGuide
+from ppl_dgm.markup import error_text
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
@@ -125,9 +126,9 @@ class AmortisationGap:
         return self.refined - self.amortised
 
     def __repr__(self) -> str:
-        error = self.std_error.square().mean().div(len(self.gap)).sqrt()
+        error = error_text(self.std_error.square().mean().div(len(self.gap)).sqrt().item())
         mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
-        return f"AmortisationGap({self.gap.mean():.4f} +- {error:.2g} nats per datum){mark}"
+        return f"AmortisationGap({self.gap.mean():.4f} +- {error} nats per datum){mark}"
 
 
 @checked

@@ -38,7 +38,8 @@ def device_name() -> str:
     """The processor, and the accelerator where torch has one."""
     import torch  # noqa: PLC0415 - the command line asks for the version alone, at once
 
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
     return f"{torch.cuda.get_device_name()}, {cpu}" if torch.cuda.is_available() else cpu
 
 

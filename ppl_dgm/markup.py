@@ -11,6 +11,7 @@ from html import escape
 __all__ = [
     "SIGNS",
     "decimals",
+    "error_text",
     "html_facts",
     "html_table",
     "latex_table",
@@ -56,6 +57,18 @@ def decimals(errors: Sequence[float]) -> int:
     """
     known = [error for error in errors if error > 0 and math.isfinite(error)]
     return min(max(1 - math.floor(math.log10(min(known))), 1), 4) if known else 3
+
+
+def error_text(error: float) -> str:
+    """Write an error with two digits that count.
+
+    Example:
+        >>> error_text(0.2), error_text(123.4), error_text(0.00321)
+        ('0.20', '123', '0.0032')
+    """
+    if not 1e-4 <= error < 1e5:
+        return f"{error:.2g}"
+    return f"{error:.{max(1 - math.floor(math.log10(error)), 0)}f}"
 
 
 def _unbroken(text: str) -> str:

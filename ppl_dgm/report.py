@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -47,6 +48,7 @@ __all__ = ["Section", "write_report"]
 DOTS_PER_INCH = 150
 CSS_PER_INCH = 96  # pixels of a page, as browsers count them
 NUM_IMAGES = 64
+NORMALISED = ("exact", "latent")  # densities of programs
 NUM_EXPORTED = 20  # data whose posteriors are written to netCDF
 STYLE = """
 :root { color-scheme: light dark;
@@ -251,7 +253,9 @@ def figures(
     across = 1 if narrow else 2
     found = {"evidence": ("Evidence", section.comparison.plot(across)[0].figure)}
     histories = {
-        name: fit.history for name, fit in section.fits.items() if len(fit.history["step"]) > 1
+        name: history_in_original_units(section, name)
+        for name, fit in section.fits.items()
+        if len(fit.history["step"]) > 1
     }
     if histories:
         axes = plot_curves(histories, narrow_axes() if narrow else None)
@@ -263,13 +267,24 @@ def figures(
     return found
 
 
+def history_in_original_units(section: Section, name: str) -> dict[str, Tensor]:
+    """Give a program's learning curve in the table's units.
+
+    Objectives of programs without a density, such as a GAN's, have no unit of the data.
+    """
+    program, history = section.programs.get(name), dict(section.fits[name].history)
+    if section.data is None or (program and program.density not in NORMALISED):
+        return history
+    offset = torch.as_tensor(section.data.log_offset).mean()
+    curves = history.keys() & {"objective", "valid"}
+    return history | {curve: history[curve] + offset.to(history[curve]) for curve in curves}
+
+
 def draw_images(programs: Mapping[str, Program], seed: int) -> dict[str, Tensor]:
     """Samples of every program that can be sampled ancestrally."""
     with seeded(seed):
         return {
-            name: p.sample(NUM_IMAGES)
-            for name, p in programs.items()
-            if p.density in ("exact", "latent")
+            name: p.sample(NUM_IMAGES) for name, p in programs.items() if p.density in NORMALISED
         }
 
 

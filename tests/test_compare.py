@@ -508,6 +508,17 @@ def test_text_states_bounds_alarms_and_errors(mixed):
     assert repr(mixed) == str(mixed)
 
 
+def test_names_of_several_lines_stand_on_one_line():
+    table = compare({"a\nnet": result(-3.0, bound="exact"), "b": result(-5.0, 0.2, "estimate")})
+    table = replace(table, improving=("a\nnet",))
+    assert "a net ↑" in str(table)
+    assert not [line for line in str(table).splitlines() if line.strip() == "a"]
+    assert all("a\n" not in line for line in cells(table)[0])
+    latex = table.to_latex().splitlines()
+    assert all(line.startswith("%") for line in latex[: latex.index(r"\begin{tabular}{lrrrr}")])
+    assert "0.20" in cells(table)[2][2]  # two digits that count
+
+
 def test_probabilities_made_of_bounds_say_so():
     programs = {"a": result(-3.0, bound="exact"), "b": result(-5.0, 0.1, "lower")}
     assert "p(M|D): of bounds as if they were exact" in str(compare(programs))

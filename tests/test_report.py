@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 
 import arviz as az
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ import xarray as xr
 
 from ppl_dgm import Dataset, Program, compare, evidence, fit, report
 from ppl_dgm.families import VAE, IndependentBernoulli
-from ppl_dgm.report import Section, write_report
+from ppl_dgm.report import Section, figures, write_report
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,14 @@ def test_page_needs_no_other_file(page):
     assert "VAE &lt;2&gt;" in html
     assert "Noise &amp; nets" in html
     assert "A note." in html
+
+
+def test_curves_and_table_have_the_same_unit(section):
+    data = replace(section.data, log_offset=-100.0)
+    curves = lambda section: figures(section, {})["curves"][1].axes[0].get_lines()  # noqa: E731
+    for before, after in zip(curves(section), curves(replace(section, data=data)), strict=True):
+        assert after.get_ydata() == pytest.approx(before.get_ydata() - 100.0)
+    plt.close("all")
 
 
 def test_json_has_the_figures_of_the_table(page, section):

@@ -8,6 +8,7 @@ from ppl_dgm.comparison.rows import SENSES, Row
 from ppl_dgm.markup import (
     SIGNS,
     decimals,
+    error_text,
     html_table,
     latex_table,
     latex_text,
@@ -50,7 +51,8 @@ def cells(comparison: "Comparison") -> list[list[str]]:
     """The table as strings, a header first."""
     per_datum = comparison.target == "datum"
     best = comparison.best
-    reference = "best" if best and comparison.reference == best.name else comparison.reference
+    reference = one_line(comparison.reference)
+    reference = "best" if best and comparison.reference == best.name else reference
     again = any(not math.isnan(row.training_spread) for row in comparison.rows)
     errors = ["± MC", *(["± data"] if per_datum else []), *(["± seeds"] if again else [])]
     header = ["", "log p", *errors, "bits/dim"]
@@ -63,8 +65,8 @@ def cells(comparison: "Comparison") -> list[list[str]]:
     scale = 1 / comparison.num_data if per_datum else 1.0
     digits = decimals([row.difference_error * scale for row in comparison.rows])
     body = [row_cells(row, scale, digits, per_datum, again) for row in comparison.rows]
-    for row in body:
-        row[0] += " ↑" if row[0].removesuffix(" !") in (comparison.improving or ()) else ""
+    for row, shown in zip(comparison.rows, body, strict=True):
+        shown[0] += " ↑" if row.name in (comparison.improving or ()) else ""
     return [header, *body]
 
 
@@ -72,10 +74,11 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool, again: bool)
     """One row of the table as strings."""
     number = lambda value: minus(f"{value * scale:.{digits}f}")  # noqa: E731
     unknown = lambda value: math.isnan(value) or value == 0  # noqa: E731
-    error = lambda value: "–" if unknown(value) else f"{value * scale:.2g}"  # noqa: E731
+    error = lambda value: "–" if unknown(value) else error_text(value * scale)  # noqa: E731
+    weight_error = "–" if unknown(row.weight_error) else error_text(row.weight_error)
     is_reference = row.difference == 0 and row.difference_error == 0
     return [
-        row.name + ("" if row.reliable else " !"),
+        one_line(row.name) + ("" if row.reliable else " !"),
         f"{SIGNS[row.bound]} {number(row.log_z)}",
         "–" if row.bound == "exact" else error(row.std_error),
         *([error(row.sampling_error)] if per_datum else []),
@@ -84,9 +87,14 @@ def row_cells(row: Row, scale: float, digits: int, per_datum: bool, again: bool)
         "–" if is_reference else f"{SIGNS[row.difference_sense]} {number(row.difference)}",
         error(row.difference_error),
         "–" if math.isnan(row.weight) else f"{row.weight:.{2 if per_datum else 3}f}",
-        *([] if per_datum else ["–" if unknown(row.weight_error) else f"{row.weight_error:.2g}"]),
+        *([] if per_datum else [weight_error]),
         row.estimator,
     ]
+
+
+def one_line(text: str) -> str:
+    """Join lines: names of programs and warnings may have several."""
+    return " ".join(text.split())
 
 
 def notes(comparison: "Comparison") -> list[str]:
@@ -122,9 +130,8 @@ def notes(comparison: "Comparison") -> list[str]:
         )
     elif comparison.improving is not None:
         lines.append("each program was fitted once: no error has the spread over seeds of training")
-    return lines + [
-        f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings
-    ]
+    lines += [f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings]
+    return [one_line(line) for line in lines]
 
 
 def weight_notes(comparison: "Comparison") -> list[str]:
@@ -219,5 +226,5 @@ def latex(comparison: "Comparison") -> str:
     found = latex_table(
         table, [*told, "± of log p: over data" if per_datum else "± of log p: Monte Carlo"]
     )
-    name = latex_text(best.name) if best else ""
+    name = latex_text(one_line(best.name)) if best else ""
     return found.replace(f"\n{name} &", f"\n\\textbf{{{name}}} &") if best else found

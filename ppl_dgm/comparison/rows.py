@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence import Evidence
-from ppl_dgm.markup import SIGNS, minus
+from ppl_dgm.markup import SIGNS, error_text, minus
 
 __all__ = [
     "NAN",
@@ -135,7 +135,8 @@ class BayesFactor(NamedTuple):
         log = minus(f"{self.log:.2f}")
         return (
             f"{self.numerator} over {self.denominator}: {in_digits(self.log)} times as probable "
-            f"(log Bayes factor {SIGNS[self.sense]} {log} ± {self.std_error:.2g}), {self.strength}"
+            f"(log Bayes factor {SIGNS[self.sense]} {log} ± {error_text(self.std_error)}), "
+            f"{self.strength}"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bounds import IWELBO
-from ppl_dgm.markup import decimals, html_table, latex_table, minus
+from ppl_dgm.markup import decimals, error_text, html_table, latex_table, minus
 from ppl_dgm.program import Program
 from ppl_dgm.watching import watched
 
@@ -59,7 +59,7 @@ class BoundCurve:
     def _table(self) -> list[list[str]]:
         digits = decimals(self.std_error.tolist())
         rows = zip(self.bounds, self.per_datum, self.std_error, strict=True)
-        cells = [[str(m), minus(f"≥ {x:.{digits}f}"), f"{error:.2g}"] for m, x, error in rows]
+        cells = [[str(m), minus(f"≥ {x:.{digits}f}"), error_text(error)] for m, x, error in rows]
         return [["m", "log p", "± MC"], *cells]
 
     def to_latex(self) -> str:

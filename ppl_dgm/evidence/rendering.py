@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ppl_dgm.markup import SIGNS, decimals, html_facts, latex_table, minus
+from ppl_dgm.markup import SIGNS, decimals, error_text, html_facts, latex_table, minus
 
 if TYPE_CHECKING:
     from ppl_dgm.evidence.base import Evidence
@@ -16,7 +16,7 @@ __all__ = ["evidence_html", "evidence_latex"]
 def evidence_html(evidence: "Evidence") -> str:
     """Render an evidence as an HTML table of facts."""
     data = evidence.log_z.numel()
-    number = minus(f"{evidence.total:.4f} ± {evidence.total_std_error:.2g} nats")
+    number = minus(f"{evidence.total:.4f} ± {error_text(float(evidence.total_std_error))} nats")
     facts = {
         "log p": f"{number} ({evidence.bound}, by {evidence.estimator})",
         "of": f"{data} data" if evidence.target == "datum" else "one data set",

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
+from ppl_dgm.markup import error_text
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.chains import evaluate
@@ -47,7 +48,7 @@ class SavageDickey:
 
     def __repr__(self) -> str:
         mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
-        number = f"{self.log_bayes_factor:.3f} +- {self.std_error:.2g} nats"
+        number = f"{self.log_bayes_factor:.3f} +- {error_text(self.std_error.item())} nats"
         return f"SavageDickey(log BF {number} for the point){mark}"
 
 

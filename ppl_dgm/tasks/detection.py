@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence import Evidence
+from ppl_dgm.markup import error_text
 
 __all__ = ["Detection", "detect"]
 
@@ -46,7 +47,7 @@ class Detection:
 
     def __repr__(self) -> str:
         mark = f" UNRELIABLE: {'; '.join(self.warnings)}" if self.warnings else ""
-        number = f"{self.auroc:.3f} +- {self.std_error:.2g}"
+        number = f"{self.auroc:.3f} +- {error_text(self.std_error)}"
         return f"Detection(AUROC {number}, {int(self.labels.sum())} anomalies){mark}"
 
 
@@ -76,7 +77,7 @@ def detect(usual: Evidence, anomalies: Evidence) -> Detection:
         >>> program, exact = Program(model), evidence.Exact()
         >>> usual = exact(program, torch.tensor([0.0, 0.5]))
         >>> detect(usual, exact(program, torch.tensor([0.2, 3.0, 4.0])))
-        Detection(AUROC 0.833 +- 0.2, 3 anomalies)
+        Detection(AUROC 0.833 +- 0.20, 3 anomalies)
     """
     check_comparable(usual, anomalies)
     scores = -torch.cat([usual.log_z, anomalies.log_z]).cpu()
