@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ppl_dgm
+from ppl_dgm import evidence
 
 ROOT = Path(ppl_dgm.__file__).parent
 TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
@@ -81,3 +82,11 @@ def test_first_docstring_lines_have_at_most_ten_words(path: Path) -> None:
     texts = [ast.get_docstring(node) for node in ast.walk(TREES[path]) if isinstance(node, kinds)]
     lines = [text.splitlines()[0] for text in texts if text]
     assert not [line for line in lines if len(line.split()) > 10]
+
+
+def test_every_estimator_has_its_place_in_the_documentation() -> None:
+    page = (ROOT.parent / "docs" / "estimators.md").read_text()
+    kinds = [value for value in vars(evidence).values() if isinstance(value, type)]
+    names = [kind.__name__ for kind in kinds if issubclass(kind, evidence.Estimator)]
+    assert len(names) > 20
+    assert not [n for n in names if n != "Estimator" and f"evidence.{n}\n" not in page]

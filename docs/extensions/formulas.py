@@ -11,13 +11,14 @@ MARKED = re.compile(
 )
 CELL = re.compile(r'<div class="[^"]*jp-MarkdownOutput.*?</div>', re.S)
 NAMED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|over|sub|sup|frac|o>&#x02211;)\b)")
-DOLLARS = re.compile(r"\$(?P<tex>[^$\n]+)\$")
+DOLLARS = re.compile(r"(?P<marks>\$\$?)(?P<tex>[^$]+)(?P=marks)")
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
     """Convert the formulas of a page."""
     drawn = MARKED.sub(lambda found: _drawn(found["tex"], found["tag"] == "div"), html)
-    return CELL.sub(lambda cell: DOLLARS.sub(lambda one: _drawn(one["tex"]), cell[0]), drawn)
+    in_cell = lambda found: _drawn(found["tex"], found["marks"] == "$$")  # noqa: E731
+    return CELL.sub(lambda cell: DOLLARS.sub(in_cell, cell[0]), drawn)
 
 
 def _drawn(tex: str, alone: bool = False) -> str:

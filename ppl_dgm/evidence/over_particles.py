@@ -58,7 +58,7 @@ class BoundCurve:
 
     def _table(self) -> list[list[str]]:
         digits = decimals(self.std_error.tolist())
-        rows = zip(self.bounds, self.per_datum, self.std_error, strict=True)
+        rows = zip(self.bounds, self.per_datum, self.std_error.tolist(), strict=True)
         cells = [[str(m), minus(f"≥ {x:.{digits}f}"), error_text(error)] for m, x, error in rows]
         return [["m", "log p", "± MC"], *cells]
 
