@@ -6,12 +6,18 @@ HTML is for notebooks and pages, LaTeX with booktabs for papers.
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = [
     "SIGNS",
     "decimals",
     "error_text",
+    "from_template",
     "html_facts",
     "html_table",
     "latex_table",
@@ -72,8 +78,8 @@ def error_text(error: float) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """Escape text, with signs bound to their numbers."""
-    return re.sub(r"(?<=[±≈≥≤=?]) (?=[−-]?\d)| (?=±)", "\u00a0", escape(text))
+    """Bind signs to their numbers."""
+    return re.sub(r"(?<=[±≈≥≤=?]) (?=[−-]?\d)| (?=±)", "\u00a0", text)
 
 
 def html_table(
@@ -98,23 +104,16 @@ def html_table(
         left: columns that are text, aligned to the left; all others are numbers.
         meanings: what a heading means, shown where the pointer rests on it.
     """
-    told = meanings or {}
-    lines = []
-    for place, row in enumerate(rows):
-        cells = [
-            _cell("td" if place else "th", text, i in left, told.get(text, "") if not place else "")
-            for i, text in enumerate(row)
-        ]
-        colour = f' style="color:{ALARM}"' if place in alarmed else ""
-        lines.append(f"<tr{colour}>{''.join(cells)}</tr>")
-    above = (
-        f'<p class="caption" style="margin:8px 0 2px">{_unbroken(caption)}</p>' if caption else ""
-    )
-    below = "<br>".join(map(_unbroken, notes))
-    return (
-        f'{above}<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
-        f"<thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table></div>"
-        + (f'<p class="notes" style="font-size:90%">{below}</p>' if below else "")
+    header, *body = rows
+    return from_template(
+        "table.html",
+        header=header,
+        body=body,
+        caption=caption,
+        notes=notes,
+        alarmed=alarmed,
+        left=left,
+        meanings=meanings or {},
     )
 
 
@@ -123,27 +122,26 @@ def html_facts(title: str, facts: Mapping[str, str], alarms: Sequence[str] = ())
 
     Alarms stand below it in red.
     """
-    body = "".join(
-        f"<tr>{_cell('th', name, True)}{_cell('td', value, True)}</tr>"
-        for name, value in facts.items()
-    )
-    red = "".join(
-        f'<p style="color:{ALARM};margin:2px 10px">! {_unbroken(text)}</p>' for text in alarms
-    )
-    return (
-        f'<p class="caption" style="margin:8px 0 2px"><b>{escape(title)}</b></p>'
-        '<div class="scrolls" style="overflow-x:auto"><table class="ppl-dgm">'
-        f"<tbody>{body}</tbody></table></div>{red}"
-    )
+    return from_template("facts.html", title=title, facts=facts, alarms=alarms)
 
 
-def _cell(tag: str, text: str, left: bool, meaning: str = "") -> str:
-    side = "left" if left else "right"
-    told = f' title="{escape(meaning)}"' if meaning else ""
-    wrap = "" if left else ";white-space:nowrap"
-    return (
-        f'<{tag}{told} style="text-align:{side};padding:3px 10px{wrap}">{_unbroken(text)}</{tag}>'
+def from_template(template: str, **values: Any) -> str:
+    """Fill a template; text is escaped."""
+    return _templates().get_template(template).render(alarm=ALARM, **values)
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader  # noqa: PLC0415 - only pages need it
+
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    found.filters["unbroken"] = _unbroken
+    return found
 
 
 def latex_table(
@@ -168,24 +166,16 @@ def latex_table(
         \bottomrule
         \end{tabular}
     """
+    import pandas as pd  # noqa: PLC0415 - only papers need it
+
     header, *body = rows
-    columns = "".join("l" if place in left else "r" for place in range(len(header)))
     form = [latex_text if place in left else latex_number for place in range(len(header))]
-    lines = [
-        *(f"% {note}" for note in notes),
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        _latex_line([latex_text(text) for text in header]),
-        r"\midrule",
-        *(_latex_line([as_(text) for as_, text in zip(form, row, strict=True)]) for row in body),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines)
-
-
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    cells = [[as_(text) for as_, text in zip(form, row, strict=True)] for row in body]
+    styler = pd.DataFrame(cells).style.hide(axis="index")
+    styler.relabel_index([latex_text(text) for text in header], axis="columns")
+    columns = "".join("l" if place in left else "r" for place in range(len(header)))
+    table = styler.to_latex(hrules=True, column_format=columns)
+    return "\n".join([*(f"% {note}" for note in notes), table.rstrip()])
 
 
 def latex_text(text: str) -> str:

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ppl_dgm.comparison.rendering import words
 from ppl_dgm.data import Dataset
 from ppl_dgm.environment import run_environment
 from ppl_dgm.fitting import Fit
+from ppl_dgm.markup import from_template
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.ranks import ranks_now
@@ -50,34 +50,6 @@ CSS_PER_INCH = 96  # pixels of a page, as browsers count them
 NUM_IMAGES = 64
 NORMALISED = ("exact", "latent")  # densities of programs
 NUM_EXPORTED = 20  # data whose posteriors are written to netCDF
-STYLE = """
-:root { color-scheme: light dark;
-        --ink: #1f2933; --muted: #52606d; --paper: #fff; --line: #cbd2d9; --stripe: #f5f7fa }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --muted: #9aa5b1; --paper: #16191d; --line: #3e4c59; --stripe: #1f252b }
-  [style*="c62828"] { color: #ff8a80 !important }
-}
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem; overflow-wrap: break-word }
-h1 { font-size: 1.6rem; line-height: 1.25 }
-h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-.caption, .notes, footer, details { color: var(--muted) } footer, details { font-size: 90% }
-.scrolls { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-thead th { border-bottom: 2px solid var(--muted) }
-tr > :first-child { position: sticky; left: 0; background: var(--paper) }
-tbody tr:nth-child(even), tbody tr:nth-child(even) > :first-child { background: var(--stripe) }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem }
-dt { font-weight: 600 } dd { margin: 0 }
-footer { margin-top: 3rem; border-top: 1px solid var(--line) }
-@media (max-width: 600px) {
-  body { margin: 1rem auto; padding: 0 .8rem } img { width: 100% }
-  dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem }
-}
-"""
-NARROW = "(max-width: 600px)"  # screens that get the narrow pictures
 
 
 @dataclass(frozen=True)
@@ -157,17 +129,15 @@ def write_report(
     made = {**run_environment(seed), "compile": compiled(sections), **(settings or {})}
     parts = {names(section.title): section for section in sections}
     with written_whole(target) as beside:
-        written = {
-            part: write_section(beside, part, section, seed, names)
-            for part, section in parts.items()
-        }
+        written = [write_section(beside, *titled, seed, names) for titled in parts.items()]
         told: dict[str, Any] = {part: section_json(section) for part, section in parts.items()}
         told |= {"own_files": [*names.given[len(parts) :], PAGE], "made_by": made}
         text = json.dumps(told, indent=1)
         (beside / CONTENTS).write_text(text, encoding="utf-8")
-        bodies = [*written.values(), explained(sections), footer(made)]
-        page = html_page(heading, bodies).encode("utf-8", errors="xmlcharrefreplace")
-        (beside / PAGE).write_bytes(page)
+        meanings = {n: m for section in sections for n, m in words(section.comparison).items()}
+        values = {"sections": written, "meanings": meanings, "made": made}
+        page = from_template("page.html", heading=heading, **values)
+        (beside / PAGE).write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
     return target / PAGE
 
 
@@ -176,19 +146,6 @@ def compiled(sections: Sequence[Section]) -> str:
     fits = [fit for section in sections for fit in section.fits.values()]
     count = sum(fit.compile_seconds > 0 for fit in fits)
     return f"{count} of {len(fits)} fits were compiled" if fits else "no fits are shown"
-
-
-def explained(sections: Sequence[Section]) -> str:
-    """What the headings of the tables mean, a sentence each."""
-    told = {name: text for section in sections for name, text in words(section.comparison).items()}
-    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in told.items())
-    return f"<details open><summary>The columns of the tables</summary><dl>{body}</dl></details>"
-
-
-def footer(made: Mapping[str, str]) -> str:
-    """Render how the numbers were made as a page footer."""
-    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in made.items())
-    return f"<footer><dl>{body}</dl></footer>"
 
 
 def check_titles(sections: Sequence[Section]) -> None:
@@ -200,8 +157,10 @@ def check_titles(sections: Sequence[Section]) -> None:
         )
 
 
-def write_section(folder: Path, part: str, section: Section, seed: int, names: FileNames) -> str:
-    """Write the files of one section and return its HTML.
+def write_section(
+    folder: Path, part: str, section: Section, seed: int, names: FileNames
+) -> dict[str, Any]:
+    """Write a section's files and return what pages show.
 
     The files are pictures and netCDF files, their names beginning with `part`.
     """
@@ -210,30 +169,17 @@ def write_section(folder: Path, part: str, section: Section, seed: int, names: F
         write_netcdf(tree, folder / names(part, name, ending=".nc"))
     drawn = draw_images(section.programs, seed) if shows_images(section) else {}
     wide, narrow = figures(section, drawn), figures(section, drawn, narrow=True)
-    shown = "".join(
-        picture(
-            title,
-            figure,
-            as_uri(as_png(narrow[name][1])),
-            folder / names(part, name, ending=".png"),
-        )
+    pictures = [
+        {
+            "title": title,
+            "width": round(CSS_PER_INCH * figure.get_size_inches()[0]),
+            "narrow": as_uri(as_png(narrow[name][1])),
+            "wide": save_picture(folder / names(part, name, ending=".png"), figure),
+        }
         for name, (title, figure) in wide.items()
-    )
-    note = f"<p>{escape(section.note)}</p>" if section.note else ""
-    return f"<h2>{escape(section.title)}</h2>{note}{section.comparison._repr_html_()}{shown}"
-
-
-def picture(title: str, figure: Figure, narrow: str, path: Path) -> str:
-    """Write a figure to a file and return its HTML.
-
-    The figure stands under its title at its own size. Narrow screens show another one.
-    """
-    name, width = escape(title), round(CSS_PER_INCH * figure.get_size_inches()[0])
-    wide = save_picture(path, figure)
-    return (
-        f'<h3>{name}</h3><picture><source media="{NARROW}" srcset="{narrow}">'
-        f'<img alt="{name}" width="{width}" src="{wide}"></picture>'
-    )
+    ]
+    table = section.comparison._repr_html_()
+    return {"title": section.title, "note": section.note, "table": table, "pictures": pictures}
 
 
 def shows_images(section: Section) -> bool:
@@ -385,14 +331,3 @@ def section_json(section: Section) -> dict[str, Any]:
 def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def html_page(heading: str, bodies: Sequence[str]) -> str:
-    """One page without links to other files."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(heading)}</title>"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>"
-        f"<body><h1>{escape(heading)}</h1>{''.join(bodies)}</body></html>\n"
-    )

@@ -258,7 +258,8 @@ def all_callbacks(
     """
     if checkpoint is None and resume is not None:
         raise ValueError(
-            f"resume is {resume} but there is no checkpoint; name its file, checkpoint=..."
+            f"resume is {resume} but there is no checkpoint; name its file, checkpoint=..., or "
+            "give it to the callback, CheckpointFile(..., resume=...)"
         )
     check_rhythms(given)
     kept = [] if checkpoint is None else [CheckpointFile(checkpoint, resume=resume)]
