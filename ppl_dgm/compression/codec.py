@@ -16,6 +16,7 @@ from ppl_dgm.distributions.autoregressive import EqualMixture
 from ppl_dgm.program import (
     Program,
     Structure,
+    evaluating,
     select_data,
     undisturbed,
     unvalidated,
@@ -195,7 +196,8 @@ def tags(program: Program, body: bytes) -> tuple[bytes, bytes]:
 
     The first digest is of the program's structure and parameters, the second of these and the code.
     """
-    name = digest(program).encode()
+    with evaluating(program):  # as it codes, whatever mode it is in
+        name = digest(program).encode()
     parts = zip((name, name + body), TAGS, strict=True)
     first, second = (hashlib.blake2b(part, digest_size=size).digest() for part, size in parts)
     return first, second

@@ -154,6 +154,15 @@ def test_everything_else_is_as_before() -> None:
     assert code == encode(program, x)
 
 
+@pytest.mark.parametrize("name", ["several orders", "vae"])
+def test_modes_of_sender_and_receiver_do_not_matter(name: str) -> None:
+    make, x = EXACT[name][0] if name in EXACT else LATENT[name], DIGITS.test.x[:5]
+    program = made(make).eval()
+    code = encode(program, x)
+    assert torch.equal(decode(program.train(), code), x)
+    assert encode(program, x) == code
+
+
 def test_double_and_one_datum() -> None:
     program = made(lambda: MADE(5, [4])).double()
     x = torch.tensor([[0.0, 1, 1, 0, 1]]).double()
