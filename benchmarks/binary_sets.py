@@ -3,7 +3,7 @@
 Nats of the test data, their settings chosen by validation.
 
     python benchmarks/binary_sets.py --data FOLDER [--sets dna mushrooms nips]
-        [--only FAMILY ...] [--rows FILE]
+        [--only FAMILY ...] [--settings DICT ...] [--rows FILE]
 
 The folder holds one `.npz` file a set, with `train`, `valid`, `test` (rows of packed bits) and
 `num_dims`. Every row is kept in `benchmarks/results/binary_sets.csv` and not made again; the tables
@@ -12,6 +12,7 @@ are `benchmarks/results/binary_sets.md`.
 
 import argparse
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -270,6 +271,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--sets", nargs="+", default=list(MODERN))
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument(
+        "--settings", nargs="+", type=literal_eval, help="of the family, instead of its choices"
+    )
     parser.add_argument("--rows", type=Path, default=RESULTS, help="file of the rows")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -277,7 +281,7 @@ def main() -> None:
     for family in asked.only:
         for name in asked.sets:
             data = load(asked.data, name)
-            for settings in FAMILIES[family].choices:
+            for settings in asked.settings or FAMILIES[family].choices:
                 if rows.find(name, family, settings, asked.seed) is None:
                     rows.add(row(data, family, settings, asked.seed))
     text = "\n\n".join([page(rows.read()), provenance(str(asked.seed))])
