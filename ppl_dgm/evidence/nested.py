@@ -23,6 +23,7 @@ from torch.distributions import Independent
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.unconstrained import check_continuous
@@ -162,6 +163,7 @@ class Likelihood:
         self.bound, self.finite, self.undefined = bound, 0, 0
 
     def __call__(self, cube: np.ndarray) -> float:
+        spend(1)
         return self._known(float(self.bound.log_joint(from_cube(self.bound, cube)).likelihood))
 
     def together(self, cubes: np.ndarray, memory: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
 from ppl_dgm.sampling.convergence import is_divergent
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.kernels import DualAveraging, Kernel, Move, State
 from ppl_dgm.sampling.smc.paths import Path
 from ppl_dgm.sampling.smc.population import Plan, fold
@@ -78,6 +79,7 @@ class Rungs:
     def _advance(self, ladders: Ladders) -> Ladders:
         warm = ladders.step >= self.num_warmup
         step_size = ladders.steps.final if warm else ladders.steps.step_size
+        spend(ladders.state.base.numel(), self.kernel.cost(step_size))
         given = self.kernel, self.num_chains, ladders.state, self.beta, step_size, ladders.scale
         total = self.num_warmup + self.num_draws
         move = self.path.run(move_ladders, *given, step=ladders.step, last=total)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.kernels import State, power
 from ppl_dgm.sampling.smc.annealing import Annealing, Walk
 from ppl_dgm.sampling.smc.population import even_weights, move_groups, unfold
@@ -124,6 +125,7 @@ class ParticleFilter:
 
     def _move(self, state: State, beta: Tensor) -> State:
         step_size, scale = self.annealing.plan.at(beta)
+        spend(state.base.numel(), self.annealing.kernel.cost(step_size))
         groups = (
             part.expand(self.num_groups, *part.shape)
             for part in (beta.expand_as(step_size), step_size, scale)
