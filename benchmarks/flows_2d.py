@@ -221,17 +221,18 @@ def main() -> None:
                 found = flow.distribution().log_prob(points())
             torch.save(found, pixels(family, density, options.steps, options.seed))
             print(f"{density}, {family}: {kl:.3f} ± {error:.3f} nat, {seconds:.0f} s", flush=True)
-    draw(options.only, options.steps, options.seed, RESULTS / "flows_2d.png")
+    draw(list(FAMILIES), options.steps, options.seed, RESULTS / "flows_2d.png")
     head = (
         "# Flows on densities of the plane\n\nKL(truth || flow) in nats (lower is better) by "
         f"{NUM_TEST} fresh draws, ± their standard error, after {options.steps} Adam steps of "
         f"{BATCH} of {NUM_TRAIN} draws at rate {RATE}; seconds of all five fits, on a machine "
         "shared with others. The true log densities are known (moons: the integral over the arcs "
-        "by midpoints).\n\n"
+        "by midpoints). Fits from other starts differ by more than the ±: of RealNVP on the moons "
+        "seeds 0 to 2 have 0.247, 0.501 and 0.073.\n\n"
     )
     text = (
         head
-        + table(options.only, options.steps, options.seed)
+        + table(list(FAMILIES), options.steps, options.seed)
         + "\n\n![densities](flows_2d.png)\n\n"
     )
     (RESULTS / "flows_2d.md").write_text(text + provenance(str(options.seed)) + "\n")

@@ -25,6 +25,7 @@ class ContextMLP(nn.Module):
         out_features: size of the output.
         num_context: size of the context c; 0 for none.
         activation: makes the activation.
+        start: share of their usual size that the last layer's parameters start with.
 
     Shape:
         `[..., in_features]` and `[..., num_context]`, which broadcast, to `[..., out_features]`.
@@ -46,13 +47,14 @@ class ContextMLP(nn.Module):
         out_features: int,
         num_context: int = 0,
         activation: Activation = nn.ReLU,
+        start: float = 0.1,
     ) -> None:
         super().__init__()
         sizes = check_widths([in_features, *hidden_sizes(hidden), out_features])
         self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
         self.contexts = nn.ModuleList(context_maps(num_context, sizes[1:]))
         self.activation = activation()
-        start_small(self.layers[-1], *self.contexts[-1:])
+        start_small(self.layers[-1], *self.contexts[-1:], factor=start)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
@@ -115,6 +117,7 @@ class ContextConvNet(nn.Module):
         out_channels: of the output.
         num_context: size of a context vector that all pixels of the hidden layers see; 0 for none.
         activation: makes the activation.
+        start: share of their usual size that the last layer's parameters start with.
 
     Shape:
         `[..., in_channels, height, width]` and `[..., num_context]` to `[..., out_channels, height,
@@ -137,6 +140,7 @@ class ContextConvNet(nn.Module):
         out_channels: int,
         num_context: int = 0,
         activation: Activation = nn.ReLU,
+        start: float = 0.1,
     ) -> None:
         super().__init__()
         channels = check_widths([in_channels, *hidden_sizes(hidden), out_channels])
@@ -147,7 +151,7 @@ class ContextConvNet(nn.Module):
         )
         self.contexts = nn.ModuleList(context_maps(num_context, channels[1:]))
         self.activation = activation()
-        start_small(self.layers[-1], *self.contexts[-1:])
+        start_small(self.layers[-1], *self.contexts[-1:], factor=start)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """`[..., in_channels, height, width]` to `[..., out_channels, height, width]`."""

@@ -152,7 +152,7 @@ class Judge:
     def _squared_gradients(self, x: Tensor, rest: Any) -> Tensor:
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.scores(x, rest).sum(), x, create_graph=True)
-        return gradient.flatten(1).square().sum(1)
+        return gradient.reshape(len(x), -1).square().sum(1)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class BiGAN(GAN):
 
 def joined(x: Tensor, z: Tensor) -> Tensor:
     """Join data and latents to `[N, D + L]`."""
-    return torch.cat([x.flatten(1), z.reshape(len(x), -1).to(x)], 1)
+    return torch.cat([x.reshape(len(x), -1), z.reshape(len(x), -1).to(x)], 1)
 
 
 def found_value(trace: Any, name: str, where: str) -> Tensor:

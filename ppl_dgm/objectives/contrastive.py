@@ -111,7 +111,7 @@ class ContrastiveDivergence(EnergyObjective):
             made = self.kernel.move(target, type(first)(*carry[0]), one, step_size, one)
             return tuple(made.state), carry[1] + made.acceptance.mean() / self.k
 
-        first = target.evaluate(x.flatten(1), self.kernel.uses_gradient)
+        first = target.evaluate(x.reshape(len(x), -1), self.kernel.uses_gradient)
         state, acceptance = self._repeated(move, (tuple(first), x.new_zeros(())), x.device)
         if self.kernel.adjusted:
             step_size.mul_((GAIN * (acceptance - self.kernel.target_acceptance)).exp())

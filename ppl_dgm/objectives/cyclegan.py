@@ -165,9 +165,18 @@ class CycleGAN(Game):
         """Add the energy distances of both translations and the cycle.
 
         The sum is multiplied by the number of data.
+
+        Raises:
+            ValueError: one datum, which has no distance to others.
         """
         with torch.no_grad():
             found = self.translations(model, args, kwargs)
+            if len(found.x) == 1:
+                raise ValueError(
+                    "validation measures the distances among translations, of which a minibatch of "
+                    "one datum has none; expected at least 2. Choose a batch_size of at least 2 "
+                    "that leaves no single datum of valid over, or leave valid out"
+                )
             apart = energy_distance(found.y, found.to_y) + energy_distance(found.x, found.to_x)
             return len(found.x) * (apart + self.cycle * found.cycle).item()
 

@@ -78,7 +78,7 @@ def flip_ratios(density: DataDensity) -> Tensor:
     They are log f(x) - log f(x with bit d flipped) for each d, `[D, data]`.
     """
     x = density.data
-    flat = x.flatten(1)
+    flat = x.reshape(len(x), -1)
     flips = torch.eye(flat.shape[1], dtype=torch.bool, device=x.device).unsqueeze(1)
-    flipped = torch.where(flips, 1 - flat, flat).unflatten(-1, x.shape[1:])
+    flipped = torch.where(flips, 1 - flat, flat).reshape(-1, *x.shape)
     return density(x) - density.repeated(flipped)

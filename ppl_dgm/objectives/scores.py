@@ -81,7 +81,7 @@ class ScoreMatching(EnergyObjective):
             x = density.data.detach().clone().requires_grad_()
             score = score_of(density, x)
             trace = exact_trace if self.kind == "exact" else self._sliced_trace
-            return -(trace(score, x) + 0.5 * score.square().flatten(1).sum(-1))
+            return -(trace(score, x) + 0.5 * rows(score.square()).sum(-1))
 
     def _sliced_trace(self, score: Tensor, x: Tensor) -> Tensor:
         """Estimate the trace of the score's Jacobian, `[data]`.
@@ -91,7 +91,7 @@ class ScoreMatching(EnergyObjective):
         total = score.new_zeros(len(score))
         for _ in range(self.num_slices):
             signs = torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0).to(x)
-            total = total + (signs * derivative((score * signs).sum(), x)).flatten(1).sum(-1)
+            total = total + rows(signs * derivative((score * signs).sum(), x)).sum(-1)
         return total / self.num_slices
 
     def _denoising(self, density: DataDensity) -> Tensor:
@@ -102,7 +102,7 @@ class ScoreMatching(EnergyObjective):
         noise = torch.randn_like(x)
         blurred = (x + sigma * noise).requires_grad_()
         error = sigma * score_of(density, blurred) + noise
-        return 0.5 * error.square().flatten(1).sum(-1)
+        return 0.5 * rows(error.square()).sum(-1)
 
 
 def score_of(density: DataDensity, x: Tensor) -> Tensor:
@@ -131,6 +131,11 @@ def exact_trace(score: Tensor, x: Tensor) -> Tensor:
 
     Data are `[data, *event]`.
     """
-    flat = score.flatten(1)
-    rows = [derivative(flat[:, d].sum(), x).flatten(1)[:, d] for d in range(flat.shape[1])]
-    return torch.stack(rows).sum(0)
+    flat = rows(score)
+    diagonal = [rows(derivative(flat[:, d].sum(), x))[:, d] for d in range(flat.shape[1])]
+    return torch.stack(diagonal).sum(0)
+
+
+def rows(x: Tensor) -> Tensor:
+    """Flatten data `[data, *event]`, numbers among them, to `[data, D]`."""
+    return x.reshape(len(x), -1)

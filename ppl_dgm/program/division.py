@@ -19,7 +19,7 @@ from ppl_dgm.program.log_densities import count_observed, log_prob_of
 from ppl_dgm.program.operands import SameShares, check_same_operands, disjoint_places, record
 from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import unvalidated
-from ppl_dgm.program.sites import Site, Substitute, random_sites
+from ppl_dgm.program.sites import Site, Substitute, is_deterministic, placed_sites, random_sites
 from ppl_dgm.program.structure import Division
 
 __all__ = ["PROOF_DATA", "lazy_division", "learn_division"]
@@ -244,9 +244,10 @@ class Run:
             model_trace = poutine.trace(model).get_trace(*args, **kwargs)
         for trace in map(count_observed, (guide_trace, model_trace)):
             trace.compute_log_prob()  # masks and scales of all data do not fit a few
-        guides, models = dict(random_sites(guide_trace)), dict(random_sites(model_trace))
-        scored = {("guide", name): log_prob_of(site, 1.0) for name, site in guides.items()}
-        scored |= {("model", name): log_prob_of(site, 1.0) for name, site in models.items()}
+        guides = dict(random_sites(guide_trace))
+        models = {site["name"]: site for site in placed_sites(model_trace)}
+        scored = {("guide", name): kept_number(site) for name, site in guides.items()}
+        scored |= {("model", name): kept_number(site) for name, site in models.items()}
         return Run(guides, models, scored)
 
     @property
@@ -281,6 +282,14 @@ class Run:
             for half, name in self.scored
             if half == "model" or in_plate(self.guide[name], plate)
         ]
+
+
+def kept_number(site: Site) -> Tensor:
+    """Return what each part must keep of a site: its log density, or of a value its sum."""
+    if not is_deterministic(site):
+        return log_prob_of(site, 1.0)
+    value, event = site["value"], range(-site["fn"].event_dim, 0)
+    return value.sum(tuple(event)) if event else value
 
 
 def equal(one: Tensor, other: Tensor) -> bool:

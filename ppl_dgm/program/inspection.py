@@ -33,6 +33,7 @@ from ppl_dgm.program.sites import (
     is_enumerated,
     is_factor,
     is_random_subsample,
+    placed_sites,
     random_sites,
 )
 from ppl_dgm.program.structure import Division, Latent, Structure
@@ -232,7 +233,7 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
         read_latent(s, guide_sites.get(n, s), plate) for n, s in free.items() if n not in enumerated
     ]
     auxiliary = [read_latent(s, s, plate, True) for s in guide_sites.values() if is_auxiliary(s)]
-    everything = [*model_sites.values(), *guide_sites.values()]
+    everything = [*model_sites.values(), *guide_sites.values()] or placed_sites(model_trace)
     observed = [
         name for name, site in model_sites.items() if site["is_observed"] and not is_factor(site)
     ]

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_dgm.program.sites import Site, is_subsample, random_sites
+from ppl_dgm.program.sites import Site, is_subsample, placed_sites
 
 __all__ = ["NoWiderThan", "SizedPlates", "data_size", "in_plate", "plate_frames"]
 
@@ -30,7 +30,7 @@ def in_plate(site: Site, plate: str) -> bool:
 
 def data_size(trace: Any, plate: str) -> int | None:
     """Number of data in the data plate, or None."""
-    frames = [frame for _, site in random_sites(trace) for frame in plate_frames(site, plate)]
+    frames = [frame for site in placed_sites(trace) for frame in plate_frames(site, plate)]
     return next((frame.full_size for frame in frames), None)
 
 

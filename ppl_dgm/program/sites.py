@@ -26,6 +26,7 @@ __all__ = [
     "is_random_subsample",
     "is_subsample",
     "is_summed_out",
+    "placed_sites",
     "random_sites",
 ]
 
@@ -90,6 +91,17 @@ def random_sites(trace: Any) -> Iterator[tuple[str, Site]]:
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_subsample(site) and not is_deterministic(site):
             yield name, site
+
+
+def placed_sites(trace: Any) -> list[Site]:
+    """Return the sites that tell where data are.
+
+    They are those with a log density, or where a program draws nothing the deterministic ones.
+    """
+    random = [site for _, site in random_sites(trace)]
+    return random or [
+        site for site in trace.nodes.values() if site["type"] == "sample" and is_deterministic(site)
+    ]
 
 
 class WithoutPaths(Messenger):

@@ -25,7 +25,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
         >>> energy_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [2.0]]))
         tensor(-2.)
     """
-    x, y = x.flatten(1), y.flatten(1)
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     return (
         2 * distances(x, y).mean() - mean_of_pairs(distances(x, x)) - mean_of_pairs(distances(y, y))
     )

@@ -118,9 +118,9 @@ class Coupling(Bijection):
         order = torch.cat([kept, moved])
         for name, index in (("kept", kept), ("moved", moved), ("back", order.argsort())):
             self.register_buffer(name, index)
-        self.net = ContextMLP(
-            len(kept), hidden, len(moved) * self.scalar.num_params, num_context, activation
-        )
+        outputs = len(moved) * self.scalar.num_params
+        start = self.scalar.start
+        self.net = ContextMLP(len(kept), hidden, outputs, num_context, activation, start)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The dimensions that stay and those that move."""
@@ -200,7 +200,8 @@ class ImageCoupling(Bijection):
         self.register_buffer("mask", mask, persistent=False)
         channels = image_shape[0]
         outputs = channels * self.scalar.num_params
-        self.net = net or ContextConvNet(channels, hidden, outputs, num_context, activation)
+        start = self.scalar.start
+        self.net = net or ContextConvNet(channels, hidden, outputs, num_context, activation, start)
 
     def _params(self, image: Tensor, context: Tensor | None) -> Tensor:
         params = self.net(torch.where(self.mask, image, 0.0), self.checked(context))
@@ -266,7 +267,7 @@ class MaskedAutoregressive(Bijection):
             num_context=num_context,
             activation=activation,
         )
-        start_small(self.net.layers[-1], *self.net.contexts[-1:])
+        start_small(self.net.layers[-1], *self.net.contexts[-1:], factor=self.scalar.start)
 
     def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> Images:
         """All dimensions at once."""

@@ -30,6 +30,7 @@ class ScalarMap(ABC):
     """
 
     num_params: int
+    start = 0.1  # share of their usual size at which nets start that give p: near the identity
 
     @abstractmethod
     def call_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +58,7 @@ class Shift(ScalarMap):
     """
 
     num_params = 1
+    start = 0.3  # volumes stay anyway, and near the identity symmetric data have no slope
 
     def call_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """x + p and zero."""

@@ -1,5 +1,6 @@
 """Flows: fits of data of any scale, noise and back, contexts, bases, bad input."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -113,6 +114,23 @@ def test_the_gaussian_autoregressive_net_is_a_masked_autoregressive_flow() -> No
         step.net = Given(torch.stack([-law.loc / law.scale, log_scale], -1))
         found = flow.distribution().log_prob(x)
     assert torch.allclose(found, evidence.Exact()(made, x).log_z, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_no_coupling_of_nice_keeps_what_the_one_before_keeps(size: int) -> None:
+    for seed in range(8):
+        steps = NICE(size, 9, [4], seed=seed).parts.transforms()[:-1]
+        kept = [step.kept.tolist() for step in steps]
+        assert len(kept) == 9
+        assert all(before != after for before, after in itertools.pairwise(kept))
+
+
+def test_additive_couplings_start_away_from_the_identity() -> None:
+    """There the slopes of symmetric data vanish: fits of eight normals stayed at one."""
+    torch.manual_seed(0)
+    z = torch.randn(500, 2)
+    moves = [(flow.from_latents(z) - z).std() for flow in (NICE(2, 8), RealNVP(2, 8))]
+    assert moves[0] > 0.03 > moves[1]
 
 
 def test_flows_of_distribution_functions_are_mixtures() -> None:
@@ -305,6 +323,16 @@ BAD = {
         lambda: MAF(2, num_context=3).initialise(torch.zeros(5, 2), torch.zeros(4, 3)),
         ValueError,
         "a context for each of 5 data, got 4",
+    ),
+    "a context of one dimension": (
+        lambda: MAF(2, num_context=3).sample(5, context=torch.zeros(3)),
+        ValueError,
+        "expected contexts \\[N, num_context\\], got shape \\[3\\]",
+    ),
+    "a context of one dimension for as many data": (
+        lambda: MAF(2, num_context=3).latents(torch.zeros(3, 2), torch.zeros(3)),
+        ValueError,
+        "context.expand\\(N, -1\\)",
     ),
     "a context too many": (
         lambda: MAF(2).latents(torch.zeros(5, 2), torch.zeros(5, 3)),

@@ -370,6 +370,80 @@ def test_a_program_that_samples_its_data_is_taught() -> None:
     assert program.get_parameter("loc").item() == pytest.approx(3.0, abs=0.2)
 
 
+def test_data_may_be_numbers() -> None:
+    """A penalised round and its validation, as of vectors of one number."""
+
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = MLP(1, [8], 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.reshape(-1, 1))
+
+    found = []
+    for x in (torch.linspace(0, 1, 20), torch.linspace(0, 1, 20).unsqueeze(1)):
+
+        def model(x: Tensor) -> None:
+            loc = pyro.param("loc", torch.tensor(0.0))
+            with pyro.plate("data", len(x), dim=-1):
+                event = dist.Normal(loc, 0.5)
+                pyro.sample("x", event if x.dim() == 1 else event.expand([1]).to_event(1), obs=x)
+
+        torch.manual_seed(0)
+        game = GAN(Critic(), r1=1.0, gradient_penalty=1.0)
+        result = quietly(Program(model), x, game, steps=2, valid=x, seed=0)
+        found.append(torch.cat([result.history["critic"], result.history["valid"]]))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_programs_that_draw_nothing_take_minibatches(batch_size: int | None) -> None:
+    """Of given noise, one step of each player, by hand and with losses per datum."""
+    torch.manual_seed(0)
+    x, noise = torch.randn(20, 2), torch.randn(20, 3)
+    net, critic, sizes = nn.Linear(3, 2), nn.Linear(5, 1), []
+
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = critic
+
+        def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return self.net(torch.cat([x, noise], -1))
+
+    def model(x: Tensor, noise: Tensor) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(noise)):
+            pyro.deterministic("x", net(noise), event_dim=1)
+
+    draws = net(noise).detach()
+    on_data, on_draws = (critic(torch.cat([v, noise], -1)) for v in (x, draws))
+    loss = (-on_data.sigmoid().log() - (1 - on_draws.sigmoid()).log()).mean()
+    gradient = torch.autograd.grad(loss, critic.weight)[0]
+    expected = critic.weight.detach() - 0.1 * gradient
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    data = {"x": x, "noise": noise}
+    result = quietly(
+        Program(model), data, GAN(Critic()), steps=1, batch_size=batch_size, optimizer=sgd, seed=0
+    )
+    assert set(sizes) == {batch_size or 20}
+    if batch_size is None:
+        assert result.history["critic"].item() == pytest.approx(-loss.item(), rel=1e-5)
+        torch.testing.assert_close(critic.weight.detach(), expected)
+
+
+def test_programs_that_mix_their_data_take_no_part_of_them() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.deterministic("y", x - x.mean(0), event_dim=1)
+
+    x = torch.randn(20, 2)
+    with pytest.raises(ValueError, match="does not take a part of its 20 data"):
+        quietly(Program(model), (x, x), GAN(nn.Linear(4, 1), site="y"), steps=1, batch_size=5)
+
+
 def test_the_critics_history_is_the_divergence() -> None:
     """KL(N(3, 1/4) || N(2.5, 1/4)) = 0.5, by a critic that holds the log ratio."""
     net = nn.Linear(1, 1)

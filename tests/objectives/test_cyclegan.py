@@ -117,6 +117,17 @@ def test_bad_data_are_refused(data: dict, message: str) -> None:
         fit(forward, data, game, steps=1, progress=False, compile=False)
 
 
+def test_validation_of_single_data_is_refused() -> None:
+    """Twice the distance to unpaired data is least for translations that are all alike."""
+    forward, _, game = game_of()
+    data = {"x": X[:6], "y": Y[:6]}
+    settings = {"steps": 1, "valid": data, "valid_every": 1, "progress": False, "compile": False}
+    for batch_size in (1, 5):
+        with pytest.raises(ValueError, match="batch_size of at least 2"):
+            fit(forward, data, game, batch_size=batch_size, **settings)
+    assert fit(forward, data, game, batch_size=3, **settings).steps == 1
+
+
 def test_bad_settings_are_refused() -> None:
     backward = way(nn.Linear(2, 2), "y", "x")
     with pytest.raises(ValueError, match="cycle is -1"):

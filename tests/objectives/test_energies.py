@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppl_dgm import evidence, families, fit
 from ppl_dgm.objectives import (
+    ContrastiveDivergence,
     EnergyObjective,
     NoiseContrastive,
     PseudoLikelihood,
@@ -287,6 +288,34 @@ COMPILED: dict[str, tuple[Callable[[], Program], Callable[[], EnergyObjective]]]
     "noise": (gaussian, partial(NoiseContrastive, NOISE, 3)),
     "pseudo": (partial(families.RBM, 4, 2), PseudoLikelihood),
 }
+
+
+NUMBERS: dict[str, tuple[Callable[[], EnergyObjective], Any]] = {
+    "exact": (ScoreMatching, dist.Normal(0.5, 2.0)),
+    "sliced": (partial(ScoreMatching, "sliced"), dist.Normal(0.5, 2.0)),
+    "denoising": (partial(ScoreMatching, "denoising"), dist.Normal(0.5, 2.0)),
+    "real chains": (partial(ContrastiveDivergence, 2), dist.Normal(0.5, 2.0)),
+    "binary chains": (partial(ContrastiveDivergence, 2), dist.Bernoulli(0.3)),
+    "pseudo-likelihood": (PseudoLikelihood, dist.Bernoulli(0.3)),
+    "ratio matching": (RatioMatching, dist.Bernoulli(0.3)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_data_may_be_numbers(name: str) -> None:
+    """As vectors of one number are."""
+    make, law = NUMBERS[name]
+    torch.manual_seed(0)
+    x, found = law.sample(torch.Size((20,))), []
+    for data, event in ((x, law), (x.unsqueeze(1), law.expand([1]).to_event(1))):
+
+        def model(x: Tensor, event: Any = event) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", event, obs=x)
+
+        torch.manual_seed(1)
+        found.append(value(make(), Program(model), data))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -188,6 +188,11 @@ class FlowModel(nn.Module):
             raise ValueError(
                 "the flow was made without a context but was given one; make it with num_context"
             )
+        if context is not None and context.dim() < 2:
+            raise ValueError(
+                f"expected contexts [N, num_context], got shape {list(context.shape)}; "
+                "one context for all is context.expand(N, -1), one for draws context.unsqueeze(0)"
+            )
         if context is not None and len(context) != size:
             raise ValueError(f"expected a context for each of {size} data, got {len(context)}")
 

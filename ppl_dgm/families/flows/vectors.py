@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.families.flows.flow import Flow, standard_normal
@@ -97,18 +97,11 @@ class NICE(Flow):
         seed: int = 0,
     ) -> None:
         check_sizes(num_dims=num_dims)
-        generator = torch.Generator().manual_seed(seed)
-        ranks = [
-            torch.randperm(num_dims, generator=generator, device="cpu").to(
-                torch.get_default_device()
-            )
-            for _ in range(length)
-        ]
+        masks = drawn_partitions(num_dims, checked_length(length), seed)
 
         def layer(step: int) -> list[Any]:
-            mask = (ranks[step // 2] < num_dims // 2) ^ bool(step % 2)
-            parts = Coupling(num_dims, Shift(), mask, False, hidden, num_context, activation)
-            return [parts]
+            parts = (num_dims, Shift(), masks[step], False, hidden, num_context, activation)
+            return [Coupling(*parts)]
 
         super().__init__(
             standard_normal(num_dims), [*repeated(length, layer), ActNorm((num_dims,))]
@@ -343,6 +336,20 @@ class NSF(Flow):
             return [coupling, Inverse(LULinear((num_dims,))), norm]
 
         super().__init__(standard_normal(num_dims), repeated(length, layer))
+
+
+def drawn_partitions(num_dims: int, length: int, seed: int) -> list[Tensor]:
+    """Draw a partition for each pair of couplings, as masks `[D]`.
+
+    No coupling keeps what the one before keeps: two in a row would be one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    masks: list[Tensor] = []
+    for _ in range(0, length, 2):
+        mask = torch.randperm(num_dims, generator=generator, device="cpu") < num_dims // 2
+        again = bool(masks) and torch.equal(mask, masks[-1])
+        masks += [mask ^ again, ~mask ^ again]
+    return masks
 
 
 def autoregressive(

@@ -47,7 +47,7 @@ class BitFlips:
 
         `log_density` is `[n]`. New data and their log densities are returned.
         """
-        flat = x.flatten(1)
+        flat = x.reshape(len(x), -1)
         order = torch.rand_like(flat).argsort(1)
         first = torch.zeros((), dtype=torch.long, device=x.device)
         size = torch.full((), flat.shape[1], dtype=torch.long, device=x.device)
