@@ -285,7 +285,10 @@ class Run:
 
 
 def kept_number(site: Site) -> Tensor:
-    """Return what each part must keep of a site: its log density, or of a value its sum."""
+    """Return what each part must keep of a site.
+
+    It is its log density, or of a deterministic one the sum of its values.
+    """
     if not is_deterministic(site):
         return log_prob_of(site, 1.0)
     value, event = site["value"], range(-site["fn"].event_dim, 0)
