@@ -339,7 +339,7 @@ class NSF(Flow):
 
 
 def drawn_partitions(num_dims: int, length: int, seed: int) -> list[Tensor]:
-    """Draw a partition for each pair of couplings, as masks `[D]`.
+    """Draw a partition, masks `[D]`, for each pair of couplings.
 
     No coupling keeps what the one before keeps: two in a row would be one.
     """
