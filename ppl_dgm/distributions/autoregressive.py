@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from tqdm import tqdm
 
+from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
 
 __all__ = ["Autoregressive", "EqualMixture"]
@@ -35,7 +35,7 @@ class Autoregressive(TorchDistribution):
             `[..., P]` of the t-th item of the order, `[..., n, P]` of a group, when called for
             t = 0, 1, ...; by default it runs the net anew for each.
         draw: draws `[...]` of parameters `[..., P]`; by default from `conditional`.
-        progress: show a progress bar over the dimensions of a draw.
+        progress: show a bar over the dimensions of draws that last.
 
     Shape:
         batch `[*batch]`, event `[D]`.
@@ -107,9 +107,9 @@ class Autoregressive(TorchDistribution):
         places = torch.tensor([*chain(*groups)], device=x.device).split([*map(len, groups)])
         with torch.no_grad():
             step = self._naive_step if self.stepper is None else self.stepper(x)
-            for t, dims in enumerate(tqdm(places, "sample", disable=not self.progress)):
+            for t in counted_steps(len(places), "sample", self.progress):
                 drawn = draw(step(t, x)).to(x)
-                x = x.index_copy(-1, dims, drawn.reshape(*x.shape[:-1], -1))
+                x = x.index_copy(-1, places[t], drawn.reshape(*x.shape[:-1], -1))
         return x
 
     def _naive_step(self, t: int, x: Tensor) -> Tensor:

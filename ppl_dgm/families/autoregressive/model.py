@@ -60,7 +60,7 @@ class AutoregressiveProgram(Program):
         num_samples: int,
         *args: Any,
         temperature: float = 1.0,
-        progress: bool = False,
+        progress: bool = True,
         **kwargs: Any,
     ) -> Tensor:
         r"""Draw data, one dimension after the other.
@@ -71,7 +71,7 @@ class AutoregressiveProgram(Program):
             num_samples: number n of independent draws.
             *args: as the model takes them.
             temperature: T; each conditional is drawn from $p(x_d \mid \dots)^{1 / T}$, normalised.
-            progress: show a progress bar over the dimensions.
+            progress: show a bar over the dimensions where draws last.
             **kwargs: `y`, labels or contexts, where the program has them.
 
         Returns:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import repeat
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
 from ppl_dgm.program import Ladder, Program, evaluating
 from ppl_dgm.program.ladder import MAX_SUMMED, States
@@ -95,7 +95,12 @@ class RBM(Program):
 
     @checked
     def sample(  # type: ignore[override]
-        self, num_samples: int, num_steps: int = 1000, start: Tensor | None = None
+        self,
+        num_samples: int,
+        num_steps: int = 1000,
+        start: Tensor | None = None,
+        *,
+        progress: bool = True,
     ) -> Tensor:
         """Draw data by block Gibbs sampling.
 
@@ -108,6 +113,7 @@ class RBM(Program):
             num_steps: sweeps over hidden and visible units.
             start: where the chains begin, `[num_samples, D]`; by default, draws of the base
                 measure.
+            progress: show a bar over the sweeps where they last.
 
         Returns:
             `[num_samples, D]`.
@@ -120,8 +126,10 @@ class RBM(Program):
         if start is not None and tuple(start.shape) != shape:
             raise ValueError(f"start has shape {list(start.shape)}; expected {list(shape)}")
         with evaluating(self), torch.no_grad():
-            first = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
-            return repeat(num_steps, lambda x, _: self.parts.move(x), first)
+            x = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
+            for _ in counted_steps(num_steps, "sample", progress):
+                x = self.parts.move(x)
+        return x
 
 
 class RBMModel(nn.Module, Ladder):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program import Ladder
+from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.smc.paths import sigmoid_temperatures
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 
@@ -57,6 +58,7 @@ def advance(
 
     They are weighted, resampled in groups of few effective chains, and moved except at the end.
     """
+    spend(climb.log_weights.numel(), 2.0 + num_moves)
     now, new = (beta[climb.step + i].to(climb.point.dtype) for i in (0, 1))
     increments = ladder.log_density(climb.point, new) - ladder.log_density(climb.point, now)
     increments = increments.double().reshape(climb.log_weights.shape)
