@@ -17,8 +17,8 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.normalising import ladder_to
 from ppl_dgm.program import Bound, Ladder
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
-from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
-from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
+from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error, spread_warnings
+from ppl_dgm.sampling.importance import WeightSummary, log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing, Walk
@@ -36,7 +36,7 @@ from ppl_dgm.sampling.smc.population import Plan, Tempering
 from ppl_dgm.sampling.smc.resampling import effective_size
 from ppl_dgm.validation import check_least
 
-__all__ = ["AIS", "weight_alarms"]
+__all__ = ["AIS", "weight_alarms", "weight_diagnostics"]
 
 Schedule = Literal["adaptive", "sigmoid", "linear"]
 SPACINGS = {"sigmoid": sigmoid_temperatures, "linear": linear_temperatures}
@@ -133,7 +133,8 @@ class AIS(Estimator):
             walks.append(annealing.forwards(checkpoint, f"chains from {first}", self.num_chains))
         log_weights = join_parts([walk.log_weights for walk in walks], True)
         diagnostics = weight_diagnostics(log_weights) | move_diagnostics(walks)
-        warnings = clipping_alarm(bound, self.start) + chain_alarms(diagnostics, self.num_chains)
+        warnings = clipping_alarm(bound, self.start) + chain_alarms(diagnostics)
+        warnings += weight_alarms(log_weights)
         return Estimate(
             log_mean_exp(log_weights), mean_exp_std_error(log_weights), diagnostics, warnings
         )
@@ -154,9 +155,11 @@ class AIS(Estimator):
         log_weights = climb.log_weights[0]
         diagnostics = weight_diagnostics(log_weights)
         diagnostics |= {"overlap_by_temperature": climb.overlap}
-        warnings = weight_alarms(diagnostics, self.num_chains)
         return Estimate(
-            log_mean_exp(log_weights), mean_exp_std_error(log_weights), diagnostics, warnings
+            log_mean_exp(log_weights),
+            mean_exp_std_error(log_weights),
+            diagnostics,
+            weight_alarms(log_weights),
         )
 
     def rungs(self, ladder: Ladder) -> Tensor:
@@ -184,14 +187,15 @@ class AIS(Estimator):
 
 def weight_diagnostics(log_weights: Tensor) -> dict[str, Any]:
     """What the chains' log weights `[chains, *batch]` tell."""
+    summary = WeightSummary(len(log_weights))
+    summary.add(log_weights)
     found = {
         "num_chains": len(log_weights),
-        "ess": effective_size(log_weights),
+        "ess": summary.ess,
         "log_weight_std": log_weights.std(0),
+        "skewness": summary.skewness,
     }
-    return found | (
-        {"pareto_k": pareto_k(log_weights)} if len(log_weights) >= CHAINS_FOR_TAIL else {}
-    )
+    return found | ({"pareto_k": summary.pareto_k} if len(log_weights) >= CHAINS_FOR_TAIL else {})
 
 
 def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
@@ -211,23 +215,20 @@ def move_diagnostics(walks: list[Walk]) -> dict[str, Any]:
     }
 
 
-def chain_alarms(diagnostics: dict[str, Any], num_chains: int) -> tuple[str, ...]:
-    """Warn of failing moves and uneven weights.
+def chain_alarms(diagnostics: dict[str, Any]) -> tuple[str, ...]:
+    """Warn of moves that hardly ever succeed."""
+    moved = len(diagnostics["overlap_by_temperature"]) > 1
+    return acceptance_alarm(diagnostics["acceptance"]) if moved else ()
 
-    Weights are uneven where few chains carry all the weight.
+
+def weight_alarms(log_weights: Tensor) -> tuple[str, ...]:
+    """Warn where log weights `[chains, *batch]` are uneven or wide.
+
+    Few of these chains carry all the weight, or chains that were not seen would.
     """
-    found = (
-        acceptance_alarm(diagnostics["acceptance"])
-        if len(diagnostics["overlap_by_temperature"]) > 1
-        else ()
-    )
-    return found + weight_alarms(diagnostics, num_chains)
-
-
-def weight_alarms(diagnostics: dict[str, Any], num_chains: int) -> tuple[str, ...]:
-    """Warnings where few chains carry all the weight."""
-    uneven = (diagnostics["ess"] < max(2.0, LOW_ESS * num_chains)).double().mean().item()
+    few = max(2.0, LOW_ESS * len(log_weights))
+    uneven = (effective_size(log_weights) < few).double().mean().item()
     if uneven > LOW_ESS / 2:
-        where = "" if diagnostics["ess"].dim() == 0 else f" for {100 * uneven:.2g} % of the data"
+        where = "" if log_weights.dim() == 1 else f" for {100 * uneven:.2g} % of the data"
         return (f"few chains carry all the weight{where}; use more temperatures",)
-    return ()
+    return spread_warnings(log_weights)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.data import Stream
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
+from ppl_dgm.evidence.outweighed import outweighed_alarm
 from ppl_dgm.evidence.rendering import evidence_html, evidence_latex
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.streaming import over_stream, read_once
@@ -302,7 +303,8 @@ class Estimator(ABC):
         """Estimate log f(x) - log Z, and what that is."""
         free = without_data(program, bound, self.sum_out).in_double()
         below, kind = widened(self.partition(free)), self.kind(free)
-        below = below._replace(warnings=below.warnings + tails_alarm(free))
+        outweighed = () if kind == "exact" else outweighed_alarm(bound, free, *below[:2])
+        below = below._replace(warnings=below.warnings + tails_alarm(free) + outweighed)
         if not bound.structure.latents:
             log_f = score_exactly(bound)
             return divide(Estimate(log_f, torch.zeros_like(log_f)), below), TURNED.get(kind, kind)

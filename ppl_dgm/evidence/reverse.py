@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.annealed import AIS, weight_alarms
+from ppl_dgm.evidence.annealed import AIS, weight_alarms, weight_diagnostics
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.evidence.exact import draw_gaussian, is_gaussian
 from ppl_dgm.evidence.normalising import ladder_to
@@ -26,7 +26,7 @@ from ppl_dgm.sampling.memory import join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing
 from ppl_dgm.sampling.smc.ladder import advance, begin
 from ppl_dgm.sampling.smc.paths import divide
-from ppl_dgm.sampling.smc.resampling import effective_size, resample
+from ppl_dgm.sampling.smc.resampling import resample
 from ppl_dgm.validation import check_least
 
 __all__ = ["ReverseAIS", "bound_estimate"]
@@ -111,12 +111,11 @@ class ReverseAIS(Estimator):
             start, r_hat = self._start(slope)
             log_weights.append(slope.down(start))
             r_hats.append(r_hat)
-        found = bound_estimate(-join_parts(log_weights, True), -1.0, {})
-        r_hat = join_parts(r_hats)
-        alarms = weight_alarms(dict(found.diagnostics), len(log_weights[0]))
+        joined = join_parts(log_weights, True)
+        found, r_hat = bound_estimate(-joined, -1.0, {}), join_parts(r_hats)
         return found._replace(
-            diagnostics={**found.diagnostics, "num_chains": len(log_weights[0]), "r_hat": r_hat},
-            warnings=alarms + r_hat_warnings(r_hat, "the model"),
+            diagnostics={**found.diagnostics, "num_chains": len(joined), "r_hat": r_hat},
+            warnings=weight_alarms(joined) + r_hat_warnings(r_hat, "the model"),
         )
 
     def _slopes(self, free: Bound) -> Iterator["Slope"]:
@@ -177,7 +176,7 @@ def bound_estimate(log_z: Tensor, sign: float, diagnostics: Mapping[str, Tensor]
     `[chains, *batch]`.
     """
     signed = sign * log_z
-    found = {"ess": effective_size(signed), "log_weight_std": log_z.std(0), **diagnostics}
+    found = {**weight_diagnostics(signed), **diagnostics}
     return Estimate(sign * log_mean_exp(signed), mean_exp_std_error(signed), found)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "r_hat_warnings",
     "series_std_error",
     "split_r_hat",
+    "spread_warnings",
     "stein_warnings",
     "tail_warnings",
     "widened_by_skew",
@@ -42,6 +43,9 @@ EDGE_SHARE = 1e-3  # of the posterior
 STEIN_APART = 6.0  # standard errors
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 SKEW_FACTOR = 1.5  # of a standard error, for each unit of its skewness
+SPREAD_CHANCE = 0.1  # that log weights are spread still more than the bound that raises an alarm
+SPREAD_CHANCE_EACH = 0.5  # the same where the errors of several data average out
+SPREAD_ERROR = 1.0  # nats of standard error that this bound may mean
 ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
 
 
@@ -219,15 +223,49 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     log_values = log_values.double()
     weights = (log_values - log_values.logsumexp(0)).exp() * count
     moment = weights.var(0)
-    median = log_values.median(0).values
-    centre = torch.where(
-        torch.isfinite(median), median, log_values.amax(0)
-    )  # where half the weights are zero
-    above = (log_values - centre).clamp_min(0)
-    spread = 2 * above.square().mean(0)
+    spread = upper_spread(log_values)
     log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
     student = float(scipy.special.stdtrit(count - 1, 0.975) / scipy.special.ndtri(0.975))
     return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
+
+
+def upper_spread(log_values: Tensor) -> Tensor:
+    """Variance of log values as their upper half tells it.
+
+    It is that of a symmetric distribution, about the median: `[*batch]` of `[n, *batch]`.
+    """
+    median = log_values.median(0).values
+    finite = torch.isfinite(median)  # unless half the weights are zero
+    above = (log_values - torch.where(finite, median, log_values.amax(0))).clamp_min(0)
+    return 2 * above.square().mean(0)
+
+
+def spread_warnings(log_weights: Tensor) -> tuple[str, ...]:
+    r"""Warn where few log weights are spread too far.
+
+    Weights `[n, *batch]`, log-normal with a variance $s^2$ of their logs, have a mean with a
+    relative error of $\sqrt{(e^{s^2} - 1) / n}$, that of weights which n draws do not show. An
+    error above one nat must be less likely than 10 % (of several data: than not) where $s^2$ is
+    uncertain as that of n / 2 normal draws; the number would be off by nats, and its error bar
+    too small.
+
+    Example:
+        >>> spread_warnings(torch.linspace(-4.0, 4.0, 25))[0]
+        'log weights of 25 chains are spread by 2.4 nats: chains that were not seen may carry all
+        the weight; use more temperatures or chains'
+    """
+    count = len(log_weights)
+    spread = upper_spread(log_weights.double())
+    half = count / 2
+    chance = SPREAD_CHANCE if spread.numel() == 1 else SPREAD_CHANCE_EACH
+    least = float(scipy.special.chdtri(half, 1 - chance)) / half
+    failing = spread / least > math.log1p(SPREAD_ERROR**2 * count)
+    if not dominates(failing, mean_exp_std_error(log_weights)):
+        return ()
+    where = "" if spread.dim() == 0 else f" for {int(failing.sum())} of {failing.numel()} data"
+    text = f"log weights of {count} chains are spread by {spread.max().sqrt():.2g} nats{where}"
+    advice = "chains that were not seen may carry all the weight; use more temperatures or chains"
+    return (f"{text}: {advice}",)
 
 
 def widened_by_skew(std_error: Tensor, skewness: Tensor | float) -> Tensor:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AIS
+from ppl_dgm.evidence.annealed import weight_alarms, weight_diagnostics
 from ppl_dgm.sampling import checkpoint
+from ppl_dgm.sampling.convergence import SKEW_FACTOR, mean_exp_std_error
+from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, MALA, ULA, Kernel, RandomWalk
 from ppl_dgm.sampling.smc.paths import linear_temperatures, sigmoid_temperatures
 
@@ -319,3 +322,31 @@ def test_coverage_of_95_percent_intervals(target: LocalTarget, num_temperatures:
     result = AIS(num_temperatures=num_temperatures)(target.program(), *target.data(400))
     share = coverage(result, target.log_z)
     assert 0.90 <= share <= 0.98
+
+
+@pytest.mark.parametrize("num_chains", [16, 25])
+def test_wide_log_weights_of_few_chains_are_no_silent_misses(num_chains: int) -> None:
+    """Log-normal weights of sd 1.5 and 2: the mean is that of chains that are rarely seen."""
+    for spread, allowed in ((0.5, 0.002), (1.0, 0.006), (1.5, 0.006), (2.0, 0.006)):
+        generator = torch.Generator().manual_seed(num_chains)
+        draws = spread * torch.randn(num_chains, 2000, generator=generator, dtype=torch.float64)
+        error = log_mean_exp(draws) - spread**2 / 2
+        skewness = weight_diagnostics(draws)["skewness"]
+        bars = mean_exp_std_error(draws) * (1 + SKEW_FACTOR * skewness)
+        missed = (error.abs() > 4 * bars) & (error.abs() > 0.02)
+        silent = [i for i in missed.nonzero().flatten().tolist() if not weight_alarms(draws[:, i])]
+        assert len(silent) <= allowed * 2000, spread
+
+
+def test_wide_weights_raise_an_alarm() -> None:
+    """Few temperatures in 5 dimensions: errors of a nat, with log weights spread by two."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(5, dtype=torch.float64), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 0.2).to_event(1), obs=x)
+
+    found = [
+        AIS(num_temperatures=25, num_chains=25)(Program(model), torch.ones(5).double(), seed=seed)
+        for seed in range(3)
+    ]
+    assert not any(result.reliable for result in found)

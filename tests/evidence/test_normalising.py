@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from energies import Ising, NormalEnergy, make_rbm, states
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from ppl_dgm import Program, compare, fit, objectives
@@ -320,3 +320,64 @@ def test_infinite_partition_functions_are_an_alarm(tilt: float, base: Any, finit
     found = ImportanceSampling(100)(model, torch.full((1, 2), 50.0))
     alarmed = any("partition function is infinite" in warning for warning in found.warnings)
     assert alarmed is not finite
+
+
+def far_rbm(num_visible: int, lift: float, base: float) -> RBM:
+    """A hidden unit that puts all others to one or to zero, by log odds of 60.
+
+    All ones weigh `lift` nats more than all zeros; the base measure has log odds of `base`.
+    """
+    rbm = RBM(num_visible, 1).double()
+    with torch.no_grad():
+        rbm.parts.weight.fill_(120.0)
+        rbm.parts.units.bias.fill_(-60.0)
+        rbm.parts.hidden_bias.fill_(-60.0 * num_visible + lift)
+        rbm.parts.units.base_logits.fill_(base)
+    return rbm
+
+
+class TwoWells(nn.Module):
+    """Energy of two normals, of sd 0.5 at the origin and 0.3 elsewhere, beside a standard one."""
+
+    def __init__(self, place: float, lift: float) -> None:
+        super().__init__()
+        self.place, self.lift = place, lift
+
+    def log_density(self, x: Tensor) -> Tensor:
+        near, far = (x / 0.5).square().sum(-1), ((x - self.place) / 0.3).square().sum(-1)
+        return torch.logaddexp(-0.5 * near, self.lift - 0.5 * far)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.log_density(x) - 0.5 * x.square().sum(-1)
+
+
+ANNEALED = pytest.mark.parametrize("method", [AIS(num_temperatures=100), SMC(num_particles=50)])
+
+
+@ANNEALED
+def test_a_mode_that_all_chains_miss_is_seen(method: Estimator) -> None:
+    """Both agree with themselves, 71 nats off: chains from fair coins reach the other mode."""
+    rbm, x = far_rbm(12, 71.0, -3.0), torch.zeros(2, 12, dtype=torch.float64)
+    found, truth = method(rbm, x), Exact()(rbm, x)
+    assert float((found.log_z - truth.log_z)[0]) == pytest.approx(71, abs=0.5)
+    assert any("alone outweigh the partition function, by 71" in text for text in found.warnings)
+    near = far_rbm(12, 71.0, 3.0)
+    assert method(near, x).reliable
+
+
+@ANNEALED
+@pytest.mark.parametrize(("dims", "place", "lift"), [(2, 3.0, 1.0), (2, 20.0, 71.0)])
+def test_a_well_far_from_the_base_measure_is_seen(
+    method: Estimator, dims: int, place: float, lift: float
+) -> None:
+    wells = TwoWells(place, lift)
+    program = Energy(wells, dims).double()
+    x = torch.full((2, dims), place, dtype=torch.float64)
+    x[0] = 0.0
+    parts = torch.tensor([dims * math.log(0.5), dims * math.log(0.3) + lift], dtype=torch.float64)
+    truth = wells.log_density(x) - 0.5 * dims * math.log(2 * math.pi) - parts.logsumexp(0)
+    found = method(program, x)
+    assert float((found.log_z - truth).abs().max()) > 0.5
+    assert any("some modes alone outweigh" in text for text in found.warnings)
+    light = Energy(TwoWells(place, -12.0), dims).double()
+    assert method(light, x[:1]).reliable
