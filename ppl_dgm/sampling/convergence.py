@@ -45,6 +45,7 @@ UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Ve
 SKEW_FACTOR = 1.5  # of a standard error, for each unit of its skewness
 SPREAD_CHANCE = 0.1  # that log weights are spread still more than the bound that raises an alarm
 SPREAD_CHANCE_EACH = 0.5  # the same where the errors of several data average out
+MOST_SKEWED = 2.0  # times the upper half's variance, more of which is that of lost chains
 SPREAD_ERROR = 1.0  # nats of standard error that this bound may mean
 ALARMING_SHARE = 0.2  # of the variance of a sum over data, above which failing data raise an alarm
 
@@ -254,8 +255,9 @@ def spread_warnings(log_weights: Tensor) -> tuple[str, ...]:
         'log weights of 25 chains are spread by 2.4 nats: chains that were not seen may carry all
         the weight; use more temperatures or chains'
     """
-    count = len(log_weights)
-    spread = upper_spread(log_weights.double())
+    count, spread = len(log_weights), upper_spread(log_weights.double())
+    whole = log_weights.double().var(0).nan_to_num(nan=torch.inf)
+    spread = torch.maximum(spread, torch.minimum(whole, MOST_SKEWED * spread))
     half = count / 2
     chance = SPREAD_CHANCE if spread.numel() == 1 else SPREAD_CHANCE_EACH
     least = float(scipy.special.chdtri(half, 1 - chance)) / half

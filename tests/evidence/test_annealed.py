@@ -327,7 +327,7 @@ def test_coverage_of_95_percent_intervals(target: LocalTarget, num_temperatures:
 @pytest.mark.parametrize("num_chains", [16, 25])
 def test_wide_log_weights_of_few_chains_are_no_silent_misses(num_chains: int) -> None:
     """Log-normal weights of sd 1.5 and 2: the mean is that of chains that are rarely seen."""
-    for spread, allowed in ((0.5, 0.002), (1.0, 0.006), (1.5, 0.006), (2.0, 0.006)):
+    for spread, allowed in ((0.5, 0.002), (1.0, 0.005), (1.5, 0.005), (2.0, 0.005)):
         generator = torch.Generator().manual_seed(num_chains)
         draws = spread * torch.randn(num_chains, 2000, generator=generator, dtype=torch.float64)
         error = log_mean_exp(draws) - spread**2 / 2
