@@ -228,7 +228,7 @@ def history_in_original_units(section: Section, name: str) -> dict[str, Tensor]:
 
 def draw_images(programs: Mapping[str, Program], seed: int) -> dict[str, Tensor]:
     """Samples of every program that can be sampled ancestrally."""
-    with seeded(seed):
+    with seeded(seed, apart=False):
         return {
             name: p.sample(NUM_IMAGES) for name, p in programs.items() if p.density in NORMALISED
         }

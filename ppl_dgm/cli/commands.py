@@ -111,7 +111,7 @@ def _trained(
     name: str, reference: str, data: Any, seed: int, args: Namespace
 ) -> tuple[Evidence, Program, Fit | None]:
     """Load a program, fit it, and estimate its evidence."""
-    with seeded(seed):
+    with seeded(seed, apart=False):
         program = load_program(reference)
         given = arguments_for(program, data)
         fitted = _fit(name, program, given, seed, args) if args.fit else None

@@ -127,7 +127,7 @@ def run_study(study: Study, budget: Budget, seeds: Sequence[int]) -> Section:
         for seed in seeds:
             which = f", seed {seed}" if len(seeds) > 1 else ""
             print(f"{study.title}: {entry.name}{which}", file=sys.stderr)
-            with seeded(seed):
+            with seeded(seed, apart=False):
                 program = entry.make(data.train, seed)
             fitted = entry.learn(program, data, budget, seed) if entry.learn else None
             found = [held_out_evidence(program, test, budget, seeds[0]) for test in tests]

@@ -33,6 +33,7 @@ from ppl_dgm.watching import watched
 __all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
 
 UNDEFINED_DRAWS = 1000  # at which densities are looked at for NaN
+BIASED = 2.0  # standard errors of a sum over data that its bias may be
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
 RELIED_ON = 0.01  # share of the estimate that comes from draws whose density is looked at
@@ -338,6 +339,7 @@ class Estimator(ABC):
             warnings=estimate.warnings
             + drawn
             + alarms(estimate._replace(diagnostics=diagnostics))
+            + (bias_alarm(estimate.std_error.double()) if self.independent else ())
             + undefined_densities(bound)
             + folds_alarm(bound),
             seconds=seconds,
@@ -406,6 +408,27 @@ def check_scales(bound: Bound) -> None:
             "the scale out, as at the end of KL annealing; give a program all of its data, and "
             "data that count several times as often as they count"
         )
+
+
+def bias_alarm(std_error: Tensor) -> tuple[str, ...]:
+    r"""Warn where the biases of many data outweigh the error of their sum.
+
+    The log of an unbiased estimate of Z with a standard error s is too low by $s^2 / 2$ on average:
+    little beside s for one datum, but it is the errors of several that average out.
+
+    Args:
+        std_error: of log Z, nats, `[data]` or `[]`.
+    """
+    squares = std_error.nan_to_num(0.0, 0.0, 0.0).square()
+    bias, error = 0.5 * float(squares.sum()), float(squares.sum().sqrt())
+    if std_error.numel() == 1 or bias <= BIASED * error:
+        return ()
+    each = bias / std_error.numel()
+    warning = (
+        f"log p is too low by about {each:.2g} nats per datum, {bias:.3g} in all, beside an error "
+        f"of {error:.2g}, as the log of a mean over few draws is; use more of them"
+    )
+    return (warning,)
 
 
 def alarms(estimate: Estimate) -> tuple[str, ...]:

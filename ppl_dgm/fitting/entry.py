@@ -156,7 +156,10 @@ def fit(
         program.to(device)
     (args, kwargs), streamed, bright = first_read(program, data, device, batch_size)
     import_dynamo()
-    with pyro_in_turn(), seeded(seed, torch.device(device) if device is not None else None):
+    with (
+        pyro_in_turn(),
+        seeded(seed, torch.device(device) if device is not None else None, apart=False),
+    ):
         objective = objective if objective is not None else ELBO(plate=program.plate)
         found = program.examine_at(
             args,

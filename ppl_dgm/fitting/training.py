@@ -274,7 +274,7 @@ class Training:
             self.num_steps
         )  # one weight for all validations: with less of the KL early ones would look best
         modules = [learner.module for learner in self.learners]
-        with evaluating(program, *modules), torch.no_grad(), seeded(0, self.device):
+        with evaluating(program, *modules), torch.no_grad(), seeded(0, self.device, apart=False):
             mine = islice(valid.in_order(), self.ranks.rank, None, self.ranks.size)
             parts = [
                 [size / valid.num_data * number for number in loss.numbers(size, batch)]

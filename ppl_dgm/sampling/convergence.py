@@ -252,7 +252,7 @@ def spread_warnings(log_weights: Tensor) -> tuple[str, ...]:
 
     Example:
         >>> spread_warnings(torch.linspace(-4.0, 4.0, 25))[0]
-        'log weights of 25 chains are spread by 2.4 nats: chains that were not seen may carry all
+        'log weights of 25 chains are spread by 2.5 nats: chains that were not seen may carry all
         the weight; use more temperatures or chains'
     """
     count, spread = len(log_weights), upper_spread(log_weights.double())

