@@ -87,7 +87,7 @@ def test_evidences_show_what_they_are_and_their_alarms():
     paper = result.to_latex().splitlines()
     assert paper[0] == "% log p of 3 data (3 numbers), nats per datum"
     assert paper[1] == f"% ! {result.warnings[0]}"
-    assert f"approx {result.total / 3:.1f}$" in paper[-3]
+    assert f"approx {result.total / 3:.2f}$" in paper[-3]
 
 
 def test_fits_show_how_they_ended():
