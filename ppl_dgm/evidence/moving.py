@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.base import Evidence
-from ppl_dgm.sampling.convergence import UNRELIABLE_K
 
 __all__ = ["failing_data", "joined_evidence"]
 
@@ -24,10 +23,9 @@ def failing_data(evidence: Evidence) -> tuple[Tensor, Tensor] | None:
     k = evidence.diagnostics.get("pareto_k")
     if evidence.reliable or k is None or k.shape != evidence.log_z.shape or not k.dim():
         return None
-    undefined = ~torch.isfinite(evidence.log_z)
-    if not bool((undefined | (k > UNRELIABLE_K)).any()):
+    failing = ~torch.isfinite(evidence.log_z) | (k > DOUBTFUL_K)  # as mass beyond all draws has
+    if not bool(failing.any()):
         return None
-    failing = undefined | (k > DOUBTFUL_K)
     return torch.nonzero(~failing).squeeze(1), torch.nonzero(failing).squeeze(1)
 
 

@@ -20,7 +20,7 @@ from ppl_dgm.evidence import (
 )
 
 ESTIMATORS: dict[str, Estimator] = {
-    "importance": PriorSampling(3000),
+    "importance": PriorSampling(30_000),
     "Laplace": Laplace(num_starts=4, num_particles=400),
     "adaptive": AdaptiveImportanceSampling(1000, num_fitted=500, num_chains=64),
     "flow": FlowImportanceSampling(1000, num_rounds=0, num_chains=64, num_steps=20),
