@@ -411,7 +411,7 @@ def check_scales(bound: Bound) -> None:
 
 
 def bias_alarm(std_error: Tensor) -> tuple[str, ...]:
-    r"""Warn where the biases of many data outweigh the error of their sum.
+    r"""Warn where many biases outweigh the error of their sum.
 
     The log of an unbiased estimate of Z with a standard error s is too low by $s^2 / 2$ on average:
     little beside s for one datum, but it is the errors of several that average out.

@@ -1,4 +1,4 @@
-"""States and modes that alone outweigh an estimate of a partition function.
+"""States and modes that outweigh a partition function.
 
 Annealed chains that all miss a mode agree with one another. What they miss shows where the data, or
 chains that start elsewhere, find more than the estimate says there is in all.
@@ -34,7 +34,7 @@ AROUND_MODES = 0.1  # nats by which a sum over draws is
 def outweighed_alarm(
     bound: Bound, free: Bound, log_z: Tensor, std_error: Tensor
 ) -> tuple[str, ...]:
-    r"""Warn where less than all of a density outweighs its integral.
+    r"""Warn where a part of a density outweighs its integral.
 
     Of binary data $Z \ge \sum_x f(x)$ over any different states: the data, and those that chains of
     the model visit from the data, from the base measure and from fair coins. Of real data Z is at
