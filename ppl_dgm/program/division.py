@@ -27,6 +27,7 @@ __all__ = ["PROOF_DATA", "lazy_division", "learn_division"]
 PROOF_DATA = 4
 MOST_DATA = 1024  # in a part
 MOST_NUMBERS = 2**11  # about, in a part: what a net makes of them is kept in memory
+MAX_ORDERS = 3  # tensors by whose numbers the data are ordered
 MAX_TRIALS = 64  # choices of shared arguments
 Held = frozenset[int]
 
@@ -165,9 +166,10 @@ class Trial:
         return Run.of(self.guide, self.model, *given)
 
     def places(self) -> list[Tensor]:
-        """Choose the data of three parts.
+        """Choose the data of some parts.
 
-        The last ones may be unlike the whole where data are sorted, as no others are.
+        The last ones may be unlike the whole where data are sorted, as no others are. The lowest
+        and the highest few are where it is asked whether any datum passes a threshold, or all.
         """
         tensors = tensors_of(self.args, self.kwargs)
         data = [tensor for tensor in tensors if tensor.dim() and tensor.shape[0] == self.size]
@@ -176,7 +178,22 @@ class Trial:
         few = max(1, min(few, self.size // 2))
         device = data[0].device if data else None
         last = torch.arange(self.size - few, self.size, device=device)
-        return [last, *disjoint_places(self.size, few, device)]
+        edges = [part for tensor in data[:MAX_ORDERS] for part in extremes(tensor, few)]
+        return [last, *disjoint_places(self.size, few, device), *edges]
+
+
+def extremes(data: Tensor, few: int) -> list[Tensor]:
+    """Return the places of the lowest and of the highest data.
+
+    These are at most `PROOF_DATA`, since thresholds may be passed by most.
+    """
+    rows = data.detach().flatten(1) if data.dim() > 1 else data.detach()[:, None]
+    rows = (rows.abs() if rows.is_complex() else rows).double().nan_to_num(nan=0.0)
+    if not rows.numel():
+        return []
+    few = min(few, PROOF_DATA)
+    parts = rows.amax(1).argsort()[:few], rows.amin(1).argsort()[-few:]
+    return [part.sort().values for part in parts]
 
 
 class Part:

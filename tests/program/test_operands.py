@@ -80,6 +80,22 @@ def test_what_all_data_take_from_numbers_of_few_bits_is_seen():
     assert not Program(model).bind(X.sort().values).structure.divisible
 
 
+OF_ANY_DATUM = {
+    "some are high": regression(lambda gate, x: (x > 1.5).any() * 1.0),
+    "some are low": regression(lambda gate, x: (x < 0.5).any() * 1.0),
+    "all are above": regression(lambda gate, x: (x > 0.5).all() * 1.0),
+    "some are high, behind a gate": regression(lambda gate, x: gate * (x > 1.5).any()),
+    "the middle is high": regression(lambda gate, x: (x.median() > 0.0) * 1.0),
+    "the size of the largest": regression(lambda gate, x: x.max().sign()),
+}
+
+
+@pytest.mark.parametrize("kind", OF_ANY_DATUM)
+def test_what_is_asked_of_any_datum_takes_no_part_of_them(kind):
+    torch.manual_seed(0)
+    assert not Program(OF_ANY_DATUM[kind]).bind(X.repeat(5)).structure.divisible
+
+
 def asserted(x):
     gate = pyro.sample("gate", dist.Normal(-9.0, 1.0)).relu()
     assert x.max() < 99, x.sum() / len(x)
