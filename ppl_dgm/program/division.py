@@ -183,7 +183,7 @@ class Trial:
 
 
 def extremes(data: Tensor, few: int) -> list[Tensor]:
-    """Return the places of the lowest and of the highest data.
+    """Return the places of the lowest and highest data.
 
     These are at most `PROOF_DATA`, since thresholds may be passed by most.
     """
