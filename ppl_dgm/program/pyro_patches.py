@@ -1,12 +1,13 @@
 """Changes to torch and Pyro for vectorised programs.
 
-Apart from one repair of Pyro, only the thread that runs a program sees them.
+Apart from two repairs of Pyro, only the thread that runs a program sees them.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.nn import AutoRegressiveNN
 from pyro.poutine import (
     lift_messenger,
     messenger,
@@ -40,6 +41,17 @@ def _entered(context: Any, fn: Callable, /, *args: Any, **kwargs: Any) -> Any:
 # Pyro's own takes no argument of a program that is called `context` or `fn`; the same with these
 # names free.
 messenger._context_wrap = _entered  # type: ignore[assignment]
+
+
+def _forward_in_dtype(self: AutoRegressiveNN, x: Tensor) -> Any:
+    dtype = torch.promote_types(x.dtype, next(self.parameters()).dtype)
+    return _FORWARD(self, x.to(dtype))
+
+
+# The inverse of Pyro's affine autoregressive transform begins at zeros of the default dtype, which
+# its net refuses in double.
+_FORWARD = AutoRegressiveNN.forward
+AutoRegressiveNN.forward = _forward_in_dtype  # type: ignore[method-assign]
 
 
 def _initialise_unvalidated(

@@ -204,6 +204,18 @@ def test_transforms_of_pyro_and_torch_are_welcome() -> None:
     assert flow.sample(3).dtype == torch.float64
 
 
+@pytest.mark.parametrize("stable", [False, True])
+def test_pyros_autoregressive_transform_is_inverted_in_double(stable: bool) -> None:
+    torch.manual_seed(0)
+    flow = Flow(noise(3), [T.affine_autoregressive(3, [8], stable=stable)]).double()
+    z = torch.randn(5, 3).double()
+    x = flow.from_latents(z)
+    assert torch.allclose(flow.latents(x), z, atol=1e-12)
+    assert torch.allclose(flow.distribution().log_prob(x), evidence.Exact()(flow, x).log_z)
+    with pytest.raises(ValueError, match="cannot map events \\[3\\]"):
+        Flow(noise(3), [T.generalized_channel_permute()])
+
+
 def test_a_base_is_a_distribution_or_a_module() -> None:
     class Learned(nn.Module):
         def __init__(self) -> None:

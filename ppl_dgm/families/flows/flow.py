@@ -295,7 +295,7 @@ def _tried(place: int, transform: Any, value: Tensor) -> Tensor:
             f"{f': {error}' if str(error) else ''}. Planar, Radial, Sylvester and "
             f"MaskedAutoregressive of ppl_dgm.transforms have one"
         ) from error
-    except RuntimeError as error:
+    except (IndexError, RuntimeError) as error:
         raise ValueError(
             f"transform {place}, {type(transform).__name__}, cannot map events "
             f"{list(value.shape)}: {error}"
