@@ -25,7 +25,7 @@ __all__: list[str] = []
 _APPLY = NeuTraReparam.apply
 
 
-def _apply(self: NeuTraReparam, msg: Any) -> Any:
+def _apply(self: Any, msg: Any) -> Any:
     name, fn, sites = msg["name"], msg["fn"], self.guide.prototype_trace.nodes
     if msg["is_observed"] or name not in sites:
         return _APPLY(self, msg)
@@ -45,7 +45,7 @@ def _apply(self: NeuTraReparam, msg: Any) -> Any:
     return {"fn": law, "value": value, "is_observed": True}
 
 
-def _share(self: NeuTraReparam, msg: Any) -> Tensor:
+def _share(self: Any, msg: Any) -> Tensor:
     """Draw z for all sites, and return what its Jacobian adds beyond its own density."""
     try:
         self.transform = self.guide.get_transform()
