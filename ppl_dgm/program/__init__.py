@@ -3,7 +3,6 @@
 They are checked, and evaluated over many particles at once.
 """
 
-from ppl_dgm.program import neutra as neutra  # repairs Pyro
 from ppl_dgm.program.arguments import call_signature, move_data, select_data, tensors_of
 from ppl_dgm.program.bound_program import Bound, Draw, LogJoint, Prior
 from ppl_dgm.program.data_argument import DataArgument

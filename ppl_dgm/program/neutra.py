@@ -20,12 +20,13 @@ from pyro.poutine.plate_messenger import block_plate
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__: list[str] = []
+__all__ = ["apply_with_density"]
 
 _APPLY = NeuTraReparam.apply
 
 
-def _apply(self: Any, msg: Any) -> Any:
+def apply_with_density(self: Any, msg: Any) -> Any:
+    """Reparametrise a site, in place of `NeuTraReparam.apply`."""
     name, fn, sites = msg["name"], msg["fn"], self.guide.prototype_trace.nodes
     if msg["is_observed"] or name not in sites:
         return _APPLY(self, msg)
@@ -46,7 +47,10 @@ def _apply(self: Any, msg: Any) -> Any:
 
 
 def _share(self: Any, msg: Any) -> Tensor:
-    """Draw z for all sites, and return what its Jacobian adds beyond its own density."""
+    """Draw z for all sites.
+
+    The result is its log Jacobian less its own log density.
+    """
     try:
         self.transform = self.guide.get_transform()
     except (NotImplementedError, TypeError):
@@ -60,6 +64,3 @@ def _share(self: Any, msg: Any) -> Tensor:
     self.x_unconstrained = {site["name"]: (site, v) for site, v in self.guide._unpack_latent(x)}
     slope = self.transform.log_abs_det_jacobian(z, x)
     return sum_rightmost(slope, slope.dim() - z.dim() + 1) - base.log_prob(z)
-
-
-NeuTraReparam.apply = _apply  # type: ignore[method-assign]

@@ -1,12 +1,13 @@
 """Changes to torch and Pyro for vectorised programs.
 
-Apart from two repairs of Pyro, only the thread that runs a program sees them.
+Apart from three repairs of Pyro, only the thread that runs a program sees them.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import AutoRegressiveNN
 from pyro.poutine import (
     lift_messenger,
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Beta, Distribution, LKJCholesky
 
 from ppl_dgm.context_patches import ContextPatches, Patch
+from ppl_dgm.program.neutra import apply_with_density
 
 __all__ = ["forgiving_factors", "right_draws", "unvalidated"]
 
@@ -52,6 +54,8 @@ def _forward_in_dtype(self: AutoRegressiveNN, x: Tensor) -> Any:
 # its net refuses in double.
 _FORWARD = AutoRegressiveNN.forward
 AutoRegressiveNN.forward = _forward_in_dtype  # type: ignore[method-assign]
+
+NeuTraReparam.apply = apply_with_density  # type: ignore[method-assign]
 
 
 def _initialise_unvalidated(
