@@ -14,7 +14,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.sampling.importance import Proposal, log_mean_exp, pareto_k, weight_chunks
+from ppl_dgm.sampling.importance import Proposal, all_weights, log_mean_exp, pareto_k
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.validation import check_least
 
@@ -25,19 +25,6 @@ DECAY = 0.9
 LARGEST_K = 0.7
 BIASED = 3.0  # standard errors between the jackknife and all draws together
 TOLERANCE = 0.001  # nats per datum that are no bias
-
-
-def all_weights(
-    bound: Bound, num_particles: int, proposal: Proposal, memory: int, compile: CompileMode
-) -> Tensor:
-    """Draw log weights of all data in bounded memory.
-
-    They are `[num_particles, data]` or `[num_particles]`, in float64.
-    """
-    rows: dict[int, list[Tensor]] = {}
-    for chunk in weight_chunks(bound, num_particles, proposal, memory, compile):
-        rows.setdefault(chunk.start, []).append(chunk.log_weights.double())
-    return torch.cat([torch.cat(row) for row in rows.values()], -1)
 
 
 @dataclass(frozen=True)

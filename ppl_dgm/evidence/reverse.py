@@ -52,7 +52,8 @@ class ReverseAIS(Estimator):
     result is then a `"lower"` bound. Elsewhere they are the ends of Markov chains, which start at
     annealed chains resampled by their weights and move `num_moves` times more: the result is an
     `"estimate"`, which may be too high where these chains miss a mode that the model has. Their
-    split R-hat (of log f) above 1.05 is an alarm; that no chain has seen a mode is beyond it.
+    split R-hat (of log f) above 1.05 is an alarm; that no chain has seen a mode is beyond it, but
+    where the data, or climbs and chains from elsewhere, show it (`ppl_dgm.evidence.outweighed`).
 
     It costs as much as AIS; where the draws have to be made, twice that and the moves.
 

@@ -24,6 +24,7 @@ from ppl_dgm.sampling.memory import MEMORY, chunk_plan, some_of
 __all__ = [
     "Proposal",
     "WeightSummary",
+    "all_weights",
     "expand_particles",
     "log_mean_exp",
     "log_weights",
@@ -88,11 +89,30 @@ def log_weights(
         with seeded(0, bound.device):
             own = draw(some_of(bound, 1)[0], 1).dtype
         with seeded(seed, bound.device):
-            chunks = list(weight_chunks(bound.in_double(), num_particles, proposal, memory))
-    rows: dict[int, list[Tensor]] = {}
-    for chunk in chunks:
-        rows.setdefault(chunk.start, []).append(chunk.log_weights)
-    return torch.cat([torch.cat(row, 0) for row in rows.values()], -1).to(own)
+            return all_weights(bound.in_double(), num_particles, proposal, memory).to(own)
+
+
+def all_weights(
+    bound: Bound,
+    num_particles: int,
+    proposal: Proposal = "guide",
+    memory: int = MEMORY,
+    compile: CompileMode = False,
+) -> Tensor:
+    """Draw log weights of all data in bounded memory.
+
+    They are `[num_particles, data]` or `[num_particles]`, in float64.
+    """
+    parts, done = [], num_particles
+    for _, log_w in weight_chunks(bound, num_particles, proposal, memory, compile):
+        if done == num_particles:
+            # One tensor for all: small ones kept between large ones would pin their memory.
+            shape = num_particles, *log_w.shape[1:]
+            parts.append(torch.empty(shape, dtype=torch.float64, device=log_w.device))
+            done = 0
+        parts[-1][done : done + len(log_w)] = log_w
+        done += len(log_w)
+    return torch.cat(parts, -1)
 
 
 class WeightChunk(NamedTuple):

@@ -34,6 +34,36 @@ print(peak() - start)
 """
 
 
+KEPT_WEIGHTS = """
+import resource
+import pyro, pyro.distributions as dist, torch
+from ppl_dgm import Program, log_weights
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # MiB
+
+def model(x):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.StudentT(4.0, mu, 1.0), obs=x)
+
+torch.set_num_threads(1)
+program, x = Program(model), torch.randn(20_000, dtype=torch.float64)
+log_weights(program, x, num_particles=50, memory=2**24)
+start = peak()
+assert log_weights(program, x, num_particles=3000, memory=2**24).shape == (3000,)
+print(peak() - start)
+"""
+
+
+@pytest.mark.slow
+def test_kept_weights_do_not_pin_the_memory_that_they_were_computed_in():
+    ran = subprocess.run(
+        [sys.executable, "-c", KEPT_WEIGHTS], capture_output=True, text=True, check=True
+    )
+    assert float(ran.stdout) < 100
+
+
 @pytest.mark.slow
 def test_five_thousand_particles_for_all_digits_in_less_than_a_gibibyte():
     ran = subprocess.run(
