@@ -73,7 +73,7 @@ class Family:
     @property
     def steps(self) -> int:
         """Steps of Adam; those of dense nets are short."""
-        return 2000 if self.decays == DENSE else 600
+        return 1200 if self.decays == DENSE else 600
 
 
 FAMILIES = {
