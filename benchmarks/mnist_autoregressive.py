@@ -111,7 +111,11 @@ def page(found: list[Row]) -> str:
     )
     ordered = sorted(found, key=lambda row: list(FAMILIES).index(row["family"]))
     table = markdown(head.split("|"), [cells(row) for row in ordered])
-    return "\n\n".join(["# Autoregressive nets on statically binarised MNIST", note, table])
+    end = (
+        "MADE of 2000 units with little penalty overfits: 80.0 nats of training images in its last "
+        "epoch. The published net had 8000 units; NADE was not run, nor other regularisation."
+    )
+    return "\n\n".join(["# Autoregressive nets on statically binarised MNIST", note, table, end])
 
 
 def main() -> None:
