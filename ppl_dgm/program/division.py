@@ -18,7 +18,7 @@ from ppl_dgm.program.isolation import undisturbed, undone
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
 from ppl_dgm.program.operands import SameShares, check_same_operands, disjoint_places, record
 from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
-from ppl_dgm.program.pyro_patches import unvalidated
+from ppl_dgm.program.pyro_patches import right_draws, unvalidated
 from ppl_dgm.program.sites import Site, Substitute, is_deterministic, placed_sites, random_sites
 from ppl_dgm.program.structure import Division
 
@@ -88,7 +88,7 @@ def learn_division(
             trace otherwise.
     """
     modules = [fn for fn in (model, guide) if isinstance(fn, torch.nn.Module)]
-    with undone(*modules), undisturbed(*modules), SizedPlates(), unvalidated():
+    with undone(*modules), undisturbed(*modules), SizedPlates(), unvalidated(), right_draws():
         trial = Trial(model, guide, args, kwargs, plate)
         return trial.learn(declared) if trial.is_possible() else None
 

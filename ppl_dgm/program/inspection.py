@@ -26,6 +26,7 @@ from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.observed import Observed
 from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
+from ppl_dgm.program.pyro_patches import right_draws
 from ppl_dgm.program.sites import (
     Site,
     is_auxiliary,
@@ -113,6 +114,7 @@ def examine(
         undisturbed(model, guide) as isolation,
         pyro.validation_enabled(True),
         SizedPlates(),
+        right_draws(),
         first_run.blaming_nan(args, kwargs),
     ):
         division = lazy_division(model, proposal, args, kwargs, plate, shared)

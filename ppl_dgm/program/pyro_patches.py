@@ -1,6 +1,6 @@
 """Changes to torch and Pyro for vectorised programs.
 
-Apart from three repairs of Pyro, only the thread that runs a program sees them.
+Apart from two repairs of Pyro, only the thread that runs a program sees them.
 """
 
 from collections.abc import Callable
@@ -55,8 +55,6 @@ def _forward_in_dtype(self: AutoRegressiveNN, x: Tensor) -> Any:
 _FORWARD = AutoRegressiveNN.forward
 AutoRegressiveNN.forward = _forward_in_dtype  # type: ignore[method-assign]
 
-NeuTraReparam.apply = apply_with_density  # type: ignore[method-assign]
-
 
 def _initialise_unvalidated(
     self: Distribution, *shapes: torch.Size, validate_args: bool | None = None, **named: torch.Size
@@ -104,8 +102,11 @@ unvalidated = ContextPatches(
     *(Patch(handlers, "is_validation_enabled", lambda: False) for handlers in _HANDLERS),
 )
 
-# Draws that follow their density.
-right_draws = ContextPatches(Patch(LKJCholesky, "sample", _sample_onion))
+# Draws that follow their density, and latents that have one.
+right_draws = ContextPatches(
+    Patch(LKJCholesky, "sample", _sample_onion),
+    Patch(NeuTraReparam, "apply", apply_with_density),
+)
 
 # One particle's singular covariance makes its own density NaN, and does not stop all the others
 # with an error.

@@ -39,3 +39,14 @@ def test_evidence_is_that_of_the_model(model, guide) -> None:
         found = evidence.ImportanceSampling(20_000)(Program(warped), X, seed=0)
     error = (found.log_z.sum() - truth).abs()
     assert error < 4 * found.std_error.norm() < 0.4
+
+
+def test_pyro_stays_as_it_is_outside_of_programs() -> None:
+    made = AutoDiagonalNormal(shared)
+    with pyro.get_param_store().scope():
+        made(X)
+        warped = NeuTraReparam(made.requires_grad_(False)).reparam(shared)
+        Program(warped).bind(X)
+        trace = pyro.poutine.trace(warped).get_trace(X)
+    latent = next(node for name, node in trace.nodes.items() if name.endswith("_shared_latent"))
+    assert isinstance(latent["fn"], dist.MaskedDistribution)
