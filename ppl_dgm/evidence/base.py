@@ -33,7 +33,7 @@ from ppl_dgm.watching import watched
 __all__ = ["BoundKind", "Estimate", "Estimator", "Evidence", "check_evidence", "rounding_between"]
 
 UNDEFINED_DRAWS = 1000  # at which densities are looked at for NaN
-BIASED = 2.0  # standard errors of a sum over data that its bias may be
+BIASED = 4.0  # standard errors of a sum over data that its bias may be
 LARGE_ROUNDING = 1e-3  # nats in all
 RELATIVE_ROUNDING = 1e-12  # of the log density: as many digits are right all the same
 RELIED_ON = 0.01  # share of the estimate that comes from draws whose density is looked at
@@ -425,7 +425,7 @@ def bias_alarm(std_error: Tensor) -> tuple[str, ...]:
         return ()
     each = bias / std_error.numel()
     warning = (
-        f"log p is too low by about {each:.2g} nats per datum, {bias:.3g} in all, beside an error "
+        f"log p may be too low by {each:.2g} nats per datum, {bias:.3g} in all, beside an error "
         f"of {error:.2g}, as the log of a mean over few draws is; use more of them"
     )
     return (warning,)

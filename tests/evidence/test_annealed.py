@@ -28,7 +28,7 @@ from ppl_dgm.sampling.smc.paths import linear_temperatures, sigmoid_temperatures
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_data_with_latents_of_their_own(schedule: str, start: str) -> None:
     model, guide, x, truth = linear_gaussian(num_data=40)
-    ais = AIS(num_temperatures=60, schedule=schedule, start=start)  # type: ignore[arg-type]
+    ais = AIS(num_temperatures=120, schedule=schedule, start=start)  # type: ignore[arg-type]
     result = ais(Program(model, guide), x)
     assert (result.target, result.bound, result.log_z.shape) == ("datum", "estimate", (40,))
     z = (result.log_z - truth) / result.std_error
