@@ -118,7 +118,7 @@ def estimates():
     }
     of_all = {
         "importance": evidence.ImportanceSampling(4000),
-        "ais": evidence.AIS(num_temperatures=30, num_chains=16),
+        "ais": evidence.AIS(num_temperatures=60, num_chains=32),
         "smc": evidence.SMC(num_particles=100, num_groups=16),
         "laplace": evidence.Laplace(num_particles=500),
         "elbo": evidence.ELBO(200),

@@ -19,7 +19,7 @@ from ppl_dgm.fitting.settling import restless, swings
 from ppl_dgm.nn import MLP
 from ppl_dgm.objectives import GAN
 
-SGD = partial(torch.optim.SGD, lr=0.2 / 8)  # of losses summed over 8 data
+SGD = partial(torch.optim.SGD, lr=0.2)
 
 
 class Point(nn.Module):
