@@ -446,7 +446,7 @@ def test_the_default_guide_is_fitted_to_a_bound_of_the_conjugate_evidence() -> N
 
 
 @pytest.mark.parametrize(
-    "estimator", [PriorSampling(num_particles=60_000), pytest.param(SMC(), marks=pytest.mark.slow)]
+    "estimator", [PriorSampling(num_particles=200_000), pytest.param(SMC(), marks=pytest.mark.slow)]
 )
 def test_evidence_of_a_conjugate_mixture_is_the_sum_over_assignments(estimator: Any) -> None:
     """Exact with label switching.
