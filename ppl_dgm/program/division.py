@@ -6,7 +6,7 @@ It is learnt from a program's densities, or declared by the user.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import pyro.poutine as poutine
@@ -148,7 +148,8 @@ class Trial:
         """
         try:
             parts = [Part(self, held, places) for places in self.places()]
-            if not all(part.has_densities_of_whole() for part in parts):
+            edges = (Part(self, held, places) for places in self.edges())
+            if not all(part.has_densities_of_whole() for part in chain(parts, edges)):
                 return False
             if any(part.recording.packs for part in parts):
                 return True
@@ -166,32 +167,40 @@ class Trial:
         return Run.of(self.guide, self.model, *given)
 
     def places(self) -> list[Tensor]:
-        """Choose the data of some parts.
+        """Choose the data of three parts.
 
-        The last ones may be unlike the whole where data are sorted, as no others are. The lowest
-        and the highest few are where it is asked whether any datum passes a threshold, or all.
+        The last ones may be unlike the whole where data are sorted, as no others are.
         """
-        tensors = tensors_of(self.args, self.kwargs)
-        data = [tensor for tensor in tensors if tensor.dim() and tensor.shape[0] == self.size]
+        data = self.data()
         numbers = sum(tensor[0].numel() for tensor in data)
         few = min(MOST_DATA, max(PROOF_DATA, MOST_NUMBERS // max(1, numbers)))
         few = max(1, min(few, self.size // 2))
         device = data[0].device if data else None
         last = torch.arange(self.size - few, self.size, device=device)
-        edges = [part for tensor in data[:MAX_ORDERS] for part in extremes(tensor, few)]
-        return [last, *disjoint_places(self.size, few, device), *edges]
+        return [last, *disjoint_places(self.size, few, device)]
+
+    def edges(self) -> list[Tensor]:
+        """Choose the lowest and the highest data.
+
+        They are unlike the whole where it is asked whether any datum passes a threshold, or all.
+        What they compute with may be unlike it for good reasons: a spline takes those beyond its
+        ends apart.
+        """
+        few = min(PROOF_DATA, self.size // 2)
+        return [part for tensor in self.data()[:MAX_ORDERS] for part in extremes(tensor, few)]
+
+    def data(self) -> list[Tensor]:
+        """List the tensors with a row for each datum."""
+        tensors = tensors_of(self.args, self.kwargs)
+        return [tensor for tensor in tensors if tensor.dim() and tensor.shape[0] == self.size]
 
 
 def extremes(data: Tensor, few: int) -> list[Tensor]:
-    """Return the places of the lowest and highest data.
-
-    These are at most `PROOF_DATA`, since thresholds may be passed by most.
-    """
+    """Return the places of the few lowest and highest data."""
     rows = data.detach().flatten(1) if data.dim() > 1 else data.detach()[:, None]
     rows = (rows.abs() if rows.is_complex() else rows).double().nan_to_num(nan=0.0)
     if not rows.numel():
         return []
-    few = min(few, PROOF_DATA)
     parts = rows.amax(1).argsort()[:few], rows.amin(1).argsort()[-few:]
     return [part.sort().values for part in parts]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import CumulativeDistributionTransform
 
 from ppl_dgm import Program, evidence, fit
+from ppl_dgm.data.densities import pinwheel
 from ppl_dgm.families import (
     FFJORD,
     IAF,
@@ -202,6 +203,14 @@ def test_transforms_of_pyro_and_torch_are_welcome() -> None:
     assert (after - before).abs().max() > 1e-3
     assert torch.allclose(flow.from_latents(flow.latents(x)), x, atol=1e-6)
     assert flow.sample(3).dtype == torch.float64
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_splines_take_minibatches_of_data_beyond_their_ends(seed: int) -> None:
+    torch.manual_seed(0)
+    x = pinwheel().sample((5000,))
+    torch.manual_seed(seed)
+    assert NSF(2, 3, layers="coupling").bind(x).structure.divisible
 
 
 @pytest.mark.parametrize("stable", [False, True])

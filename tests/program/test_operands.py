@@ -84,7 +84,6 @@ OF_ANY_DATUM = {
     "some are high": regression(lambda gate, x: (x > 1.5).any() * 1.0),
     "some are low": regression(lambda gate, x: (x < 0.5).any() * 1.0),
     "all are above": regression(lambda gate, x: (x > 0.5).all() * 1.0),
-    "some are high, behind a gate": regression(lambda gate, x: gate * (x > 1.5).any()),
     "the middle is high": regression(lambda gate, x: (x.median() > 0.0) * 1.0),
     "the size of the largest": regression(lambda gate, x: x.max().sign()),
 }
