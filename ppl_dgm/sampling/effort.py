@@ -1,7 +1,7 @@
 """Count of the densities that estimators evaluate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -51,17 +51,23 @@ def limited_effort(limit: float) -> Iterator[Effort]:
             outer.spent += effort.spent
 
 
-def spend(points: int, each: float = 1.0) -> None:
+def spend(points: int, each: float | Callable[[], float] = 1.0) -> None:
     """Count densities at points before they are evaluated.
+
+    What each point costs may be a function: a cost that is read from a device is read where
+    somebody counts alone.
 
     Raises:
         OverBudgetError: if they are more than the effort's limit.
     """
     effort, watch = CURRENT.get(), WATCH.get()
+    if effort is None and (watch is None or not watch.shown):
+        return
+    count = points * (each() if callable(each) else each)
     if watch is not None:
-        watch.add(points * each)
+        watch.add(count)
     if effort is None:
         return
-    effort.spent += points * each
+    effort.spent += count
     if effort.spent > effort.limit:
         raise OverBudgetError(f"stopped after its budget of {effort.limit:.3g} densities")

@@ -81,6 +81,20 @@ def test_every_density_of_nested_sampling_counts() -> None:
     assert effort.spent >= found.diagnostics["calls"] - 50
 
 
+def test_costs_are_not_read_where_nobody_counts() -> None:
+    read: list[int] = []
+
+    def cost() -> float:
+        read.append(1)
+        return GRADIENT
+
+    spend(4, cost)
+    assert not read
+    with limited_effort(math.inf) as effort:
+        spend(4, cost)
+    assert (effort.spent, len(read)) == (4 * GRADIENT, 1)
+
+
 def test_more_than_the_limit_raises_and_outer_counts_include_inner_ones() -> None:
     with limited_effort(100) as outer:
         with limited_effort(10) as inner:

@@ -90,7 +90,7 @@ class Annealing:
             return walk._replace(step=step + 1, log_weights=walk.log_weights + increments)
         now = walk.state, walk.log_weights, walk.acceptance
         given = self.kernel, self.plan, *now, beta[step], beta[step + 1]
-        spend(walk.state.base.numel(), self.kernel.cost(self.plan.at(beta[step + 1])[0]))
+        spend(walk.state.base.numel(), lambda: self.kernel.cost(self.plan.at(beta[step + 1])[0]))
         moved = self.path.run(temperature, *given, step=step, last=len(beta) - 2)
         state, log_weights, acceptance, walk.overlap[step], walk.by_temperature[step + 1] = moved
         return walk._replace(

@@ -79,7 +79,7 @@ class Rungs:
     def _advance(self, ladders: Ladders) -> Ladders:
         warm = ladders.step >= self.num_warmup
         step_size = ladders.steps.final if warm else ladders.steps.step_size
-        spend(ladders.state.base.numel(), self.kernel.cost(step_size))
+        spend(ladders.state.base.numel(), lambda: self.kernel.cost(step_size))
         given = self.kernel, self.num_chains, ladders.state, self.beta, step_size, ladders.scale
         total = self.num_warmup + self.num_draws
         move = self.path.run(move_ladders, *given, step=ladders.step, last=total)

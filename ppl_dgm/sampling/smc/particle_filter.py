@@ -125,7 +125,7 @@ class ParticleFilter:
 
     def _move(self, state: State, beta: Tensor) -> State:
         step_size, scale = self.annealing.plan.at(beta)
-        spend(state.base.numel(), self.annealing.kernel.cost(step_size))
+        spend(state.base.numel(), lambda: self.annealing.kernel.cost(step_size))
         groups = (
             part.expand(self.num_groups, *part.shape)
             for part in (beta.expand_as(step_size), step_size, scale)

@@ -231,7 +231,7 @@ class Tempering:
         self, state: State, beta: Tensor, step: Tensor, scale: Tensor
     ) -> tuple[State, Tensor, Tensor]:
         """Move all particles once: states, mean acceptance `[groups, *batch]`, corrections."""
-        spend(state.base.numel(), self.kernel.cost(step))
+        spend(state.base.numel(), lambda: self.kernel.cost(step))
         return self.path.run(move_groups, self.kernel, self.num_particles, state, beta, step, scale)
 
 
