@@ -228,8 +228,8 @@ class Bound:
 
         def evaluate() -> tuple[Tensor, Tensor]:
             prior, likelihood = self._model_once(values, None, [])
-            tractable = self._guide_is_tractable
-            return prior + likelihood, self._guide_once(values, None) if tractable else prior
+            has_guide = self.structure.has_guide  # the prior's density is known already
+            return prior + likelihood, self._guide_once(values, None) if has_guide else prior
 
         return self._evaluate(evaluate)
 

@@ -3,7 +3,7 @@
 They are where no datum's density moves with another's latents.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributions import biject_to
 
 from ppl_dgm.program.bound_program import Bound, Values
 from ppl_dgm.program.operands import (
-    SameAtPlaces,
+    SameInParts,
     UnlikeError,
     check_same_operands,
     disjoint_places,
@@ -41,12 +41,9 @@ def are_independent(bound: Bound) -> bool:
     if not structure.per_datum or not structure.latents or structure.subsampled or size < 2:
         return True
     one, other = single_draw(bound), single_draw(bound)
-    parts = disjoint_places(size, min(MOST_PLACES, size // 2), bound.device)
     try:
-        terms = bound.log_densities_of_one(one)
-        if any(latent.local and latent.batch_dim for latent in structure.latents):
-            for places, side in zip(parts, (1.0, -1.0), strict=True):
-                check_alone(bound, one, (far_from(bound, one, side), other), places)
+        own = any(latent.local and latent.batch_dim for latent in structure.latents)
+        terms = check_alone(bound, one, other) if own else bound.log_densities_of_one(one)
         return not (
             any(
                 moved(terms, bound.log_densities_of_one(mixture(bound, one, other, kept)), kept)
@@ -61,27 +58,34 @@ def are_independent(bound: Bound) -> bool:
         return False
 
 
-def check_alone(bound: Bound, one: Values, others: Iterable[Values], places: Tensor) -> None:
+def check_alone(bound: Bound, one: Values, other: Values) -> Terms:
     """Check that some data see no latents of the rest.
 
-    The rest has other latents: the first that the program runs at.
+    Two parts of the data keep their latents. The rest has those far out to either side or, where
+    the program does not run there, those of another draw.
+
+    Returns:
+        The terms at the first draw's latents.
 
     Raises:
-        UnlikeError: where operations on the data see them.
+        UnlikeError: where operations on the data see the rest.
     """
     size = bound.num_data or 1
-    same = SameAtPlaces(size, places)
-    recorded = record(partial(bound.log_densities_of_one, one), same.keep)
-    kept = torch.isin(torch.arange(size, device=bound.device), places)
-    for other in () if recorded.packs else others:
-        mixed = mixture(bound, one, other, kept)
-        try:
-            check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, same))
-        except UnlikeError:
-            raise
-        except Exception:  # of the user's own code, as where a matrix far out has no factor
-            continue
-        return
+    parts = SameInParts(size, disjoint_places(size, min(MOST_PLACES, size // 2), bound.device))
+    recorded = record(partial(bound.log_densities_of_one, one), parts.keep)
+    for number, side in () if recorded.packs else enumerate((1.0, -1.0)):
+        check = parts.check_of(number)
+        kept = torch.isin(torch.arange(size, device=bound.device), parts.places[number])
+        for rest in (far_from(bound, one, side), other):
+            mixed = mixture(bound, one, rest, kept)
+            try:
+                check_same_operands(partial(bound.log_densities_of_one, mixed), (recorded, check))
+            except UnlikeError:
+                raise
+            except Exception:  # of the user's own code, as where a matrix far out has no factor
+                continue
+            break
+    return recorded.results
 
 
 def far_from(bound: Bound, values: Values, side: float) -> Values:

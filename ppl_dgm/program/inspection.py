@@ -26,7 +26,7 @@ from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.observed import Observed
 from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
-from ppl_dgm.program.pyro_patches import right_draws
+from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
 from ppl_dgm.program.sites import (
     Site,
     is_auxiliary,
@@ -138,11 +138,12 @@ def examine(
             few = select_data(*few, size, slice(PROOF_DATA), division.held or ())
         num_data = PROOF_DATA if not whole else size
         bound = Bound(model, proposal, structures[0], *few, num_data=num_data)
-        if not are_independent(bound):
-            bound = replace(bound, structure=replace(bound.structure, per_datum=False))
-        if not guide and bound.is_entangled():
-            bound = replace(bound, structure=bound.structure.without_paths())
-        structure = prove_vectorisation(bound) if particles != 1 else bound.structure.untried()
+        with unvalidated(), forgiving_factors():  # as every proof does
+            if not are_independent(bound):
+                bound = replace(bound, structure=replace(bound.structure, per_datum=False))
+            if not guide and bound.is_entangled():
+                bound = replace(bound, structure=bound.structure.without_paths())
+            structure = prove_vectorisation(bound) if particles != 1 else bound.structure.untried()
         if training:
             with isolation.in_given_modes(), undone(model, guide):
                 guide_trace, model_trace = first_run.run(model, proposal, *few)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    "SameAtPlaces",
+    "SameInParts",
     "SameShares",
     "UnlikeError",
     "check_same_operands",
@@ -42,7 +42,7 @@ MOVES = {
 PACKS = "aten::_pack_padded_sequence"  # in an order of the data as a whole
 ROUNDING = 300  # units in the last place, of the largest number
 ROUNDING_HALF = 4  # the same of numbers of 16 bits, which are few
-Check = Callable[[Tensor, Tensor], None]
+Check = Callable[[Tensor, Any], None]
 Results = Iterable[Tensor]
 
 
@@ -92,10 +92,15 @@ class SameAtPlaces(SameShares):
 
     def __call__(self, one: Tensor, kept: Tensor) -> None:
         """Raise where an operand differs at the places."""
-        if not any(map(equal, self.choices(self.keep(one)), self.choices(kept))):
+        if not any(map(equal, self.choices(self.select(one)), self.choices(kept))):
             raise UnlikeError("an operand of some data changes with others")
 
     def keep(self, operand: Tensor) -> Tensor:
+        """Keep the places along axes of data."""
+        kept = self.select(operand)
+        return snapshot(operand) if kept is operand else kept
+
+    def select(self, operand: Tensor) -> Tensor:
         """Take the places along axes of data."""
         for axis in range(operand.dim()):
             if operand.shape[axis] == self.size:
@@ -118,6 +123,29 @@ class SameAtPlaces(SameShares):
             for axis, order in enumerate(orders):
                 chosen = chosen if order is None else chosen.index_select(axis, order)
             yield chosen
+
+
+class SameInParts:
+    """Check of parts of the data, one at a time.
+
+    All are kept of the same run.
+    """
+
+    def __init__(self, size: int, places: list[Tensor]) -> None:
+        self.places = places
+        self._parts = [SameAtPlaces(size, part) for part in places]
+
+    def keep(self, operand: Tensor) -> list[Tensor]:
+        """Keep the places of each part."""
+        return [part.keep(operand) for part in self._parts]
+
+    def check_of(self, number: int) -> Check:
+        """Return the check of one part."""
+
+        def check(operand: Tensor, kept: list[Tensor]) -> None:
+            self._parts[number](operand, kept[number])
+
+        return check
 
 
 def disjoint_places(size: int, few: int, device: torch.device | None) -> list[Tensor]:
@@ -151,10 +179,16 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=relative, atol=relative * largest, equal_nan=True)
 
 
+def snapshot(operand: Tensor) -> Tensor:
+    """Return an operand as it is now.
+
+    Parameters do not change in a run.
+    """
+    return operand if isinstance(operand, nn.Parameter) else operand.clone()
+
+
 @torch.no_grad()
-def record(
-    run: Callable[[], Results], keep: Callable[[Tensor], Tensor] = lambda operand: operand
-) -> "Recording":
+def record(run: Callable[[], Results], keep: Callable[[Tensor], Any] = snapshot) -> "Recording":
     """Record the operands that lead to a run's results.
 
     `keep` takes what is to be kept of each; what only an assertion sees is left out.
@@ -188,7 +222,7 @@ class Step:
     """One operation, its operands, and the steps before it."""
 
     name: Any
-    operands: list[Tensor]
+    operands: list[Any]  # as they are kept
     sources: set[int]
     leads: bool = False
 
@@ -196,7 +230,7 @@ class Step:
 class Recording(TorchDispatchMode):
     """Keep the operations of a run with their operands."""
 
-    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, keep: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.keep = keep
         self.results: list[Tensor] = []
@@ -208,7 +242,7 @@ class Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         self.packs |= func._schema.name == PACKS
         read = memory(args, kwargs)
-        step = Step(func, [self.kept(one) for one in operands(func, args, kwargs)], set())
+        step = Step(func, [self.keep(one) for one in operands(func, args, kwargs)], set())
         step.sources = self.makers_of(read)
         result = func(*args, **kwargs)
         for key in memory(result) | memory(written(func, args, kwargs)):
@@ -216,15 +250,6 @@ class Recording(TorchDispatchMode):
             self.makers[key] = earlier | {len(self.steps)}
         self.steps.append(step)
         return result
-
-    def kept(self, operand: Tensor) -> Tensor:
-        """Return an operand as it is now.
-
-        Parameters do not change in a run.
-        """
-        kept = self.keep(operand)
-        same = kept is operand and not isinstance(operand, nn.Parameter)
-        return kept.clone() if same else kept
 
     def makers_of(self, read: set[int]) -> set[int]:
         """Steps that made what is in some memories."""

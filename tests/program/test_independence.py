@@ -130,3 +130,15 @@ def test_importance_weighted_fits_see_coupled_data_whole():
     program = Program(Walk())
     fit(program, Y, IWELBO(num_particles=20), steps=2, progress=False, compile=False)
     assert program.bind(Y).structure.target == "dataset"
+
+
+def test_programs_are_checked_in_few_runs():
+    """Two to see its sites, seven to see that data are independent, seven that particles are."""
+    runs = []
+
+    def counted(y):
+        runs.append(y)
+        independent(y)
+
+    Program(counted).bind(Y)
+    assert len(runs) <= 16
