@@ -43,7 +43,7 @@ from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.auto import auto
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
-from ppl_dgm.evidence.bdmc import BDMC, Sandwich
+from ppl_dgm.evidence.bdmc import BDMC
 from ppl_dgm.evidence.bounds import CUBO, IWELBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.check_moves import check_moves
@@ -58,6 +58,7 @@ from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.noise import over_noise
 from ppl_dgm.evidence.over_particles import BoundCurve, over_particles
 from ppl_dgm.evidence.reverse import ReverseAIS
+from ppl_dgm.evidence.sandwich import Sandwich
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration

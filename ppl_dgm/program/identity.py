@@ -106,7 +106,10 @@ def _kind(value: Any) -> str:
         return getattr(value, "__qualname__", value.__name__)
     if isinstance(value, Tensor):  # whatever its device and its class
         return "torch.Tensor"
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    module = type(value).__module__
+    # Our own classes may move between the files of their room.
+    home = ".".join(module.split(".")[:2]) if module.startswith("ppl_dgm.") else module
+    return f"{home}.{type(value).__qualname__}"
 
 
 def _content(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AIS, BDMC, Evidence, Sandwich
-from ppl_dgm.evidence.bdmc import simulate
+from ppl_dgm.evidence.simulation import simulate
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.kernels import HMC, ULA
 
