@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ppl_dgm.reporting import plots
     from ppl_dgm.reporting.arviz import to_arviz
     from ppl_dgm.sampling import kernels
-    from ppl_dgm.sampling.importance import log_weights, pareto_k
-    from ppl_dgm.sampling.posterior import Posterior, posterior
+    from ppl_dgm.sampling.importance import log_weights
+    from ppl_dgm.sampling.importance_resampling import posterior
+    from ppl_dgm.sampling.posterior import Posterior
+    from ppl_dgm.sampling.weight_summary import pareto_k
 
 __all__ = [
     "Comparison",
@@ -64,9 +66,9 @@ _HOMES = {
     "guides": "conditionals.guides",
     "kernels": "sampling.kernels",
     "log_weights": "sampling.importance:log_weights",
-    "pareto_k": "sampling.importance:pareto_k",
+    "pareto_k": "sampling.weight_summary:pareto_k",
     "plots": "reporting.plots",
-    "posterior": "sampling.posterior:posterior",
+    "posterior": "sampling.importance_resampling:posterior",
     "refine": "amortisation:refine",
     "to_arviz": "reporting.arviz:to_arviz",
 }

@@ -15,7 +15,8 @@ from ppl_dgm.markup import error_text
 from ppl_dgm.objectives import ELBO
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
-from ppl_dgm.sampling.importance import WeightSummary, weight_chunks
+from ppl_dgm.sampling.importance import weight_chunks
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["amortisation_gap", "refine"]
 

@@ -41,7 +41,7 @@ from ppl_dgm.reporting.folders import (
 )
 from ppl_dgm.reporting.netcdf import write_netcdf
 from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
-from ppl_dgm.sampling.posterior import posterior
+from ppl_dgm.sampling.importance_resampling import posterior
 
 __all__ = ["Section", "write_report"]
 

@@ -6,172 +6,16 @@ A whole training step is one graph. The optimisers' state is torch's own.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from ppl_dgm.compile.errors import CaptureError
+from ppl_dgm.compile.update_rules import RULES, Group, SGDRule, StateTensors
 
 __all__ = ["GraphOptimiser"]
-
-Group = dict[str, Any]
-State = dict[str, torch.Tensor]
-Moved = tuple[torch.Tensor, State]
-
-
-class Rule:
-    """How one optimiser moves one parameter.
-
-    To add one: name the tensors that torch's class keeps per parameter, name the settings of a
-    group that are on or off (`switches`; a number is on unless it is zero), say which numbers there
-    are (`rates`, computed on the host in double precision at every step), and compute the new
-    values (`move`) from the rates and the switches alone.
-    """
-
-    kept: ClassVar[tuple[str, ...]] = ()
-    switches: ClassVar[tuple[str, ...]] = ("maximize",)
-
-    def names(self, group: Group) -> tuple[str, ...]:
-        """Return the names of the state tensors of a group.
-
-        These are the tensors of the parameter's shape in torch's state.
-        """
-        return self.kept
-
-    def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the numbers that a given step needs.
-
-        `step` is 1, 2, ..., or an array of steps, which gives rows of numbers.
-        """
-        raise TypeError(f"{type(self).__name__} must define rates")
-
-    def move(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        state: State,
-        rates: Any,
-        group: Group,
-    ) -> Moved:
-        """Compute the new parameter and its new state tensors.
-
-        The state tensors are given by name.
-        """
-        raise TypeError(f"{type(self).__name__} must define move")
-
-
-class AdamRule(Rule):
-    r"""Update rule of Adam and AdamW.
-
-    $\theta \leftarrow \theta - \alpha \hat m / (\sqrt{\hat v} + \epsilon)$ (Kingma and Ba, 2015,
-    algorithm 1).
-
-    Decoupled weight decay makes $\theta \leftarrow (1 - \alpha \lambda) \theta$ first (Loshchilov
-    and Hutter, 2019, algorithm 2).
-    """
-
-    kept = ("exp_avg", "exp_avg_sq")
-    switches = ("maximize", "weight_decay", "decoupled_weight_decay", "amsgrad")
-
-    def names(self, group: Group) -> tuple[str, ...]:
-        """Return torch's names of the state tensors.
-
-        AMSGrad keeps the maximum of the second moment too.
-        """
-        return (*self.kept, "max_exp_avg_sq") if group["amsgrad"] else self.kept
-
-    def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the numbers that a step of Adam needs.
-
-        These are the step size with bias correction, the scale of the second moment, both betas,
-        epsilon and the decay.
-        """
-        rate, (first, second), decay = (
-            float(group["lr"]),
-            map(float, group["betas"]),
-            float(group["weight_decay"]),
-        )
-        if group["decoupled_weight_decay"]:
-            decay = 1.0 - rate * decay
-        return [
-            rate / (1.0 - first**step),
-            (1.0 - second**step) ** -0.5,
-            first,
-            second,
-            group["eps"],
-            decay,
-        ]
-
-    def move(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        state: State,
-        rates: Any,
-        group: Group,
-    ) -> Moved:
-        """Update both moments and the parameter."""
-        size, scale, first, second, epsilon, decay = rates
-        if group["weight_decay"] and group["decoupled_weight_decay"]:
-            parameter = parameter * decay
-        elif group["weight_decay"]:
-            gradient = gradient + decay * parameter
-        mean = state["exp_avg"] + (gradient - state["exp_avg"]) * (1.0 - first)
-        square = state["exp_avg_sq"] * second + gradient * gradient * (1.0 - second)
-        new = {"exp_avg": mean, "exp_avg_sq": square}
-        if group["amsgrad"]:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
-        return parameter - size * mean / (square.sqrt() * scale + epsilon), new
-
-
-class SGDRule(Rule):
-    r"""Update rule of `torch.optim.SGD`.
-
-    $b \leftarrow \mu b + (1 - \tau) g$, $\theta \leftarrow \theta - \alpha b$.
-    """
-
-    switches = ("maximize", "weight_decay", "momentum", "nesterov")
-
-    def names(self, group: Group) -> tuple[str, ...]:
-        """Return the momentum buffer's name, where there is momentum."""
-        return ("momentum_buffer",) if group["momentum"] else ()
-
-    def rates(self, group: Group, step: Any) -> list[Any]:
-        """Return the numbers that a step of SGD needs.
-
-        These are the learning rate, the momentum, the weight of the gradient (the first step is not
-        dampened) and the decay.
-        """
-        undampened = 1.0 - group["dampening"] * (step > 1)
-        return [
-            float(group["lr"]),
-            float(group["momentum"]),
-            undampened,
-            float(group["weight_decay"]),
-        ]
-
-    def move(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        state: State,
-        rates: Any,
-        group: Group,
-    ) -> Moved:
-        """Update the momentum buffer and the parameter."""
-        size, momentum, weight, decay = rates
-        if group["weight_decay"]:
-            gradient = gradient + decay * parameter
-        if not group["momentum"]:
-            return parameter - size * gradient, {}
-        buffer = state["momentum_buffer"] * momentum + gradient * weight
-        gradient = gradient + momentum * buffer if group["nesterov"] else buffer
-        return parameter - size * gradient, {"momentum_buffer": buffer}
-
-
-RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamRule(), SGD: SGDRule()}
 
 
 @dataclass
@@ -373,7 +217,7 @@ class GraphOptimiser:
             for group in self.optimizer.param_groups
         ]
 
-    def _state(self, group: Group, parameter: torch.Tensor) -> State:
+    def _state(self, group: Group, parameter: torch.Tensor) -> StateTensors:
         theirs = self.optimizer.state.get(parameter, {})
         found = {name: theirs.get(name) for name in self.rule.names(group)}
         return {name: torch.zeros_like(parameter) if t is None else t for name, t in found.items()}

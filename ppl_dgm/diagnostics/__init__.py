@@ -10,6 +10,8 @@ distance.
 from ppl_dgm.diagnostics.codes import CodeLength, code_length
 from ppl_dgm.diagnostics.gradients import GradientNoise, gradient_noise
 from ppl_dgm.diagnostics.latent_use import LatentUse, latent_use
+from ppl_dgm.diagnostics.mean_discrepancy import linear_mmd_test, mmd_test
+from ppl_dgm.diagnostics.permutations import TwoSampleTest, permutation_test
 from ppl_dgm.diagnostics.sample_quality import (
     Memorisation,
     ModeCounts,
@@ -20,16 +22,7 @@ from ppl_dgm.diagnostics.sample_quality import (
     mode_counts,
     precision_recall,
 )
-from ppl_dgm.diagnostics.two_sample import (
-    TwoSampleTest,
-    classifier_test,
-    energy_test,
-    ks_test,
-    linear_mmd_test,
-    mean_test,
-    mmd_test,
-    permutation_test,
-)
+from ppl_dgm.diagnostics.two_sample import classifier_test, energy_test, ks_test, mean_test
 
 __all__ = [
     "CodeLength",

@@ -12,8 +12,8 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Program, undisturbed
 from ppl_dgm.program.seeding import seeded
-from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["CodeLength", "code_length"]
 

@@ -44,14 +44,16 @@ from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.auto import auto
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
 from ppl_dgm.evidence.bdmc import BDMC
-from ppl_dgm.evidence.bounds import CUBO, IWELBO, JVI, SUMO
 from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
 from ppl_dgm.evidence.check_moves import check_moves
+from ppl_dgm.evidence.cubo import CUBO
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.flow_importance import FlowImportanceSampling
 from ppl_dgm.evidence.grid import GridSampling, GridSum
 from ppl_dgm.evidence.harmonic import HarmonicMean, LearnedHarmonicMean
 from ppl_dgm.evidence.importance import ELBO, ImportanceSampling, PriorSampling
+from ppl_dgm.evidence.iwelbo import IWELBO
+from ppl_dgm.evidence.jvi import JVI
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested import NestedSampling
 from ppl_dgm.evidence.nested_smc import NestedSMC
@@ -61,6 +63,7 @@ from ppl_dgm.evidence.reverse import ReverseAIS
 from ppl_dgm.evidence.sandwich import Sandwich
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey
 from ppl_dgm.evidence.smc import SMC
+from ppl_dgm.evidence.sumo import SUMO
 from ppl_dgm.evidence.thermodynamic import SteppingStone, ThermodynamicIntegration
 from ppl_dgm.evidence.widened import WideSampling
 

@@ -18,7 +18,7 @@ from ppl_dgm.evidence.normalising import ladder_to
 from ppl_dgm.program import Bound, Ladder
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error, spread_warnings
-from ppl_dgm.sampling.importance import WeightSummary, log_mean_exp
+from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels import HMC, Kernel
 from ppl_dgm.sampling.memory import MEMORY, join_parts
 from ppl_dgm.sampling.smc.annealing import Annealing, Walk
@@ -34,6 +34,7 @@ from ppl_dgm.sampling.smc.paths import (
 )
 from ppl_dgm.sampling.smc.population import Plan, Tempering
 from ppl_dgm.sampling.smc.resampling import effective_size
+from ppl_dgm.sampling.weight_summary import WeightSummary
 from ppl_dgm.validation import check_least
 
 __all__ = ["AIS", "weight_alarms", "weight_diagnostics"]

@@ -19,7 +19,7 @@ from ppl_dgm.evidence.reverse import ReverseAIS, bound_estimate
 from ppl_dgm.evidence.sandwich import Sandwich
 from ppl_dgm.evidence.simulation import simulate
 from ppl_dgm.program import Bound, Program, evaluating
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.memory import join_parts

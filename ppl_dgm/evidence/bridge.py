@@ -17,11 +17,11 @@ from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halve
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import PosteriorDraws, evaluate
 from ppl_dgm.sampling.convergence import chain_ess
-from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.proposals import Fitted, fit_flow, fit_normal
 from ppl_dgm.sampling.student_mixtures import fit_student_mixture
 from ppl_dgm.sampling.symmetries import try_mirrors
 from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.weight_summary import WeightSummary
 from ppl_dgm.validation import check_least
 
 __all__ = ["BridgeSampling", "bridge_iteration"]

@@ -14,11 +14,12 @@ from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.importance import weighted_estimate
 from ppl_dgm.evidence.widened import innermost_support
 from ppl_dgm.program import Bound, Latent
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.importance import WeightSummary, expand_particles
+from ppl_dgm.sampling.importance import expand_particles
 from ppl_dgm.sampling.kernels.gibbs import values_of
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, join_parts
+from ppl_dgm.sampling.weight_summary import WeightSummary
 from ppl_dgm.validation import check_least
 
 __all__ = ["GridSampling", "GridSum"]

@@ -14,9 +14,10 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.program import Bound
-from ppl_dgm.sampling.importance import Proposal, WeightSummary, weight_chunks
+from ppl_dgm.sampling.importance import Proposal, weight_chunks
 from ppl_dgm.sampling.memory import MEMORY, some_of
 from ppl_dgm.sampling.reach import unreached_alarm
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["ELBO", "ImportanceSampling", "PriorSampling", "weighted_estimate"]
 

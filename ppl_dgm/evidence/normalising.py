@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
-from ppl_dgm.program.bound_program import Prior, is_given_or_summed_out
 from ppl_dgm.program.inspection import examine
 from ppl_dgm.program.ladder import MAX_SUMMED, States
+from ppl_dgm.program.prior import Prior, is_given_or_summed_out
 from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.program.supports import is_binary, is_real
 from ppl_dgm.sampling.kernels.flips import BitFlips

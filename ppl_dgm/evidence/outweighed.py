@@ -14,10 +14,10 @@ from ppl_dgm.program import Bound, Ladder
 from ppl_dgm.program.supports import is_binary
 from ppl_dgm.sampling.climbing import distinct, find_modes
 from ppl_dgm.sampling.effort import OverBudgetError
-from ppl_dgm.sampling.importance import WeightSummary
 from ppl_dgm.sampling.memory import some_of
 from ppl_dgm.sampling.student_mixtures import mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["outweighed_alarm"]
 

@@ -15,11 +15,11 @@ from ppl_dgm.sampling.chains import (
     LEAST_DRAWS,
     POINTS_AT_ONCE,
     PosteriorDraws,
-    given_draws,
     guide_draws,
     hmc_draws,
     nuts_draws,
 )
+from ppl_dgm.sampling.given_draws import given_draws
 from ppl_dgm.sampling.memory import MEMORY, part_of, spans
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.undefined import undefined_alarm

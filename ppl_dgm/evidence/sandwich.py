@@ -1,4 +1,4 @@
-"""Bounds of log Z on both sides, and the gap between them."""
+"""Bounds of log Z on both sides, and their gap."""
 
 import math
 from dataclasses import dataclass, field, fields

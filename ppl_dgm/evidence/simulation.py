@@ -1,4 +1,4 @@
-"""Simulation of data from a program, in place of its observed arguments."""
+"""Simulation of data in place of a program's observed arguments."""
 
 from dataclasses import replace
 from functools import partial
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ppl_dgm.program import Bound, draw_sites
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["simulate"]

@@ -32,7 +32,8 @@ How to choose, by what the guide draws:
   of those that have one.
 """
 
-from ppl_dgm.objectives.adversarial import FGAN, GAN, AdversarialLoss
+from ppl_dgm.objectives.adversarial import FGAN, GAN
+from ppl_dgm.objectives.adversarial_losses import AdversarialLoss
 from ppl_dgm.objectives.bigan import BiGAN
 from ppl_dgm.objectives.combined import CIWAE, MIWAE
 from ppl_dgm.objectives.contrastive import (
@@ -40,7 +41,6 @@ from ppl_dgm.objectives.contrastive import (
     PersistentContrastiveDivergence,
 )
 from ppl_dgm.objectives.cyclegan import CycleGAN
-from ppl_dgm.objectives.discrete import REINFORCE, RLOO, VIMCO, ReweightedWakeSleep, RunningMean
 from ppl_dgm.objectives.distillation import ForwardKL, ReverseKL
 from ppl_dgm.objectives.divergences import Divergence, alpha_divergence, named_divergence
 from ppl_dgm.objectives.elbo import ELBO, IWELBO, Renyi
@@ -51,9 +51,13 @@ from ppl_dgm.objectives.objective import Objective, linear_warmup
 from ppl_dgm.objectives.players import Game, Goal, Player
 from ppl_dgm.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from ppl_dgm.objectives.regularised import BetaTC, FreeBits
+from ppl_dgm.objectives.reinforce import REINFORCE, RunningMean
 from ppl_dgm.objectives.relaxation import StraightThrough
+from ppl_dgm.objectives.rloo import RLOO
 from ppl_dgm.objectives.scores import ScoreMatching
 from ppl_dgm.objectives.semi_amortised import SemiAmortised
+from ppl_dgm.objectives.vimco import VIMCO
+from ppl_dgm.objectives.wake_sleep import ReweightedWakeSleep
 
 __all__ = [
     "CIWAE",

@@ -4,214 +4,22 @@ The critic learns to tell the program's draws from data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map_only
 
 from ppl_dgm.checked import checked
+from ppl_dgm.objectives.adversarial_losses import AdversarialLoss, named_loss
+from ppl_dgm.objectives.critics import Judge
 from ppl_dgm.objectives.divergences import Divergence, named_divergence
 from ppl_dgm.objectives.players import Game, Goal, Player
-from ppl_dgm.program.sampling import Uncondition
-from ppl_dgm.program.sites import is_deterministic
+from ppl_dgm.objectives.sides import Sides, draw_sides
 from ppl_dgm.sampling.discrepancies import energy_distance
 from ppl_dgm.validation import check_shares, check_sizes
 
-__all__ = ["FGAN", "GAN", "AdversarialLoss", "Sides", "check_weights", "draw", "draw_sides"]
-
-Function = Callable[[Tensor], Tensor]
-
-
-@checked
-@dataclass(frozen=True)
-class AdversarialLoss:
-    """Losses of critic and generator, functions of the scores.
-
-    They act elementwise on the critic's scores `[...]`.
-
-    To add one, make an instance and hand it to `GAN`.
-
-    Args:
-        real: the critic's loss on data.
-        fake: the critic's loss on draws.
-        generator: the generator's loss on its draws.
-        lipschitz: whether the critic must be kept Lipschitz, by a gradient penalty or spectral
-            norm.
-    """
-
-    real: Function
-    fake: Function
-    generator: Function
-    lipschitz: bool = False
-
-
-def negated(scores: Tensor) -> Tensor:
-    """Minus the scores."""
-    return -scores
-
-
-LOSSES = {
-    "minimax": AdversarialLoss(lambda s: softplus(-s), softplus, lambda s: -softplus(s)),
-    "nonsaturating": AdversarialLoss(lambda s: softplus(-s), softplus, lambda s: softplus(-s)),
-    "least_squares": AdversarialLoss(
-        lambda s: (s - 1).square() / 2, lambda s: s.square() / 2, lambda s: (s - 1).square() / 2
-    ),
-    "hinge": AdversarialLoss(lambda s: relu(1 - s), lambda s: relu(1 + s), negated),
-    "wasserstein": AdversarialLoss(negated, lambda s: s, negated, lipschitz=True),
-}
-
-
-def named_loss(loss: str | AdversarialLoss) -> AdversarialLoss:
-    """A loss, or the one of that name.
-
-    Raises:
-        ValueError: for another name.
-    """
-    if isinstance(loss, AdversarialLoss):
-        return loss
-    if loss not in LOSSES:
-        raise ValueError(
-            f"loss is {loss!r}; expected one of {sorted(LOSSES)}, or an AdversarialLoss of your "
-            "own. f-divergences are FGAN's"
-        )
-    return LOSSES[loss]
-
-
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """Critic with its packing of data and its penalties.
-
-    The penalties keep it smooth.
-
-    Args:
-        net: maps `[N, *event]`, and what else the program is given, to scores `[N]` or `[N, 1]`.
-            Packs of m reach it as `[N / m, m * event[0], *event[1:]]`.
-        pack: m, the data in a pack.
-        gradient_penalty: weight of (|gradient| - 1)^2 between data and draws.
-        one_sided: whether gradients below 1 go free.
-        r1: weight gamma of |gradient|^2 / 2 at data.
-    """
-
-    net: nn.Module
-    pack: int = 1
-    gradient_penalty: float = 0.0
-    one_sided: bool = False
-    r1: float = 0.0
-
-    def scores(self, x: Tensor, rest: Any) -> Tensor:
-        """Compute the scores `[packs]` of packed data.
-
-        `rest` are the program's other arguments, `(args, kwargs)`, packed too.
-        """
-        args, kwargs = rest
-        scores = self.net(x, *args, **kwargs)
-        if tuple(scores.shape) not in ((len(x),), (len(x), 1)):
-            raise ValueError(
-                f"the critic maps {tuple(x.shape)} to {tuple(scores.shape)}; expected one score "
-                f"for each datum, ({len(x)},) or ({len(x)}, 1): end it in a layer of one output"
-            )
-        return scores.reshape(-1)
-
-    def packed(self, tree: Any) -> Any:
-        """Group tensors `[N, *event]` into packs.
-
-        The last N mod m data are left out.
-        """
-        return tree if self.pack == 1 else tree_map_only(Tensor, self._packed, tree)
-
-    def _packed(self, x: Tensor) -> Tensor:
-        packs = len(x) // self.pack
-        if packs == 0:
-            raise ValueError(
-                f"a minibatch has {len(x)} data, fewer than a pack of {self.pack}; expected "
-                "batch_size to be at least pack"
-            )
-        x = x[: packs * self.pack]
-        return x.reshape(packs, -1, *x.shape[2:])
-
-    def penalty(self, real: Tensor, fake: Tensor, rest: Any) -> Tensor | float:
-        """What keeps the critic smooth, mean over packs."""
-        total: Tensor | float = 0.0
-        if self.gradient_penalty:
-            shape = (len(real),) + (1,) * (real.dim() - 1)
-            share = torch.rand(shape, dtype=real.dtype, device=real.device)
-            between = self._squared_gradients(real + share * (fake - real), rest)
-            excess = (between + 1e-12).sqrt() - 1
-            if self.one_sided:
-                excess = relu(excess)
-            total = total + self.gradient_penalty * excess.square().mean()
-        if self.r1:
-            total = total + self.r1 / 2 * self._squared_gradients(real, rest).mean()
-        return total
-
-    def _squared_gradients(self, x: Tensor, rest: Any) -> Tensor:
-        x = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.scores(x, rest).sum(), x, create_graph=True)
-        return gradient.reshape(len(x), -1).square().sum(1)
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Data and draws, with the program's other arguments.
-
-    Data and draws are both `[N, *event]`.
-    """
-
-    real: Tensor
-    fake: Tensor
-    rest: tuple[tuple, dict[str, Any]] = field(default=((), {}))
-
-
-def draw_sides(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Sides:
-    """Draw as many data as the model is given.
-
-    The draws have a path gradient.
-
-    Raises:
-        ValueError: no data, no site of that name, draws of another shape or without a path
-            gradient.
-    """
-    if site in kwargs:
-        real, rest = kwargs[site], (args, {k: v for k, v in kwargs.items() if k != site})
-    elif args:
-        real, rest = args[0], (args[1:], dict(kwargs))
-    else:
-        raise ValueError(
-            f"the program was given no data for {site!r}; pass them as its first argument or by "
-            "name"
-        )
-    fake = draw(model, site, args, kwargs)
-    if fake.shape != real.shape:
-        raise ValueError(
-            f"the program draws {tuple(fake.shape)} at {site!r} but the data are "
-            f"{tuple(real.shape)}; expected as many draws as data: open pyro.plate('data', len(x))"
-        )
-    return Sides(real.to(fake), fake, rest)
-
-
-def draw(model: Callable, site: str, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    """Draw a site of a model from its prior.
-
-    The draw has a path gradient.
-    """
-    trace: Any = poutine.trace(Uncondition()(model)).get_trace(*args, **kwargs)
-    nodes = trace.nodes
-    found = nodes.get(site)
-    if found is None or found["type"] != "sample":
-        names = [name for name, node in nodes.items() if node["type"] == "sample"]
-        raise ValueError(f"the program has no site {site!r}, only {names}; name it: site=...")
-    if not (is_deterministic(found) or found["fn"].has_rsample):
-        raise ValueError(
-            f"the program draws {site!r} from a {type(found['fn']).__name__} without a path "
-            "gradient, so that a critic cannot teach it; use a distribution with rsample, such as "
-            "Normal or RelaxedBernoulli, or pyro.deterministic"
-        )
-    return found["value"]
+__all__ = ["FGAN", "GAN", "check_weights"]
 
 
 class GAN(Game):

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
-from ppl_dgm.objectives.adversarial import GAN, AdversarialLoss, Sides, draw_sides
+from ppl_dgm.objectives.adversarial import GAN
+from ppl_dgm.objectives.adversarial_losses import AdversarialLoss
+from ppl_dgm.objectives.sides import Sides, draw_sides
 from ppl_dgm.program import Prior
 from ppl_dgm.program.sites import is_deterministic
 

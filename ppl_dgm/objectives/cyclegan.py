@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
-from ppl_dgm.objectives.adversarial import GAN, AdversarialLoss, check_weights, draw
+from ppl_dgm.objectives.adversarial import GAN, check_weights
+from ppl_dgm.objectives.adversarial_losses import AdversarialLoss
 from ppl_dgm.objectives.players import Game, Goal, Player
+from ppl_dgm.objectives.sides import draw
 from ppl_dgm.program import Program
 from ppl_dgm.sampling.discrepancies import energy_distance
 

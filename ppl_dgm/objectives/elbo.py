@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import KLWeight, Objective
 from ppl_dgm.program import Bound, Latent, Structure
-from ppl_dgm.program.bound_program import Draw, Values
+from ppl_dgm.program.particles import Draw, Values
 from ppl_dgm.sampling.importance import expand_particles, log_mean_exp
 
 __all__ = [

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ppl_dgm.checked import checked
-from ppl_dgm.objectives.discrete import check_scored
 from ppl_dgm.objectives.objective import KLWeight, Objective
+from ppl_dgm.objectives.score_gradients import check_scored
 from ppl_dgm.program import Bound, Structure
 from ppl_dgm.program.sites import is_deterministic, is_subsample
 from ppl_dgm.program.supports import innermost

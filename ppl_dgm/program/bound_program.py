@@ -6,7 +6,7 @@ Its log densities have a leading dimension of particles.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.poutine as poutine
@@ -25,14 +25,15 @@ from ppl_dgm.program.log_densities import (
     sum_sites,
     unmask,
 )
+from ppl_dgm.program.particles import Draw, LogJoint, Values
 from ppl_dgm.program.plates import NoWiderThan, SizedPlates
 from ppl_dgm.program.precision import in_float64, to_double
+from ppl_dgm.program.prior import Prior
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
 from ppl_dgm.program.sites import (
     Site,
     Substitute,
     WithoutPaths,
-    is_enumerated,
     is_point_mass,
     is_random_subsample,
     random_sites,
@@ -43,57 +44,10 @@ from ppl_dgm.program.weighted_rows import WeightedRows, weighted_rows
 from ppl_dgm.program.zero_probabilities import exact_probabilities
 from ppl_dgm.pyro_state import import_dynamo, pyro_in_turn
 
-__all__ = [
-    "PARTICLE_PLATE",
-    "Bound",
-    "Draw",
-    "LogJoint",
-    "Prior",
-    "Values",
-    "is_given_or_summed_out",
-]
+__all__ = ["PARTICLE_PLATE", "Bound"]
 
 PARTICLE_PLATE = "_particles"
 MANY_DATA = 1000  # from which it pays to draw from the prior without them
-Values = dict[str, Tensor]
-
-
-class LogJoint(NamedTuple):
-    """Log prior and log likelihood of latent values.
-
-    These are log p(z) and log p(x | z), each `[particles, data]` (per datum) or `[particles]` (data
-    set).
-
-    `scale` is the factor by which each datum counts, a number or `[data]`: 10 for a minibatch of a
-    tenth of the data.
-    """
-
-    prior: Any
-    likelihood: Any
-    scale: Any = 1.0
-
-    @property
-    def total(self) -> Tensor:
-        """log p(x, z)."""
-        return self.prior + self.likelihood
-
-
-class Draw(NamedTuple):
-    """Latent values and the log density of their draw.
-
-    Values are `[particles, *shape]` by site name. The density is that of the distribution that drew
-    them.
-
-    `score` is the log density of the sites drawn without a path gradient, without scales and masks;
-    `counted` is its part in `log_prob`, with them. Its gradient has mean zero, since scales and
-    masks of a site come before its draw. It is zero where the prior draws: there it cancels against
-    the joint density.
-    """
-
-    values: Values
-    log_prob: Any
-    score: Any = 0.0
-    counted: Any = 0.0
 
 
 @dataclass(frozen=True)
@@ -514,33 +468,3 @@ def exactly() -> Iterator[None]:
     """
     with in_float64(), exact_probabilities():
         yield
-
-
-class Prior:
-    """Prior of the model, used as a guide.
-
-    It draws all latents, and hides the data and the factors.
-
-    As the guide of Pyro's own losses it must hide the latents that are summed out too: they are
-    none of the guide's.
-    """
-
-    def __init__(self, model: Callable, hide: Callable[[Any], bool] | None = None) -> None:
-        self.model = model
-        self.hide = hide or is_given
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        poutine.block(self.model, hide_fn=self.hide)(*args, **kwargs)
-
-
-def is_given(site: Any) -> bool:
-    """Return whether a site is data or a factor.
-
-    Such sites are not drawn.
-    """
-    return site["type"] == "sample" and site["is_observed"]
-
-
-def is_given_or_summed_out(site: Any) -> bool:
-    """Whether a site is not drawn or is enumerated."""
-    return is_given(site) or (site["type"] == "sample" and is_enumerated(site))

@@ -11,9 +11,9 @@ import pyro.poutine as poutine
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ppl_dgm.program.bound_program import Prior
 from ppl_dgm.program.guide_checks import check_same_site
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
+from ppl_dgm.program.prior import Prior
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import is_summed_out, random_sites
 

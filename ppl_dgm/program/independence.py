@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppl_dgm.program.bound_program import Bound, Values
+from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.operands import (
     SameInParts,
     UnlikeError,
@@ -18,6 +18,7 @@ from ppl_dgm.program.operands import (
     disjoint_places,
     record,
 )
+from ppl_dgm.program.particles import Values
 
 __all__ = ["are_independent"]
 

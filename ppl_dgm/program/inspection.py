@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.program import checks, first_run
 from ppl_dgm.program.arguments import select_data, tensors_of
-from ppl_dgm.program.bound_program import Bound, Prior
+from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.crosscheck import unlike_pyro
 from ppl_dgm.program.division import PROOF_DATA, lazy_division, learn_division
 from ppl_dgm.program.energies import find_energies
@@ -24,9 +24,10 @@ from ppl_dgm.program.independence import are_independent
 from ppl_dgm.program.isolation import undisturbed, undone, undone_on_error
 from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.observed import Observed
-from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
+from ppl_dgm.program.prior import Prior
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
+from ppl_dgm.program.scoped_callable import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
     is_auxiliary,

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_dgm.program.bound_program import PARTICLE_PLATE, Bound, Values
+from ppl_dgm.program.bound_program import PARTICLE_PLATE, Bound
 from ppl_dgm.program.enumeration import split_enumerated
 from ppl_dgm.program.log_densities import log_prob_of
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.sites import Site, random_sites
 
 __all__ = ["log_likelihoods"]

@@ -15,15 +15,16 @@ from ppl_dgm.compile import is_tracing
 from ppl_dgm.markup import latex_table
 from ppl_dgm.program.adapted_data import AdaptedData
 from ppl_dgm.program.arguments import call_signature, unpack_arguments
-from ppl_dgm.program.bound_program import Bound, Prior, is_given_or_summed_out
+from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.checks import refuse_implicit
 from ppl_dgm.program.description import describe_program, site_rows
 from ppl_dgm.program.drawing import StandIns, drawing_html, model_graph
 from ppl_dgm.program.first_run import blame
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed, undone_on_error
-from ppl_dgm.program.parameters import ScopedCallable
+from ppl_dgm.program.prior import Prior, is_given_or_summed_out
 from ppl_dgm.program.sampling import draw_sites
+from ppl_dgm.program.scoped_callable import ScopedCallable
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.storage import parameters_in, write_state
 from ppl_dgm.program.structure import DensityKind, Structure

@@ -12,8 +12,9 @@ import pyro.poutine as poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from ppl_dgm.program.bound_program import PARTICLE_PLATE, Values
+from ppl_dgm.program.bound_program import PARTICLE_PLATE
 from ppl_dgm.program.inverses import check_inverse
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.pyro_patches import right_draws, unvalidated
 from ppl_dgm.program.sites import (
     Site,

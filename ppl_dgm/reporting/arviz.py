@@ -63,7 +63,7 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
     `ess`, `pareto_k`, whether the draws are reliable, and why not.
 
     Args:
-        posterior: of `ppl_dgm.sampling.posterior`, or `Posterior(program.bind(*data), draws)`
+        posterior: of `ppl_dgm.posterior`, or `Posterior(program.bind(*data), draws)`
             around draws of another sampler.
         seed: of the prior and predictive draws, as many as the posterior has; torch's generator is
             left as it was.
@@ -77,8 +77,7 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
-        >>> from ppl_dgm import Program
-        >>> from ppl_dgm.sampling.posterior import posterior
+        >>> from ppl_dgm import Program, posterior
         >>> def model(x=None):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 1 if x is None else len(x)):

@@ -1,6 +1,6 @@
 """Posterior draws in unconstrained space.
 
-They come from Markov chains, from the guide, or from the user.
+They come from Markov chains or from the guide.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,10 @@ from ppl_dgm.sampling.convergence import (
     energy_bfmi,
     is_divergent,
     r_hat_warnings,
-    series_std_error,
     split_r_hat,
     stein_warnings,
 )
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.importance import pareto_k
 from ppl_dgm.sampling.kernels import (
     HMC,
     DualAveraging,
@@ -38,6 +36,7 @@ from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle
 from ppl_dgm.sampling.unconstrained import SplitDensity, Unconstrained, rule_out_overflow
+from ppl_dgm.sampling.weight_summary import pareto_k
 
 __all__ = [
     "LEAST_DRAWS",
@@ -47,7 +46,6 @@ __all__ = [
     "Splits",
     "adapted_chains",
     "evaluate",
-    "given_draws",
     "guide_draws",
     "hmc_draws",
     "nuts_draws",
@@ -59,7 +57,6 @@ POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the d
 WARMUP_ROUNDS = (0.4, 0.6)
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
 MAX_TEMPERATURES, MOVES_PER_TEMPERATURE = 200, 3
-SMALL_MEAN = 0.1  # in Stein's identity, that is no matter
 KEPT = 0.5  # share of the draws that is effective after a step in temperature
 EAGER = Switch(False)
 
@@ -356,81 +353,3 @@ def guide_draws(target: Unconstrained, num_draws: int) -> PosteriorDraws:
     chosen = shuffle(resample(log_weights)).unsqueeze(-1).expand(points.shape)
     ess = 1 / (1 / effective_size(log_weights) + 1 / num_draws)
     return PosteriorDraws(points.gather(0, chosen).unsqueeze(0), ess, pareto_k(log_weights))
-
-
-def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> PosteriorDraws:
-    """Convert the user's posterior draws to unconstrained space.
-
-    Draws of each site are `[chains, draws, *site]` or `[draws, *site]`.
-
-    Raises:
-        ValueError: if a latent is missing or has another shape, or values are outside its support.
-    """
-    example = target.constrain(target.sample_prior(1))
-    missing = [slot.latent.name for slot in target.slots if slot.latent.name not in draws]
-    if missing:
-        raise ValueError(
-            f"the posterior draws lack the latents {missing}; they have {sorted(draws)}"
-        )
-    values = {}
-    for slot in target.slots:
-        name = slot.latent.name
-        value = with_chains(
-            name, draws[name].detach().to(target.device, target.dtype), example[name].shape[1:]
-        )
-        inside = slot.latent.support.check(value)
-        if not bool(inside.all()) or not bool(torch.isfinite(value).all()):
-            raise ValueError(
-                f"posterior draws of {name!r} lie outside its support {slot.latent.support}; give "
-                "them in the space of the model's site, untransformed"
-            )
-        values[name] = value
-    sizes = {name: tuple(value.shape[:2]) for name, value in values.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"the posterior draws have different numbers of chains and draws: {sizes}")
-    chains, draws_each = next(iter(sizes.values()))
-    points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
-    points = points.unflatten(0, (chains, draws_each))
-    return PosteriorDraws(points, stein=stein_distance(target, points))
-
-
-def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) -> Tensor:
-    r"""Measure how far draws violate Stein's identity.
-
-    Draws are `[chains, draws, *batch, dim]`. The result, `[*batch]`, is the largest violation in
-    standard errors.
-
-    $\mathbb{E}[g] = 0$ and $\mathbb{E}[y g] = -1$ for each coordinate y and its slope g of the log
-    posterior: the first fails for shifted draws, the second for draws too wide or too narrow.
-    Gorham and Mackey (2015).
-    """
-    flat = points.flatten(0, 1)
-    row = allocated_bytes(lambda: target.log_joint(flat[:1]))
-    density = Target(target.raw_split, max(1, int(memory / (4 * row + 1))))
-    slope = density.slope(flat, flat.new_ones(())).unflatten(0, points.shape[:2]).double()
-    centred = points.double() - flat.double().mean(0)
-    scale = flat.double().std(0)
-    terms = torch.stack([scale * slope, centred * slope + 1])
-    return torch.stack([apart_from_zero(part) for part in terms]).amax((0, -1))
-
-
-def apart_from_zero(series: Tensor) -> Tensor:
-    """Measure the distance of series means from zero.
-
-    Series are `[chains, draws, ...]`, distances in standard errors. They are zero where the mean is
-    small.
-    """
-    mean, spread = series.mean((0, 1)), series.flatten(0, 1).std(0)
-    distance = mean.abs() / series_std_error(series)
-    return torch.where(mean.abs() <= SMALL_MEAN * (1 + spread), 0.0, distance)
-
-
-def with_chains(name: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """Draws of one site as `[chains, draws, *site]`."""
-    extra = value.dim() - len(shape)
-    if extra not in (1, 2) or value.shape[extra:] != shape:
-        raise ValueError(
-            f"posterior draws of {name!r} have shape {tuple(value.shape)}; expected [chains, "
-            f"draws, *{list(shape)}] or [draws, *{list(shape)}]"
-        )
-    return value.unsqueeze(0) if extra == 1 else value

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["decode", "decoded", "latent_draws"]

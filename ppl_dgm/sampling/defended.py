@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.importance import WeightSummary, log_mean_exp
+from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.proposals import Fitted
 from ppl_dgm.sampling.unconstrained import Unconstrained
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["Weighted", "defended_weights", "mixture_weights"]
 

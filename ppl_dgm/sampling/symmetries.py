@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.supports import is_real
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.unconstrained import Unconstrained

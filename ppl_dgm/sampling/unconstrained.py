@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from ppl_dgm.program import Bound, Latent, undisturbed
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.simplex import precise
 

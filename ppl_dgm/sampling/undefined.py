@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program import Bound
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.differences import propose_by_differences

@@ -14,22 +14,23 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Draw, Program, undisturbed
-from ppl_dgm.program.bound_program import Values
 from ppl_dgm.program.log_densities import seen_entries
+from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
-from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
-from ppl_dgm.sampling.memory import MEMORY
-from ppl_dgm.sampling.posterior import (
-    Posterior,
+from ppl_dgm.sampling.importance import log_mean_exp
+from ppl_dgm.sampling.importance_resampling import (
     check_latents,
     join_posteriors,
     resample_part,
     storable_parts,
 )
+from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.posterior import Posterior
 from ppl_dgm.sampling.smc.resampling import effective_size, resample
 from ppl_dgm.sampling.unconstrained import check_continuous
+from ppl_dgm.sampling.weight_summary import pareto_k
 from ppl_dgm.tasks.chains import LEAST_CHAINS, LEAST_MOVES, move_draws
 from ppl_dgm.tasks.conditioning import autoregressive_law, check_mask, filled
 from ppl_dgm.tasks.data_chains import HeldEntries, draw_data

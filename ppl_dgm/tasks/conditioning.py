@@ -18,7 +18,8 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.importance import log_mean_exp, pareto_k
+from ppl_dgm.sampling.importance import log_mean_exp
+from ppl_dgm.sampling.weight_summary import pareto_k
 from ppl_dgm.watching import watched
 
 __all__ = [

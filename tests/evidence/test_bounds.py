@@ -20,14 +20,8 @@ from ppl_dgm.evidence import (
     ImportanceSampling,
     over_particles,
 )
-from ppl_dgm.evidence.bounds import (
-    jackknife,
-    leave_one_out,
-    leave_two_out,
-    reach,
-    roulette,
-    stopping_times,
-)
+from ppl_dgm.evidence.jvi import jackknife, leave_one_out, leave_two_out
+from ppl_dgm.evidence.sumo import reach, roulette, stopping_times
 from ppl_dgm.sampling.importance import log_mean_exp
 
 FLOAT = torch.float64

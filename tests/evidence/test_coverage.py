@@ -27,7 +27,7 @@ from ppl_dgm.evidence import (
     auto,
 )
 from ppl_dgm.sampling.convergence import widened_by_skew
-from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 FLOAT = torch.float64
 SEEDS = 200

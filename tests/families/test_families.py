@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_dgm import Program, log_weights
 from ppl_dgm.compile import compile_function
 from ppl_dgm.objectives import ELBO
-from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 NUM_PARTICLES = 4000
 

@@ -16,7 +16,8 @@ from ppl_dgm import NonFiniteError, Program, fit
 from ppl_dgm.families import MADE, Generator
 from ppl_dgm.nn import MLP, spectral_normalised
 from ppl_dgm.objectives import FGAN, GAN, AdversarialLoss, named_divergence
-from ppl_dgm.objectives.adversarial import LOSSES, Judge
+from ppl_dgm.objectives.adversarial_losses import LOSSES
+from ppl_dgm.objectives.critics import Judge
 
 quietly = partial(fit, progress=False, compile=False)
 adam = partial(torch.optim.Adam, lr=0.02, betas=(0.0, 0.99))

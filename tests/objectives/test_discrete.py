@@ -23,7 +23,7 @@ from ppl_dgm.objectives import (
     RunningMean,
     StraightThrough,
 )
-from ppl_dgm.objectives.discrete import leave_one_out_bounds
+from ppl_dgm.objectives.vimco import leave_one_out_bounds
 
 UNITS, DIMS = 2, 3
 X = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])

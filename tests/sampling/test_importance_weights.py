@@ -14,8 +14,9 @@ from ppl_dgm import Program, log_weights, pareto_k
 from ppl_dgm.evidence import ImportanceSampling
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
-from ppl_dgm.sampling.importance import WeightSummary, expand_particles, log_mean_exp, weight_chunks
+from ppl_dgm.sampling.importance import expand_particles, log_mean_exp, weight_chunks
 from ppl_dgm.sampling.memory import AllocationCounter, allocated_bytes, chunk_plan
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, 1.1, -0.4, 0.0])
 TRUTH = Normal(0.0, math.sqrt(2.0)).log_prob(X)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.reporting.plots.style import ALARM, COLOURS, INK, MUTED, as_arrays, new_axes, style
 from ppl_dgm.sampling.convergence import UNRELIABLE_K
-from ppl_dgm.sampling.importance import WeightSummary
+from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["plot_weights"]
 

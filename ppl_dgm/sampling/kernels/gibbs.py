@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.program import Bound, Latent
-from ppl_dgm.program.bound_program import Values
+from ppl_dgm.program.particles import Values
 
 __all__ = ["Gibbs", "values_of"]
 
