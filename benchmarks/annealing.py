@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ppl_dgm import Program, fit, objectives
 from ppl_dgm.compile import Switch
 from ppl_dgm.evidence import AIS, BDMC, ELBO, Evidence, ImportanceSampling
-from ppl_dgm.sampling.kernels import leapfrog
+from ppl_dgm.sampling.kernels.metropolis import leapfrog
 from ppl_dgm.sampling.smc.paths import Path as TemperedPath
 from ppl_dgm.sampling.smc.paths import open_space
 

@@ -40,7 +40,8 @@ from ppl_dgm.reporting.folders import (
     written_whole,
 )
 from ppl_dgm.reporting.netcdf import write_netcdf
-from ppl_dgm.reporting.plots import narrow_axes, plot_curves, plot_images
+from ppl_dgm.reporting.plots import plot_curves, plot_images
+from ppl_dgm.reporting.plots.style import narrow_axes
 from ppl_dgm.sampling.importance_resampling import posterior
 
 __all__ = ["Section", "write_report"]

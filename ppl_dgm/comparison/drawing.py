@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ppl_dgm.comparison.rendering import others
 from ppl_dgm.comparison.rows import Row
-from ppl_dgm.reporting.plots import ForestRow, add_key, forest_axes, plot_forest
+from ppl_dgm.reporting.plots import ForestRow, plot_forest
+from ppl_dgm.reporting.plots.forest import add_key, forest_axes
 from ppl_dgm.reporting.plots.style import MUTED
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from ppl_dgm.compile.inductor.backend import (
     compile_captured,
     compile_function,
 )
-from ppl_dgm.compile.jit import CompileMode, Switch, check_compile
+from ppl_dgm.compile.jit import CompileMode, Switch
 from ppl_dgm.compile.scan import Loop, compile_loop
-from ppl_dgm.compile.tracing.capture import Captured, capture, is_tracing
+from ppl_dgm.compile.tracing.capture import Captured, capture
 from ppl_dgm.compile.tracing.fori_loop import repeat
 from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
 from ppl_dgm.compile.train_step import TrainStep
@@ -36,13 +36,11 @@ __all__ = [
     "TrainStep",
     "cache_folder",
     "capture",
-    "check_compile",
     "compile_captured",
     "compile_density",
     "compile_function",
     "compile_loop",
     "differentiable_loss",
-    "is_tracing",
     "repeat",
     "value_and_gradient",
 ]

@@ -13,15 +13,11 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compression.sides import Coded, Receiver, Sender, Side
 from ppl_dgm.compression.stack import BitStack
 from ppl_dgm.distributions.autoregressive import EqualMixture
-from ppl_dgm.program import (
-    Program,
-    Structure,
-    evaluating,
-    select_data,
-    undisturbed,
-    unvalidated,
-)
+from ppl_dgm.program import Program, Structure
+from ppl_dgm.program.arguments import select_data
 from ppl_dgm.program.identity import digest
+from ppl_dgm.program.isolation import evaluating, undisturbed
+from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 

@@ -26,9 +26,8 @@ from ppl_dgm.transforms import (
     ScalarMap,
     Spline,
     Sylvester,
-    condition_all,
-    push,
 )
+from ppl_dgm.transforms.bijection import condition_all, push
 from ppl_dgm.validation import check_sizes
 
 __all__ = [

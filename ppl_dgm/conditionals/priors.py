@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.conditional import Conditional
 from ppl_dgm.conditionals.guides import AmortisedGuide
-from ppl_dgm.transforms import FlowDistribution, Held
+from ppl_dgm.transforms import FlowDistribution
+from ppl_dgm.transforms.distribution import Held
 from ppl_dgm.validation import check_sizes
 
 __all__ = [

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, Program, undisturbed
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan
 from ppl_dgm.sampling.weight_summary import WeightSummary

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives import Objective
-from ppl_dgm.program import Program, undisturbed
+from ppl_dgm.program import Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["GradientNoise", "gradient_noise"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, Latent, Program, undisturbed
+from ppl_dgm.program import Bound, Latent, Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["LatentUse", "latent_use"]

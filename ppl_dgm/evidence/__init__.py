@@ -44,7 +44,7 @@ from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.auto import auto
 from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
 from ppl_dgm.evidence.bdmc import BDMC
-from ppl_dgm.evidence.bridge import BridgeSampling, bridge_iteration
+from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.check_moves import check_moves
 from ppl_dgm.evidence.cubo import CUBO
 from ppl_dgm.evidence.exact import Exact
@@ -100,7 +100,6 @@ __all__ = [
     "ThermodynamicIntegration",
     "WideSampling",
     "auto",
-    "bridge_iteration",
     "check_moves",
     "over_noise",
     "over_particles",

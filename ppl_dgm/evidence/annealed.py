@@ -15,7 +15,8 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode
 from ppl_dgm.evidence.base import Estimate, Estimator
 from ppl_dgm.evidence.normalising import ladder_to
-from ppl_dgm.program import Bound, Ladder
+from ppl_dgm.program import Bound
+from ppl_dgm.program.ladder import Ladder
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error, spread_warnings
 from ppl_dgm.sampling.importance import log_mean_exp

@@ -39,7 +39,8 @@ from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.streaming import over_stream, read_once
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import missed_mode_alarm

@@ -17,8 +17,9 @@ from ppl_dgm.evidence.outweighed import outweighed_alarm
 from ppl_dgm.evidence.rendering import evidence_html, evidence_latex
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.streaming import over_stream, read_once
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.checks import refuse_point_masses
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.precision import Shaking
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import random_sites

@@ -18,7 +18,8 @@ from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence
 from ppl_dgm.evidence.reverse import ReverseAIS, bound_estimate
 from ppl_dgm.evidence.sandwich import Sandwich
 from ppl_dgm.evidence.simulation import simulate
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of

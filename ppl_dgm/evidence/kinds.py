@@ -17,7 +17,8 @@ from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.scouting import scouted_modes
 from ppl_dgm.sampling.unconstrained import Unconstrained

@@ -17,7 +17,8 @@ from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.kinds import Allowance, scout, typical_error
 from ppl_dgm.evidence.laplace import Laplace
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.climbing import distinct
 from ppl_dgm.sampling.effort import limited_effort

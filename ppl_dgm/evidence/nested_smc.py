@@ -13,7 +13,7 @@ from ppl_dgm.evidence.smc import group_alarms
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.convergence import acceptance_alarm, mean_exp_std_error
 from ppl_dgm.sampling.importance import Proposal, log_mean_exp
-from ppl_dgm.sampling.kernels import nudge_step_size
+from ppl_dgm.sampling.kernels.adaptation import nudge_step_size
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.smc.constrained import Density, Particles, move
 from ppl_dgm.sampling.smc.resampling import resample

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_dgm.program import Bound, Ladder, Program, ladder_of, tensors_of
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.inspection import examine
-from ppl_dgm.program.ladder import MAX_SUMMED, States
+from ppl_dgm.program.ladder import MAX_SUMMED, Ladder, States, ladder_of
 from ppl_dgm.program.prior import Prior, is_given_or_summed_out
 from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.program.supports import is_binary, is_real

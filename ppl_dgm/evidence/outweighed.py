@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.normalising import ladder_to
-from ppl_dgm.program import Bound, Ladder
+from ppl_dgm.program import Bound
+from ppl_dgm.program.ladder import Ladder
 from ppl_dgm.program.supports import is_binary
 from ppl_dgm.sampling.climbing import distinct, find_modes
 from ppl_dgm.sampling.effort import OverBudgetError

@@ -17,7 +17,8 @@ from ppl_dgm.evidence.annealed import AIS, weight_alarms, weight_diagnostics
 from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
 from ppl_dgm.evidence.exact import draw_gaussian, is_gaussian
 from ppl_dgm.evidence.normalising import ladder_to
-from ppl_dgm.program import Bound, Ladder
+from ppl_dgm.program import Bound
+from ppl_dgm.program.ladder import Ladder
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import mean_exp_std_error, r_hat_warnings, split_r_hat
 from ppl_dgm.sampling.importance import log_mean_exp

@@ -18,7 +18,7 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.convergence import UNRELIABLE_K, chain_ess
 from ppl_dgm.sampling.importance import log_mean_exp
-from ppl_dgm.sampling.kernels import robust_scale
+from ppl_dgm.sampling.kernels.adaptation import robust_scale
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
 from ppl_dgm.sampling.weight_summary import pareto_k

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ppl_dgm.program import Bound, draw_sites
+from ppl_dgm.program import Bound
 from ppl_dgm.program.particles import Values
+from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["simulate"]

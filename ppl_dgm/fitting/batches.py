@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from pyro.poutine.messenger import Messenger
 
-from ppl_dgm.program import select_data
+from ppl_dgm.program.arguments import select_data
 
 __all__ = ["Batch", "Batches", "Rows", "Scaled"]
 

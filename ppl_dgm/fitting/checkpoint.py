@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
 from ppl_dgm.fitting.callbacks import Callback, Progress, Running
-from ppl_dgm.program import (
+from ppl_dgm.program.identity import Identity, difference, digest
+from ppl_dgm.program.storage import (
     check_space,
     check_target,
-    difference,
     read_state,
     remove_leftovers,
     write_state,
 )
-from ppl_dgm.program.identity import Identity, digest
 from ppl_dgm.validation import check_positive
 
 __all__ = ["CheckpointFile"]

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from ppl_dgm.fitting.batches import Batches
 from ppl_dgm.fitting.learners import Learner
-from ppl_dgm.program import Program, identify
-from ppl_dgm.program.identity import Identity
+from ppl_dgm.program import Program
+from ppl_dgm.program.identity import Identity, identify
 from ppl_dgm.program.references import values_referred
 
 __all__ = ["identity_of_fit"]

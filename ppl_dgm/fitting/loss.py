@@ -15,8 +15,9 @@ from torch import Tensor
 from ppl_dgm.fitting.batches import Batch, Scaled
 from ppl_dgm.fitting.mixed_precision import NarrowProducts
 from ppl_dgm.objectives import Objective
-from ppl_dgm.program import Program, unvalidated
+from ppl_dgm.program import Program
 from ppl_dgm.program.parameters import store_contents
+from ppl_dgm.program.pyro_patches import unvalidated
 
 __all__ = ["TERMS", "BatchLoss", "Told", "explain_nonfinite"]
 

@@ -10,7 +10,8 @@ import torch
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.data.stream import Stream, opened, size_of
 from ppl_dgm.fitting.batches import Batch, Batches, Rows
-from ppl_dgm.program import Program, move_data
+from ppl_dgm.program import Program
+from ppl_dgm.program.arguments import move_data
 
 __all__ = ["Read", "StreamedBatches", "first_read"]
 

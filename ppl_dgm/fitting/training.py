@@ -23,8 +23,8 @@ from ppl_dgm.fitting.settling import restless
 from ppl_dgm.fitting.state import FitState
 from ppl_dgm.generators import generator_states, seed_generators, set_generator_states
 from ppl_dgm.objectives import Objective
-from ppl_dgm.program import evaluating
 from ppl_dgm.program.identity import Identity
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.pyro_state import deferred_interrupts
 from ppl_dgm.ranks import Ranks

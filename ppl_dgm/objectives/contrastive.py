@@ -13,7 +13,8 @@ from ppl_dgm.checked import checked
 from ppl_dgm.compile import repeat
 from ppl_dgm.objectives.energies import CURES, DataDensity, EnergyObjective, value_kind
 from ppl_dgm.objectives.objective import check_count
-from ppl_dgm.program import DataArgument, ladder_of
+from ppl_dgm.program.data_argument import DataArgument
+from ppl_dgm.program.ladder import ladder_of
 from ppl_dgm.sampling.kernels import MALA, Kernel, Target
 from ppl_dgm.sampling.kernels.flips import BitFlips
 

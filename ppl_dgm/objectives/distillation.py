@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.energies import DataDensity, EnergyObjective
 from ppl_dgm.objectives.objective import check_count
-from ppl_dgm.program import Bound, DataArgument, Program
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.data_argument import DataArgument
 from ppl_dgm.program.supports import innermost
 
 __all__ = ["ForwardKL", "ReverseKL"]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.objective import Objective
-from ppl_dgm.program import Bound, DataArgument, Structure, tensors_of
+from ppl_dgm.program import Bound, Structure
+from ppl_dgm.program.arguments import tensors_of
+from ppl_dgm.program.data_argument import DataArgument
 from ppl_dgm.program.supports import is_binary, is_real
 
 __all__ = ["CURES", "DataDensity", "EnergyObjective", "value_kind"]

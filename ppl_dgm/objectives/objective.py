@@ -15,7 +15,8 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, LogJoint, Program, Structure, call_signature, inspect
+from ppl_dgm.program import Bound, LogJoint, Program, Structure, inspect
+from ppl_dgm.program.arguments import call_signature
 from ppl_dgm.program.checks import refuse_implicit
 
 __all__ = ["KLWeight", "Objective", "check_count", "linear_warmup"]

@@ -12,7 +12,8 @@ from ppl_dgm.checked import checked
 from ppl_dgm.objectives.elbo import check_score
 from ppl_dgm.objectives.objective import Objective
 from ppl_dgm.objectives.score_gradients import zero_valued
-from ppl_dgm.program import Bound, Structure, unvalidated
+from ppl_dgm.program import Bound, Structure
+from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.supports import support_of
 from ppl_dgm.sampling.importance import log_mean_exp
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.supports import innermost
-from ppl_dgm.transforms import FlowDistribution, is_foreign, may_fold, pull, push
+from ppl_dgm.transforms import FlowDistribution
+from ppl_dgm.transforms.bijection import is_foreign, may_fold, pull, push
 
 __all__ = ["check_inverse", "cure", "lost_share"]
 

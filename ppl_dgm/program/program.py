@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.compile import is_tracing
+from ppl_dgm.compile.tracing.capture import is_tracing
 from ppl_dgm.markup import latex_table
 from ppl_dgm.program.adapted_data import AdaptedData
 from ppl_dgm.program.arguments import call_signature, unpack_arguments

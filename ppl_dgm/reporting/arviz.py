@@ -21,8 +21,11 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.environment import __version__
-from ppl_dgm.program import Bound, draw_sites, log_likelihoods, undisturbed
+from ppl_dgm.program import Bound
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.log_densities import seen_entries
+from ppl_dgm.program.log_likelihoods import log_likelihoods
+from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import is_subsample
 from ppl_dgm.reporting.netcdf import storable_name

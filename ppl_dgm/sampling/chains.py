@@ -24,14 +24,9 @@ from ppl_dgm.sampling.convergence import (
     stein_warnings,
 )
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.kernels import (
-    HMC,
-    DualAveraging,
-    Target,
-    nudge_step_size,
-    power,
-    robust_scale,
-)
+from ppl_dgm.sampling.kernels import HMC, DualAveraging, Target
+from ppl_dgm.sampling.kernels.adaptation import nudge_step_size, robust_scale
+from ppl_dgm.sampling.kernels.targets import power
 from ppl_dgm.sampling.memory import MEMORY, allocated_bytes
 from ppl_dgm.sampling.proposals import moments
 from ppl_dgm.sampling.smc.resampling import effective_size, next_increment, resample, shuffle

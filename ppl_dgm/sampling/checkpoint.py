@@ -17,16 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_dgm.compile import Switch
 from ppl_dgm.generators import generator_states, set_generator_states
-from ppl_dgm.program import (
-    Bound,
-    check_target,
-    difference,
-    identify,
-    read_state,
-    remove_leftovers,
-    write_state,
-)
-from ppl_dgm.program.identity import Identity
+from ppl_dgm.program import Bound
+from ppl_dgm.program.identity import Identity, difference, identify
+from ppl_dgm.program.storage import check_target, read_state, remove_leftovers, write_state
 from ppl_dgm.pyro_state import deferred_interrupts
 
 __all__ = ["Checkpoint", "checkpoint_of", "switch_of"]

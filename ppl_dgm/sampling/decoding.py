@@ -7,8 +7,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, Program, draw_sites, undisturbed
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.particles import Values
+from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["decode", "decoded", "latent_draws"]

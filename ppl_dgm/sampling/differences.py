@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_dgm.sampling.kernels import robust_scale
+from ppl_dgm.sampling.kernels.adaptation import robust_scale
 
 __all__ = ["propose_by_differences"]
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_dgm.distributions import WithinCell
-from ppl_dgm.program import Bound, undisturbed
+from ppl_dgm.program import Bound
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.importance import Proposal
-from ppl_dgm.sampling.kernels import robust_scale
+from ppl_dgm.sampling.kernels.adaptation import robust_scale
 from ppl_dgm.sampling.simplex import precise
 from ppl_dgm.sampling.unconstrained import ANGLES, ONE_TURN
 

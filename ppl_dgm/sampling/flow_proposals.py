@@ -13,7 +13,8 @@ from ppl_dgm.sampling.effort import GRADIENT, spend
 from ppl_dgm.sampling.kernels.targets import Target
 from ppl_dgm.sampling.proposals import CentredFlow, Fitted, Wrapped, flow_layers
 from ppl_dgm.sampling.unconstrained import Unconstrained
-from ppl_dgm.transforms import Affine, MaskedAutoregressive, push
+from ppl_dgm.transforms import Affine, MaskedAutoregressive
+from ppl_dgm.transforms.bijection import push
 
 __all__ = ["Defended", "fit_flow_elbo"]
 

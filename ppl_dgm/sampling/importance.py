@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode, Switch
-from ppl_dgm.program import Bound, Program, evaluating
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, some_of

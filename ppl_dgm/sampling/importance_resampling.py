@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, Program, undisturbed
+from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.checks import refuse_point_masses
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings

@@ -10,8 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from ppl_dgm.markup import html_table, latex_table, minus
-from ppl_dgm.program import Bound, draw_sites, undisturbed
+from ppl_dgm.program import Bound
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.particles import Values
+from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.seeding import seeded
 
 __all__ = ["Posterior"]

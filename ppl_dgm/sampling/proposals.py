@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_dgm.transforms import Coupling, Elementwise, FlowDistribution, Held, Spline
+from ppl_dgm.transforms import Coupling, Elementwise, FlowDistribution, Spline
+from ppl_dgm.transforms.distribution import Held
 
 __all__ = [
     "DEGREES_OF_FREEDOM",

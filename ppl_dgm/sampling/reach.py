@@ -14,7 +14,7 @@ from ppl_dgm.sampling.convergence import dominates
 from ppl_dgm.sampling.differences import propose_by_differences
 from ppl_dgm.sampling.effort import OverBudgetError
 from ppl_dgm.sampling.importance import Proposal
-from ppl_dgm.sampling.kernels import nudge_step_size
+from ppl_dgm.sampling.kernels.adaptation import nudge_step_size
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.undefined import undefined_alarm

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppl_dgm.sampling.climbing import Modes, distinct, find_modes, starts_at_once
 from ppl_dgm.sampling.importance import log_mean_exp
-from ppl_dgm.sampling.kernels import nudge_step_size
+from ppl_dgm.sampling.kernels.adaptation import nudge_step_size
 from ppl_dgm.sampling.smc.constrained import Density, Particles, move
 from ppl_dgm.sampling.smc.resampling import resample
 from ppl_dgm.sampling.unconstrained import Unconstrained

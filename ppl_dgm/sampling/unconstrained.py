@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
-from ppl_dgm.program import Bound, Latent, undisturbed
+from ppl_dgm.program import Bound, Latent
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.particles import Values
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.simplex import precise

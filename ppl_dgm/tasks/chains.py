@@ -13,7 +13,8 @@ from ppl_dgm.program.precision import to_double
 from ppl_dgm.sampling.chains import POINTS_AT_ONCE, Frame, Splits, adapted_chains
 from ppl_dgm.sampling.convergence import acceptance_alarm, divergence_warnings, r_hat_warnings
 from ppl_dgm.sampling.importance_resampling import joined
-from ppl_dgm.sampling.kernels import HMC, robust_scale
+from ppl_dgm.sampling.kernels import HMC
+from ppl_dgm.sampling.kernels.adaptation import robust_scale
 from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.posterior import Posterior
 from ppl_dgm.sampling.unconstrained import Unconstrained

@@ -13,7 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Bound, Draw, Program, undisturbed
+from ppl_dgm.program import Bound, Draw, Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded

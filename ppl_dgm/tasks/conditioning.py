@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
-from ppl_dgm.program import Bound, Program, undisturbed
+from ppl_dgm.program import Bound, Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.sampling.convergence import mean_exp_std_error, tail_warnings

@@ -15,10 +15,14 @@ from torch.distributions import Bernoulli, Normal
 
 from ppl_dgm.compile import Switch
 from ppl_dgm.objectives.energies import DataDensity, value_kind
-from ppl_dgm.program import Bound, DataArgument, draw_sites, ladder_of
+from ppl_dgm.program import Bound
+from ppl_dgm.program.data_argument import DataArgument
+from ppl_dgm.program.ladder import ladder_of
+from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.sampling.chains import POINTS_AT_ONCE, tempered_points
 from ppl_dgm.sampling.convergence import r_hat_warnings, split_r_hat
-from ppl_dgm.sampling.kernels import HMC, robust_scale
+from ppl_dgm.sampling.kernels import HMC
+from ppl_dgm.sampling.kernels.adaptation import robust_scale
 from ppl_dgm.sampling.kernels.flips import BitFlips
 from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.unconstrained import SplitDensity

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.objectives.energies import value_kind
-from ppl_dgm.program import DataArgument, Program, undisturbed
+from ppl_dgm.program import Program
+from ppl_dgm.program.data_argument import DataArgument
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.tasks.chains import LEAST_MOVES

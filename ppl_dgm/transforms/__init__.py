@@ -3,36 +3,22 @@
 There is also one way to reach those that Pyro has.
 """
 
-from ppl_dgm.transforms.bijection import (
-    Bijection,
-    Inverse,
-    call_and_log_det,
-    condition_all,
-    inverse_and_log_det,
-    is_foreign,
-    may_fold,
-    pull,
-    push,
-)
+from ppl_dgm.transforms.bijection import Bijection, Inverse
 from ppl_dgm.transforms.continuous import Continuous
-from ppl_dgm.transforms.distribution import FlowDistribution, Held
-from ppl_dgm.transforms.images import Chain, MultiScale, Squeeze, check_halvings
+from ppl_dgm.transforms.distribution import FlowDistribution
+from ppl_dgm.transforms.images import Chain, MultiScale, Squeeze
 from ppl_dgm.transforms.layers import (
-    COUPLING_LOG_SCALE,
     Coupling,
     Elementwise,
     ImageCoupling,
     MaskedAutoregressive,
     checkerboard,
-    half_channels,
 )
-from ppl_dgm.transforms.linear import ActNorm, BatchNorm, LULinear, Permutation, starting
+from ppl_dgm.transforms.linear import ActNorm, BatchNorm, LULinear, Permutation
 from ppl_dgm.transforms.planar import Planar, Radial, Sylvester
 from ppl_dgm.transforms.scalar import Affine, LogisticMixture, ScalarMap, Shift, Spline
-from ppl_dgm.transforms.solving import bracket, solve_increasing
 
 __all__ = [
-    "COUPLING_LOG_SCALE",
     "ActNorm",
     "Affine",
     "BatchNorm",
@@ -42,7 +28,6 @@ __all__ = [
     "Coupling",
     "Elementwise",
     "FlowDistribution",
-    "Held",
     "ImageCoupling",
     "Inverse",
     "LULinear",
@@ -57,17 +42,5 @@ __all__ = [
     "Spline",
     "Squeeze",
     "Sylvester",
-    "bracket",
-    "call_and_log_det",
-    "check_halvings",
     "checkerboard",
-    "condition_all",
-    "half_channels",
-    "inverse_and_log_det",
-    "is_foreign",
-    "may_fold",
-    "pull",
-    "push",
-    "solve_increasing",
-    "starting",
 ]

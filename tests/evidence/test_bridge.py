@@ -11,8 +11,8 @@ from evidence.case_programs import FLOAT, case
 from torch import Tensor
 
 from ppl_dgm import Program
-from ppl_dgm.evidence import BridgeSampling, bridge_iteration
-from ppl_dgm.evidence.bridge import symmetrised
+from ppl_dgm.evidence import BridgeSampling
+from ppl_dgm.evidence.bridge import bridge_iteration, symmetrised
 from ppl_dgm.sampling.convergence import chain_ess
 from ppl_dgm.sampling.symmetries import try_mirrors
 from ppl_dgm.sampling.unconstrained import Unconstrained

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppl_dgm.program import read_state, remove_leftovers, write_bytes, write_state
+from ppl_dgm.program.storage import read_state, remove_leftovers, write_bytes, write_state
 
 STATE = {"weight": torch.arange(3.0), "nested": {"step": 4, "names": ["a", "b"]}}
 

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
 from ppl_dgm import Program, log_weights
-from ppl_dgm.program import unvalidated
+from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.vmap_patches import vmap_runs
 from ppl_dgm.sampling.memory import allocated_bytes
 

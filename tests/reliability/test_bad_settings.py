@@ -101,15 +101,9 @@ NOT_MADE = {
     "Program",
     "State",
     "Target",
-    "bridge_iteration",
     "check_levels",
-    "leapfrog",
     "named_components",
-    "nudge_step_size",
-    "power",
-    "robust_scale",
     "scaled_levels",
-    "weighted_scale",
 }
 
 # ---- wrong kinds ---------------------------------------------------------------------------------

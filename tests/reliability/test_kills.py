@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_dgm import Program, evidence, fit
 from ppl_dgm.fitting import CheckpointFile
-from ppl_dgm.program import read_state
+from ppl_dgm.program.storage import read_state
 from ppl_dgm.sampling import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # few particles have alarms

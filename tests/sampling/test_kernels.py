@@ -21,11 +21,10 @@ from ppl_dgm.sampling.kernels import (
     RandomWalk,
     State,
     Target,
-    leapfrog,
-    nudge_step_size,
-    power,
-    weighted_scale,
 )
+from ppl_dgm.sampling.kernels.adaptation import nudge_step_size, weighted_scale
+from ppl_dgm.sampling.kernels.metropolis import leapfrog
+from ppl_dgm.sampling.kernels.targets import power
 
 NUM_CHAINS = 20_000
 BETA = 0.7

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from ppl_dgm import Posterior, Program, log_weights, posterior
-from ppl_dgm.program import log_likelihoods
+from ppl_dgm.program.log_likelihoods import log_likelihoods
 
 
 def local_model(x=None):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_dgm import Program
 from ppl_dgm.evidence import AdaptiveImportanceSampling, Laplace, auto
-from ppl_dgm.program import evaluating
+from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.sampling.climbing import climb
 from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import jointly_missed

@@ -29,8 +29,8 @@ from ppl_dgm.transforms import (
     Squeeze,
     Sylvester,
     checkerboard,
-    half_channels,
 )
+from ppl_dgm.transforms.layers import half_channels
 
 IMAGE = (2, 4, 4)
 

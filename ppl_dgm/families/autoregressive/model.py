@@ -20,7 +20,9 @@ from ppl_dgm.families.autoregressive.scores import scores_of
 from ppl_dgm.families.latent.labelled import check_labels
 from ppl_dgm.nn.causal import CausalNet, Step
 from ppl_dgm.nn.context import ContextSize, context_size
-from ppl_dgm.program import Program, evaluating, unvalidated
+from ppl_dgm.program import Program
+from ppl_dgm.program.isolation import evaluating
+from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["AutoregressiveModel", "AutoregressiveProgram", "check_temperature", "context_of"]

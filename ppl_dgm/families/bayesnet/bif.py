@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.conditionals.tables import Table
 from ppl_dgm.families.bayesnet.net import BayesNet
-from ppl_dgm.program import write_bytes
+from ppl_dgm.program.storage import write_bytes
 
 __all__ = ["read_bif", "write_bif"]
 

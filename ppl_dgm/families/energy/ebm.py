@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppl_dgm.checked import checked
 from ppl_dgm.program import Program
 from ppl_dgm.program.supports import is_binary
-from ppl_dgm.transforms import Held
+from ppl_dgm.transforms.distribution import Held
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["Energy"]

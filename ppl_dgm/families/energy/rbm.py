@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
-from ppl_dgm.program import Ladder, Program, evaluating
-from ppl_dgm.program.ladder import MAX_SUMMED, States
+from ppl_dgm.program import Program
+from ppl_dgm.program.isolation import evaluating
+from ppl_dgm.program.ladder import MAX_SUMMED, Ladder, States
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["RBM"]

@@ -36,11 +36,11 @@ from ppl_dgm.transforms import (
     Coupling,
     Elementwise,
     FlowDistribution,
-    Held,
     ImageCoupling,
     MultiScale,
     checkerboard,
 )
+from ppl_dgm.transforms.distribution import Held
 
 __all__ = ["Dequantised", "UniformNoise", "VariationalNoise"]
 

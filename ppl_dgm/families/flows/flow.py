@@ -19,16 +19,10 @@ from ppl_dgm.generators import unmoved_generators
 from ppl_dgm.program import Program
 from ppl_dgm.program.inspection import Examination
 from ppl_dgm.program.isolation import evaluating
-from ppl_dgm.transforms import (
-    Bijection,
-    FlowDistribution,
-    Held,
-    call_and_log_det,
-    inverse_and_log_det,
-    pull,
-    push,
-    starting,
-)
+from ppl_dgm.transforms import Bijection, FlowDistribution
+from ppl_dgm.transforms.bijection import call_and_log_det, inverse_and_log_det, pull, push
+from ppl_dgm.transforms.distribution import Held
+from ppl_dgm.transforms.linear import starting
 
 __all__ = ["Flow", "FlowModel", "standard_normal"]
 

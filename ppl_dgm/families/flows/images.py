@@ -17,7 +17,6 @@ from ppl_dgm.families.flows.flow import Flow, standard_normal
 from ppl_dgm.nn.image_attention import AttentionImageNet
 from ppl_dgm.nn.mlp import Activation, ImageShape
 from ppl_dgm.transforms import (
-    COUPLING_LOG_SCALE,
     ActNorm,
     Bijection,
     Chain,
@@ -27,10 +26,10 @@ from ppl_dgm.transforms import (
     LULinear,
     MultiScale,
     Squeeze,
-    check_halvings,
     checkerboard,
-    half_channels,
 )
+from ppl_dgm.transforms.images import check_halvings
+from ppl_dgm.transforms.layers import COUPLING_LOG_SCALE, half_channels
 
 __all__ = ["FlowPlusPlus", "Glow", "check_sides", "checked_length", "realnvp_images"]
 

@@ -5,17 +5,13 @@ and returns the axes.
 """
 
 from ppl_dgm.reporting.plots.curves import plot_bounds, plot_curves
-from ppl_dgm.reporting.plots.forest import ForestRow, add_key, forest_axes, plot_forest
+from ppl_dgm.reporting.plots.forest import ForestRow, plot_forest
 from ppl_dgm.reporting.plots.images import plot_images
 from ppl_dgm.reporting.plots.latents import plot_clusters, plot_codes, plot_latent_grid
-from ppl_dgm.reporting.plots.style import narrow_axes, shown_name
 from ppl_dgm.reporting.plots.weights import plot_weights
 
 __all__ = [
     "ForestRow",
-    "add_key",
-    "forest_axes",
-    "narrow_axes",
     "plot_bounds",
     "plot_clusters",
     "plot_codes",
@@ -24,5 +20,4 @@ __all__ = [
     "plot_images",
     "plot_latent_grid",
     "plot_weights",
-    "shown_name",
 ]

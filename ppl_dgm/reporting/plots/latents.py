@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.program import Program, undisturbed
+from ppl_dgm.program import Program
+from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.reporting.plots.images import plot_images
 from ppl_dgm.reporting.plots.style import COLOURS, as_arrays, cycled, new_axes, style

@@ -3,15 +3,10 @@
 They are vectorised over chains and data.
 """
 
-from ppl_dgm.sampling.kernels.adaptation import (
-    DualAveraging,
-    nudge_step_size,
-    robust_scale,
-    weighted_scale,
-)
+from ppl_dgm.sampling.kernels.adaptation import DualAveraging
 from ppl_dgm.sampling.kernels.gibbs import Gibbs
-from ppl_dgm.sampling.kernels.metropolis import HMC, MALA, ULA, Kernel, Move, RandomWalk, leapfrog
-from ppl_dgm.sampling.kernels.targets import LogDensityGradient, State, Target, power
+from ppl_dgm.sampling.kernels.metropolis import HMC, MALA, ULA, Kernel, Move, RandomWalk
+from ppl_dgm.sampling.kernels.targets import State, Target
 
 __all__ = [
     "HMC",
@@ -20,14 +15,8 @@ __all__ = [
     "DualAveraging",
     "Gibbs",
     "Kernel",
-    "LogDensityGradient",
     "Move",
     "RandomWalk",
     "State",
     "Target",
-    "leapfrog",
-    "nudge_step_size",
-    "power",
-    "robust_scale",
-    "weighted_scale",
 ]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.kernels import Kernel, State, power
+from ppl_dgm.sampling.kernels import Kernel, State
+from ppl_dgm.sampling.kernels.targets import power
 from ppl_dgm.sampling.smc.paths import Path
 from ppl_dgm.sampling.smc.population import Plan
 from ppl_dgm.sampling.smc.resampling import effective_size

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_dgm.program import Ladder
+from ppl_dgm.program.ladder import Ladder
 from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.smc.paths import sigmoid_temperatures
 from ppl_dgm.sampling.smc.resampling import effective_size, resample

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.kernels import State, power
+from ppl_dgm.sampling.kernels import State
+from ppl_dgm.sampling.kernels.targets import power
 from ppl_dgm.sampling.smc.annealing import Annealing, Walk
 from ppl_dgm.sampling.smc.population import even_weights, move_groups, unfold
 from ppl_dgm.sampling.smc.resampling import effective_size, resample

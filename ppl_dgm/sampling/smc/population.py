@@ -12,14 +12,9 @@ from torch import Tensor
 
 from ppl_dgm.sampling.checkpoint import Checkpoint
 from ppl_dgm.sampling.effort import spend
-from ppl_dgm.sampling.kernels import (
-    Kernel,
-    State,
-    nudge_step_size,
-    power,
-    robust_scale,
-    weighted_scale,
-)
+from ppl_dgm.sampling.kernels import Kernel, State
+from ppl_dgm.sampling.kernels.adaptation import nudge_step_size, robust_scale, weighted_scale
+from ppl_dgm.sampling.kernels.targets import power
 from ppl_dgm.sampling.smc.paths import Path
 from ppl_dgm.sampling.smc.resampling import (
     Scheme,
