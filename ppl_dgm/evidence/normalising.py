@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.arguments import tensors_of
+from ppl_dgm.program.handlers import Prior, is_given_or_summed_out
 from ppl_dgm.program.inspection import examine
 from ppl_dgm.program.ladder import MAX_SUMMED, Ladder, States, ladder_of
-from ppl_dgm.program.prior import Prior, is_given_or_summed_out
 from ppl_dgm.program.sampling import Uncondition
 from ppl_dgm.program.supports import is_binary, is_real
 from ppl_dgm.sampling.kernels.flips import BitFlips

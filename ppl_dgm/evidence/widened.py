@@ -18,7 +18,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.importance import ImportanceSampling
 from ppl_dgm.program import Bound
-from ppl_dgm.program.prior import Prior, is_given_or_summed_out
+from ppl_dgm.program.handlers import Prior, is_given_or_summed_out
 from ppl_dgm.program.supports import innermost
 
 __all__ = ["WideSampling", "has_counts", "innermost_support"]

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppl_dgm.data.conversion import Arguments
-from ppl_dgm.program.parameters import ParameterScope
-from ppl_dgm.program.scoped_callable import ScopedCallable
+from ppl_dgm.program.parameters import ParameterScope, ScopedCallable
 
 __all__ = ["AdaptedData"]
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.program.arguments import select_data, tensors_of
 from ppl_dgm.program.enumeration import entangled, split_enumerated
+from ppl_dgm.program.handlers import NoWiderThan, Prior, SizedPlates, Substitute, WithoutPaths
 from ppl_dgm.program.log_densities import (
     Layout,
     check_one_scale,
@@ -26,18 +27,9 @@ from ppl_dgm.program.log_densities import (
     unmask,
 )
 from ppl_dgm.program.particles import Draw, LogJoint, Values
-from ppl_dgm.program.plates import NoWiderThan, SizedPlates
 from ppl_dgm.program.precision import in_float64, to_double
-from ppl_dgm.program.prior import Prior
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
-from ppl_dgm.program.sites import (
-    Site,
-    Substitute,
-    WithoutPaths,
-    is_point_mass,
-    is_random_subsample,
-    random_sites,
-)
+from ppl_dgm.program.sites import Site, is_point_mass, is_random_subsample, random_sites
 from ppl_dgm.program.structure import Latent, Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 from ppl_dgm.program.weighted_rows import WeightedRows, weighted_rows
@@ -311,17 +303,12 @@ class Bound:
         scale.append(next(map(layout.datum_scale, observed), 1.0))
         if self.structure.enumerated:
             return split_enumerated(trace, sites, layout)
-        weights = rows.weights if rows else 1.0
-
-        def weight(site: Site) -> Any:
-            times = 1.0 if layout.data_frame(site) is None else weights
-            return layout.relative_scale(site) * times
-
-        return sum_sites(latents, layout), sum_sites(observed, layout, weight)
+        weights = rows.weights if rows else None
+        return sum_sites(latents, layout), sum_sites(observed, layout, weights)
 
     def _sites(self, trace: Any) -> dict[str, Site]:
         sites = dict(random_sites(trace))
-        unmask(site for name, site in sites.items() if name in self.structure.unmasked)
+        unmask([sites[name] for name in self.structure.unmasked if name in sites])
         if self.structure.per_datum and self.structure.common_scale:
             check_one_scale(sites)
         return sites

@@ -218,19 +218,11 @@ def check_data_dimension(site: Site, structure: Structure) -> None:
         )
 
 
-def compute(role: str, trace: Any) -> None:
-    """Compute the log densities of a trace.
-
-    An error names the half of the program that failed.
-    """
+def check_shapes(role: str, trace: Any, structure: Structure) -> None:
+    """Check that every batch dimension is declared by a plate."""
     given = {name: site["value"] for name, site in random_sites(trace) if site["is_observed"]}
     with unvalidated():
         blame(role, trace.compute_log_prob, (), given)
-
-
-def check_shapes(role: str, trace: Any, structure: Structure) -> None:
-    """Check that every batch dimension is declared by a plate."""
-    compute(role, trace)
     enumerated = any(is_summed_out(site) for _, site in random_sites(trace))
     for name, site in random_sites(trace):
         declared = (

@@ -5,10 +5,9 @@ from typing import Any
 
 from ppl_dgm.program import first_run
 from ppl_dgm.program.arguments import unpack_arguments
+from ppl_dgm.program.handlers import Prior, SizedPlates
 from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.observed import Observed
-from ppl_dgm.program.plates import SizedPlates
-from ppl_dgm.program.prior import Prior
 from ppl_dgm.program.program import Program
 from ppl_dgm.program.structure import Structure
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.program.arguments import names_of, select_data, tensors_of
+from ppl_dgm.program.handlers import SizedPlates, Substitute
 from ppl_dgm.program.isolation import undisturbed, undone
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
 from ppl_dgm.program.operands import SameShares, check_same_operands, disjoint_places, record
-from ppl_dgm.program.plates import SizedPlates, in_plate, plate_frames
+from ppl_dgm.program.plates import in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import right_draws, unvalidated
-from ppl_dgm.program.sites import Site, Substitute, is_deterministic, placed_sites, random_sites
+from ppl_dgm.program.sites import Site, is_deterministic, placed_sites, random_sites
 from ppl_dgm.program.structure import Division
 
 __all__ = ["PROOF_DATA", "lazy_division", "learn_division"]

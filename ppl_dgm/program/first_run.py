@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.program.guide_checks import check_same_site
+from ppl_dgm.program.handlers import Prior
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
-from ppl_dgm.program.prior import Prior
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import is_summed_out, random_sites
 
@@ -169,12 +169,8 @@ def nan_arguments(args: tuple, kwargs: Mapping[str, Any]) -> list[tuple[str, Ten
     """The arguments that hold NaN, with their names."""
     named = [(f"argument {i}", leaf) for i, leaf in enumerate(tree_leaves(args))]
     named += [(f"argument {n!r}", leaf) for n, v in kwargs.items() for leaf in tree_leaves(v)]
-    return [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor) and has_nan(leaf)]
-
-
-def has_nan(value: Tensor) -> bool:
-    """Whether a tensor holds NaN."""
-    return value.is_floating_point() and bool(value.isnan().any())
+    real = ((name, x) for name, x in named if isinstance(x, Tensor) and x.is_floating_point())
+    return [(name, value) for name, value in real if bool(value.isnan().any())]
 
 
 def check_nan_masked(args: tuple, kwargs: Mapping[str, Any], model_trace: Any) -> None:

@@ -71,12 +71,12 @@ def check_alone(bound: Bound, one: Values, other: Values) -> Terms:
     Raises:
         UnlikeError: where operations on the data see the rest.
     """
-    size = bound.num_data or 1
-    parts = SameInParts(size, disjoint_places(size, min(MOST_PLACES, size // 2), bound.device))
+    size, device = bound.num_data or 1, bound.device
+    parts = SameInParts(size, disjoint_places(size, min(MOST_PLACES, size // 2), device))
     recorded = record(partial(bound.log_densities_of_one, one), parts.keep)
     for number, side in () if recorded.packs else enumerate((1.0, -1.0)):
         check = parts.check_of(number)
-        kept = torch.isin(torch.arange(size, device=bound.device), parts.places[number])
+        kept = torch.isin(torch.arange(size, device=device), parts.places[number])
         for rest in (far_from(bound, one, side), other):
             mixed = mixture(bound, one, rest, kept)
             try:

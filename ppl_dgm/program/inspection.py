@@ -20,14 +20,14 @@ from ppl_dgm.program.bound_program import Bound
 from ppl_dgm.program.crosscheck import unlike_pyro
 from ppl_dgm.program.division import PROOF_DATA, lazy_division, learn_division
 from ppl_dgm.program.energies import find_energies
+from ppl_dgm.program.handlers import Prior, SizedPlates
 from ppl_dgm.program.independence import are_independent
 from ppl_dgm.program.isolation import undisturbed, undone, undone_on_error
 from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.observed import Observed
-from ppl_dgm.program.plates import SizedPlates, data_size, in_plate
-from ppl_dgm.program.prior import Prior
+from ppl_dgm.program.parameters import ScopedCallable
+from ppl_dgm.program.plates import data_size, in_plate
 from ppl_dgm.program.pyro_patches import forgiving_factors, right_draws, unvalidated
-from ppl_dgm.program.scoped_callable import ScopedCallable
 from ppl_dgm.program.sites import (
     Site,
     is_auxiliary,
@@ -231,7 +231,10 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
     )
     free = {name: site for name, site in model_sites.items() if not site["is_observed"]}
     enumerated = [
-        name for name, site in free.items() if name not in guide_sites and summed_out(site, sum_out)
+        name
+        for name, site in free.items()
+        if name not in guide_sites
+        and (is_enumerated(site) or (sum_out and site["fn"].has_enumerate_support))
     ]
     drawn = [
         read_latent(s, guide_sites.get(n, s), plate) for n, s in free.items() if n not in enumerated
@@ -304,14 +307,6 @@ def masked_unlike(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
         for name, pair in pairs.items()
         if not torch.equal(*torch.broadcast_tensors(*map(seen_entries, pair)))
     )
-
-
-def summed_out(site: Site, everything: bool) -> bool:
-    """Return whether a latent is to be enumerated.
-
-    The latent is one that no guide draws.
-    """
-    return is_enumerated(site) or (everything and site["fn"].has_enumerate_support)
 
 
 def one_scale(sites: list[Site]) -> bool:

@@ -1,6 +1,6 @@
 """Sum the log densities of a trace's sites."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,7 +138,7 @@ def unmasked_value(site: Site) -> Tensor:
     What is masked may be NaN or a pad outside the support; its derivatives would be NaN too.
     """
     value = counted(site["value"])
-    if is_factor(site) or not is_masked(site):
+    if not is_masked(site) or is_factor(site):
         return value
     return torch.where(seen_entries(site), value, inner_point(site["fn"], value))
 
@@ -186,14 +186,17 @@ def part_mask(site: Site) -> tuple[Any, Any]:
     return fn, mask
 
 
-def sum_sites(sites: list[Site], layout: Layout, scale: Callable[[Site], Any] | None = None) -> Any:
+def sum_sites(sites: list[Site], layout: Layout, weights: Tensor | None = None) -> Any:
     """Sum the log densities of sites without enumeration.
 
-    Each counts with its relative scale, or with the one that is given.
+    Each counts with its relative scale, and each datum in the data plate with its weight, `[data]`.
     """
-    tally, scale = Tally(layout), scale or layout.relative_scale
+    tally = Tally(layout)
     for site in sites:
-        tally.add(log_prob_of(site, scale(site)), site)
+        scale = layout.relative_scale(site)
+        if weights is not None and layout.data_frame(site) is not None:
+            scale = scale * weights
+        tally.add(log_prob_of(site, scale), site)
     return tally.value
 
 
@@ -231,7 +234,10 @@ def sum_scores(sites: list[Site], layout: Layout) -> Any:
     Scales and masks do not enter, since they say what counts, not what is drawn.
     """
     unmask(sites)
-    return sum_sites(sites, layout, lambda site: 1.0)
+    tally = Tally(layout)
+    for site in sites:
+        tally.add(log_prob_of(site, 1.0), site)
+    return tally.value
 
 
 def unmask(sites: Iterable[Site]) -> None:

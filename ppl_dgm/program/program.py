@@ -20,11 +20,11 @@ from ppl_dgm.program.checks import refuse_implicit
 from ppl_dgm.program.description import describe_program, site_rows
 from ppl_dgm.program.drawing import StandIns, drawing_html, model_graph
 from ppl_dgm.program.first_run import blame
+from ppl_dgm.program.handlers import Prior, is_given_or_summed_out
 from ppl_dgm.program.inspection import Examination, examine, inspect
 from ppl_dgm.program.isolation import evaluating, undisturbed, undone_on_error
-from ppl_dgm.program.prior import Prior, is_given_or_summed_out
+from ppl_dgm.program.parameters import ScopedCallable
 from ppl_dgm.program.sampling import draw_sites
-from ppl_dgm.program.scoped_callable import ScopedCallable
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.storage import parameters_in, write_state
 from ppl_dgm.program.structure import DensityKind, Structure
@@ -158,9 +158,10 @@ class Program(AdaptedData):
         Raises:
             ValueError: as `initialise`, and for an implicit program, which has no density.
         """
-        found = self.examine(*args, sum_out=sum_out, **kwargs)
-        refuse_implicit(found.structure, self.site)
         args, kwargs = self.adapt(*unpack_arguments(args, kwargs))
+        found = self.examine_at(args, kwargs, sum_out=sum_out)
+        refuse_implicit(found.structure, self.site)
+        args, kwargs = self.adapt(args, kwargs)  # to what it was found to run on
         return Bound(
             self.model,
             self.guide,

@@ -13,17 +13,11 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import PARTICLE_PLATE
+from ppl_dgm.program.handlers import Substitute
 from ppl_dgm.program.inverses import check_inverse
 from ppl_dgm.program.particles import Values
 from ppl_dgm.program.pyro_patches import right_draws, unvalidated
-from ppl_dgm.program.sites import (
-    Site,
-    Substitute,
-    is_deterministic,
-    is_factor,
-    is_subsample,
-    random_sites,
-)
+from ppl_dgm.program.sites import Site, is_deterministic, is_factor, is_subsample, random_sites
 from ppl_dgm.program.structure import Structure
 from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 

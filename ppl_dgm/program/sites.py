@@ -3,20 +3,16 @@
 They tell which sites a program has, and what each contributes to a log density.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
 
 from ppl_dgm.program.supports import innermost
 
 __all__ = [
     "Site",
-    "Substitute",
-    "WithoutPaths",
     "is_auxiliary",
     "is_deterministic",
     "is_drawn",
@@ -102,30 +98,3 @@ def placed_sites(trace: Any) -> list[Site]:
     return random or [
         site for site in trace.nodes.values() if site["type"] == "sample" and is_deterministic(site)
     ]
-
-
-class WithoutPaths(Messenger):
-    """Pyro messenger that cuts the path gradients of draws.
-
-    Point masses keep theirs, which have no score.
-    """
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if is_drawn(msg) and not is_subsample(msg) and not is_point_mass(msg):
-            msg["value"] = msg["value"].detach()
-
-
-class Substitute(Messenger):
-    """Messenger that gives latent sites fixed values.
-
-    The sites stay latent. Point masses of a guide are recomputed, not replaced.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not is_point_mass(msg):
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
