@@ -12,7 +12,7 @@ with an exact log-density. `problems` are programs of known evidence.
 from importlib import import_module
 from types import ModuleType
 
-from ppl_dgm.data.dataset import Dataset, as_dataset
+from ppl_dgm.data.dataset import Dataset
 from ppl_dgm.data.densities import (
     DENSITIES,
     banana,
@@ -29,7 +29,6 @@ __all__ = [
     "DENSITIES",
     "Dataset",
     "Stream",
-    "as_dataset",
     "banana",
     "funnel",
     "gaussian_grid",

@@ -66,9 +66,8 @@ def _opened(data: Any) -> Arguments:
         return tuple(data.tensors), {}
     if _is_table(data):
         return (), {str(name): _column(data, name) for name in _columns(data)}
-    return _stacked(
-        iter(data if isinstance(data, DataLoader) else DataLoader(data, batch_size=256))
-    )
+    batches = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=256)
+    return joined_parts([as_arguments(batch) for batch in batches])
 
 
 def is_collection(value: Any) -> bool:
@@ -126,11 +125,6 @@ def _column(table: Any, name: Any) -> Tensor:
         return as_argument(np.stack([np.asarray(row) for row in found]))
     except (TypeError, ValueError) as error:
         raise TypeError(f"column {name!r}: {error}") from None
-
-
-def _stacked(batches: Iterator[Any]) -> Arguments:
-    """Read a loader into memory and join its batches."""
-    return joined_parts([as_arguments(batch) for batch in batches])
 
 
 def joined_parts(parts: Sequence[Arguments]) -> Arguments:

@@ -25,7 +25,7 @@ from ppl_dgm.data.checks import (
     items,
 )
 
-__all__ = ["SPLIT_NAMES", "Dataset", "as_dataset"]
+__all__ = ["SPLIT_NAMES", "Dataset"]
 
 CHUNK_ROWS = 4096
 SPLIT_NAMES = ("train", "valid", "test")
@@ -203,7 +203,7 @@ class Dataset:
     def __repr__(self) -> str:
         parts = [repr(self.name)]
         parts += [
-            f"{_prefix(name)}{list(value.shape)} {value.dtype}"
+            (f"{name}=" if isinstance(name, str) else "") + f"{list(value.shape)} {value.dtype}"
             for name, value in items(self.tensors)
         ]
         parts += [f"{self.levels} levels"] if self.levels else []
@@ -468,25 +468,6 @@ class Dataset:
             )
         start = sum(self.split_sizes[:index])
         return self.select(slice(start, start + self.split_sizes[index]))
-
-
-def as_dataset(data: Dataset | Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Dataset:
-    """Convert the user's data to a `Dataset`.
-
-    It takes a Tensor, a tuple or a dict of Tensors. A Dataset is returned as it is.
-
-    Raises:
-        TypeError, ValueError: as for `Dataset`.
-
-    Example:
-        >>> as_dataset({"x": torch.zeros(3, 2), "y": torch.ones(3)}).kwargs["y"]
-        tensor([1., 1., 1.])
-    """
-    return data if isinstance(data, Dataset) else Dataset(data)
-
-
-def _prefix(name: str | int) -> str:
-    return f"{name}=" if isinstance(name, str) else ""
 
 
 def _uniform_like(x: Tensor, seed: int) -> Tensor:

@@ -105,7 +105,11 @@ class Stream:
     def take(self, rows: Tensor) -> Arguments:
         """Read the data of these numbers."""
         if self._is_of_arrays:
-            return as_arguments(tree_map(lambda x: x[rows_for(x, rows)], self.source))
+
+            def taken(x: Any) -> Any:
+                return x[rows.numpy() if isinstance(x, np.ndarray) else rows]
+
+            return as_arguments(tree_map(taken, self.source))
         return as_arguments(default_collate([self.source[int(row)] for row in rows]))
 
     def parts(self, size: int) -> Iterator[Arguments]:
@@ -208,11 +212,6 @@ def weakly(value: Any) -> Callable[[], Any]:
         return weakref.ref(value)
     except TypeError:
         return lambda: value
-
-
-def rows_for(array: Any, rows: Tensor) -> Any:
-    """Numbers of rows as an array is indexed by."""
-    return rows.numpy() if isinstance(array, np.ndarray) else rows
 
 
 def loader_size(loader: DataLoader) -> int | None:

@@ -201,9 +201,8 @@ class Bound:
             trace = self._trace(self.model, self._draw_once(None).values, None, enumerate_=True)
             return entangled(trace, list(self._sites(trace).values()))
 
-        return bool(self.structure.latents and self.structure.enumerated) and self._evaluate(
-            evaluate
-        )
+        possible = bool(self.structure.latents and self.structure.enumerated)
+        return possible and self._evaluate(evaluate)
 
     def model_trace(self) -> Any:
         """Trace the model once at the data, without vectorisation.
@@ -258,8 +257,7 @@ class Bound:
 
         return self._evaluate(evaluate)
 
-    # ---- one run, with `particles` as an outer plate or without
-    # --------------------------------------------------
+    # ---- one run, with `particles` as an outer plate or without --------------------------------
 
     def _draw_once(self, particles: int | None, shared: Values | None = None) -> Draw:
         with nullcontext() if self.paths else WithoutPaths():
@@ -337,7 +335,8 @@ class Bound:
             stack.enter_context(SizedPlates())
             summed_out = self.structure.enumerated and enumerate_
             if summed_out:
-                fn = poutine.enum(self._marked(fn), first_available_dim=-2 - nesting)
+                marked = poutine.infer_config(fn, self._enumerate_if_listed)
+                fn = poutine.enum(marked, first_available_dim=-2 - nesting)
             if particles is not None:
                 stack.enter_context(pyro.plate(PARTICLE_PLATE, particles, dim=-1 - nesting))
             if particles is not None and not summed_out:
@@ -345,15 +344,11 @@ class Bound:
             stack.enter_context(Substitute(values))
             return poutine.trace(fn).get_trace(*self.args, **self.kwargs)
 
-    def _marked(self, fn: Callable) -> Callable:
-        return poutine.infer_config(fn, self._enumerate_if_listed)
-
     def _enumerate_if_listed(self, site: Any) -> Any:
         listed = site["name"] in self.structure.enumerated
         return {"enumerate": "parallel" if listed else None}
 
-    # ---- many particles
-    # ------------------------------------------------------------------------------------------
+    # ---- many particles ------------------------------------------------------------------------
 
     def _draw_many(self, num_particles: int) -> Draw:
         if self.structure.guide_runs == "plate" and num_particles > 1:

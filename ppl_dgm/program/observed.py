@@ -156,7 +156,11 @@ def data_behind(
     made = [name for name, value in found.items() if not is_given(value, args, kwargs)]
     if made:
         other = trace(args, kwargs).nodes
-        moving = [name for name in made if moves(found[name], other.get(name))]
+        moving = [
+            name
+            for name in made
+            if name not in other or not torch.equal(found[name], other[name]["value"].detach())
+        ]
         found |= shifted_arguments(moving, args, kwargs, trace) if moving else {}
     return {name: in_double(value) for name, value in found.items()}
 
@@ -170,11 +174,6 @@ def is_given(value: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> bool:
     return any(leaf.untyped_storage().data_ptr() == place for leaf in tensors_of(args, kwargs))
 
 
-def moves(value: Tensor, other: Site | None) -> bool:
-    """Whether a value is another in another run."""
-    return other is None or not torch.equal(value, other["value"].detach())
-
-
 def shifted_arguments(
     names: list[str], args: tuple, kwargs: Mapping[str, Any], trace: Trace
 ) -> dict[str, Tensor]:
@@ -183,7 +182,7 @@ def shifted_arguments(
     It is the one in which the value has derivative one or minus one.
     """
     leaves, spec = tree_flatten((args, dict(kwargs)))
-    places = [i for i, leaf in enumerate(leaves) if is_real(leaf)]
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point()]
     with torch.enable_grad():
         for i in places:
             leaves[i] = leaves[i].detach().clone().requires_grad_()
@@ -194,11 +193,6 @@ def shifted_arguments(
             name: shifted(value, [leaves[i] for i in places], tensors_of(args, kwargs))
             for name, value in values.items()
         }
-
-
-def is_real(leaf: Any) -> bool:
-    """Whether an argument has derivatives."""
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def shifted(value: Tensor, leaves: list[Tensor], everything: list[Tensor]) -> Tensor:

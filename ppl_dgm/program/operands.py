@@ -7,6 +7,7 @@ them.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -292,6 +293,7 @@ class Comparison(TorchDispatchMode):
         return any(next(steps, None) for steps, _ in self.left)
 
 
+@cache
 def computes(func: Any) -> bool:
     """Return whether an operation makes new numbers."""
     name: str = func._schema.name.partition("::")[2]

@@ -14,6 +14,7 @@ from ppl_dgm.program.identity import referred
 __all__ = ["values_referred"]
 
 _PLAIN = (bool, int, float, complex, str)
+_LEADS_ON = (FunctionType, MethodType, partial, nn.Module)
 _WRITES = ("STORE_GLOBAL", "STORE_DEREF")
 
 
@@ -37,7 +38,7 @@ def values_referred(program: Any) -> dict[str, Any]:
         for name, value in _named(part):
             if _is_data(value):
                 found.setdefault(name, []).append(value)
-            elif _leads_on(value) and not any(value is one for one in seen):
+            elif isinstance(value, _LEADS_ON) and not any(value is one for one in seen):
                 waiting.append(value)
                 seen.append(value)
     return {name: one[0] if len(one) == 1 else one for name, one in sorted(found.items())}
@@ -46,10 +47,6 @@ def values_referred(program: Any) -> dict[str, Any]:
 def _is_data(value: Any) -> bool:
     learned = isinstance(value, Tensor) and value.requires_grad
     return isinstance(value, (*_PLAIN, Tensor, np.ndarray)) and not learned
-
-
-def _leads_on(value: Any) -> bool:
-    return isinstance(value, (FunctionType, MethodType, partial, nn.Module))
 
 
 def _named(part: Any) -> Iterator[tuple[str, Any]]:

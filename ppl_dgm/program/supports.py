@@ -66,7 +66,7 @@ def inner_point(fn: Any, like: Tensor) -> Tensor:
     Nothing is drawn; where no such value is known, it is the observed one with its NaN at zero.
     """
     inner = innermost(fn)
-    support = base_support(inner)
+    support = of_entries(support_of(inner))
     zeros = like.new_zeros(inner.batch_shape + inner.event_shape)
     if isinstance(support, type(constraints.multinomial(1))):
         return (
@@ -89,11 +89,6 @@ def first_category(zeros: Tensor) -> Tensor:
     They have the shape of the zeros.
     """
     return torch.cat([torch.ones_like(zeros[..., :1]), zeros[..., 1:]], -1)
-
-
-def base_support(fn: Any) -> Any:
-    """The constraint on single entries of values."""
-    return of_entries(support_of(innermost(fn)))
 
 
 def innermost(fn: Any) -> Any:

@@ -105,7 +105,7 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
     """Collect the groups of a posterior."""
     bound, structure = posterior.bound, posterior.bound.structure
     names = [latent.name for latent in structure.model_latents]
-    drawn = predictive_draws(posterior, seed)
+    drawn = {} if structure.factors else posterior.predict(seed)
     kept = [name for name in drawn if name not in structure.observed and name not in names]
     groups: dict[str, Mapping[str, Tensor]] = {
         "posterior": {**posterior.draws, **{name: drawn[name] for name in kept}},
@@ -225,14 +225,6 @@ def counted(bound: Bound, name: str) -> NDArray[Any] | None:
     seen = seen_entries(nodes[name])
     plate_shape = seen.shape[: seen.dim() - nodes[name]["fn"].event_dim]
     return seen.reshape(*plate_shape, -1).any(-1).cpu().numpy()
-
-
-def predictive_draws(posterior: Posterior, seed: int) -> Mapping[str, Tensor]:
-    """Draw all sites given the posterior draws.
-
-    There are none for a program with factors.
-    """
-    return {} if posterior.bound.structure.factors else posterior.predict(seed)
 
 
 def prior_draws(posterior: Posterior, seed: int) -> dict[str, Tensor]:

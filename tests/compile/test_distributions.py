@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_dgm.compile import Backend, CaptureError, capture, compile_captured
+from ppl_dgm.compile import Backend, CaptureError, capture
+from ppl_dgm.compile.inductor.backend import compile_captured
 
 POSITIVE = torch.tensor([0.5, 1.2, 2.0])
 REAL = torch.tensor([-0.3, 0.4, 1.0])

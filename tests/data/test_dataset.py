@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, constraints
 
-from ppl_dgm.data import (
-    Dataset,
-    as_dataset,
-)
+from ppl_dgm.data import Dataset
 
 
 @pytest.fixture
@@ -25,14 +22,13 @@ def grey():
 
 def test_arguments_are_handed_on_as_they_came():
     x, y = torch.zeros(3, 2), torch.ones(3)
-    assert as_dataset(x).args[0] is x
-    assert as_dataset(x).kwargs == {}
-    assert as_dataset((x, y)).args == (x, y)
-    named = as_dataset({"y": y, "x": x})
+    assert Dataset(x).args[0] is x
+    assert Dataset(x).kwargs == {}
+    assert Dataset((x, y)).args == (x, y)
+    named = Dataset({"y": y, "x": x})
     assert named.args == ()
     assert list(named.kwargs) == ["y", "x"]
     assert named.x is x
-    assert as_dataset(named) is named
 
 
 def test_splits_partition_the_rows(grey):

@@ -287,7 +287,7 @@ def _trace(
         outputs: list[torch.Tensor] = []
         found.append(_nesting(result, outputs))
         refuse_selections(outputs)
-        return [_as_output(output, replacement) for output in outputs]
+        return [replacement.stand_in(output).detach() for output in outputs]
 
     traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
     graph = traced(*(_concrete(tensor) for tensor in (*tensors, *lifted)))
@@ -322,10 +322,6 @@ def _concrete(tensor: torch.Tensor) -> torch.Tensor:
 
 def _leaf(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return value.detach().requires_grad_() if like.requires_grad else value
-
-
-def _as_output(output: Any, replacement: Lifting) -> torch.Tensor:
-    return replacement.stand_in(output).detach()
 
 
 def _refuse_host_reads(graph: GraphModule) -> None:

@@ -162,7 +162,7 @@ class Watch:
         tensors = [
             (held, name, tensor, type(module).__name__)
             for module in modules
-            for held in _holders(module)
+            for held in (module._parameters, module._buffers)
             for name, tensor in held.items()
         ]
         return Settings(
@@ -194,10 +194,6 @@ def _name(module: Module, name: str) -> str:
 
 def _same(one: Any, other: Any) -> bool:
     return one is other or one == other
-
-
-def _holders(module: Module) -> tuple[Any, Any]:
-    return module._parameters, module._buffers
 
 
 @contextmanager

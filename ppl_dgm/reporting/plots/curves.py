@@ -64,18 +64,14 @@ def plot_curves(histories: Mapping[str, Mapping[str, Tensor]], ax: Axes | None =
         ax.set_xlabel("step")
         ax.set_ylabel("objective (nats per datum)")
         ax.set_ylim(*plateau_limits([history["objective"] for history in histories.values()]))
+        dashed = any("valid" in history for history in histories.values())
         ax.legend(
             loc="best",
             fontsize="small",
-            title="training, validation dashed" if any_valid(histories) else None,
+            title="training, validation dashed" if dashed else None,
             title_fontsize="small",
         )
     return ax
-
-
-def any_valid(histories: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    """Whether some history holds validation figures."""
-    return any("valid" in history for history in histories.values())
 
 
 def averaged(step: Tensor, value: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
