@@ -99,7 +99,7 @@ class SnailBlock(nn.Module):
         self.convolutions = nn.ModuleList(
             CausalBlock(width, kernel_size, num_context) for _ in range(num_layers)
         )
-        self.places = nn.Parameter(0.1 * torch.randn(num_places, width))
+        self.places = nn.Parameter(torch.randn(num_places, width))
         self.join = nn.Linear(width + shape[0], width)
         self.attention = CausalAttention(width, num_heads, num_places)
         self.gate = nn.Linear(width, 2 * width)

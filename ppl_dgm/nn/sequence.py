@@ -38,7 +38,8 @@ class Tokens(nn.Module):
     ) -> None:
         super().__init__()
         self.value = nn.Linear(1, width)
-        self.places = nn.Parameter(0.1 * torch.randn(num_dims, width)) if placed else None
+        # As large as the vectors of values: nets that hardly tell places apart learn slowly
+        self.places = nn.Parameter(torch.randn(num_dims, width)) if placed else None
         self.context = nn.Linear(num_context, width, bias=False) if num_context else None
 
     def forward(self, tokens: Tensor, places: Tensor, context: Tensor | None) -> Tensor:

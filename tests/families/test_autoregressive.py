@@ -74,6 +74,17 @@ def test_each_conditional_sees_the_earlier_dimensions_only(make: Make, order: An
     assert torch.equal(seen(program, torch.rand(DIMS).double()).triu(), torch.zeros(8, 8).bool())
 
 
+PLACED = ["gru", "lstm", "wavenet", "transformer", "rotary transformer", "pixelsnail"]
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_places_differ_as_much_as_values(name: str) -> None:
+    torch.manual_seed(0)
+    found = [each for path, each in NETS[name]().named_parameters() if path.endswith("places")]
+    values = torch.cat([each.flatten() for each in found])
+    assert 0.5 < values.std() < 2
+
+
 LAWS = {
     "levels": likelihoods.Categorical(3),
     "logistic levels": likelihoods.DiscretisedLogistic(3, 2),
