@@ -129,7 +129,8 @@ def posterior_kinds(bound: Bound, settings: Allowance, smc: SMC) -> list[Estimat
         num_chains=max(64, min(share // TEMPERING_COST, 512)),
         memory=memory,
     )
-    bridge = BridgeSampling(num_chains=chains, memory=memory)
+    proposal = "student_mixture" if num_latents(bound) <= FLOW_DIMS else "warp3"
+    bridge = BridgeSampling(num_chains=chains, memory=memory, proposal=proposal)
     return [starts, adaptive, *flow(bound, adaptive, share), smc, bridge]
 
 

@@ -50,6 +50,7 @@ __all__ = [
 LEAST_DRAWS = 8
 POINTS_AT_ONCE = 8  # for each chain: an evaluation with its gradient, and the draws kept
 WARMUP_ROUNDS = (0.4, 0.6)
+CLOUD_FITS = 3  # of the first frame, which so forgets its axes where the draws are many
 MIN_TEMPERED = 256  # draws that are tempered, so that few modes are lost
 MAX_TEMPERATURES, MOVES_PER_TEMPERATURE = 200, 3
 KEPT = 0.5  # share of the draws that is effective after a step in temperature
@@ -181,10 +182,21 @@ class Frame(NamedTuple):
     factor: Tensor
 
     @classmethod
-    def fitted(cls, points: Tensor) -> "Frame":
-        """From the moments of points `[n, *batch, dim]`."""
-        mean, covariance = moments(points)
-        return cls(mean, torch.linalg.cholesky(covariance))
+    def axes(cls, points: Tensor) -> "Frame":
+        """Take scales and means of coordinates of points `[n, *batch, dim]`."""
+        return cls(points.mean(0), robust_scale(points).diag_embed())
+
+    def fitted(self, points: Tensor) -> "Frame":
+        """Learn moments of points, drawn towards those of this frame.
+
+        This frame counts as `dim` of the points `[n, *batch, dim]`: those of few chains span
+        fewer dimensions than there are, and chains would never leave what they span.
+        """
+        count, dim = points.shape[0], points.shape[-1]
+        mean, covariance = moments(self.inward(points))
+        one = torch.eye(dim, dtype=points.dtype, device=points.device)
+        factor = torch.linalg.cholesky((count * covariance + dim * one) / (count + dim))
+        return Frame(self.outward(mean), self.factor @ factor)
 
     def outward(self, point: Tensor) -> Tensor:
         """z -> y."""
@@ -214,8 +226,10 @@ def hmc_draws(
     steps, twice as many of them.
     """
     kernel = HMC(target_acceptance=0.8, num_leapfrog=num_leapfrog)
-    points = tempered_points(kernel, target, num_chains, switch)
-    frame = Frame.fitted(points)
+    cloud = tempered_points(kernel, target, max(num_chains, MIN_TEMPERED), switch)
+    frame, points = Frame.axes(cloud), cloud[:num_chains]
+    for _ in range(CLOUD_FITS):
+        frame = frame.fitted(cloud)
     chains = adapted_chains(kernel, target, frame, points, num_warmup, num_draws, switch)
     if float(chains.divergent.max()) > DIVERGENT_SHARE:
         careful = replace(kernel, target_acceptance=0.95, num_leapfrog=2 * num_leapfrog)
@@ -239,7 +253,7 @@ def adapted_chains(
         num_moves = max(4, int(share * num_warmup))
         chains = run_chains(kernel, target, frame, points, step_size, num_moves, True, switch)
         points = chains.points[-1]
-        frame = Frame.fitted(chains.points[len(chains.points) // 2 :].flatten(0, 1))
+        frame = frame.fitted(chains.points[len(chains.points) // 2 :].flatten(0, 1))
         step_size = chains.step_size.mean(0, keepdim=True).expand_as(step_size)
     return run_chains(kernel, target, frame, points, step_size, num_draws, False, switch)
 

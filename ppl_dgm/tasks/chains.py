@@ -14,7 +14,6 @@ from ppl_dgm.sampling.chains import POINTS_AT_ONCE, Frame, Splits, adapted_chain
 from ppl_dgm.sampling.convergence import acceptance_alarm, divergence_warnings, r_hat_warnings
 from ppl_dgm.sampling.importance_resampling import joined
 from ppl_dgm.sampling.kernels import HMC
-from ppl_dgm.sampling.kernels.adaptation import robust_scale
 from ppl_dgm.sampling.memory import part_of, spans
 from ppl_dgm.sampling.posterior import Posterior
 from ppl_dgm.sampling.unconstrained import Unconstrained
@@ -101,8 +100,8 @@ def verdict_on(parts: list[Moved]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 def move_points(target: Splits, points: Tensor, num_moves: int, num_leapfrog: int) -> Moved:
     """Run chains from points `[chains, data, dim]`."""
     kernel = HMC(num_leapfrog=num_leapfrog)
-    frame = Frame(points.mean(0), robust_scale(points).diag_embed())
-    chains = adapted_chains(kernel, target, frame, points, num_moves // 2, num_moves // 2)
+    frame, half = Frame.axes(points), num_moves // 2
+    chains = adapted_chains(kernel, target, frame, points, half, half)
     moved = (chains.points.diff(dim=0) != 0).any(-1).double().mean((0, 1))
     r_hat = chains.draws.diagnostics["r_hat"]
     return Moved(chains.points[-1], moved, r_hat, chains.divergent)

@@ -65,6 +65,22 @@ def test_chains_of_all_data_are_moved_at_once():
     assert torch.allclose(z.mean(0), (2 + x) / 2, rtol=0.08)  # the posterior is Gamma(2 + x, 2)
 
 
+@pytest.mark.parametrize(("chains", "dims"), [(1, 10), (4, 10), (64, 100)])
+def test_fewer_chains_than_dimensions_leave_the_plane_they_start_in(chains: int, dims: int):
+    zeros, x = torch.zeros(dims, dtype=FLOAT), 1.4 * torch.randn(dims, dtype=FLOAT)
+
+    def model(x: Tensor | None = None) -> None:
+        z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    draws = hmc_draws(Unconstrained(Program(model).bind(x)), chains, 400 // chains + 20, 100, 5)
+    centred = math.sqrt(2) * (draws.flat - x / 2)
+    spread = torch.linalg.eigvalsh(centred.T @ centred / len(centred))
+    error = math.sqrt(dims / len(centred))
+    assert (1 - error) ** 2 / 4 < float(spread[0])
+    assert float(spread[-1]) < 2 * (1 + error) ** 2
+
+
 def test_ess_of_an_autoregression():
     rho, state, rows = 0.6, torch.randn(50, dtype=FLOAT), []
     for step in torch.randn(2000, 50, dtype=FLOAT):
