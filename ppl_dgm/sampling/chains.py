@@ -183,7 +183,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def axes(cls, points: Tensor) -> "Frame":
-        """Take scales and means of coordinates of points `[n, *batch, dim]`."""
+        """Take coordinates' scales and means of points `[n, *batch, dim]`."""
         return cls(points.mean(0), robust_scale(points).diag_embed())
 
     def fitted(self, points: Tensor) -> "Frame":
