@@ -1,6 +1,5 @@
 """CUBO: an upper bound from powers of the weights."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import BoundKind, Estimate
 from ppl_dgm.evidence.weight_estimator import WeightEstimator
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling.convergence import mean_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.weight_summary import pareto_k
 from ppl_dgm.validation import check_least
@@ -103,7 +103,7 @@ def tangent(inside: Tensor, outside: Tensor) -> Tensor:
 
 def tangent_error(inside: Tensor, outside: Tensor) -> Tensor:
     """Standard error of `tangent` over the draws inside."""
-    return (inside - log_mean_exp(outside)).exp().std(0) / math.sqrt(len(inside))
+    return mean_std_error((inside - log_mean_exp(outside)).exp())
 
 
 def narrow_guide(k: Tensor) -> tuple[str, ...]:

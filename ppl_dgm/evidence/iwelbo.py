@@ -1,6 +1,5 @@
 """IWELBO: a lower bound from many particles."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +7,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import BoundKind, Estimate
 from ppl_dgm.evidence.weight_estimator import WeightEstimator
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling.convergence import mean_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.validation import check_least
 
@@ -59,5 +59,5 @@ class IWELBO(WeightEstimator):
     def estimate(self, bound: Bound) -> Estimate:
         flat = self.weights(bound, self.num_particles * self.num_replicates)
         values = log_mean_exp(flat.unflatten(0, (self.num_replicates, self.num_particles)), 1)
-        error = values.std(0) / math.sqrt(len(values))
-        return Estimate(values.mean(0), error, {"num_particles": self.num_particles})
+        diagnostics = {"num_particles": self.num_particles}
+        return Estimate(values.mean(0), mean_std_error(values), diagnostics)

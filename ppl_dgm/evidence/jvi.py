@@ -10,6 +10,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.weight_estimator import WeightEstimator
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling.convergence import mean_std_error
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.weight_summary import pareto_k
 from ppl_dgm.validation import check_least
@@ -78,7 +79,7 @@ class JVI(WeightEstimator):
             "iwelbo": log_mean_exp(groups, 1).mean(0),
             "num_particles": self.num_particles,
         }
-        mean, error = values.mean(0), values.std(0) / math.sqrt(len(values))
+        mean, error = values.mean(0), mean_std_error(values)
         return Estimate(mean, error, diagnostics, remaining_bias(mean, error, log_mean_exp(flat)))
 
 

@@ -11,6 +11,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.evidence.base import Estimate
 from ppl_dgm.evidence.weight_estimator import WeightEstimator
 from ppl_dgm.program import Bound
+from ppl_dgm.sampling.convergence import mean_std_error
 from ppl_dgm.sampling.weight_summary import pareto_k
 from ppl_dgm.validation import check_least
 
@@ -75,7 +76,7 @@ class SUMO(WeightEstimator):
             stops.to(flat.device),
         )
         diagnostics: dict[str, Any] = {"pareto_k": pareto_k(flat), "num_particles": longest}
-        return Estimate(values.mean(0), values.std(0) / math.sqrt(len(values)), diagnostics)
+        return Estimate(values.mean(0), mean_std_error(values), diagnostics)
 
 
 def reach(k: Tensor) -> Tensor:

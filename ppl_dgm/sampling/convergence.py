@@ -22,11 +22,13 @@ __all__ = [
     "energy_bfmi",
     "is_divergent",
     "mean_exp_std_error",
+    "mean_std_error",
     "r_hat_warnings",
     "series_std_error",
     "split_r_hat",
     "spread_warnings",
     "stein_warnings",
+    "student_factor",
     "tail_warnings",
     "widened_by_skew",
 ]
@@ -207,6 +209,27 @@ def stein_warnings(distance: Tensor) -> tuple[str, ...]:
 # ---- weights ---------------------------------------------------------------------------------
 
 
+def student_factor(count: int) -> float:
+    """Return the ratio of Student's to the normal 97.5 % quantile.
+
+    A standard error found from the spread of `count` values, times it, covers as often as one that
+    is known.
+
+    Example:
+        >>> [round(student_factor(count), 2) for count in (2, 10, 1000)]
+        [6.48, 1.15, 1.0]
+    """
+    return float(scipy.special.stdtrit(count - 1, 0.975) / scipy.special.ndtri(0.975))
+
+
+def mean_std_error(values: Tensor) -> Tensor:
+    """Estimate the standard error of the mean of independent values.
+
+    Values are `[n, *batch]`, of which there may be few: it is widened by `student_factor`.
+    """
+    return student_factor(len(values)) * values.std(0) / math.sqrt(len(values))
+
+
 def mean_exp_std_error(log_values: Tensor) -> Tensor:
     r"""Estimate the standard error of log(mean(exp(log_values))).
 
@@ -226,8 +249,8 @@ def mean_exp_std_error(log_values: Tensor) -> Tensor:
     moment = weights.var(0)
     spread = upper_spread(log_values)
     log_normal = torch.minimum(spread.clamp(max=50.0).expm1() / count, spread)
-    student = float(scipy.special.stdtrit(count - 1, 0.975) / scipy.special.ndtri(0.975))
-    return (student * torch.maximum(moment / count, log_normal).sqrt()).nan_to_num(nan=torch.inf)
+    error = student_factor(count) * torch.maximum(moment / count, log_normal).sqrt()
+    return error.nan_to_num(nan=torch.inf)
 
 
 def upper_spread(log_values: Tensor) -> Tensor:

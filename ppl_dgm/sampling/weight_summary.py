@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
+from ppl_dgm.sampling.convergence import student_factor
 from ppl_dgm.sampling.pareto import tail_shapes
 
 __all__ = ["WeightSummary", "pareto_k"]
@@ -111,8 +112,9 @@ class WeightSummary:
 
     @property
     def mean_std_error(self) -> Tensor:
-        """Standard error of `mean`."""
-        return (self.squares / (max(self.count - 1, 1) * self.count)).sqrt()
+        """Standard error of `mean`, widened where particles are few."""
+        spread = (self.squares / (max(self.count - 1, 1) * self.count)).sqrt()
+        return student_factor(max(self.count, 2)) * spread
 
     @property
     def ess(self) -> Tensor:

@@ -49,6 +49,17 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [ELBO(3), IWELBO(32, 3), JVI(32, num_replicates=3)],
+    ids=lambda estimator: estimator.name,
+)
+def test_errors_of_few_draws_cover(estimator):
+    found = estimator(guided(0.72), X)
+    covered = (found.log_z - found.log_z.mean()).abs() < 1.96 * found.std_error
+    assert float(covered.double().mean()) > 0.95 - 4 * math.sqrt(0.95 * 0.05 / len(X))
+
+
 # ---- upper bounds --------------------------------------------------------------------------------
 
 
