@@ -210,10 +210,10 @@ def stein_warnings(distance: Tensor) -> tuple[str, ...]:
 
 
 def student_factor(count: int) -> float:
-    """Return the ratio of Student's to the normal 97.5 % quantile.
+    """Return by how much few values widen an error bar.
 
-    A standard error found from the spread of `count` values, times it, covers as often as one that
-    is known.
+    It is the ratio of Student's to the normal 97.5 % quantile: a standard error found from the
+    spread of `count` values, times it, covers as often as one that is known.
 
     Example:
         >>> [round(student_factor(count), 2) for count in (2, 10, 1000)]
