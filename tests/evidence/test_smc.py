@@ -273,6 +273,18 @@ def test_the_corrected_trapezoid_is_of_fourth_order() -> None:
     assert error(9) / error(17) == pytest.approx(16, rel=0.05)
 
 
+def test_few_temperatures_of_many_data_raise_an_alarm() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 2.0))
+            pyro.sample("x", dist.Normal(z, 0.3), obs=x)
+
+    x = 2 * torch.randn(100, dtype=torch.float64)
+    short = {"num_draws": 40, "num_warmup": 40, "compile": False}
+    result = ThermodynamicIntegration(num_temperatures=6, **short)(Program(model), x)
+    assert any("the integral over temperatures" in warning for warning in result.warnings)
+
+
 @pytest.mark.parametrize(
     ("estimator", "settings", "message"),
     [
@@ -282,6 +294,7 @@ def test_the_corrected_trapezoid_is_of_fourth_order() -> None:
         (SMC, {"resample_below": 2.0}, "resample_below is 2.0"),
         (SMC, {"resampling": "none"}, "expected one of"),
         (SteppingStone, {"num_temperatures": 1}, "num_temperatures is 1"),
+        (ThermodynamicIntegration, {"num_temperatures": 2}, "num_temperatures is 2"),
         (ThermodynamicIntegration, {"kernel": ULA()}, "leaves no density invariant"),
     ],
 )
