@@ -199,8 +199,8 @@ class ThermodynamicIntegration(TemperedChains):
     is a stepping stone, because under a heavy-tailed prior $\mathbb{E}_0$ need not exist. Chains at
     all temperatures run at once, neighbours exchanging points. The standard error counts
     autocorrelation and the dependence between temperatures, and the rule's own error, a seventh of
-    what half as many nodes change (a rule of fourth order, which few nodes do not reach). It costs `num_chains *
-    num_temperatures * (num_draws + num_warmup)` moves for each datum.
+    what half as many nodes change (a rule of fourth order, which few nodes do not reach). It costs
+    `num_chains * num_temperatures * (num_draws + num_warmup)` moves for each datum.
 
     Gelman and Meng (1998), "Simulating normalizing constants"; Lartillot and Philippe (2006).
 

@@ -279,7 +279,7 @@ def test_few_temperatures_of_many_data_raise_an_alarm() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 2.0))
             pyro.sample("x", dist.Normal(z, 0.3), obs=x)
 
-    x = 2 * torch.randn(100, dtype=torch.float64)
+    x = 2 * torch.randn(300, dtype=torch.float64)
     short = {"num_draws": 40, "num_warmup": 40, "compile": False}
     result = ThermodynamicIntegration(num_temperatures=6, **short)(Program(model), x)
     assert any("the integral over temperatures" in warning for warning in result.warnings)
