@@ -252,7 +252,9 @@ class ThermodynamicIntegration(TemperedChains):
 
 
 def quadrature_alarm(quadrature_error: Tensor, std_error: Tensor) -> tuple[str, ...]:
-    """Warn where a rule's errors, alike for many data, outweigh that of their sum.
+    """Warn where errors of the rule add up over data.
+
+    They are alike for all data, and outweigh the error of the sum.
 
     Args:
         quadrature_error: by which log Z is too high, nats, `[data]` or `[]`.
