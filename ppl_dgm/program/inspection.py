@@ -144,7 +144,11 @@ def examine(
                 bound = replace(bound, structure=replace(bound.structure, per_datum=False))
             if not guide and bound.is_entangled():
                 bound = replace(bound, structure=bound.structure.without_paths())
-            structure = prove_vectorisation(bound) if particles != 1 else bound.structure.untried()
+            structure = (
+                prove_vectorisation(bound, guide_trace, model_trace)
+                if particles != 1
+                else bound.structure.untried()
+            )
         if training:
             with isolation.in_given_modes(), undone(model, guide):
                 guide_trace, model_trace = first_run.run(model, proposal, *few)

@@ -148,7 +148,8 @@ class Program(AdaptedData):
 
         See `ppl_dgm.program.inspect`.
         """
-        return self.examine(*args, sum_out=sum_out, **kwargs).structure
+        args, kwargs = self.adapt(*unpack_arguments(args, kwargs))
+        return self.examine_at(args, kwargs, sum_out=sum_out).structure
 
     def bind(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Bound:
         """Bind the program to data, after checking them.
@@ -173,13 +174,6 @@ class Program(AdaptedData):
             found.digest,
         )
 
-    def examine(self, *args: Any, sum_out: bool = False, **kwargs: Any) -> Examination:
-        """Check the program at data and describe it.
-
-        The result tells the structure, the number of data and what was observed.
-        """
-        return self.examine_at(*self.adapt(*unpack_arguments(args, kwargs)), sum_out=sum_out)
-
     def examine_at(
         self,
         args: tuple,
@@ -190,10 +184,10 @@ class Program(AdaptedData):
         particles: int | None = None,
         training: bool = False,
     ) -> Examination:
-        """Examine the program under other settings.
+        """Check the program at adapted data and describe it.
 
-        They are other `shared` arguments, training, or one particle, not tried with more. See
-        `examine`.
+        The result tells the structure, the number of data and what was observed. Settings are other
+        `shared` arguments, training, or one particle, not tried with more.
         """
         guide = self.guide if self._has_guide else None
         shared = self.shared if shared is None else shared

@@ -3,13 +3,16 @@
 Each way is tested against single runs.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import torch
 
 from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.bound_program import Bound
+from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.structure import Structure, Way
 
 __all__ = ["prove_vectorisation"]
@@ -30,10 +33,11 @@ ONE_BY_ONE: tuple[tuple[Way, Way], ...] = (
 )
 
 
-def prove_vectorisation(bound: Bound) -> Structure:
+def prove_vectorisation(bound: Bound, *traces: Any) -> Structure:
     """Find the fastest correct way to run many particles.
 
     A way is correct if it gives what single runs give. The structure is returned with that way set.
+    The traces, of model and guide, tell the sizes of what they draw.
 
     Raises:
         ValueError: where even two single runs at the same latents differ, or a single run fails.
@@ -41,7 +45,7 @@ def prove_vectorisation(bound: Bound) -> Structure:
     if not bound.structure.latents:
         return bound.structure
     failures: dict[str, str] = {}
-    particles = proof_particles(bound)
+    particles = proof_particles(bound, traces)
     together = TOGETHER
     if not bound.structure.has_guide:  # draws run the model too, and its way may waste memory
         together = tuple(sorted(TOGETHER, key=lambda way: way[0] != way[1]))
@@ -61,16 +65,13 @@ def prove_vectorisation(bound: Bound) -> Structure:
     )
 
 
-def proof_particles(bound: Bound) -> int:
+def proof_particles(bound: Bound, traces: Iterable[Any]) -> int:
     """Choose a number of particles that equals no tensor size.
 
     Otherwise particles in the place of rows would pass the test.
     """
-    try:
-        drawn = bound.draw(1).values
-    except Exception:  # the user's own code may raise anything; its runs are told of below
-        drawn = {}
-    tensors = (*tensors_of(bound.args, bound.kwargs), *drawn.values())
+    drawn = [site["value"] for trace in traces for _, site in random_sites(trace)]
+    tensors = (*tensors_of(bound.args, bound.kwargs), *drawn)
     sizes = {size for tensor in tensors for size in tensor.shape}
     return next(number for number in count(PROOF_PARTICLES) if number not in sizes)
 
