@@ -109,6 +109,7 @@ def examine(
         ValueError: naming the site, what was expected and the cure.
     """
     kwargs, proposal = kwargs or {}, guide or Prior(model)
+    look = partial(look_at, model, guide, plate, sum_out)
     observed = Observed(lambda *given: first_run.run(model, proposal, *given)[1])
     with (
         undone_on_error(model, guide),
@@ -120,16 +121,12 @@ def examine(
     ):
         division = lazy_division(model, proposal, args, kwargs, plate, shared)
         structures, few = [], (args, kwargs)
-        for part_args, part_kwargs in portions(model, proposal, args, kwargs, plate, division):
-            guide_trace, model_trace = first_run.run(model, proposal, part_args, part_kwargs)
-            found = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
-            again = partial(first_run.run, model, proposal, part_args, part_kwargs)
-            alone = partial(first_run.traced, model, part_args, part_kwargs)
-            checks.check(found, model_trace, guide_trace if guide else None, again, alone)
-            first_run.check_nan_masked(part_args, part_kwargs, model_trace)
-            observed.add(found, model_trace, part_args, part_kwargs)
+        for part in portions(model, proposal, args, kwargs, plate, division):
+            found, guide_trace, model_trace = look(*part)
+            first_run.check_nan_masked(*part, model_trace)
+            observed.add(found, model_trace, *part)
             unmasked = masked_unlike(model_trace, guide_trace) if guide else ()
-            energies = find_energies(model, model_trace, part_args, part_kwargs)
+            energies = find_energies(model, model_trace, *part)
             structures.append(
                 replace(found, division=division, unmasked=unmasked, energies=energies)
             )
@@ -139,34 +136,69 @@ def examine(
             few = select_data(*few, size, slice(PROOF_DATA), division.held or ())
         num_data = PROOF_DATA if not whole else size
         bound = Bound(model, proposal, structures[0], *few, num_data=num_data)
-        with unvalidated(), forgiving_factors():  # as every proof does
-            if not are_independent(bound):
-                bound = replace(bound, structure=replace(bound.structure, per_datum=False))
-            if not guide and bound.is_entangled():
-                bound = replace(bound, structure=bound.structure.without_paths())
-            structure = (
-                prove_vectorisation(bound, guide_trace, model_trace)
-                if particles != 1
-                else bound.structure.untried()
-            )
+        structure = prove(bound, particles, guide_trace, model_trace)
         if training:
             with isolation.in_given_modes(), undone(model, guide):
-                guide_trace, model_trace = first_run.run(model, proposal, *few)
-                used = read_structure(model_trace, guide_trace if guide else None, plate, sum_out)
-                checks.check(used, model_trace, guide_trace if guide else None, again, alone)
-                energies = find_energies(model, model_trace, *few)
-                used = replace(
-                    used,
-                    unmasked=structure.unmasked,
-                    # Factors of training alone are terms of a loss, not of the density.
-                    energies=tuple(name for name in energies if name in structure.factors),
-                    noisy_guide=replace(bound, structure=used).guide_is_noisy(),
-                )
-                halves = (guide_trace if guide else None, model_trace)
-                unlike = unlike_pyro(replace(bound, structure=used), *halves)
-                used = replace(used, unlike_pyro=unlike)
+                used = structure_in_training(bound, structure, *look(*few))
             structure = structure.with_sites_of(used)
     return Examination(structure, size, observed.num_dims, observed.digest)
+
+
+def look_at(
+    model: Callable,
+    guide: Callable | None,
+    plate: str,
+    sum_out: bool,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+) -> tuple[Structure, Any, Any]:
+    """Run a program once, and check what it does.
+
+    Returns its structure and the traces of guide (or prior) and model.
+    """
+    proposal = guide or Prior(model)
+    guide_trace, model_trace = first_run.run(model, proposal, args, kwargs)
+    drawn = guide_trace if guide else None
+    found = read_structure(model_trace, drawn, plate, sum_out)
+    again = partial(first_run.run, model, proposal, args, kwargs)
+    alone = partial(first_run.traced, model, args, kwargs)
+    checks.check(found, model_trace, drawn, again, alone)
+    return found, guide_trace, model_trace
+
+
+def prove(bound: Bound, particles: int | None, *traces: Any) -> Structure:
+    """Find out which data and particles run together.
+
+    The first runs gave the traces. A single particle is not tried with more.
+    """
+    with unvalidated(), forgiving_factors():  # as every proof does
+        if not are_independent(bound):
+            bound = replace(bound, structure=replace(bound.structure, per_datum=False))
+        if not bound.structure.has_guide and bound.is_entangled():
+            bound = replace(bound, structure=bound.structure.without_paths())
+        if particles == 1:
+            return bound.structure.untried()
+        return prove_vectorisation(bound, *traces)
+
+
+def structure_in_training(
+    bound: Bound, evaluated: Structure, found: Structure, guide_trace: Any, model_trace: Any
+) -> Structure:
+    """Complete the structure of a run in training.
+
+    What it shares with that in evaluation mode is taken from there.
+    """
+    energies = find_energies(bound.model, model_trace, bound.args, bound.kwargs)
+    used = replace(
+        found,
+        unmasked=evaluated.unmasked,
+        # Factors of training alone are terms of a loss, not of the density.
+        energies=tuple(name for name in energies if name in evaluated.factors),
+        noisy_guide=replace(bound, structure=found).guide_is_noisy(),
+    )
+    drawn = guide_trace if found.has_guide else None
+    unlike = unlike_pyro(replace(bound, structure=used), drawn, model_trace)
+    return replace(used, unlike_pyro=unlike)
 
 
 def leading_size(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
