@@ -117,12 +117,13 @@ PUBLISHED = {
         "PixelCNN": 3.14,
     },
 }
-# Why the order at seed 0 is not always the published one.
+# Why the order is not always the published one.
 WHY = """\
-Of one seed; the reasons are likely ones, not tested.
+The reasons are likely ones, not tested.
 
-- As published: MADE before FVSBN, NADE level with MADE, and PixelCNN++ before GatedPixelCNN before
-  PixelCNN, on binary digits too; PixelCNN++ has five times GatedPixelCNN's parameters, though.
+- As published: MADE before FVSBN on binary digits, NADE level with MADE, and PixelCNN++ before
+  GatedPixelCNN before PixelCNN, on binary digits too; PixelCNN++ has five times GatedPixelCNN's
+  parameters, though.
 - Several orders do not pay on binary digits: a step trains one order of eight, so each gets an
   eighth of the steps. With 17 levels they do, as published: there the nets of one order have their
   best validation nats half way and overfit after.
@@ -130,8 +131,9 @@ Of one seed; the reasons are likely ones, not tested.
   which has none, is level with the best on binary digits and before all of them with 17 levels.
 - DARN, linear with 16 latents, is before FVSBN. On binary digits it stays behind dense nets with
   hidden units; with 17 levels, where these overfit, it is level with the best of them.
-- PixelTransformer is far behind all others, not before; 600 steps are few for a net that has to
-  learn which pixels are near. No net over pixels overfits yet, so more steps may help them all."""
+- PixelTransformer is in the middle on binary digits and last with 17 levels, not near the first;
+  600 steps are few for a net that has to learn which pixels are near. No net over pixels overfits
+  yet, so more steps may help them all."""
 
 
 def row(levels: int, name: str, decay: float, seed: int) -> dict[str, Any]:
