@@ -31,7 +31,7 @@ from ppl_dgm.families import RBM
 from ppl_dgm.objectives import PersistentContrastiveDivergence
 
 RESULTS = Path(__file__).parent / "results" / "rbms.csv"
-ROWS = Rows(RESULTS, ("set", "hidden", "moves", "decay", "rate", "epochs"))
+ROWS = Rows(RESULTS, ("set", "hidden", "moves", "decay", "batch", "rate", "epochs"))
 PUBLISHED = {"dna": 96.74, "mushrooms": 15.15, "nips": 277.37, "mnist": 86.34}
 ABOUT = (
     "Negative log likelihood in nats per datum, lower is better. Published: Germain et al. (2015) "
@@ -163,7 +163,7 @@ def body(row: Row) -> list[str]:
     annealed = "summed" if row["by"] == "exact" else f"± {float(row['log_partition_error']):.2g}"
     return [
         f"{row['set']}, {row['hidden']} hidden units",
-        *(row[key] for key in ("moves", "rate", "decay", "epochs")),
+        *(row[key] for key in ("moves", "batch", "rate", "decay", "epochs")),
         f"{float(row['valid']):.2f}",
         f"{float(row['test']):.2f}",
         annealed,
@@ -175,8 +175,8 @@ def body(row: Row) -> list[str]:
 def write_table() -> None:
     """The table of all rows."""
     head = (
-        "RBM, moves a step, rate, weight decay, epochs, valid nats, test nats, log Z, ± data, "
-        "published"
+        "RBM, moves a step, batch, rate, weight decay, epochs kept, valid nats, test nats, log Z, "
+        "± data, published"
     )
     text = [
         "# Restricted Boltzmann machines by persistent contrastive divergence",
