@@ -9,13 +9,14 @@ does that cannot be compiled; whoever can run eagerly catches it. Progress is lo
 `ppl_dgm.compile` at level INFO; compiled code is kept in `cache_folder()` between runs.
 """
 
-from ppl_dgm.compile.density import compile_density
+from ppl_dgm.compile.density import compile_density, value_and_gradient
 from ppl_dgm.compile.errors import CaptureError
 from ppl_dgm.compile.inductor.backend import Backend, Compiled, cache_folder, compile_function
 from ppl_dgm.compile.jit import CompileMode, Switch
 from ppl_dgm.compile.scan import Loop, compile_loop
 from ppl_dgm.compile.tracing.capture import Captured, capture
 from ppl_dgm.compile.tracing.fori_loop import repeat
+from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
 from ppl_dgm.compile.train_step import TrainStep
 
 __all__ = [
@@ -32,5 +33,7 @@ __all__ = [
     "compile_density",
     "compile_function",
     "compile_loop",
+    "differentiable_loss",
     "repeat",
+    "value_and_gradient",
 ]

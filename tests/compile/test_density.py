@@ -10,8 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_dgm.compile import Backend, compile_density, compile_loop
-from ppl_dgm.compile.density import value_and_gradient
+from ppl_dgm.compile import Backend, compile_density, compile_loop, value_and_gradient
 
 X = torch.tensor([0.3, -1.2, 2.0])
 

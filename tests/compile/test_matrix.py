@@ -14,9 +14,8 @@ import torch
 from programs import PROGRAMS, Case
 from pyro import poutine
 
-from ppl_dgm.compile import Backend, TrainStep, capture
+from ppl_dgm.compile import Backend, TrainStep, capture, differentiable_loss
 from ppl_dgm.compile.inductor.backend import compile_captured
-from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
 from ppl_dgm.program import Program
 
 SEED = 3

@@ -13,8 +13,7 @@ from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from ppl_dgm.compile import CaptureError, TrainStep, capture
-from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
+from ppl_dgm.compile import CaptureError, TrainStep, capture, differentiable_loss
 
 X = torch.tensor([1.0, -2.0, 3.0])
 
