@@ -192,8 +192,10 @@ def thinned(posterior: Posterior) -> Posterior:
 def visible(bound: Bound, name: str) -> Tensor:
     """Return a site's observed value, with NaN where masked."""
     site = bound.model_trace().nodes[name]
-    seen = seen_entries(site)
-    return site["value"] if bool(seen.all()) else torch.where(seen, site["value"], torch.nan)
+    seen, value = seen_entries(site), site["value"]
+    if bool(seen.all()):
+        return value
+    return torch.where(seen, value if value.is_floating_point() else value.double(), torch.nan)
 
 
 def drop_masked(bound: Bound, tree: Any) -> None:
@@ -241,7 +243,11 @@ def prior_draws(posterior: Posterior, seed: int) -> dict[str, Tensor]:
 
 def as_arrays(values: Mapping[str, Tensor], group: str) -> Group:
     """Tensors as arrays, with a leading chain but for data."""
-    arrays = {free(name): value.detach().cpu().numpy() for name, value in values.items()}
+    plain = {name: value.detach().cpu() for name, value in values.items()}
+    arrays = {  # of NumPy, which knows no bfloat16
+        free(name): (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        for name, value in plain.items()
+    }
     return (
         arrays if "data" in group else {name: array[np.newaxis] for name, array in arrays.items()}
     )

@@ -282,3 +282,18 @@ def test_texts_of_any_characters_are_written(tmp_path):
     found = xr.load_dataset(tmp_path / "texts.nc", engine="h5netcdf")
     assert [*found.program.values[:5]] == ["a/b", "a␀b", "\\ud800", "β", "a b"]
     assert found.attrs["alarms"] == "a␀b \\ud800"
+
+
+def test_data_of_any_numbers_are_exported_as_they_are() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor, seen: torch.Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1e-7))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(rate).mask(seen), obs=x)
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    x, y = torch.tensor([2**24 + 1, 2**25 + 3]), torch.tensor([0.5, -0.25], dtype=torch.bfloat16)
+    bound = Program(model).bind(x, y, torch.tensor([True, False]))
+    draws = Posterior(bound, {"rate": 1e7 * torch.rand(20) + 1e7})
+    data = to_arviz(draws).observed_data
+    assert np.array_equal(data["x"], [2**24 + 1, np.nan], equal_nan=True)
+    assert np.array_equal(data["y"], [0.5, -0.25])
