@@ -96,11 +96,6 @@ class SameAtPlaces(SameShares):
         if not any(map(equal, self.choices(self.select(one)), self.choices(kept))):
             raise UnlikeError("an operand of some data changes with others")
 
-    def keep(self, operand: Tensor) -> Tensor:
-        """Keep the places along axes of data."""
-        kept = self.select(operand)
-        return snapshot(operand) if kept is operand else kept
-
     def select(self, operand: Tensor) -> Tensor:
         """Take the places along axes of data."""
         for axis in range(operand.dim()):
@@ -137,8 +132,9 @@ class SameInParts:
         self._parts = [SameAtPlaces(size, part) for part in places]
 
     def keep(self, operand: Tensor) -> list[Tensor]:
-        """Keep the places of each part."""
-        return [part.keep(operand) for part in self._parts]
+        """Keep the places of each part, or once what has no axis of data."""
+        kept = [part.select(operand) for part in self._parts]
+        return [snapshot(operand)] * len(kept) if kept[0] is operand else kept
 
     def check_of(self, number: int) -> Check:
         """Return the check of one part."""
