@@ -132,7 +132,10 @@ class SameInParts:
         self._parts = [SameAtPlaces(size, part) for part in places]
 
     def keep(self, operand: Tensor) -> list[Tensor]:
-        """Keep the places of each part, or once what has no axis of data."""
+        """Keep the places of each part.
+
+        What has no axis of data is kept once.
+        """
         kept = [part.select(operand) for part in self._parts]
         return [snapshot(operand)] * len(kept) if kept[0] is operand else kept
 
