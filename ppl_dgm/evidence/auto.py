@@ -36,6 +36,7 @@ from ppl_dgm.evidence.kinds import (
 )
 from ppl_dgm.evidence.many_data import checked_on_few
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
+from ppl_dgm.evidence.outweighed import scouted_before
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.streaming import over_stream, read_once
@@ -247,21 +248,23 @@ class Course:
 
     def agreed(self, estimators: list[Estimator]) -> Evidence:
         """The verdict of estimators, run until two agree."""
-        attempts, target = self.attempts, self.settings.target
+        attempts, settings = self.attempts, self.settings
         with limited_effort(attempts.left) as effort:
-            modes = scout(self.program, self.bound, self.seed, self.settings)
-            sized = pilot(self.program, self.bound, self.seed, self.settings, modes)
+            modes = scout(self.program, self.bound, self.seed, settings)
+            with scouted_before(modes):
+                sized = pilot(self.program, self.bound, self.seed, settings, modes)
         attempts.spent += effort.spent
         first, *others = estimators if modes is None else starting_from(estimators, modes)
-        if sized is not None:
-            attempts.found.append(sized)
-            self.attempt(quick_check(self.settings))
-        for estimator in (first, *others):
-            if settled(attempts, target) or attempts.allowed <= 0:
-                break
-            estimator = affordable(estimator, attempts.allowed)
-            found = self.moving(first) if estimator is first else self.attempt(estimator)
-            self.enlarge(estimator, found)
+        with scouted_before(modes):
+            if sized is not None:
+                attempts.found.append(sized)
+                self.attempt(quick_check(settings))
+            for estimator in (first, *others):
+                if settled(attempts, settings.target) or attempts.allowed <= 0:
+                    break
+                estimator = affordable(estimator, attempts.allowed)
+                found = self.moving(first) if estimator is first else self.attempt(estimator)
+                self.enlarge(estimator, found)
         return attempts.verdict()
 
     def enlarge(self, estimator: Estimator, found: Evidence | None) -> None:

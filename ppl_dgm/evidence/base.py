@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm.checked import checked
 from ppl_dgm.data import Stream
 from ppl_dgm.evidence.normalising import score_exactly, squeezed, tails_alarm, without_data
-from ppl_dgm.evidence.outweighed import outweighed_alarm
+from ppl_dgm.evidence.outweighed import modes_alarm, outweighed_alarm
 from ppl_dgm.evidence.rendering import evidence_html, evidence_latex
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.streaming import over_stream, read_once
@@ -290,6 +290,9 @@ class Estimator(ABC):
                     estimate, kind = self._normalised(program, bound)
                 else:
                     estimate, kind = self.estimate(bound), self.kind(bound)
+                    if kind in ("estimate", "upper"):
+                        missed = modes_alarm(program, bound, *estimate[:2])
+                        estimate = estimate._replace(warnings=estimate.warnings + missed)
             found = self._evidence(bound, estimate, time.perf_counter() - start)
         return replace(found, bound=kind)
 

@@ -17,6 +17,7 @@ from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.kinds import Allowance, scout, typical_error
 from ppl_dgm.evidence.laplace import Laplace
+from ppl_dgm.evidence.outweighed import scouted_before
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
@@ -61,7 +62,8 @@ def checked_on_few(
     try:
         with limited_effort(afforded.densities(few)) as effort:
             around = around_modes(program, few, seed, afforded)
-            part, others = agreement_on(program, given, around, seed)
+            with scouted_before(around.starts):
+                part, others = agreement_on(program, given, around, seed)
             starts = points_around(program, few, around, seed)
         needed = MARGIN * PARTICLES * (typical_error(part) / settings.target) ** 2
         around = replace(

@@ -1,26 +1,32 @@
-"""States and modes that outweigh a partition function.
+"""States and modes that outweigh an estimate.
 
-Annealed chains that all miss a mode agree with one another. What they miss shows where the data, or
-chains that start elsewhere, find more than the estimate says there is in all.
+Chains and particles that all miss a mode agree with one another. What they miss shows where the
+data, or climbs and chains that start elsewhere, find more than the estimate says there is in all.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.normalising import ladder_to
-from ppl_dgm.program import Bound
+from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.ladder import Ladder
+from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import is_binary
 from ppl_dgm.sampling.climbing import distinct, find_modes
 from ppl_dgm.sampling.effort import OverBudgetError
-from ppl_dgm.sampling.memory import some_of
-from ppl_dgm.sampling.student_mixtures import mode_mixture
+from ppl_dgm.sampling.memory import MEMORY, some_of
+from ppl_dgm.sampling.scouting import scouted_modes
+from ppl_dgm.sampling.student_mixtures import StudentMixture, mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.weight_summary import WeightSummary
 
-__all__ = ["outweighed_alarm"]
+__all__ = ["modes_alarm", "outweighed_alarm", "scouted_before"]
 
 SHOWN_DATA = 128
 STARTS, MOVES = 64, 20  # of chains of binary states, from each kind of start
@@ -30,6 +36,66 @@ WIDER = (1.0, 3.0, 10.0, 30.0)  # deviations of the base measure, in its own, th
 DRAWS = 1000  # around the modes
 ERRORS, EXCESS = 4.0, 0.02  # standard errors and nats by which a sum of states is above chance
 AROUND_MODES = 0.1  # nats by which a sum over draws is
+SCOUTS = 512  # points at each level of the search for modes of a posterior
+SEARCHED = 20_000  # observed numbers above which a posterior is not searched
+SEEN = 3_000_000  # observed numbers at which all scouts are scored once
+SCOUTED: ContextVar[Tensor | None] = ContextVar("scouted", default=None)
+FOUND: WeakKeyDictionary[Program, tuple[tuple, Tensor]] = WeakKeyDictionary()
+
+
+@contextmanager
+def scouted_before(modes: Tensor | None) -> Iterator[None]:
+    """Give what a longer search has found to the alarms inside.
+
+    They do not search themselves then.
+    """
+    token = SCOUTED.set(torch.empty(0) if modes is None else modes)
+    try:
+        yield
+    finally:
+        SCOUTED.reset(token)
+
+
+def modes_alarm(
+    program: Program, bound: Bound, log_z: Tensor, std_error: Tensor
+) -> tuple[str, ...]:
+    """Warn where modes of the posterior outweigh an estimate.
+
+    Z is at least what importance sampling around a density's modes finds. They are searched for
+    once for each program and data (`ppl_dgm.sampling.scouting`), in up to 30 dimensions and 20,000
+    observed numbers, where the data set has one evidence.
+
+    Args:
+        program: the program.
+        bound: the same at its data.
+        log_z: estimate or upper bound, nats, `[]`.
+        std_error: of `log_z`, nats, same shape.
+    """
+    structure = bound.structure
+    discrete = any(latent.discrete for latent in structure.model_latents)
+    large = bound.num_dims > SEARCHED or bool(structure.slow)
+    if structure.per_datum or discrete or large or not structure.model_latents:
+        return ()
+    target, known = Unconstrained(bound), SCOUTED.get()
+    try:
+        found, error = sum_around_modes(
+            target, lambda: modes_of(program, target) if known is None else known
+        )
+    except OverBudgetError:  # the estimate itself has kept to it
+        return ()
+    return alarm("modes", found - log_z, math.hypot(error, float(std_error)), AROUND_MODES)
+
+
+def modes_of(program: Program, target: Unconstrained) -> Tensor:
+    """Search for modes `[found, dim]`, once for each data and parameters."""
+    parts = (*program.parameters(), *program.buffers())
+    key = (target.bound.digest, target.dim, *((id(part), part._version) for part in parts))
+    known = FOUND.get(program)
+    if known is None or known[0] != key:
+        with seeded(0, target.bound.device):
+            num_scouts = min(SCOUTS, SEEN // target.bound.num_dims)
+            known = FOUND[program] = key, scouted_modes(target, num_scouts, MEMORY)
+    return known[1]
 
 
 def outweighed_alarm(
@@ -56,19 +122,22 @@ def outweighed_alarm(
         return ()
     data = some_of(bound, SHOWN_DATA)[0].model_trace().nodes[latent.name]["value"]
     ladder = ladder_to(free) if is_binary(latent.support) else None
+    error = float(std_error)
     if ladder is not None:
-        what, found, limit = "states", sum_of_states(ladder, data), EXCESS
-    else:
-        what, limit = "modes", AROUND_MODES
-        found, error = sum_around_modes(Unconstrained(free), latent.name, data)
-        limit += ERRORS * error
-    excess = float(found - log_z)
-    if not excess > limit + ERRORS * float(std_error):
+        return alarm("states", sum_of_states(ladder, data) - log_z, error, EXCESS)
+    target = Unconstrained(free)
+    found, own = sum_around_modes(target, lambda: wide_starts(target, latent.name, data))
+    return alarm("modes", found - log_z, math.hypot(own, error), AROUND_MODES)
+
+
+def alarm(what: str, excess: Tensor, error: float, limit: float) -> tuple[str, ...]:
+    """Warn of an excess beyond chance and a limit, in nats."""
+    if not float(excess) > limit + ERRORS * error:
         return ()
     warning = (
-        f"some {what} alone outweigh the partition function, by {excess:.3g} nats: the estimator "
-        "misses a mode of the density; begin at a base measure that reaches all modes, or use more "
-        "temperatures or particles"
+        f"some {what} alone outweigh the estimate, by {float(excess):.3g} nats: it misses a mode "
+        "of the density; begin where all modes are reached (a wider base measure, prior or guide), "
+        "or use more temperatures, chains or particles"
     )
     return (warning,)
 
@@ -94,37 +163,45 @@ def coins(like: Tensor) -> Tensor:
     return torch.bernoulli(torch.full_like(like, 0.5))
 
 
-def sum_around_modes(target: Unconstrained, name: str, data: Tensor) -> tuple[Tensor, float]:
-    """Integrate a density around the modes that starts climb to.
-
-    Returns the log of an unbiased estimate of what lies there, and its standard error; -inf where
-    nothing is found.
-    """
-    nothing = torch.tensor(-torch.inf), 0.0
-    if target.dim > MOST_DIMS:
-        return nothing
+def wide_starts(target: Unconstrained, name: str, data: Tensor) -> Tensor:
+    """Choose data and draws of ever wider base measures, `[starts, dim]`."""
     base = target.bound.draw_prior(CLIMBED * len(WIDER)).values[name]
     index = torch.linspace(0, len(data) - 1, CLIMBED).round().long().unique()
     points = data[index].to(base).reshape(-1, *base.shape[1:])
     drawn = target.unconstrain({name: base})
     centre = drawn.mean(0)
     wide = base.new_tensor(WIDER).repeat(CLIMBED).reshape(-1, *[1] * centre.dim())
-    starts = torch.cat([target.unconstrain({name: points}), centre + wide * (drawn - centre)])
+    return torch.cat([target.unconstrain({name: points}), centre + wide * (drawn - centre)])
+
+
+def sum_around_modes(
+    target: Unconstrained, starts: Callable[[], Tensor]
+) -> tuple[Tensor, float]:
+    """Integrate a density around the modes that starts climb to.
+
+    Returns the log of an unbiased estimate of what lies there, and its standard error; -inf where
+    nothing is found.
+    """
     try:
-        modes = find_modes(target, starts, CLIMBS)
-        new = distinct(modes)
-        if not bool(new.any()):
-            return nothing
-        mixture = mode_mixture(modes, new)
+        mixture = mixture_from(target, starts()) if target.dim <= MOST_DIMS else None
+        if mixture is None:
+            return torch.tensor(-torch.inf), 0.0
         draws = mixture.sample(DRAWS)
         with torch.no_grad():
-            log_weights = target.log_joint(draws.to(target.dtype)).double() - mixture.log_prob(
-                draws
-            )
+            log_joint = target.log_joint(draws.to(target.dtype)).double()
     except OverBudgetError:
         raise
-    except Exception:  # whatever an energy raises far out, or without derivatives
-        return nothing
+    except Exception:  # whatever a density raises far out, or without derivatives
+        return torch.tensor(-torch.inf), 0.0
     summary = WeightSummary(DRAWS)
-    summary.add(log_weights.nan_to_num(nan=-torch.inf))
+    summary.add((log_joint - mixture.log_prob(draws)).nan_to_num(nan=-torch.inf))
     return summary.log_mean_exp, float(summary.std_error)
+
+
+def mixture_from(target: Unconstrained, starts: Tensor) -> StudentMixture | None:
+    """Build the mixture around the modes of starts `[starts, dim]`."""
+    if not len(starts):
+        return None
+    modes = find_modes(target, starts, CLIMBS)
+    new = distinct(modes)
+    return mode_mixture(modes, new) if bool(new.any()) else None

@@ -1,0 +1,66 @@
+"""Modes of a posterior that an estimator misses and a search finds."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_dgm import Program
+from ppl_dgm.evidence import SMC, BridgeSampling, Laplace, LearnedHarmonicMean, PriorSampling
+
+PLACES = torch.tensor([[-4.0, 2.0], [4.0, 0.0], [1.0, -3.0]]).double()
+WEIGHTS = torch.tensor([0.2, 0.3, 0.5]).double()
+TRUTH = -0.5 * math.log(2 * math.pi)  # of the datum alone: the modes' weights sum to one
+
+
+def three_modes(narrow):
+    """A mixture of three normals in the plane, half of its mass in the narrow one."""
+    widths = torch.tensor([0.6, 0.8, narrow]).double()
+
+    def model(x=None):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 3.0).to_event(1))
+        modes = dist.Normal(PLACES, widths[:, None]).log_prob(z.unsqueeze(-2)).sum(-1)
+        mixture = (modes + WEIGHTS.log()).logsumexp(-1)
+        pyro.factor("modes", mixture - dist.Normal(0.0, 3.0).log_prob(z).sum(-1))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    return Program(model)
+
+
+def draws_of_two_modes():
+    """Posterior draws as of chains that have not found the third one."""
+    torch.manual_seed(1)
+    which = torch.multinomial(WEIGHTS[:2], 2000, replacement=True)
+    widths = torch.tensor([0.6, 0.8]).double()
+    return {"z": (PLACES[which] + widths[which, None] * torch.randn(2000, 2)).view(4, 500, 2)}
+
+
+DRAWS = draws_of_two_modes()
+DATUM = torch.tensor(0.0).double()
+NARROW, FAIR = three_modes(0.05), three_modes(0.4)  # each is searched once
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        PriorSampling(),
+        Laplace(),
+        BridgeSampling(posterior=DRAWS),
+        LearnedHarmonicMean(posterior=DRAWS),
+    ],
+    ids=lambda estimator: estimator.name,
+)
+def test_a_narrow_mode_with_half_of_the_mass_is_told(estimator):
+    found = estimator(NARROW, DATUM)
+    assert float(found.log_z - TRUTH) == pytest.approx(math.log(0.5), abs=0.1)  # missed, indeed
+    assert any("some modes alone outweigh the estimate" in text for text in found.warnings)
+
+
+@pytest.mark.parametrize("estimator", [SMC(), Laplace()], ids=lambda estimator: estimator.name)
+def test_an_estimate_of_all_modes_has_no_alarm(estimator):
+    for seed in range(1, 3):
+        found = estimator(FAIR, DATUM, seed=seed)
+        assert found.reliable, found.warnings
+        assert abs(float(found.log_z - TRUTH)) < 4 * float(found.std_error)
