@@ -170,7 +170,7 @@ def missed_alarm(
     weights = mixture_weights(target, proposal, fresh, share, memory)
     above = weights > drawn.log_weights.amax(0) + ABOVE
     independent = max(1, len(fresh) // DESCENDANTS)
-    return share_alarm(above.double().mean(0), independent, drawn.std_error)
+    return share_alarm(above.double().mean(0), independent, drawn.estimate[1])
 
 
 def with_known(fitted: StudentMixture, known: StudentMixture | None) -> StudentMixture:

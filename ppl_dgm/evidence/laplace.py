@@ -4,7 +4,7 @@ It sums over the modes that several starts find.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ppl_dgm.sampling.defended import Weighted, defended_weights
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY
-from ppl_dgm.sampling.student_mixtures import mode_mixture
+from ppl_dgm.sampling.student_mixtures import StudentMixture, mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained, given_points
 from ppl_dgm.sampling.undefined import MOST_POINTS, undefined_alarm
 from ppl_dgm.validation import check_least
@@ -41,6 +41,7 @@ UNSEEN = 0.03  # share of starts with a mode of their own above which modes are 
 STARTS_PER_MODE = 10  # below which modes are likely missed
 MOST_ROUNDS = 8  # of `num_starts` starts, where modes are many
 HEAVIEST, MOST_RETRIES = 8, 2  # draws that climb, and how often modes that they find are added
+UNEXPLAINED = 1.5  # weight over that of the normals from which a draw may lead to another mode
 MATERIAL = 1e-3  # share of the evidence from which a mode is added
 LIKELIHOOD_STARTS = 6  # one of as many starts climbs the likelihood first
 
@@ -69,7 +70,9 @@ class Laplace(Estimator):
 
     With `num_particles` the same normals, widened to Student t with 5 degrees of freedom, are the
     proposal of an importance sampler, with a quarter of its draws from the prior as a defence
-    (Hesterberg 1995): then the number is consistent and its standard error is a Monte Carlo error.
+    (Hesterberg 1995), and the normals themselves are a control variate (Owen and Zhou 2000): then
+    the number is consistent and its standard error is a Monte Carlo error, the smaller the more
+    normal the posterior is.
     Without, the number is as good as the posterior is normal, and its error is unknown (NaN). The
     number is withheld (NaN) where no start reaches a mode. Costs `num_starts` L-BFGS climbs at once
     and D backward passes.
@@ -137,8 +140,7 @@ class Laplace(Estimator):
         log_z, error, found = weighted.summarise()
         plain = self._plain(modes, new)
         log_z = torch.where(new.any(0), log_z, torch.nan)
-        normals = replace(mode_mixture(modes, new), degrees=NORMAL_DEGREES)
-        around = normals.sample(MOST_POINTS).to(target.dtype)
+        around = normals(modes, new).sample(MOST_POINTS).to(target.dtype)
         alarms = undefined_alarm(target, around, self.memory) + edge_warnings(found["edge_share"])
         return Estimate(log_z, error, {**plain.diagnostics, **found}, plain.warnings + alarms)
 
@@ -159,15 +161,23 @@ class Laplace(Estimator):
         for _ in range(MOST_RETRIES + 1):
             new = distinct(modes)
             weighted = defended_weights(
-                target, mode_mixture(modes, new), self.num_particles, DEFENCE, self.memory, True
+                target,
+                mode_mixture(modes, new),
+                self.num_particles,
+                DEFENCE,
+                self.memory,
+                keep_points=True,
+                control=normals(modes, new),
             )
             heaviest = weighted.log_weights.topk(min(HEAVIEST, len(weighted.log_weights)), 0)
+            if not bool(unexplained(weighted, heaviest.indices).any()):
+                break
             starts = take(weighted.kept, heaviest.indices)
             more = find_modes(target, starts, self.num_steps, at_once)
             joined = Modes(*map(torch.cat, zip(modes, more, strict=True)))
             added = distinct(joined)
             added[: len(new)] = False
-            gain = torch.where(added, joined.log_z, -torch.inf).logsumexp(0) - weighted.log_mean
+            gain = torch.where(added, joined.log_z, -torch.inf).logsumexp(0) - weighted.estimate[0]
             if not bool((gain > math.log(MATERIAL)).any()):
                 break
             modes = joined
@@ -179,7 +189,9 @@ class Laplace(Estimator):
         starts = self._starts(target)
         if self.starts is not None:
             starts = torch.cat([starts, given_points(target, self.starts)])
-        modes = find_modes(target, starts, self.num_steps, at_once)
+        different, index = starts.unique(dim=0, return_inverse=True)  # equal ones climb once
+        modes = find_modes(target, different, self.num_steps, at_once)
+        modes = Modes(*(part[index] for part in modes))
         most = math.isqrt(self.memory // (8 * target.dim))  # starts whose distances fit into memory
         for _ in range(MOST_ROUNDS - 1):
             new = distinct(modes)
@@ -207,6 +219,17 @@ class Laplace(Estimator):
         if few:
             chosen[:few] = climb_likelihood(target, chosen[:few], self.num_steps)
         return chosen
+
+
+def normals(modes: Modes, new: Tensor) -> StudentMixture:
+    """Build Laplace's normal approximation, at all distinct modes."""
+    return mode_mixture(modes, new, NORMAL_DEGREES)
+
+
+def unexplained(weighted: Weighted, index: Tensor) -> Tensor:
+    """Whether draws weigh more than the normals at the modes say."""
+    said = weighted.estimate[0] + weighted.log_control
+    return (weighted.log_weights - said).gather(0, index) > math.log(UNEXPLAINED)
 
 
 def mode_warnings(new: Tensor) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ppl_dgm.evidence.outweighed import scouted_before
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
-from ppl_dgm.sampling.climbing import distinct
+from ppl_dgm.sampling.climbing import distinct, same_mode
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.student_mixtures import mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
@@ -29,9 +29,9 @@ from ppl_dgm.sampling.unconstrained import Unconstrained
 __all__ = ["checked_on_few"]
 
 LEAST = 20_000  # numbers observed, from which samplers of all data take minutes
-FEW = 1000  # data of the part
+FEW, MORE = 1000, 30_000  # data of the part, and of a larger one that is climbed first
 NUM_STEPS, NEAR, FAR = 80, 12, 4  # of climbs, and starts around the part's modes and from the prior
-PARTICLES, MOST_PARTICLES, MARGIN = 1000, 10_000, 1.3
+PARTICLES, LEAST_PARTICLES, MOST_PARTICLES, MARGIN = 1000, 100, 10_000, 1.3
 MOST_BUDGETS = 2  # as for other kinds until two agree; the part has a budget of its own
 NUM_CHAINS, NUM_BRIDGE_CHAINS = 64, 16
 
@@ -43,7 +43,8 @@ def checked_on_few(
 
     On a random part of the data importance sampling around the modes must agree with adaptive
     importance sampling and with bridge sampling, or with the one of them that has no alarm. The
-    modes of all data are then climbed to from around those of the part, and from the prior.
+    modes of all data are then climbed to from around those of the part, and from the prior; where
+    data are very many, from the modes of a larger part that these have led to.
 
     Returns None where data are few, cannot be divided or have latents of their own, where the part
     or the estimate has an alarm, or costs more than its budget: then all kinds must run on all
@@ -52,10 +53,7 @@ def checked_on_few(
     if not is_possible(bound, settings):
         return None
     size = bound.num_data or 1
-    drawn = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")[
-        :FEW
-    ]
-    given = bound.select(drawn.to(bound.device or "cpu"))
+    given = part_of(bound, FEW)
     args, kwargs = given
     few = program.bind(*args, **kwargs)
     afforded = settings.at(program, few)
@@ -64,15 +62,15 @@ def checked_on_few(
             around = around_modes(program, few, seed, afforded)
             with scouted_before(around.starts):
                 part, others = agreement_on(program, given, around, seed)
-            starts = points_around(program, few, around, seed)
+            around = replace(around, starts=points_around(program, few, around, seed))
+            around = replace(around, num_starts=FAR, screened=FAR)
+            if size > 2 * MORE:
+                args, kwargs = part_of(bound, MORE)
+                more = program.bind(*args, **kwargs)
+                around = replace(around, starts=ends(program, more, around, seed), num_starts=1)
         needed = MARGIN * PARTICLES * (typical_error(part) / settings.target) ** 2
-        around = replace(
-            around,
-            num_starts=FAR,
-            screened=FAR,
-            num_particles=int(min(max(PARTICLES, needed), MOST_PARTICLES)),
-            starts=starts,
-        )
+        num_particles = int(min(max(LEAST_PARTICLES, needed), MOST_PARTICLES))
+        around = replace(around, num_particles=num_particles)
         with limited_effort(MOST_BUDGETS * settings.densities(bound)) as further:
             found = around(program, *bound.args, seed=seed, **bound.kwargs)
     except Exception:  # whatever the program or a solver raises: other kinds have their turn
@@ -129,12 +127,26 @@ def agreement_on(
     return first, partners
 
 
+def part_of(bound: Bound, size: int) -> Arguments:
+    """Choose a random part of the data."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randperm(bound.num_data or 1, generator=generator, device="cpu")[:size]
+    return bound.select(drawn.to(bound.device or "cpu"))
+
+
 def points_around(program: Program, part: Bound, around: Laplace, seed: int | None) -> Tensor:
     """Draw points around the modes of a part: `[points, dim]`."""
     with evaluating(program), torch.no_grad(), seeded(seed, part.device):
         target = Unconstrained(part.in_double())
         modes = around.modes(target)
         return mode_mixture(modes, distinct(modes)).sample(NEAR).to(target.dtype)
+
+
+def ends(program: Program, part: Bound, around: Laplace, seed: int | None) -> Tensor:
+    """Climb on a part: `[starts, dim]`, equal where the mode is the same."""
+    with evaluating(program), torch.no_grad(), seeded(seed, part.device):
+        modes = around.modes(Unconstrained(part.in_double()))
+        return modes.point[same_mode(modes).double().argmax(0)[modes.valid]]
 
 
 def is_possible(bound: Bound, settings: Allowance) -> bool:

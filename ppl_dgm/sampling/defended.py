@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.chains import evaluate
-from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.proposals import Fitted
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.weight_summary import WeightSummary
@@ -25,11 +24,13 @@ class Weighted(NamedTuple):
 
     The last `num_prior` draws are from the prior.
 
-    `at_edge` tells which draws lie at the edge of floats. `points` are the draws
-    `[n, *batch, dim]`, or None where they were not kept.
+    `log_control` `[n, *batch]` is the log ratio of a normalised density to the proposal mixed with
+    the prior; zero where none was given. `at_edge` tells which draws lie at the edge of floats.
+    `points` are the draws `[n, *batch, dim]`, or None where they were not kept.
     """
 
     log_weights: Tensor
+    log_control: Tensor
     num_prior: int
     at_edge: Tensor
     points: Tensor | None = None
@@ -48,17 +49,14 @@ class Weighted(NamedTuple):
         return self.points
 
     @property
-    def log_mean(self) -> Tensor:
-        """Log mean weight `[*batch]`, in nats."""
-        return log_mean_exp(self.log_weights)
-
-    @property
-    def std_error(self) -> Tensor:
-        """Standard error of the log mean weight.
-
-        It is `[*batch]`, in nats.
-        """
-        return stratified_std_error(self.log_weights, self.num_prior)
+    def estimate(self) -> tuple[Tensor, Tensor]:
+        """Log mean weight and its standard error, `[*batch]`, in nats."""
+        largest = self.log_weights.amax(0).clamp_min(torch.finfo(self.log_weights.dtype).min)
+        weights = (self.log_weights - largest).exp()
+        moved = controlled(weights, self.log_control.exp(), self.num_prior)
+        weights = torch.where(moved.mean(0) > 0, moved, weights)
+        mean = weights.mean(0)
+        return largest + mean.log(), stratified_std_error(weights, self.num_prior) / mean
 
     def summarise(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Compute log Z, its standard error and diagnostics.
@@ -77,7 +75,7 @@ class Weighted(NamedTuple):
             "skewness": summary.skewness,
             "prior_share": share[len(share) - self.num_prior :].sum(0),
         }
-        return summary.log_mean_exp, self.std_error, diagnostics
+        return *self.estimate, diagnostics
 
 
 def defended_weights(
@@ -87,6 +85,7 @@ def defended_weights(
     share: float,
     memory: int,
     keep_points: bool = False,
+    control: Fitted | None = None,
 ) -> Weighted:
     r"""Draw from proposal and prior, weighted by their mixture.
 
@@ -102,18 +101,22 @@ def defended_weights(
         share: s, of the draws that come from the prior.
         memory: bytes that evaluating densities may allocate.
         keep_points: whether to return the draws too.
+        control: a normalised density that is nearly the posterior's, as a control variate.
     """
     num_prior = math.ceil(share * num)
     size = max(1, int(memory / (8 * POINT_COPIES * target.dim * math.prod(target.batch))))
-    weights, points, edges = [], [], []
+    weights, points, edges, controls = [], [], [], []
     for source, count in ((proposal.sample, num - num_prior), (target.sample_prior, num_prior)):
         for done in range(0, count, size):
             point = source(min(size, count - done)).to(target.dtype)
-            weights.append(mixture_weights(target, proposal, point, num_prior / num, memory))
+            log_p, log_q = mixture_densities(target, proposal, point, num_prior / num, memory)
+            weights.append(ratio(log_p, log_q))
             edges.append(target.at_edge(point))
             points.extend([point] if keep_points else [])
+            log_n = log_q if control is None else control.log_prob(point.double())
+            controls.append(ratio(log_n, log_q))
     kept = torch.cat(points) if keep_points else None
-    return Weighted(torch.cat(weights), num_prior, torch.cat(edges), kept)
+    return Weighted(torch.cat(weights), torch.cat(controls), num_prior, torch.cat(edges), kept)
 
 
 def mixture_weights(
@@ -123,23 +126,55 @@ def mixture_weights(
 
     They are `[n, *batch]`.
     """
+    return ratio(*mixture_densities(target, proposal, points, share, memory))
+
+
+def mixture_densities(
+    target: Unconstrained, proposal: Fitted, points: Tensor, share: float, memory: int
+) -> tuple[Tensor, Tensor]:
+    """Compute log joint densities, and those of proposal and prior mixed.
+
+    Both are `[n, *batch]`.
+    """
     densities = evaluate(lambda part: torch.stack(target.split(part), -1), points, memory)
     prior, likelihood = densities.unbind(-1)
     log_q = proposal.log_prob(points.double()).double() + math.log1p(-share)
     if share > 0:
         log_q = torch.logaddexp(log_q, prior + math.log(share))
-    return (prior + likelihood - log_q).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    return prior + likelihood, log_q
 
 
-def stratified_std_error(log_weights: Tensor, num_last: int) -> Tensor:
-    """Compute the standard error of a stratified log mean weight.
+def ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Log ratio of densities, -inf where undefined."""
+    return (log_p - log_q).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
 
-    Weights are `[n, *batch]`, the last `num_last` of them a sample of their own.
+
+def controlled(weights: Tensor, control: Tensor, num_last: int) -> Tensor:
+    r"""Move weights `[n, *batch]` by a control variate.
+
+    A normalised density n has $\mathbb E_q[n / q] = 1$. What the mean of n / q over the draws is
+    away from one, that of the weights is too, as far as both go together: little error is left
+    where n is nearly the posterior. Owen and Zhou (2000), "Safe and effective importance sampling".
+    """
+    own, other = (centred(part, num_last) for part in (weights, control))
+    slope = (own * other).sum(0) / other.square().sum(0)
+    return weights - slope.nan_to_num(0.0, 0.0, 0.0) * (control - 1)
+
+
+def centred(values: Tensor, num_last: int) -> Tensor:
+    """Subtract the means of both samples from values `[n, *batch]`."""
+    parts = values.split([len(values) - num_last, num_last])
+    return torch.cat([part - part.mean(0) for part in parts if len(part)])
+
+
+def stratified_std_error(values: Tensor, num_last: int) -> Tensor:
+    """Compute the standard error of a stratified mean.
+
+    Values are `[n, *batch]`, the last `num_last` of them a sample of their own.
 
     The two samples' sizes are fixed, so that the difference of their means adds nothing:
     sqrt(n1 s1^2 + n2 s2^2) / n.
     """
-    weights = (log_weights - log_weights.amax(0)).exp()
-    parts = weights.split([len(weights) - num_last, num_last])
+    parts = values.split([len(values) - num_last, num_last])
     spread = sum(len(part) * part.var(0) for part in parts if len(part) > 1)
-    return torch.as_tensor(spread).sqrt() / weights.sum(0)
+    return torch.as_tensor(spread).sqrt() / len(values)

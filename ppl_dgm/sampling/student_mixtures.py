@@ -194,10 +194,13 @@ def scatter_around(white: Tensor, weight: Tensor, loc: Tensor) -> Tensor:
     return torch.einsum("n...i,n...j->...ij", centred, centred)
 
 
-def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
+def mode_mixture(
+    modes: Modes, new: Tensor, degrees: float = DEGREES_OF_FREEDOM
+) -> StudentMixture:
     """Build a Student-t mixture at the distinct modes.
 
-    Components are weighted by their Laplace evidence.
+    Components are weighted by their Laplace evidence, and wider than its normals the fewer degrees
+    of freedom they have.
 
     Where a datum has no mode, its best optimum stands in.
     """
@@ -208,8 +211,8 @@ def mode_mixture(modes: Modes, new: Tensor) -> StudentMixture:
     weight = logits.softmax(0).movedim(0, -1)
     point = take(modes.point.double(), order).movedim(0, -2)
     flat = take(modes.scale_tril.flatten(-2), order).unflatten(-1, modes.scale_tril.shape[-2:])
-    widened = math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 1))
-    return StudentMixture(weight, point, widened * flat.movedim(0, -3))
+    widened = math.sqrt(degrees / (degrees - 1))
+    return StudentMixture(weight, point, widened * flat.movedim(0, -3), degrees)
 
 
 def both_mixtures(first: StudentMixture, second: StudentMixture, share: float) -> StudentMixture:

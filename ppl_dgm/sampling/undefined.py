@@ -13,7 +13,8 @@ from ppl_dgm.sampling.unconstrained import Unconstrained
 
 __all__ = ["MOST_POINTS", "undefined_alarm", "undefined_draws"]
 
-MOST_POINTS = 512
+MOST_POINTS, LEAST_POINTS = 512, 16
+MOST_NUMBERS = 50_000_000  # observed, at all points
 STEP = 0.3  # of the moves, in standard deviations about
 MATERIAL, LEAST_SEEN = 0.01, 3  # share and number of points that are no chance
 
@@ -30,7 +31,8 @@ def undefined_alarm(target: Unconstrained, points: Tensor, memory: int = MEMORY)
         memory: bytes that evaluating densities may allocate.
     """
     with torch.no_grad(), seeded(0, target.device):
-        few = points[torch.randperm(len(points), device=points.device)[:MOST_POINTS]]
+        most = max(LEAST_POINTS, min(MOST_POINTS, MOST_NUMBERS // target.bound.num_dims))
+        few = points[torch.randperm(len(points), device=points.device)[:most]]
         moved = propose_by_differences(few, few, STEP).to(points.dtype)
 
         def is_undefined(part: Tensor) -> Tensor:

@@ -106,7 +106,8 @@ def test_resampled_halves_share_no_draw() -> None:
     """Copies in both let the most components win: an error of 0.012 for 0.005 in 10-D."""
     torch.manual_seed(0)
     points = torch.randn(400, 2, dtype=FLOAT)
-    drawn = Weighted(3 * torch.randn(400, dtype=FLOAT), 40, torch.zeros(400).bool(), points)
+    weights, even = 3 * torch.randn(400, dtype=FLOAT), torch.zeros(400)
+    drawn = Weighted(weights, even, 40, even.bool(), points)
     first, second = (set(map(tuple, half.tolist())) for half in resampled(drawn).chunk(2))
     assert first
     assert not first & second

@@ -193,12 +193,34 @@ def test_modes_found_by_few_starts_each_raise_an_alarm():
 
 def test_two_samples_of_fixed_sizes_have_a_stratified_error() -> None:
     """Against the spread of the estimate over many repetitions of both samples."""
-    log_weights = torch.cat(
-        [torch.randn(300, 4000) * 0.3, torch.randn(100, 4000) * 0.5 + 1.0]
-    ).double()
-    errors = stratified_std_error(log_weights, 100)
-    spread = (log_weights.logsumexp(0) - math.log(400)).std()
-    assert errors.mean().item() == pytest.approx(spread.item(), rel=0.05)
+    weights = torch.cat([torch.randn(300, 4000) * 0.3, torch.randn(100, 4000) * 0.5 + 1.0]).exp()
+    errors = stratified_std_error(weights.double(), 100)
+    assert errors.mean().item() == pytest.approx(weights.mean(0).std().item(), rel=0.05)
+
+
+def beta_binomial(heads: float, size: int) -> float:
+    """Log evidence of a number of heads under a Beta(2, 1) prior."""
+    heads, tails = torch.tensor(heads).double(), torch.tensor(size - heads).double()
+    pairs = (1 + heads, 1 + tails), (2 + heads, 1 + tails), (torch.tensor(2.0), torch.tensor(1.0))
+    one, posterior, prior = (a.lgamma() + b.lgamma() - (a + b).lgamma() for a, b in pairs)
+    return float(posterior - prior - one) - math.log1p(size)
+
+
+def test_normals_at_the_modes_are_a_control_variate() -> None:
+    """Of many data the posterior is nearly normal; of few its error bar covers as well."""
+    for size, error in ((20, 2e-3), (20_000, 1e-4)):
+        heads = torch.tensor(0.3 * size)
+
+        def model(x: Tensor, size: int = size) -> None:
+            p = pyro.sample("p", dist.Beta(2.0, 1.0))
+            pyro.sample("x", dist.Binomial(size, p), obs=x)
+
+        truth, program = beta_binomial(0.3 * size, size), Program(model)
+        found = [Laplace()(program, heads, seed=seed) for seed in range(20)]
+        errors = torch.stack([one.std_error for one in found])
+        scores = torch.stack([one.log_z - truth for one in found]) / errors
+        assert errors.max() < error
+        assert scores.square().mean().sqrt() == pytest.approx(1.0, abs=4 / math.sqrt(40))
 
 
 def test_too_few_particles_for_an_error_bar_are_refused() -> None:
