@@ -93,7 +93,7 @@ def modes_of(program: Program, target: Unconstrained) -> Tensor:
     known = FOUND.get(program)
     if known is None or known[0] != key:
         with seeded(0, target.bound.device):
-            num_scouts = min(SCOUTS, SEEN // target.bound.num_dims)
+            num_scouts = min(SCOUTS, SEEN // max(1, target.bound.num_dims))
             known = FOUND[program] = key, scouted_modes(target, num_scouts, MEMORY)
     return known[1]
 

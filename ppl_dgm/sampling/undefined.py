@@ -31,7 +31,7 @@ def undefined_alarm(target: Unconstrained, points: Tensor, memory: int = MEMORY)
         memory: bytes that evaluating densities may allocate.
     """
     with torch.no_grad(), seeded(0, target.device):
-        most = max(LEAST_POINTS, min(MOST_POINTS, MOST_NUMBERS // target.bound.num_dims))
+        most = max(LEAST_POINTS, min(MOST_POINTS, MOST_NUMBERS // max(1, target.bound.num_dims)))
         few = points[torch.randperm(len(points), device=points.device)[:most]]
         moved = propose_by_differences(few, few, STEP).to(points.dtype)
 
