@@ -107,7 +107,7 @@ class Evidence:
 
         The errors of the data are independent, apart from the part that all share.
         """
-        own = (self.std_error.square() - self.shared_std_error**2).clamp_min(0).sum()
+        own = own_errors(self.std_error, self.shared_std_error).square().sum()
         return (own + (self.std_error.numel() * self.shared_std_error) ** 2).sqrt()
 
     def pooled(self) -> "Evidence":
@@ -322,7 +322,7 @@ class Estimator(ABC):
         return divide(self.estimate(bound), below), kind
 
     def _evidence(self, bound: Bound, estimate: Estimate, seconds: float) -> Evidence:
-        shared = estimate.diagnostics.get("log_partition_std_error", torch.zeros(()))
+        shared = shared_error(estimate)
         diagnostics = dict(estimate.diagnostics)
         diagnostics.setdefault("rounding", rounding_of(bound))
         share = torch.as_tensor(diagnostics.get("prior_share", 1.0))
@@ -333,7 +333,7 @@ class Estimator(ABC):
             std_error=widened_by_skew(
                 estimate.std_error.double(), diagnostics.get("skewness", 0.0)
             ),
-            shared_std_error=float(shared) if shared.dim() == 0 else 0.0,
+            shared_std_error=shared,
             bound=self.kind(bound),
             target=bound.structure.target,
             estimator=self.name,
@@ -343,7 +343,7 @@ class Estimator(ABC):
             warnings=estimate.warnings
             + drawn
             + alarms(estimate._replace(diagnostics=diagnostics))
-            + (bias_alarm(estimate.std_error.double()) if self.independent else ())
+            + (bias_alarm(own_errors(estimate.std_error, shared)) if self.independent else ())
             + undefined_densities(bound)
             + folds_alarm(bound),
             seconds=seconds,
@@ -414,6 +414,17 @@ def check_scales(bound: Bound) -> None:
         )
 
 
+def shared_error(estimate: Estimate) -> float:
+    """Return the error of one partition function for all data."""
+    error = estimate.diagnostics.get("log_partition_std_error", torch.zeros(()))
+    return float(error) if error.dim() == 0 else 0.0
+
+
+def own_errors(std_error: Tensor, shared: float) -> Tensor:
+    """Take the part that all data share out of their errors."""
+    return (std_error.double().square() - shared**2).clamp_min(0).sqrt()
+
+
 def bias_alarm(std_error: Tensor) -> tuple[str, ...]:
     r"""Warn where many biases outweigh the error of their sum.
 
@@ -421,7 +432,7 @@ def bias_alarm(std_error: Tensor) -> tuple[str, ...]:
     little beside s for one datum, but it is the errors of several that average out.
 
     Args:
-        std_error: of log Z, nats, `[data]` or `[]`.
+        std_error: of log Z, each datum's own, nats, `[data]` or `[]`.
     """
     squares = std_error.nan_to_num(0.0, 0.0, 0.0).square()
     bias, error = 0.5 * float(squares.sum()), float(squares.sum().sqrt())

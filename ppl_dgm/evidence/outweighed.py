@@ -174,9 +174,7 @@ def wide_starts(target: Unconstrained, name: str, data: Tensor) -> Tensor:
     return torch.cat([target.unconstrain({name: points}), centre + wide * (drawn - centre)])
 
 
-def sum_around_modes(
-    target: Unconstrained, starts: Callable[[], Tensor]
-) -> tuple[Tensor, float]:
+def sum_around_modes(target: Unconstrained, starts: Callable[[], Tensor]) -> tuple[Tensor, float]:
     """Integrate a density around the modes that starts climb to.
 
     Returns the log of an unbiased estimate of what lies there, and its standard error; -inf where

@@ -194,9 +194,7 @@ def scatter_around(white: Tensor, weight: Tensor, loc: Tensor) -> Tensor:
     return torch.einsum("n...i,n...j->...ij", centred, centred)
 
 
-def mode_mixture(
-    modes: Modes, new: Tensor, degrees: float = DEGREES_OF_FREEDOM
-) -> StudentMixture:
+def mode_mixture(modes: Modes, new: Tensor, degrees: float = DEGREES_OF_FREEDOM) -> StudentMixture:
     """Build a Student-t mixture at the distinct modes.
 
     Components are weighted by their Laplace evidence, and wider than its normals the fewer degrees

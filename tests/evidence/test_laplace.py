@@ -239,7 +239,7 @@ def test_copies_of_a_mode_are_no_components() -> None:
     with AllocationCounter() as counter:
         found = Laplace(48, num_particles=5000)(Program(wide))
     assert int(found.diagnostics["num_modes"]) == 1
-    assert counter.bytes < 2**30
+    assert counter.bytes < 1.5 * 2**30
     assert abs(float(found.log_z)) < 4 * float(found.std_error)
 
 

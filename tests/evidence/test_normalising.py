@@ -336,6 +336,15 @@ def far_rbm(num_visible: int, lift: float, base: float) -> RBM:
     return rbm
 
 
+def test_the_error_of_one_partition_function_is_no_bias_of_each_datum() -> None:
+    """All data share it: nothing averages out."""
+    rbm = make_rbm(12, 6)
+    x = torch.bernoulli(torch.full((5000, 12), 0.5, dtype=torch.float64))
+    found = AIS(num_temperatures=5, num_chains=64)(rbm, x)
+    assert found.shared_std_error > 0.2
+    assert not any("too low" in text for text in found.warnings)
+
+
 class TwoWells(nn.Module):
     """Energy of two normals, of sd 0.5 at the origin and 0.3 elsewhere, beside a standard one."""
 
