@@ -421,7 +421,7 @@ def shared_error(estimate: Estimate) -> float:
 
 
 def own_errors(std_error: Tensor, shared: float) -> Tensor:
-    """Take the part that all data share out of their errors."""
+    """Take what all data share out of their errors."""
     return (std_error.double().square() - shared**2).clamp_min(0).sqrt()
 
 

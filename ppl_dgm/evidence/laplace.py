@@ -227,7 +227,7 @@ def normals(modes: Modes, new: Tensor) -> StudentMixture:
 
 
 def unexplained(weighted: Weighted, index: Tensor) -> Tensor:
-    """Whether draws weigh more than the normals at the modes say."""
+    """Whether draws weigh more than the normals say."""
     said = weighted.estimate[0] + weighted.log_control
     return (weighted.log_weights - said).gather(0, index) > math.log(UNEXPLAINED)
 

@@ -143,7 +143,7 @@ def points_around(program: Program, part: Bound, around: Laplace, seed: int | No
 
 
 def ends(program: Program, part: Bound, around: Laplace, seed: int | None) -> Tensor:
-    """Climb on a part: `[starts, dim]`, equal where the mode is the same."""
+    """Climb on a part: `[starts, dim]`, equal at one mode."""
     with evaluating(program), torch.no_grad(), seeded(seed, part.device):
         modes = around.modes(Unconstrained(part.in_double()))
         return modes.point[same_mode(modes).double().argmax(0)[modes.valid]]

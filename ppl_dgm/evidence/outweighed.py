@@ -45,7 +45,7 @@ FOUND: WeakKeyDictionary[Program, tuple[tuple, Tensor]] = WeakKeyDictionary()
 
 @contextmanager
 def scouted_before(modes: Tensor | None) -> Iterator[None]:
-    """Give what a longer search has found to the alarms inside.
+    """Give the alarms inside what a search has found.
 
     They do not search themselves then.
     """
@@ -87,7 +87,7 @@ def modes_alarm(
 
 
 def modes_of(program: Program, target: Unconstrained) -> Tensor:
-    """Search for modes `[found, dim]`, once for each data and parameters."""
+    """Search for modes `[found, dim]`, once for each data."""
     parts = (*program.parameters(), *program.buffers())
     key = (target.bound.digest, target.dim, *((id(part), part._version) for part in parts))
     known = FOUND.get(program)
@@ -131,7 +131,7 @@ def outweighed_alarm(
 
 
 def alarm(what: str, excess: Tensor, error: float, limit: float) -> tuple[str, ...]:
-    """Warn of an excess beyond chance and a limit, in nats."""
+    """Warn of an excess in nats beyond chance."""
     if not float(excess) > limit + ERRORS * error:
         return ()
     warning = (
@@ -164,7 +164,7 @@ def coins(like: Tensor) -> Tensor:
 
 
 def wide_starts(target: Unconstrained, name: str, data: Tensor) -> Tensor:
-    """Choose data and draws of ever wider base measures, `[starts, dim]`."""
+    """Choose data and ever wider draws, `[starts, dim]`."""
     base = target.bound.draw_prior(CLIMBED * len(WIDER)).values[name]
     index = torch.linspace(0, len(data) - 1, CLIMBED).round().long().unique()
     points = data[index].to(base).reshape(-1, *base.shape[1:])

@@ -132,7 +132,7 @@ def mixture_weights(
 def mixture_densities(
     target: Unconstrained, proposal: Fitted, points: Tensor, share: float, memory: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute log joint densities, and those of proposal and prior mixed.
+    """Compute log densities of joint and of mixed proposal.
 
     Both are `[n, *batch]`.
     """
