@@ -16,6 +16,7 @@ from ppl_dgm.program.handlers import Prior
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
 from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import is_summed_out, random_sites
+from ppl_dgm.program.whole_parameters import rounding_refused
 
 __all__ = ["blame", "blaming_nan", "check_nan_masked", "cure_of_nesting", "run", "traced"]
 
@@ -91,7 +92,8 @@ def blame(role: str, call: Callable, args: tuple, kwargs: Mapping[str, Any]) -> 
     The message says what the program was called with.
     """
     try:
-        return call()
+        with rounding_refused():
+            return call()
     except Exception as error:  # the user's own code may raise anything
         leaves = tree_leaves((args, dict(kwargs)))
         given = ", ".join(map(describe, leaves)) or "no data"

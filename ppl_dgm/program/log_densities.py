@@ -13,6 +13,7 @@ from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.sites import Site, is_factor
 from ppl_dgm.program.supports import in_support, inner_point
+from ppl_dgm.program.whole_parameters import counted, in_real_numbers
 
 __all__ = [
     "Layout",
@@ -123,6 +124,7 @@ def log_prob_of(site: Site, scale: Any) -> Tensor:
     Data that the latents rule out have a density of zero.
     """
     fn, mask = part_mask(site)
+    fn = in_real_numbers(fn)
     value = unmasked_value(site) if site["is_observed"] else site["value"]
     log_prob = fn.log_prob(value, *site["args"], **site["kwargs"])
     inside = in_support(fn, value) if site["is_observed"] and not is_factor(site) else None
@@ -150,16 +152,6 @@ def is_masked(site: Site) -> bool:
     """
     masks = (mask for mask, _ in masks_of(site) if mask is not None)
     return any(isinstance(mask, Tensor) or not mask for mask in masks)
-
-
-def counted(value: Tensor) -> Tensor:
-    """Convert observed booleans and integers to floating-point numbers.
-
-    Arithmetic of bytes wraps, and that of booleans fails.
-    """
-    if value.is_floating_point() or value.is_complex():
-        return value
-    return value.to(torch.get_default_dtype())
 
 
 def count_observed(trace: Any) -> Any:
