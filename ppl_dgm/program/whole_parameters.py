@@ -55,7 +55,7 @@ def _broadcast_unrounded(*values: Any) -> Any:
     """Broadcast parameters, and refuse numbers that would be rounded."""
     first = next((value for value in values if isinstance(value, Tensor)), None)
     lost = [value for value in values if isinstance(value, float) and value % 1]
-    if lost and is_whole(first):
+    if lost and first is not None and is_whole(first):
         raise ValueError(
             f"the parameter {lost[0]:g} of a distribution is rounded to {int(lost[0])} beside a "
             f"tensor of {first.dtype}, whose dtype torch gives to all of them; expected "
