@@ -13,7 +13,7 @@ from torch.distributions import TransformedDistribution
 
 from ppl_dgm.program.sites import Site, is_factor
 from ppl_dgm.program.supports import in_support, inner_point
-from ppl_dgm.program.whole_parameters import counted, in_real_numbers
+from ppl_dgm.program.whole_parameters import as_reals, in_real_numbers
 
 __all__ = [
     "Layout",
@@ -139,7 +139,7 @@ def unmasked_value(site: Site) -> Tensor:
 
     What is masked may be NaN or a pad outside the support; its derivatives would be NaN too.
     """
-    value = counted(site["value"])
+    value = as_reals(site["value"])
     if not is_masked(site) or is_factor(site):
         return value
     return torch.where(seen_entries(site), value, inner_point(site["fn"], value))
@@ -161,7 +161,7 @@ def count_observed(trace: Any) -> Any:
     """
     for site in trace.nodes.values():
         if site["type"] == "sample" and site["is_observed"] and isinstance(site["value"], Tensor):
-            site["value"] = counted(site["value"])
+            site["value"] = as_reals(site["value"])
     return trace
 
 

@@ -17,10 +17,10 @@ from torch.distributions.utils import broadcast_all
 
 from ppl_dgm.context_patches import ContextPatches, Patch
 
-__all__ = ["counted", "in_real_numbers", "rounding_refused"]
+__all__ = ["as_reals", "in_real_numbers", "rounding_refused"]
 
 
-def counted(value: Tensor) -> Tensor:
+def as_reals(value: Tensor) -> Tensor:
     """Convert booleans and integers to floating-point numbers.
 
     Arithmetic of bytes wraps, and that of booleans fails.
@@ -43,7 +43,7 @@ def in_real_numbers(fn: Any) -> Any:
         if isinstance(value, Distribution):
             changes[name] = in_real_numbers(value)
         elif is_whole(value) and isinstance(declared, Mapping) and name in declared:
-            changes[name] = counted(value)
+            changes[name] = as_reals(value)
     if all(value is vars(fn)[name] for name, value in changes.items()):
         return fn
     changed = copy.copy(fn)
