@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
+import ppl_dgm.sampling.positive_definite  # noqa: F401 - registers its transform
 from ppl_dgm.program import Bound, Latent
 from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.particles import Values
