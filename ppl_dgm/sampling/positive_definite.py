@@ -53,7 +53,7 @@ class LogCholesky(Transform):
         return torch.where((failed == 0).unsqueeze(-1), entries, torch.nan)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Compute the log of the Jacobian at vectors x, `[*batch]`."""
+        """Compute log Jacobians at vectors x: `[*batch]`."""
         size = y.shape[-1]
         row, column = torch.tril_indices(size, size, device=x.device)
         weight = torch.where(row == column, size + 1 - row, 0).to(x)
@@ -65,10 +65,10 @@ class LogCholesky(Transform):
         return torch.Size((*shape[:-1], size, size))
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        """Return the shape of vectors `[*batch, d (d + 1) / 2]`."""
+        """Return the shape of vectors."""
         return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
 
 
 def _size_of(entries: int) -> int:
-    """Return the size of a matrix by the entries of its lower triangle."""
+    """Return the size of matrices by their triangles' entries."""
     return (math.isqrt(8 * entries + 1) - 1) // 2
