@@ -23,10 +23,11 @@ from ppl_dgm.sampling.climbing import (
     starts_at_once,
 )
 from ppl_dgm.sampling.convergence import edge_warnings
-from ppl_dgm.sampling.defended import Weighted, defended_weights
+from ppl_dgm.sampling.defended import Weighted, defended_weights, mixture_densities
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.reach import walked_alarm
 from ppl_dgm.sampling.student_mixtures import StudentMixture, mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained, given_points
 from ppl_dgm.sampling.undefined import MOST_POINTS, undefined_alarm
@@ -41,6 +42,8 @@ UNSEEN = 0.03  # share of starts with a mode of their own above which modes are 
 STARTS_PER_MODE = 10  # below which modes are likely missed
 MOST_ROUNDS = 8  # of `num_starts` starts, where modes are many
 HEAVIEST, MOST_RETRIES = 8, 2  # draws that climb, and how often modes that they find are added
+MOST_WALKED = 16  # data with latents of their own whose draws are walked from
+NORMAL_ERROR = 1e-3  # nats, below which the posterior is normal and nothing is walked to
 UNEXPLAINED = 1.5  # weight over that of the normals from which a draw may lead to another mode
 MATERIAL = 1e-3  # share of the evidence from which a mode is added
 LIKELIHOOD_STARTS = 6  # one of as many starts climbs the likelihood first
@@ -142,7 +145,23 @@ class Laplace(Estimator):
         log_z = torch.where(new.any(0), log_z, torch.nan)
         around = normals(modes, new).sample(MOST_POINTS).to(target.dtype)
         alarms = undefined_alarm(target, around, self.memory) + edge_warnings(found["edge_share"])
+        alarms += self._unreached(target, modes, weighted)
         return Estimate(log_z, error, {**plain.diagnostics, **found}, plain.warnings + alarms)
+
+    def _unreached(
+        self, target: Unconstrained, modes: Modes, weighted: Weighted
+    ) -> tuple[str, ...]:
+        """Warn of mass beyond the draws, unless normals explain all weights."""
+        error = weighted.estimate[1]
+        if math.prod(target.batch) > MOST_WALKED or not bool((error > NORMAL_ERROR).any()):
+            return ()
+        proposal = mode_mixture(modes, distinct(modes))
+
+        def weigh(points: Tensor) -> tuple[Tensor, Tensor]:
+            log_p, log_q = mixture_densities(target, proposal, points, DEFENCE, self.memory)
+            return log_p, log_p - log_q
+
+        return walked_alarm(weigh, weighted.kept, weighted.log_weights, error)
 
     def _plain(self, modes: Modes, new: Tensor) -> Estimate:
         """The approximation without draws."""

@@ -14,7 +14,7 @@ from ppl_dgm.sampling.proposals import Fitted
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.weight_summary import WeightSummary
 
-__all__ = ["Weighted", "defended_weights", "mixture_weights"]
+__all__ = ["Weighted", "defended_weights", "mixture_densities", "mixture_weights"]
 
 POINT_COPIES = 8  # tensors of the points' size that a chunk of draws holds at once
 

@@ -15,11 +15,19 @@ from ppl_dgm.sampling.differences import propose_by_differences
 from ppl_dgm.sampling.effort import OverBudgetError
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels.adaptation import nudge_step_size
+from ppl_dgm.sampling.kernels.targets import take
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.undefined import undefined_alarm
 
-__all__ = ["ABOVE", "jointly_missed", "missed_mode_alarm", "share_alarm", "unreached_alarm"]
+__all__ = [
+    "ABOVE",
+    "jointly_missed",
+    "missed_mode_alarm",
+    "share_alarm",
+    "unreached_alarm",
+    "walked_alarm",
+]
 
 DRAWS_PER_CHAIN = 100  # of the estimate
 LEAST_CHAINS, MOST_CHAINS = 64, 512
@@ -73,6 +81,29 @@ def unreached_alarm(
         return ()
     alarm = warnings + share_alarm(share, chains, std_error)
     return alarm or missed_mode_alarm(bound, log_z, std_error, proposal, num_particles)
+
+
+def walked_alarm(
+    weigh: Callable[[Tensor], tuple[Tensor, Tensor]],
+    points: Tensor,
+    log_weights: Tensor,
+    std_error: Tensor,
+) -> tuple[str, ...]:
+    """Warn of posterior mass beyond the draws of any proposal.
+
+    Args:
+        weigh: log joint densities and log weights at points, each `[n, *batch]`.
+        points: the draws, `[n, *batch, dim]`.
+        log_weights: theirs, `[n, *batch]`.
+        std_error: of log Z, nats, `[*batch]`.
+    """
+
+    def weighed(part: Tensor) -> Weighed:
+        return Weighed(part, *weigh(part))
+
+    start = weighed(take(points, shuffle(resample(log_weights, LEAST_CHAINS))))
+    share, _ = walk(weighed, start, log_weights.amax(0) + ABOVE)
+    return share_alarm(share, LEAST_CHAINS, std_error)
 
 
 def missed_mode_alarm(
@@ -167,14 +198,9 @@ def share_above(
     count = STARTS_PER_CHAIN * num_chains
     drawn = weigh(target.sample_guide(count)[0] if guided else target.sample_prior(count))
     chosen = shuffle(resample(drawn.log_weight.nan_to_num(nan=-torch.inf), num_chains))
-    share, end = walk(weigh, take(drawn, chosen), largest)
+    start = Weighed(*(take(part, chosen) for part in drawn))
+    share, end = walk(weigh, start, largest)
     return share, undefined_alarm(target, end, memory)
-
-
-def take(drawn: Weighed, index: Tensor) -> Weighed:
-    """Take points at indices `[n, *batch]`."""
-    point = drawn.point.gather(0, index.unsqueeze(-1).expand(*index.shape, drawn.point.shape[-1]))
-    return Weighed(point, drawn.log_joint.gather(0, index), drawn.log_weight.gather(0, index))
 
 
 def walk(
