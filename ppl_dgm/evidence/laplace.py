@@ -151,7 +151,10 @@ class Laplace(Estimator):
     def _unreached(
         self, target: Unconstrained, modes: Modes, weighted: Weighted
     ) -> tuple[str, ...]:
-        """Warn of mass beyond the draws, unless normals explain all weights."""
+        """Warn of mass beyond the draws.
+
+        There is none where the normals explain all weights.
+        """
         error = weighted.estimate[1]
         if math.prod(target.batch) > MOST_WALKED or not bool((error > NORMAL_ERROR).any()):
             return ()
