@@ -76,7 +76,10 @@ def modes_alarm(
     large = bound.num_dims > SEARCHED or bool(structure.slow)
     if structure.per_datum or discrete or large or not structure.model_latents:
         return ()
-    target, known = Unconstrained(bound), SCOUTED.get()
+    try:
+        target, known = Unconstrained(bound), SCOUTED.get()
+    except ValueError:  # a support without coordinates
+        return ()
     try:
         found, error = sum_around_modes(
             target, lambda: modes_of(program, target) if known is None else known

@@ -83,7 +83,7 @@ class Unconstrained:
 
     Raises:
         ValueError: for discrete latents that are not summed out, no latents, or a support that
-            depends on others.
+            depends on others or has no transform from all real numbers.
     """
 
     def __init__(self, bound: Bound) -> None:
@@ -101,7 +101,7 @@ class Unconstrained:
         slots: list[Slot] = []
         for latent in bounded_angles(self.bound):
             check_support(latent, values[latent.name])
-            transform = precise(biject_to(latent.support))
+            transform = precise(transform_to(latent))
             shape = self._data_first(latent, inverse(transform, values[latent.name])).shape[
                 1 + self._local :
             ]
@@ -295,6 +295,18 @@ def mixture_transform(
             "Beta in place of Uniform, and scale the draw"
         )
     return biject_to(support.base_constraint)
+
+
+def transform_to(latent: Latent) -> Transform:
+    """Find the transform to the support of a latent."""
+    try:
+        return biject_to(latent.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the support {latent.support} of latent {latent.name!r} has no transform from all "
+            "real numbers; use PriorSampling or ImportanceSampling, or draw real numbers and map "
+            "them with pyro.deterministic"
+        ) from error
 
 
 def bounded_angles(bound: Bound) -> Iterator[Latent]:

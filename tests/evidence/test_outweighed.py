@@ -64,3 +64,16 @@ def test_an_estimate_of_all_modes_has_no_alarm(estimator):
         found = estimator(FAIR, DATUM, seed=seed)
         assert found.reliable, found.warnings
         assert abs(float(found.log_z - TRUTH)) < 4 * float(found.std_error)
+
+
+def test_a_support_without_coordinates_is_no_error():
+    """A direction, about which the datum says nothing."""
+
+    def model(x):
+        pyro.sample("z", dist.ProjectedNormal(torch.tensor([1.0, 0.0, 0.0])))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    program = Program(model)
+    assert float(PriorSampling(100)(program, DATUM).log_z) == pytest.approx(TRUTH, abs=1e-6)
+    with pytest.raises(ValueError, match="latent 'z' has no transform from all real numbers"):
+        SMC()(program, DATUM)
