@@ -132,8 +132,8 @@ The reasons are likely ones, not tested.
 - DARN, linear with 16 latents, is before FVSBN. On binary digits it stays behind dense nets with
   hidden units; with 17 levels, where these overfit, it is level with the best of them.
 - PixelTransformer is in the middle on binary digits and last with 17 levels, not near the first;
-  600 steps are few for a net that has to learn which pixels are near. No net over pixels overfits
-  yet, so more steps may help them all."""
+  600 steps are few for a net that has to learn which pixels are near. Of the nets over pixels
+  PixelCNN++ alone begins to overfit; more steps may help the others."""
 
 
 def row(levels: int, name: str, decay: float, seed: int) -> dict[str, Any]:
