@@ -26,6 +26,7 @@ class Tokens(nn.Module):
         width: size of the vectors.
         num_context: size of the context vector, or 0.
         placed: whether each place has a learned vector.
+        spread: standard deviation of these vectors at first.
 
     Shape:
         `[B, T]`, places `[T]`, context `[B, num_context]`, or one for each dimension,
@@ -34,12 +35,17 @@ class Tokens(nn.Module):
 
     @checked
     def __init__(
-        self, num_dims: int, width: int, num_context: int = 0, placed: bool = True
+        self,
+        num_dims: int,
+        width: int,
+        num_context: int = 0,
+        placed: bool = True,
+        spread: float = 1.0,
     ) -> None:
         super().__init__()
         self.value = nn.Linear(1, width)
-        # As large as the vectors of values: nets that hardly tell places apart learn slowly
-        self.places = nn.Parameter(torch.randn(num_dims, width)) if placed else None
+        # As large as those of values by default: nets that hardly tell places apart learn slowly
+        self.places = nn.Parameter(spread * torch.randn(num_dims, width)) if placed else None
         self.context = nn.Linear(num_context, width, bias=False) if num_context else None
 
     def forward(self, tokens: Tensor, places: Tensor, context: Tensor | None) -> Tensor:
@@ -97,7 +103,8 @@ class RecurrentSequenceNet(SequenceNet):
         check_widths([hidden, num_layers])
         if cell not in CELLS:
             raise ValueError(f"cell is {cell!r}; expected one of {tuple(CELLS)}")
-        self.tokens = Tokens(num_dims, hidden, num_context)
+        # By large places recurrent nets lose a nat on digits of 17 levels
+        self.tokens = Tokens(num_dims, hidden, num_context, spread=0.1)
         self.cells = CELLS[cell](hidden, hidden, num_layers, batch_first=True)
         self.last = nn.Linear(hidden, num_outputs_per_dim)
 
