@@ -129,8 +129,9 @@ class Bound:
 
     def draw_prior(self, num_particles: int) -> Draw:
         """Draw latents from the model's prior."""
-        latents, runs = self.structure.model_latents, self.structure.model_runs
-        structure = replace(self.structure, has_guide=False, latents=latents, guide_runs=runs)
+        given = self.structure
+        runs = given.model_runs if given.has_guide else given.guide_runs  # as proved for draws
+        structure = replace(given, has_guide=False, latents=given.model_latents, guide_runs=runs)
         return replace(self, structure=structure).draw(num_particles)
 
     def log_guide(self, values: Values) -> Tensor:

@@ -67,11 +67,11 @@ def test_an_estimate_of_all_modes_has_no_alarm(estimator):
 
 
 def test_a_support_without_coordinates_is_no_error():
-    """A direction, about which the datum says nothing."""
+    """A direction, about which the datum says nothing; vmap cannot draw it, an outer plate can."""
 
     def model(x):
-        pyro.sample("z", dist.ProjectedNormal(torch.tensor([1.0, 0.0, 0.0])))
-        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        z = pyro.sample("z", dist.ProjectedNormal(torch.tensor([1.0, 0.0, 0.0])))
+        pyro.sample("x", dist.Normal(0.0 * z[..., 0], 1.0), obs=x)
 
     program = Program(model)
     assert float(PriorSampling(100)(program, DATUM).log_z) == pytest.approx(TRUTH, abs=1e-6)
