@@ -173,7 +173,7 @@ def log_logistic(y: Tensor, x: Tensor, prior: float) -> float:
     points = mode + torch.cartesian_prod(side, side) @ factor.T
     own = [float(y @ (table @ p) - torch.nn.functional.softplus(table @ p).sum()) for p in points]
     log_prior = dist.Normal(0.0, prior).log_prob(points).sum(-1)
-    log_joint = torch.tensor(own).double() + log_prior
+    log_joint = torch.tensor(own, dtype=torch.float64) + log_prior
     return float(log_joint.logsumexp(0) + 2 * math.log(step) + factor.logdet())
 
 
