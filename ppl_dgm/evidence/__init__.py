@@ -42,11 +42,12 @@ posterior (`pareto_k` above 0.7).
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.annealed import AIS
 from ppl_dgm.evidence.auto import auto
-from ppl_dgm.evidence.base import Estimate, Estimator, Evidence
+from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.bdmc import BDMC
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.check_moves import check_moves
 from ppl_dgm.evidence.cubo import CUBO
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.flow_importance import FlowImportanceSampling
 from ppl_dgm.evidence.grid import GridSampling, GridSum
@@ -59,6 +60,7 @@ from ppl_dgm.evidence.nested import NestedSampling
 from ppl_dgm.evidence.nested_smc import NestedSMC
 from ppl_dgm.evidence.noise import over_noise
 from ppl_dgm.evidence.over_particles import BoundCurve, over_particles
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.evidence.reverse import ReverseAIS
 from ppl_dgm.evidence.sandwich import Sandwich
 from ppl_dgm.evidence.savage_dickey import SavageDickey, savage_dickey

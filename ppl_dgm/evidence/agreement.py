@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.sampling.effort import limited_effort
 
 __all__ = [

@@ -18,7 +18,7 @@ from ppl_dgm.checked import checked
 from ppl_dgm.data import Stream
 from ppl_dgm.evidence.agreement import Attempts, check_part, telling, warned
 from ppl_dgm.evidence.annealed import AIS
-from ppl_dgm.evidence.base import Estimator, Evidence, check_evidence
+from ppl_dgm.evidence.base import Estimator, check_evidence
 from ppl_dgm.evidence.exact import Exact
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.kinds import (
@@ -37,6 +37,7 @@ from ppl_dgm.evidence.kinds import (
 from ppl_dgm.evidence.many_data import checked_on_few
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.outweighed import scouted_before
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.streaming import over_stream, read_once

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.annealed import AIS
-from ppl_dgm.evidence.base import BoundKind, Estimate, Evidence, check_evidence
+from ppl_dgm.evidence.base import check_evidence
+from ppl_dgm.evidence.estimate import BoundKind, Estimate
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.evidence.reverse import ReverseAIS, bound_estimate
 from ppl_dgm.evidence.sandwich import Sandwich
 from ppl_dgm.evidence.simulation import simulate

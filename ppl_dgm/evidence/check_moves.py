@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.program import Program
 
 __all__ = ["check_moves"]

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator, rounding_between
+from ppl_dgm.evidence.alarms import rounding_between
+from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.degree import degree_in
+from ppl_dgm.evidence.estimate import BoundKind, Estimate
 from ppl_dgm.evidence.normalising import ladder_to, sum_out
 from ppl_dgm.program import Bound
 from ppl_dgm.program.ladder import MAX_SUMMED

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.importance import weighted_estimate
 from ppl_dgm.evidence.widened import innermost_support
 from ppl_dgm.program import Bound, Latent

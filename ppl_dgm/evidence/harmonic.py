@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halves
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import PosteriorDraws, evaluate

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode
-from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import BoundKind, Estimate
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, weight_chunks
 from ppl_dgm.sampling.memory import MEMORY, some_of

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import BoundKind, Estimate
+from ppl_dgm.evidence.estimate import BoundKind, Estimate
 from ppl_dgm.evidence.weight_estimator import WeightEstimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.convergence import mean_std_error

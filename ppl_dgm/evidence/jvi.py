@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.weight_estimator import WeightEstimator
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.convergence import mean_std_error

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.agreement import DECISIVE
-from ppl_dgm.evidence.base import Estimator, Evidence
+from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.flow_importance import FlowImportanceSampling
 from ppl_dgm.evidence.grid import GridSampling, GridSum
 from ppl_dgm.evidence.importance import ImportanceSampling, PriorSampling
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.nested_smc import NestedSMC
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.evidence.smc import SMC
 from ppl_dgm.evidence.widened import WideSampling, has_counts
 from ppl_dgm.program import Bound, Program

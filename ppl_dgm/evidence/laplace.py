@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import evaluate

@@ -13,11 +13,11 @@ from torch import Tensor
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.evidence.adaptive import AdaptiveImportanceSampling
 from ppl_dgm.evidence.agreement import compare_two, is_decisive
-from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.kinds import Allowance, scout, typical_error
 from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.outweighed import scouted_before
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.result import Evidence
 
 __all__ = ["failing_data", "joined_evidence"]
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.importance import Proposal

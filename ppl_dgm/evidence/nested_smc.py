@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.posterior_estimator import estimate_in_parts
 from ppl_dgm.evidence.smc import group_alarms
 from ppl_dgm.program import Bound

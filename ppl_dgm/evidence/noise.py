@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.result import Evidence
 
 __all__ = ["over_noise"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Evidence
 from ppl_dgm.evidence.iwelbo import IWELBO
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.markup import decimals, error_text, html_table, latex_table, minus
 from ppl_dgm.program import Program
 from ppl_dgm.watching import watched

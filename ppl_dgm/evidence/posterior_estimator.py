@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode, Switch
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import (
     LEAST_DRAWS,

@@ -8,7 +8,7 @@ from torch import Tensor
 from ppl_dgm.markup import SIGNS, decimals, error_text, html_facts, latex_table, minus
 
 if TYPE_CHECKING:
-    from ppl_dgm.evidence.base import Evidence
+    from ppl_dgm.evidence.result import Evidence
 
 __all__ = ["evidence_html", "evidence_latex"]
 

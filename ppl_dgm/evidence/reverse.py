@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.evidence.annealed import AIS, weight_alarms, weight_diagnostics
-from ppl_dgm.evidence.base import BoundKind, Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import BoundKind, Estimate
 from ppl_dgm.evidence.exact import draw_gaussian, is_gaussian
 from ppl_dgm.evidence.normalising import ladder_to
 from ppl_dgm.program import Bound

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.result import Evidence
 
 __all__ = ["Sandwich"]
 

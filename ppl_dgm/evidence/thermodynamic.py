@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.compile import CompileMode
-from ppl_dgm.evidence.base import Estimate, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.checkpoint import Checkpoint, checkpoint_of, switch_of
 from ppl_dgm.sampling.convergence import (

@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ppl_dgm.compile import CompileMode
-from ppl_dgm.evidence.base import BoundKind, Estimator
+from ppl_dgm.evidence.base import Estimator
+from ppl_dgm.evidence.estimate import BoundKind
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, all_weights
 from ppl_dgm.sampling.memory import MEMORY

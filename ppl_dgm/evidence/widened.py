@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_dgm.checked import checked
-from ppl_dgm.evidence.base import Estimate
+from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.evidence.importance import ImportanceSampling
 from ppl_dgm.program import Bound
 from ppl_dgm.program.handlers import Prior, is_given_or_summed_out

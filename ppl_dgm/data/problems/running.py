@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_dgm.checked import checked
 from ppl_dgm.data.problems.problem import FLOAT, Problem
-from ppl_dgm.evidence.base import Evidence
+from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.unconstrained import Unconstrained
