@@ -15,8 +15,8 @@ from ppl_dgm.evidence.estimate import (
     TURNED,
     BoundKind,
     Estimate,
-    divide,
     own_errors,
+    quotient,
     shared_error,
     widened,
 )
@@ -155,14 +155,14 @@ class Estimator(ABC):
         below = below._replace(warnings=below.warnings + tails_alarm(free) + outweighed)
         if not bound.structure.latents:
             log_f = score_exactly(bound)
-            return divide(Estimate(log_f, torch.zeros_like(log_f)), below), TURNED.get(kind, kind)
+            return quotient(Estimate(log_f, torch.zeros_like(log_f)), below), TURNED.get(kind, kind)
         self.check(bound)
         if kind in TURNED:
             raise ValueError(
                 f"{self.name} bounds both the sum over the latents of an unnormalised program and "
                 "its partition function, which gives no bound of their ratio; use AIS or SMC"
             )
-        return divide(self.estimate(bound), below), kind
+        return quotient(self.estimate(bound), below), kind
 
     def _evidence(self, bound: Bound, estimate: Estimate, seconds: float) -> Evidence:
         shared = shared_error(estimate)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_dgm.evidence.normalising import squeezed
 from ppl_dgm.sampling.convergence import widened_by_skew
 
-__all__ = ["TURNED", "BoundKind", "Estimate", "divide", "own_errors", "shared_error", "widened"]
+__all__ = ["TURNED", "BoundKind", "Estimate", "own_errors", "quotient", "shared_error", "widened"]
 
 BoundKind = Literal["exact", "lower", "upper", "estimate"]
 TURNED: dict[str, BoundKind] = {"lower": "upper", "upper": "lower"}  # of log Z, for - log Z
@@ -35,7 +35,7 @@ def widened(estimate: Estimate) -> Estimate:
     return estimate._replace(std_error=error, diagnostics=diagnostics)
 
 
-def divide(above: Estimate, below: Estimate) -> Estimate:
+def quotient(above: Estimate, below: Estimate) -> Estimate:
     """Divide an unnormalised density by its partition function.
 
     Returns the estimate of the log ratio, `[data]`; the log partition function is one for all data
