@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.convergence import student_factor
 from ppl_dgm.sampling.proposals import Fitted
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["Weighted", "defended_weights", "mixture_densities", "mixture_weights"]
 
+LEAST_FREE = 1e-9  # of a draw, where the others leave the line to it alone
 POINT_COPIES = 8  # tensors of the points' size that a chunk of draws holds at once
 
 
@@ -52,11 +54,9 @@ class Weighted(NamedTuple):
     def estimate(self) -> tuple[Tensor, Tensor]:
         """Log mean weight and its standard error, `[*batch]`, in nats."""
         largest = self.log_weights.amax(0).clamp_min(torch.finfo(self.log_weights.dtype).min)
-        weights = (self.log_weights - largest).exp()
-        moved = controlled(weights, self.log_control.exp(), self.num_prior)
-        weights = torch.where(moved.mean(0) > 0, moved, weights)
-        mean = weights.mean(0)
-        return largest + mean.log(), stratified_std_error(weights, self.num_prior) / mean
+        weights, control = (self.log_weights - largest).exp(), self.log_control.exp()
+        mean, error = controlled_mean(weights, control, self.num_prior)
+        return largest + mean.log(), error / mean
 
     def summarise(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Compute log Z, its standard error and diagnostics.
@@ -149,32 +149,49 @@ def ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p - log_q).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
 
 
-def controlled(weights: Tensor, control: Tensor, num_last: int) -> Tensor:
-    r"""Move weights `[n, *batch]` by a control variate.
+def controlled_mean(weights: Tensor, control: Tensor, num_last: int) -> tuple[Tensor, Tensor]:
+    """Mean of weights `[n, *batch]` and its standard error.
+
+    The control variate is used where its error is the smaller one: a line through few draws may be
+    worse than none.
+    """
+    plain, plain_error = regressed_mean(weights, torch.ones_like(control), num_last)
+    mean, error = regressed_mean(weights, control, num_last)
+    better = (mean > 0) & (error < plain_error)
+    return torch.where(better, mean, plain), torch.where(better, error, plain_error)
+
+
+def regressed_mean(weights: Tensor, control: Tensor, num_last: int) -> tuple[Tensor, Tensor]:
+    r"""Mean of weights under a control variate, and its error.
 
     A normalised density n has $\mathbb E_q[n / q] = 1$. What the mean of n / q over the draws is
     away from one, that of the weights is too, as far as both go together: little error is left
     where n is nearly the posterior. Owen and Zhou (2000), "Safe and effective importance sampling".
+
+    Weights are `[n, *batch]`; the last `num_last` are a sample of their own. The error is the
+    jackknife's of the regression: each draw is held against the line through the others (Hinkley
+    1977), since a line through few draws runs close to all, and to a lone one through it.
     """
     own, other = (centred(part, num_last) for part in (weights, control))
-    slope = (own * other).sum(0) / other.square().sum(0)
-    return weights - slope.nan_to_num(0.0, 0.0, 0.0) * (control - 1)
+    square = other.square().sum(0)
+    slope = ((own * other).sum(0) / square).nan_to_num(0.0, 0.0, 0.0)
+    away = control.mean(0) - 1
+    size = sizes(weights, num_last)
+    leverage = 1 / size + (other.square() / square).nan_to_num(0.0, 0.0, 0.0)
+    counted = 1 / len(weights) - (away * other / square).nan_to_num(0.0, 0.0, 0.0)
+    without = (own - slope * other) / (1 - leverage).clamp_min(LEAST_FREE)
+    variance = ((1 - 1 / size) * (counted * without).square()).sum(0)
+    few = student_factor(max(len(weights) - 2, 2))  # both means and the slope are fitted
+    return weights.mean(0) - slope * away, few * variance.sqrt()
+
+
+def sizes(values: Tensor, num_last: int) -> Tensor:
+    """Size of each draw's sample, `[n, *1]`."""
+    counts = torch.tensor([len(values) - num_last, num_last], device=values.device)
+    return counts.repeat_interleave(counts).double().reshape(-1, *[1] * (values.dim() - 1))
 
 
 def centred(values: Tensor, num_last: int) -> Tensor:
     """Subtract the means of both samples from values `[n, *batch]`."""
     parts = values.split([len(values) - num_last, num_last])
     return torch.cat([part - part.mean(0) for part in parts if len(part)])
-
-
-def stratified_std_error(values: Tensor, num_last: int) -> Tensor:
-    """Compute the standard error of a stratified mean.
-
-    Values are `[n, *batch]`, the last `num_last` of them a sample of their own.
-
-    The two samples' sizes are fixed, so that the difference of their means adds nothing:
-    sqrt(n1 s1^2 + n2 s2^2) / n.
-    """
-    parts = values.split([len(values) - num_last, num_last])
-    spread = sum(len(part) * part.var(0) for part in parts if len(part) > 1)
-    return torch.as_tensor(spread).sqrt() / len(values)

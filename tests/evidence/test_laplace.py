@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_dgm import Program
 from ppl_dgm.evidence import Exact, Laplace, PriorSampling
 from ppl_dgm.sampling.climbing import climb, hessian_of
-from ppl_dgm.sampling.defended import stratified_std_error
+from ppl_dgm.sampling.defended import controlled_mean
 from ppl_dgm.sampling.memory import AllocationCounter
 
 
@@ -194,8 +194,22 @@ def test_modes_found_by_few_starts_each_raise_an_alarm():
 def test_two_samples_of_fixed_sizes_have_a_stratified_error() -> None:
     """Against the spread of the estimate over many repetitions of both samples."""
     weights = torch.cat([torch.randn(300, 4000) * 0.3, torch.randn(100, 4000) * 0.5 + 1.0]).exp()
-    errors = stratified_std_error(weights.double(), 100)
+    errors = controlled_mean(weights.double(), torch.ones(400, 4000).double(), 100)[1]
     assert errors.mean().item() == pytest.approx(weights.mean(0).std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize(("count", "beyond"), [(8, 0.035), (20, 0.015), (400, 0.01)])
+def test_errors_of_few_controlled_draws_cover(count: int, beyond: float) -> None:
+    """A line through few draws runs close to them all: 15 % lay beyond three errors."""
+    torch.manual_seed(0)
+    normal, wide, prior = dist.Normal(0.0, 1.0), dist.StudentT(5.0), dist.Normal(0.0, 2.0)
+    few = count // 4
+    x = torch.cat([wide.sample((count - few, 4000)), prior.sample((few, 4000))]).double()
+    log_q = torch.logaddexp(wide.log_prob(x) + math.log(0.75), prior.log_prob(x) + math.log(0.25))
+    skewed = dist.Gumbel(-0.5, 1.0).log_prob(x)
+    mean, error = controlled_mean((skewed - log_q).exp(), (normal.log_prob(x) - log_q).exp(), few)
+    assert ((mean - 1).abs() > 3 * error).double().mean() < beyond
+    assert (mean - 1).square().mean() < 1.5 * error.square().mean()
 
 
 def beta_binomial(heads: float, size: int) -> float:
