@@ -20,7 +20,8 @@ HIGHEST, RANDOM = 1, 12  # starts after each move, and at each level
 REMAINING = 1e-3  # share of the evidence above a level at which the search ends
 MOST_LEVELS, LEAST_SCOUTS = 200, 16
 PLAIN, MOST_STARTS, CLIMBS = 0.125, 512, 40  # plain draws for each scout, starts, and their steps
-TRIAL, FUTILE = 24, 0.3  # starts that climb first, and the share at modes below which they end it
+TRIAL, SLOW = 24, 0.3  # starts that climb first, and the share at modes below which they are slow
+MORE_CLIMBS = 200  # steps of slow climbs
 MOST_DIMS = 30  # in which moves by differences still find their way
 MOST_MODES = 64
 
@@ -44,7 +45,9 @@ def scouted_modes(target: Unconstrained, num_scouts: int, memory: int) -> Tensor
     starts = torch.cat([target.sample_prior(math.ceil(PLAIN * num_scouts)), starts])
     starts = starts[torch.randperm(len(starts), device=starts.device)]
     modes = find_modes(target, starts[:TRIAL], CLIMBS)
-    if float(modes.valid.double().mean()) >= FUTILE:
+    if float(modes.valid.double().mean()) < SLOW:  # few that arrive tell more than many that do not
+        modes = find_modes(target, modes.point, MORE_CLIMBS)
+    else:
         at_once = starts_at_once(target, memory)
         more = find_modes(target, starts[TRIAL:], CLIMBS, at_once)
         modes = Modes(*map(torch.cat, zip(modes, more, strict=True)))

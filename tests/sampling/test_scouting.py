@@ -56,6 +56,27 @@ def test_a_peak_that_no_climb_from_the_prior_reaches_is_found() -> None:
     assert float(found.abs().amax(-1).min()) < 0.01
 
 
+def test_climbs_along_a_narrow_valley_reach_both_modes() -> None:
+    """40 steps reached no mode of a density of ill condition: the search gave up without one."""
+    scales = torch.logspace(-2.0, 0.0, 12, dtype=FLOAT)
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.manual_seed(1)).double()).Q
+    centre = torch.full((12,), 0.3, dtype=FLOAT)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(12, dtype=FLOAT), 1.0).to_event(1))
+        above, below = (
+            -0.5 * ((z - side * centre) @ turn / scales).square().sum(-1) for side in (1.0, -1.0)
+        )
+        pyro.factor("likelihood", torch.logaddexp(above, below))
+
+    torch.manual_seed(0)
+    target = target_of(Program(model))
+    modes = scouted_modes(target, 200, MEMORY)
+    assert len(modes)
+    found = box_of(target, modes)
+    assert {int(sign) for sign in (found @ centre).sign()} == {-1, 1}
+
+
 def test_modes_with_few_draws_each_are_no_miss_where_many_came_near_some() -> None:
     """All 256 modes of signs in eight dimensions were told as missed by draws of the prior."""
     many = torch.tensor(256 * [0.5], dtype=FLOAT).log()
