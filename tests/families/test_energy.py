@@ -15,6 +15,7 @@ from torch.distributions import Normal
 from ppl_dgm import Program, fit
 from ppl_dgm.evidence import Exact
 from ppl_dgm.families import RBM, Energy
+from ppl_dgm.families.energy.units import toss
 from ppl_dgm.objectives import PersistentContrastiveDivergence, PseudoLikelihood
 
 BETAS = (0.0, 0.4, 1.0)
@@ -110,6 +111,34 @@ def test_gibbs_samples_follow_the_model() -> None:
     observed = torch.bincount(index, minlength=16)
     assert stats.chisquare(observed.numpy(), (expected * 8000).numpy()).pvalue > 1e-3
     assert drawn.dtype == torch.float64
+
+
+PROBABILITIES = (0.0, 2.0**-18, 1e-3, 0.25, 0.5, 0.7123, 1 - 2.0**-18, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tosses_have_their_probabilities(dtype: torch.dtype) -> None:
+    """Alone and in pairs, of a row and of two rows, also where 16 bits do not decide."""
+    torch.manual_seed(4)
+    p = torch.tensor(PROBABILITIES, dtype=dtype)
+    x = toss(p.expand(2**20, -1)).double()
+    assert x.unique().tolist() == [0.0, 1.0]
+    assert (x[:, 0] == 0).all()
+    assert (x[:, -1] == 1).all()
+    p, x = p[1:-1].double(), x[:, 1:-1]
+    sd = (p * (1 - p)).sqrt()
+    assert float(((x.mean(0) - p) / sd).abs().max()) * 2**10 < 4.5
+    z = (x - p) / sd
+    for other in (z, z.roll(1, 0)):  # the same row, the next one
+        correlations = (z.T @ other / 2**20).fill_diagonal_(0)
+        assert float(correlations[1:-1, 1:-1].abs().max()) * 2**10 < 4.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tosses_keep_shape_and_dtype(dtype: torch.dtype) -> None:
+    p = torch.rand(2, 3, 5, dtype=dtype)
+    drawn = toss(p)
+    assert (drawn.shape, drawn.dtype) == (p.shape, dtype)
 
 
 def test_starting_from_data_makes_units_independent() -> None:

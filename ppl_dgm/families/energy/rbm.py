@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
-from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units
+from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units, toss
 from ppl_dgm.program import Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.ladder import MAX_SUMMED, Ladder, States
@@ -155,7 +155,7 @@ class RBMModel(nn.Module, Ladder):
 
         They are given visible units `[..., D]`.
         """
-        return self.units.signal(v) @ self.weight + self.hidden_bias
+        return F.linear(self.units.signal(v), self.weight.T, self.hidden_bias)
 
     def free_energy(self, v: Tensor) -> Tensor:
         """Compute F of data `[..., D]`: `[...]`."""
@@ -184,7 +184,7 @@ class RBMModel(nn.Module, Ladder):
         return (1 - beta) * base + beta * self.units.score(x) + hidden
 
     def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
-        hidden = torch.bernoulli((beta * self.hidden_logits(x)).sigmoid())
+        hidden = toss((beta * self.hidden_logits(x)).sigmoid_())
         return self.units.draw(hidden @ self.weight.T, beta)
 
     def states(self) -> States | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_dgm.conditionals.grey_levels import Bits, Shades
 
-__all__ = ["UNITS", "BinaryUnits", "Units"]
+__all__ = ["UNITS", "BinaryUnits", "Units", "toss"]
 
 
 class Units(nn.Module, ABC):
@@ -90,8 +90,10 @@ class BinaryUnits(Bits, Units):
         return v
 
     def draw(self, field: Tensor, beta: Any) -> Tensor:
-        logits = torch.lerp(self.base_logits, field + self.bias, torch.as_tensor(beta).to(field))
-        return torch.bernoulli(logits.sigmoid())
+        logits = field + self.bias
+        if isinstance(beta, Tensor) or beta != 1:
+            logits = torch.lerp(self.base_logits, logits, torch.as_tensor(beta).to(field))
+        return toss(logits.sigmoid_())
 
     def log_normaliser(self, field: Tensor) -> Tensor:
         return F.softplus(field + self.bias).sum(-1)
@@ -148,6 +150,30 @@ class GaussianUnits(Shades, Units):
     def log_normaliser(self, field: Tensor) -> Tensor:
         one = 0.5 * field.square() + field * self.bias / self.scale + self.log_scale
         return (one + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def toss(p: Tensor) -> Tensor:
+    r"""Draw ones with probabilities p `[..., D]`, else zeros.
+
+    Each is $[(k + v) / 2^{16} < p]$, with 16 bits k of its own and a v in [0, 1) of its row.
+    """
+    if p.device.type != "cpu":
+        return torch.bernoulli(p)
+    # `torch.bernoulli` draws a double for each unit here, which takes as long as the products of a
+    # Gibbs step. (k + v) / 2^16 has the distribution of `torch.rand`, bit for bit: marginals are
+    # exact, and so are rows, which are independent. Given v, P(one) of a unit is
+    # (floor(2^16 p) + [v < what is left]) / 2^16, so that the covariance of two units of a row is
+    # that of two indicators over 2^32, at most 2^-34, in any precision; beside it, rounding p to
+    # float32 moves P(one) by up to 2^-25. The number of ones among D units of a row has a variance
+    # off by a factor between 1 and 1 + D / 2^16, most where all p are below 2^-16.
+    num_units = p.shape[-1]
+    words = torch.randint(-(2**63), 2**63 - 1, (*p.shape[:-1], -(-num_units // 4)))
+    wide = torch.promote_types(p.dtype, torch.float32)
+    k = words.view(torch.int16)[..., :num_units].to(wide)  # from -2^15
+    levels = int(2**-15 / torch.finfo(wide).eps)  # of v: the bits of `torch.rand` that are left
+    half = 2**15 * levels
+    v = torch.randint(half, half + levels, (*p.shape[:-1], 1), dtype=wide) / (2 * half)
+    return torch.add(v, k, alpha=2**-16).lt_(p).to(p.dtype)
 
 
 UNITS = {"binary": BinaryUnits, "gaussian": GaussianUnits}
