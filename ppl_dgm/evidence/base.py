@@ -167,7 +167,8 @@ class Estimator(ABC):
     def _evidence(self, bound: Bound, estimate: Estimate, seconds: float) -> Evidence:
         shared = shared_error(estimate)
         diagnostics = dict(estimate.diagnostics)
-        diagnostics.setdefault("rounding", rounding_of(bound))
+        if "rounding" not in diagnostics:
+            diagnostics["rounding"] = rounding_of(bound)
         share = torch.as_tensor(diagnostics.get("prior_share", 1.0))
         proposal = self.draws_from(bound) if bool((share > RELIED_ON).any()) else None
         drawn = draws_alarm(bound, proposal) if proposal else ()

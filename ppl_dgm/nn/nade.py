@@ -1,5 +1,8 @@
 """NADE's net: hidden units that all conditionals share."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +13,8 @@ from ppl_dgm.nn.mlp import Activation, check_widths
 
 __all__ = ["NADENet"]
 
+BLOCK = 32  # dimensions at once: more, and their hidden units leave the cache
+
 
 class NADENet(CausalNet):
     r"""Neural autoregressive net with tied weights.
@@ -17,8 +22,9 @@ class NADENet(CausalNet):
     (Larochelle and Murray 2011, equations 10 to 13.)
 
     $a_1 = c$, $a_{t + 1} = a_t + W_{:, d} x_d$ and $\theta_d = b_d + V_d\, \mathrm{act}(a_t)$ for
-    the t-th dimension d: O(D H) for a draw, and for a density all $a_t$ as one cumulative sum. The
-    dimensions of a group share the $a_t$ of its first.
+    the t-th dimension d: O(D H) for a draw. A density has the $a_t$ of a block of dimensions at
+    once, by products with the block's earlier ones. The dimensions of a group share the $a_t$ of
+    its first.
 
     Args:
         num_dims: number D of dimensions.
@@ -70,6 +76,7 @@ class NADENet(CausalNet):
         )
         self.biases = nn.Parameter(torch.zeros(num_dims, num_outputs_per_dim))
         self.activation = activation()
+        self.blocks = blocks_of(self.group_sizes)
         if num_context:
             self.context = nn.Linear(num_context, hidden, bias=False)
             self.context_biases = nn.Linear(num_context, num_dims * num_outputs_per_dim, bias=False)
@@ -107,21 +114,27 @@ class NADENet(CausalNet):
     def forward(self, x: Tensor, context: Tensor | None = None, member: int | Tensor = 0) -> Tensor:
         """`[..., D]` to `[..., D, P]`."""
         places, ranks = self.places_of(member)
-        first, biases = self.starts(flat_context(context, x))
-        weights, flat = self.columns.weight.T, x.reshape(-1, self.num_dims)
+        sums, biases = self.starts(flat_context(context, x))
+        columns, rows, known = self.columns.weight.T, self.rows, self.known
+        flat = x.reshape(-1, self.num_dims)
         if places is not None:
-            weights, flat = weights[places], flat[:, places]
-        moves = flat[:, :-1, None] * weights[:-1]
-        if self.known is not None:
-            moves = moves + (self.known if places is None else self.known[places])[:-1]
-        sums = torch.cat([first.expand(len(flat), -1).unsqueeze(1), moves], 1).cumsum(1)
-        if self.grouped:
-            sums = sums.index_select(1, torch.searchsorted(self.steps, self.steps))
-        rows = self.rows if places is None else self.rows[places]
-        params = torch.einsum("bth,tph->btp", self.activation(sums), rows)
+            columns, rows, flat = columns[places], rows[places], flat[:, places]
+            known = None if known is None else known[places]
+        params = []
+        for block in self.blocks:
+            later = self.steps[block] >= self.steps[block, None]
+            moves = flat[:, None, block].masked_fill(later, 0.0) @ columns[block]
+            total = flat[:, block] @ columns[block]
+            if known is not None:
+                moves = moves + (~later).to(known) @ known[block]
+                total = total + known[block].sum(0)
+            units = self.activation(sums.unsqueeze(-2) + moves)
+            params.append(torch.einsum("bth,tph->btp", units, rows[block]))
+            sums = sums + total
+        joined = torch.cat(params, 1)
         if ranks is not None:
-            params = params[:, ranks]
-        return (params + biases).reshape(*x.shape, -1)
+            joined = joined[:, ranks]
+        return (joined + biases).reshape(*x.shape, -1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
         """Add the columns of one step's dimensions."""
@@ -141,3 +154,13 @@ class NADENet(CausalNet):
             return params.unflatten(-1, rows.shape[:-1]) + biases[..., order[t], :]
 
         return step
+
+
+def blocks_of(group_sizes: Sequence[int]) -> list[slice]:
+    """Split dimensions into blocks of whole groups."""
+    bounds, stop = [0], 0
+    for size in group_sizes:
+        stop += size
+        if stop - bounds[-1] >= BLOCK:
+            bounds.append(stop)
+    return [slice(*pair) for pair in pairwise([*bounds, stop]) if pair[0] < pair[1]]

@@ -6,7 +6,7 @@ It is learnt from a program's densities, or declared by the user.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, combinations
+from itertools import combinations, count
 from typing import Any
 
 import pyro.poutine as poutine
@@ -17,7 +17,13 @@ from ppl_dgm.program.arguments import names_of, select_data, tensors_of
 from ppl_dgm.program.handlers import SizedPlates, Substitute
 from ppl_dgm.program.isolation import undisturbed, undone
 from ppl_dgm.program.log_densities import count_observed, log_prob_of
-from ppl_dgm.program.operands import SameShares, check_same_operands, disjoint_places, record
+from ppl_dgm.program.operands import (
+    SameShares,
+    UnlikeError,
+    check_same_operands,
+    disjoint_places,
+    record,
+)
 from ppl_dgm.program.plates import in_plate, plate_frames
 from ppl_dgm.program.pyro_patches import right_draws, unvalidated
 from ppl_dgm.program.sites import Site, is_deterministic, placed_sites, random_sites
@@ -148,20 +154,38 @@ class Trial:
         The densities are those that they have in the whole.
         """
         try:
-            parts = [Part(self, held, places) for places in self.places()]
             edges = (Part(self, held, places) for places in self.edges())
-            if not all(part.has_densities_of_whole() for part in chain(parts, edges)):
+            if not all(part.has_densities_of_whole() for part in edges):
                 return False
-            if any(part.recording.packs for part in parts):
-                return True
-            whole = {name: value for name, (value, _) in self.whole.values(self.plate).items()}
-            check_same_operands(
-                lambda: self.run(self.args, self.kwargs, whole).densities(self.plate),
-                *((part.recording, SameShares(self.size, part.places)) for part in parts),
-            )
+            windows = count()
+            while self.compare(held, next(windows)):
+                pass
         except Exception:  # the user's own code may raise anything on a part
             return False
         return True
+
+    def compare(self, held: Collection[int], window: int) -> bool:
+        """Compare three parts of the data with the whole.
+
+        Their operands are compared within a window of the run.
+
+        Returns:
+            Whether there are operands after the window.
+
+        Raises:
+            UnlikeError: if a part has other densities, or sees other operands.
+        """
+        parts = [Part(self, held, places, window) for places in self.places()]
+        if not all(part.has_densities_of_whole() for part in parts):
+            raise UnlikeError("a part of the data has other densities than in the whole")
+        if any(part.recording.packs for part in parts):
+            return False
+        whole = {name: value for name, (value, _) in self.whole.values(self.plate).items()}
+        check_same_operands(
+            lambda: self.run(self.args, self.kwargs, whole).densities(self.plate),
+            *((part.recording, SameShares(self.size, part.places)) for part in parts),
+        )
+        return any(part.recording.goes_on() for part in parts)
 
     def run(self, *given: Any) -> "Run":
         """Run guide and model at given arguments and latents."""
@@ -209,7 +233,9 @@ def extremes(data: Tensor, few: int) -> list[Tensor]:
 class Part:
     """A part of the data of a trial, run alone."""
 
-    def __init__(self, trial: Trial, held: Collection[int], places: Tensor) -> None:
+    def __init__(
+        self, trial: Trial, held: Collection[int], places: Tensor, window: int = 0
+    ) -> None:
         self.trial, self.places = trial, places
         args, kwargs = select_data(trial.args, trial.kwargs, trial.size, places, held)
         values = {
@@ -223,7 +249,7 @@ class Part:
             self.sites = run.sites
             return run.densities(trial.plate)
 
-        self.recording = record(densities)
+        self.recording = record(densities, window=window)
 
     def pick(self, value: Tensor, dim: int | None) -> Tensor:
         """Return the part's share of a tensor of all data.

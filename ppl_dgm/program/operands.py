@@ -41,6 +41,7 @@ MOVES = {
     "zero_",
 }
 PACKS = "aten::_pack_padded_sequence"  # in an order of the data as a whole
+WINDOW = 2**26  # bytes of operands that a recording in windows keeps at a time
 ROUNDING = 300  # units in the last place, of the largest number
 ROUNDING_HALF = 4  # the same of numbers of 16 bits, which are few
 Check = Callable[[Tensor, Any], None]
@@ -188,12 +189,17 @@ def snapshot(operand: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def record(run: Callable[[], Results], keep: Callable[[Tensor], Any] = snapshot) -> "Recording":
+def record(
+    run: Callable[[], Results],
+    keep: Callable[[Tensor], Any] = snapshot,
+    window: int | None = None,
+) -> "Recording":
     """Record the operands that lead to a run's results.
 
-    `keep` takes what is to be kept of each; what only an assertion sees is left out.
+    `keep` takes what is to be kept of each; what only an assertion sees is left out. With a window,
+    counted from zero, those outside of it are not kept, so that long runs fit into memory.
     """
-    with Recording(keep) as recording:
+    with Recording(keep, window) as recording:
         recording.results = list(run())
     recording.mark_leading()
     return recording
@@ -222,7 +228,7 @@ class Step:
     """One operation, its operands, and the steps before it."""
 
     name: Any
-    operands: list[Any]  # as they are kept
+    operands: list[Any]  # as they are kept, or None outside the window
     sources: set[int]
     leads: bool = False
 
@@ -230,9 +236,10 @@ class Step:
 class Recording(TorchDispatchMode):
     """Keep the operations of a run with their operands."""
 
-    def __init__(self, keep: Callable[[Tensor], Any]) -> None:
+    def __init__(self, keep: Callable[[Tensor], Any], window: int | None = None) -> None:
         super().__init__()
-        self.keep = keep
+        self.keep, self.window = keep, window
+        self.bytes = 0  # seen
         self.results: list[Tensor] = []
         self.packs = False  # and then cannot be compared datum by datum
         self.steps: list[Step] = []
@@ -242,7 +249,7 @@ class Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         self.packs |= func._schema.name == PACKS
         read = memory(args, kwargs)
-        step = Step(func, [self.keep(one) for one in operands(func, args, kwargs)], set())
+        step = Step(func, [self.kept(one) for one in operands(func, args, kwargs)], set())
         step.sources = self.makers_of(read)
         result = func(*args, **kwargs)
         for key in memory(result) | memory(written(func, args, kwargs)):
@@ -250,6 +257,17 @@ class Recording(TorchDispatchMode):
             self.makers[key] = earlier | {len(self.steps)}
         self.steps.append(step)
         return result
+
+    def kept(self, operand: Tensor) -> Any:
+        """Keep an operand, if it is in the window."""
+        window = self.bytes // WINDOW
+        if not isinstance(operand, nn.Parameter):
+            self.bytes += operand.numel() * operand.element_size()
+        return self.keep(operand) if self.window in (None, window) else None
+
+    def goes_on(self) -> bool:
+        """Return whether the run has operands after the window."""
+        return self.window is not None and self.bytes > (self.window + 1) * WINDOW
 
     def makers_of(self, read: set[int]) -> set[int]:
         """Steps that made what is in some memories."""
@@ -283,7 +301,7 @@ class Comparison(TorchDispatchMode):
                 if step is None or step.name != func:
                     raise UnlikeError("the runs make different operations")
                 for operand, kept in zip(given, step.operands, strict=True):
-                    if step.leads:
+                    if step.leads and kept is not None:
                         check(operand, kept)
         return func(*args, **kwargs)
 

@@ -33,6 +33,7 @@ _CASTS = {
     Tensor.chalf: Tensor.cdouble,  # type: ignore[attr-defined]
 }
 _UNTOUCHED = {"__deepcopy__", "__len__", "__repr__", "__reduce_ex__", "dim", "numel", "size"}
+_PICKS = {"__getitem__", "index_select"}  # of few numbers among many, which alone are raised
 _IN_PLACE = {"__setitem__", "__set__", "backward", "register_hook", "retain_grad"}
 _READ_DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 _FACTORIES = _device_constructors()
@@ -90,7 +91,8 @@ class Widening(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
             return self._write(func, args, kwargs)
-        args, kwargs = map_leaves(args, self._widen), map_leaves(kwargs, self._widen)
+        if name not in _PICKS:
+            args, kwargs = map_leaves(args, self._widen), map_leaves(kwargs, self._widen)
         result = _CASTS.get(func, func)(*args, **kwargs)
         if isinstance(result, Tensor) and result.dtype in WIDE:
             return self._made_anew(func, args, kwargs, result)

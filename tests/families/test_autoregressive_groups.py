@@ -33,6 +33,7 @@ from ppl_dgm.families import (
     likelihoods,
 )
 from ppl_dgm.nn.causal import CausalNet
+from ppl_dgm.nn.nade import NADENet
 from ppl_dgm.nn.sequence import WaveNetNet
 
 DIMS, WIDE = 8, (1, 2, 4)
@@ -430,3 +431,23 @@ def test_bad_input_is_refused(name: str) -> None:
     make, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+WHOLE = [*range(40, 97), list(range(40)), *range(97, 100)]  # a group wider than a block
+SPLIT = [*range(30), [30, 31, 32, 33], *range(34, 100)]  # a group across the end of one
+
+
+@pytest.mark.parametrize("all_orders", [False, True])
+@pytest.mark.parametrize("order", [None, WHOLE, SPLIT])
+def test_nade_in_blocks_is_nade_one_dimension_after_the_other(order: Any, all_orders: bool) -> None:
+    torch.manual_seed(0)
+    net = NADENet(100, 6, 2, order, 0, 3, num_orders=2, all_orders=all_orders).double()
+    if all_orders:
+        torch.nn.init.normal_(net.known)
+    x, context = torch.randn(4, 100).double(), torch.randn(4, 3).double()
+    for member in range(2):
+        step = net.stepper(x, context, member)
+        params = torch.empty(4, 100, 2).double()
+        for t, dims in enumerate(net.sequences[member]):
+            params[:, dims] = step(t, x)
+        torch.testing.assert_close(net(x, context, member), params)

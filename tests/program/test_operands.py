@@ -10,6 +10,8 @@ import torch
 
 from ppl_dgm import Program, fit
 from ppl_dgm.objectives import ELBO
+from ppl_dgm.program import operands
+from ppl_dgm.program.operands import record
 
 X = torch.randn(40, generator=torch.Generator().manual_seed(0)) + 1
 OFFSETS = torch.randn(50, generator=torch.Generator().manual_seed(1))
@@ -56,6 +58,30 @@ def test_what_depends_on_all_data_takes_no_part_of_them(kind):
     assert not program.bind(X).structure.divisible
     with pytest.raises(ValueError, match="batch"):
         fit(program, X, ELBO(), steps=1, batch_size=8, progress=False, compile=False)
+
+
+@pytest.mark.parametrize("kind", ["mean", "one odd place", "written in place"])
+def test_it_is_seen_in_whichever_window_of_a_recording_it_is(kind, monkeypatch):
+    monkeypatch.setattr(operands, "WINDOW", 100)  # of runs of a few hundred bytes
+    torch.manual_seed(0)
+    assert not Program(OF_ALL_DATA[kind]).bind(X).structure.divisible
+    assert Program(regression(lambda gate, x: gate)).bind(X).structure.divisible
+
+
+def test_a_window_keeps_no_more_than_its_size(monkeypatch):
+    monkeypatch.setattr(operands, "WINDOW", 10 * 4 * 1000)
+
+    def run():
+        x = torch.zeros(1000)
+        for _ in range(95):
+            x = x.sin()
+        return [x]
+
+    windows = [record(run, window=window) for window in range(10)]
+    kept = [[one for step in each.steps for one in step.operands] for each in windows]
+    assert [sum(one is not None for one in each) for each in kept] == 9 * [10] + [5]
+    assert [each.goes_on() for each in windows] == 9 * [True] + [False]
+    assert not record(run).goes_on()
 
 
 OF_ONE_DATUM = {

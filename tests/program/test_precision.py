@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ppl_dgm import Program
 from ppl_dgm.evidence import SMC, Exact, ImportanceSampling
 from ppl_dgm.program.precision import Shaking, in_float64
+from ppl_dgm.sampling.memory import allocated_bytes
 
 WEIGHT = torch.tensor([0.1, 1e-3, 16777216.0])
 LAYER, NET = nn.Linear(3, 1), nn.Linear(1, 1)
@@ -73,6 +74,17 @@ def test_what_is_outside_stays_as_it_is() -> None:
     assert torch.get_default_dtype() == torch.float32
     assert buffer.dtype == LAYER.weight.dtype == torch.tensor(0.1).dtype == torch.float32
     assert buffer[0] == torch.tensor(0.1)
+
+
+def test_a_row_of_a_table_does_not_raise_the_table() -> None:
+    table = torch.full((1000, 10), 0.1)
+    with in_float64():
+        bytes_of = [
+            allocated_bytes(lambda: table[7] * 3),
+            allocated_bytes(lambda: table.index_select(0, torch.tensor([7])) * 3),
+        ]
+        assert table[7].dtype == torch.float64
+    assert max(bytes_of) < 1000
 
 
 def test_other_threads_do_not_notice() -> None:
