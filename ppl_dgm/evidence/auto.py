@@ -36,7 +36,6 @@ from ppl_dgm.evidence.kinds import (
 )
 from ppl_dgm.evidence.many_data import checked_on_few
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
-from ppl_dgm.evidence.outweighed import scouted_before
 from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.smc import SMC
@@ -45,6 +44,7 @@ from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.sampling.effort import limited_effort
 from ppl_dgm.sampling.memory import MEMORY
+from ppl_dgm.sampling.missed_modes import scouted_before
 from ppl_dgm.sampling.reach import missed_mode_alarm
 from ppl_dgm.watching import watched
 

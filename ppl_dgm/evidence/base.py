@@ -21,7 +21,7 @@ from ppl_dgm.evidence.estimate import (
     widened,
 )
 from ppl_dgm.evidence.normalising import score_exactly, tails_alarm, without_data
-from ppl_dgm.evidence.outweighed import modes_alarm, outweighed_alarm
+from ppl_dgm.evidence.outweighed import outweighed_alarm
 from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.evidence.sharing import over_ranks
 from ppl_dgm.evidence.streaming import over_stream, read_once
@@ -34,6 +34,7 @@ from ppl_dgm.sampling.convergence import widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.folds import folds_alarm
 from ppl_dgm.sampling.importance import Proposal
+from ppl_dgm.sampling.missed_modes import modes_alarm
 from ppl_dgm.watching import watched
 
 __all__ = ["Estimator", "check_evidence"]

@@ -16,14 +16,11 @@ from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.estimate import BoundKind, Estimate
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.importance import Proposal, weight_chunks
-from ppl_dgm.sampling.memory import MEMORY, some_of
+from ppl_dgm.sampling.memory import MEMORY
 from ppl_dgm.sampling.reach import unreached_alarm
 from ppl_dgm.sampling.weight_summary import WeightSummary
 
 __all__ = ["ELBO", "ImportanceSampling", "PriorSampling", "weighted_estimate"]
-
-
-WALKED_DATA = 16  # data from whose draws chains start
 
 
 def summarise(
@@ -118,11 +115,13 @@ class ImportanceSampling(Estimator):
         self, bound: Bound, summaries: list[WeightSummary], found: Estimate
     ) -> tuple[str, ...]:
         """Warn of posterior mass that only chains reach."""
-        largest = gather(summaries, lambda s: s.tail[0])
-        few, index = some_of(bound, WALKED_DATA)
-        largest, log_z, error = (part[index] for part in (largest, found.log_z, found.std_error))
         return unreached_alarm(
-            few, largest, log_z, error, self.proposal, self.num_particles, self.memory
+            bound,
+            gather(summaries, lambda s: s.largest),
+            *found[:2],
+            self.proposal,
+            self.num_particles,
+            self.memory,
         )
 
 

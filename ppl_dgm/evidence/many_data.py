@@ -16,13 +16,13 @@ from ppl_dgm.evidence.agreement import compare_two, is_decisive
 from ppl_dgm.evidence.bridge import BridgeSampling
 from ppl_dgm.evidence.kinds import Allowance, scout, typical_error
 from ppl_dgm.evidence.laplace import Laplace
-from ppl_dgm.evidence.outweighed import scouted_before
 from ppl_dgm.evidence.result import Evidence
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.climbing import distinct, same_mode
 from ppl_dgm.sampling.effort import limited_effort
+from ppl_dgm.sampling.missed_modes import scouted_before
 from ppl_dgm.sampling.student_mixtures import mode_mixture
 from ppl_dgm.sampling.unconstrained import Unconstrained
 

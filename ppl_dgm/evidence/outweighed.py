@@ -1,104 +1,30 @@
-"""States and modes that outweigh an estimate.
+"""States and modes that outweigh a partition function.
 
 Chains and particles that all miss a mode agree with one another. What they miss shows where the
 data, or climbs and chains that start elsewhere, find more than the estimate says there is in all.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ppl_dgm.evidence.normalising import ladder_to
-from ppl_dgm.program import Bound, Program
+from ppl_dgm.program import Bound
 from ppl_dgm.program.ladder import Ladder
-from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.supports import is_binary
-from ppl_dgm.sampling.climbing import distinct, find_modes
-from ppl_dgm.sampling.effort import OverBudgetError
-from ppl_dgm.sampling.memory import MEMORY, some_of
-from ppl_dgm.sampling.scouting import scouted_modes
-from ppl_dgm.sampling.student_mixtures import StudentMixture, mode_mixture
+from ppl_dgm.sampling.memory import some_of
+from ppl_dgm.sampling.missed_modes import AROUND_MODES, excess_alarm, sum_around_modes
 from ppl_dgm.sampling.unconstrained import Unconstrained
-from ppl_dgm.sampling.weight_summary import WeightSummary
 
-__all__ = ["modes_alarm", "outweighed_alarm", "scouted_before"]
+__all__ = ["outweighed_alarm"]
 
 SHOWN_DATA = 128
 STARTS, MOVES = 64, 20  # of chains of binary states, from each kind of start
 FLIPS = 160  # of each chain, in place of moves, where a move is one flip for each unit
-CLIMBED, CLIMBS, MOST_DIMS = 8, 40, 30  # starts of each kind, steps, and dimensions at most
+CLIMBED = 8  # starts of each kind
 WIDER = (1.0, 3.0, 10.0, 30.0)  # deviations of the base measure, in its own, that climbs start at
-DRAWS = 1000  # around the modes
-ERRORS, EXCESS = 4.0, 0.02  # standard errors and nats by which a sum of states is above chance
-AROUND_MODES = 0.1  # nats by which a sum over draws is
-SCOUTS = 512  # points at each level of the search for modes of a posterior
-SEARCHED = 20_000  # observed numbers above which a posterior is not searched
-SEEN = 3_000_000  # observed numbers at which all scouts are scored once
-SCOUTED: ContextVar[Tensor | None] = ContextVar("scouted", default=None)
-FOUND: WeakKeyDictionary[Program, tuple[tuple, Tensor]] = WeakKeyDictionary()
-
-
-@contextmanager
-def scouted_before(modes: Tensor | None) -> Iterator[None]:
-    """Give the alarms inside what a search has found.
-
-    They do not search themselves then.
-    """
-    token = SCOUTED.set(torch.empty(0) if modes is None else modes)
-    try:
-        yield
-    finally:
-        SCOUTED.reset(token)
-
-
-def modes_alarm(
-    program: Program, bound: Bound, log_z: Tensor, std_error: Tensor
-) -> tuple[str, ...]:
-    """Warn where modes of the posterior outweigh an estimate.
-
-    Z is at least what importance sampling around a density's modes finds. They are searched for
-    once for each program and data (`ppl_dgm.sampling.scouting`), in up to 30 dimensions and 20,000
-    observed numbers, where the data set has one evidence.
-
-    Args:
-        program: the program.
-        bound: the same at its data.
-        log_z: estimate or upper bound, nats, `[]`.
-        std_error: of `log_z`, nats, same shape.
-    """
-    structure = bound.structure
-    discrete = any(latent.discrete for latent in structure.model_latents)
-    large = bound.num_dims > SEARCHED or bool(structure.slow)
-    if structure.per_datum or discrete or large or not structure.model_latents:
-        return ()
-    try:
-        target, known = Unconstrained(bound), SCOUTED.get()
-    except ValueError:  # a support without coordinates
-        return ()
-    try:
-        found, error = sum_around_modes(
-            target, lambda: modes_of(program, target) if known is None else known
-        )
-    except OverBudgetError:  # the estimate itself has kept to it
-        return ()
-    return alarm("modes", found - log_z, math.hypot(error, float(std_error)), AROUND_MODES)
-
-
-def modes_of(program: Program, target: Unconstrained) -> Tensor:
-    """Search for modes `[found, dim]`, once for each data."""
-    parts = (*program.parameters(), *program.buffers())
-    key = (target.bound.digest, target.dim, *((id(part), part._version) for part in parts))
-    known = FOUND.get(program)
-    if known is None or known[0] != key:
-        with seeded(0, target.bound.device):
-            num_scouts = min(SCOUTS, SEEN // max(1, target.bound.num_dims))
-            known = FOUND[program] = key, scouted_modes(target, num_scouts, MEMORY)
-    return known[1]
+EXCESS = 0.02  # nats by which a sum of states is above chance
 
 
 def outweighed_alarm(
@@ -127,22 +53,10 @@ def outweighed_alarm(
     ladder = ladder_to(free) if is_binary(latent.support) else None
     error = float(std_error)
     if ladder is not None:
-        return alarm("states", sum_of_states(ladder, data) - log_z, error, EXCESS)
+        return excess_alarm("states", sum_of_states(ladder, data) - log_z, error, EXCESS)
     target = Unconstrained(free)
     found, own = sum_around_modes(target, lambda: wide_starts(target, latent.name, data))
-    return alarm("modes", found - log_z, math.hypot(own, error), AROUND_MODES)
-
-
-def alarm(what: str, excess: Tensor, error: float, limit: float) -> tuple[str, ...]:
-    """Warn of an excess in nats beyond chance."""
-    if not float(excess) > limit + ERRORS * error:
-        return ()
-    warning = (
-        f"some {what} alone outweigh the estimate, by {float(excess):.3g} nats: it misses a mode "
-        "of the density; begin where all modes are reached (a wider base measure, prior or guide), "
-        "or use more temperatures, chains or particles"
-    )
-    return (warning,)
+    return excess_alarm("modes", found - log_z, math.hypot(own, error), AROUND_MODES)
 
 
 def sum_of_states(ladder: Ladder, data: Tensor) -> Tensor:
@@ -175,34 +89,3 @@ def wide_starts(target: Unconstrained, name: str, data: Tensor) -> Tensor:
     centre = drawn.mean(0)
     wide = base.new_tensor(WIDER).repeat(CLIMBED).reshape(-1, *[1] * centre.dim())
     return torch.cat([target.unconstrain({name: points}), centre + wide * (drawn - centre)])
-
-
-def sum_around_modes(target: Unconstrained, starts: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """Integrate a density around the modes that starts climb to.
-
-    Returns the log of an unbiased estimate of what lies there, and its standard error; -inf where
-    nothing is found.
-    """
-    try:
-        mixture = mixture_from(target, starts()) if target.dim <= MOST_DIMS else None
-        if mixture is None:
-            return torch.tensor(-torch.inf), 0.0
-        draws = mixture.sample(DRAWS)
-        with torch.no_grad():
-            log_joint = target.log_joint(draws.to(target.dtype)).double()
-    except OverBudgetError:
-        raise
-    except Exception:  # whatever a density raises far out, or without derivatives
-        return torch.tensor(-torch.inf), 0.0
-    summary = WeightSummary(DRAWS)
-    summary.add((log_joint - mixture.log_prob(draws)).nan_to_num(nan=-torch.inf))
-    return summary.log_mean_exp, float(summary.std_error)
-
-
-def mixture_from(target: Unconstrained, starts: Tensor) -> StudentMixture | None:
-    """Build the mixture around the modes of starts `[starts, dim]`."""
-    if not len(starts):
-        return None
-    modes = find_modes(target, starts, CLIMBS)
-    new = distinct(modes)
-    return mode_mixture(modes, new) if bool(new.any()) else None

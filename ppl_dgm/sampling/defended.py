@@ -51,12 +51,15 @@ class Weighted(NamedTuple):
         return self.points
 
     @property
-    def estimate(self) -> tuple[Tensor, Tensor]:
-        """Log mean weight and its standard error, `[*batch]`, in nats."""
+    def estimate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log mean weight, its standard error and skewness.
+
+        Each is `[*batch]`, the first two in nats.
+        """
         largest = self.log_weights.amax(0).clamp_min(torch.finfo(self.log_weights.dtype).min)
         weights, control = (self.log_weights - largest).exp(), self.log_control.exp()
-        mean, error = controlled_mean(weights, control, self.num_prior)
-        return largest + mean.log(), error / mean
+        mean, error, skewness = controlled_mean(weights, control, self.num_prior)
+        return largest + mean.log(), error / mean, skewness
 
     def summarise(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Compute log Z, its standard error and diagnostics.
@@ -67,15 +70,16 @@ class Weighted(NamedTuple):
         summary = WeightSummary(len(self.log_weights))
         summary.add(self.log_weights)
         share = self.log_weights.softmax(0)
+        log_z, error, skewness = self.estimate
         diagnostics = {
             "num_particles": len(self.log_weights),
             "edge_share": (share * self.at_edge).sum(0).nan_to_num(0.0),
             "ess": summary.ess,
             "pareto_k": summary.pareto_k,
-            "skewness": summary.skewness,
+            "skewness": skewness,
             "prior_share": share[len(share) - self.num_prior :].sum(0),
         }
-        return *self.estimate, diagnostics
+        return log_z, error, diagnostics
 
 
 def defended_weights(
@@ -149,19 +153,27 @@ def ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p - log_q).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
 
 
-def controlled_mean(weights: Tensor, control: Tensor, num_last: int) -> tuple[Tensor, Tensor]:
+class Mean(NamedTuple):
+    """Mean of weights, its standard error and skewness, `[*batch]`."""
+
+    mean: Tensor
+    std_error: Tensor
+    skewness: Tensor
+
+
+def controlled_mean(weights: Tensor, control: Tensor, num_last: int) -> Mean:
     """Mean of weights `[n, *batch]` and its standard error.
 
     The control variate is used where its error is the smaller one: a line through few draws may be
     worse than none.
     """
-    plain, plain_error = regressed_mean(weights, torch.ones_like(control), num_last)
-    mean, error = regressed_mean(weights, control, num_last)
-    better = (mean > 0) & (error < plain_error)
-    return torch.where(better, mean, plain), torch.where(better, error, plain_error)
+    plain = regressed_mean(weights, torch.ones_like(control), num_last)
+    moved = regressed_mean(weights, control, num_last)
+    better = (moved.mean > 0) & (moved.std_error < plain.std_error)
+    return Mean(*(torch.where(better, *both) for both in zip(moved, plain, strict=True)))
 
 
-def regressed_mean(weights: Tensor, control: Tensor, num_last: int) -> tuple[Tensor, Tensor]:
+def regressed_mean(weights: Tensor, control: Tensor, num_last: int) -> Mean:
     r"""Mean of weights under a control variate, and its error.
 
     A normalised density n has $\mathbb E_q[n / q] = 1$. What the mean of n / q over the draws is
@@ -170,7 +182,8 @@ def regressed_mean(weights: Tensor, control: Tensor, num_last: int) -> tuple[Ten
 
     Weights are `[n, *batch]`; the last `num_last` are a sample of their own. The error is the
     jackknife's of the regression: each draw is held against the line through the others (Hinkley
-    1977), since a line through few draws runs close to all, and to a lone one through it.
+    1977), since a line through few draws runs close to all, and to a lone one through it. What it
+    leaves of the weights may be more skewed than they are, and makes the skewness, of 0 to 1.
     """
     own, other = (centred(part, num_last) for part in (weights, control))
     square = other.square().sum(0)
@@ -179,10 +192,11 @@ def regressed_mean(weights: Tensor, control: Tensor, num_last: int) -> tuple[Ten
     size = sizes(weights, num_last)
     leverage = 1 / size + (other.square() / square).nan_to_num(0.0, 0.0, 0.0)
     counted = 1 / len(weights) - (away * other / square).nan_to_num(0.0, 0.0, 0.0)
-    without = (own - slope * other) / (1 - leverage).clamp_min(LEAST_FREE)
-    variance = ((1 - 1 / size) * (counted * without).square()).sum(0)
+    without = counted * (own - slope * other) / (1 - leverage).clamp_min(LEAST_FREE)
+    variance = ((1 - 1 / size) * without.square()).sum(0)
+    skewness = (without.pow(3).sum(0) / without.square().sum(0) ** 1.5).nan_to_num(0.0).clamp(0, 1)
     few = student_factor(max(len(weights) - 2, 2))  # both means and the slope are fitted
-    return weights.mean(0) - slope * away, few * variance.sqrt()
+    return Mean(weights.mean(0) - slope * away, few * variance.sqrt(), skewness)
 
 
 def sizes(values: Tensor, num_last: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Importance resampling: posterior draws from weighted particles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from ppl_dgm.program.seeding import seeded
 from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
+from ppl_dgm.sampling.missed_modes import modes_alarm
 from ppl_dgm.sampling.posterior import Posterior
+from ppl_dgm.sampling.reach import unreached_alarm
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.undefined import undefined_draws
 from ppl_dgm.sampling.weight_summary import WeightSummary
@@ -49,7 +51,8 @@ def posterior(
     data plate. The guide (the prior, where there is none) need only cover the posterior: the
     weights correct the rest, and `ess` and `pareto_k` say how well. Weights are computed in
     float64; draws have the program's own precision. Discrete latents that are summed out have no
-    draws here.
+    draws here. `warnings` tell where chains or climbs find a part of the posterior that no particle
+    came near, as for `evidence.ImportanceSampling`.
 
     Rubin (1988), "Using the SIR algorithm to simulate posterior distributions"; Kitagawa (1996) for
     the systematic scheme; Vehtari et al. (2024) for Pareto k.
@@ -92,7 +95,10 @@ def posterior(
             resample_part(part, num_particles, num_draws, memory)
             for part in storable_parts(bound, num_particles, memory)
         ]
-        return join_posteriors(bound, parts)
+        found = join_posteriors(bound, parts)
+        if found.reliable:
+            found = replace(found, warnings=missed_alarm(program, bound.in_double(), parts, memory))
+        return found
 
 
 def check_latents(bound: Bound) -> None:
@@ -229,12 +235,8 @@ def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
     """
     results = [result for part in parts for result in part]
     dims = {latent.name: latent.batch_dim for latent in bound.structure.model_latents}
-    ess, pareto_k = (
-        torch.cat([torch.atleast_1d(getattr(result.summary, name)) for result in results])
-        if bound.structure.per_datum
-        else getattr(results[0].summary, name)
-        for name in ("ess", "pareto_k")
-    )
+    summaries = [result.summary for result in results]
+    ess, pareto_k = (of_all(bound, summaries, name) for name in ("ess", "pareto_k"))
     num_particles = results[0].summary.num_particles
     own = {name: value.dtype for name, value in bound.draw(1).values.items()}
     return Posterior(
@@ -253,6 +255,25 @@ def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
         )
         + tuple(dict.fromkeys(warning for r in results for warning in r.warnings)),
     )
+
+
+def of_all(bound: Bound, summaries: list[WeightSummary], name: str) -> Tensor:
+    """One property of all weights: `[data]` or `[]`."""
+    values = [getattr(summary, name) for summary in summaries]
+    return torch.cat([*map(torch.atleast_1d, values)]) if bound.structure.per_datum else values[0]
+
+
+@torch.no_grad()
+def missed_alarm(
+    program: Program, bound: Bound, parts: list[list[Resampled]], memory: int
+) -> tuple[str, ...]:
+    """Warn of mass and modes that no particle reached."""
+    summaries = [result.summary for part in parts for result in part]
+    names = ("largest", "log_mean_exp", "std_error")
+    largest, log_z, error = (of_all(bound, summaries, name) for name in names)
+    count = summaries[0].num_particles
+    alarm = unreached_alarm(bound, largest, log_z, error, "guide", count, memory)
+    return alarm or modes_alarm(program, bound, log_z, error)
 
 
 def joined(parts: list[Tensor], dim: int) -> Tensor:

@@ -16,6 +16,7 @@ from ppl_dgm.sampling.effort import OverBudgetError
 from ppl_dgm.sampling.importance import Proposal
 from ppl_dgm.sampling.kernels.adaptation import nudge_step_size
 from ppl_dgm.sampling.kernels.targets import take
+from ppl_dgm.sampling.memory import some_of
 from ppl_dgm.sampling.smc.resampling import resample, shuffle
 from ppl_dgm.sampling.unconstrained import Unconstrained
 from ppl_dgm.sampling.undefined import undefined_alarm
@@ -36,6 +37,7 @@ MOVES, WARM_UP = 20, 5
 ABOVE = 0.1  # nats by which a weight exceeds all that were drawn
 ACCEPTANCE = 0.3
 MATERIAL = 0.005  # nats
+WALKED_DATA = 16  # data from whose draws chains start
 STARTS, CLIMBS, MOST_CLIMBED = 8, 40, 30  # starts of climbs, their steps, and dimensions at most
 NEARBY = 3.0  # draws expected around modes below which they are missed
 
@@ -74,6 +76,8 @@ def unreached_alarm(
         num_particles: draws behind each.
         memory: bytes that evaluating densities may allocate.
     """
+    bound, index = some_of(bound, WALKED_DATA)
+    largest, log_z, std_error = (part[index] for part in (largest, log_z, std_error))
     chains = max(LEAST_CHAINS, min(num_particles // DRAWS_PER_CHAIN, MOST_CHAINS))
     try:
         share, warnings = share_above(bound, largest + ABOVE, proposal, chains, memory)

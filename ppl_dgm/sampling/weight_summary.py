@@ -76,6 +76,11 @@ class WeightSummary:
         return self.log_sum - math.log(self.count)
 
     @property
+    def largest(self) -> Tensor:
+        """Largest log weight, in nats."""
+        return self.tail[0]
+
+    @property
     def std_error(self) -> Tensor:
         r"""Standard error of `log_mean_exp`, by the jackknife.
 

@@ -155,6 +155,40 @@ def test_a_guide_beside_the_posterior_raises_the_alarm():
     assert "Pareto k" in repr(result)
 
 
+def one_of_two(x: torch.Tensor | None = None) -> None:
+    """A guide at one of the two modes of `folded`."""
+    pyro.sample("z", dist.Normal(3.0, 0.4))
+
+
+def folded(x: torch.Tensor | None = None) -> None:
+    """Two modes, mirror images of each other: the posterior mean is zero."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 3.0))
+    pyro.sample("x", dist.Normal(z.abs(), 0.3), obs=x)
+
+
+def spiked(x: torch.Tensor | None = None) -> None:
+    """Half of the mass in a spike far out: the posterior mean is ten."""
+    reference = dist.Normal(torch.zeros(()).double(), 6.0)
+    z = pyro.sample("z", reference)
+    wide, spike = dist.Normal(0.0, 1.0).log_prob(z), dist.Normal(20.0, 0.01).log_prob(z)
+    pyro.factor("f", torch.logaddexp(wide, spike) - math.log(2) - reference.log_prob(z))
+
+
+@pytest.mark.parametrize(
+    ("program", "warning"),
+    [
+        (Program(folded, one_of_two), "lies where no draw came"),
+        (Program(spiked), "some modes alone outweigh"),
+    ],
+)
+def test_a_mode_that_no_particle_came_near_raises_the_alarm(program, warning):
+    """Effective sample sizes and Pareto k know nothing of it: all draws agree."""
+    found = posterior(program, *([torch.tensor(3.0)] if program.guide else []))
+    assert float(found.pareto_k) < 0.7
+    assert float(found.ess) > 200
+    assert any(warning in text for text in found.warnings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"num_particles": 1}, "num_particles is 1"), ({"num_draws": 0}, "num_draws 0")],
