@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 __all__ = ["RULES", "Group", "SGDRule", "StateTensors"]
 
@@ -162,4 +162,149 @@ class SGDRule(Rule):
         return parameter - size * gradient, {"momentum_buffer": buffer}
 
 
-RULES: dict[type[Optimizer], Rule] = {Adam: AdamRule(), AdamW: AdamRule(), SGD: SGDRule()}
+class AdagradRule(Rule):
+    r"""Update rule of `torch.optim.Adagrad`.
+
+    $s \leftarrow s + g^2$, $\theta \leftarrow \theta - \alpha_t g / (\sqrt s + \epsilon)$ (Duchi,
+    Hazan and Singer, 2011).
+    """
+
+    kept = ("sum",)
+    switches = ("maximize", "weight_decay")
+
+    def rates(self, group: Group, step: Any) -> list[Any]:
+        """Return the step size, epsilon and the decay."""
+        size = float(group["lr"]) / (1.0 + (step - 1.0) * group["lr_decay"])
+        return [size, group["eps"], float(group["weight_decay"])]
+
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: StateTensors,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
+        """Update the sum of squares and the parameter."""
+        size, epsilon, decay = rates
+        if group["weight_decay"]:
+            gradient = gradient + decay * parameter
+        total = state["sum"] + gradient * gradient
+        return parameter - size * gradient / (total.sqrt() + epsilon), {"sum": total}
+
+
+class RMSpropRule(Rule):
+    r"""Update rule of `torch.optim.RMSprop`.
+
+    $v \leftarrow \alpha v + (1 - \alpha) g^2$, and $g / (\sqrt v + \epsilon)$ moves the parameter,
+    or its buffer of momentum (Tieleman and Hinton, 2012). Centred, v less the squared mean counts.
+    """
+
+    switches = ("maximize", "weight_decay", "momentum", "centered")
+
+    def names(self, group: Group) -> tuple[str, ...]:
+        """Return torch's names of the state tensors."""
+        momentum = ("momentum_buffer",) if group["momentum"] else ()
+        return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
+
+    def rates(self, group: Group, step: Any) -> list[Any]:
+        """Return the step size, the memory, epsilon, momentum and decay."""
+        return [float(group[key]) for key in ("lr", "alpha", "eps", "momentum", "weight_decay")]
+
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: StateTensors,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
+        """Update the moments, the momentum buffer and the parameter."""
+        size, memory, epsilon, momentum, decay = rates
+        if group["weight_decay"]:
+            gradient = gradient + decay * parameter
+        square = state["square_avg"] * memory + gradient * gradient * (1.0 - memory)
+        new, spread = {"square_avg": square}, square
+        if group["centered"]:
+            mean = state["grad_avg"] + (gradient - state["grad_avg"]) * (1.0 - memory)
+            new["grad_avg"], spread = mean, square - mean * mean
+        change = gradient / (spread.sqrt() + epsilon)
+        if group["momentum"]:
+            change = new["momentum_buffer"] = state["momentum_buffer"] * momentum + change
+        return parameter - size * change, new
+
+
+class AdadeltaRule(Rule):
+    r"""Update rule of `torch.optim.Adadelta`.
+
+    $\Delta = g \sqrt{u + \epsilon} / \sqrt{v + \epsilon}$ with moving averages v of $g^2$ and u of
+    $\Delta^2$, $\theta \leftarrow \theta - \alpha \Delta$ (Zeiler, 2012).
+    """
+
+    kept = ("square_avg", "acc_delta")
+    switches = ("maximize", "weight_decay")
+
+    def rates(self, group: Group, step: Any) -> list[Any]:
+        """Return the step size, the memory, epsilon and the decay."""
+        return [float(group[key]) for key in ("lr", "rho", "eps", "weight_decay")]
+
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: StateTensors,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
+        """Update both averages and the parameter."""
+        size, memory, epsilon, decay = rates
+        if group["weight_decay"]:
+            gradient = gradient + decay * parameter
+        square = state["square_avg"] * memory + gradient * gradient * (1.0 - memory)
+        change = gradient * ((state["acc_delta"] + epsilon) / (square + epsilon)).sqrt()
+        changes = state["acc_delta"] * memory + change * change * (1.0 - memory)
+        return parameter - size * change, {"square_avg": square, "acc_delta": changes}
+
+
+class AdamaxRule(Rule):
+    r"""Update rule of `torch.optim.Adamax`.
+
+    $u \leftarrow \max(\beta_2 u, |g| + \epsilon)$, $\theta \leftarrow \theta - \alpha \hat m / u$
+    (Kingma and Ba, 2015, algorithm 2).
+    """
+
+    kept = ("exp_avg", "exp_inf")
+    switches = ("maximize", "weight_decay")
+
+    def rates(self, group: Group, step: Any) -> list[Any]:
+        """Return the step size, both betas, epsilon and the decay."""
+        first, second = map(float, group["betas"])
+        size = float(group["lr"]) / (1.0 - first**step)
+        return [size, first, second, group["eps"], float(group["weight_decay"])]
+
+    def move(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        state: StateTensors,
+        rates: Any,
+        group: Group,
+    ) -> Moved:
+        """Update the mean, the largest gradient and the parameter."""
+        size, first, second, epsilon, decay = rates
+        if group["weight_decay"]:
+            gradient = gradient + decay * parameter
+        mean = state["exp_avg"] + (gradient - state["exp_avg"]) * (1.0 - first)
+        largest = torch.maximum(state["exp_inf"] * second, gradient.abs() + epsilon)
+        return parameter - size * mean / largest, {"exp_avg": mean, "exp_inf": largest}
+
+
+RULES: dict[type[Optimizer], Rule] = {
+    Adam: AdamRule(),
+    AdamW: AdamRule(),
+    SGD: SGDRule(),
+    Adagrad: AdagradRule(),
+    RMSprop: RMSpropRule(),
+    Adadelta: AdadeltaRule(),
+    Adamax: AdamaxRule(),
+}

@@ -215,9 +215,9 @@ def test_other_optimisers() -> None:
     weight = nn.Parameter(torch.zeros(1))
     with pytest.raises(
         CaptureError,
-        match="RMSprop cannot be part of a compiled step. Use one of torch.optim's Adam",
+        match="NAdam cannot be part of a compiled step. Use one of torch.optim's Adam",
     ):
-        TrainStep(weight.sum, torch.optim.RMSprop([weight]))
+        TrainStep(weight.sum, torch.optim.NAdam([weight]))
 
 
 def test_optimisers_without_anything_to_train() -> None:
