@@ -144,11 +144,12 @@ class BridgeSampling(PosteriorEstimator):
 
     $$Z = \frac{\mathbb{E}_{q}[\alpha(z)\, p(x, z)]}{\mathbb{E}_{p(z \mid x)}[\alpha(z)\, q(z)]},$$
 
-    with the $\alpha$ of least variance (see `bridge_iteration`). The first half of each chain's
-    draws fits the proposal q, the second half is averaged over. Sign flips and label swaps are
-    tried on the draws, which are moved between the mirrored modes so found
-    (`diagnostics["mirrored"]`). The number is withheld (NaN, with a warning) where the iteration
-    does not converge. Costs the sampler's gradients and two densities for each draw.
+    with the $\alpha$ of least variance (see `bridge_iteration`). Half of the chains fits the
+    proposal q, the other half is averaged over; of fewer than eight chains, the halves of each.
+    Sign flips and label swaps are tried on the draws, which are moved between the mirrored modes so
+    found (`diagnostics["mirrored"]`). The number is withheld (NaN, with a
+    warning) where the iteration does not converge. Costs the sampler's gradients and two densities
+    for each draw.
 
     Meng and Wong (1996); Meng and Schilling (2002), warp-3; Gronau, Singmann and Wagenmakers
     (2020); Micaletto and Vehtari (2025).
@@ -159,7 +160,7 @@ class BridgeSampling(PosteriorEstimator):
             `"flow"`: splines, data-set evidence only.
         num_components: of the Student mixture.
         num_refresh: Metropolis moves of the averaged draws that propose from q: they pass between
-            modes.
+            modes, and along what slow chains have not yet walked.
         mirror: whether to try mirrored modes.
         posterior, num_draws, num_chains, num_warmup, num_leapfrog, memory: where the draws come
             from, see `PosteriorEstimator`. As many draws of the proposal are made as posterior
@@ -186,7 +187,7 @@ class BridgeSampling(PosteriorEstimator):
 
     proposal: BridgeProposal = "student_mixture"
     num_components: int = 4
-    num_refresh: int = 4
+    num_refresh: int = 20
     mirror: bool = True
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ from ppl_dgm.validation import check_least
 
 __all__ = ["PosteriorEstimator", "estimate_in_parts", "split_halves"]
 
+MANY_CHAINS = 8  # of which one half sees all modes that the other does
 PosteriorSource = Literal["hmc", "nuts", "guide"]
 
 
@@ -102,11 +103,19 @@ class PosteriorEstimator(Estimator):
 
 
 def split_halves(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Split each chain into its first and second half.
+    """Split chains: half to fit, half to average.
 
-    The first half is flattened, the second half is `[chains, draws, *batch, dim]`.
+    Of many chains one half is fitted, as the halves of a slow chain resemble each other: a proposal
+    fitted to the first would cover the second better than the posterior. Of few chains it is the
+    first half of each.
+
+    Returns points `[draws, *batch, dim]` and chains `[chains, draws, *batch, dim]`.
     """
-    half = points.shape[1] // 2
+    num_chains, num_draws = points.shape[:2]
+    if num_chains >= MANY_CHAINS:
+        fitted = num_chains // 2
+        return points[:fitted].flatten(0, 1), points[fitted:]
+    half = num_draws // 2
     return points[:, :half].flatten(0, 1), points[:, half:]
 
 
