@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 MIN_SCALE = 1e-4
+MAX_LOG_SCALE = 40.0  # of larger ones float32 has no squares, and of those above 88 no numbers
 
 
 class Likelihood(Conditional):
@@ -164,9 +165,9 @@ class Gaussian(Shades, Likelihood):
 
         The parameters, `[..., D, 1 or 2]`, are means, and offsets of log-scales.
         """
-        log_scale = self.log_scale + (params[..., 1] if self.num_params == 2 else 0.0)
-        scale = torch.as_tensor(log_scale).exp() + (MIN_SCALE if self.num_params == 2 else 0.0)
-        return dist.Normal(params[..., 0], scale)
+        if self.num_params == 1:
+            return dist.Normal(params[..., 0], self.log_scale.exp())
+        return dist.Normal(params[..., 0], scales(self.log_scale + params[..., 1]))
 
     def tempered(self, params: Tensor, temperature: float) -> TorchDistribution:
         """The variance times the temperature."""
@@ -274,7 +275,7 @@ class MixtureDensity(Likelihood):
 
     def _mixture(self, params: Tensor, temperature: float) -> TorchDistribution:
         logits, loc, log_scale = params.unflatten(-1, (3, self.num_components)).unbind(-2)
-        scale = (log_scale.exp() + MIN_SCALE) * temperature**0.5
+        scale = scales(log_scale) * temperature**0.5
         components = COMPONENTS[self.kind](loc, scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits / temperature), components)
 
@@ -309,12 +310,17 @@ class DiscretisedLogistic(Likelihood):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Distributions `[..., D]` of parameters `[..., D, 3 * num_components]`."""
         logits, loc, log_scale = params.chunk(3, -1)
-        scale = log_scale.exp() / self.levels**0.5 + MIN_SCALE
+        scale = scales(log_scale - 0.5 * math.log(self.levels))
         return DiscretisedLogisticMixture(logits, loc, scale, self.levels)
 
     def inputs(self, x: Tensor) -> Tensor:
         """Levels scaled to [-1, 1]."""
         return scaled_levels(x, self.levels)
+
+
+def scales(log_scale: Tensor) -> Tensor:
+    """Make finite scales of the logarithms that nets give."""
+    return log_scale.clamp(max=MAX_LOG_SCALE).exp() + MIN_SCALE
 
 
 def check_levels(levels: int) -> int:

@@ -112,6 +112,32 @@ def test_pixelcnnpp_couples_channels_to_earlier_ones_only(law: Any) -> None:
     assert not bool(seen(program, torch.rand(DIMS).double()).triu().any())
 
 
+@pytest.mark.parametrize("far", [-1e12, -100.0, 50.0, 100.0, 1e12])
+@pytest.mark.parametrize("name", [name for name, law in LAWS.items() if law.num_params % 3 != 1])
+def test_gradients_stay_finite_however_far_the_scales(name: str, far: float) -> None:
+    law, x = LAWS[name], torch.tensor([0.0, 1.0, 2.0])
+    params = torch.zeros(3, law.num_params)
+    params[:, -law.num_params // min(3, law.num_params) :] = far
+    params.requires_grad_()
+    log_probs = law(params).log_prob(x)
+    log_probs.sum().backward()
+    assert params.grad is not None
+    assert bool(log_probs.isfinite().all() & params.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_gradients_of_pixelcnnpp_with_wild_weights_are_finite(seed: int) -> None:
+    torch.manual_seed(seed)
+    program = PixelCNNPlusPlus((3, 4, 4), 8, None, 1, LAWS["logistic levels"])
+    x = torch.randint(3, (5, 48)).float()
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    program.model.fn.distribution().log_prob(x).sum().backward()
+    for parameter in program.parameters():
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all())
+
+
 @pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
 def test_both_nets_of_darn_see_the_earlier_dimensions_only(order: Any) -> None:
     model = built(partial(DARN, 4, 3), order=order).model.fn
