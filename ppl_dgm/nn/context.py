@@ -58,7 +58,7 @@ class ContextImage(nn.Module):
             nn.ELU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        self.places = nn.Parameter(0.1 * torch.randn(width, *size))
+        self.places = nn.Parameter(torch.randn(width, *size))
 
     def forward(self, context: Tensor) -> Tensor:
         """`[B, num_context]` to `[B, E, height, width]`."""

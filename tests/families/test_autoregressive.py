@@ -74,13 +74,17 @@ def test_each_conditional_sees_the_earlier_dimensions_only(make: Make, order: An
     assert torch.equal(seen(program, torch.rand(DIMS).double()).triu(), torch.zeros(8, 8).bool())
 
 
-PLACED = ["wavenet", "transformer", "rotary transformer", "pixelsnail"]
+PLACED = {
+    **{name: NETS[name] for name in ("wavenet", "transformer", "rotary transformer", "pixelsnail")},
+    "gated pixelcnn of half": partial(NETS["gated pixelcnn"], context=(1, 1, 2)),
+}
 
 
-@pytest.mark.parametrize("name", PLACED)
-def test_places_differ_as_much_as_values(name: str) -> None:
+@pytest.mark.parametrize("make", PLACED.values(), ids=PLACED)
+def test_places_differ_as_much_as_values(make: Make) -> None:
     torch.manual_seed(0)
-    found = [each for path, each in NETS[name]().named_parameters() if path.endswith("places")]
+    program = make()
+    found = [each for path, each in program.named_parameters() if path.endswith("places")]
     values = torch.cat([each.flatten() for each in found])
     assert 0.5 < values.std() < 2
 
