@@ -3,6 +3,7 @@
 torch's in-place samplers and Dirichlet draws do not work there by themselves.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ class MappedRun(TorchFunctionMode):
     that torch's binomial and multinomial draws start from; `clamp_` (in Gamma draws), which cannot
     be mapped, copies; asking a parameter that requires a gradient to require one (Pyro's parameter
     store does so on each call) changes nothing and is let pass; `.data` (Pyro's enumeration looks
-    at `.data.shape`) is `.detach()`.
+    at `.data.shape`) is `.detach()`; `log_ndtr`, of which vmap takes one run after the other, is
+    made of what it takes at once.
     """
 
     def __init__(self, index: Tensor) -> None:
@@ -57,6 +59,8 @@ class MappedRun(TorchFunctionMode):
             return args[0].copy_(args[0].clamp(*args[1:], **(kwargs or {})))
         if func is Tensor.new:
             return self.vary(func(*args, **(kwargs or {})))
+        if func is torch.special.log_ndtr:
+            func = log_ndtr
         if func is torch.binomial:
             args = (self.vary(args[0]), self.vary(args[1]))
         if getattr(func, "__name__", "") in IN_PLACE_SAMPLERS:
@@ -66,6 +70,13 @@ class MappedRun(TorchFunctionMode):
     def vary(self, value: Tensor) -> Tensor:
         """The same tensor, varying with the mapped index."""
         return value + self.zero.to(value)
+
+
+def log_ndtr(x: Tensor) -> Tensor:
+    """log Phi(x) of the standard normal distribution."""
+    below, above = (x / math.sqrt(2)).clamp_max(1.0), (x / math.sqrt(2)).clamp_min(0.0)
+    tail = (torch.special.erfcx(-below) / 2).log() - below.square()
+    return torch.where(x < 1, tail, torch.log1p(-torch.erfc(above) / 2))
 
 
 def gamma_dirichlet(concentration: Tensor) -> Tensor:
