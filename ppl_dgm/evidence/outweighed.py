@@ -51,12 +51,11 @@ def outweighed_alarm(
         return ()
     data = some_of(bound, SHOWN_DATA)[0].model_trace().nodes[latent.name]["value"]
     ladder = ladder_to(free) if is_binary(latent.support) else None
-    error = float(std_error)
     if ladder is not None:
-        return excess_alarm("states", sum_of_states(ladder, data) - log_z, error, EXCESS)
+        return excess_alarm("states", sum_of_states(ladder, data) - log_z, std_error, EXCESS)
     target = Unconstrained(free)
     found, own = sum_around_modes(target, lambda: wide_starts(target, latent.name, data))
-    return excess_alarm("modes", found - log_z, math.hypot(own, error), AROUND_MODES)
+    return excess_alarm("modes", found - log_z, torch.hypot(own, std_error.double()), AROUND_MODES)
 
 
 def sum_of_states(ladder: Ladder, data: Tensor) -> Tensor:
