@@ -167,12 +167,13 @@ def toss(p: Tensor) -> Tensor:
     # float32 moves P(one) by up to 2^-25. The number of ones among D units of a row has a variance
     # off by a factor between 1 and 1 + D / 2^16, most where all p are below 2^-16.
     num_units = p.shape[-1]
-    words = torch.randint(-(2**63), 2**63 - 1, (*p.shape[:-1], -(-num_units // 4)))
+    rows, device = p.shape[:-1], p.device
+    words = torch.randint(-(2**63), 2**63 - 1, (*rows, -(-num_units // 4)), device=device)
     wide = torch.promote_types(p.dtype, torch.float32)
     k = words.view(torch.int16)[..., :num_units].to(wide)  # from -2^15
     levels = int(2**-15 / torch.finfo(wide).eps)  # of v: the bits of `torch.rand` that are left
     half = 2**15 * levels
-    v = torch.randint(half, half + levels, (*p.shape[:-1], 1), dtype=wide) / (2 * half)
+    v = torch.randint(half, half + levels, (*rows, 1), dtype=wide, device=device) / (2 * half)
     return torch.add(v, k, alpha=2**-16).lt_(p).to(p.dtype)
 
 
