@@ -92,7 +92,8 @@ def auto(
       sequential Monte Carlo on as many data as the budget allows; where that is all of them, the
       better is returned;
     - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo
-      of the partition function, from the base measure;
+      of the partition function, from the base measure, or where no chains move (classes, counts)
+      draws of that, which nothing checks;
     - discrete latents that cannot be summed out: importance sampling from the guide, from the
       prior, and from a wider proposal (counts) or all values (finite ones).
 
@@ -367,7 +368,7 @@ def unnormalised(
     """Estimate the evidence of an unnormalised program.
 
     Two kinds of estimator, AIS and SMC, find the partition function from the base measure; their
-    verdict is returned.
+    verdict is returned. Where no chains move (classes, counts) draws of the base measure do.
     """
     temperatures = max(200, min(budget // (8 * PARTITION_CHAINS), 10_000))
     ais = AIS(num_temperatures=temperatures, num_chains=PARTITION_CHAINS, memory=memory)
@@ -376,4 +377,8 @@ def unnormalised(
     for estimator in (ais, smc):
         run = partial(estimator, program, *bound.args, seed=seed, **bound.kwargs)
         attempts.add(estimator.name, run)
+    if not attempts.found:
+        draws = PriorSampling(min(budget // 8, 100_000), memory)
+        run = partial(draws, program, *bound.args, seed=seed, **bound.kwargs)
+        attempts.add(draws.name, run)
     return attempts.verdict()

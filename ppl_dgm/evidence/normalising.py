@@ -205,17 +205,17 @@ def tails_alarm(free: Bound) -> tuple[str, ...]:
         return ()
     values = free.draw_prior(NUM_DIRECTIONS).values
     size = sum(value[0].numel() for value in values.values()) // (free.num_data or 1)
-    near, far = (free.log_joint(moved_out(values, 10.0**power)).total for power in (3, 6))
+    ways = {name: value.std(0) * torch.randn_like(value) for name, value in values.items()}
+    near, far = (free.log_joint(moved_out(values, ways, 10.0**power)).total for power in (3, 6))
     rises = (far > -torch.inf) & (far + size * math.log(1e3) > near)
     return (INFINITE,) if bool(rises.any()) else ()
 
 
-def moved_out(values: dict[str, Tensor], distance: float) -> dict[str, Tensor]:
-    """Return points so many deviations away from draws."""
-    return {
-        name: value.mean(0) + distance * value.std(0) * torch.randn_like(value)
-        for name, value in values.items()
-    }
+def moved_out(
+    values: dict[str, Tensor], ways: dict[str, Tensor], distance: float
+) -> dict[str, Tensor]:
+    """Return points so far from the mean of draws, one for each way."""
+    return {name: value.mean(0) + distance * ways[name] for name, value in values.items()}
 
 
 def squeezed(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
 from ppl_dgm.program.log_densities import Layout, Tally, log_prob_of, unmask
+from ppl_dgm.program.log_einsum import SumRing
 from ppl_dgm.program.sites import Site, is_drawn, is_summed_out
 
 __all__ = ["entangled", "split_enumerated"]
@@ -65,7 +66,7 @@ def eliminate(trace: Any, sites: list[Site], layout: Layout) -> Any:
         factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
         for site in group:
             factors.setdefault(plate_symbols(trace, site), []).append(site["packed"]["log_prob"])
-        ((term,),) = contract_tensor_tree(factors, summed).values()
+        ((term,),) = contract_tensor_tree(factors, summed, ring=SumRing()).values()
         scale = shared_scale([layout.relative_scale(site) for site in group])
         tally.add(packed.unpack(term, trace.symbol_to_dim) * scale, shared_site(group, layout))
     return tally.value

@@ -27,6 +27,7 @@ from ppl_dgm.evidence import (
     auto,
     check_moves,
 )
+from ppl_dgm.evidence.normalising import tails_alarm, without_data
 from ppl_dgm.families import RBM, Energy
 from ppl_dgm.sampling.smc.ladder import Pilot
 
@@ -392,3 +393,33 @@ def test_a_well_far_from_the_base_measure_is_seen(
     assert any("some modes alone outweigh" in text for text in found.warnings)
     light = Energy(TwoWells(place, -12.0), dims).double()
     assert method(light, x[:1]).reliable
+
+
+def test_a_density_that_falls_off_raises_no_alarm() -> None:
+    """Points a thousand deviations away and those a million away lie in the same directions."""
+    bowl = Energy(lambda x: 0.5 * x[:, 0].square(), 1)
+    free = without_data(bowl, bowl.bind(torch.zeros(1, 1)), sum_out=False)
+    torch.manual_seed(0)
+    assert not any(tails_alarm(free) for _ in range(200))
+
+
+def test_draws_of_the_base_measure_serve_where_no_chains_move() -> None:
+    """Energies of four classes, against the sum over all 81 values; and a tilted Poisson."""
+    torch.manual_seed(1)
+    table = torch.randn(4, 3, 4, 3)
+
+    def pairs(x: Tensor) -> Tensor:
+        return sum(table[i, x[:, i].long(), j, x[:, j].long()] for i in range(4) for j in range(i))
+
+    every = torch.cartesian_prod(*4 * [torch.arange(3)])
+    classes = Energy(pairs, 4, dist.Categorical(torch.ones(4, 3)).to_event(1))
+    counts = Energy(lambda x: 0.7 * x[:, 0], 1, dist.Poisson(torch.tensor([3.0])).to_event(1))
+    rate = torch.tensor(3.0 * math.exp(-0.7))  # exp(-x) tilts a Poisson to another
+    for program, x, truth in (
+        (classes, every[:5], -pairs(every[:5]) - (-pairs(every)).logsumexp(0)),
+        (counts, torch.arange(4.0).unsqueeze(1), dist.Poisson(rate).log_prob(torch.arange(4.0))),
+    ):
+        found = auto(program, x)
+        assert 0 < found.shared_std_error < 0.02
+        assert (found.log_z - truth).abs().max() < 4 * found.shared_std_error
+        assert ["nothing was cross-checked" in text for text in found.warnings] == [True]

@@ -38,6 +38,47 @@ def test_mixture() -> None:
     assert torch.allclose(weights, mixture_truth(X).expand(3, 5), atol=1e-5)
 
 
+@pytest.mark.parametrize("apart", [10.0, 200.0])
+def test_observations_may_contradict_one_another(apart: float) -> None:
+    """Two sites favour different values by apart^2 / 2 nats; exponentials of 745 are zero."""
+    locs = apart * torch.tensor([[0.0, 0.0], [1.0, -1.0], [-3.0, 2.0]])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(WEIGHTS), infer=PARALLEL)
+            for site in range(2):
+                pyro.sample(f"x{site}", dist.Normal(locs[k, site], 1.0), obs=x[:, site])
+
+    x = torch.tensor([[apart, 0.1], [0.2, -apart]], requires_grad=True)
+    terms = WEIGHTS.log() + Normal(locs, 1.0).log_prob(x.unsqueeze(1)).sum(-1)
+    (expected,) = torch.autograd.grad(terms.logsumexp(-1).sum(), x)
+    found = Program(model).bind(x.detach()).log_joint({}).total[0]
+    torch.testing.assert_close(found, terms.logsumexp(-1).detach())
+    loss = Program(model).bind(x).log_joint({}).total[0]
+    torch.testing.assert_close(
+        torch.autograd.grad(loss.sum(), x)[0], expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_chains_of_states_may_contradict_their_data() -> None:
+    """A hidden Markov model whose states hardly move, at data that jump."""
+    stays = torch.tensor([[0.0, -900.0], [-900.0, 0.0]])
+    locs, x = torch.tensor([0.0, 60.0]), torch.tensor([0.0, 60.0, 60.0])
+
+    def model(x: Tensor) -> None:
+        k = 0
+        for turn in pyro.markov(range(3)):
+            k = pyro.sample(f"k{turn}", dist.Categorical(logits=stays[k]), infer=PARALLEL)
+            pyro.sample(f"x{turn}", dist.Normal(locs[k], 1.0), obs=x[turn])
+
+    paths = torch.tensor(list(itertools.product(range(2), repeat=3)))
+    before = torch.cat([torch.zeros(8, 1).long(), paths[:, :-1]], 1)
+    truth = (stays[before, paths] + Normal(locs[paths], 1.0).log_prob(x)).sum(1).logsumexp(0)
+    assert truth.item() == pytest.approx(-902.76, abs=0.01)
+    found = Program(model).bind(x).log_joint({}).total
+    torch.testing.assert_close(found.squeeze(), truth)
+
+
 def test_mixture_with_drawn_means() -> None:
     """A global continuous latent beside local discrete ones."""
 
