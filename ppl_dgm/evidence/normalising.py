@@ -214,7 +214,7 @@ def tails_alarm(free: Bound) -> tuple[str, ...]:
 def moved_out(
     values: dict[str, Tensor], ways: dict[str, Tensor], distance: float
 ) -> dict[str, Tensor]:
-    """Return points so far from the mean of draws, one for each way."""
+    """Return points so far from the mean of draws."""
     return {name: value.mean(0) + distance * ways[name] for name, value in values.items()}
 
 
