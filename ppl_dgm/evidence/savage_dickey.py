@@ -19,14 +19,18 @@ from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.convergence import UNRELIABLE_K, chain_ess
 from ppl_dgm.sampling.importance import log_mean_exp
 from ppl_dgm.sampling.kernels.adaptation import robust_scale
+from ppl_dgm.sampling.missed_modes import modes_alarm
 from ppl_dgm.sampling.proposals import moments
+from ppl_dgm.sampling.student_mixtures import fit_student_mixture
 from ppl_dgm.sampling.unconstrained import Slot, Unconstrained
-from ppl_dgm.sampling.weight_summary import pareto_k
+from ppl_dgm.sampling.weight_summary import WeightSummary, pareto_k
 from ppl_dgm.watching import watched
 
 __all__ = ["SavageDickey", "savage_dickey"]
 
 SHRINK = 0.7  # of standard deviations, for a weight with lighter tails than the posterior
+NUM_COMPONENTS, NUM_VISITED = 4, 1000  # of the mixture fitted to the draws, and its draws
+TRUSTED = 0.3  # share of those that is effective, below which they tell nothing
 INFINITE_MEAN_K = 0.9  # about 1, the shape from which a mean is infinite
 
 
@@ -141,17 +145,35 @@ def savage_dickey(
         posterior = marginal_density(
             target, slot, point, draws.points, prior=False, memory=sampler.memory
         )
+        missed = missed_alarm(program, target, draws.points, sampler.memory)
     diagnostics = draws.diagnostics | {
         "posterior_k": posterior.pareto_k,
         "prior_k": prior.pareto_k,
     }
-    warnings = draws.warnings + density_warnings(posterior, prior)
+    warnings = draws.warnings + density_warnings(posterior, prior) + missed
     error = torch.hypot(posterior.std_error, prior.std_error)
     error = torch.where(posterior.has_error & prior.has_error, error, torch.nan)
     factor = posterior.log_density - prior.log_density
     return SavageDickey(
         factor, error, posterior.log_density, prior.log_density, diagnostics, warnings
     )
+
+
+def missed_alarm(
+    program: Program, target: Unconstrained, draws: Tensor, memory: int
+) -> tuple[str, ...]:
+    """Warn of modes that outweigh what the draws visit.
+
+    What they visit is found by importance sampling from a mixture fitted to half of the draws
+    `[chains, draws, dim]`, where its weights are even enough.
+    """
+    mixture = fit_student_mixture(split_halves(draws)[0], NUM_COMPONENTS)
+    points = mixture.sample(NUM_VISITED)
+    visited = WeightSummary(NUM_VISITED)
+    visited.add(evaluate(target.log_joint, points, memory) - mixture.log_prob(points))
+    if not float(visited.ess) >= TRUSTED * NUM_VISITED:
+        return ()
+    return modes_alarm(program, target.bound, visited.log_mean_exp, visited.std_error)
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,20 @@ def test_a_single_bounded_parameter_is_not_flagged():
     assert float((found.log_bayes_factor - truth).abs()) < 4 * float(found.std_error) < 0.1
 
 
+def test_a_mode_that_no_chain_visits_is_told():
+    """Half of the mass lies in a spike far out: the factor at zero is log 2 too large."""
+
+    def model():
+        prior = dist.Normal(torch.zeros((), dtype=FLOAT), 6.0)
+        z = pyro.sample("z", prior)
+        wide, spike = dist.Normal(0.0, 1.0).log_prob(z), dist.Normal(20.0, 0.01).log_prob(z)
+        pyro.factor("f", torch.logaddexp(wide, spike) - math.log(2) - prior.log_prob(z))
+
+    found = savage_dickey(Program(model), site="z", sampler=BridgeSampling(num_chains=8))
+    assert float(found.log_bayes_factor) == pytest.approx(math.log(6), abs=0.1)  # for log 3
+    assert any("some modes alone outweigh" in text for text in found.warnings)
+
+
 def test_a_scale_of_light_tails_is_not_refused():
     """The logarithm of a half-normal variable has lighter tails than any normal weight."""
 
