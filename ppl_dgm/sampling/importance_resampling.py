@@ -52,7 +52,8 @@ def posterior(
     weights correct the rest, and `ess` and `pareto_k` say how well. Weights are computed in
     float64; draws have the program's own precision. Discrete latents that are summed out have no
     draws here. `warnings` tell where chains or climbs find a part of the posterior that no particle
-    came near, as for `evidence.ImportanceSampling`.
+    came near, as for `evidence.ImportanceSampling`; the search for modes takes seconds for the
+    first draws of a program and its data.
 
     Rubin (1988), "Using the SIR algorithm to simulate posterior distributions"; Kitagawa (1996) for
     the systematic scheme; Vehtari et al. (2024) for Pareto k.
