@@ -146,7 +146,7 @@ def test_memory_is_bounded_and_divides_data_and_chains() -> None:
     result = AIS(num_temperatures=8, num_chains=6, num_pilots=8, memory=2_500)(
         Program(watched, guide), x
     )
-    assert max(rows[len(rows) // 2 : -10]) < 6  # the last runs look at the prior once more
+    assert rows.count(6) < len(rows) / 4  # checks before and after the estimate
     assert ((result.log_z - truth) / result.std_error).abs().max() < 4.5
 
 
