@@ -153,8 +153,7 @@ class SGDRule(Rule):
     ) -> Moved:
         """Update the momentum buffer and the parameter."""
         size, momentum, weight, decay = rates
-        if group["weight_decay"]:
-            gradient = gradient + decay * parameter
+        gradient = decayed(gradient, parameter, decay, group)
         if not group["momentum"]:
             return parameter - size * gradient, {}
         buffer = state["momentum_buffer"] * momentum + gradient * weight
@@ -187,8 +186,7 @@ class AdagradRule(Rule):
     ) -> Moved:
         """Update the sum of squares and the parameter."""
         size, epsilon, decay = rates
-        if group["weight_decay"]:
-            gradient = gradient + decay * parameter
+        gradient = decayed(gradient, parameter, decay, group)
         total = state["sum"] + gradient * gradient
         return parameter - size * gradient / (total.sqrt() + epsilon), {"sum": total}
 
@@ -221,8 +219,7 @@ class RMSpropRule(Rule):
     ) -> Moved:
         """Update the moments, the momentum buffer and the parameter."""
         size, memory, epsilon, momentum, decay = rates
-        if group["weight_decay"]:
-            gradient = gradient + decay * parameter
+        gradient = decayed(gradient, parameter, decay, group)
         square = state["square_avg"] * memory + gradient * gradient * (1.0 - memory)
         new, spread = {"square_avg": square}, square
         if group["centered"]:
@@ -258,8 +255,7 @@ class AdadeltaRule(Rule):
     ) -> Moved:
         """Update both averages and the parameter."""
         size, memory, epsilon, decay = rates
-        if group["weight_decay"]:
-            gradient = gradient + decay * parameter
+        gradient = decayed(gradient, parameter, decay, group)
         square = state["square_avg"] * memory + gradient * gradient * (1.0 - memory)
         change = gradient * ((state["acc_delta"] + epsilon) / (square + epsilon)).sqrt()
         changes = state["acc_delta"] * memory + change * change * (1.0 - memory)
@@ -292,11 +288,17 @@ class AdamaxRule(Rule):
     ) -> Moved:
         """Update the mean, the largest gradient and the parameter."""
         size, first, second, epsilon, decay = rates
-        if group["weight_decay"]:
-            gradient = gradient + decay * parameter
+        gradient = decayed(gradient, parameter, decay, group)
         mean = state["exp_avg"] + (gradient - state["exp_avg"]) * (1.0 - first)
         largest = torch.maximum(state["exp_inf"] * second, gradient.abs() + epsilon)
         return parameter - size * mean / largest, {"exp_avg": mean, "exp_inf": largest}
+
+
+def decayed(
+    gradient: torch.Tensor, parameter: torch.Tensor, decay: Any, group: Group
+) -> torch.Tensor:
+    """Add the gradient of the L2 penalty, if there is one."""
+    return gradient + decay * parameter if group["weight_decay"] else gradient
 
 
 RULES: dict[type[Optimizer], Rule] = {
