@@ -297,7 +297,7 @@ class AdamaxRule(Rule):
 def decayed(
     gradient: torch.Tensor, parameter: torch.Tensor, decay: Any, group: Group
 ) -> torch.Tensor:
-    """Add the gradient of the L2 penalty, if there is one."""
+    """Add the gradient of an L2 penalty, if any."""
     return gradient + decay * parameter if group["weight_decay"] else gradient
 
 

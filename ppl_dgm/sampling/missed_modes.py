@@ -80,9 +80,10 @@ def modes_alarm(
     if each * (few.num_data or 1) > SEARCHED:
         return ()
     try:
-        target, known = Unconstrained(few), SCOUTED.get()
+        target = Unconstrained(few)
     except ValueError:  # a support without coordinates
         return ()
+    known = None if target.batch else SCOUTED.get()  # searches before were of the data set
     try:
         found, error = sum_around_modes(
             target, lambda: modes_of(program, target) if known is None else known

@@ -16,6 +16,7 @@ from ppl_dgm.evidence import (
     LearnedHarmonicMean,
     PriorSampling,
 )
+from ppl_dgm.sampling.missed_modes import scouted_before
 
 PLACES = torch.tensor([[-4.0, 2.0], [4.0, 0.0], [1.0, -3.0]]).double()
 WEIGHTS = torch.tensor([0.2, 0.3, 0.5]).double()
@@ -109,6 +110,9 @@ def test_modes_of_latents_of_each_datum_are_looked_for():
     x = torch.tensor([6.0, 5.0, 4.5, 7.0, 8.0]).double()
     one = ImportanceSampling(5000)(Program(squared, at_one_root), x)
     assert any("for 5 of 5 data" in warning for warning in one.warnings)
+    with scouted_before(None):  # as `auto` does, whose search is of data sets
+        again = ImportanceSampling(5000)(Program(squared, at_one_root), x)
+    assert again.warnings == one.warnings
     both = ImportanceSampling(5000)(Program(squared, at_both_roots), x)
     assert not both.warnings
     assert float((both.log_z - one.log_z - math.log(2)).abs().max()) < 0.15
