@@ -77,19 +77,22 @@ class Autoregressive(TorchDistribution):
                 f"got {list(self.order)}"
             )
         self.net, self.conditional, self.start = net, conditional, start
+        self.narrow = start  # before `expand`, whose rows all have the same support
         self.stepper, self.draw, self.progress = stepper, draw, progress
         super().__init__(start.shape[:-1], start.shape[-1:], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> Any:
         """Support of the conditionals, for every dimension."""
-        return constraints.independent(self.conditional(self.net(self.start)).support, 1)
+        return constraints.independent(self.conditional(self.net(self.narrow)).support, 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Autoregressive":
         """The same distribution with a larger batch shape."""
         start = self.start.expand(torch.Size(batch_shape) + self.event_shape)
         settings = (self.order, self.stepper, self.draw, self.progress)
-        return Autoregressive(self.net, self.conditional, start, *settings, validate_args=False)
+        wide = Autoregressive(self.net, self.conditional, start, *settings, validate_args=False)
+        wide.narrow = self.narrow
+        return wide
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x) in nats of `[..., D]`: `[...]`."""

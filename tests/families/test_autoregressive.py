@@ -509,6 +509,16 @@ def compare_training(make: Make) -> None:
     assert torch.allclose(*results, atol=1e-4)
 
 
+def test_the_support_of_many_data_takes_one_pass_of_one_row() -> None:
+    """Fits and evidence ask for it; each pass over all data cost as much as their density."""
+    made, rows = MADE(6, [5], orders=2), []
+    net = made.model.fn.net
+    net.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[:-1].numel()))
+    law = made.model.fn.distribution().expand([500]).expand([3, 500])
+    assert law.support.check(torch.ones(3, 500, 6)).shape == (3, 500)
+    assert rows == [1]
+
+
 def darn_densities(program: Any, x: Tensor, temperature: float = 1.0) -> Tensor:
     """p(x) of each datum, the latents summed over by hand.
 
