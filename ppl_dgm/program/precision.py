@@ -5,7 +5,7 @@ results.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ WIDE = {
     torch.float32: torch.float64,
     torch.complex64: torch.complex128,
 }
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _CASTS = {
     Tensor.float: Tensor.double,
     Tensor.half: Tensor.double,
@@ -69,6 +70,16 @@ def to_double(leaf: Any) -> Any:
     return WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
 
 
+def with_all_digits(leaf: Any) -> Any:
+    """Raise whole numbers and literals to double precision.
+
+    Results made of these alone have torch's default precision.
+    """
+    if isinstance(leaf, Tensor) and leaf.dtype in WHOLE:
+        return leaf.double()
+    return torch.tensor(leaf, dtype=torch.float64) if isinstance(leaf, float) else leaf
+
+
 class Widening(TorchFunctionMode):
     """Torch function mode that computes in float64.
 
@@ -95,7 +106,8 @@ class Widening(TorchFunctionMode):
             args, kwargs = map_leaves(args, self._widen), map_leaves(kwargs, self._widen)
         result = _CASTS.get(func, func)(*args, **kwargs)
         if isinstance(result, Tensor) and result.dtype in WIDE:
-            return self._made_anew(func, args, kwargs, result)
+            made = name not in _PICKS
+            return self._made_anew(func, args, kwargs, result) if made else to_double(result)
         return result
 
     def _widen(self, leaf: Any) -> Any:
@@ -107,9 +119,13 @@ class Widening(TorchFunctionMode):
         return self._raised[id(leaf)][1]
 
     def _made_anew(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor:
-        """What was made of literals, with all their digits."""
+        """What was made of literals or whole numbers alone."""
         dtype = WIDE[result.dtype]
-        return func(*args, **{**kwargs, "dtype": dtype}) if func in _FACTORIES else result.to(dtype)
+        if func in _FACTORIES:
+            return func(*args, **{**kwargs, "dtype": dtype})
+        with suppress(TypeError, RuntimeError, IndexError):  # of what must stay whole, or a literal
+            result = func(*map_leaves(args, with_all_digits), **map_leaves(kwargs, with_all_digits))
+        return result.to(dtype)
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Write to a tensor in place, in its own dtype."""
@@ -131,8 +147,8 @@ class Shaking(TorchDispatchMode):
     Every result of an operation moves by one unit in its last place, up or down. Another run then
     tells what rounding does.
 
-    Whole numbers that their dtype holds exactly stay. Stochastic arithmetic: Vignes (1993), "A
-    stochastic arithmetic for reliable scientific computation".
+    Whole numbers that their dtype holds exactly stay, and what would overflow. Stochastic
+    arithmetic: Vignes (1993), "A stochastic arithmetic for reliable scientific computation".
 
     Example:
         >>> with Shaking():
@@ -158,7 +174,7 @@ class Shaking(TorchDispatchMode):
         info = torch.finfo(value.dtype)
         sign = torch.rand(value.shape, generator=self._generator(value.device), device=value.device)
         moved = value * (1 + info.eps * (2 * sign.to(value).round() - 1))
-        exact = (value == value.round()) & (value.abs() < 0.5 / info.eps) | ~value.isfinite()
+        exact = (value == value.round()) & (value.abs() < 0.5 / info.eps) | ~moved.isfinite()
         return torch.where(exact, value, moved)
 
     def _generator(self, device: torch.device) -> torch.Generator:

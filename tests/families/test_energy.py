@@ -142,6 +142,15 @@ def test_tosses_keep_shape_and_dtype(dtype: torch.dtype) -> None:
     assert (drawn.shape, drawn.dtype, drawn.device) == (p.shape, dtype, p.device)
 
 
+def test_diverged_parameters_give_no_samples() -> None:
+    """Odds that are NaN are tossed to zeros, which look like draws."""
+    rbm = RBM(4, 2)
+    with torch.no_grad():
+        rbm.parts.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="parameters have diverged; expected finite ones"):
+        rbm.sample(3, num_steps=2)
+
+
 def test_starting_from_data_makes_units_independent() -> None:
     x = states(4)[torch.multinomial(torch.rand(16, dtype=torch.float64), 3000, True)]
     rbm = RBM(4, 2).double().start_from(x)

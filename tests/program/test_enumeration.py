@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_dgm import Program, log_weights
+from ppl_dgm.evidence import Exact
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, 1.1])
 WEIGHTS, LOCS = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-1.0, 0.5, 2.0])
@@ -77,6 +78,40 @@ def test_chains_of_states_may_contradict_their_data() -> None:
     assert truth.item() == pytest.approx(-902.76, abs=0.01)
     found = Program(model).bind(x).log_joint({}).total
     torch.testing.assert_close(found.squeeze(), truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_sums_keep_what_their_exponentials_lose(dtype: torch.dtype) -> None:
+    """Two chains that only rise, at data far from where they begin.
+
+    A step of both sums more numbers than are made at once.
+    """
+    num_states, num_data, scale = 8, 40, 0.3
+    rises = (0.7 * torch.eye(8) + 0.3 * torch.eye(8).roll(1, 1)).triu().to(dtype).log()
+    states = torch.arange(num_states)
+    x = (18.9 * torch.linspace(1.0, 0.9, num_data)[:, None]).expand(-1, 3).to(dtype)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", num_data):
+            y, z = 0, 0
+            for t in pyro.markov(range(3)):
+                y = pyro.sample(f"y{t}", dist.Categorical(logits=rises[y]), infer=PARALLEL)
+                z = pyro.sample(f"z{t}", dist.Categorical(logits=rises[z]), infer=PARALLEL)
+                pyro.sample(f"x{t}", dist.Normal(y + 1.7 * z, scale), obs=x[:, t])
+
+    moves = rises.double().log_softmax(-1)
+    both = (moves[:, None, :, None] + moves[None, :, None, :]).reshape(64, 64)
+    locs = (states[:, None] + 1.7 * states.double()).reshape(64)
+    state = torch.full((num_data, 64), -torch.inf, dtype=torch.float64)
+    state[:, 0] = 0.0
+    for t in range(3):
+        state = (state.unsqueeze(-1) + both).logsumexp(1)
+        state = state + Normal(locs, scale).log_prob(x[:, t, None].double())
+    found = Exact()(Program(model, site="x0"), x)
+    assert found.reliable
+    torch.testing.assert_close(found.log_z, state.logsumexp(1), rtol=1e-6, atol=0)
+    loss = Program(model, site="x0").bind(x).log_joint({}).total[0]
+    torch.testing.assert_close(loss.double(), state.logsumexp(1), rtol=1e-5, atol=0)
 
 
 def test_mixture_with_drawn_means() -> None:

@@ -207,6 +207,23 @@ def test_numbers_that_doubles_cannot_hold_raise_the_alarm() -> None:
     assert "rounding moves the log density" in found.warnings[0]
 
 
+def test_whole_numbers_and_literals_make_numbers_of_full_precision() -> None:
+    """Results of both alone have torch's default precision, as a mean of enumerated values."""
+    k = torch.arange(1, 300)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            scale = torch.where(k > 100, 0.001, 0.003)
+            pyro.sample("x", dist.Normal(1.7 * k + k / 7 + k.log(), scale), obs=x)
+
+    scale = torch.tensor([0.003, 0.001], dtype=torch.float64)[(k > 100).long()]
+    mean = 1.7 * k.double() + k.double() / 7 + k.double().log()
+    found = Exact()(Program(model), mean + 0.001)
+    truth = torch.distributions.Normal(mean, scale).log_prob(mean + 0.001).sum()
+    assert found.reliable
+    assert found.total.item() == pytest.approx(truth.item(), abs=1e-6)
+
+
 def coarse(x: Tensor) -> Tensor:
     """A square of float32 behind torch's back, as compiled code is."""
     with torch._C.DisableTorchFunction():
@@ -232,6 +249,8 @@ def test_shaking_moves_what_is_rounded_and_leaves_whole_numbers() -> None:
     assert sums[:2].tolist() == [2.0, 4.0]
     assert 0 < abs(sums[2].item() - 0.2) < 1e-16
     assert seen.item() == pytest.approx(0.1, abs=1e-16)
+    with Shaking():  # the largest number does not become infinite
+        assert (torch.full((9,), torch.finfo().min) * 1.0).isfinite().all()
     shifts = []
     for seed in range(20):
         with Shaking(seed):

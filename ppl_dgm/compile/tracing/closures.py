@@ -26,7 +26,7 @@ from ppl_dgm.compile.torch_internals import (
 )
 from ppl_dgm.compile.tracing.known_values import KnownValues
 
-__all__ = ["Discovery", "Lifting", "Replacement", "refuse_selections"]
+__all__ = ["Discovery", "Lifting", "Replacement", "is_concrete", "refuse_selections"]
 
 _TENSOR = torch.Tensor
 _HOST_READS = {

@@ -120,7 +120,8 @@ class RBM(Program):
             `[num_samples, D]`.
 
         Raises:
-            ValueError: for counts below one, or a start of another shape.
+            ValueError: for counts below one, a start of another shape, or parameters that are not
+                finite.
         """
         check_sizes(num_samples=num_samples, num_steps=num_steps)
         shape = (num_samples, len(self.parts.weight))
@@ -130,6 +131,11 @@ class RBM(Program):
             x = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
             for _ in counted_steps(num_steps, "sample", progress):
                 x = self.parts.move(x)
+            if not bool(self.parts.free_energy(x).isfinite().all()):  # odds of NaN give zeros
+                raise ValueError(
+                    "the draws have no finite free energy: parameters have diverged; expected "
+                    "finite ones, fit again with a smaller learning rate"
+                )
         return x
 
 
