@@ -124,16 +124,21 @@ def _checked(function: Any) -> Any:
 
 
 def _plain(kind: Kind, value: Any) -> Any:
-    """Convert NumPy's scalars and torch's whole ones to Python's.
+    """Convert NumPy's scalars and whole numbers of torch and NumPy to Python's.
 
-    Theirs are no seeds of torch, overflow, and are not told from others by `is`.
+    Theirs are no seeds of torch, overflow, and are not told from others by `is`. Rows of them,
+    such as an order, become lists where single numbers are taken.
     """
     if type(value) in _PYTHONS or kind.takes_tensor:
         return value
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.item() if value.ndim == 0 else value
-    whole = isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _WHOLE_DTYPES
-    return value.item() if whole else value
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, Tensor):
+        whole = value.dtype in _WHOLE_DTYPES
+    else:
+        whole = isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+    rows = kind.each is not None and not kind.each.takes_tensor
+    return value.tolist() if whole and (value.ndim == 0 or rows) else value
 
 
 def _as_tensor(kind: Kind, value: Any) -> Any:
@@ -294,7 +299,7 @@ def _collection(each: Kind | None) -> Kind:
 
 
 def _is_collection(value: Any) -> bool:
-    plain = isinstance(value, (str, bytes, Mapping))
+    plain = isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0
     return not plain and hasattr(value, "__len__") and hasattr(value, "__iter__")
 
 

@@ -59,6 +59,11 @@ def sized(value: Sequence[int]) -> Any:
 
 
 @checked
+def ordered(value: Sequence[int | Sequence[int]] | None) -> Any:
+    return value
+
+
+@checked
 def mapped(value: Mapping[str, int]) -> Any:
     return value
 
@@ -87,6 +92,8 @@ TAKEN: list[tuple[Callable, Any, Any]] = [
     (switched, np.bool_(False), False),
     *((named, path, path) for path in (Path("a"), PurePath("a"), Text("a"), None)),
     *((sized, kind([1, 2]), [1, 2]) for kind in (list, tuple, torch.Size, deque, UserList)),
+    *((sized, kind([1, 2]), [1, 2]) for kind in (np.array, torch.tensor)),
+    *((ordered, kind([1, 2]), [1, 2]) for kind in (list, np.array, torch.tensor)),
     *((mapped, kind({"a": 1}), {"a": 1}) for kind in (dict, OrderedDict, MappingProxyType)),
     *((called, function, function) for function in (partial(pow, 2), abs, Three, [].append)),
     (either, torch.tensor(3), torch.tensor(3)),
@@ -98,6 +105,12 @@ def test_what_means_the_same_is_taken(function: Callable, given: Any, meant: Any
     found = function(given)
     assert found == meant or list(found) == list(meant)
     assert not isinstance(found, (np.generic, np.ndarray))
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3), torch.tensor([1.0]), [torch.tensor(1.0)]])
+def test_what_is_no_order_is_not(value: Any) -> None:
+    with pytest.raises(TypeError, match="value (is|holds) .*; expected a collection, each a whole"):
+        ordered(value)
 
 
 @pytest.mark.parametrize("value", [torch.tensor(3.0), torch.tensor([3]), np.float64(3.0), True])
