@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from ppl_dgm.compression.stack import BitStack, Law, Symbols, finite_law, normal_law
 from ppl_dgm.distributions.autoregressive import Autoregressive, EqualMixture
 from ppl_dgm.program.sites import is_deterministic, is_subsample
-from ppl_dgm.program.supports import innermost
+from ppl_dgm.program.supports import innermost, support_of
 
 __all__ = ["Coded", "Receiver", "Sender", "Side"]
 
@@ -172,10 +172,21 @@ class Coded(Messenger):
         if is_subsample(msg) or is_deterministic(msg):
             return
         value, law = self.given.get(msg["name"]), innermost(msg["fn"])
+        if msg["is_observed"]:
+            check_lossless(law)
         mixed = isinstance(law, EqualMixture)
         found = self.side.mixture(law, value) if mixed else code(self.channel, msg["fn"], value)
         self.found[msg["name"]] = msg["value"] = found
         msg["done"] = True
+
+
+def check_lossless(law: Any) -> None:
+    """Refuse data that are real numbers, which the grid of latents would round."""
+    if not support_of(law).is_discrete:
+        raise ValueError(
+            f"the data are real numbers ({type(law).__name__}), which cannot be coded without "
+            "loss; expected finitely many values, e.g. levels and likelihoods.DiscretisedLogistic"
+        )
 
 
 def code(channel: Channel, fn: Any, value: Tensor | None) -> Tensor:

@@ -215,7 +215,10 @@ BINARY = torch.eye(4)
 REFUSED: dict[str, tuple[Callable[[], Program], Tensor, str]] = {
     "off the support": (lambda: NADE(4, 3), 0.5 * BINARY, "outside the support"),
     "columns": (lambda: NADE(4, 3), torch.ones(2, 5), "expected"),
-    "real": (lambda: Program(real), torch.ones(4), "Gamma cannot be coded"),
+    "real": (lambda: Program(real), torch.ones(4), "Gamma.* cannot be coded"),
+    "real conditionals": (lambda: MADE(4, [3], "gaussian"), BINARY, "cannot be coded without loss"),
+    "real in orders": (lambda: NADE(4, 3, "gaussian", orders=2), BINARY, "without loss"),
+    "real given latents": (lambda: VAE(4, 2, [3], likelihood="gaussian"), BINARY, "without loss"),
     "shared": (lambda: Program(shared), torch.ones(4), "latents that all data share"),
     "summed out": (lambda: Mixture(4, 2, "bernoulli"), BINARY, "summed out"),
     "flow": (lambda: VAE(4, 2, [3], guide=FlowPosterior(2, "iaf")), BINARY, "cannot be coded"),
