@@ -124,10 +124,10 @@ def _checked(function: Any) -> Any:
 
 
 def _plain(kind: Kind, value: Any) -> Any:
-    """Convert NumPy's scalars and whole numbers of torch and NumPy to Python's.
+    """Convert NumPy's scalars and torch's whole ones to Python's.
 
-    Theirs are no seeds of torch, overflow, and are not told from others by `is`. Rows of them,
-    such as an order, become lists where single numbers are taken.
+    Theirs are no seeds of torch, overflow, and are not told from others by `is`. Rows of whole
+    ones, such as an order, become lists where single numbers are taken.
     """
     if type(value) in _PYTHONS or kind.takes_tensor:
         return value

@@ -181,7 +181,10 @@ class Coded(Messenger):
 
 
 def check_lossless(law: Any) -> None:
-    """Refuse data that are real numbers, which the grid of latents would round."""
+    """Refuse data that are real numbers.
+
+    The grid of latents would round them.
+    """
     if not support_of(law).is_discrete:
         raise ValueError(
             f"the data are real numbers ({type(law).__name__}), which cannot be coded without "
