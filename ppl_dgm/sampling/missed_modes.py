@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ppl_dgm.program import Bound, Program
 from ppl_dgm.program.seeding import seeded
-from ppl_dgm.sampling.climbing import climb, distinct, find_modes
+from ppl_dgm.sampling.chains import evaluate
+from ppl_dgm.sampling.climbing import climb, distinct, find_modes, starts_at_once
 from ppl_dgm.sampling.effort import OverBudgetError
 from ppl_dgm.sampling.memory import MEMORY, some_of
 from ppl_dgm.sampling.scouting import scouted_modes
@@ -34,7 +35,8 @@ CLIMBS, MOST_DIMS = 40, 30  # steps, and dimensions at most
 DRAWS = 1000  # around the modes
 ERRORS = 4.0  # standard errors by which a sum is above chance
 AROUND_MODES = 0.1  # nats by which a sum over draws is
-OWN_DATA, OWN_STARTS = 8, 16  # that have latents of their own, and starts of each
+OWN_DATA, OWN_NUMBERS = 256, 6000  # looked at where each datum has latents, and their numbers
+OWN_STARTS = 16  # of each
 SCOUTS = 512  # points at each level of the search for modes of a posterior
 SEARCHED = 20_000  # observed numbers above which a posterior is not searched
 SEEN = 3_000_000  # observed numbers at which all scouts are scored once
@@ -63,7 +65,7 @@ def modes_alarm(
     Z is at least what importance sampling around a density's modes finds. They are searched for
     once for each program and data, in up to 30 dimensions and 20,000 observed numbers: where the
     data set has one evidence by `ppl_dgm.sampling.scouting`, where each datum has its own by climbs
-    from draws of the prior, for a few data evenly spaced.
+    from draws of the prior, for up to 256 data with 6000 numbers, evenly spaced.
 
     Args:
         program: the program.
@@ -76,7 +78,7 @@ def modes_alarm(
     if discrete or structure.slow or not structure.model_latents:
         return ()
     each = bound.num_dims / (bound.num_data or 1)
-    few, index = some_of(bound, min(OWN_DATA, max(1, int(SEARCHED / max(1.0, each)))))
+    few, index = some_of(bound, min(OWN_DATA, max(1, int(OWN_NUMBERS / max(1.0, each)))))
     if each * (few.num_data or 1) > SEARCHED:
         return ()
     try:
@@ -108,7 +110,8 @@ def modes_of(program: Program, target: Unconstrained) -> Tensor:
 def search(target: Unconstrained) -> Tensor:
     """Climb to modes, from scouts or from the prior."""
     if target.batch:
-        return climb(target.log_joint, target.sample_prior(OWN_STARTS), CLIMBS)
+        at_once = starts_at_once(target, MEMORY)
+        return climb(target.log_joint, target.sample_prior(OWN_STARTS), CLIMBS, at_once)
     num_scouts = min(SCOUTS, SEEN // max(1, target.bound.num_dims))
     return scouted_modes(target, num_scouts, MEMORY)
 
@@ -142,8 +145,7 @@ def sum_around_modes(target: Unconstrained, starts: Callable[[], Tensor]) -> tup
         if mixture is None:
             return nothing
         draws = mixture.sample(DRAWS)
-        with torch.no_grad():
-            log_joint = target.log_joint(draws.to(target.dtype)).double()
+        log_joint = evaluate(target.log_joint, draws.to(target.dtype))
     except OverBudgetError:
         raise
     except Exception:  # whatever a density raises far out, or without derivatives
@@ -160,6 +162,6 @@ def mixture_from(target: Unconstrained, starts: Tensor) -> StudentMixture | None
     """
     if not len(starts):
         return None
-    modes = find_modes(target, starts, CLIMBS)
+    modes = find_modes(target, starts, CLIMBS, starts_at_once(target, MEMORY))
     new = distinct(modes)
     return mode_mixture(modes, new) if bool(new.any()) else None

@@ -116,3 +116,16 @@ def test_modes_of_latents_of_each_datum_are_looked_for():
     both = ImportanceSampling(5000)(Program(squared, at_both_roots), x)
     assert not both.warnings
     assert float((both.log_z - one.log_z - math.log(2)).abs().max()) < 0.15
+
+
+def test_few_data_with_two_modes_among_many_are_told():
+    """Three data have a second root, the others one mode at zero."""
+    x = torch.full((150,), 0.01).double()
+    x[torch.tensor([10, 57, 120])] = 6.0
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.sqrt(), torch.where(x > 1, 0.3, 0.6)))
+
+    found = ImportanceSampling(5000)(Program(squared, guide), x)
+    assert any("for 3 of 150 data" in warning for warning in found.warnings)
