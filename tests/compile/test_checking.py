@@ -192,6 +192,16 @@ def test_inputs_that_are_written_to_are_known_through_views() -> None:
     assert [captured.lifted[place - 1] is a for place in places] == [True]
 
 
+def test_what_is_made_from_an_input_is_not_the_input() -> None:
+    """Data of a fit were written back, as if the step had changed them, and then captured anew."""
+
+    def write(x):
+        doubled = (2 * x).add_(1.0)
+        return doubled.view(-1).mul_(3.0) + torch.zeros_like(x).fill_(1.0)
+
+    assert written(capture(write, (torch.ones(3),)).graph) == ()
+
+
 # ---- what callers do -----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 Now and then a call is made by the graph as well, and both results must agree to rounding.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -174,10 +175,19 @@ def origin(value: Any) -> Iterator[Node]:
     The value may also be a list of values.
     """
     for part in value if isinstance(value, (list, tuple)) else (value,):
-        while isinstance(part, Node) and part.op != "placeholder":
-            part = part.args[0] if part.args else None
-        if isinstance(part, Node):
+        while isinstance(part, Node) and is_view(part.target):
+            part = part.args[0]
+        if isinstance(part, Node) and part.op == "placeholder":
             yield part
+
+
+def is_view(target: Any) -> bool:
+    """Whether an operation returns the memory of its first argument."""
+    if target is operator.getitem:
+        return True
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return bool(target._schema.arguments) and target._schema.arguments[0].alias_info is not None
 
 
 def shaken(
