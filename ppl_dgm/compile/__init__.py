@@ -15,6 +15,7 @@ from ppl_dgm.compile.inductor.backend import Backend, Compiled, cache_folder, co
 from ppl_dgm.compile.jit import CompileMode, Switch
 from ppl_dgm.compile.scan import Loop, compile_loop
 from ppl_dgm.compile.tracing.capture import Captured, capture
+from ppl_dgm.compile.tracing.differentiable_loop import iterate, row_at
 from ppl_dgm.compile.tracing.fori_loop import repeat
 from ppl_dgm.compile.tracing.pyro_losses import differentiable_loss
 from ppl_dgm.compile.train_step import TrainStep
@@ -34,6 +35,8 @@ __all__ = [
     "compile_function",
     "compile_loop",
     "differentiable_loss",
+    "iterate",
     "repeat",
+    "row_at",
     "value_and_gradient",
 ]

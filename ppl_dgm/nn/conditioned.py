@@ -9,7 +9,14 @@ from ppl_dgm.checked import checked
 from ppl_dgm.nn.conv import over_images
 from ppl_dgm.nn.mlp import Activation, ImageShape, check_widths, hidden_sizes
 
-__all__ = ["BesideImage", "ContextConvNet", "ContextMLP", "TangentMLP", "start_small"]
+__all__ = [
+    "BesideImage",
+    "ContextConvNet",
+    "ContextMLP",
+    "start_small",
+    "tangent_layers",
+    "tanh_layers",
+]
 
 
 class ContextMLP(nn.Module):
@@ -62,47 +69,6 @@ class ContextMLP(nn.Module):
             x = layer(x if depth == 0 else self.activation(x))
             x = x if context is None else x + self.contexts[depth](context)
         return x
-
-
-class TangentMLP(ContextMLP):
-    """Perceptron of tanh units with derivatives along tangents.
-
-    It gives a vector field and its derivatives in one pass.
-
-    Args:
-        in_features: size of the input.
-        hidden: sizes of the hidden layers.
-        out_features: size of the output.
-        num_context: size of the context; 0 for none.
-
-    Example:
-        >>> import torch
-        >>> value, along = TangentMLP(3, [8], 2).with_tangents(torch.zeros(5, 3), torch.eye(3))
-        >>> value.shape, along.shape
-        (torch.Size([5, 2]), torch.Size([5, 3, 2]))
-    """
-
-    @checked
-    def __init__(
-        self, in_features: int, hidden: Sequence[int], out_features: int, num_context: int = 0
-    ) -> None:
-        super().__init__(in_features, hidden, out_features, num_context, nn.Tanh)
-
-    def with_tangents(
-        self, x: Tensor, tangents: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute f(x) and its derivatives along tangents.
-
-        Tangents are `[..., K, in_features]`, f(x) is `[..., out_features]`, and the derivatives are
-        `[..., K, out_features]`.
-        """
-        for depth, layer in enumerate(self.layers):
-            if depth > 0:
-                x = x.tanh()
-                tangents = tangents * (1 - x.square()).unsqueeze(-2)
-            x, tangents = layer(x), tangents @ layer.weight.mT  # type: ignore[operator]
-            x = x if context is None else x + self.contexts[depth](context)
-        return x, tangents
 
 
 class ContextConvNet(nn.Module):
@@ -201,6 +167,38 @@ class BesideImage(nn.Module):
         """`[..., channels, height, width]` to `[..., out_channels, height, width]`."""
         other = context.unflatten(-1, self.image_shape)
         return self.net(torch.cat(torch.broadcast_tensors(x, other), -3))
+
+
+def tanh_layers(weights: Sequence[Tensor], shifts: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Run a perceptron of tanh units.
+
+    Args:
+        weights: of the layers, `[after, before]`.
+        shifts: what each layer adds, `[..., after]`.
+        x: the input, `[..., before]`.
+    """
+    for depth, (weight, shift) in enumerate(zip(weights, shifts, strict=True)):
+        x = (x if depth == 0 else x.tanh()) @ weight.mT + shift
+    return x
+
+
+def tangent_layers(
+    weights: Sequence[Tensor], shifts: Sequence[Tensor], x: Tensor, tangents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run a perceptron of tanh units, and along tangents.
+
+    Args:
+        weights: of the layers, `[after, before]`.
+        shifts: what each layer adds, `[..., after]`.
+        x: the input, `[..., before]`.
+        tangents: `[..., K, before]`.
+    """
+    for depth, (weight, shift) in enumerate(zip(weights, shifts, strict=True)):
+        if depth > 0:
+            x = x.tanh()
+            tangents = tangents * (1 - x.square()).unsqueeze(-2)
+        x, tangents = x @ weight.mT + shift, tangents @ weight.mT
+    return x, tangents
 
 
 def context_maps(num_context: int, sizes: Sequence[int]) -> list[nn.Linear]:

@@ -398,6 +398,20 @@ def test_hoisted_outputs_have_memory_of_their_own() -> None:
     assert expanded.stride() == (0, 1)
 
 
+def test_what_loops_are_given_lies_in_memory_as_it_did() -> None:
+    """A loop refuses to carry what its turns return in another layout."""
+
+    def doubled(x: Tensor, turns: Tensor) -> Tensor:
+        return repeat(turns, lambda carry, _: 2 * carry, x.exp().expand(5, 4) * 2.0)
+
+    given = torch.ones(4), torch.tensor(2)
+    graph = capture(doubled, given).graph
+    assert applied(hoist_expands, graph) == 1
+    loop = next(node for node in graph.graph.nodes if str(node.target) == "while_loop")
+    assert all(part.meta["val"].is_contiguous() for part in loop.args[2])
+    torch.testing.assert_close(graph(*given)[0], doubled(*given))
+
+
 def test_random_numbers_are_not_shared_by_expansion() -> None:
     def noisy(p: Tensor) -> Tensor:
         return torch.bernoulli(p.expand(50))

@@ -2,15 +2,18 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from transform_cases import ALL, PLANE, Case, context_of
 
-from ppl_dgm.compile import compile_function
+from ppl_dgm.compile import capture, compile_function
 from ppl_dgm.transforms import Continuous, FlowDistribution, LULinear
+from ppl_dgm.transforms.continuous import Trace
 
 PLACES = {"standard": (0.0, 1.0), "wide": (100.0, 30.0)}
 TOLERANCES = {  # of inverses, by whether they are numerical; relative to the data's size
@@ -171,14 +174,47 @@ def test_scores_follow_parameters_at_once(case: Case) -> None:
     assert torch.equal(flow.log_prob(x), fresh)
 
 
-def test_captured_passes_equal_eager_ones(case: Case) -> None:
-    transform = case.build()
-    x = events(transform, "standard", 5, torch.float32)
-    context = context_of(transform, 5, torch.float32)
-    given = (x,) if context is None else (x, context)
-    captured = compile_function(transform.call_and_log_det, given, backend="eager")
-    for ours, theirs in zip(captured(*given), transform.call_and_log_det(*given), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+@pytest.mark.parametrize(
+    "name", ["call_and_log_det", pytest.param("inverse_and_log_det", marks=pytest.mark.slow)]
+)
+def test_captured_passes_equal_eager_ones(case: Case, name: str) -> None:
+    transform = case.build(torch.float64)
+    x = events(transform, "standard", 5, torch.float64)
+    context = context_of(transform, 5, torch.float64)
+    given, step = (x,) if context is None else (x, context), getattr(transform, name)
+    captured = compile_function(step, given, backend="eager")
+    for ours, theirs in zip(captured(*given), step(*given), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+def with_slopes(flow: Continuous) -> Callable[..., list[Tensor]]:
+    """Images, log-determinants and the gradients of a function of both."""
+
+    def found(*given: Tensor) -> list[Tensor]:
+        y, log_det = flow.call_and_log_det(*given)
+        loss = y.sin().sum() + log_det.sum()
+        return [y, log_det, *torch.autograd.grad(loss, [given[0], *flow.parameters()])]
+
+    return found
+
+
+@pytest.mark.parametrize(("num_context", "trace"), [(0, "exact"), (2, "hutchinson")])
+def test_graphs_of_fields_do_not_grow_with_their_steps(num_context: int, trace: Trace) -> None:
+    """The steps of a compiled fit took minutes to compile; gradients go back through the loop."""
+    torch.manual_seed(0)
+    given = [torch.randn(5, size, dtype=torch.float64) for size in (3, num_context) if size]
+    given[0].requires_grad_()
+    sizes = []
+    for num_steps in (2, 5):
+        flow = Continuous(3, [8], num_steps, trace, num_context).double()
+        captured = capture(with_slopes(flow), given)
+        torch.manual_seed(1)
+        expected = with_slopes(flow)(*given)
+        torch.manual_seed(1)
+        torch.testing.assert_close(captured(*given), expected)
+        parts = [part for part in captured.graph.modules() if isinstance(part, GraphModule)]
+        sizes.append(sum(len(part.graph.nodes) for part in parts))
+    assert sizes[0] == sizes[1]
 
 
 def test_events_broadcast_over_leading_dimensions(case: Case) -> None:

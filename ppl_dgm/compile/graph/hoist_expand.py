@@ -9,6 +9,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.node import map_arg
 
 from ppl_dgm.compile.graph.nodes import insert, is_random, nodes, shape, writes
+from ppl_dgm.compile.torch_internals import HigherOrderOperator
 
 __all__ = ["hoist_expands"]
 
@@ -29,10 +30,9 @@ def hoist_expands(graph: GraphModule) -> int:
     Pyro expands the parameters of a distribution to its batch shape first, so that `log`,
     `softplus` or `lgamma` of one number runs once per datum. The pass keeps, for each broadcast
     node, a *compact* node of the same rank with size 1 along broadcast dimensions, pushes views and
-    pointwise operations through it, and expands at the end. What is returned is written out in
-    full, as the operations had it.
+    pointwise operations through it, and expands at the end. What is returned or given to a loop is
+    written out in full, as the operations had it.
     """
-    output: Any = graph.graph.output_node()
     compact: dict[Any, Any] = {}
     for node in nodes(graph):
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -50,12 +50,19 @@ def hoist_expands(graph: GraphModule) -> int:
         node.replace_all_uses_with(
             expanded, delete_user_cb=lambda user, keep=expanded: user is not keep
         )
-        if expanded in output.all_input_nodes and node.meta["val"].is_contiguous():
+        bound = [user for user in expanded.users if _keeps_layout(user)]
+        if bound and node.meta["val"].is_contiguous():
             with graph.graph.inserting_after(expanded):
                 full = graph.graph.call_function(aten.clone.default, (expanded,), _IN_FULL)
             full.meta = dict(node.meta)
-            output.replace_input_with(expanded, full)
+            for user in bound:
+                user.replace_input_with(expanded, full)
     return len(moved)
+
+
+def _keeps_layout(user: Any) -> bool:
+    """Whether a node depends on the layout of its inputs."""
+    return user.op == "output" or isinstance(user.target, HigherOrderOperator)
 
 
 def _compacted(graph: Graph, node: Any, compact: dict[Any, Any]) -> Any:

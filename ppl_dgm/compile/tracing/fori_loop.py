@@ -18,7 +18,7 @@ from ppl_dgm.compile.torch_internals import (
     without_modes,
 )
 
-__all__ = ["Body", "emit_loop", "outside_of_traces", "repeat", "running_loops"]
+__all__ = ["Body", "emit_loop", "outside_of_traces", "repeat", "running_loops", "writes_loops"]
 
 Body = Callable[[Any, Any], Any]
 Runner = Callable[[torch.Tensor, Body, Any, Any], Any]
@@ -77,6 +77,11 @@ def running_loops(runner: Runner) -> Iterator[None]:
         yield
     finally:
         _RUNNER.reset(token)
+
+
+def writes_loops() -> bool:
+    """Tell whether loops are captured, and not run by Python."""
+    return _RUNNER.get() is not in_python
 
 
 @contextmanager
