@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from provenance import provenance
 from rows import Row, Rows, markdown
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -79,6 +79,8 @@ def by_gradients(
 ) -> Program:
     """Adam, its rate halved where validation stalls, to the best validation."""
     sizes = {key: value for key, value in settings.items() if key not in ("decay", "rate")}
+    if "activation" in sizes:
+        sizes["activation"] = getattr(nn, sizes["activation"])
     with seeded(seed):
         program = make(data.num_dims, **sizes)
     fit(

@@ -17,14 +17,18 @@ from typing import Any
 
 import torch
 from provenance import provenance
+from recurrence import RecurrentNADENet
 from rows import Row, Rows, markdown
+from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_dgm import Program, fit
+from ppl_dgm.conditionals.likelihoods import Bernoulli
 from ppl_dgm.data import Dataset, load_binarized_mnist
 from ppl_dgm.evidence import Exact
-from ppl_dgm.families import FVSBN, MADE, NADE
+from ppl_dgm.families import FVSBN, MADE
+from ppl_dgm.families.autoregressive.model import AutoregressiveProgram
 from ppl_dgm.program.seeding import seeded
 
 ROWS = Rows(
@@ -37,10 +41,22 @@ FAMILIES: dict[str, Callable[[], Program]] = {
     "MADE, 500 hidden": lambda: MADE(784, hidden=[500]),
     "MADE, 1000 hidden": lambda: MADE(784, hidden=[1000]),
     "MADE, 2000 hidden": lambda: MADE(784, hidden=[2000]),
-    "NADE, 500 hidden": lambda: NADE(784, hidden=500),
+    "NADE, 500 hidden": lambda: recurrent(nn.Sigmoid),
+    "NADE, 500 rectified": lambda: recurrent(nn.ReLU),
 }
 # Test nats, lower is better: FVSBN and NADE of Larochelle and Murray (2011), MADE of Germain et al.
-PUBLISHED = {"FVSBN": 97.45, "MADE, 2000 hidden": 88.40, "NADE, 500 hidden": 88.33}
+PUBLISHED = {
+    "FVSBN": 97.45,
+    "MADE, 2000 hidden": 88.40,
+    "NADE, 500 hidden": 88.33,
+    "NADE, 500 rectified": 88.33,
+}
+
+
+def recurrent(activation: type[nn.Module]) -> Program:
+    """NADE whose gradients take a fourth of the time, with the same parameters by name."""
+    net = RecurrentNADENet(784, 500, activation=activation)
+    return AutoregressiveProgram(net, Bernoulli())
 
 
 def row(
@@ -62,7 +78,7 @@ def row(
         checkpoint=checkpoint,
         seed=seed,
         progress=False,
-        compile=True,
+        compile=not name.startswith("NADE"),  # whose loop over dimensions would be unrolled
     )
     minutes, history = (time.process_time() - start) / 60, found.history
     parts = (data.train.x[:LEARNT], data.valid.x, data.test.x)
@@ -111,17 +127,23 @@ def page(found: list[Row]) -> str:
         f"command with its family, rate, decay and epochs. Training nats are those of {LEARNT} "
         "images, where they were kept. Published (from "
         "memory): FVSBN and NADE of Larochelle and Murray (2011), MADE with one hidden layer of "
-        "8000 units of Germain et al. (2015). Processor minutes of one thread, compiled, on a "
-        "machine shared with other work."
+        "8000 units of Germain et al. (2015). NADE learns by its recurrence as one operation "
+        "(`benchmarks/recurrence.py`), with the parameters of `families.NADE`. Processor minutes "
+        "of one thread, compiled but for NADE, on a machine shared with other work."
     )
     ordered = sorted(found, key=lambda row: list(FAMILIES).index(row["family"]))
     table = markdown(head.split("|"), [cells(row) for row in ordered])
     end = (
+        "NADE of rectified units is a nat better than the published one of sigmoid units, in eight "
+        "epochs; sigmoid units were given up after 400 steps, when they were 9 nats behind at one "
+        "rate each, and a longer fit of rectified ones for its time. The best parameters, loaded "
+        "by `families.NADE`, give the same test nats. It begins to overfit, by 4.7 nats, at the "
+        "only penalty tried.\n\n"
         "MADE is 4 nats behind what was published, as it overfits: 2000 units with little penalty "
         "have 80.0 nats of training images in their last epoch, 1000 units with the largest "
         "penalty 88.2, 5.2 below validation. Its last epoch is the best, so larger penalties and "
         "longer fits are likely to help; they were not tried, nor several orders and the 8000 "
-        "units and Adagrad of the published net. NADE was not run."
+        "units and Adagrad of the published net."
     )
     return "\n\n".join(["# Autoregressive nets on statically binarised MNIST", note, table, end])
 
