@@ -34,6 +34,7 @@ from ppl_dgm.evidence.kinds import (
     starting_from,
     typical_error,
 )
+from ppl_dgm.evidence.laplace import Laplace
 from ppl_dgm.evidence.many_data import checked_on_few
 from ppl_dgm.evidence.moving import failing_data, joined_evidence
 from ppl_dgm.evidence.result import Evidence
@@ -88,7 +89,8 @@ def auto(
       importance sampling around the modes, checked by two other kinds on 1000 of the data drawn at
       random, where parts of the data may stand alone; where these disagree, all of the above;
     - continuous latents of each datum: importance sampling for all data, those that it fails on
-      moved on to importance sampling around their modes (`diagnostics["moved"]`), checked by
+      (or all, where an alarm does not tell which fail) moved on to importance sampling around their
+      modes (`diagnostics["moved"]`), checked by
       sequential Monte Carlo on as many data as the budget allows; where that is all of them, the
       better is returned;
     - an unnormalised density of the data: annealed importance sampling and sequential Monte Carlo
@@ -289,7 +291,34 @@ def moved_on(
     seed: int | None,
     settings: Allowance,
 ) -> Evidence:
-    """Move failing data on to the next kind of estimator."""
+    """Move failing data on to the next kind of estimator.
+
+    All are moved where an alarm does not tell which fail, as of modes that a guide misses.
+    """
+    if main.reliable or not main.log_z.dim():
+        return main
+    joined = failing_moved(program, bound, main, first, seed, settings)
+    if joined.reliable or isinstance(first, Laplace):
+        return joined
+    second = next_kind(first, len(main.log_z), settings)  # what fails, no diagnostic tells
+    whole = second and Attempts().add(
+        second.name, partial(second, program, *bound.args, seed=seed, **bound.kwargs)
+    )
+    if not (whole and whole.reliable):
+        return joined
+    everything = torch.arange(len(whole.log_z), device=whole.log_z.device)
+    return replace(whole, diagnostics={**whole.diagnostics, "moved": everything})
+
+
+def failing_moved(
+    program: Program,
+    bound: Bound,
+    main: Evidence,
+    first: Estimator,
+    seed: int | None,
+    settings: Allowance,
+) -> Evidence:
+    """Move the data that diagnostics tell to fail."""
     places = failing_data(main)
     if places is None or not bound.structure.divisible:
         return main

@@ -15,6 +15,7 @@ from ppl_dgm.evidence import (
     Laplace,
     LearnedHarmonicMean,
     PriorSampling,
+    auto,
 )
 from ppl_dgm.sampling.missed_modes import scouted_before
 
@@ -129,3 +130,14 @@ def test_few_data_with_two_modes_among_many_are_told():
 
     found = ImportanceSampling(5000)(Program(squared, guide), x)
     assert any("for 3 of 150 data" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("num_data", [1, 5])
+def test_auto_moves_on_where_a_guide_misses_modes(num_data):
+    x = torch.tensor([6.0, 5.0, 4.5, 7.0, 8.0]).double()[:num_data]
+    z = torch.linspace(-10, 10, 20001).double().unsqueeze(1)
+    normal = torch.distributions.Normal
+    joint = normal(0.0, 1.0).log_prob(z) + normal(z.square(), 1.0).log_prob(x)
+    found = auto(Program(squared, at_one_root), x)
+    assert found.reliable
+    assert float((found.log_z - joint.logsumexp(0) - math.log(1e-3)).abs().max()) < 0.05
