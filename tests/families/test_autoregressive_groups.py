@@ -359,6 +359,16 @@ def test_context_images_are_scaled_as_the_data_are() -> None:
     assert torch.equal(levelled(y.to(torch.uint8).reshape(2, 1, 1, 2)), expected)
 
 
+@pytest.mark.parametrize("law", ["bernoulli", "gaussian", likelihoods.ContinuousBernoulli()])
+def test_context_images_of_bytes_are_refused_where_data_of_bytes_are_converted(law: Any) -> None:
+    program, bytes_ = PixelCNN((1, 2, 2), 4, 1, law, context=(1, 1, 2)), torch.tensor([0, 200])
+    y = bytes_.to(torch.uint8).reshape(1, 1, 1, 2)
+    for use in (partial(program.sample, 1, y=y), partial(Exact(), program, torch.zeros(1, 4), y)):
+        with pytest.raises(ValueError, match="the context images are bytes; as data they would be"):
+            use()
+    program.sample(1, y=(y > 127).float())
+
+
 @pytest.mark.parametrize("settings", [{}, {"orders": 2}, {"order": [2, [0, 1], 3]}, {"context": 2}])
 def test_an_eonade_sums_to_one_and_remembers(settings: dict) -> None:
     program = built(partial(NADE, 4, 5, all_orders=True, **settings))

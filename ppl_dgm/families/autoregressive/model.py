@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from ppl_dgm.checked import checked
@@ -272,7 +273,9 @@ class AutoregressiveModel(nn.Module):
             raise ValueError(
                 f"the contexts have shape {list(y.shape)}; expected one for each datum, [N, {size}]"
             )
-        flat = flat.to(self.start.dtype)
+        flat, are_bytes = flat.to(self.start.dtype), flat.dtype is torch.uint8
+        if self.scales_context and are_bytes and is_validation_enabled():
+            check_kept_bytes(self.likelihood, flat)
         return self.likelihood.inputs(flat) if self.scales_context else flat
 
 
@@ -289,6 +292,16 @@ def context_of(num_classes: int | None, context: ContextSize | None) -> ContextS
     if context is not None:
         check_sizes(context=context_size(context))
     return num_classes or context or 0
+
+
+def check_kept_bytes(likelihood: Likelihood, images: Tensor) -> None:
+    """Refuse context images of bytes that, as data, would be converted."""
+    _, told = likelihood.of_bytes(images, True)
+    if told:
+        raise ValueError(
+            f"the context images are bytes; as data they would be {told}. Give them in the numbers "
+            "of the draws, e.g. y / 255 or (y > 127).float()"
+        )
 
 
 def check_temperature(temperature: float) -> None:
