@@ -295,7 +295,7 @@ def context_of(num_classes: int | None, context: ContextSize | None) -> ContextS
 
 
 def check_kept_bytes(likelihood: Likelihood, images: Tensor) -> None:
-    """Refuse context images of bytes that, as data, would be converted."""
+    """Refuse context images of bytes where data are converted."""
     _, told = likelihood.of_bytes(images, True)
     if told:
         raise ValueError(
