@@ -104,7 +104,8 @@ class Bijection(TransformModule, ConditionalTransform, ABC):
     def checked(self, context: Tensor | None) -> Any:
         """Check the context and return it if it is used.
 
-        The result is None if this map uses none.
+        The result is None if this map uses none. Whole numbers and flags, as of
+        `torch.nn.functional.one_hot`, become numbers of the parameters' dtype.
 
         Raises:
             ValueError: no context where one is needed, or one of another length.
@@ -117,7 +118,9 @@ class Bijection(TransformModule, ConditionalTransform, ABC):
                 f"{type(self).__name__} was made with num_context={self.num_context} and needs a "
                 f"context [..., {self.num_context}], got {given}"
             )
-        return context
+        if context.is_floating_point():
+            return context
+        return context.to(next(self.parameters()).dtype)
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_log_det(x)[0]

@@ -91,6 +91,9 @@ class Image(constraints.Constraint):
         self.event_dim = whole.event_dim
         super().__init__()
 
+    def __repr__(self) -> str:
+        return f"Image of {self.flow.base_dist.support}"
+
     def check(self, value: Tensor) -> Tensor:
         """Whether values `[..., *event]` come from the base's support: `[...]`."""
         base = self.flow.base_dist

@@ -262,6 +262,23 @@ def test_contexts_bend_the_density_and_travel_in_minibatches() -> None:
     assert flow.distribution(context).log_prob(x).mean() > shuffled + 5
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: RealNVP(3, 2, [4], num_context=4), lambda: FFJORD(3, 1, [4], 2, num_context=4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_contexts_may_be_whole_numbers(make: Callable[[], Flow], dtype: torch.dtype) -> None:
+    """As `one_hot` makes them of classes."""
+    torch.manual_seed(0)
+    flow, x = make().to(dtype), torch.randn(5, 3, dtype=dtype)
+    labels = nn.functional.one_hot(torch.tensor([0, 3, 1, 1, 2]))
+    for context in (labels, labels > 0):
+        options = {"steps": 1, "seed": 0, "compile": False, "progress": False}
+        fit(flow, {"x": x, "context": context}, **options)
+        found = evidence.auto(flow, x, context).log_z
+        assert torch.equal(found, evidence.auto(flow, x, labels.to(dtype)).log_z)
+        assert flow.sample(2, context=context).dtype == dtype
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_compiled_fits_equal_eager_ones(name: str) -> None:
@@ -317,6 +334,11 @@ BAD = {
         ValueError,
         "write base.to_event\\(1\\)",
     ),
+    "discrete base": (
+        lambda: Flow(dist.Poisson(torch.ones(2)).to_event(1), [ActNorm((2,))]),
+        ValueError,
+        "the base is discrete.* Dequantised",
+    ),
     "chain": (
         lambda: Flow(noise(2), [Coupling(2), Coupling(3)]),
         ValueError,
@@ -370,7 +392,7 @@ BAD = {
             torch.full((2, 2), 50.0),
         ),
         ValueError,
-        "support",
+        "support Image of .*Interval",
     ),
 }
 

@@ -53,9 +53,9 @@ class Flow(Shades, Program):
 
     Raises:
         TypeError: a base that is no distribution.
-        ValueError: a base with a batch shape, transforms whose shapes do not chain or that have no
-            inverse; when run, data of another shape, no context where one is needed, or one of
-            another length.
+        ValueError: a base that is discrete or has a batch shape, transforms whose shapes do not
+            chain or that have no inverse; when run, data of another shape, no context where one is
+            needed, or one of another length.
 
     Example:
         >>> from ppl_dgm.transforms import ActNorm, Coupling
@@ -233,7 +233,7 @@ def checked_base(base: Any) -> torch.Size:
 
     Raises:
         TypeError: what is no distribution.
-        ValueError: a batch shape, or events that are numbers.
+        ValueError: a batch shape, events that are numbers, discrete events.
     """
     if not isinstance(base, Distribution):
         raise TypeError(
@@ -244,6 +244,11 @@ def checked_base(base: Any) -> torch.Size:
         raise ValueError(
             f"the base has batch shape {list(base.batch_shape)} and event shape "
             f"{list(base.event_shape)}; expected [] and [D]: write base.to_event(1)"
+        )
+    if base.support is not None and base.support.is_discrete:
+        raise ValueError(
+            "the base is discrete; expected a density of real numbers, which transforms change. "
+            "For data of whole numbers, see Dequantised"
         )
     return base.event_shape
 
