@@ -20,6 +20,7 @@ from ppl_dgm.sampling.climbing import (
     climb_likelihood,
     distinct,
     find_modes,
+    newton_modes,
     same_mode,
     starts_at_once,
 )
@@ -214,6 +215,8 @@ class Laplace(Estimator):
             starts = torch.cat([starts, given_points(target, self.starts)])
         different, index = starts.unique(dim=0, return_inverse=True)  # equal ones climb once
         modes = find_modes(target, different, self.num_steps, at_once)
+        if not bool(modes.valid.any()):  # coordinates of very different scales
+            modes = newton_modes(target, modes, at_once)
         modes = Modes(*(part[index] for part in modes))
         most = math.isqrt(self.memory // (8 * target.dim))  # starts whose distances fit into memory
         for _ in range(MOST_ROUNDS - 1):

@@ -18,6 +18,7 @@ __all__ = [
     "distinct",
     "find_modes",
     "hessian_of",
+    "newton_modes",
     "same_mode",
     "starts_at_once",
     "value_and_slope",
@@ -29,6 +30,8 @@ DOUBLINGS = 60
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
 SECOND_DERIVATIVES = 4  # times the memory of a gradient
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
+NEWTON_STARTS, NEWTON_STEPS = 64, 20  # at most
+FLAT = 1e-6  # least curvature, of that along the coordinates
 
 
 class Modes(NamedTuple):
@@ -236,6 +239,11 @@ def find_modes(
     Each start climbs to an optimum.
     """
     point = climb(target.log_joint, starts, num_steps, at_once)
+    return curvatures(target, point, at_once)
+
+
+def curvatures(target: Unconstrained, point: Tensor, at_once: int) -> Modes:
+    """Find which points are modes, and the curvature there."""
     parts = [hessian_of(target.log_joint, part) for part in point.split(at_once)]
     value, slope, hessian = (torch.cat(part) for part in zip(*parts, strict=True))
     precision = -0.5 * (hessian + hessian.mT).double()
@@ -253,6 +261,39 @@ def find_modes(
     log_z = value.double() + 0.5 * target.dim * math.log(2 * math.pi) - log_det
     scale_tril = torch.linalg.cholesky_ex(inverse.mT @ inverse).L
     return Modes(point, value.double(), scale_tril, valid, torch.where(valid, log_z, -torch.inf))
+
+
+def newton_modes(target: Unconstrained, modes: Modes, at_once: int = 1 << 30) -> Modes:
+    """Go on from where climbs have ended.
+
+    The first 64 starts go by Newton's steps, which scales of coordinates do not slow.
+    """
+    slow, rest = modes.point[:NEWTON_STARTS], modes.point[NEWTON_STARTS:]
+    ends = [newton(target.log_joint, part) for part in slow.split(at_once)]
+    return curvatures(target, torch.cat([*ends, rest]), at_once)
+
+
+def newton(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    r"""Climb by Newton's steps from points `[n, *batch, dim]`.
+
+    The direction is $|H|^{-1} g$, of the Hessian's eigenvalues in coordinates that make its
+    diagonal one the absolute ones: it ascends also where the density is not concave.
+    """
+    last = point.new_full(point.shape[:-1], -torch.inf)
+    for _ in range(NEWTON_STEPS):
+        value, slope, hessian = hessian_of(log_joint, point)
+        if not bool((value > last + 1e-10 * (1 + value.abs())).any()):
+            break
+        unit = hessian.diagonal(dim1=-2, dim2=-1).abs().double().rsqrt()
+        unit = torch.where(unit.isfinite(), unit, 1.0)
+        scaled = (0.5 * (hessian + hessian.mT) * unit.unsqueeze(-1) * unit.unsqueeze(-2)).double()
+        values, vectors = torch.linalg.eigh(scaled.nan_to_num(0.0, 0.0, 0.0))
+        along = (vectors.mT @ (unit * slope.nan_to_num(0.0, 0.0, 0.0)).unsqueeze(-1)).squeeze(-1)
+        step = vectors @ (along / values.abs().clamp_min(FLAT)).unsqueeze(-1)
+        direction = (unit * step.squeeze(-1)).to(point)
+        point = backtrack(log_joint, point, value, slope, direction, first=False)
+        last = value
+    return point
 
 
 def starts_at_once(target: Unconstrained, memory: int) -> int:

@@ -297,3 +297,21 @@ def test_tails_that_no_draw_reached_are_walked_to() -> None:
     found = Laplace()(known.program(), *known.args)
     assert float(found.log_z) - known.log_z < -4 * float(found.std_error)
     assert any("lies where no draw came" in text for text in found.warnings)
+
+
+def test_scales_of_coordinates_do_not_hide_modes():
+    """Two coefficients, of 1e-8 and of 1e8: no climb reached the mode."""
+    unit = torch.tensor([1e-8, 1e8], dtype=FLOAT)
+    design = torch.stack([torch.ones(9), torch.linspace(-1, 1, 9)], 1).double()
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=FLOAT), unit).to_event(1))
+        with pyro.plate("data", 9):
+            pyro.sample("x", dist.Normal(((w / unit).unsqueeze(-2) * design).sum(-1), 0.5), obs=x)
+
+    x = torch.linspace(0, 2, 9, dtype=FLOAT) ** 2
+    covariance = design @ design.T + 0.25 * torch.eye(9)
+    truth = torch.distributions.MultivariateNormal(torch.zeros(9).double(), covariance).log_prob(x)
+    found = Laplace(num_starts=8)(Program(model), x, seed=0)
+    assert found.reliable
+    assert abs(float(found.log_z - truth)) < 0.01
