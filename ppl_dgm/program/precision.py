@@ -36,7 +36,7 @@ _CASTS = {
 _UNTOUCHED = {"__deepcopy__", "__len__", "__repr__", "__reduce_ex__", "dim", "numel", "size"}
 _PICKS = {"__getitem__", "index_select"}  # of few numbers among many, which alone are raised
 _IN_PLACE = {"__setitem__", "__set__", "backward", "register_hook", "retain_grad"}
-_READ_DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
+_PLAIN = frozenset({int, float, bool, str, type(None), type(...), slice})
 _FACTORIES = _device_constructors()
 _WIDE_DEFAULT = ContextPatches(Patch(torch, "get_default_dtype", lambda: torch.float64))
 
@@ -97,18 +97,29 @@ class Widening(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name == "__get__":
             found = func(*args)
-            return WIDE.get(found, found) if func == _READ_DTYPE else found
+            return WIDE.get(found, found) if type(found) is torch.dtype else found
         if name in _UNTOUCHED:
             return func(*args, **kwargs)
         if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
             return self._write(func, args, kwargs)
         if name not in _PICKS:
-            args, kwargs = map_leaves(args, self._widen), map_leaves(kwargs, self._widen)
+            args = tuple([self._widen_argument(given) for given in args])
+            kwargs = {key: self._widen_argument(given) for key, given in kwargs.items()}
         result = _CASTS.get(func, func)(*args, **kwargs)
         if isinstance(result, Tensor) and result.dtype in WIDE:
             made = name not in _PICKS
             return self._made_anew(func, args, kwargs, result) if made else to_double(result)
         return result
+
+    def _widen_argument(self, given: Any) -> Any:
+        """Raise an argument.
+
+        The most frequent kinds come first, as this runs at every operation.
+        """
+        kind = type(given)
+        if kind in _PLAIN or (kind is Tensor and given.dtype not in WIDE):
+            return given
+        return map_leaves(given, self._widen)
 
     def _widen(self, leaf: Any) -> Any:
         """Raise a parameter once, anything else at each use."""

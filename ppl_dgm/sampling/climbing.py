@@ -1,7 +1,7 @@
 """Climbing to the modes of densities, and their curvature there."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ __all__ = [
 HISTORY = 10  # pairs of steps that L-BFGS remembers
 BACKTRACKS = 25
 DOUBLINGS = 60
+TURNS = (2, 4, *[8] * 10)  # lengths of a step that are tried in one run
+ENOUGH = 1e-4  # share of the promised rise that a step must have
 SAME_MODE = 0.05  # distance in standard deviations under which two optima are one
 SECOND_DERIVATIVES = 4  # times the memory of a gradient
 GRADIENT_TOLERANCE = 1e-3  # of the slope left at a mode, in standard deviations
@@ -88,8 +90,9 @@ def climb_likelihood(target: Unconstrained, start: Tensor, num_steps: int) -> Te
 def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_steps: int) -> Tensor:
     """Climb from all starts together by L-BFGS.
 
-    Backtracking finds the length of each step, for all starts and data at once. Steps whose size
-    is not known from curvature, as in convex tails, are doubled as long as they climb more.
+    Backtracking finds the length of each step. Steps whose size is not known from curvature, as in
+    convex tails, are doubled as long as they climb more. Several lengths are tried in one run: the
+    program takes about as long for one point as for a hundred.
 
     A start that no longer rises is left where it is: the others go on without it. Nocedal and
     Wright (2006), algorithm 7.4.
@@ -102,11 +105,7 @@ def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_ste
         direction = two_loop(slope, pairs)
         ascends = (direction * slope).sum(-1, keepdim=True) > 0
         direction = torch.where(ascends, direction, slope)
-        new = backtrack(log_joint, point, value, slope, direction, first=not pairs)
-        uncurved = curvature(*pairs[-1]) == 0 if pairs else torch.ones_like(slope[..., :1]).bool()
-        if bool(uncurved.any()):
-            new = torch.where(uncurved, double(log_joint, point, new), new)
-        new_value, new_slope = value_and_slope(log_joint, new)
+        new, new_value, new_slope = step_along(log_joint, point, value, slope, direction, pairs)
         pairs = [*pairs, (new - point, slope - new_slope)][-HISTORY:]
         rose = (new_value > value + 1e-10 * (1 + value.abs())).reshape(len(new), -1).any(1)
         end[rising] = new
@@ -115,6 +114,49 @@ def climb_together(log_joint: Callable[[Tensor], Tensor], start: Tensor, num_ste
         if not len(rising):
             break
     return end
+
+
+def step_along(
+    log_joint: Callable[[Tensor], Tensor],
+    point: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    direction: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make one step of each start.
+
+    Returns points, values and slopes.
+
+    The whole step is tried with its slope, which many starts can keep; the others alone are run
+    again.
+    """
+    first = not pairs  # a first step is of unit length at most
+    length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
+    promise = (direction * slope).sum(-1)
+    new = point + length.unsqueeze(-1) * direction
+    new_value, new_slope = value_and_slope(log_joint, new)
+    low = new_value < value + ENOUGH * length * promise
+    uncurved = (curvature(*pairs[-1]) == 0)[..., 0] if pairs else torch.ones_like(low)
+    changed = low.clone()
+    if len(rows := starts_of(low)):
+        half = length[rows] / 2, promise[rows], DOUBLINGS if first else BACKTRACKS
+        shorter, found = backtrack(log_joint, point[rows], value[rows], direction[rows], *half)
+        new[rows] = torch.where(low[rows].unsqueeze(-1), shorter, new[rows])
+        new_value[rows] = torch.where(low[rows], found, new_value[rows])
+    if len(rows := starts_of(uncurved)):
+        longer, found = double(log_joint, point[rows], new[rows], new_value[rows])
+        higher = uncurved[rows] & (found > new_value[rows])
+        new[rows] = torch.where(higher.unsqueeze(-1), longer, new[rows])
+        changed[rows] |= higher
+    if len(rows := starts_of(changed)):
+        new_value[rows], new_slope[rows] = value_and_slope(log_joint, new[rows])
+    return new, new_value, new_slope
+
+
+def starts_of(marked: Tensor) -> Tensor:
+    """Find the starts marked `[n, *batch]` at some datum."""
+    return marked.reshape(len(marked), -1).any(1).nonzero()[:, 0]
 
 
 def two_loop(slope: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -147,51 +189,104 @@ def curvature(s: Tensor, y: Tensor) -> Tensor:
     return torch.where(safe, 1 / product, 0.0).nan_to_num(0.0, 0.0, 0.0)
 
 
+@torch.no_grad()
 def backtrack(
     log_joint: Callable[[Tensor], Tensor],
     point: Tensor,
     value: Tensor,
-    slope: Tensor,
     direction: Tensor,
-    first: bool,
-) -> Tensor:
+    length: Tensor,
+    promise: Tensor,
+    most: int,
+) -> tuple[Tensor, Tensor]:
     """Shorten each step until it climbs enough.
 
-    Enough is what Armijo's rule asks. A start stays where no step does.
+    Returns points and their values.
+
+    Enough is what Armijo's rule asks, `promise` the rise per length. A start stays where none of
+    the most halvings does.
     """
-    length = 1 / slope.norm(dim=-1).clamp_min(1.0) if first else torch.ones_like(value)
-    promise = (direction * slope).sum(-1)
-    best = point
-    waiting = torch.ones_like(value, dtype=torch.bool)
-    for _ in range(DOUBLINGS if first else BACKTRACKS):  # a first step is of unit length at most
-        spend(value.numel())
-        trial = point + length.unsqueeze(-1) * direction
-        with torch.no_grad():
-            found = log_joint(trial).nan_to_num(nan=-torch.inf)
-        good = waiting & (found >= value + 1e-4 * length * promise)
-        best = torch.where(good.unsqueeze(-1), trial, best)
-        waiting = waiting & ~good
-        if not bool(waiting.any()):
+    best, highest = point.clone(), value.clone()
+    rows = torch.arange(len(point), device=point.device)
+    done = torch.zeros_like(value, dtype=torch.bool)
+    for powers in in_turns(most, value):
+        lengths = length[rows] * 0.5**powers
+        trial = point[rows] + lengths.unsqueeze(-1) * direction[rows]
+        found = values_of(log_joint, trial)
+        good = (found >= value[rows] + ENOUGH * lengths * promise[rows]) & ~done[rows]
+        longest = good.int().argmax(0, keepdim=True)  # the first that is good enough
+        take(best, highest, rows, good.any(0), trial, found, longest)
+        done[rows] |= good.any(0)
+        rows = starts_of(~done)
+        if not len(rows):
             break
-        length = torch.where(waiting, length / 2, length)
-    return best
+    return best, highest
 
 
 @torch.no_grad()
-def double(log_joint: Callable[[Tensor], Tensor], point: Tensor, end: Tensor) -> Tensor:
-    """Double steps from points as long as their ends climb."""
-    spend(point.shape[:-1].numel())
-    step, highest = end - point, log_joint(end)
-    for _ in range(DOUBLINGS):
-        spend(highest.numel())
-        step = 2 * step
-        found = log_joint(point + step).nan_to_num(nan=-torch.inf)
-        higher = found > highest
-        if not bool(higher.any()):
+def double(
+    log_joint: Callable[[Tensor], Tensor], point: Tensor, end: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Double steps as long as their ends climb.
+
+    Returns ends and their values.
+    """
+    step, end, highest = end - point, end.clone(), value.clone()
+    rows = torch.arange(len(point), device=point.device)
+    for powers in in_turns(DOUBLINGS, value):
+        trial = point[rows] + step[rows] * 2.0 ** (1 + powers).unsqueeze(-1)
+        found = values_of(log_joint, trial)
+        best = found.argmax(0, keepdim=True)
+        higher = found.gather(0, best)[0] > highest[rows]
+        take(end, highest, rows, higher, trial, found, best)
+        rows = rows[starts_of(higher)]
+        if not len(rows):
             break
-        end = torch.where(higher.unsqueeze(-1), point + step, end)
-        highest = torch.where(higher, found, highest)
-    return end
+    return end, highest
+
+
+def in_turns(most: int, like: Tensor) -> Iterator[Tensor]:
+    """Yield the powers from 0, few and then more.
+
+    They are `[powers, 1, ...]`.
+
+    Those of one turn are tried in one run of the program. Eight values take the memory that second
+    derivatives take.
+    """
+    powers = torch.arange(most, device=like.device).to(like).reshape(-1, *[1] * like.dim())
+    for count in TURNS:
+        if not len(powers):
+            return
+        yield powers[:count]
+        powers = powers[count:]
+
+
+def take(
+    point: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    found: Tensor,
+    trial: Tensor,
+    values: Tensor,
+    place: Tensor,
+) -> None:
+    """Write the trials that were found to their rows.
+
+    `place` is which trial it is.
+    """
+    chosen = trial.gather(0, place.unsqueeze(-1).expand_as(trial[:1]))[0]
+    point[rows] = torch.where(found.unsqueeze(-1), chosen, point[rows])
+    value[rows] = torch.where(found, values.gather(0, place)[0], value[rows])
+
+
+def values_of(log_joint: Callable[[Tensor], Tensor], trial: Tensor) -> Tensor:
+    """Compute log densities of trials in one run.
+
+    Trials are `[trials, n, *batch, dim]`.
+    """
+    spend(trial.shape[:-1].numel())
+    found = log_joint(trial.flatten(0, 1)).nan_to_num(nan=-torch.inf)
+    return found.reshape(trial.shape[:-1])
 
 
 @torch.enable_grad()
@@ -291,8 +386,8 @@ def newton(log_joint: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
         along = (vectors.mT @ (unit * slope.nan_to_num(0.0, 0.0, 0.0)).unsqueeze(-1)).squeeze(-1)
         step = vectors @ (along / values.abs().clamp_min(FLAT)).unsqueeze(-1)
         direction = (unit * step.squeeze(-1)).to(point)
-        point = backtrack(log_joint, point, value, slope, direction, first=False)
-        last = value
+        last, whole, promise = value, torch.ones_like(value), (direction * slope).sum(-1)
+        point, _ = backtrack(log_joint, point, value, direction, whole, promise, BACKTRACKS)
     return point
 
 
