@@ -147,7 +147,7 @@ def test_diverged_parameters_give_no_samples() -> None:
     rbm = RBM(4, 2)
     with torch.no_grad():
         rbm.parts.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="parameters have diverged; expected finite ones"):
+    with pytest.raises(ValueError, match="expected finite ones: where they have diverged"):
         rbm.sample(3, num_steps=2)
 
 

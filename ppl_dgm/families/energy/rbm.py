@@ -120,22 +120,23 @@ class RBM(Program):
             `[num_samples, D]`.
 
         Raises:
-            ValueError: for counts below one, a start of another shape, or parameters that are not
-                finite.
+            ValueError: for counts below one, a start of another shape, or a start or parameters
+                that are not finite.
         """
         check_sizes(num_samples=num_samples, num_steps=num_steps)
         shape = (num_samples, len(self.parts.weight))
         if start is not None and tuple(start.shape) != shape:
             raise ValueError(f"start has shape {list(start.shape)}; expected {list(shape)}")
+        given = [*self.parts.parameters(), *([] if start is None else [start])]
+        if not all(bool(part.isfinite().all()) for part in given):  # odds of NaN would give zeros
+            raise ValueError(
+                "parameters, or the start, are not finite; expected finite ones: where they have "
+                "diverged, fit again with a smaller learning rate"
+            )
         with evaluating(self), torch.no_grad():
             x = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
             for _ in counted_steps(num_steps, "sample", progress):
                 x = self.parts.move(x)
-            if not bool(self.parts.free_energy(x).isfinite().all()):  # odds of NaN give zeros
-                raise ValueError(
-                    "the draws have no finite free energy: parameters have diverged; expected "
-                    "finite ones, fit again with a smaller learning rate"
-                )
         return x
 
 
