@@ -231,9 +231,43 @@ class Course:
 
         def run() -> Evidence:
             found = first(self.program, *bound.args, seed=self.seed, **bound.kwargs)
-            return moved_on(self.program, bound, found, first, self.seed, self.settings)
+            return self.moved_on(found, first)
 
         return self.attempts.add(first.name, run)
+
+    def moved_on(self, main: Evidence, first: Estimator) -> Evidence:
+        """Move failing data on to the next kind of estimator.
+
+        All are moved where an alarm does not tell which fail, as of modes that a guide misses.
+        """
+        if main.reliable or not main.log_z.dim():
+            return main
+        joined = self.failing_moved(main, first)
+        if joined.reliable or isinstance(first, Laplace):
+            return joined
+        second = next_kind(first, len(main.log_z), self.settings)
+        whole = second and replace(self, attempts=Attempts()).attempt(second)
+        if not (whole and whole.reliable):
+            return joined
+        everything = torch.arange(len(whole.log_z), device=whole.log_z.device)
+        return replace(whole, diagnostics={**whole.diagnostics, "moved": everything})
+
+    def failing_moved(self, main: Evidence, first: Estimator) -> Evidence:
+        """Move the data that diagnostics tell to fail."""
+        places = failing_data(main)
+        if places is None or not self.bound.structure.divisible:
+            return main
+        second = next_kind(first, len(places[1]), self.settings)
+        if second is None:
+            return main
+        parts = replace(self, attempts=Attempts())
+        for estimator, index in zip((first, second), places, strict=True):
+            if len(index):
+                parts.attempt(estimator, index)
+        if parts.attempts.failed:
+            return telling(main, parts.attempts.failed)
+        found = parts.attempts.found
+        return joined_evidence(main, found[0], found[-1], places)
 
     def part_checked(self, estimators: list[Estimator]) -> Evidence | None:
         """Check the first estimator on a part.
@@ -281,58 +315,6 @@ class Course:
         vague = len(attempts.found) - 1
         if self.attempt(more) is not None:
             del attempts.found[vague]
-
-
-def moved_on(
-    program: Program,
-    bound: Bound,
-    main: Evidence,
-    first: Estimator,
-    seed: int | None,
-    settings: Allowance,
-) -> Evidence:
-    """Move failing data on to the next kind of estimator.
-
-    All are moved where an alarm does not tell which fail, as of modes that a guide misses.
-    """
-    if main.reliable or not main.log_z.dim():
-        return main
-    joined = failing_moved(program, bound, main, first, seed, settings)
-    if joined.reliable or isinstance(first, Laplace):
-        return joined
-    second = next_kind(first, len(main.log_z), settings)  # what fails, no diagnostic tells
-    whole = second and Attempts().add(
-        second.name, partial(second, program, *bound.args, seed=seed, **bound.kwargs)
-    )
-    if not (whole and whole.reliable):
-        return joined
-    everything = torch.arange(len(whole.log_z), device=whole.log_z.device)
-    return replace(whole, diagnostics={**whole.diagnostics, "moved": everything})
-
-
-def failing_moved(
-    program: Program,
-    bound: Bound,
-    main: Evidence,
-    first: Estimator,
-    seed: int | None,
-    settings: Allowance,
-) -> Evidence:
-    """Move the data that diagnostics tell to fail."""
-    places = failing_data(main)
-    if places is None or not bound.structure.divisible:
-        return main
-    second = next_kind(first, len(places[1]), settings)
-    if second is None:
-        return main
-    parts = Attempts()
-    for estimator, index in zip((first, second), places, strict=True):
-        if len(index):
-            args, kwargs = bound.select(index)
-            parts.add(estimator.name, partial(estimator, program, *args, seed=seed, **kwargs))
-    if parts.failed:
-        return telling(main, parts.failed)
-    return joined_evidence(main, parts.found[0], parts.found[-1], places)
 
 
 def settled(attempts: Attempts, target: float) -> bool:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ppl_dgm.sampling.climbing import ENOUGH, backtrack, climb, double
+from ppl_dgm.sampling.climbing import climb
+from ppl_dgm.sampling.line_search import ENOUGH, backtrack, double
 
 FLOAT = torch.float64
 
