@@ -1,6 +1,6 @@
-"""Lengths of the steps of climbs, several tried in one run of a program.
+"""Lengths of the steps of climbs.
 
-A run takes about as long for one point as for a hundred.
+Several are tried in one run of a program, which takes about as long for one point as for a hundred.
 """
 
 from collections.abc import Callable, Iterator
