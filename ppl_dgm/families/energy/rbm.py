@@ -1,5 +1,6 @@
 """Restricted Boltzmann machines, the hidden units summed out."""
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ppl_dgm.bars import counted_steps
 from ppl_dgm.checked import checked
 from ppl_dgm.families.energy.units import UNITS, BinaryUnits, Units, toss
+from ppl_dgm.nn.packed import packed_linear
 from ppl_dgm.program import Program
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.ladder import MAX_SUMMED, Ladder, States
@@ -135,8 +137,9 @@ class RBM(Program):
             )
         with evaluating(self), torch.no_grad():
             x = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
+            held = self.parts.held(num_samples)
             for _ in counted_steps(num_steps, "sample", progress):
-                x = self.parts.move(x)
+                x = held.move(x)
         return x
 
 
@@ -162,7 +165,23 @@ class RBMModel(nn.Module, Ladder):
 
         They are given visible units `[..., D]`.
         """
-        return F.linear(self.units.signal(v), self.weight.T, self.hidden_bias)
+        return self.to_hidden(self.units.signal(v))
+
+    def to_hidden(self, signal: Tensor, /) -> Tensor:
+        return F.linear(signal, self.weight.T, self.hidden_bias)
+
+    def to_visible(self, hidden: Tensor, /) -> Tensor:
+        return hidden @ self.weight.T
+
+    def held(self, num_rows: int) -> "RBMModel":
+        """Return a copy for many moves of `[num_rows, D]`.
+
+        Its products have the weight as it is now.
+        """
+        held = copy.copy(self)
+        held.to_hidden = packed_linear(self.weight.T, self.hidden_bias, num_rows)
+        held.to_visible = packed_linear(self.weight, None, num_rows)
+        return held
 
     def free_energy(self, v: Tensor) -> Tensor:
         """Compute F of data `[..., D]`: `[...]`."""
@@ -192,12 +211,12 @@ class RBMModel(nn.Module, Ladder):
 
     def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
         hidden = toss((beta * self.hidden_logits(x)).sigmoid_())
-        return self.units.draw(hidden @ self.weight.T, beta)
+        return self.units.draw(self.to_visible(hidden), beta)
 
     def states(self) -> States | None:
         num_visible, num_hidden = self.weight.shape
         if num_hidden <= MAX_SUMMED:
-            given = lambda h: self.units.draw(h @ self.weight.T, 1.0)  # noqa: E731
+            given = lambda h: self.units.draw(self.to_visible(h), 1.0)  # noqa: E731
             return States(num_hidden, self.weight, self._log_weight_of_hidden, given)
         if isinstance(self.units, BinaryUnits) and num_visible <= MAX_SUMMED:
             return States(num_visible, self.weight, lambda v: -self.free_energy(v), lambda v: v)
@@ -208,4 +227,4 @@ class RBMModel(nn.Module, Ladder):
 
         They are the log of the integral of exp(-E) over visible units.
         """
-        return h @ self.hidden_bias + self.units.log_normaliser(h @ self.weight.T)
+        return h @ self.hidden_bias + self.units.log_normaliser(self.to_visible(h))
