@@ -1,4 +1,4 @@
-"""Products with a weight that stays as it is for many of them."""
+"""Products with a weight that is held."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +13,10 @@ WORTHWHILE = 2**23  # multiplications a product, below which copies cost what on
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, num_rows: int) -> Callable[[Tensor], Tensor]:
-    r"""Prepare $x \mapsto x W^\top + b$ for many x `[num_rows, in]`.
+    r"""Prepare an affine map for many products.
 
-    The weight `[out, in]` and bias are taken as they are now, without gradients.
+    It is $x \mapsto x W^\top + b$ of x `[num_rows, in]`, with weight `[out, in]` and bias as
+    they are now, without gradients.
     """
     # oneDNN has AVX-512 kernels for every maker's processors, where MKL, behind `F.linear`, takes
     # AVX2 on those of AMD: twice as fast there. A tensor becomes oneDNN's by a copy, so that a
