@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ppl_dgm.families import RBM
 from ppl_dgm.nn.packed import WORTHWHILE, packed_linear
@@ -51,3 +52,12 @@ def test_samples_follow_a_weight_written_in_place() -> None:
     rbm.parts.weight.data.fill_(-10.0)
     rbm.parts.hidden_bias.data.fill_(3000.0)
     assert not rbm.sample(300, 1, progress=False).any()
+
+
+def test_a_parametrised_weight_is_the_one_that_counts() -> None:
+    torch.manual_seed(0)
+    rbm = RBM(200, 200)
+    spectral_norm(rbm.parts, "weight")
+    rbm.parts.parametrizations["weight"].original.data.mul_(1e3)
+    rates = rbm.sample(300, 1, progress=False).mean()
+    assert 0.4 < rates < 0.6  # of a weight 1e3 times as large, nearly all odds are extreme

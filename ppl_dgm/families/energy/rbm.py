@@ -1,7 +1,8 @@
 """Restricted Boltzmann machines, the hidden units summed out."""
 
-import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -19,6 +20,8 @@ from ppl_dgm.program.ladder import MAX_SUMMED, Ladder, States
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["RBM"]
+
+Product = Callable[[Tensor], Tensor]
 
 
 class RBM(Program):
@@ -137,9 +140,9 @@ class RBM(Program):
             )
         with evaluating(self), torch.no_grad():
             x = self.parts.draw(num_samples) if start is None else start.to(self.parts.weight)
-            held = self.parts.held(num_samples)
+            move = self.parts.mover(num_samples)
             for _ in counted_steps(num_steps, "sample", progress):
-                x = held.move(x)
+                x = move(x)
         return x
 
 
@@ -165,23 +168,7 @@ class RBMModel(nn.Module, Ladder):
 
         They are given visible units `[..., D]`.
         """
-        return self.to_hidden(self.units.signal(v))
-
-    def to_hidden(self, signal: Tensor, /) -> Tensor:
-        return F.linear(signal, self.weight.T, self.hidden_bias)
-
-    def to_visible(self, hidden: Tensor, /) -> Tensor:
-        return hidden @ self.weight.T
-
-    def held(self, num_rows: int) -> "RBMModel":
-        """Return a copy for many moves of `[num_rows, D]`.
-
-        Its products have the weight as it is now.
-        """
-        held = copy.copy(self)
-        held.to_hidden = packed_linear(self.weight.T, self.hidden_bias, num_rows)
-        held.to_visible = packed_linear(self.weight, None, num_rows)
-        return held
+        return F.linear(self.units.signal(v), self.weight.T, self.hidden_bias)
 
     def free_energy(self, v: Tensor) -> Tensor:
         """Compute F of data `[..., D]`: `[...]`."""
@@ -210,13 +197,27 @@ class RBMModel(nn.Module, Ladder):
         return (1 - beta) * base + beta * self.units.score(x) + hidden
 
     def move(self, x: Tensor, beta: Any = 1.0) -> Tensor:
-        hidden = toss((beta * self.hidden_logits(x)).sigmoid_())
-        return self.units.draw(self.to_visible(hidden), beta)
+        up = partial(F.linear, weight=self.weight.T, bias=self.hidden_bias)
+        return self._move((up, partial(F.linear, weight=self.weight)), x, beta)
+
+    def mover(self, num_rows: int) -> Callable[[Tensor], Tensor]:
+        """Return `move` for many moves of `[num_rows, D]`.
+
+        Its parameters are held as they are now.
+        """
+        up = packed_linear(self.weight.T, self.hidden_bias, num_rows)
+        return partial(self._move, (up, packed_linear(self.weight, None, num_rows)))
+
+    def _move(self, products: tuple[Product, Product], x: Tensor, beta: Any = 1.0) -> Tensor:
+        """Draw hidden units, then visible ones."""
+        up, down = products
+        hidden = toss((beta * up(self.units.signal(x))).sigmoid_())
+        return self.units.draw(down(hidden), beta)
 
     def states(self) -> States | None:
         num_visible, num_hidden = self.weight.shape
         if num_hidden <= MAX_SUMMED:
-            given = lambda h: self.units.draw(self.to_visible(h), 1.0)  # noqa: E731
+            given = lambda h: self.units.draw(h @ self.weight.T, 1.0)  # noqa: E731
             return States(num_hidden, self.weight, self._log_weight_of_hidden, given)
         if isinstance(self.units, BinaryUnits) and num_visible <= MAX_SUMMED:
             return States(num_visible, self.weight, lambda v: -self.free_energy(v), lambda v: v)
@@ -227,4 +228,4 @@ class RBMModel(nn.Module, Ladder):
 
         They are the log of the integral of exp(-E) over visible units.
         """
-        return h @ self.hidden_bias + self.units.log_normaliser(self.to_visible(h))
+        return h @ self.hidden_bias + self.units.log_normaliser(h @ self.weight.T)
