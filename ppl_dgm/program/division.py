@@ -296,7 +296,8 @@ class Run:
             model = model if values else poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(model).get_trace(*args, **kwargs)
         for trace in map(count_observed, (guide_trace, model_trace)):
-            trace.compute_log_prob()  # masks and scales of all data do not fit a few
+            if any(map(is_weighted, trace.nodes.values())):
+                trace.compute_log_prob()  # weights of all data do not fit a few
         guides = dict(random_sites(guide_trace))
         models = {site["name"]: site for site in placed_sites(model_trace)}
         scored = {("guide", name): kept_number(site) for name, site in guides.items()}
@@ -335,6 +336,11 @@ class Run:
             for half, name in self.scored
             if half == "model" or in_plate(self.guide[name], plate)
         ]
+
+
+def is_weighted(site: Site) -> bool:
+    """Return whether handlers mask or weight a site."""
+    return site.get("mask") is not None or isinstance(site.get("scale"), Tensor)
 
 
 def kept_number(site: Site) -> Tensor:
