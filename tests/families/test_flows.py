@@ -10,7 +10,12 @@ import pytest
 import torch
 from pyro.distributions import transforms as T
 from torch import Tensor, nn
-from torch.distributions import CumulativeDistributionTransform
+from torch.distributions import (
+    CatTransform,
+    CumulativeDistributionTransform,
+    ExpTransform,
+    StackTransform,
+)
 
 from ppl_dgm import Program, evidence, fit
 from ppl_dgm.data.densities import pinwheel
@@ -343,6 +348,21 @@ BAD = {
         lambda: Flow(noise(2), [Coupling(2), Coupling(3)]),
         ValueError,
         "transform 1, Coupling, maps events \\[3\\] but is given events \\[2\\]",
+    ),
+    "parts of another number": (
+        lambda: Flow(noise(3), [CatTransform([ExpTransform(), ExpTransform()], dim=-1)]),
+        ValueError,
+        "transform 0, CatTransform, cannot map events \\[3\\]",
+    ),
+    "a stack, whose log-determinants torch does not add": (
+        lambda: Flow(noise(2), [StackTransform([ExpTransform(), ExpTransform()], dim=-1)]),
+        ValueError,
+        "log-determinants of shape \\[2\\] for an event \\[2\\]; .*CatTransform",
+    ),
+    "no rows of context": (
+        lambda: MAF(2, num_context=3).sample(5, context=torch.zeros(0, 3)),
+        ValueError,
+        "expected a context at least, got shape \\[0, 3\\]",
     ),
     "no inverse": (lambda: Flow(noise(2), [T.planar(2)]), ValueError, "has no inverse"),
     "inverse of a module": (

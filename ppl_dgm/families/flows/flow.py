@@ -187,6 +187,8 @@ class FlowModel(nn.Module):
                 f"expected contexts [N, num_context], got shape {list(context.shape)}; "
                 "one context for all is context.expand(N, -1), one for draws context.unsqueeze(0)"
             )
+        if context is not None and not len(context):
+            raise ValueError(f"expected a context at least, got shape {list(context.shape)}")
         if context is not None and len(context) != size:
             raise ValueError(f"expected a context for each of {size} data, got {len(context)}")
 
@@ -285,7 +287,7 @@ def _tried(place: int, transform: Any, value: Tensor) -> Tensor:
     which has an inverse.
     """
     try:
-        image, _ = call_and_log_det(transform, value)
+        image, log_det = call_and_log_det(transform, value)
         if not isinstance(transform, Bijection):
             inverse_and_log_det(transform, image.clone())
     except (KeyError, NotImplementedError) as error:
@@ -294,11 +296,18 @@ def _tried(place: int, transform: Any, value: Tensor) -> Tensor:
             f"{f': {error}' if str(error) else ''}. Planar, Radial, Sylvester and "
             f"MaskedAutoregressive of ppl_dgm.transforms have one"
         ) from error
-    except (IndexError, RuntimeError) as error:
+    except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"transform {place}, {type(transform).__name__}, cannot map events "
             f"{list(value.shape)}: {error}"
         ) from error
+    expected = image.shape[: image.dim() - transform.codomain.event_dim]
+    if log_det.shape != expected:  # as of torch's StackTransform of elementwise parts
+        raise ValueError(
+            f"transform {place}, {type(transform).__name__}, has log-determinants of shape "
+            f"{list(log_det.shape)} for an event {list(value.shape)}; expected {list(expected)}. "
+            "torch's CatTransform joins elementwise transforms along a dimension"
+        )
     return image
 
 
