@@ -13,7 +13,6 @@ from ppl_dgm.evidence.base import Estimator
 from ppl_dgm.evidence.estimate import Estimate
 from ppl_dgm.program import Bound
 from ppl_dgm.sampling.chains import (
-    LEAST_DRAWS,
     POINTS_AT_ONCE,
     PosteriorDraws,
     guide_draws,
@@ -79,11 +78,6 @@ class PosteriorEstimator(Estimator):
     def posterior_draws(self, target: Unconstrained) -> PosteriorDraws:
         """Draws from the posterior, by the settings."""
         draws = self._draw(target)
-        if draws.points.shape[1] < LEAST_DRAWS:
-            raise ValueError(
-                f"the posterior draws are {draws.points.shape[1]} in each chain; expected at least "
-                "8"
-            )
         return draws._replace(
             edge_share=target.at_edge(draws.flat).double().mean(0),
             undefined=undefined_alarm(target, draws.flat, self.memory),

@@ -6,6 +6,7 @@ results.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,12 +71,12 @@ def to_double(leaf: Any) -> Any:
     return WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
 
 
-def with_all_digits(leaf: Any) -> Any:
+def with_all_digits(leaf: Any, kinds: tuple[torch.dtype, ...] = WHOLE) -> Any:
     """Raise whole numbers and literals to double precision.
 
     Results made of these alone have torch's default precision.
     """
-    if isinstance(leaf, Tensor) and leaf.dtype in WHOLE:
+    if isinstance(leaf, Tensor) and leaf.dtype in kinds:
         return leaf.double()
     return torch.tensor(leaf, dtype=torch.float64) if isinstance(leaf, float) else leaf
 
@@ -134,8 +135,12 @@ class Widening(TorchFunctionMode):
         dtype = WIDE[result.dtype]
         if func in _FACTORIES:
             return func(*args, **{**kwargs, "dtype": dtype})
-        with suppress(TypeError, RuntimeError, IndexError):  # of what must stay whole, or a literal
-            result = func(*map_leaves(args, with_all_digits), **map_leaves(kwargs, with_all_digits))
+        for kinds in (WHOLE, (*WHOLE, torch.bool)):  # truth values only where nothing else helps
+            if result.dtype == dtype:
+                break
+            raised = partial(with_all_digits, kinds=kinds)
+            with suppress(TypeError, RuntimeError, IndexError):  # of what must stay as it is
+                result = func(*map_leaves(args, raised), **map_leaves(kwargs, raised))
         return result.to(dtype)
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:

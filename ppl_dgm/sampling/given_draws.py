@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppl_dgm.sampling.chains import PosteriorDraws
+from ppl_dgm.sampling.chains import LEAST_DRAWS, PosteriorDraws
 from ppl_dgm.sampling.convergence import (
     series_std_error,
 )
@@ -51,6 +51,11 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the posterior draws have different numbers of chains and draws: {sizes}")
     chains, draws_each = next(iter(sizes.values()))
+    if draws_each < LEAST_DRAWS:
+        raise ValueError(
+            f"the posterior draws are {draws_each} in each chain; expected at least {LEAST_DRAWS}. "
+            "Independent draws are one chain: join theirs by draws.flatten(0, 1)"
+        )
     points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
     points = points.unflatten(0, (chains, draws_each))
     return PosteriorDraws(points, stein=stein_distance(target, points))

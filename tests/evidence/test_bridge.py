@@ -331,6 +331,7 @@ def test_a_lost_mode_is_told_by_importance_sampling():
         ({"theta": torch.full((2, 50), math.nan)}, "outside its support"),
         ({"theta": torch.rand(2, 50, 3)}, "have shape"),
         ({"theta": torch.rand(2, 5)}, "at least 8"),
+        ({"theta": torch.rand(200, 1)}, "at least 8"),
     ],
 )
 def test_bad_draws_are_refused(draws, message):

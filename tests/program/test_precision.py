@@ -214,10 +214,10 @@ def test_whole_numbers_and_literals_make_numbers_of_full_precision() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             scale = torch.where(k > 100, 0.001, 0.003)
-            pyro.sample("x", dist.Normal(1.7 * k + k / 7 + k.log(), scale), obs=x)
+            pyro.sample("x", dist.Normal(1.7 * k + k / 7 + k.log() + (k > 9) / 3, scale), obs=x)
 
     scale = torch.tensor([0.003, 0.001], dtype=torch.float64)[(k > 100).long()]
-    mean = 1.7 * k.double() + k.double() / 7 + k.double().log()
+    mean = 1.7 * k.double() + k.double() / 7 + k.double().log() + (k > 9).double() / 3
     found = Exact()(Program(model), mean + 0.001)
     truth = torch.distributions.Normal(mean, scale).log_prob(mean + 0.001).sum()
     assert found.reliable
