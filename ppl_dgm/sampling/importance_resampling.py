@@ -32,6 +32,8 @@ __all__ = [
     "storable_parts",
 ]
 
+COARSE = 0.05  # of a latent's standard deviation, that rounding its draws may move them
+
 
 @checked
 def posterior(
@@ -240,22 +242,38 @@ def join_posteriors(bound: Bound, parts: list[list[Resampled]]) -> Posterior:
     ess, pareto_k = (of_all(bound, summaries, name) for name in ("ess", "pareto_k"))
     num_particles = results[0].summary.num_particles
     own = {name: value.dtype for name, value in bound.draw(1).values.items()}
+    draws = {name: joined([r.draws[name] for r in results], dims[name]) for name in dims}
+    std = {name: joined([r.std[name] for r in results], dims[name] - 1) for name in dims}
+    rounded = {name: value.to(own[name]) for name, value in draws.items()}
     return Posterior(
         bound=bound,
-        draws={
-            name: joined([r.draws[name] for r in results], dims[name]).to(own[name])
-            for name in dims
-        },
+        draws=rounded,
         mean={name: joined([r.mean[name] for r in results], dims[name] - 1) for name in dims},
-        std={name: joined([r.std[name] for r in results], dims[name] - 1) for name in dims},
+        std=std,
         ess=ess,
         pareto_k=pareto_k,
         num_particles=num_particles,
         warnings=tail_warnings(
             pareto_k, (1 / ess - 1 / num_particles).clamp_min(0).sqrt(), num_particles
         )
-        + tuple(dict.fromkeys(warning for r in results for warning in r.warnings)),
+        + tuple(dict.fromkeys(warning for r in results for warning in r.warnings))
+        + rounding_warnings(draws, rounded, std),
     )
+
+
+def rounding_warnings(draws: Values, rounded: Values, std: Values) -> tuple[str, ...]:
+    """Warn where a program rounds its draws too coarsely."""
+    warnings = []
+    for name, value in draws.items():
+        error = (rounded[name].double() - value.double()).square().mean(0).sqrt()
+        apart = (error / std[name].double())[std[name] > 0]
+        if apart.numel() and float(apart.max()) > COARSE:
+            warnings.append(
+                f"draws of {name!r} are rounded to {rounded[name].dtype} by "
+                f"{float(apart.max()):.2g} of their standard deviation: mean and std alone are "
+                "right; write its distribution with numbers in float64"
+            )
+    return tuple(warnings)
 
 
 def of_all(bound: Bound, summaries: list[WeightSummary], name: str) -> Tensor:

@@ -395,3 +395,17 @@ def test_log_weights_are_computed_in_double():
     assert found.flatten().tolist() == pytest.approx(expected, abs=1e-5)
     found = log_weights(Program(impossible), torch.tensor([2]), num_particles=3, seed=0)
     assert (found == -math.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_that_their_precision_rounds_raise_an_alarm(dtype: torch.dtype) -> None:
+    """Numbers about 1e8 are 8 apart in float32."""
+
+    def model(x: torch.Tensor | None = None) -> None:
+        z = pyro.sample("z", dist.Normal(torch.tensor(1e8, dtype=dtype), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    found = posterior(Program(model), torch.tensor(1e8 + 2, dtype=torch.float64))
+    spread = found.draws["z"].double().std()
+    assert (spread - 0.5**0.5).abs() < 0.1 or "rounded to torch.float32" in str(found.warnings)
+    assert found.reliable == (dtype == torch.float64)
