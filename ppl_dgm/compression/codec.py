@@ -8,6 +8,7 @@ from typing import Any
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ppl_dgm.checked import checked
 from ppl_dgm.compression.sides import Coded, Receiver, Sender, Side
@@ -15,6 +16,7 @@ from ppl_dgm.compression.stack import BitStack
 from ppl_dgm.distributions.autoregressive import EqualMixture
 from ppl_dgm.program import Program, Structure
 from ppl_dgm.program.arguments import select_data
+from ppl_dgm.program.first_run import describe
 from ppl_dgm.program.identity import digest
 from ppl_dgm.program.isolation import evaluating, undisturbed
 from ppl_dgm.program.pyro_patches import unvalidated
@@ -93,7 +95,7 @@ def decode(program: Program, code: bytes, *args: Any, **kwargs: Any) -> Tensor:
     """
     num_data, borrowed, above = unpack(program, code)
     stack = BitStack(borrowed, above)
-    with coding(program):
+    with coding(program), blaming_further(num_data, args, kwargs):
         groups = list(grouped(program, num_data, args, kwargs))
         found = [receive(program, Receiver(stack), group) for group in reversed(groups)]
     if not stack.is_as_at_the_start():
@@ -169,6 +171,22 @@ def coding(program: Program) -> Iterator[None]:
     """
     with undisturbed(program), unvalidated(), seeded(0):
         yield
+
+
+@contextmanager
+def blaming_further(num_data: int, args: tuple, kwargs: Any) -> Iterator[None]:
+    """Blame the further data where a program that encoded cannot decode."""
+    try:
+        yield
+    except Exception as error:  # the user's own code may raise anything
+        given = ", ".join(map(describe, tree_leaves((args, kwargs))))
+        if not given:
+            raise
+        raise ValueError(
+            f"the program does not run on the further data: {given}. The code holds {num_data} "
+            "data; expected the same further data that encode was given, such as their labels, "
+            "with a row for each"
+        ) from error
 
 
 def check_codable(program: Program, structure: Structure) -> None:

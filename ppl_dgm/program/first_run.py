@@ -18,7 +18,15 @@ from ppl_dgm.program.pyro_patches import unvalidated
 from ppl_dgm.program.sites import is_summed_out, random_sites
 from ppl_dgm.program.whole_parameters import rounding_refused
 
-__all__ = ["blame", "blaming_nan", "check_nan_masked", "cure_of_nesting", "run", "traced"]
+__all__ = [
+    "blame",
+    "blaming_nan",
+    "check_nan_masked",
+    "cure_of_nesting",
+    "describe",
+    "run",
+    "traced",
+]
 
 _OTHER_ARGUMENTS = ("unexpected keyword argument", "positional argument")  # in Python's errors
 MAX_NESTING = 5  # plates of a program that runs only under enumeration

@@ -133,6 +133,11 @@ def test_further_data_are_needed_again() -> None:
     assert torch.equal(decode(program, encode(program, x, y=y), y=y), x)
     with pytest.raises(ValueError, match="other further data"):
         decode(program, code, 9 - y)
+    for other in (y[:3], torch.cat([y, y]), y[0]):
+        with pytest.raises(ValueError, match="The code holds 20 data"):
+            decode(program, code, other)
+    with pytest.raises(ValueError, match="labels are missing"):
+        decode(program, code)
     conditional = made(lambda: ConditionalVAE(64, 3, 10, [10]))
     assert torch.equal(decode(conditional, encode(conditional, x, y), y), x)
 

@@ -459,6 +459,26 @@ BAD = {
         lambda: NADE(3, num_classes=2).bind(torch.ones(2, 3), torch.tensor([0, 2])),
         "go from 0 to 2",
     ),
+    "a lone label": (
+        lambda: MADE(3, num_classes=2).sample(2, y=torch.tensor(1)),
+        "labels have shape \\[\\]",
+    ),
+    "a lone context": (
+        lambda: MADE(3, context=2).sample(2, y=torch.tensor(1.0)),
+        "contexts have shape \\[\\]",
+    ),
+    "NaN contexts": (
+        lambda: MADE(3, context=2).sample(2, y=torch.tensor([[0.0, 1.0], [float("nan"), 1.0]])),
+        "contexts have 1 NaN or infinite numbers, in rows \\[1\\]",
+    ),
+    "infinite contexts": (
+        lambda: NADE(3, context=1).sample(2, y=torch.tensor([[float("inf")]])),
+        "contexts have 1 NaN or infinite",
+    ),
+    "a label that is no tensor": (
+        lambda: MADE(3, num_classes=2).sample(2, y=1),
+        "a int; expected a tensor",
+    ),
     "classes of none": (lambda: NADE(3).log_class_probs(torch.ones(2, 3)), "without classes"),
     "prior": (
         lambda: NADE(3, num_classes=2).log_class_probs(torch.ones(2, 3), torch.zeros(3)),

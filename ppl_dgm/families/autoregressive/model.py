@@ -211,12 +211,12 @@ class AutoregressiveModel(nn.Module):
         Where there are labels or contexts, data are scored given them, and one datum is drawn for
         each.
         """
-        given = y if x is None else x
+        context, given = self.context(y), y if x is None else x
         with pyro.plate("data", 1 if given is None else len(given), dim=-1):
             if self.training and x is not None and not self.net.learns_one_order:
-                law = self._member(self.net.draw_member(), self.context(y))
+                law = self._member(self.net.draw_member(), context)
                 return pyro.sample("x", law, obs=x)
-            return pyro.sample("x", self.distribution(y, temperature, progress), obs=x)
+            return pyro.sample("x", self.given(context, temperature, progress), obs=x)
 
     def _member(
         self,
@@ -260,6 +260,11 @@ class AutoregressiveModel(nn.Module):
             )
         if y is None:
             return None
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"the labels or contexts are {str(y)[:40]}, a {type(y).__name__}; expected a "
+                "tensor, e.g. torch.tensor([1]) for one label"
+            )
         if self.num_classes is None:
             return self._scaled(y)
         check_labels(y, 0, self.num_classes)
@@ -274,8 +279,10 @@ class AutoregressiveModel(nn.Module):
                 f"the contexts have shape {list(y.shape)}; expected one for each datum, [N, {size}]"
             )
         flat, are_bytes = flat.to(self.start.dtype), flat.dtype is torch.uint8
-        if self.scales_context and are_bytes and is_validation_enabled():
-            check_kept_bytes(self.likelihood, flat)
+        if is_validation_enabled():
+            check_finite_contexts(flat)
+            if self.scales_context and are_bytes:
+                check_kept_bytes(self.likelihood, flat)
         return self.likelihood.inputs(flat) if self.scales_context else flat
 
 
@@ -292,6 +299,17 @@ def context_of(num_classes: int | None, context: ContextSize | None) -> ContextS
     if context is not None:
         check_sizes(context=context_size(context))
     return num_classes or context or 0
+
+
+def check_finite_contexts(contexts: Tensor) -> None:
+    """Refuse contexts of which every conditional would be NaN."""
+    bad = contexts.isfinite().logical_not()
+    if bool(bad.any()):
+        rows = bad.any(-1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"the contexts have {int(bad.sum())} NaN or infinite numbers, in rows {rows[:5]}; "
+            "expected finite ones. Impute them, or leave those data out"
+        )
 
 
 def check_kept_bytes(likelihood: Likelihood, images: Tensor) -> None:
