@@ -175,7 +175,7 @@ def coding(program: Program) -> Iterator[None]:
 
 @contextmanager
 def blaming_further(num_data: int, args: tuple, kwargs: Any) -> Iterator[None]:
-    """Blame the further data where a program that encoded cannot decode."""
+    """Blame the further data where decoding fails."""
     try:
         yield
     except Exception as error:  # the user's own code may raise anything
