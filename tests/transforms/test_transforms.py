@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -204,6 +205,30 @@ def test_captured_passes_equal_eager_ones(case: Case, name: str) -> None:
     captured = compile_function(step, given, backend="eager")
     for ours, theirs in zip(captured(*given), step(*given), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_machine_code_equals_eager_passes(case: Case) -> None:
+    transform = case.build(torch.float64)
+    x = events(transform, "standard", 5, torch.float64).requires_grad_()
+    context = context_of(transform, 5, torch.float64)
+    given, passes = (x,) if context is None else (x, context), there_and_back(transform)
+    compiled = compile_function(passes, given)
+    for ours, theirs in zip(compiled(*given), passes(*given), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-8)
+
+
+def there_and_back(transform: Any) -> Callable[..., list[Tensor]]:
+    """Images both ways, log-determinants, and gradients of a function of the images."""
+
+    def found(*given: Tensor) -> list[Tensor]:
+        y, log_det = transform.call_and_log_det(*given)
+        wanted = [given[0], *transform.parameters()]
+        slopes = torch.autograd.grad(y.sin().sum() + log_det.sum(), wanted, allow_unused=True)
+        x, log_det_back = transform.inverse_and_log_det(*given)
+        return [y, log_det, x, log_det_back, *(slope for slope in slopes if slope is not None)]
+
+    return found
 
 
 def with_slopes(flow: Continuous) -> Callable[..., list[Tensor]]:
