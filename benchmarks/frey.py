@@ -1,6 +1,6 @@
 """Flows as guides of a VAE of the Frey faces: bits per dimension.
 
-    python benchmarks/frey.py --data frey_faces.npz [--steps 1500] [--seeds 0 1] [--only GUIDE ...]
+    python benchmarks/frey.py --data frey_faces.npz [--steps 6000] [--seeds 0 1] [--only GUIDE ...]
 
 The file holds `images`, bytes `[1965, 28, 20]`. Every row is kept in `benchmarks/results/frey.csv`
 and not made again; the table, beside the published one, is `benchmarks/results/frey.md`.
@@ -29,8 +29,9 @@ from ppl_dgm.families import VAE
 
 ROWS = Rows(Path(__file__).parent / "results" / "frey.csv", ("guide", "seed", "steps"))
 D, L, HIDDEN, LENGTH, CONTEXT = 28 * 20, 32, (200, 200), 4, 32
-BATCH, RATE, SPLIT = 100, 1e-3, (1565, 200, 200)
+BATCH, RATE, SPLIT = 100, 3e-3, (1565, 200, 200)
 DRAWS, WEIGHTED = 20, 500
+LOOKS = 20  # at validation images
 BITS = D * math.log(2)
 PUBLISHED = {
     "none": "4.53 / 4.40",
@@ -71,10 +72,10 @@ def row(guide: str, seed: int, steps: int, data: list[Tensor]) -> dict:
         schedule=lambda optimizer: CosineAnnealingLR(optimizer, steps),
         clip_norm=1e3,
         valid=valid,
-        valid_every=steps // 5,
+        valid_every=steps // LOOKS,
         seed=seed,
         progress=False,
-        compile=False,
+        compile=True,
     )
     seconds = time.process_time() - begun
     bound = ELBO(DRAWS)(vae, test, seed=seed)
@@ -112,11 +113,21 @@ def page(found: list[Row], steps: int) -> str:
         f"2000 epochs. Here it has perceptrons of {HIDDEN} units, {L} latents, one discretised "
         f"logistic a pixel, and {steps} Adam steps of {BATCH} of {SPLIT[0]} images "
         f"({steps * BATCH / SPLIT[0]:.0f} epochs) at rate {RATE} falling to zero, the KL term "
-        f"weighted up over the first fifth; validation chooses among every {steps // 5}th step. "
-        f"Flows have {LENGTH} layers. So orders and gaps compare, and levels do not."
+        f"weighted up over the first fifth; validation chooses among every {steps // LOOKS}th "
+        f"step. Flows have {LENGTH} layers. So orders and gaps compare, and levels do not."
+    )
+    end = (
+        "The published order does not hold here. The longer the fits, the less flows win: after "
+        "600 steps at rate 0.001 the test images had 5.38 bits without a flow, .01 less with "
+        "planar flows, .07 with IAF and .17 with Sylvester's; 6000 steps at 0.003 are .6 to .8 "
+        "better for each, and the plain guide is the best. On validation images 16000 steps at "
+        "0.003 overfit (4.71 without a flow); 12000 at 0.001 have 4.63, planar flows 4.65 and IAF "
+        "4.66, with 4.19 to 4.24 of the training images. So what lies between bound and likelihood "
+        "is, on this reading, what perceptrons fitted to 1565 images do not carry over to others, "
+        "which a richer family does not mend; a regularised encoder was not tried."
     )
     table = markdown(head, [cells(found, name) for name in names])
-    return "\n\n".join(["# Flow guides on the Frey faces", note, table])
+    return "\n\n".join(["# Flow guides on the Frey faces", note, table, end])
 
 
 def main() -> None:
@@ -126,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--only", nargs="+", choices=list(GUIDES), default=list(GUIDES))
     asked = parser.parse_args()
     torch.set_num_threads(1)
