@@ -15,6 +15,7 @@ from ppl_dgm.compile import Switch
 from ppl_dgm.sampling.convergence import (
     DIVERGENT_SHARE,
     bfmi_warnings,
+    copies_warnings,
     divergence_warnings,
     edge_warnings,
     energy_bfmi,
@@ -90,8 +91,8 @@ class PosteriorDraws(NamedTuple):
     `ess` and `pareto_k` are `[*batch]`, or None for Markov chains, whose draws are correlated
     instead. `divergent`, the share of moves that diverged, and `bfmi` are those of Hamiltonian
     chains, `[*batch]`. `stein` is by how many standard errors given draws fail Stein's identity,
-    `edge_share` the share of the draws at the edge of floats, `[*batch]`. `undefined` warns of
-    densities that are NaN around them.
+    `copies` how often an average one of them occurs, `edge_share` the share of the draws at the
+    edge of floats, `[*batch]`. `undefined` warns of densities that are NaN around them.
     """
 
     points: Tensor
@@ -100,6 +101,7 @@ class PosteriorDraws(NamedTuple):
     divergent: Tensor | None = None
     bfmi: Tensor | None = None
     stein: Tensor | None = None
+    copies: Tensor | None = None
     edge_share: Tensor | None = None
     undefined: tuple[str, ...] = ()
 
@@ -116,7 +118,7 @@ class PosteriorDraws(NamedTuple):
         """
         known = {
             name: getattr(self, name)
-            for name in ("pareto_k", "divergent", "bfmi", "stein", "edge_share")
+            for name in ("pareto_k", "divergent", "bfmi", "stein", "copies", "edge_share")
         }
         found = {name: value for name, value in known.items() if value is not None}
         return {"r_hat": split_r_hat(self.points).amax(-1)} | found
@@ -127,6 +129,7 @@ class PosteriorDraws(NamedTuple):
         found = self.undefined + r_hat_warnings(self.diagnostics["r_hat"])
         found += () if self.divergent is None else divergence_warnings(self.divergent)
         found += () if self.stein is None else stein_warnings(self.stein)
+        found += () if self.copies is None else copies_warnings(self.copies)
         found += () if self.edge_share is None else edge_warnings(self.edge_share)
         return found + (() if self.bfmi is None else bfmi_warnings(self.bfmi))
 

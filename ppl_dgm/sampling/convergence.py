@@ -16,6 +16,7 @@ __all__ = [
     "acceptance_alarm",
     "bfmi_warnings",
     "chain_ess",
+    "copies_warnings",
     "divergence_warnings",
     "dominates",
     "edge_warnings",
@@ -43,6 +44,7 @@ FEW_DATA_MORE = 10  # times that share is no alarm where few of many data have i
 LOW_BFMI = 0.2
 EDGE_SHARE = 1e-3  # of the posterior
 STEIN_APART = 6.0  # standard errors
+OFTEN = 1.5  # times that an average draw may occur; errors are then a fifth too small
 UNRELIABLE_K = 0.7  # Pareto shape above which no estimate is to be believed (Vehtari et al. 2024)
 SKEW_FACTOR = 1.5  # of a standard error, for each unit of its skewness
 SPREAD_CHANCE = 0.1  # that log weights are spread still more than the bound that raises an alarm
@@ -204,6 +206,23 @@ def stein_warnings(distance: Tensor) -> tuple[str, ...]:
         return ()
     text = "the posterior draws are not this program's at these data"
     return (f"{text}: Stein's identity fails by {largest:.2g} standard errors",)
+
+
+def copies_warnings(copies: Tensor) -> tuple[str, ...]:
+    """Warn where given draws are copies of each other.
+
+    `copies`, `[*batch]`, is how often an average draw occurs.
+
+    Example:
+        >>> copies_warnings(torch.tensor(4.0))
+        ('posterior draws are copies of each other: an average one occurs 4 times, so that
+        errors are 2 times too small; give each draw once',)
+    """
+    most = float(copies.max())
+    if most <= OFTEN:
+        return ()
+    text = f"posterior draws are copies of each other: an average one occurs {most:.3g} times"
+    return (f"{text}, so that errors are {most**0.5:.2g} times too small; give each draw once",)
 
 
 # ---- weights ---------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
         )
     points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
     points = points.unflatten(0, (chains, draws_each))
-    return PosteriorDraws(points, stein=stein_distance(target, points))
+    return PosteriorDraws(
+        points, stein=stein_distance(target, points), copies=times_repeated(points)
+    )
 
 
 def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) -> Tensor:
@@ -79,6 +81,28 @@ def stein_distance(target: Unconstrained, points: Tensor, memory: int = MEMORY) 
     scale = flat.double().std(0)
     terms = torch.stack([scale * slope, centred * slope + 1])
     return torch.stack([apart_from_zero(part) for part in terms]).amax((0, -1))
+
+
+def times_repeated(points: Tensor) -> Tensor:
+    """Count how often an average draw occurs in all chains.
+
+    Draws are `[chains, draws, *batch, dim]`, the result is `[*batch]`. A chain that stays where it
+    is counts once: autocorrelation tells of that. No continuous density gives the same draw again
+    elsewhere, so that such draws are copies, and errors too small by the square root of this.
+    """
+    flat = points.double().flatten(2, -2) if points.dim() > 3 else points.double().unsqueeze(2)
+    chains, draws, width, dim = flat.shape
+    # Sums of whole numbers wrap round, and so are the same in any order.
+    factors = torch.randint(2**62, (dim,), generator=torch.Generator().manual_seed(0))
+    keys = (flat.contiguous().view(torch.int64) * (2 * factors + 1).to(flat.device)).sum(-1)
+    starts = torch.ones_like(keys, dtype=torch.bool)
+    starts[:, 1:] = keys[:, 1:] != keys[:, :-1]
+    column = torch.arange(width, device=keys.device).expand(chains, draws, width)[starts]
+    _, which, counts = torch.unique(
+        keys[starts] + column * 0x9E3779B97F4A7C1, return_inverse=True, return_counts=True
+    )
+    total = flat.new_zeros(width).index_add(0, column, counts[which].double())
+    return (total / starts.sum((0, 1))).reshape(points.shape[2:-1])
 
 
 def apart_from_zero(series: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ppl_dgm.evidence import (
 )
 from ppl_dgm.sampling.chains import hmc_draws
 from ppl_dgm.sampling.convergence import chain_ess, energy_bfmi, split_r_hat
+from ppl_dgm.sampling.given_draws import given_draws
 from ppl_dgm.sampling.unconstrained import Unconstrained
 
 X = torch.linspace(-1, 2, 5, dtype=FLOAT)
@@ -317,3 +318,50 @@ def test_mass_at_the_edge_of_floats_is_an_alarm(kind):
     inside = estimator(tosses(torch.tensor(1.0, dtype=torch.float64)), ones)
     assert any("edge of floats" in warning for warning in edge.warnings)
     assert not any("edge of floats" in warning for warning in inside.warnings)
+
+
+def copied(kind: str) -> Tensor:
+    draws = exact_posterior(64, 100)["mu"]
+    chosen = {
+        "independent": draws,
+        "a chain 64 times": draws[:1].expand(64, -1),
+        "half of the chains": draws[:32].repeat(2, 1),
+        "blocks": draws[:1].repeat(4, 4),
+        "staying": draws[:, :5].repeat_interleave(20, 1),
+    }
+    return chosen[kind]
+
+
+@pytest.mark.parametrize("kind", [BridgeSampling, LearnedHarmonicMean, savage_dickey])
+@pytest.mark.parametrize(
+    ("draws", "alarm"),
+    [("independent", False), ("a chain 64 times", True), ("half of the chains", True)],
+)
+def test_copies_of_chains_are_told(kind, draws, alarm):
+    torch.manual_seed(3)
+    posterior = {"mu": copied(draws)}
+    if kind is savage_dickey:
+        sampler = BridgeSampling(posterior=posterior)
+        warnings = savage_dickey(Program(shared_mean), X, site="mu", sampler=sampler).warnings
+    else:
+        warnings = kind(posterior=posterior)(Program(shared_mean), X).warnings
+    assert any("copies of each other" in warning for warning in warnings) == alarm
+
+
+@pytest.mark.parametrize(("draws", "often"), [("blocks", 16), ("staying", 1), ("independent", 1)])
+def test_draws_that_come_again_elsewhere_are_counted(draws: str, often: int):
+    target = Unconstrained(Program(shared_mean).bind(X))
+    found = given_draws(target, {"mu": copied(draws)})
+    assert float(found.diagnostics["copies"]) == often
+
+
+def test_copies_are_counted_for_each_datum():
+    def local(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=FLOAT), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    draws = torch.randn(4, 50, 5, 2, dtype=FLOAT)
+    draws[:, :, 3] = draws[:1, :, 3]
+    found = given_draws(Unconstrained(Program(local).bind(X)), {"z": draws})
+    assert found.diagnostics["copies"].tolist() == [1, 1, 1, 4, 1]
