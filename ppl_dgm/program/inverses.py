@@ -9,6 +9,7 @@ from torch.distributions import TransformedDistribution
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.transforms import FlowDistribution
 from ppl_dgm.transforms.bijection import is_foreign, may_fold, pull, push
+from ppl_dgm.transforms.distribution import one_of_many
 
 __all__ = ["check_inverse", "cure", "lost_share"]
 
@@ -66,6 +67,7 @@ def check_noise(name: str, flow: TransformedDistribution) -> None:
     """Refuse a flow whose draws lead back to other noise."""
     if not may_fold(flow.transforms):
         return
+    flow = one_of_many(flow)
     noise: Any = flow.base_dist.sample(torch.Size((NUM_DRAWS,)))
     x, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))
     back, _ = pull(flow.transforms, x, len(flow.event_shape))
@@ -96,7 +98,7 @@ def lost_share(fn: Any, value: Tensor) -> float:
         return 0.0
     noise, _ = pull(flow.transforms, value, len(flow.event_shape))
     back, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))
-    draws = flow.sample(torch.Size((NUM_DRAWS,)))
+    draws = one_of_many(flow).sample(torch.Size((NUM_DRAWS,)))
     return far_share(back, value, draws, len(flow.event_shape))
 
 

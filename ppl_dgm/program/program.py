@@ -28,6 +28,7 @@ from ppl_dgm.program.sampling import draw_sites
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.storage import parameters_in, write_state
 from ppl_dgm.program.structure import DensityKind, Structure
+from ppl_dgm.program.supports import finite_value
 
 __all__ = ["Program"]
 
@@ -303,7 +304,7 @@ class Program(AdaptedData):
             )
         if site is None or site["is_observed"]:
             return inspect(self.model, None, args, kwargs, self.plate)
-        conditioned = poutine.condition(self.model, data={self.site: site["value"]})
+        conditioned = poutine.condition(self.model, data={self.site: finite_value(site)})
         return inspect(conditioned, None, args, kwargs, self.plate)
 
     @checked

@@ -13,6 +13,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import PARTICLE_PLATE
+from ppl_dgm.program.explosions import warn_of_explosions
 from ppl_dgm.program.handlers import Substitute
 from ppl_dgm.program.inverses import check_inverse
 from ppl_dgm.program.particles import Values
@@ -53,6 +54,7 @@ def draw_sites(
             trace = poutine.trace(free).get_trace(*args, **kwargs)
     for name, site in random_sites(trace):
         check_inverse(name, site["fn"])
+        warn_of_explosions(name, site["fn"], site["value"])
     return {name: strip(site, num_samples, structure.nesting) for name, site in drawn_sites(trace)}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints, transform_to
 
 __all__ = [
+    "finite_value",
     "in_support",
     "inner_point",
     "innermost",
@@ -81,6 +82,17 @@ def inner_point(fn: Any, like: Tensor) -> Tensor:
         return transform_to(support_of(inner))(zeros)
     except NotImplementedError:
         return like.nan_to_num()
+
+
+def finite_value(site: Any) -> Any:
+    """The value that a site drew, if it is finite.
+
+    Otherwise one in its support.
+    """
+    value = site["value"]
+    if not isinstance(value, Tensor) or bool(value.isfinite().all()):
+        return value
+    return inner_point(site["fn"], value)
 
 
 def first_category(zeros: Tensor) -> Tensor:

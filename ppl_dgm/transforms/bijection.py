@@ -26,6 +26,7 @@ __all__ = [
     "forget",
     "inverse_and_log_det",
     "is_foreign",
+    "is_plain",
     "may_fold",
     "modules_of",
     "pull",
@@ -352,6 +353,18 @@ def is_foreign(transform: Any) -> bool:
     if isinstance(transform, (Bijection, Conditioned)):
         return False
     return not all(type(t).__module__.startswith("torch.") for t in (transform, transform.inv))
+
+
+def is_plain(transform: Any) -> bool:
+    """Whether all of a batch share a transform.
+
+    Those at a context are not, and are no modules.
+    """
+    if parts := parts_of(transform):
+        return all(map(is_plain, parts))
+    return isinstance(transform, nn.Module) or not (
+        isinstance(transform, Conditioned) or is_foreign(transform)
+    )
 
 
 def modules_of(transform: Any) -> list[nn.Module]:

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, ExpTransform, Transform, constraints
 
-from ppl_dgm.transforms.bijection import condition_all, forget, modules_of, pull, push, sum_last
+from ppl_dgm.transforms.bijection import (
+    condition_all,
+    forget,
+    is_plain,
+    modules_of,
+    pull,
+    push,
+    sum_last,
+)
 
-__all__ = ["FlowDistribution", "Held"]
+__all__ = ["FlowDistribution", "Held", "one_of_many"]
 
 INVERSE: type[Transform] = type(ExpTransform().inv)  # of any transform, which it holds
 
@@ -44,6 +52,12 @@ class FlowDistribution(dist.TransformedDistribution):
         """
         whole = dist.TransformedDistribution.support.fget(self)  # type: ignore[attr-defined]
         return whole if _is_real(self.base_dist.support) else Image(self, whole)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
+        """The flow of each of a batch, which remembers it."""
+        new = super().expand(batch_shape, _instance)
+        new.origin = one_of_many(self)
+        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x) in nats of `[..., *event]`: `[...]`."""
@@ -78,6 +92,14 @@ class FlowDistribution(dist.TransformedDistribution):
         for transform in self.transforms:
             forget(transform)
         return draws
+
+
+def one_of_many(flow: Any) -> Any:
+    """The flow that was expanded to a batch.
+
+    A flow at contexts, which differ within the batch, is returned as it is.
+    """
+    return getattr(flow, "origin", flow) if all(map(is_plain, flow.transforms)) else flow
 
 
 class Image(constraints.Constraint):
