@@ -30,6 +30,7 @@ from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import random_sites
+from ppl_dgm.program.stretching import stretch_alarm
 from ppl_dgm.sampling.convergence import widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.folds import folds_alarm
@@ -190,6 +191,7 @@ class Estimator(ABC):
             + alarms(estimate._replace(diagnostics=diagnostics))
             + (bias_alarm(own_errors(estimate.std_error, shared)) if self.independent else ())
             + undefined_densities(bound)
+            + stretch_alarm(bound.structure.stretched)
             + folds_alarm(bound),
             seconds=seconds,
         )

@@ -15,6 +15,7 @@ from ppl_dgm.evidence.posterior_estimator import PosteriorEstimator, split_halve
 from ppl_dgm.markup import error_text
 from ppl_dgm.program import Program
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.program.stretching import stretch_alarm
 from ppl_dgm.sampling.chains import evaluate
 from ppl_dgm.sampling.convergence import UNRELIABLE_K, chain_ess
 from ppl_dgm.sampling.importance import log_mean_exp
@@ -151,6 +152,7 @@ def savage_dickey(
         "prior_k": prior.pareto_k,
     }
     warnings = draws.warnings + density_warnings(posterior, prior) + missed
+    warnings += stretch_alarm(bound.structure.stretched)
     error = torch.hypot(posterior.std_error, prior.std_error)
     error = torch.where(posterior.has_error & prior.has_error, error, torch.nan)
     factor = posterior.log_density - prior.log_density

@@ -137,6 +137,7 @@ def examine(
         num_data = PROOF_DATA if not whole else size
         bound = Bound(model, proposal, structures[0], *few, num_data=num_data)
         structure = prove(bound, particles, guide_trace, model_trace)
+        structure = replace(structure, stretched=tuple(sorted(observed.stretched)))
         if training:
             with isolation.in_given_modes(), undone(model, guide):
                 used = structure_in_training(bound, structure, *look(*few))

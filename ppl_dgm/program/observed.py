@@ -16,6 +16,7 @@ from ppl_dgm.program.arguments import tensors_of
 from ppl_dgm.program.log_densities import seen_entries
 from ppl_dgm.program.plates import plate_frames
 from ppl_dgm.program.sites import Site
+from ppl_dgm.program.stretching import Stretch, stretches_of
 from ppl_dgm.program.structure import Structure
 
 __all__ = ["Observed", "same_data"]
@@ -34,11 +35,15 @@ class Observed:
 
     Args:
         trace: runs the model at arguments with new latents, and returns its trace.
+
+    Attributes:
+        stretched: names of sites whose values are data stretched by latents.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.num_dims = 0
+        self.stretched: set[str] = set()
         self._columns: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._single = True
 
@@ -51,7 +56,11 @@ class Observed:
         """
         sites = {name: model_trace.nodes[name] for name in structure.observed}
         self.num_dims += sum(int(seen_entries(site).sum()) for site in sites.values())
-        values = data_behind(sites, args, kwargs, self.trace)
+        values, stretched = data_behind(sites, args, kwargs, self.trace)
+        if structure.factors:  # one may be the Jacobian that the density lacks
+            values |= {name: in_double(value) for name, value in stretched.items()}
+        else:
+            self.stretched |= set(stretched)
         for name, table in as_tables(sites, values, structure.plate).items():
             for column, entries in enumerate(table):
                 self._add_column(name, column, entries)
@@ -143,10 +152,10 @@ def columns_of(value: Tensor, lead: int = 0) -> Tensor:
 
 def data_behind(
     sites: Mapping[str, Site], args: tuple, kwargs: Mapping[str, Any], trace: Trace
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the data behind the observed values.
 
-    They are in double on the CPU.
+    They are in double on the CPU. Second are the data that values stretch by latents.
 
     They are the values themselves, unless these move with the latents, as residuals `y -
     prediction` do. Those are densities of the argument whose unit they have, y; where there is none
@@ -154,6 +163,7 @@ def data_behind(
     """
     found = {name: site["value"].detach() for name, site in sites.items()}
     made = [name for name, value in found.items() if not is_given(value, args, kwargs)]
+    stretched: dict[str, Tensor] = {}
     if made:
         other = trace(args, kwargs).nodes
         moving = [
@@ -161,8 +171,10 @@ def data_behind(
             for name in made
             if name not in other or not torch.equal(found[name], other[name]["value"].detach())
         ]
-        found |= shifted_arguments(moving, args, kwargs, trace) if moving else {}
-    return {name: in_double(value) for name, value in found.items()}
+        if moving:
+            shifted, stretched = shifted_arguments(moving, args, kwargs, trace)
+            found |= shifted
+    return {name: in_double(value) for name, value in found.items()}, stretched
 
 
 def is_given(value: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> bool:
@@ -176,42 +188,52 @@ def is_given(value: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> bool:
 
 def shifted_arguments(
     names: list[str], args: tuple, kwargs: Mapping[str, Any], trace: Trace
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Find the argument that each observed value is shifted from.
 
-    It is the one in which the value has derivative one or minus one.
+    It is the one in which the value has derivative one or minus one, or any whose volume it keeps.
+    Second are the first arguments of values whose volume moves with the latents, whichever argument
+    is the data.
     """
     leaves, spec = tree_flatten((args, dict(kwargs)))
-    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point()]
+    tensors = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor)}
+    inputs = {i: x for i, x in tensors.items() if x.is_floating_point()}
     with torch.enable_grad():
-        for i in places:
-            leaves[i] = leaves[i].detach().clone().requires_grad_()
-        given: Any = tree_unflatten(leaves, spec)
-        nodes = trace(*given).nodes
-        values = {name: nodes[name]["value"] for name in names}
-        return {
-            name: shifted(value, [leaves[i] for i in places], tensors_of(args, kwargs))
-            for name, value in values.items()
-        }
+        inputs = {i: x.detach().clone().requires_grad_() for i, x in inputs.items()}
+        given: Any = tree_unflatten([inputs.get(i, x) for i, x in enumerate(leaves)], spec)
+        runs = [trace(*given).nodes for _ in range(2)]
+        one, other = [
+            {
+                name: stretches_of(run[name]["value"], seen_entries(run[name]), inputs)
+                for name in names
+                if name in run
+            }
+            for run in runs
+        ]
+    found, stretched = {}, {}
+    for name in names:
+        shape = runs[0][name]["value"].shape if name in runs[0] else torch.Size([0])
+        every, again = one.get(name, {}), other.get(name, {})
+        steady = {i: each for i, each in every.items() if each.agrees(again.get(i))}
+        kept = [i for i, each in steady.items() if each.is_one]
+        if kept:
+            found[name] = tensors[kept[0]].detach().reshape(shape)
+            continue
+        found[name] = marked(list(tensors.values()), next(iter(steady.values()), None))
+        whole = [x for i, x in tensors.items() if i not in inputs and x.numel() == shape.numel()]
+        if every and not steady and not whole and all(each.is_known for each in every.values()):
+            stretched[name] = tensors[min(every)].detach().reshape(shape)
+    return found, stretched
 
 
-def shifted(value: Tensor, leaves: list[Tensor], everything: list[Tensor]) -> Tensor:
-    """Return the argument that a value is shifted from.
+def marked(everything: list[Tensor], stretch: Stretch | None) -> Tensor:
+    """Join all arguments, in units of their own.
 
-    If there is none, all arguments are returned in a row.
+    Marks at its end tell it from data that are observed as they are.
     """
-    if value.requires_grad and leaves:
-        slopes = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
-        for leaf, slope in zip(leaves, slopes, strict=True):
-            if leaf.numel() == value.numel() and slope is not None and is_unit(slope):
-                return leaf.detach().reshape(value.shape)
+    unit = torch.nan if stretch is None else round(float(stretch.log_volume.mean()), 2)
     flat = [in_double(tensor).reshape(-1) for tensor in everything]
-    return torch.cat(flat) if flat else torch.zeros(0)
-
-
-def is_unit(slope: Tensor) -> bool:
-    """Whether all derivatives are one or minus one, to rounding."""
-    return bool(torch.allclose(slope.abs(), torch.ones_like(slope), atol=1e-5))
+    return torch.cat([*flat, torch.tensor([torch.inf, unit], dtype=torch.float64)])
 
 
 def in_double(value: Tensor) -> Tensor:

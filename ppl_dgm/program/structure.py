@@ -116,7 +116,8 @@ class Structure:
     prior proposes; `noisy_guide` tells that log q at fixed latents is random, as under dropout;
     `division` tells whether the program takes a part of its data for the whole. A masked latent
     counts for nothing, in model and guide, unless it is one of the `unmasked`, which keep their
-    densities; `unlike_pyro` names the sites that Pyro's losses count otherwise.
+    densities; `unlike_pyro` names the sites that Pyro's losses count otherwise, `stretched` those
+    that observe data stretched by latents without a factor that counts for it.
     """
 
     latents: tuple[Latent, ...]
@@ -135,6 +136,7 @@ class Structure:
     energies: tuple[str, ...] = ()
     noisy_guide: bool = False
     unlike_pyro: tuple[str, ...] = ()
+    stretched: tuple[str, ...] = ()
     model_runs: Way = "plate"
     guide_runs: Way = "plate"
     slow: str = ""

@@ -42,6 +42,7 @@ IS_ARVIZ_0 = version("arviz").startswith("0.")
 Group = dict[str, NDArray[Any]]
 FEW_DRAWS = 100  # independent ones, below which leave-one-out and quantiles are not to be believed
 FEWEST_DRAWS = 4  # that ArviZ's diagnostics take
+FEWEST_LEFT_OUT = 2  # that its leave-one-out takes
 
 
 @checked
@@ -61,9 +62,10 @@ def to_arviz(posterior: Posterior, seed: int = 0) -> Any:
     Resampled draws repeat each other, which ArviZ's own effective sample size does not see: no more
     are handed on than the smallest effective sample size of the weights (but at least 4). Entries
     of the data that a mask takes out are NaN in `observed_data` and absent from `log_likelihood`,
-    whose plates then are one dimension. Sites and plates named `chain` or `draw`, ArviZ's own
-    dimensions, get an underscore at their end. `posterior.attrs` has the sampler, its particles,
-    `ess`, `pareto_k`, whether the draws are reliable, and why not.
+    whose plates then are one dimension. A site without other entries is not in it, and a single
+    draw has none. Sites and plates named `chain` or `draw`, ArviZ's own dimensions, get an
+    underscore at their end. `posterior.attrs` has the sampler, its particles, `ess`, `pareto_k`,
+    whether the draws are reliable, and why not.
 
     Args:
         posterior: of `ppl_dgm.posterior`, or `Posterior(program.bind(*data), draws)`
@@ -110,7 +112,7 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
     groups: dict[str, Mapping[str, Tensor]] = {
         "posterior": {**posterior.draws, **{name: drawn[name] for name in kept}},
         "posterior_predictive": observed_draws(bound, drawn),
-        "log_likelihood": log_likelihoods(bound.in_double(), posterior.draws),
+        "log_likelihood": counted_likelihoods(posterior),
         "observed_data": {name: visible(bound, name) for name in structure.observed},
     }
     if not structure.factors:
@@ -124,6 +126,19 @@ def as_tree(posterior: Posterior, seed: int) -> Any:
     if "log_likelihood" in arrays:
         drop_masked(bound, tree)
     return tree
+
+
+def counted_likelihoods(posterior: Posterior) -> dict[str, Tensor]:
+    """Compute log likelihoods of the sites that count.
+
+    They are none of a single draw: ArviZ fails on it, as on sites that masks take out as a whole.
+    """
+    if posterior.num_draws < FEWEST_LEFT_OUT:
+        return {}
+    found = log_likelihoods(posterior.bound.in_double(), posterior.draws)
+    seen = {name: counted(posterior.bound, name) for name in found}
+    masked = [name for name, entries in seen.items() if entries is not None and not entries.any()]
+    return {name: value for name, value in found.items() if name not in masked}
 
 
 def observed_draws(bound: Bound, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,6 +162,11 @@ def alarms(posterior: Posterior) -> tuple[str, ...]:
     They are the warnings of the draws themselves, and too few effective draws.
     """
     ess = posterior.ess
+    if posterior.num_draws < FEWEST_DRAWS:
+        what = "draw" if posterior.num_draws == 1 else "draws"
+        lacking = "" if posterior.num_draws >= FEWEST_LEFT_OUT else ", and no log_likelihood"
+        few = f"the posterior has {posterior.num_draws} {what}, less than {FEWEST_DRAWS}{lacking}"
+        return (*posterior.warnings, few)
     if ess is None or float(ess.min()) >= FEW_DRAWS:
         return posterior.warnings
     worth = f"{float(ess.min()):.0f} independent ones, less than {FEW_DRAWS}"

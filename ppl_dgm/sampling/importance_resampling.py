@@ -12,6 +12,7 @@ from ppl_dgm.program.checks import refuse_point_masses
 from ppl_dgm.program.isolation import undisturbed
 from ppl_dgm.program.particles import Values
 from ppl_dgm.program.seeding import seeded
+from ppl_dgm.program.stretching import stretch_alarm
 from ppl_dgm.sampling.convergence import tail_warnings
 from ppl_dgm.sampling.effort import spend
 from ppl_dgm.sampling.memory import MEMORY, chunk_plan, part_of
@@ -101,7 +102,7 @@ def posterior(
         found = join_posteriors(bound, parts)
         if found.reliable:
             found = replace(found, warnings=missed_alarm(program, bound.in_double(), parts, memory))
-        return found
+        return replace(found, warnings=found.warnings + stretch_alarm(bound.structure.stretched))
 
 
 def check_latents(bound: Bound) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ppl_dgm.markup import html_table, latex_table, minus
@@ -64,7 +65,7 @@ class Posterior:
         object.__setattr__(
             self,
             "std",
-            self.std or {name: draw.double().std(0) for name, draw in self.draws.items()},
+            self.std or {name: spread_of(draw) for name, draw in self.draws.items()},
         )
 
     @property
@@ -157,6 +158,11 @@ class Posterior:
         )
         mark = "" if self.reliable else f" UNRELIABLE: {'; '.join(self.warnings)}"
         return f"Posterior({self.num_draws} draws of {shapes}{ess}){mark}"
+
+
+def spread_of(draws: Tensor) -> Tensor:
+    """Standard deviation of draws, NaN of a single one."""
+    return draws.double().std(0) if len(draws) > 1 else draws[0].double() * torch.nan
 
 
 def shown(values: Tensor) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_dgm import Program, compare, evidence
+from ppl_dgm import Program, compare, evidence, posterior
 from ppl_dgm.families import IndependentBernoulli
 from ppl_dgm.families.bayesnet import BayesNet, Table
 from ppl_dgm.program.observed import same_data
@@ -116,6 +116,79 @@ def test_residuals_are_densities_of_the_data():
     assert digest(residuals(scale=2.0), t, y) == digest(residuals(scale=2.0), t, y)
     table = compare({"of residuals": Program(residuals()), "of data": Program(direct)}, t, y)
     assert table["of residuals"].log_z == pytest.approx(table["of data"].log_z, abs=1e-6)
+
+
+def standardised(y: Tensor) -> None:
+    mean, scale = location_and_scale()
+    with pyro.plate("data", len(y)):
+        pyro.sample("r", dist.Normal(0.0, 1.0), obs=(y - mean) / scale)
+
+
+def completed(y: Tensor) -> None:
+    """Standardised values with the Jacobian of that."""
+    mean, scale = location_and_scale()
+    with pyro.plate("data", len(y)):
+        pyro.sample("r", dist.Normal(0.0, 1.0), obs=(y - mean) / scale)
+        pyro.factor("jacobian", -scale.log().expand(y.shape))
+
+
+def location(y: Tensor) -> None:
+    mean, scale = location_and_scale()
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+def location_and_scale() -> tuple[Tensor, Tensor]:
+    mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+    return mean, pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+
+
+def innovations(y: Tensor) -> None:
+    """An autoregression by its residuals: a triangular map of unit volume."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 0.5))
+    before = torch.cat([y.new_zeros(1), y[:-1]])
+    pyro.sample("e", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1), obs=y - slope * before)
+
+
+def rotated(y: Tensor) -> None:
+    """Pairs mixed by a matrix whose determinant moves."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 0.5))
+    mixed = torch.cat([y[:3] + slope * y[3:], y[3:] + slope * y[:3]])
+    pyro.sample("e", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1), obs=mixed)
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [
+        (standardised, True),
+        (rotated, True),
+        (innovations, False),
+        (completed, False),
+        (location, False),
+    ],
+)
+def test_data_stretched_by_latents_raise_an_alarm(model, wrong):
+    program, y = Program(model), X[:, 0]
+    found = evidence.SMC(num_particles=50, num_groups=2)(program, y)
+    draws = posterior(program, y, num_particles=500)
+    for told in (found.warnings, draws.warnings):
+        assert any("latents stretch" in warning for warning in told) == wrong
+
+
+def test_stretched_data_are_none_that_others_observe():
+    y = X[:, 0]
+    assert digest(standardised, y) != digest(location, y)
+    assert digest(standardised, y) == digest(standardised, y)
+    assert digest(rotated, y) != digest(location, y)
+    assert digest(innovations, y) == digest(location, y) == digest(completed, y)
+    with pytest.raises(ValueError, match="different data"):
+        compare({"data": Program(location), "standardised": Program(standardised)}, y)
+
+
+def test_covariates_are_not_taken_for_stretched_data():
+    y = X[:, 1]
+    assert not Program(residuals()).inspect(X[:, 0], y).stretched
+    assert not Program(residuals()).inspect(X[:, 0], torch.arange(6)).stretched
 
 
 def test_a_bayes_net_stands_beside_vectors():

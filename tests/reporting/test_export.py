@@ -219,6 +219,29 @@ def test_masked_entries_are_no_data_for_leave_one_out():
     assert np.allclose(each.values, exact_loo(X[:10], 1.0), atol=0.02)
 
 
+def two_sites(x: torch.Tensor, seen: torch.Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0).mask(seen), obs=x)
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=x)
+
+
+def test_a_site_that_is_masked_as_a_whole_has_no_log_likelihood():
+    bound = Program(two_sites).bind(X, torch.zeros(len(X), dtype=torch.bool))
+    tree = to_arviz(Posterior(bound, {"loc": conjugate_draws(X, 1.0)}))
+    assert list(tree.log_likelihood.data_vars) == ["y"]
+    assert np.isfinite(az.loo(tree).elpd_loo if export.IS_ARVIZ_0 else az.loo(tree).elpd)
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+def test_few_draws_of_any_sampler_are_told(num_draws):
+    bound = Program(two_sites).bind(X, torch.ones(len(X), dtype=torch.bool))
+    with pytest.warns(UserWarning, match=f"has {num_draws} draw"):
+        tree = to_arviz(Posterior(bound, {"loc": torch.zeros(num_draws)}))
+    assert ("log_likelihood" in groups_of(tree)) == (num_draws > 1)  # of one az.loo fails
+    assert not tree.posterior.attrs["reliable"]
+
+
 def test_sites_named_as_dimensions_of_arviz_are_kept():
     def model(x=None):
         draw = pyro.sample("draw", dist.Normal(0.0, 1.0))
