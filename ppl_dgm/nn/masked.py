@@ -24,6 +24,7 @@ class MaskedLinear(nn.Linear):
     Args:
         mask: M, `[out_features, in_features]`, zero where an output must not see an input; or
             several of them, `[K, out_features, in_features]`, of which each call names one.
+        bias: whether there is a b.
 
     Shape:
         `[..., in_features]` to `[..., out_features]`.
@@ -39,12 +40,12 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
 
     @checked
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, bias: bool = True) -> None:
         if mask.ndim not in (2, 3):
             raise ValueError(
                 f"expected a mask [out_features, in_features], got shape {list(mask.shape)}"
             )
-        super().__init__(mask.shape[-1], mask.shape[-2])
+        super().__init__(mask.shape[-1], mask.shape[-2], bias)
         self.register_buffer("mask", mask.to(self.weight))
 
     def masked_weight(self, member: int | Tensor = 0) -> Tensor:
@@ -85,6 +86,8 @@ class MADENet(CausalNet):
         num_context: size of a context vector that every output may depend on.
         activation: makes the activation.
         num_orders: number of orders, each with masks of its own; those after the first are drawn.
+        direct: whether the outputs also see the earlier inputs past the hidden layers, as they do
+            without any.
 
     Shape:
         `[..., D]` and context `[..., num_context]` to `[..., D, num_outputs_per_dim]`.
@@ -116,6 +119,7 @@ class MADENet(CausalNet):
         num_context: int = 0,
         activation: Activation = nn.ReLU,
         num_orders: int = 1,
+        direct: bool = False,
     ) -> None:
         check_widths([num_dims, *hidden_sizes(hidden), num_outputs_per_dim])
         super().__init__(num_dims, num_outputs_per_dim, order, num_orders, seed, num_context)
@@ -126,9 +130,11 @@ class MADENet(CausalNet):
         ]
         masks = [masks_of(degrees, num_outputs_per_dim) for degrees in self.degrees]
         self.layers = nn.ModuleList(
-            MaskedLinear(torch.stack(each) if num_orders > 1 else each[0])
-            for each in zip(*masks, strict=True)
+            MaskedLinear(one_or_all(each)) for each in zip(*masks, strict=True)
         )
+        past = [masks_of(degrees[:1], num_outputs_per_dim)[0] for degrees in self.degrees]
+        direct = direct and len(self.layers) > 1
+        self.direct = MaskedLinear(one_or_all(past), bias=False) if direct else None
         self.contexts = nn.ModuleList(
             nn.Linear(num_context, layer.out_features, bias=False)
             for layer in self.layers
@@ -147,6 +153,7 @@ class MADENet(CausalNet):
         for depth, layer in enumerate(self.layers):
             h = layer(h if depth == 0 else self.activation(h), member)
             h = h if context is None else h + self.contexts[depth](context)
+        h = h if self.direct is None else h + self.direct(x, member)
         return h.unflatten(-1, (-1, self.num_outputs_per_dim))
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
@@ -163,6 +170,11 @@ class MADENet(CausalNet):
         ]
         hidden = [x.new_zeros(*x.shape[:-1], len(each)) for each in degrees]
         last = weights[-1].unflatten(0, (-1, self.num_outputs_per_dim))
+        past = (
+            None
+            if self.direct is None
+            else self.direct.masked_weight(member).unflatten(0, last.shape[:2])
+        )
         last_shift = shifts[-1].unflatten(-1, (-1, self.num_outputs_per_dim))
 
         def step(t: int, x: Tensor) -> Tensor:
@@ -172,8 +184,8 @@ class MADENet(CausalNet):
                 fresh = F.linear(below, weights[depth][units]) + shifts[depth][..., units]
                 hidden[depth][..., units] = self.activation(fresh)
                 below = hidden[depth]
-            rows, start = last[order[t]], last_shift[..., order[t], :]
-            return F.linear(below, rows.flatten(0, -2)).unflatten(-1, rows.shape[:-1]) + start
+            params = by_rows(below, last[order[t]]) + last_shift[..., order[t], :]
+            return params if past is None else params + by_rows(x, past[order[t]])
 
         return step
 
@@ -255,6 +267,16 @@ def autoregressive_masks(
     """
     ranks = 1 + step_ranks(order, num_dims)
     return masks_of(layer_degrees(hidden, ranks, seed), num_outputs_per_dim)
+
+
+def one_or_all(masks: list[Tensor]) -> Tensor:
+    """A mask, or the masks of several orders as one tensor."""
+    return torch.stack(masks) if len(masks) > 1 else masks[0]
+
+
+def by_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Multiply `[..., H]` with rows `[*, H]`: `[..., *]`."""
+    return F.linear(x, rows.flatten(0, -2)).unflatten(-1, rows.shape[:-1])
 
 
 def layer_degrees(hidden: Sequence[int], ranks: Tensor, seed: int | None) -> list[Tensor]:

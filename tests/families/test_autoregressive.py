@@ -37,6 +37,7 @@ NETS: dict[str, Make] = {
     "nade": partial(NADE, DIMS, 5),
     "made": partial(MADE, DIMS, [9, 7]),
     "made of drawn masks": partial(MADE, DIMS, [30, 30], seed=3),
+    "made with direct connections": partial(MADE, DIMS, [3], direct=True),
     "gru": partial(RecurrentNet, DIMS, 5),
     "lstm": partial(RecurrentNet, DIMS, 5, cell="lstm", num_layers=2),
     "wavenet": partial(WaveNet, DIMS, 4),
@@ -52,6 +53,7 @@ SEVERAL: dict[str, Make] = {
     "fvsbn": partial(FVSBN, DIMS, orders=3),
     "nade": partial(NADE, DIMS, 5, orders=3),
     "made": partial(MADE, DIMS, [9, 7], orders=3),
+    "made with direct connections": partial(MADE, DIMS, [3], orders=3, direct=True),
     "transformer": partial(PixelTransformer, WIDE, 8, 1, 2, orders=3),
 }
 COLOUR: dict[str, Make] = {

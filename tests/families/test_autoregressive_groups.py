@@ -44,6 +44,7 @@ GROUPED: dict[str, Make] = {
     "fvsbn": partial(FVSBN, DIMS, order=GROUPS),
     "made": partial(MADE, DIMS, [20, 20], order=GROUPS),
     "made of drawn masks": partial(MADE, DIMS, [30, 30], order=GROUPS, seed=3),
+    "made with direct connections": partial(MADE, DIMS, [3], order=GROUPS, direct=True),
     "made of one group": partial(MADE, DIMS, [9], order=[list(range(DIMS))]),
     "nade": partial(NADE, DIMS, 5, order=GROUPS),
     "eonade": partial(NADE, DIMS, 5, order=GROUPS, all_orders=True),

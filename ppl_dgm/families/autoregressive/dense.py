@@ -36,6 +36,8 @@ class MADE(AutoregressiveProgram):
         orders: number K of orders, each with masks of its own; the density is the mean of theirs.
         num_classes: number of classes, of which each datum then has a label.
         context: size of a vector that is given with each datum, as labels are.
+        direct: whether the outputs also see the earlier dimensions past the hidden layers, as they
+            do without any.
 
     Raises:
         ValueError: a size below one, an order that is no permutation, an unknown likelihood.
@@ -58,6 +60,7 @@ class MADE(AutoregressiveProgram):
         orders: int = 1,
         num_classes: int | None = None,
         context: int | None = None,
+        direct: bool = False,
     ) -> None:
         likelihood = named_likelihood(likelihood)
         settings: Any = (
@@ -67,6 +70,7 @@ class MADE(AutoregressiveProgram):
             context_of(num_classes, context),
             activation,
             orders,
+            direct,
         )
         super().__init__(MADENet(num_dims, hidden, *settings), likelihood, num_classes, context)
 
