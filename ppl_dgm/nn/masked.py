@@ -270,7 +270,7 @@ def autoregressive_masks(
 
 
 def one_or_all(masks: list[Tensor]) -> Tensor:
-    """A mask, or the masks of several orders as one tensor."""
+    """Make one tensor of the masks of all orders."""
     return torch.stack(masks) if len(masks) > 1 else masks[0]
 
 
