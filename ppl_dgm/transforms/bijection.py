@@ -8,7 +8,8 @@ pass that returns both numbers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributions import Transform, constraints
 
 __all__ = [
     "Bijection",
+    "Conditioned",
     "Images",
     "Inverse",
     "call_and_log_det",
@@ -26,9 +28,9 @@ __all__ = [
     "forget",
     "inverse_and_log_det",
     "is_foreign",
-    "is_plain",
     "may_fold",
     "modules_of",
+    "parts_of",
     "pull",
     "push",
     "sum_last",
@@ -234,9 +236,6 @@ class Inverse(Bijection):
         return self.bijection.forward_shape(shape)
 
 
-# ---- any transforms: ours, Pyro's, torch's -------------------------------------------------------
-
-
 def condition_all(transforms: Iterable[Any], context: Tensor | None) -> list[Any]:
     """Condition transforms on a context.
 
@@ -263,12 +262,16 @@ def call_and_log_det(transform: Any, x: Tensor) -> Images:
     """Apply any transform and compute its log-determinant.
 
     The result is y = t(x) and log |det dy/dx| `[...]`, at the present parameters.
+
+    Raises:
+        ValueError: for a transform without an inverse, as some of Pyro's.
     """
     if hasattr(transform, "call_and_log_det"):
         return transform.call_and_log_det(x)
     forget(transform)
-    y = transform(x)
-    log_det = transform.log_abs_det_jacobian(x, y)
+    with naming_of_missing(transform):
+        y = transform(x)
+        log_det = transform.log_abs_det_jacobian(x, y)
     forget(transform)
     return y, log_det
 
@@ -277,14 +280,30 @@ def inverse_and_log_det(transform: Any, y: Tensor) -> Images:
     """Invert any transform and compute the inverse's log-determinant.
 
     The result is x = t^-1(y) and log |det dx/dy| `[...]`, at the present parameters.
+
+    Raises:
+        ValueError: for a transform without an inverse, as some of Pyro's.
     """
     if hasattr(transform, "inverse_and_log_det"):
         return transform.inverse_and_log_det(y)
     forget(transform)
-    x = transform.inv(y)
-    log_det = -transform.log_abs_det_jacobian(x, y)
+    with naming_of_missing(transform):
+        x = transform.inv(y)
+        log_det = -transform.log_abs_det_jacobian(x, y)
     forget(transform)
     return x, log_det
+
+
+@contextmanager
+def naming_of_missing(transform: Any) -> Iterator[None]:
+    """Name what lacks an inverse: Pyro's look in a cache."""
+    try:
+        yield
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(transform).__name__} has no inverse{f': {error}' if str(error) else ''}. "
+            "Planar, Radial, Sylvester and MaskedAutoregressive of ppl_dgm.transforms have one"
+        ) from error
 
 
 def push(transforms: Iterable[Any], x: Tensor, event_dim: int) -> Images:
@@ -353,18 +372,6 @@ def is_foreign(transform: Any) -> bool:
     if isinstance(transform, (Bijection, Conditioned)):
         return False
     return not all(type(t).__module__.startswith("torch.") for t in (transform, transform.inv))
-
-
-def is_plain(transform: Any) -> bool:
-    """Whether all of a batch share a transform.
-
-    Those at a context are not, and are no modules.
-    """
-    if parts := parts_of(transform):
-        return all(map(is_plain, parts))
-    return isinstance(transform, nn.Module) or not (
-        isinstance(transform, Conditioned) or is_foreign(transform)
-    )
 
 
 def modules_of(transform: Any) -> list[nn.Module]:

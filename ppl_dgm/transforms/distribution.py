@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, ExpTransform, Transform, constraints
 
 from ppl_dgm.transforms.bijection import (
+    Conditioned,
     condition_all,
     forget,
-    is_plain,
+    is_foreign,
     modules_of,
+    parts_of,
     pull,
     push,
     sum_last,
@@ -100,6 +102,18 @@ def one_of_many(flow: Any) -> Any:
     A flow at contexts, which differ within the batch, is returned as it is.
     """
     return getattr(flow, "origin", flow) if all(map(is_plain, flow.transforms)) else flow
+
+
+def is_plain(transform: Any) -> bool:
+    """Whether all of a batch share a transform.
+
+    Those at a context are not, and are no modules.
+    """
+    if parts := parts_of(transform):
+        return all(map(is_plain, parts))
+    return isinstance(transform, nn.Module) or not (
+        isinstance(transform, Conditioned) or is_foreign(transform)
+    )
 
 
 class Image(constraints.Constraint):

@@ -364,6 +364,13 @@ BAD = {
         ValueError,
         "expected a context at least, got shape \\[0, 3\\]",
     ),
+    "no inverse at a context": (
+        lambda: evidence.Exact()(
+            Flow(noise(2), [T.conditional_planar(2, 1)]), torch.zeros(3, 2), torch.zeros(3, 1)
+        ),
+        ValueError,
+        "ConditionedPlanar has no inverse.* ppl_dgm.transforms have one",
+    ),
     "no inverse": (lambda: Flow(noise(2), [T.planar(2)]), ValueError, "has no inverse"),
     "inverse of a module": (
         lambda: Flow(noise(2), [T.affine_autoregressive(2).inv]),
