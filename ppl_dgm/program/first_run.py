@@ -29,7 +29,9 @@ __all__ = [
 ]
 
 _OTHER_ARGUMENTS = ("unexpected keyword argument", "positional argument")  # in Python's errors
+_UNDEFINED = "to satisfy the constraint"  # in torch's errors about a distribution's parameters
 MAX_NESTING = 5  # plates of a program that runs only under enumeration
+MAX_DRAWS = 8  # of latents, for a program that is undefined at some of them
 
 
 def run(
@@ -37,8 +39,23 @@ def run(
 ) -> tuple[Any, Any]:
     """Trace guide and model once.
 
-    An error names the half of the program that failed and the data that it was given.
+    Latents are drawn anew where the program is undefined at those drawn: whether it is taken must
+    not depend on the generator. Estimates give such draws their alarm. An error names the half of
+    the program that failed and the data that it was given.
     """
+    for _ in range(MAX_DRAWS - 1):
+        try:
+            return run_once(model, guide, args, kwargs)
+        except ValueError as error:
+            if _UNDEFINED not in str(error):
+                raise
+    return run_once(model, guide, args, kwargs)
+
+
+def run_once(
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Trace guide and model at one draw of the latents."""
     own = isinstance(getattr(guide, "fn", guide), Prior)
     role = "model" if own else "guide"
     try:

@@ -414,3 +414,32 @@ def test_one_particle_needs_no_vectorising() -> None:
     program = Program(model, guide)
     fit(program, X, objectives.ELBO(2), steps=1, progress=False, compile=False)
     assert program.structure.model_runs == "plate"
+
+
+# ---- programs undefined at some draws of their latents -------------------------------------------
+
+
+def undefined_factor(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("x", z.sqrt() * x.sum())
+
+
+def undefined_scale(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z.log(), 1.0).expand(x.shape).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("model", [undefined_factor, undefined_scale])
+def test_the_generator_does_not_decide_whether_a_program_is_taken(model) -> None:
+    for seed in range(12):  # half of all first draws are undefined
+        torch.manual_seed(seed)
+        found = evidence.ImportanceSampling(100)(Program(model), X)
+        assert any("NaN" in alarm and "['x']" in alarm for alarm in found.warnings)
+
+
+def test_a_program_that_no_draw_defines_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(x, -1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="Expected parameter scale"):
+        Program(model).bind(X)
