@@ -8,11 +8,16 @@ from contextlib import suppress
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
+import torch
+from pyro.infer.discrete import _sample_posterior_from_trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_dgm.program.bound_program import PARTICLE_PLATE
+from ppl_dgm.program.enumeration import entangled
 from ppl_dgm.program.explosions import warn_of_explosions
 from ppl_dgm.program.handlers import Substitute
 from ppl_dgm.program.inverses import check_inverse
@@ -24,6 +29,8 @@ from ppl_dgm.program.vmap_patches import loop_runs, vmap_runs
 
 __all__ = ["Uncondition", "draw_sites"]
 
+CHOSEN_AT_ONCE = 128  # draws whose summed-out latents are drawn together
+
 
 def draw_sites(
     model: Callable,
@@ -32,14 +39,19 @@ def draw_sites(
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
     given: Values | None = None,
+    at_data: bool = False,
 ) -> Values:
     """Draw all sites of the model jointly.
 
     Latents in `given`, `[num_samples, *shape]`, are held. Returns `{site: [num_samples, *shape]}`.
+    Latents that are summed out follow the prior given those, or `at_data` their posterior.
     """
     kwargs, given, free = kwargs or {}, given or {}, Uncondition()(model)
+    chosen = structure.enumerated if at_data else ()
     with unvalidated(), right_draws():
         if structure.model_runs != "plate":
+            if chosen:
+                given = {**given, **repeated_choices(model, structure, args, kwargs, given)}
             return repeated_sites(free, structure, num_samples, args, kwargs, given)
         latents = {latent.name: latent for latent in structure.latents}
         padded = {
@@ -47,6 +59,8 @@ def draw_sites(
             for name, value in given.items()
             if name in latents
         }
+        if chosen:
+            padded |= chosen_in_parts(model, structure, num_samples, args, kwargs, padded)
         with (
             pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - structure.nesting),
             Substitute(padded),
@@ -56,6 +70,95 @@ def draw_sites(
         check_inverse(name, site["fn"])
         warn_of_explosions(name, site["fn"], site["value"])
     return {name: strip(site, num_samples, structure.nesting) for name, site in drawn_sites(trace)}
+
+
+def chosen_in_parts(
+    model: Callable,
+    structure: Structure,
+    num_samples: int,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    given: Values,
+) -> Values:
+    """`chosen_values` in plate layout, of some draws at a time.
+
+    The densities of all values of what is summed out are kept for each draw.
+    """
+    parts = []
+    for start in range(0, num_samples, CHOSEN_AT_ONCE):
+        size = min(CHOSEN_AT_ONCE, num_samples - start)
+        held = {name: value[start : start + size] for name, value in given.items()}
+        with pyro.plate(PARTICLE_PLATE, size, dim=-1 - structure.nesting), Substitute(held):
+            parts.append(chosen_values(model, structure, args, kwargs))
+    return {name: torch.cat([part[name] for part in parts]) for name in structure.enumerated}
+
+
+def chosen_values(
+    model: Callable, structure: Structure, args: tuple, kwargs: Mapping[str, Any]
+) -> Values:
+    """Draw latents that are summed out from their posterior.
+
+    All others are held by handlers around this. Forward filtering and backward sampling, by Pyro.
+    """
+
+    def listed(site: Any) -> Any:
+        return {"enumerate": "parallel" if site["name"] in structure.enumerated else None}
+
+    summed = poutine.enum(
+        poutine.infer_config(model, listed), first_available_dim=-2 - structure.nesting
+    )
+    trace = prune_subsample_sites(poutine.trace(summed).get_trace(*args, **kwargs))
+    sites = [site for _, site in random_sites(trace)]
+    entangled(trace, sites)  # which computes their log densities
+    for site in sites:  # that backward sampling needs at every entry of their plates
+        shape = torch.broadcast_shapes(site["log_prob"].shape, plate_shape(site))
+        site["log_prob"] = site["unscaled_log_prob"] = site["log_prob"].expand(shape)
+    trace.pack_tensors()
+    supports = {name: numbered(trace.nodes[name]) for name in structure.enumerated}
+
+    def replayed() -> Values:
+        law = dist.Delta(torch.zeros(()))
+        infer: Any = {"enumerate": "parallel"}
+        return {name: pyro.sample(name, law, infer=infer) for name in structure.enumerated}
+
+    found = {}
+    for name, place in _sample_posterior_from_trace(replayed, trace, 1, False).items():
+        shape = torch.broadcast_shapes(place.shape, plate_shape(trace.nodes[name]))
+        found[name] = supports[name][place.expand(shape)]
+    return found
+
+
+def plate_shape(site: Any) -> torch.Size:
+    """Shape of the plates around a site."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    sizes = [torch.Size([frame.size, *(1,) * (-1 - frame.dim)]) for frame in frames]
+    return torch.broadcast_shapes(*sizes)
+
+
+def numbered(site: Any) -> Tensor:
+    """Number the values of an enumerated site, in place.
+
+    They may be vectors, which cannot be chosen from. Returns the values themselves, `[values,
+    *event]`.
+    """
+    value, num_values = site["value"], site["value"].shape[0]
+    support = value.reshape(num_values, -1, *site["fn"].event_shape)[:, 0]
+    places = torch.arange(num_values, device=value.device)
+    batch_dim = value.dim() - site["fn"].event_dim
+    site["value"] = places.reshape(-1, *(1,) * (batch_dim - 1)).expand(value.shape[:batch_dim])
+    return support
+
+
+def repeated_choices(
+    model: Callable, structure: Structure, args: tuple, kwargs: Mapping[str, Any], given: Values
+) -> Values:
+    """`chosen_values` of single runs, one after the other."""
+
+    def once(values: Values) -> Values:
+        with Substitute(values):
+            return chosen_values(model, structure, args, kwargs)
+
+    return loop_runs(once, len(next(iter(given.values()))), given)
 
 
 class Uncondition(UnconditionMessenger):

@@ -19,7 +19,7 @@ __all__ = ["decode", "decoded", "latent_draws"]
 class Expectation(Messenger):
     """Messenger that sets a site to its mean.
 
-    It is the mean of the site's distribution, in place of a draw.
+    It is the mean of the site's distribution, in place of a draw. Data stay as they are.
     """
 
     def __init__(self, site: str) -> None:
@@ -27,7 +27,7 @@ class Expectation(Messenger):
         self.site = site
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.site:
+        if msg["name"] == self.site and not msg["is_observed"]:
             msg["value"], msg["done"] = mean_of(msg["fn"], self.site), True
 
 
@@ -42,10 +42,11 @@ def mean_of(fn: Any, site: str) -> Tensor:
         ) from error
 
 
-def decoded(bound: Bound, values: Values, site: str) -> Tensor:
+def decoded(bound: Bound, values: Values, site: str, at_data: bool = False) -> Tensor:
     """Compute E[x | z] of latent values `[codes, *shape]`.
 
-    The result is `[codes, data, *event]`.
+    The result is `[codes, data, *event]`. Latents that are summed out are drawn given the values,
+    or `at_data` given the data too.
     """
     if site not in bound.structure.observed:
         raise ValueError(
@@ -54,9 +55,16 @@ def decoded(bound: Bound, values: Values, site: str) -> Tensor:
         )
     num_codes = bound.count(values)
     with Expectation(site):
-        return draw_sites(
-            bound.model, bound.structure, num_codes, bound.args, bound.kwargs, values
-        )[site]
+        drawn = draw_sites(
+            bound.model,
+            bound.structure,
+            num_codes,
+            bound.args,
+            bound.kwargs,
+            values,
+            at_data=at_data,
+        )
+    return drawn[site]
 
 
 @checked

@@ -81,7 +81,8 @@ class Posterior:
     def predict(self, seed: int = 0) -> Values:
         """Draw every site of the model given each posterior draw.
 
-        Sites are latents, deterministic sites, and new data.
+        Sites are latents, deterministic sites, and new data. Latents that are summed out are drawn
+        from their posterior given the others and the data.
 
         Args:
             seed: makes the draws repeatable; torch's generator is left as it was.
@@ -100,7 +101,13 @@ class Posterior:
             )
         with undisturbed(bound.model), seeded(seed, bound.device):
             return draw_sites(
-                bound.model, bound.structure, self.num_draws, bound.args, bound.kwargs, self.draws
+                bound.model,
+                bound.structure,
+                self.num_draws,
+                bound.args,
+                bound.kwargs,
+                self.draws,
+                at_data=True,
             )
 
     def to_dataframe(self) -> Any:

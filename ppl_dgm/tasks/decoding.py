@@ -24,13 +24,24 @@ def check_drawn(bound: Bound) -> None:
         )
 
 
+def check_path(bound: Bound) -> None:
+    """Refuse programs whose latents lie on no path."""
+    if bound.structure.enumerated:
+        raise ValueError(
+            f"the latents {list(bound.structure.enumerated)} are discrete and summed out, so that "
+            "there is no path between their values; give them with the data, or decode paths of "
+            "the others by tasks.decode(program, {name: codes, ...})"
+        )
+
+
 @checked
 def reconstruct(
     program: Program, *args: Any, num_draws: int = 1, seed: int = 0, **kwargs: Any
 ) -> Tensor:
     r"""Reconstruct data through the latents.
 
-    The result is $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$.
+    The result is $\mathbb{E}[x \mid z]$ with $z \sim q(z \mid x)$; latents that are summed out
+    are drawn from their posterior given the others and the data.
 
     Args:
         program: the program, with its parameters as they are; the data site's distribution must
@@ -57,7 +68,7 @@ def reconstruct(
     bound = program.bind(*args, **kwargs)
     check_drawn(bound)
     with undisturbed(program), seeded(seed, bound.device):
-        return decoded(bound, bound.draw(num_draws).values, program.site)
+        return decoded(bound, bound.draw(num_draws).values, program.site, at_data=True)
 
 
 @checked
@@ -118,6 +129,7 @@ def interpolate(
         )
     bounds = [program.bind(x, *args, **kwargs) for x in (start, end)]
     check_drawn(bounds[0])
+    check_path(bounds[0])
     with undisturbed(program), seeded(seed, bounds[0].device):
         densities = [Unconstrained(bound) for bound in bounds]
         first, last = (density.sample_guide(num_particles)[0].mean(0) for density in densities)
