@@ -663,3 +663,37 @@ def test_one_name_is_a_node_and_not_its_letters():
     assert net.d_separated("asia", "smoke")
     assert not net.d_separated("asia", "smoke", "dysp")
     assert net.d_separated("xray", ["dysp"], ["either", "bronc"])
+
+
+def clues(num_clues: int, sure: float) -> dict[str, Table]:
+    """A cause with clues, and its copy with clues of its own."""
+    tables = {
+        "cause": Table([0.5, 0.5]),
+        "copy": Table([[1.0, 0.0], [0.0, 1.0]], parents=["cause"]),
+    }
+    told = [[sure, 1 - sure], [1 - sure, sure]]
+    for parent in list(tables):
+        for i in range(num_clues):
+            tables[f"{parent}{i}"] = Table(told, parents=[parent])
+    return tables
+
+
+@pytest.mark.parametrize("num_clues", [60, 360])
+def test_clues_that_contradict_each_other_are_weighed(num_clues):
+    """Where they favour states by hundreds of nats no product of exponentials is left."""
+    net = BayesNet(clues(num_clues, 0.9))
+    against = {f"cause{i}": 0 for i in range(num_clues)}
+    against |= {f"copy{i}": 1 for i in range(num_clues)}
+    truth = num_clues * (math.log(0.9) + math.log(0.1))
+    assert net.log_evidence(against).item() == pytest.approx(truth, rel=1e-7)
+    assert torch.allclose(net.query(["cause"], against), torch.tensor([0.5, 0.5]), atol=1e-4)
+
+
+def test_queries_are_of_double_precision():
+    net = BayesNet(clues(150, 0.9))
+    mixed = {f"cause{i}": i % 2 for i in range(150)} | {f"copy{i}": i % 2 for i in range(150)}
+    truth = 150 * (math.log(0.9) + math.log(0.1))
+    assert net.log_evidence(mixed).item() == pytest.approx(truth, rel=2e-7)
+    far = BayesNet({"x": LinearGaussian(bias=2.0**27)})
+    value = 2.0**27 + 1  # no number of single precision
+    assert far.log_evidence({"x": value}).item() == pytest.approx(-0.5 - math.log(2 * math.pi) / 2)

@@ -3,6 +3,7 @@
 The tree-width decides the cost, not the size of the net.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ppl_dgm.families.bayesnet.graph import ancestors
 
 __all__ = ["log_marginal_of", "prototype"]
 
-LOG_SPACE: Any = "pyro.ops.einsum.torch_log"  # sums of products of exponentials, in log space
+LOG_SPACE: Any = "ppl_dgm.program.log_einsum"  # sums of products of exponentials, in log space
 
 
 class Factor(NamedTuple):
@@ -45,7 +46,7 @@ def log_marginal_of(
         evidence: values `[batch]` by name, of discrete or continuous variables.
 
     Returns:
-        Nats, `[batch, *states of the query]`.
+        Nats in float64, `[batch, *states of the query]`.
 
     Raises:
         ValueError: where a continuous variable would have to be integrated out.
@@ -53,8 +54,12 @@ def log_marginal_of(
     parents = {name: node.parents for name, node in nodes.items()}
     relevant = ancestors(parents, [*query, *evidence])
     if not relevant:
-        return prototype(nodes).new_zeros(1)
-    factors = [factor_of(nodes, name, evidence) for name in nodes if name in relevant]
+        return prototype(nodes).double().new_zeros(1)
+    nodes = copy.deepcopy({name: node for name, node in nodes.items() if name in relevant})
+    for node in nodes.values():
+        node.double()
+    evidence = {name: value.double() for name, value in evidence.items()}
+    factors = [factor_of(nodes, name, evidence) for name in nodes]
     number = {name: i + 1 for i, name in enumerate(nodes)}  # 0 is the batch
     operands: list = []
     for factor in factors:
@@ -83,7 +88,7 @@ def factor_of(
     )
     shape = torch.broadcast_shapes(log_prob.shape, *(value.shape for value in values.values()))
     log_prob = log_prob.expand(shape)
-    return Factor(scope, log_prob.squeeze(0) if shape[0] == 1 else log_prob)
+    return Factor(scope, (log_prob.squeeze(0) if shape[0] == 1 else log_prob).double())
 
 
 def check_discrete(nodes: Mapping[str, NodeConditional], scope: Sequence[str]) -> None:

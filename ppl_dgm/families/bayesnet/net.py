@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,13 +181,13 @@ class BayesNet(Program):
                 f"the evidence {dict(evidence or {})} has probability zero, so that nothing "
                 "follows from it"
             )
-        joint = joint - total.reshape(-1, *(1,) * len(query))
+        joint = (joint - total.reshape(-1, *(1,) * len(query))).to(prototype(self.nodes))
         return joint if any(v.dim() for v in values.values()) else joint.squeeze(0)
 
     def log_evidence(self, evidence: Mapping[str, Any]) -> Tensor:
         """Compute log p(evidence) in nats, other variables summed out.
 
-        It is `[]`, or `[N]` for columns; see `query`.
+        It is float64, `[]`, or `[N]` for columns; see `query`.
         """
         values = self._evidence((), evidence)
         with torch.no_grad():
@@ -312,8 +313,10 @@ class BayesNet(Program):
                     f"{name!r} has no state {value!r}; its states are {list(self.states[name])}"
                 )
             value = self.states[name].index(value)
-        like, value = prototype(self.nodes), torch.as_tensor(value)
-        return numbered(name, self.states[name], value).to(like)
+        like = prototype(self.nodes)
+        # Numbers of Python would be rounded to single precision.
+        value = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        return numbered(name, self.states[name], value).to(like.device, torch.float64)
 
 
 def dirichlet_multinomial(counts: Tensor, smoothing: float) -> Tensor:
