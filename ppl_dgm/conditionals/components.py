@@ -46,6 +46,13 @@ class Components(Conditional):
         """Return the default regularisation for data `[N, D]`."""
         return self.regularisation
 
+    def log_penalty(self, regularisation: float) -> Tensor | float:
+        """Return what `maximise` raises beside the log-likelihood.
+
+        It is in nats, of all data together: the log prior density that a regularisation stands for.
+        """
+        return 0.0
+
     @abstractmethod
     def forward(self, z: Tensor) -> TorchDistribution:
         """Distributions of component numbers `[...]`: batch `[...]`, event `[D]`."""
@@ -78,6 +85,11 @@ class BernoulliComponents(Bits, Components):
     def forward(self, z: Tensor) -> TorchDistribution:
         """Bernoulli vectors of component numbers `[...]`."""
         return dist.Bernoulli(logits=Vindex(self.logits)[z]).to_event(1)
+
+    def log_penalty(self, regularisation: float) -> Tensor:
+        """Pseudo-counts are as many data of each value."""
+        both = nn.functional.logsigmoid(self.logits) + nn.functional.logsigmoid(-self.logits)
+        return regularisation * both.sum()
 
     def maximise(self, x: Tensor, responsibilities: Tensor, regularisation: float) -> None:
         """Set the probabilities to weighted frequencies.

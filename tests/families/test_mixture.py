@@ -87,6 +87,19 @@ def test_em_never_lowers_the_likelihood_and_ends_where_its_gradient_vanishes(kin
     assert all(parameter.grad.abs().max() < 1e-3 for parameter in mixture.parameters())
 
 
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_likelihood_that_falls_is_not_the_end(seed):
+    """Pseudo-counts cost likelihood at first: EM went two steps and said that it had converged."""
+    x = (torch.rand(60, 4, generator=torch.Generator().manual_seed(seed)) < 0.5).double()
+    mixture = Mixture(4, 2, "bernoulli")
+    steps = mixture.fit_em(x, num_steps=20_000, tolerance=1e-12)
+    assert steps.converged
+    ends = mixture.parts.components.logits.sigmoid()
+    again = mixture.fit_em(x, num_steps=100, tolerance=-1.0, seed=None)
+    assert len(again.log_likelihood) == 100
+    assert bool(((mixture.parts.components.logits.sigmoid() - ends).abs() < 1e-3).all())
+
+
 def test_the_first_step_is_the_weighted_maximum_likelihood() -> None:
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, -1.0], [1.0, 5.0]], dtype=torch.float64)
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.3, 0.7], [0.3, 0.7]], dtype=torch.float64)

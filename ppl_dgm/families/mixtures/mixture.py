@@ -111,7 +111,8 @@ class Mixture(Program):
         Args:
             x: data `[N, D]`.
             num_steps: at most so many.
-            tolerance: stops when the mean log-likelihood rises by less, in nats per datum.
+            tolerance: stops when the mean log-likelihood, with the log density of pseudo-counts,
+                moves by no more, in nats per datum.
             regularisation: added to variances (1e-6 by default, with a warning where that costs
                 over a nat a datum); for Bernoullis, the pseudo-count of each of 0 and 1 (0.5 by
                 default).
@@ -184,12 +185,17 @@ def maximise_likelihood(
     tolerance: float,
     regularisation: float,
 ) -> "EMFit":
-    """Alternate E- and M-steps, in place."""
+    """Alternate E- and M-steps, in place.
+
+    With a regularisation the likelihood alone may fall; that is no sign of an end.
+    """
     history: list[Tensor] = []
+    raised: list[Tensor] = []
     for _ in steps:
         log_joint = parts.log_joint(x)
         history.append(log_joint.logsumexp(-1).mean())
-        if len(history) > 1 and history[-1] - history[-2] < tolerance:
+        raised.append(history[-1] + parts.components.log_penalty(regularisation) / len(x))
+        if len(raised) > 1 and (raised[-1] - raised[-2]).abs() <= tolerance:
             return EMFit(torch.stack(history), True)
         parts.maximise(x, log_joint.softmax(-1), regularisation)
     return EMFit(torch.stack(history), False)
@@ -200,7 +206,7 @@ class EMFit:
     """Learning curve of an EM fit.
 
     It is the mean log-likelihood before each step in nats per datum, float64 `[steps]`, and whether
-    it stopped rising.
+    it (with the log density of pseudo-counts) came to rest.
     """
 
     log_likelihood: Tensor
