@@ -1,19 +1,19 @@
 """NADE's net: hidden units that all conditionals share."""
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ppl_dgm.checked import checked
 from ppl_dgm.nn.causal import CausalNet, Order, Step, flat_context, pick
 from ppl_dgm.nn.mlp import Activation, check_widths
+from ppl_dgm.nn.nade_recurrence import BLOCK, by_blocks, recur
 
 __all__ = ["NADENet"]
 
-BLOCK = 32  # dimensions at once: more, and their hidden units leave the cache
+WIDE = 64  # hidden units, from which on the recurrence takes less time than blocks
 
 
 class NADENet(CausalNet):
@@ -23,8 +23,9 @@ class NADENet(CausalNet):
 
     $a_1 = c$, $a_{t + 1} = a_t + W_{:, d} x_d$ and $\theta_d = b_d + V_d\, \mathrm{act}(a_t)$ for
     the t-th dimension d: O(D H) for a draw. A density has the $a_t$ of a block of dimensions at
-    once, by products with the block's earlier ones. The dimensions of a group share the $a_t$ of
-    its first.
+    once, by products with the block's earlier ones; that of a wide net on the CPU goes through them
+    as a draw does, and its gradient back, with the square root of D of them in memory. The
+    dimensions of a group share the $a_t$ of its first.
 
     Args:
         num_dims: number D of dimensions.
@@ -76,7 +77,6 @@ class NADENet(CausalNet):
         )
         self.biases = nn.Parameter(torch.zeros(num_dims, num_outputs_per_dim))
         self.activation = activation()
-        self.blocks = blocks_of(self.group_sizes)
         if num_context:
             self.context = nn.Linear(num_context, hidden, bias=False)
             self.context_biases = nn.Linear(num_context, num_dims * num_outputs_per_dim, bias=False)
@@ -120,21 +120,39 @@ class NADENet(CausalNet):
         if places is not None:
             columns, rows, flat = columns[places], rows[places], flat[:, places]
             known = None if known is None else known[places]
-        params = []
-        for block in self.blocks:
-            later = self.steps[block] >= self.steps[block, None]
-            moves = flat[:, None, block].masked_fill(later, 0.0) @ columns[block]
-            total = flat[:, block] @ columns[block]
-            if known is not None:
-                moves = moves + (~later).to(known) @ known[block]
-                total = total + known[block].sum(0)
-            units = self.activation(sums.unsqueeze(-2) + moves)
-            params.append(torch.einsum("bth,tph->btp", units, rows[block]))
-            sums = sums + total
-        joined = torch.cat(params, 1)
-        if ranks is not None:
-            joined = joined[:, ranks]
+        if self.recurs(flat, sums, columns):
+            joined = self.recur(flat.T, columns, known, sums.expand(len(flat), -1), rows)
+        else:
+            moved = columns, known, sums, rows
+            joined = by_blocks(flat, *moved, self.steps, self.group_sizes, self.activation)
+        joined = joined if ranks is None else joined[:, ranks]
         return (joined + biases).reshape(*x.shape, -1)
+
+    def recurs(self, *tensors: Tensor) -> bool:
+        """Whether the recurrence takes less time than blocks, and can be done."""
+        return (
+            not torch.compiler.is_compiling()
+            and self.rows.shape[-1] >= WIDE  # not by the data: parts of them go the same way
+            and self.num_dims > BLOCK
+            and type(self.activation) in (nn.Sigmoid, nn.ReLU)
+            and all(each.device.type == "cpu" for each in tensors)
+            and len({each.dtype for each in tensors}) == 1
+            and tensors[0].dtype in (torch.float32, torch.float64)
+            and not torch.is_autocast_enabled("cpu")
+            and not any(map(is_functorch_wrapped_tensor, (*tensors, self.rows)))
+            and getattr(forward_ad, "_current_level", -1) < 0
+        )
+
+    def recur(
+        self, x: Tensor, columns: Tensor, known: Tensor | None, start: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Parameters without their biases, one group after the other."""
+        tensors = [x, columns, start, rows, *([] if known is None else [known])]
+        keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+        relu = isinstance(self.activation, nn.ReLU)
+        return recur(x, columns, known, start, rows, self.group_sizes, relu, keep)[0].transpose(
+            0, 1
+        )
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
         """Add the columns of one step's dimensions."""
@@ -154,13 +172,3 @@ class NADENet(CausalNet):
             return params.unflatten(-1, rows.shape[:-1]) + biases[..., order[t], :]
 
         return step
-
-
-def blocks_of(group_sizes: Sequence[int]) -> list[slice]:
-    """Split dimensions into blocks of whole groups."""
-    bounds, stop = [0], 0
-    for size in group_sizes:
-        stop += size
-        if stop - bounds[-1] >= BLOCK:
-            bounds.append(stop)
-    return [slice(*pair) for pair in pairwise([*bounds, stop]) if pair[0] < pair[1]]
