@@ -145,8 +145,8 @@ def page(found: list[Row]) -> str:
         f"those of {LEARNT} images, where they were kept. Published (from memory): FVSBN and NADE "
         "of Larochelle and Murray (2011), MADE with one hidden layer of 8000 units of Germain et "
         "al. (2015). NADE learnt by a recurrence of this benchmark, whose gradient undid the "
-        "sums that `NADENet`'s own now keeps a few of. Processor minutes of one thread, compiled but for "
-        "NADE and the widest, on a machine shared with other work."
+        "sums that `NADENet`'s own now keeps a few of. Processor minutes of one thread, compiled "
+        "but for NADE and the widest, on a machine shared with other work."
     )
     ordered = sorted(found, key=lambda row: list(FAMILIES).index(row["family"]))
     table = markdown(head.split("|"), [cells(row) for row in ordered])

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
@@ -120,7 +119,7 @@ class NADENet(CausalNet):
         if places is not None:
             columns, rows, flat = columns[places], rows[places], flat[:, places]
             known = None if known is None else known[places]
-        if self.recurs(flat, sums, columns):
+        if self.recurs(flat, columns, sums, rows, *([] if known is None else [known])):
             joined = self.recur(flat.T, columns, known, sums.expand(len(flat), -1), rows)
         else:
             moved = columns, known, sums, rows
@@ -129,7 +128,7 @@ class NADENet(CausalNet):
         return (joined + biases).reshape(*x.shape, -1)
 
     def recurs(self, *tensors: Tensor) -> bool:
-        """Whether the recurrence takes less time than blocks, and can be done."""
+        """Whether the recurrence can be done and pays."""
         return (
             not torch.compiler.is_compiling()
             and self.rows.shape[-1] >= WIDE  # not by the data: parts of them go the same way
@@ -139,7 +138,7 @@ class NADENet(CausalNet):
             and len({each.dtype for each in tensors}) == 1
             and tensors[0].dtype in (torch.float32, torch.float64)
             and not torch.is_autocast_enabled("cpu")
-            and not any(map(is_functorch_wrapped_tensor, (*tensors, self.rows)))
+            and not any(map(is_transformed, tensors))
             and getattr(forward_ad, "_current_level", -1) < 0
         )
 
@@ -150,9 +149,8 @@ class NADENet(CausalNet):
         tensors = [x, columns, start, rows, *([] if known is None else [known])]
         keep = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
         relu = isinstance(self.activation, nn.ReLU)
-        return recur(x, columns, known, start, rows, self.group_sizes, relu, keep)[0].transpose(
-            0, 1
-        )
+        params, _ = recur(x, columns, known, start, rows, self.group_sizes, relu, keep)
+        return params.transpose(0, 1)
 
     def stepper(self, x: Tensor, context: Tensor | None = None, member: int = 0) -> Step:
         """Add the columns of one step's dimensions."""
@@ -172,3 +170,9 @@ class NADENet(CausalNet):
             return params.unflatten(-1, rows.shape[:-1]) + biases[..., order[t], :]
 
         return step
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether functorch holds a tensor, as far as torch tells."""
+    tell = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
+    return tell is None or tell(tensor)

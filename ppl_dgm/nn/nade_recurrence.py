@@ -101,9 +101,9 @@ def recur_back(
     for data in parts(kept[0]):
         given = [*zip(*pieces(values[:, data], columns, shifts, rows, sizes), strict=True)]
         moves = slopes[:, data].split(sizes)
-        results = [each.split(sizes) if len(each) else None for each in found[1:3]]
         of_values = found[0][:, data].split(sizes) if of_data else None
-        of_columns, of_shifts, of_rows = *results, found[4].split(sizes)
+        of_shifts = None if shifts is None else found[2].split(sizes)
+        of_columns, of_rows = found[1].split(sizes), found[4].split(sizes)
         of_sums = found[3][data]
         stretch = kept.new_empty(length, *of_sums.shape)
         for number in reversed(range(len(kept))):
@@ -170,7 +170,7 @@ def empty_gradients(
     rows: Tensor,
     of_data: bool,
 ) -> Gradients:
-    """Gradients of values, columns, shifts, start and rows; `[0]` of what has none."""
+    """Make empty gradients, `[0]` of what has none."""
     none = columns.new_empty(0)
     return (
         torch.empty_like(values) if of_data else none,
@@ -288,10 +288,10 @@ def parts(start: Tensor) -> Iterator[slice]:
 
 def pieces(
     values: Tensor, columns: Tensor, shifts: Tensor | None, rows: Tensor, sizes: Sequence[int]
-) -> tuple[Sequence[Tensor], ...]:
+) -> tuple[Sequence[Any], ...]:
     """What belongs to each group."""
     sizes = list(sizes)
-    own = [None] * len(sizes) if shifts is None else shifts.split(sizes)
+    own: Sequence[Any] = [None] * len(sizes) if shifts is None else shifts.split(sizes)
     return values.split(sizes), columns.split(sizes), own, rows.split(sizes)
 
 
