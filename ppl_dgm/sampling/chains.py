@@ -19,6 +19,7 @@ from ppl_dgm.sampling.convergence import (
     divergence_warnings,
     edge_warnings,
     energy_bfmi,
+    few_draws_warnings,
     is_divergent,
     r_hat_warnings,
     split_r_hat,
@@ -92,7 +93,8 @@ class PosteriorDraws(NamedTuple):
     instead. `divergent`, the share of moves that diverged, and `bfmi` are those of Hamiltonian
     chains, `[*batch]`. `stein` is by how many standard errors given draws fail Stein's identity,
     `copies` how often an average one of them occurs, `edge_share` the share of the draws at the
-    edge of floats, `[*batch]`. `undefined` warns of densities that are NaN around them.
+    edge of floats, `slowest` the effective number of given draws in their slowest coordinate,
+    `[*batch]`. `undefined` warns of densities that are NaN around them.
     """
 
     points: Tensor
@@ -103,6 +105,7 @@ class PosteriorDraws(NamedTuple):
     stein: Tensor | None = None
     copies: Tensor | None = None
     edge_share: Tensor | None = None
+    slowest: Tensor | None = None
     undefined: tuple[str, ...] = ()
 
     @property
@@ -116,17 +119,16 @@ class PosteriorDraws(NamedTuple):
 
         R-hat is always there, the others where Hamiltonian chains or resampled draws have them.
         """
-        known = {
-            name: getattr(self, name)
-            for name in ("pareto_k", "divergent", "bfmi", "stein", "copies", "edge_share")
-        }
-        found = {name: value for name, value in known.items() if value is not None}
+        others = ("points", "ess", "undefined")
+        fields = self._asdict().items()
+        found = {name: value for name, value in fields if name not in others and value is not None}
         return {"r_hat": split_r_hat(self.points).amax(-1)} | found
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the draws: chains that disagree or diverged."""
         found = self.undefined + r_hat_warnings(self.diagnostics["r_hat"])
+        found += () if self.slowest is None else few_draws_warnings(self.slowest)
         found += () if self.divergent is None else divergence_warnings(self.divergent)
         found += () if self.stein is None else stein_warnings(self.stein)
         found += () if self.copies is None else copies_warnings(self.copies)

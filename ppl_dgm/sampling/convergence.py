@@ -21,6 +21,7 @@ __all__ = [
     "dominates",
     "edge_warnings",
     "energy_bfmi",
+    "few_draws_warnings",
     "is_divergent",
     "mean_exp_std_error",
     "mean_std_error",
@@ -37,6 +38,7 @@ __all__ = [
 MAX_R_HAT = 1.05
 R_HAT_CHANCE = 0.05  # by which the largest R-hat grows for each tenfold of data
 CONSTANT = 1e-12  # relative variance below which a series does not move
+FEW_DRAWS = 100  # effective ones, of which the error of a mean is uncertain by a tenth or more
 LOW_ACCEPTANCE = 0.1
 DIVERGENT = 20.0  # nats of energy error of a move that has diverged
 DIVERGENT_SHARE = 0.001  # of the moves
@@ -109,6 +111,24 @@ def r_hat_warnings(
     where = "" if r_hat.dim() == 0 else f" for {int(high.sum())} of {r_hat.numel()} data"
     size = f"{'up to ' if r_hat.dim() else ''}{r_hat.max().item():.3f} > {limit}{where}"
     return (f"chains at {place} disagree: split R-hat is {size}; run longer",)
+
+
+def few_draws_warnings(ess: Tensor) -> tuple[str, ...]:
+    """Warn where given chains are worth few draws.
+
+    `ess`, `[*batch]`, is that of the slowest coordinate. What is fitted to so few draws, and the
+    error of what is averaged over them, are too uncertain for an error bar (Vehtari et al. 2021).
+
+    Example:
+        >>> few_draws_warnings(torch.tensor(24.0))
+        ('the posterior draws are worth 24 independent ones in their slowest coordinate, fewer
+        than 100; run longer',)
+    """
+    if not dominates(ess < FEW_DRAWS, ess.rsqrt()):
+        return ()
+    text = f"the posterior draws are worth {float(ess.min()):.0f} independent ones"
+    where = "their slowest coordinate" if ess.numel() == 1 else "the slowest coordinate of a datum"
+    return (f"{text} in {where}, fewer than {FEW_DRAWS}; run longer",)
 
 
 def acceptance_alarm(acceptance: Tensor) -> tuple[str, ...]:

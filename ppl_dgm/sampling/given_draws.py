@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_dgm.sampling.chains import LEAST_DRAWS, PosteriorDraws
-from ppl_dgm.sampling.convergence import (
-    series_std_error,
-)
+from ppl_dgm.sampling.convergence import chain_ess, series_std_error
 from ppl_dgm.sampling.kernels import (
     Target,
 )
@@ -59,7 +57,10 @@ def given_draws(target: Unconstrained, draws: Mapping[str, Tensor]) -> Posterior
     points = target.unconstrain({name: value.flatten(0, 1) for name, value in values.items()})
     points = points.unflatten(0, (chains, draws_each))
     return PosteriorDraws(
-        points, stein=stein_distance(target, points), copies=times_repeated(points)
+        points,
+        stein=stein_distance(target, points),
+        copies=times_repeated(points),
+        slowest=chain_ess(points).amin(-1),
     )
 
 

@@ -320,6 +320,29 @@ def test_mass_at_the_edge_of_floats_is_an_alarm(kind):
     assert not any("edge of floats" in warning for warning in inside.warnings)
 
 
+def slow_chains(memory: float) -> Tensor:
+    """Eight stationary chains of 200 draws whose autocorrelation falls as memory^lag."""
+    draws = [torch.randn(8, 4, dtype=FLOAT)]
+    for _ in range(199):
+        noise = torch.randn(8, 4, dtype=FLOAT)
+        draws.append(memory * draws[-1] + math.sqrt(1 - memory**2) * noise)
+    return torch.stack(draws, 1)
+
+
+@pytest.mark.parametrize("kind", [BridgeSampling, LearnedHarmonicMean])
+@pytest.mark.parametrize(("memory", "alarm"), [(0.98, True), (0.3, False)])
+def test_chains_worth_few_draws_are_told(kind, memory, alarm):
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(4, dtype=FLOAT), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    x = torch.linspace(-1.0, 1.0, 4, dtype=FLOAT)
+    posterior = {"z": x / 2 + math.sqrt(0.5) * slow_chains(memory)}
+    warnings = kind(posterior=posterior)(Program(model), x).warnings
+    assert any("independent ones" in warning for warning in warnings) == alarm
+
+
 def copied(kind: str) -> Tensor:
     draws = exact_posterior(64, 100)["mu"]
     chosen = {
