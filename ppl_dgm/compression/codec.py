@@ -100,8 +100,8 @@ def decode(program: Program, code: bytes, *args: Any, **kwargs: Any) -> Tensor:
         found = [receive(program, Receiver(stack), group) for group in reversed(groups)]
     if not stack.is_as_at_the_start():
         raise ValueError(
-            "the code does not end where it should: it was encoded with other further data, or on "
-            "a machine that rounds otherwise"
+            f"the code does not end where it should{miscounted(num_data, args, kwargs)}: it was "
+            "encoded with other further data, or on a machine that rounds otherwise"
         )
     return torch.cat(found[::-1])
 
@@ -187,6 +187,15 @@ def blaming_further(num_data: int, args: tuple, kwargs: Any) -> Iterator[None]:
             "data; expected the same further data that encode was given, such as their labels, "
             "with a row for each"
         ) from error
+
+
+def miscounted(num_data: int, args: tuple, kwargs: Any) -> str:
+    """Tell of further data that have not one row each."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    odd = [leaf for leaf in tensors if not leaf.dim() or len(leaf) != num_data]
+    if not odd:
+        return ""
+    return f" (it holds {num_data} data, and the further data {', '.join(map(describe, odd))})"
 
 
 def check_codable(program: Program, structure: Structure) -> None:

@@ -136,6 +136,8 @@ def test_further_data_are_needed_again() -> None:
     for other in (y[:3], torch.cat([y, y]), y[0]):
         with pytest.raises(ValueError, match="The code holds 20 data"):
             decode(program, code, other)
+    with pytest.raises(ValueError, match=r"holds 20 data, and the further data Tensor\(1,\)"):
+        decode(program, code, y[:1])
     with pytest.raises(ValueError, match="labels are missing"):
         decode(program, code)
     conditional = made(lambda: ConditionalVAE(64, 3, 10, [10]))
