@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import TransformedDistribution
 
 from ppl_dgm.generators import unmoved_generators
-from ppl_dgm.program.supports import innermost
-from ppl_dgm.transforms.bijection import Bijection, push
+from ppl_dgm.program.supports import innermost, is_real
+from ppl_dgm.transforms import FlowDistribution, Inverse, MaskedAutoregressive
+from ppl_dgm.transforms.bijection import Bijection, Conditioned, is_foreign, pull, push
 
 __all__ = ["warn_of_explosions"]
 
 FAR_OUT = 1e4  # times what the farthest noise is from the middle, in spreads
-FEWEST = 8  # draws that tell a spread
+SCORED = 16  # draws
+LARGE_GAP = 50.0  # nats below the least likely noise
+FEWEST, ENOUGH = 8, 1000  # draws that tell a spread
 Growth = tuple[str, Tensor, Tensor]  # a layer, and the sizes of events before and after it
 
 
@@ -28,10 +30,11 @@ Growth = tuple[str, Tensor, Tensor]  # a layer, and the sizes of events before a
 def warn_of_explosions(name: str, fn: Any, draws: Tensor) -> None:
     """Warn of infinite draws, and of some far beyond others.
 
-    Draws are `[num_samples, *batch, *event]`. Unless there is something to tell, no layer is run.
+    Draws are `[num_samples, *batch, *event]`. Unless there is something to tell, a few of them are
+    scored, where that takes one pass.
     """
     flow = innermost(fn)
-    if not isinstance(flow, TransformedDistribution) or not draws.is_floating_point():
+    if not isinstance(flow, FlowDistribution) or not draws.is_floating_point():
         return
     finite = flow_events(flow, draws.isfinite())
     if not bool(finite.all()):
@@ -40,9 +43,11 @@ def warn_of_explosions(name: str, fn: Any, draws: Tensor) -> None:
     elif len(draws) >= FEWEST and bool((far := far_out(flow, draws)).any()):
         lost = f"lie more than {FAR_OUT:.0e} times as far from the median as its noise"
         tell(name, flow, far, lost)
+    elif bool((strays := strayed(flow, draws)).any()):
+        tell(name, flow, strays, "are scored as made from noise that the base does not make")
 
 
-def tell(name: str, flow: TransformedDistribution, where: Tensor, lost: str) -> None:
+def tell(name: str, flow: FlowDistribution, where: Tensor, lost: str) -> None:
     """Say which share of events is lost, and where."""
     share = 100 * where.double().mean().item()
     warnings.warn(
@@ -55,31 +60,70 @@ def tell(name: str, flow: TransformedDistribution, where: Tensor, lost: str) -> 
     )
 
 
-def far_out(flow: TransformedDistribution, draws: Tensor) -> Tensor:
-    """Tell which events lie far beyond the others."""
-    base = flow.base_dist
-    with unmoved_generators(draws.device):
-        most = in_spreads(base.sample()).amax().clamp_min(1.0)
-    return ~flow_events(flow, in_spreads(draws) <= FAR_OUT * most)
+def far_out(flow: FlowDistribution, draws: Tensor) -> Tensor:
+    """Tell which events lie far beyond the others.
 
-
-def in_spreads(draws: Tensor) -> Tensor:
-    """Distances from the median, in median distances.
-
-    Zero where more than half of the draws are one number.
+    They are `[num_samples, *batch]`, and noise that lies as far excuses them.
     """
-    away = (draws - draws.median(0).values).abs()
-    spread = away.median(0).values
-    return torch.where(spread > 0, away / spread, 0.0)
+    centre, spread = middle(draws)
+    ends = torch.stack([draws.amin(0) - centre, draws.amax(0) - centre]).abs()
+    if bool((ends <= FAR_OUT * spread).all()):
+        return ends.new_zeros((), dtype=torch.bool)
+    with unmoved_generators(draws.device):
+        noise: Any = flow.base_dist.sample()
+    usual, width = middle(noise)
+    most = ((noise - usual).abs() / width).amax().clamp_min(1.0)
+    return ~flow_events(flow, (draws - centre).abs() <= FAR_OUT * most * spread)
 
 
-def flow_events(flow: TransformedDistribution, each: Tensor) -> Tensor:
+def strayed(flow: FlowDistribution, draws: Tensor) -> Tensor:
+    """Tell which events lead back to strange noise.
+
+    Among very large numbers all digits of the noise are lost.
+    """
+    base: Any = getattr(flow, "origin", flow).base_dist  # of one datum, or at each context
+    slow = any(map(slow_to_score, flow.transforms))
+    if slow or not is_real(base.support) or varies(flow, base):
+        return draws.new_zeros((), dtype=torch.bool)
+    with unmoved_generators(draws.device):
+        noise = base.sample(torch.Size((SCORED,)))
+    back, _ = pull(flow.transforms, draws[:SCORED], len(flow.event_shape))
+    least = base.log_prob(noise).amin() - LARGE_GAP
+    return ~(base.log_prob(back) >= least)  # NaN too
+
+
+def varies(flow: FlowDistribution, base: Any) -> bool:
+    """Whether each draw has a flow of its own."""
+    contexts = [t.context.dim() - 1 for t in flow.transforms if isinstance(t, Conditioned)]
+    return max([*contexts, len(base.batch_shape)]) >= len(flow.batch_shape)
+
+
+def slow_to_score(transform: Any) -> bool:
+    """Whether a transform is inverted one dimension after another."""
+    if isinstance(transform, Inverse):
+        return False
+    module = getattr(transform, "bijection", transform)
+    return is_foreign(transform) or isinstance(module, MaskedAutoregressive)
+
+
+def middle(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Medians, and median distances from these.
+
+    The latter are infinite where more than half of the draws are one number.
+    """
+    few = draws[:ENOUGH]
+    centre = few.median(0).values
+    spread = (few - centre).abs().median(0).values
+    return centre, torch.where(spread > 0, spread, torch.inf)
+
+
+def flow_events(flow: FlowDistribution, each: Tensor) -> Tensor:
     """Whether all numbers of an event have a property."""
     event_dim = len(flow.event_shape)
     return each.flatten(-event_dim).all(-1) if event_dim else each
 
 
-def culprit(flow: TransformedDistribution) -> str:
+def culprit(flow: FlowDistribution) -> str:
     """Name the layer that enlarges the largest draw most."""
     with unmoved_generators(), growths(flow.transforms) as found:
         noise: Any = flow.base_dist.sample()

@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
+from ppl_dgm import Program
 from ppl_dgm.families import FFJORD, MAF, NICE, Flow, RealNVP
-from ppl_dgm.transforms import Continuous, Coupling, Elementwise
+from ppl_dgm.transforms import Continuous, Coupling, Elementwise, FlowDistribution
 
 
 def steep(flow: Flow, place: int) -> Flow:
@@ -53,6 +55,25 @@ def test_infinite_draws_are_told_of(num_samples: int) -> None:
         flow.sample(num_samples)
 
 
+def test_draws_that_lead_back_to_other_noise_are_told_of() -> None:
+    """All explode alike, so that none is far beyond the others."""
+    torch.manual_seed(0)
+    flow = RealNVP(2, 2, [4])
+    first, _, second, _ = flow.parts.transforms()
+    with torch.no_grad():
+        for coupling, slope in ((first, 1e5), (second, 1.0)):
+            for layer in coupling.net.layers:
+                layer.weight.zero_()
+                layer.bias.zero_()
+                layer.weight[0, 0] = 1.0
+            coupling.net.layers[-1].weight[0, 0] = slope
+            coupling.net.layers[-1].bias[0] = 1e5
+    with pytest.warns(UserWarning, match="are scored as made from noise"):
+        flow.sample(100)
+    with no_warnings():
+        flow.double().sample(100)
+
+
 def test_flows_at_contexts_are_judged_by_context() -> None:
     """Contexts far from each other are no tail of one."""
     flow = MAF(2, 1, [8], num_context=1)
@@ -60,6 +81,23 @@ def test_flows_at_contexts_are_judged_by_context() -> None:
         flow.parts.transforms.held[0].bijection.net.contexts[-1].weight.fill_(1.0)
         x = flow.sample(50, context=torch.tensor([[0.0], [1e3]]))
     assert x.shape == (50, 2, 2)
+
+
+@pytest.mark.parametrize("by_context", [False, True])
+def test_flows_may_depend_on_latents(by_context: bool) -> None:
+    """Each draw has a flow of its own."""
+    coupling = Coupling(2, num_context=1 if by_context else 0)
+
+    def model(x: torch.Tensor | None = None) -> None:
+        pyro.module("coupling", coupling)
+        with pyro.plate("data", 1 if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            noise = dist.Normal(torch.zeros(2) if by_context else z.expand(*z.shape[:-1], 2), 1.0)
+            step = coupling.condition(z)
+            pyro.sample("x", FlowDistribution(noise.to_event(1), [step]), obs=x)
+
+    with no_warnings():
+        assert Program(model).sample(50).shape == (50, 2)
 
 
 def test_noise_with_heavy_tails_may_lead_far() -> None:
