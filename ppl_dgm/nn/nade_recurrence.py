@@ -18,7 +18,6 @@ __all__ = ["BLOCK", "by_blocks", "recur"]
 
 PART = 256  # data at once, whose hidden units stay in the cache
 BLOCK = 32  # dimensions at once: more, and their hidden units leave the cache
-FEW = 2**13  # hidden units of all data, below which blocks take less time
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -52,11 +51,6 @@ def recur(
         Parameters without their biases, `[D, N, P]`, and some of the sums, `[C, N, H]`.
     """
     kept = start.new_empty(num_kept(sizes) if keep else 0, *start.shape)
-    if not keep and start.numel() < FEW:
-        steps = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        act = torch.relu if relu else torch.sigmoid
-        params = by_blocks(values.T, columns, shifts, start, rows, steps, sizes, act)
-        return params.transpose(0, 1).contiguous(), kept
     params = values.new_empty(*values.shape, rows.shape[1])
     length = stretch_of(sizes)
     for data in parts(start):

@@ -11,6 +11,7 @@ from torch.autograd.functional import jacobian
 from torch.autograd.graph import saved_tensors_hooks
 
 from ppl_dgm import fit
+from ppl_dgm.conditionals.likelihoods import MixtureDensity
 from ppl_dgm.evidence import Exact
 from ppl_dgm.families import NADE
 from ppl_dgm.nn import nade_recurrence
@@ -69,17 +70,12 @@ def test_values_and_gradients_are_those_of_blocks(
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_few_data_without_gradients_go_by_blocks_and_agree(relu: bool) -> None:
+def test_large_data_are_divided_as_they_round_alike_in_parts_and_whole() -> None:
+    """Blocks for few data, the recurrence for many, were other densities in the part."""
     torch.manual_seed(1)
-    x, columns, start = torch.randn(5, 3), torch.randn(5, 4), torch.randn(3, 4)
-    rows = torch.randn(5, 2, 4)
-    settings: Any = None, start, rows, [1, 3, 1], relu
-    slow, kept = recur(x, columns, *settings, True)
-    fast, none = recur(x, columns, *settings, False)
-    assert len(kept) == 2
-    assert len(none) == 0
-    assert torch.allclose(slow, fast, atol=1e-5)
+    x = 5e3 * torch.randn(300, DIMS).cumsum(1)
+    program = NADE(DIMS, WIDE, MixtureDensity(5, "logistic"), activation=nn.ReLU)
+    fit(program, x, steps=1, batch_size=64, progress=False)
 
 
 @pytest.mark.parametrize("relu", [False, True])
