@@ -573,3 +573,27 @@ def test_programs_are_estimated_at_the_data_they_are_given():
     assert table["two"].bound == table["five"].bound == "exact"
     mixed = compare({"two": poisson(2.0), "five": table.evidences["five"]}, counts)
     assert mixed["five"].log_z == table["five"].log_z
+
+
+def counts_program(discrete):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            law = dist.Poisson(2.0) if discrete else dist.Normal(2.0, 0.01)
+            pyro.sample("x", law, obs=x)
+
+    return Program(model)
+
+
+def test_probabilities_beside_densities_are_told():
+    """A narrow density at whole numbers exceeds any probability, and wins."""
+    x = torch.full((5,), 2.0)
+    programs = {"counts": counts_program(True), "narrow": counts_program(False)}
+    table = compare(programs, x)
+    assert table.evidences["counts"].measure == "probability"
+    assert table.evidences["narrow"].measure == "density"
+    told = "probabilities (counts)", "densities (narrow)", "unlike measures"
+    assert all(words in str(table) for words in told)
+    alike = compare({"one": programs["counts"], "two": programs["counts"]}, x)
+    assert "unlike measures" not in str(alike)
+    noisy = [evidence.Exact()(programs["narrow"], x + torch.rand(5)) for _ in range(2)]
+    assert evidence.over_noise(noisy).measure == "probability"

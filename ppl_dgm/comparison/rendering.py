@@ -118,6 +118,7 @@ def notes(comparison: "Comparison") -> list[str]:
         ]
         if others(comparison) and used & {"lower", "upper"}:
             lines.append("p(M|D): of bounds as if they were exact; ± MC does not have their gaps")
+    lines += measure_notes(comparison)
     lines += weight_notes(comparison)
     if comparison.improving:
         lines.append(
@@ -132,6 +133,23 @@ def notes(comparison: "Comparison") -> list[str]:
         lines.append("each program was fitted once: no error has the spread over seeds of training")
     lines += [f"! {row.name}: {warning}" for row in comparison.rows for warning in row.warnings]
     return [one_line(line) for line in lines]
+
+
+def measure_notes(comparison: "Comparison") -> list[str]:
+    """Say where probabilities stand beside densities."""
+    kinds: dict[str, list[str]] = {}
+    for name, evidence in comparison.evidences.items():
+        if evidence.measure is not None:
+            kinds.setdefault(evidence.measure, []).append(name)
+    if len(kinds) < 2:
+        return []
+    told = {"probability": "probabilities", "density": "densities", "both": "both in one"}
+    beside = " beside ".join(f"{told[kind]} ({', '.join(kinds[kind])})" for kind in kinds)
+    line = (
+        f"unlike measures: {beside}. They are comparable where data are one apart and densities "
+        "hardly change over that; elsewhere a density exceeds any probability"
+    )
+    return [line]
 
 
 def weight_notes(comparison: "Comparison") -> list[str]:

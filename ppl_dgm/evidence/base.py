@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -31,6 +31,7 @@ from ppl_dgm.program.isolation import evaluating
 from ppl_dgm.program.seeding import seeded
 from ppl_dgm.program.sites import random_sites
 from ppl_dgm.program.stretching import stretch_alarm
+from ppl_dgm.program.structure import Structure
 from ppl_dgm.sampling.convergence import widened_by_skew
 from ppl_dgm.sampling.draws import draws_alarm
 from ppl_dgm.sampling.folds import folds_alarm
@@ -194,7 +195,17 @@ class Estimator(ABC):
             + stretch_alarm(bound.structure.stretched)
             + folds_alarm(bound),
             seconds=seconds,
+            measure=measure_of(bound.structure),
         )
+
+
+def measure_of(structure: Structure) -> Literal["probability", "density", "both"] | None:
+    """Tell probabilities of discrete values from densities."""
+    if not structure.observed:
+        return None
+    if not structure.discrete:
+        return "density"
+    return "probability" if len(structure.discrete) == len(structure.observed) else "both"
 
 
 def check_evidence(bound: Bound) -> None:

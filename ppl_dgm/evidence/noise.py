@@ -53,6 +53,7 @@ def over_noise(evidences: Sequence[Evidence]) -> Evidence:
         log_z=log_z.mean(0),
         std_error=((log_z.var(0) + errors.square().mean(0)) / count).sqrt(),
         bound="estimate" if first.bound == "upper" else "lower",
+        measure="probability",
         warnings=tuple(dict.fromkeys(w for one in evidences for w in one.warnings)),
         seconds=sum(one.seconds for one in evidences),
     )

@@ -36,6 +36,8 @@ class Evidence:
         shared_std_error: the part of every datum's standard error that is common to all: that of
             the log partition function of an unnormalised density. More data do not average it away.
         seconds: time it took.
+        measure: whether it is the log of a `"probability"` of discrete values, of a `"density"` in
+            the units of the data, or of `"both"`; None where nothing is observed.
     """
 
     log_z: Tensor
@@ -49,6 +51,7 @@ class Evidence:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     shared_std_error: float = 0.0
+    measure: Literal["probability", "density", "both"] | None = None
 
     @property
     def reliable(self) -> bool:

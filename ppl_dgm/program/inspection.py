@@ -306,6 +306,7 @@ def read_structure(model_trace: Any, guide_trace: Any, plate: str, sum_out: bool
         per_datum=bool(everything) and all(in_plate(s, plate) for s in everything),
         common_scale=one_scale(everything),
         has_guide=guide_trace is not None,
+        discrete=tuple(n for n in observed if support_of(model_sites[n]["fn"]).is_discrete),
     )
 
 

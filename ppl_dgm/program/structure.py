@@ -117,7 +117,8 @@ class Structure:
     `division` tells whether the program takes a part of its data for the whole. A masked latent
     counts for nothing, in model and guide, unless it is one of the `unmasked`, which keep their
     densities; `unlike_pyro` names the sites that Pyro's losses count otherwise, `stretched` those
-    that observe data stretched by latents without a factor that counts for it.
+    that observe data stretched by latents without a factor that counts for it, `discrete` those
+    that observe values of a discrete support.
     """
 
     latents: tuple[Latent, ...]
@@ -137,6 +138,7 @@ class Structure:
     noisy_guide: bool = False
     unlike_pyro: tuple[str, ...] = ()
     stretched: tuple[str, ...] = ()
+    discrete: tuple[str, ...] = ()
     model_runs: Way = "plate"
     guide_runs: Way = "plate"
     slow: str = ""
