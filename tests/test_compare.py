@@ -66,9 +66,12 @@ def test_errors_of_probabilities_match_simulation():
     )
     table = compare({str(i): result(log_z[i], errors[i], "estimate") for i in range(3)})
     noise = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    simulated = (log_z + errors * noise).softmax(-1).std(0)
+    alone = (log_z + errors * noise).softmax(-1).std(0)
     for i in range(3):
-        assert table[str(i)].weight_error == pytest.approx(simulated[i].item(), rel=0.02)
+        alike = noise[:, [j if j == i else (i + 1) % 3 for j in range(3)]]  # the others err as one
+        simulated = (log_z + errors * alike).softmax(-1).std(0)[i].item()
+        assert table[str(i)].weight_error == pytest.approx(simulated, rel=0.02)
+        assert table[str(i)].weight_error > 0.98 * alone[i]
 
 
 def test_bayes_factor_has_both_errors_and_is_antisymmetric():
@@ -597,3 +600,16 @@ def test_probabilities_beside_densities_are_told():
     assert "unlike measures" not in str(alike)
     noisy = [evidence.Exact()(programs["narrow"], x + torch.rand(5)) for _ in range(2)]
     assert evidence.over_noise(noisy).measure == "probability"
+
+
+def test_errors_of_probabilities_hold_where_estimates_err_alike():
+    """Programs estimated from one seed share their draws: ten that err as one, beside an exact."""
+    generator = torch.Generator().manual_seed(0)
+    scores = []
+    for _ in range(400):
+        shift = 0.1 * torch.randn((), generator=generator)
+        found = {f"like {i}": result(-2.0 + shift, 0.1, "estimate") for i in range(10)}
+        row = compare({"exact": result(0.0), **found})["exact"]
+        truth = 1 / (1 + 10 * math.exp(-2.0))
+        scores.append((row.weight - truth) / row.weight_error)
+    assert 0.8 < torch.tensor(scores).square().mean().sqrt() < 1.2

@@ -204,7 +204,7 @@ def compare(
     that of unpaired sums, since data that are improbable under one program are so under the other.
     Programs get stacking weights. Where the data set has one evidence, differences are log Bayes
     factors and programs get probabilities $p(M_m \mid D) \propto p(D \mid M_m)\, p(M_m)$, with
-    errors by the delta method.
+    errors by the delta method that hold where estimates from one seed err alike.
 
     Args:
         candidates: results of estimators, or programs, by name.

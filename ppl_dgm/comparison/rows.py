@@ -70,7 +70,8 @@ class Row:
         difference_sense: how the true difference lies to that number, given both bounds.
         weight: stacking weight (target `"datum"`) or posterior probability of the program (target
             `"dataset"`), among the ranked rows; NaN where fewer than two are.
-        weight_error: Monte Carlo standard error of that probability; NaN for stacking weights.
+        weight_error: Monte Carlo standard error of that probability, whether or not the others err
+            alike, as estimates from one seed may; NaN for stacking weights.
         warnings: why the row should not be believed; empty if nothing speaks against it.
         seconds: time the estimate took.
         ranked: whether the row may be the best, the default reference, or have a weight; see
@@ -260,7 +261,8 @@ def probabilities(
     Those of the other programs are NaN.
 
     $p_m = \mathrm{softmax}_m(\log Z_m + \log \pi_m)$ and, by the delta method,
-    $\mathrm{var}(p_m) = p_m^2 \sum_j (\delta_{mj} - p_j)^2\, \mathrm{se}_j^2$.
+    $\mathrm{var}(p_m) \le p_m^2 \bigl((1 - p_m)^2\, \mathrm{se}_m^2 + (\sum_{j \ne m} p_j\,
+    \mathrm{se}_j)^2\bigr)$: estimates from one seed share their draws, and may all err alike.
     """
     odds = prior or dict.fromkeys(evidences, 1.0)
     usable = weighed(evidences)
@@ -269,7 +271,6 @@ def probabilities(
     )
     p = logits.softmax(0)
     errors = torch.tensor([float(e.total_std_error) for e in usable.values()], dtype=torch.float64)
-    jacobian = p.unsqueeze(1) * (torch.eye(len(p), dtype=p.dtype) - p)
-    p_errors = (jacobian * errors).square().sum(1).sqrt()
+    p_errors = p * torch.hypot((1 - p) * errors, (p * errors).sum() - p * errors)
     found = dict(zip(usable, zip(p.tolist(), p_errors.tolist(), strict=True), strict=True))
     return {name: found.get(name, (NAN, NAN)) for name in evidences}
