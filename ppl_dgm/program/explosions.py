@@ -81,7 +81,8 @@ def strayed(flow: FlowDistribution, draws: Tensor) -> Tensor:
 
     Among very large numbers all digits of the noise are lost.
     """
-    base: Any = getattr(flow, "origin", flow).base_dist  # of one datum, or at each context
+    one: Any = getattr(flow, "origin", flow)
+    base: Any = one.base_dist  # of one datum, or at each context
     slow = any(map(slow_to_score, flow.transforms))
     if slow or not is_real(base.support) or varies(flow, base):
         return draws.new_zeros((), dtype=torch.bool)

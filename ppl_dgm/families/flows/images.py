@@ -18,6 +18,7 @@ from ppl_dgm.nn.image_attention import AttentionImageNet
 from ppl_dgm.nn.mlp import Activation, ImageShape
 from ppl_dgm.transforms import (
     ActNorm,
+    Affine,
     Bijection,
     Chain,
     ImageCoupling,
@@ -29,7 +30,7 @@ from ppl_dgm.transforms import (
     checkerboard,
 )
 from ppl_dgm.transforms.images import check_halvings
-from ppl_dgm.transforms.layers import COUPLING_LOG_SCALE, half_channels
+from ppl_dgm.transforms.layers import coupling_log_scale, half_channels
 
 __all__ = ["FlowPlusPlus", "Glow", "check_sides", "checked_length", "realnvp_images"]
 
@@ -72,8 +73,10 @@ class Glow(Flow):
         activation: Activation = nn.ReLU,
         levels: int = 2,
     ) -> None:
+        scalar = Affine(coupling_log_scale(length * levels))
+
         def couple(shape: ImageShape, mask: Any) -> Bijection:
-            return ImageCoupling(shape, mask, None, hidden, num_context, None, activation)
+            return ImageCoupling(shape, mask, scalar, hidden, num_context, None, activation)
 
         def scale(place: int, shape: ImageShape) -> list[Bijection]:
             inner = squeezed(shape)
@@ -126,7 +129,7 @@ class FlowPlusPlus(Flow):
         num_blocks: int = 2,
         num_context: int = 0,
     ) -> None:
-        mixture = LogisticMixture(num_components, COUPLING_LOG_SCALE)
+        mixture = LogisticMixture(num_components, coupling_log_scale(3 * length))
 
         def couple(shape: ImageShape, mask: Any) -> Bijection:
             outputs = shape[0] * mixture.num_params

@@ -18,6 +18,7 @@ from ppl_dgm.families.flows.images import checked_length, realnvp_images
 from ppl_dgm.nn.mlp import Activation, ImageShape
 from ppl_dgm.transforms import (
     ActNorm,
+    Affine,
     Bijection,
     Continuous,
     Coupling,
@@ -31,6 +32,7 @@ from ppl_dgm.transforms import (
     Spline,
 )
 from ppl_dgm.transforms.continuous import Trace
+from ppl_dgm.transforms.layers import coupling_log_scale
 from ppl_dgm.validation import check_sizes
 
 __all__ = ["FFJORD", "IAF", "MAF", "NICE", "NSF", "PlanarFlow", "RealNVP"]
@@ -148,19 +150,22 @@ class RealNVP(Flow):
         levels: int | None = None,
     ) -> None:
         if not isinstance(size, int):
+            scales = 2 if levels is None else levels
+            scalar = Affine(coupling_log_scale(length * scales))
 
             def couple(shape: ImageShape, mask: Any) -> Bijection:
-                return ImageCoupling(shape, mask, None, hidden, num_context, None, activation)
+                return ImageCoupling(shape, mask, scalar, hidden, num_context, None, activation)
 
-            scales = 2 if levels is None else levels
             super().__init__(*realnvp_images(size, length, scales, couple))
             return
         if levels is not None:
             raise ValueError(f"levels is {levels}, but vectors have no scales; leave it out")
 
+        bounded = Affine(coupling_log_scale(length))
+
         def layer(step: int) -> list[Any]:
             flipped = step % 2 == 1
-            coupling = Coupling(size, None, None, flipped, hidden, num_context, activation)
+            coupling = Coupling(size, bounded, None, flipped, hidden, num_context, activation)
             return [coupling, ActNorm((size,))]
 
         super().__init__(standard_normal(size), repeated(length, layer))
