@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from ppl_dgm.data.conversion import Arguments
 from ppl_dgm.program.arguments import select_data, tensors_of
-from ppl_dgm.program.enumeration import entangled, split_enumerated
+from ppl_dgm.program.enumeration import blaming_dimensions, entangled, split_enumerated
 from ppl_dgm.program.handlers import NoWiderThan, Prior, SizedPlates, Substitute, WithoutPaths
 from ppl_dgm.program.log_densities import (
     Layout,
@@ -343,6 +343,8 @@ class Bound:
             if particles is not None and not summed_out:
                 stack.enter_context(NoWiderThan(1 + nesting))
             stack.enter_context(Substitute(values))
+            if summed_out:
+                stack.enter_context(blaming_dimensions(self.structure.enumerated))
             return poutine.trace(fn).get_trace(*self.args, **self.kwargs)
 
     def _enumerate_if_listed(self, site: Any) -> Any:

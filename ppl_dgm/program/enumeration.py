@@ -1,6 +1,8 @@
 """Sum out enumerated latents exactly."""
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from itertools import chain
 from typing import Any
@@ -14,7 +16,27 @@ from ppl_dgm.program.log_densities import Layout, Tally, log_prob_of, unmask
 from ppl_dgm.program.log_einsum import SumRing
 from ppl_dgm.program.sites import Site, is_drawn, is_summed_out
 
-__all__ = ["entangled", "split_enumerated"]
+__all__ = ["blaming_dimensions", "entangled", "split_enumerated"]
+
+MOST_DIMENSIONS = "up to 64 dims"  # of a tensor, as torch says
+
+
+@contextmanager
+def blaming_dimensions(names: Sequence[str]) -> Iterator[None]:
+    """Name the cause where torch lacks dimensions.
+
+    Each of the enumerated latents named takes one, unless a Markov loop uses them again.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if MOST_DIMENSIONS not in str(error):
+            raise
+        raise ValueError(
+            f"{len(names)} latents are summed out, each along a dimension of its own, of which "
+            "tensors have 64; loop by pyro.markov, which uses them again, ask a BayesNet by its "
+            "log_evidence, or let a guide draw some of them"
+        ) from None
 
 
 def split_enumerated(trace: Any, sites: list[Site], layout: Layout) -> tuple[Any, Any]:

@@ -697,3 +697,11 @@ def test_queries_are_of_double_precision():
     far = BayesNet({"x": LinearGaussian(bias=2.0**27)})
     value = 2.0**27 + 1  # no number of single precision
     assert far.log_evidence({"x": value}).item() == pytest.approx(-0.5 - math.log(2 * math.pi) / 2)
+
+
+def test_more_latents_than_dimensions_are_named():
+    chain = bayesnet.markov_chain(150)
+    ends = {"x1": torch.zeros(2), "x150": torch.ones(2)}
+    assert chain.log_evidence(ends).tolist() == pytest.approx([-2 * math.log(2)] * 2)
+    with pytest.raises(ValueError, match="148 latents are summed out.*log_evidence"):
+        Exact()(chain, ends)
