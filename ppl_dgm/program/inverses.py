@@ -9,7 +9,7 @@ from torch.distributions import TransformedDistribution
 from ppl_dgm.program.supports import innermost
 from ppl_dgm.transforms import FlowDistribution
 from ppl_dgm.transforms.bijection import is_foreign, may_fold, pull, push
-from ppl_dgm.transforms.distribution import one_of_many
+from ppl_dgm.transforms.distribution import few_noise
 
 __all__ = ["check_inverse", "cure", "lost_share"]
 
@@ -67,8 +67,7 @@ def check_noise(name: str, flow: TransformedDistribution) -> None:
     """Refuse a flow whose draws lead back to other noise."""
     if not may_fold(flow.transforms):
         return
-    flow = one_of_many(flow)
-    noise: Any = flow.base_dist.sample(torch.Size((NUM_DRAWS,)))
+    noise = few_noise(flow, NUM_DRAWS)
     x, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))
     back, _ = pull(flow.transforms, x, len(flow.event_shape))
     share = far_share(back, noise, noise, len(flow.base_dist.event_shape))
@@ -98,7 +97,7 @@ def lost_share(fn: Any, value: Tensor) -> float:
         return 0.0
     noise, _ = pull(flow.transforms, value, len(flow.event_shape))
     back, _ = push(flow.transforms, noise, len(flow.base_dist.event_shape))
-    draws = one_of_many(flow).sample(torch.Size((NUM_DRAWS,)))
+    draws, _ = push(flow.transforms, few_noise(flow, NUM_DRAWS), len(flow.base_dist.event_shape))
     return far_share(back, value, draws, len(flow.event_shape))
 
 

@@ -21,7 +21,7 @@ from ppl_dgm.transforms.bijection import (
     sum_last,
 )
 
-__all__ = ["FlowDistribution", "Held", "one_of_many"]
+__all__ = ["FlowDistribution", "Held", "few_noise"]
 
 INVERSE: type[Transform] = type(ExpTransform().inv)  # of any transform, which it holds
 
@@ -58,7 +58,7 @@ class FlowDistribution(dist.TransformedDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
         """The flow of each of a batch, which remembers it."""
         new = super().expand(batch_shape, _instance)
-        new.origin = one_of_many(self)
+        new.origin = getattr(self, "origin", self)
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -96,24 +96,28 @@ class FlowDistribution(dist.TransformedDistribution):
         return draws
 
 
-def one_of_many(flow: Any) -> Any:
-    """The flow that was expanded to a batch.
+def few_noise(flow: Any, num_draws: int) -> Tensor:
+    """Draw noise for each flow of its own.
 
-    A flow at contexts, which differ within the batch, is returned as it is.
+    A flow that was expanded to a batch is one; at contexts it is one for each of them.
     """
-    return getattr(flow, "origin", flow) if all(map(is_plain, flow.transforms)) else flow
+    one = getattr(flow, "origin", flow) if all(map(is_known, flow.transforms)) else flow
+    contexts = [t.context.shape[:-1] for t in flow.transforms if isinstance(t, Conditioned)]
+    batch = torch.broadcast_shapes(one.batch_shape, *contexts)
+    spare = batch[: len(batch) - len(one.batch_shape)]
+    return one.base_dist.sample(torch.Size((num_draws, *spare)))
 
 
-def is_plain(transform: Any) -> bool:
-    """Whether all of a batch share a transform.
+def is_known(transform: Any) -> bool:
+    """Whether a transform tells the context that it is at.
 
-    Those at a context are not, and are no modules.
+    Pyro's conditioned ones do not, and are no modules.
     """
     if parts := parts_of(transform):
-        return all(map(is_plain, parts))
-    return isinstance(transform, nn.Module) or not (
-        isinstance(transform, Conditioned) or is_foreign(transform)
-    )
+        return not any(isinstance(part, Conditioned) for part in parts) and all(
+            map(is_known, parts)
+        )
+    return isinstance(transform, nn.Module) or not is_foreign(transform)
 
 
 class Image(constraints.Constraint):

@@ -118,7 +118,8 @@ def test_generators_are_not_moved() -> None:
     assert torch.equal(torch.get_rng_state(), moved)
 
 
-def test_a_check_of_many_draws_is_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_context", [0, 1])
+def test_a_check_of_many_draws_is_of_few(monkeypatch: pytest.MonkeyPatch, num_context: int) -> None:
     """Each of 2000 draws was checked by 64 of its own: a minute."""
     rows = []
 
@@ -128,9 +129,10 @@ def test_a_check_of_many_draws_is_of_few(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Continuous, "call_and_log_det", noted)
     monkeypatch.setattr(Continuous, "inverse_and_log_det", noted)
-    flow = FFJORD(2, 1, [4], 1)
+    flow = FFJORD(2, 1, [4], 1, num_context=num_context)
+    given = {"context": torch.zeros(1, 1)} if num_context else {}
     rows.clear()
-    flow.sample(2000)
+    flow.sample(2000, **given)
     assert sum(rows) < 3000
 
 
