@@ -44,7 +44,8 @@ class Glow(Flow):
     (Kingma and Dhariwal 2018).
 
     Each scale squeezes, takes its steps, and maps the half of the channels that becomes noise
-    affinely given the other half: their learned prior of split variables.
+    affinely given the other half: their learned prior of split variables. Log-scales are bounded as
+    in `RealNVP`.
 
     Args:
         image_shape: (channels, height, width); data are `[N, channels * height * width]`.
