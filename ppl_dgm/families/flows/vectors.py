@@ -117,7 +117,8 @@ class RealNVP(Flow):
     2017).
 
     Images have several scales: checkerboard couplings, a squeeze, couplings of channels, half of
-    which are noise from there on; the last scale has checkerboards only.
+    which are noise from there on; the last scale has checkerboards only. Log-scales are bounded, by
+    depth: all couplings together scale a number by about e^8 at most.
 
     Args:
         size: number D of dimensions, at least 2, or (channels, height, width) of images, given
