@@ -159,6 +159,22 @@ class ParameterScope(nn.Module):
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterScope":
+        self._check_own()
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with CopyValues():
+            twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without Pyro's weak references to parameters."""
+        self._check_own()
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return dict(vars(self))
+
+    def _check_own(self) -> None:
+        """Refuse to copy functions that hold modules."""
         if self._borrowed:
             raise ValueError(
                 f"the program's functions hold the modules {self._borrowed} themselves, so that a "
@@ -166,11 +182,6 @@ class ParameterScope(nn.Module):
                 "torch.nn.Module that owns them, or build a second program (initialise it on "
                 "data) and load_state_dict"
             )
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        with CopyValues():
-            twin.__setstate__(copy.deepcopy(self.__dict__, memo))
-        return twin
 
     def adopt(self, name: str, module: nn.Module, role: str = "") -> bool:
         """Register a module under a name.

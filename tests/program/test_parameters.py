@@ -5,6 +5,7 @@ They are so whatever way the program is written.
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 
 import pyro
@@ -379,6 +380,26 @@ def test_deepcopy_refuses_modules_that_a_function_holds() -> None:
     program = Program(module_model(Net())).initialise(X)
     with pytest.raises(ValueError, match=r"hold the modules \['decoder'\] themselves"):
         copy.deepcopy(program)
+
+
+@pytest.mark.parametrize("make", [lambda: Program(normal_model), lambda: Program(PlainModel())])
+def test_fitted_programs_can_be_pickled(make: Callable) -> None:
+    program = make()
+    fit(program, X, steps=2)
+    program.sample(2)
+    twin = pickle.loads(pickle.dumps(program))
+    for both in (program, twin):
+        fit(both, X, steps=2, seed=1)
+    assert {id(p) for p in twin.parameters()}.isdisjoint({id(p) for p in program.parameters()})
+    torch.testing.assert_close(twin.state_dict(), program.state_dict(), rtol=0, atol=0)
+    first, second = (log_weights(both, X, num_particles=3, seed=0) for both in (program, twin))
+    assert torch.equal(first, second)
+
+
+def test_pickling_refuses_modules_that_a_function_holds() -> None:
+    program = Program(module_model(Net())).initialise(X)
+    with pytest.raises(ValueError, match=r"hold the modules \['decoder'\] themselves"):
+        pickle.dumps(program)
 
 
 def test_gradients_reach_the_parameters() -> None:
