@@ -130,7 +130,7 @@ class MADENet(CausalNet):
         ]
         masks = [masks_of(degrees, num_outputs_per_dim) for degrees in self.degrees]
         self.layers = nn.ModuleList(
-            MaskedLinear(one_or_all(each)) for each in zip(*masks, strict=True)
+            MaskedLinear(one_or_all(list(each))) for each in zip(*masks, strict=True)
         )
         past = [masks_of(degrees[:1], num_outputs_per_dim)[0] for degrees in self.degrees]
         direct = direct and len(self.layers) > 1

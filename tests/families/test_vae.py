@@ -427,7 +427,7 @@ BAD = {
         lambda: priors.VampPrior(AmortisedGuide(nn.Linear(3, 4), DiagonalNormal(2)), torch.rand(3)),
         "pseudo-data",
     ),
-    "no inverse": (lambda: priors.FlowPrior(2, [planar(2)]), "transforms with an inverse"),
+    "no inverse": (lambda: priors.FlowPrior(2, [planar(2)]), "Planar has no inverse"),
     "scale": (lambda: likelihoods.Gaussian(0.0), "positive standard deviation"),
     "learned": (lambda: likelihoods.Gaussian(learned="yes"), "expected 'no', 'shared' or 'net'"),
     "levels": (lambda: likelihoods.Categorical(1), "at least 2"),
